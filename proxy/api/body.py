@@ -1,0 +1,78 @@
+"""Reading a request's body: counted while it comes, checked once, kept as the bytes it was."""
+
+import asyncio
+from typing import Any
+
+import msgspec
+
+from proxy.api.errors import ApiError
+
+CHECK_IN_THREAD_ABOVE = 256 * 1024  # a megabyte takes about a millisecond, and the event loop has other clients
+
+
+class ClientGoneError(Exception):
+    """The client left before its request was whole."""
+
+
+class Peek(msgspec.Struct):
+    """The two fields this proxy looks at. Everything else is between the client and the engine."""
+
+    model: str | None = None
+    stream: msgspec.Raw = msgspec.Raw(b"false")
+
+    @property
+    def is_streaming(self) -> bool:
+        """Whether the client asks for a stream. Only a plain `true` is taken for yes; the engine judges the rest."""
+        return bytes(self.stream) == b"true"
+
+
+_decoder = msgspec.json.Decoder(Peek)
+
+
+async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int) -> bytes:
+    """The whole body, at most `limit` bytes, else `ApiError`; `ClientGoneError` when it does not come."""
+    too_large = ApiError("request_too_large", f"The body may be {limit // (1024 * 1024)} MB.")
+    declared = headers.get(b"content-length", b"0")
+    if declared.isdigit() and int(declared) > limit:
+        raise too_large
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGoneError
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise too_large
+        parts.append(part)
+        if not message.get("more_body", False):
+            return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def require_json(content_type: bytes) -> None:
+    """Let only JSON through: what a web page may send without asking (text, forms) is no request of ours."""
+    media = content_type.partition(b";")[0].strip().lower()
+    if media != b"application/json":
+        raise ApiError("unsupported_media_type", "Send the body as JSON, with `Content-Type: application/json`.")
+
+
+async def peek(body: bytes) -> Peek:
+    """Check that a body is UTF-8 and a JSON object, and look at `model` and `stream`. `ApiError` says what is wrong."""
+    if len(body) > CHECK_IN_THREAD_ABOVE:
+        return await asyncio.to_thread(_peek, body)
+    return _peek(body)
+
+
+def _peek(body: bytes) -> Peek:
+    try:
+        body.decode()
+        return _decoder.decode(body)
+    except UnicodeDecodeError as error:
+        raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {error.start}).") from error
+    except msgspec.ValidationError as error:
+        if body.lstrip()[:1] != b"{":
+            raise ApiError("invalid_body", "The body must be a JSON object.") from error
+        raise ApiError("invalid_body", "`model` must be a string.", "model") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        detail = str(error) or "it is nested too deeply"
+        raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error

@@ -1,0 +1,75 @@
+"""Every error this proxy itself answers with: one table, and OpenAI's error object.
+
+`should_retry` goes out as `x-should-retry`, which both OpenAI SDKs obey: without it they post every 408, 409, 429 and
+5xx again, twice, so a job that ran too long would run three times.
+"""
+
+from typing import NamedTuple
+
+import msgspec
+
+REQUEST = "invalid_request_error"
+SERVER = "server_error"
+
+
+class Row(NamedTuple):
+    """How an error code is told: HTTP status, OpenAI's `type`, and whether and when to try again."""
+
+    status: int
+    type: str
+    should_retry: bool | None = None
+    retry_after: int | None = None  # seconds; at most 60, above that the Python SDK does not retry at all
+
+
+ERRORS: dict[str, Row] = {
+    "invalid_json": Row(400, REQUEST),
+    "invalid_body": Row(400, REQUEST),
+    "invalid_api_key": Row(401, REQUEST),
+    "not_found": Row(404, REQUEST),
+    "endpoint_not_found": Row(404, REQUEST),
+    "model_not_found": Row(404, REQUEST),
+    "method_not_allowed": Row(405, REQUEST),
+    "request_too_large": Row(413, REQUEST),
+    "unsupported_media_type": Row(415, REQUEST),
+    "queue_full": Row(429, "rate_limit_exceeded", retry_after=5),
+    "job_cancelled": Row(409, SERVER, should_retry=False),
+    "internal_error": Row(500, SERVER, should_retry=False),
+    "worker_lost": Row(502, SERVER, should_retry=False),  # it was lost after output had left: it has run
+    "gave_up": Row(502, SERVER, should_retry=False),
+    "answer_too_large": Row(502, SERVER, should_retry=False),
+    "no_workers": Row(503, SERVER, should_retry=True, retry_after=30),
+    "server_draining": Row(503, SERVER, should_retry=True, retry_after=5),
+    "execution_timeout": Row(504, SERVER, should_retry=False),
+    "expired": Row(504, SERVER, should_retry=False),
+}
+
+
+class ApiError(Exception):
+    """An answer that is an error: a code of the table, a sentence that says what to do, the field that is wrong."""
+
+    def __init__(self, code: str, message: str, param: str | None = None, allow: str | None = None) -> None:
+        super().__init__(message)
+        self.code, self.message, self.param, self.allow = code, message, param, allow
+
+    @property
+    def row(self) -> Row:
+        """How this code is told. A code from a worker that is not in the table is the server's fault."""
+        return ERRORS.get(self.code, ERRORS["gave_up"])
+
+    def body(self) -> bytes:
+        """OpenAI's error object as JSON, on one line."""
+        error = {"message": self.message, "type": self.row.type, "param": self.param, "code": self.code}
+        return msgspec.json.encode({"error": error})
+
+    def headers(self) -> list[tuple[bytes, bytes]]:
+        """What the headers say about it."""
+        found = []
+        if self.code == "invalid_api_key":
+            found.append((b"www-authenticate", b"Bearer"))
+        if self.allow is not None:
+            found.append((b"allow", self.allow.encode()))
+        if self.row.should_retry is not None:
+            found.append((b"x-should-retry", b"true" if self.row.should_retry else b"false"))
+        if self.row.retry_after is not None:
+            found.append((b"retry-after", str(self.row.retry_after).encode()))
+        return found

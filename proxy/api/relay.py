@@ -1,0 +1,94 @@
+"""From a job's mailbox to its client: the hot path of every OpenAI call.
+
+One wait and one write for everything that came in a turn of the event loop. The client's leaving wakes the same wait.
+"""
+
+import asyncio
+from typing import Any
+
+from proxy.api.errors import ApiError
+from proxy.api.reply import Reply
+from proxy.jobs.model import Job
+from proxy.service.intake import Intake
+from proxy.service.output import Head, Mailbox
+
+FIRST_HEARTBEAT = 1.0  # seconds until a client that nobody serves hears that it is in the queue
+QUEUED_HEARTBEAT = 5.0
+SILENT_HEARTBEAT = 15.0  # once a worker has it
+ERROR_STATUS = 400
+WHOLE = float("inf")
+
+
+class Relay:
+    """Passes one job's answer on to its client."""
+
+    def __init__(self, intake: Intake, job: Job, mailbox: Mailbox, reply: Reply, *, streaming: bool) -> None:
+        self._intake, self._job, self._mailbox, self._reply = intake, job, mailbox, reply
+        self._streaming = streaming
+        self._clock = asyncio.get_running_loop().time
+        self._spoke = self._clock()  # when the client last heard something, or something changed for it
+        self._was_taken = False
+
+    async def run(self, receive: Any) -> None:
+        """Until the answer is complete or the client has left; then its job has ended, one way or the other."""
+        mailbox = self._mailbox
+        watcher = asyncio.ensure_future(_watch(receive, mailbox))
+        try:
+            while not mailbox.abandoned:
+                if (head := mailbox.head) is not None and head.is_stream and (data := mailbox.drain()):
+                    await self._write(data)
+                elif mailbox.outcome is not None:
+                    await self._finish(head)
+                    return
+                else:
+                    await self._wait()
+        finally:
+            watcher.cancel()
+            await self._intake.hang_up(mailbox)
+
+    async def _write(self, data: bytes) -> None:
+        mailbox = self._mailbox
+        mailbox.left = True
+        self._spoke = self._clock()
+        mailbox.writing(self._spoke)
+        await self._reply.events(data)
+        mailbox.writing(None)
+
+    async def _wait(self) -> None:
+        """Wait for the mailbox to change, and keep a stream's client company meanwhile."""
+        if not self._streaming:
+            await self._mailbox.wait(None)
+            return
+        now = self._clock()
+        if self._mailbox.is_taken != self._was_taken:
+            self._was_taken, self._spoke = self._mailbox.is_taken, now
+        if self._was_taken:
+            due = self._spoke + SILENT_HEARTBEAT
+        else:
+            due = self._spoke + (QUEUED_HEARTBEAT if self._reply.is_stream else FIRST_HEARTBEAT)
+        if now < due:
+            await self._mailbox.wait(due)
+            return
+        self._spoke = now
+        position = self._intake.ahead(self._job) + 1
+        await self._reply.heartbeat("running" if self._was_taken else f"queued position={position}")
+
+    async def _finish(self, head: Head | None) -> None:
+        outcome, reply = self._mailbox.outcome, self._reply
+        if outcome is None or head is None or not outcome.answered:
+            code = outcome.error.code if outcome and outcome.error else "internal_error"
+            message = outcome.error.message if outcome and outcome.error else "The worker ended without an answer."
+            await reply.error(ApiError(code, message))
+        elif head.is_stream:
+            await reply.end()
+        elif not reply.is_stream:
+            await reply.whole(head.status, head.content_type.encode(), self._mailbox.drain(WHOLE))
+        else:  # a stream was promised with a heartbeat, and the engine has answered with one JSON text
+            await reply.error_event(self._mailbox.drain(WHOLE))
+
+
+async def _watch(receive: Any, mailbox: Mailbox) -> None:
+    """Tell the mailbox when the client leaves."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    mailbox.abandon()

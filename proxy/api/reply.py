@@ -1,0 +1,79 @@
+"""Writing one answer to one client: when the head goes out, and what may still be said after it.
+
+The head is held back until there is something true to say with it. Then it is either the engine's own, with the first
+bytes of its body, or, for a stream that has to wait, `200` with a heartbeat. A heartbeat is an SSE comment with ONE
+newline: with two, several clients take it for an event.
+"""
+
+import time
+from typing import Any
+
+from proxy.api.errors import ApiError
+
+STREAM_HEADERS = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
+DONE = b"data: [DONE]\n\n"
+API_VERSION = b"2020-10-01"
+
+
+class Reply:
+    """The answer to one request; `headers` go out with it, whatever it becomes."""
+
+    def __init__(self, send: Any, headers: list[tuple[bytes, bytes]], *, only_head: bool = False) -> None:
+        self._send = send
+        self._headers = headers
+        self._begun = time.perf_counter()
+        self._only_head = only_head
+        self.is_stream = False  # the head of a stream has gone out
+
+    def add_header(self, name: bytes, value: bytes) -> None:
+        """One more header, while the head has not gone out."""
+        self._headers.append((name, value))
+
+    async def whole(
+        self, status: int, content_type: bytes, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
+    ) -> None:
+        """The whole answer at once."""
+        own = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+        await self._start(status, own + (headers or []))
+        await self._send({"type": "http.response.body", "body": b"" if self._only_head else body})
+
+    async def error(self, error: ApiError) -> None:
+        """An error of this proxy: with its own status, or as the last event of a stream that has begun."""
+        if self.is_stream:
+            await self.error_event(error.body())
+        else:
+            await self.whole(error.row.status, b"application/json", error.body(), error.headers())
+
+    async def events(self, data: bytes) -> None:
+        """Bytes of a stream, whole events; the head goes out with the first of them."""
+        if not self.is_stream:
+            self.is_stream = True
+            await self._start(200, STREAM_HEADERS)
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def heartbeat(self, text: str) -> None:
+        """Show a client that waits, and what stands between, that this is alive."""
+        await self.events(b": %b\n" % text.encode())
+
+    async def error_event(self, body: bytes) -> None:
+        """End a stream with an error, as vLLM does it: the error object as an event, `[DONE]`, close.
+
+        `body` is a JSON text; outside of strings, where a newline cannot stand, its newlines mean nothing.
+        """
+        await self.events(b"data: %b\n\n" % body.replace(b"\r", b" ").replace(b"\n", b" ") + DONE)
+        await self.end()
+
+    async def end(self) -> None:
+        """The stream is complete."""
+        if not self.is_stream:
+            await self.events(b"")
+        await self._send({"type": "http.response.body", "body": b""})
+
+    async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        took = round((time.perf_counter() - self._begun) * 1000)
+        timing = [(b"openai-processing-ms", str(took).encode()), (b"openai-version", API_VERSION)]
+        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._headers + timing})

@@ -1,0 +1,200 @@
+"""The composition root: makes the parts, connects them, runs them, closes them."""
+
+import asyncio
+import contextlib
+import signal
+import socket
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from secrets import token_hex
+from typing import Any
+
+import structlog
+import uvicorn
+from starlette.middleware.cors import CORSMiddleware
+
+from proxy.api.openai import OpenAi
+from proxy.api.protocol import HttpProtocol
+from proxy.api.status import status_app
+from proxy.channel.websocket import WorkerChannel, worker_path
+from proxy.jobs.model import WorkerId
+from proxy.service.clock import Clock, SystemClock
+from proxy.service.dispatch import Dispatch
+from proxy.service.endpoints import Endpoints
+from proxy.service.fleet import Fleet
+from proxy.service.intake import Intake
+from proxy.service.keys import Keys
+from proxy.service.output import Output
+from proxy.service.ports import WorkerExit
+from proxy.service.runs import Runs
+from proxy.service.sweeper import Sweeper
+from proxy.settings import Settings
+from proxy.store.memory import MemoryStore
+from proxy.store.signal import LocalSignal
+from proxy.wire.frames import SOCKET_BYTES
+
+log = structlog.get_logger()
+
+EXPOSED_HEADERS = [
+    *("x-request-id", "x-job-id", "x-should-retry", "retry-after", "retry-after-ms", "openai-processing-ms"),
+    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+]
+KEEP_ALIVE_SECONDS = 75
+FLUSH_SECONDS = 2.0  # for the last bytes to reach the clients, once everything has ended
+BACKLOG = 2048
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The parts of one proxy, connected."""
+
+    settings: Settings
+    token: str
+    endpoints: Endpoints
+    fleet: Fleet
+    output: Output
+    dispatch: Dispatch
+    runs: Runs
+    intake: Intake
+    sweeper: Sweeper
+    app: Any  # the ASGI application
+
+    def worker_exited(self, worker_exit: WorkerExit) -> None:
+        """A worker process that was started here has ended: no need to wait for its lease."""
+        worker = self.fleet.get(WorkerId(worker_exit.worker))
+        if worker is not None:
+            worker.seen = float("-inf")  # the sweeper buries it in its next round
+
+
+def compose(settings: Settings, clock: Clock | None = None) -> Parts:
+    """Make the parts. Nothing runs yet and nothing is opened."""
+    clock = clock or SystemClock()
+    token = settings.token()
+    keys = Keys(settings.keys(token))
+    endpoints = Endpoints(settings.endpoints())
+    store, fleet, output = MemoryStore(), Fleet(), Output()
+    dispatch = Dispatch(store, LocalSignal(), fleet, output, clock)
+    runs = Runs(store, fleet, output, dispatch, clock)
+    intake = Intake(store, output, dispatch, runs, clock)
+    sweeper = Sweeper(store, fleet, output, runs, clock, settings.lease)
+    channel = WorkerChannel(keys, endpoints, fleet, dispatch, runs, output)
+    openai = OpenAi(keys, endpoints, intake, new_id=lambda: token_hex(12))
+    app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store))
+    if settings.cors_origin:
+        app = CORSMiddleware(
+            app,
+            allow_origins=settings.cors_origin,
+            allow_methods=["GET", "POST", "DELETE", "HEAD", "OPTIONS"],
+            allow_headers=["*"],  # names what the browser asks for
+            expose_headers=EXPOSED_HEADERS,
+            max_age=600,
+        )
+    return Parts(settings, token, endpoints, fleet, output, dispatch, runs, intake, sweeper, app)
+
+
+class Gateway:
+    """The ASGI application: the worker channel and the OpenAI API in front, FastAPI behind them."""
+
+    def __init__(self, openai: OpenAi, channel: WorkerChannel, status: Any) -> None:
+        self._openai, self._channel, self._status = openai, channel, status
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        if scope["type"] == "websocket":
+            await self._channel(worker_path(scope["path"]), scope, receive, send)
+        elif not await self._openai(scope, receive, send):
+            await self._status(scope, receive, send)
+
+
+class Server(uvicorn.Server):
+    """uvicorn without its signal handling, since the drain is ours, and with a word when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listens = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.listens.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self):  # type: ignore[no-untyped-def]  # noqa: ANN201 - uvicorn's own
+        yield
+
+
+def listen(settings: Settings) -> socket.socket:
+    """The listening socket; `OSError` when the address is taken."""
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((settings.host, settings.port))
+    except OSError:
+        listener.close()
+        raise
+    listener.setblocking(False)
+    return listener
+
+
+@contextlib.asynccontextmanager
+async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
+    """Serve on this socket. Leaving is the drain: running calls finish, within the time that is set for it."""
+    config = uvicorn.Config(
+        parts.app,
+        http=HttpProtocol,
+        ws="websockets-sansio",
+        ws_max_size=SOCKET_BYTES,
+        ws_per_message_deflate=False,
+        ws_ping_interval=None,  # heartbeats are frames of the protocol; a worker that loads a model answers no ping
+        loop="uvloop",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_SECONDS,
+        timeout_graceful_shutdown=int(FLUSH_SECONDS),
+    )
+    server = Server(config)
+    tasks = [
+        asyncio.create_task(parts.sweeper.serve(), name="sweeper"),
+        *(asyncio.create_task(parts.dispatch.serve(one.id), name=f"dispatch {one.id}") for one in parts.endpoints),
+    ]
+    serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
+    await server.listens.wait()
+    try:
+        yield
+    finally:
+        await drain(parts)
+        server.should_exit = True
+        await serving
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def drain(parts: Parts) -> None:
+    """Stop taking; finish, or hand back; close."""
+    parts.intake.refuse()
+    await parts.intake.end_waiting(list(parts.endpoints))
+    if not await parts.output.wait_empty(parts.settings.drain):
+        log.warning("drain.cut", calls=len(parts.output))
+        await parts.intake.end_running()
+        await parts.output.wait_empty(FLUSH_SECONDS)
+    for worker in parts.fleet:
+        if worker.port is not None:
+            worker.port.close("the proxy is shutting down")
+
+
+async def until_signal() -> None:
+    """Wait for SIGINT or SIGTERM. A second one ends the process at once."""
+    loop = asyncio.get_running_loop()
+    stopped = asyncio.Event()
+
+    def stop() -> None:
+        stopped.set()
+        for each in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(each)
+
+    for each in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(each, stop)
+    await stopped.wait()

@@ -1,0 +1,110 @@
+"""One worker's connection: what it is told, and what it says, frame by frame."""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import structlog
+
+from proxy.jobs.model import Job, JobError, JobId
+from proxy.service.fleet import Worker
+from proxy.service.output import Head, Output
+from proxy.service.runs import WORKER_LOST, Runs
+from proxy.wire import frames
+from proxy.wire.outbox import Outbox
+
+log = structlog.get_logger()
+
+
+class Connection:
+    """`WorkerPort` over one WebSocket, and the reader of what comes from the worker."""
+
+    def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
+        self._send = send
+        self._outbox = Outbox()
+        self._filled = asyncio.Event()
+        self._closing: str | None = None
+
+    def offer(self, job: Job) -> None:
+        request = job.submission.request
+        self._outbox.put_in_lane(
+            frames.Job(
+                job=job.id,
+                attempt=job.attempt,
+                method=request.method,
+                path=request.path,
+                content_type=request.content_type,
+                size=len(request.body),
+                light=job.submission.light,
+            )
+        )
+        self._outbox.put_in_lane(frames.Body(job.id, job.attempt, request.body))
+        self._filled.set()
+
+    def stop(self, job_id: JobId, attempt: int) -> None:
+        self._outbox.drop(job_id)  # what is left of its body is not needed; the worker takes a stop in its place
+        self._put(frames.Stop(job_id, attempt))
+
+    def pause(self, job_id: JobId, attempt: int) -> None:
+        self._put(frames.Pause(job_id, attempt))
+
+    def resume(self, job_id: JobId, attempt: int) -> None:
+        self._put(frames.Resume(job_id, attempt))
+
+    def close(self, reason: str) -> None:
+        self._closing = reason
+        self._filled.set()
+
+    def _put(self, frame: frames.Frame) -> None:
+        self._outbox.put(frame)
+        self._filled.set()
+
+    async def write(self) -> None:
+        """Write what is put in, everything of one turn of the event loop in one message, until closed."""
+        while True:
+            await self._filled.wait()
+            self._filled.clear()
+            while (message := self._outbox.next_message()) is not None:
+                await self._send({"type": "websocket.send", "bytes": message[0]})
+            if self._closing is not None:
+                await self._send({"type": "websocket.close", "code": 1012, "reason": self._closing[:120]})
+                return
+
+
+class Reader:
+    """Carries a worker's job frames to where they belong. What the worker does not hold, it cannot speak about."""
+
+    def __init__(self, worker: Worker, runs: Runs, output: Output) -> None:
+        self._worker, self._runs, self._output = worker, runs, output
+
+    async def take(self, frame: frames.Head | frames.Chunk | frames.End) -> None:
+        """One frame of one run. A stale one, or one of a run it was never given, is ignored."""
+        worker, job_id, attempt = self._worker, JobId(frame.job), frame.attempt
+        hold = worker.holds.get(job_id)
+        if hold is None or hold.attempt != attempt:
+            log.debug("frame.stale", job=job_id, attempt=attempt, worker=worker.id)
+            return
+        hold.received += 1
+        match frame:
+            case frames.Chunk(data=data, more=more):
+                mailbox = self._output.sink(job_id, attempt)
+                if mailbox is not None and mailbox.outcome is None and not mailbox.put_chunk(data, more=more):
+                    await self._runs.overflowed(worker, job_id, attempt)
+            case frames.Head(status=status, content_type=content_type):
+                if (mailbox := self._output.sink(job_id, attempt)) is not None:
+                    mailbox.put_head(Head(status, content_type))
+            case frames.End():
+                await self._end(frame)
+
+    async def _end(self, frame: frames.End) -> None:
+        worker, job_id, attempt = self._worker, JobId(frame.job), frame.attempt
+        match frame.ending:
+            case "completed":
+                await self._runs.completed(worker, job_id, attempt)
+            case "failed":
+                await self._runs.failed(worker, job_id, attempt, JobError(frame.code or "engine_error", frame.message))
+            case "lost":
+                why = JobError(frame.code or WORKER_LOST.code, frame.message or WORKER_LOST.message)
+                await self._runs.lost(worker, job_id, attempt, why)
+            case "released":
+                await self._runs.released(worker, job_id, attempt)

@@ -1,0 +1,3 @@
+from proxy.cli.commands import main
+
+main()

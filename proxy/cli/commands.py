@@ -1,0 +1,113 @@
+"""The commands. Each one fills `Settings`, or a worker's environment, and hands over."""
+
+import asyncio
+import os
+from typing import Annotated
+
+import typer
+
+from proxy.cli import options
+from proxy.cli import worker as process
+from proxy.cli.up import configure_logging, run
+
+cli = typer.Typer(
+    help="A serverless endpoint for vLLM: OpenAI clients in front, GPU workers that dial in behind.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+)
+
+VllmFlags = Annotated[
+    list[str] | None, typer.Argument(help="After `--`: flags for vLLM, as `vllm serve` takes them.", show_default=False)
+]
+
+
+@cli.command()
+def up(
+    model: options.Model = None,
+    workers: Annotated[int, typer.Option(help="How many local workers to run.", min=0)] = 1,
+    port: options.Port = None,
+    host: options.Host = None,
+    api_key: options.ApiKey = None,
+    served_model_name: options.ServedModelName = None,
+    upstream: options.Upstream = None,
+    endpoint: options.Endpoints = None,
+    data_dir: options.DataDir = None,
+    cors_origin: options.CorsOrigin = None,
+    queue_timeout: options.QueueTimeout = None,
+    drain: options.Drain = None,
+    metrics_port: options.MetricsPort = None,
+    max_concurrency: options.MaxConcurrency = None,
+    log_level: options.LogLevel = None,
+    vllm_flags: VllmFlags = None,
+) -> None:
+    """Start the proxy and local workers. Without --model they serve a tiny demo model."""
+    settings = options.settings(
+        port=port, host=host, api_key=api_key, endpoint=endpoint, data_dir=data_dir, cors_origin=cors_origin,
+        queue_timeout=queue_timeout, drain=drain, log_level=log_level,
+    )  # fmt: skip
+    flags: dict[str, object] = {
+        "model": model, "served_model_name": served_model_name, "upstream": upstream, "metrics_port": metrics_port,
+        "max_concurrency": max_concurrency, "log_level": log_level,
+    }  # fmt: skip
+    configure_logging("warning" if log_level is None else log_level)  # a person reads this terminal
+    raise SystemExit(asyncio.run(run(settings, workers, flags, vllm_flags or [])))
+
+
+@cli.command()
+def proxy(
+    port: options.Port = None,
+    host: options.Host = None,
+    api_key: options.ApiKey = None,
+    worker_token: options.WorkerToken = None,
+    endpoint: options.Endpoints = None,
+    data_dir: options.DataDir = None,
+    cors_origin: options.CorsOrigin = None,
+    queue_timeout: options.QueueTimeout = None,
+    execution_timeout: options.ExecutionTimeout = None,
+    lease: options.Lease = None,
+    drain: options.Drain = None,
+    log_level: options.LogLevel = None,
+) -> None:
+    """Start the proxy alone; workers dial in from wherever they are."""
+    settings = options.settings(
+        port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
+        cors_origin=cors_origin, queue_timeout=queue_timeout, execution_timeout=execution_timeout, lease=lease,
+        drain=drain, log_level=log_level,
+    )  # fmt: skip
+    configure_logging(settings.log_level)
+    raise SystemExit(asyncio.run(run(settings, 0, {}, [])))
+
+
+@cli.command()
+def worker(
+    connect: Annotated[str | None, typer.Option(help="The proxy's URL. [WORKER_CONNECT]")] = None,
+    endpoint: Annotated[str | None, typer.Option(help="The endpoint to serve. [WORKER_ENDPOINT]")] = None,
+    model: options.Model = None,
+    served_model_name: options.ServedModelName = None,
+    upstream: options.Upstream = None,
+    token: Annotated[str | None, typer.Option(help="The worker token. [WORKER_TOKEN]")] = None,
+    metrics_port: options.MetricsPort = None,
+    max_concurrency: options.MaxConcurrency = None,
+    log_level: options.LogLevel = None,
+    vllm_flags: VllmFlags = None,
+) -> None:
+    """Start a worker that dials in to a proxy and serves one of its endpoints."""
+    environment = process.environment(
+        connect=connect, endpoint=endpoint, model=model, served_model_name=served_model_name, upstream=upstream,
+        token=token, metrics_port=metrics_port, max_concurrency=max_concurrency, log_level=log_level,
+    )  # fmt: skip
+    arguments = process.arguments(vllm_flags or [])
+    os.execve(arguments[0], arguments, environment)  # noqa: S606 - no shell is wanted
+
+
+@cli.command()
+def token(data_dir: options.DataDir = None) -> None:
+    """Print the worker token, which a worker elsewhere needs (WORKER_TOKEN). Made if there is none yet."""
+    typer.echo(options.settings(data_dir=data_dir).token())
+
+
+def main() -> None:
+    """The console script."""
+    cli()

@@ -1,0 +1,112 @@
+"""What a person sees while `up` starts, and when it is ready."""
+
+import re
+import sys
+import time
+from collections import deque
+from collections.abc import Sequence
+
+from rich.console import Console
+from rich.status import Status
+
+from proxy.jobs.model import WorkerId
+
+KEPT_LINES = 25  # of a worker's output, shown when it cannot start
+_STAGE = re.compile(r'event=worker\.stage text=(?:"([^"]*)"|(\S+))')
+
+
+class Progress:
+    """The stages of the workers with the time they take: one live line on a terminal, else a line for each stage."""
+
+    def __init__(self) -> None:
+        self._console = Console(stderr=True, highlight=False)
+        self._began = time.monotonic()
+        self._live: Status | None = None
+        self._text = "starting"
+        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+
+    @property
+    def seconds(self) -> float:
+        """Since the start."""
+        return time.monotonic() - self._began
+
+    def begin(self) -> None:
+        """Show the live line, if this is a terminal."""
+        if self._console.is_terminal:
+            self._live = self._console.status(self._text)
+            self._live.start()
+
+    def end(self) -> None:
+        """No more live line."""
+        if self._live is not None:
+            self._live.stop()
+            self._live = None
+
+    def refresh(self) -> None:
+        """Let the time go on."""
+        if self._live is not None:
+            self._live.update(f"{self._text} [dim]({self.seconds:.0f} s)[/]")
+
+    def hear(self, worker: WorkerId, line: str) -> None:
+        """A line of a worker's output."""
+        self.last_lines.append(line)
+        if found := _STAGE.search(line):
+            text = found.group(1) or found.group(2)
+            if self._live is None:
+                self._console.print(f"[{self.seconds:6.1f} s] {worker}: {text}", markup=False)
+            else:
+                self._text = f"{worker}: {text}"
+                self.refresh()
+
+    def fail(self, status: int) -> None:
+        """A worker cannot start: what it said last."""
+        self.end()
+        self._console.print(
+            f"A worker could not start (exit status {status}). The end of what it said:", style="bold red"
+        )
+        for line in self.last_lines:
+            self._console.print(f"  {line}", markup=False)
+
+
+def address(host: str, port: int) -> str:
+    """The base URL at which this machine reaches the proxy."""
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104 - shown, not bound
+    return f"http://{shown}:{port}"
+
+
+def ready_text(url: str, models: Sequence[str], *, seconds: float, needs_key: bool, is_demo: bool, logs: str) -> str:
+    """What to do now: lines that work when pasted."""
+    model = models[0] if models else "MODEL"
+    key = "YOUR_KEY" if needs_key else "none"
+    header = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
+    toy = (
+        "\n  This model is a toy of 3 MB that knows a few answers about this project."
+        '\n  A real one:  make up ARGS="--model Qwen/Qwen3-0.6B"\n'
+    )
+    return f"""
+Ready after {seconds:.0f} s.
+
+  base URL  {url}/v1
+  model     {", ".join(models)}
+  key       {"one of --api-key" if needs_key else "none needed on this machine"}
+{toy if is_demo else ""}
+With curl:
+
+curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} -d '{{"model": "{model}", \
+"messages": [{{"role": "user", "content": "What is this?"}}]}}'
+
+With Python (pip install openai):
+
+from openai import OpenAI
+client = OpenAI(base_url="{url}/v1", api_key="{key}")
+messages = [{{"role": "user", "content": "How do I connect a worker?"}}]
+for chunk in client.chat.completions.create(model="{model}", messages=messages, stream=True):
+    print(chunk.choices[0].delta.content or "", end="", flush=True)
+
+Logs of the workers: {logs}. Ctrl-C finishes what is running and ends everything.
+"""
+
+
+def say(text: str) -> None:
+    """A line for the person, not for a log."""
+    print(text, file=sys.stderr, flush=True)

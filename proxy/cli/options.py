@@ -1,0 +1,56 @@
+"""The flags that several commands share. Each names its environment twin; a flag that is not given changes nothing."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from pydantic import ValidationError
+
+from proxy.settings import Settings
+
+EX_USAGE = 2
+
+
+def _help(setting: str) -> str:
+    """The setting's own description, and its variable."""
+    return f"{Settings.model_fields[setting].description} [PROXY_{setting.upper()}]"
+
+
+Host = Annotated[str | None, typer.Option(help=_help("host"))]
+Port = Annotated[int | None, typer.Option(help=_help("port"))]
+ApiKey = Annotated[list[str] | None, typer.Option(help=_help("api_key") + " Repeatable.")]
+WorkerToken = Annotated[str | None, typer.Option(help=_help("worker_token"))]
+Endpoints = Annotated[list[str] | None, typer.Option(help=_help("endpoint") + " Repeatable.")]
+DataDir = Annotated[Path | None, typer.Option(help=_help("data_dir"))]
+CorsOrigin = Annotated[list[str] | None, typer.Option(help=_help("cors_origin") + " Repeatable.")]
+QueueTimeout = Annotated[float | None, typer.Option(help=_help("queue_timeout"))]
+ExecutionTimeout = Annotated[float | None, typer.Option(help=_help("execution_timeout"))]
+Lease = Annotated[float | None, typer.Option(help=_help("lease"))]
+Drain = Annotated[float | None, typer.Option(help=_help("drain"))]
+LogLevel = Annotated[str | None, typer.Option(help=_help("log_level"))]
+
+Model = Annotated[str | None, typer.Option(help="Path or hub id of a model; `demo` is the bundled toy. [WORKER_MODEL]")]
+ServedModelName = Annotated[str | None, typer.Option(help="Name that clients use for it. [WORKER_SERVED_MODEL_NAME]")]
+Upstream = Annotated[
+    str | None, typer.Option(help="Serve another OpenAI-compatible server instead of vLLM. [WORKER_UPSTREAM]")
+]
+MetricsPort = Annotated[
+    int | None,
+    typer.Option(
+        help="Loopback port for the engine's /metrics; a second local worker takes the next one. [WORKER_METRICS_PORT]"
+    ),
+]
+MaxConcurrency = Annotated[int | None, typer.Option(help="Calls that a worker runs at once. [WORKER_MAX_CONCURRENCY]")]
+
+
+def settings(**flags: Any) -> Settings:
+    """Settings from the environment and the flags that were given; ends the program with one line when one is wrong."""
+    try:
+        return Settings(**{name: value for name, value in flags.items() if value not in (None, [])})
+    except ValidationError as error:
+        for wrong in error.errors():
+            name = str(wrong["loc"][0])
+            flag = name.replace("_", "-")
+            typer.echo(f"vllm-serverless: --{flag} (PROXY_{name.upper()}): {wrong['msg']}", err=True)
+        sys.exit(EX_USAGE)

@@ -1,0 +1,148 @@
+"""`up` and `proxy`: run the proxy here, and as many local workers as wanted."""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from typing import IO
+
+import structlog
+
+from proxy.app import Parts, compose, listen, running, until_signal
+from proxy.cli import console
+from proxy.cli.worker import DEMO, arguments, environment
+from proxy.jobs.model import WorkerId
+from proxy.scaler.process import FINAL_STATUSES, Command, ProcessProvider
+from proxy.service.ports import WorkerExit
+from proxy.settings import Settings
+
+EX_CONFIG = 78
+EX_UNAVAILABLE = 69
+ORPHAN_SECONDS = 60  # a worker whose proxy crashed waits so long for the next one
+REFRESH_SECONDS = 0.25
+
+
+async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_flags: Sequence[str]) -> int:
+    """Run until a signal comes. Gives the exit status: 0 after a drain."""
+    if settings.is_exposed():
+        console.say(
+            f"vllm-serverless: --host {settings.host} can be reached by others, and no key is set. "
+            "Give --api-key KEY (or PROXY_API_KEY), or listen on 127.0.0.1."
+        )
+        return EX_CONFIG
+    try:
+        listener = listen(settings)
+    except OSError as error:
+        where = f"{settings.host} port {settings.port}"
+        console.say(f"vllm-serverless: cannot listen on {where}: {error.strerror}. Choose another with --port.")
+        return EX_UNAVAILABLE
+    parts = compose(settings)
+    url = console.address(settings.host, listener.getsockname()[1])
+    async with AsyncExitStack() as stack:
+        local = LocalWorkers(parts, url, workers, flags, vllm_flags) if workers else None
+        if local is not None:
+            await stack.enter_async_context(local.provider.open(local.exited))
+        await stack.enter_async_context(running(parts, listener))
+        if local is None:
+            console.say(f"The proxy listens on {url}. Workers: vllm-serverless worker --connect {url} --model MODEL")
+            await until_signal()
+        else:
+            await local.run()
+        console.say("Finishing what is running; Ctrl-C again ends it at once.")
+    return local.failure if local is not None else 0
+
+
+class LocalWorkers:
+    """The workers that `up` runs, and what a person sees of them."""
+
+    def __init__(
+        self, parts: Parts, url: str, number: int, flags: dict[str, object], vllm_flags: Sequence[str]
+    ) -> None:
+        self._parts, self._url, self._number = parts, url, number
+        self._logs = parts.settings.data_dir / "logs"
+        self._progress = console.Progress()
+        self._is_demo = not (flags.get("model") or flags.get("upstream"))
+        self._failed = asyncio.Event()
+        self.failure = 0
+        self._flags = flags
+        command = Command(arguments(list(vllm_flags)), self._environment)
+        self.provider = ProcessProvider(command, self._progress.hear, self._log_file)
+
+    def _environment(self, number: int, worker: WorkerId) -> dict[str, str]:
+        metrics_port = self._flags.get("metrics_port")
+        own = {
+            "id": worker,
+            "model": DEMO if self._is_demo else self._flags.get("model"),
+            "connect": self._url,
+            "endpoint": next(iter(self._parts.endpoints)).id,
+            "token": self._parts.token,
+            "metrics_port": metrics_port + number if isinstance(metrics_port, int) and metrics_port else metrics_port,
+            "orphan_seconds": ORPHAN_SECONDS,
+        }
+        return environment(**self._flags | own)
+
+    def exited(self, worker_exit: WorkerExit) -> None:
+        """A worker has ended; when it says that its configuration is wrong, there is nothing to wait for."""
+        self._parts.worker_exited(worker_exit)
+        if worker_exit.status in FINAL_STATUSES and not worker_exit.planned:
+            self.failure = worker_exit.status
+            self._failed.set()
+
+    async def run(self) -> None:
+        """Start them, say when they are ready, and wait for the end."""
+        signalled = asyncio.create_task(until_signal())
+        failed = asyncio.create_task(self._failed.wait())
+        ready = asyncio.create_task(self._until_ready())
+        self._progress.begin()
+        try:
+            self.provider.scale(self._number)
+            await asyncio.wait({signalled, failed, ready}, return_when=asyncio.FIRST_COMPLETED)
+            self._progress.end()
+            if ready.done():
+                self._tell_ready()
+                await asyncio.wait({signalled, failed}, return_when=asyncio.FIRST_COMPLETED)
+            if failed.done():
+                self._progress.fail(self.failure)
+        finally:
+            self._progress.end()
+            for task in (signalled, failed, ready):
+                task.cancel()
+
+    async def _until_ready(self) -> None:
+        first = next(iter(self._parts.endpoints))
+        while sum(worker.is_ready for worker in self._parts.fleet.of(first.id)) < self._number:
+            self._progress.refresh()
+            await asyncio.sleep(REFRESH_SECONDS)
+
+    def _tell_ready(self) -> None:
+        first = next(iter(self._parts.endpoints))
+        print(
+            console.ready_text(
+                self._url,
+                [model.id for model in self._parts.endpoints.models(first)],
+                seconds=self._progress.seconds,
+                needs_key=bool(self._parts.settings.api_key),
+                is_demo=self._is_demo,
+                logs=f"{self._logs}/",
+            ),
+            flush=True,
+        )
+
+    def _log_file(self, number: int) -> IO[bytes]:
+        self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return (self._logs / f"worker-{number + 1}.log").open("wb")
+
+
+def configure_logging(level: str) -> None:
+    """Events with fields, as `key=value` lines on stderr."""
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
+            structlog.processors.format_exc_info,
+            structlog.processors.LogfmtRenderer(key_order=["time", "level", "event"]),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        cache_logger_on_first_use=True,
+    )
+    logging.basicConfig(level=logging.WARNING)

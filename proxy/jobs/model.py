@@ -1,0 +1,102 @@
+"""The nouns of the core: frozen values, made at the edges and passed inward."""
+
+from dataclasses import dataclass
+from typing import NewType
+
+from proxy.jobs.lifecycle import TERMINAL, Event, Status
+
+JobId = NewType("JobId", str)
+EndpointId = NewType("EndpointId", str)
+WorkerId = NewType("WorkerId", str)
+Owner = NewType("Owner", str)
+Millis = NewType("Millis", int)
+"""A moment, in milliseconds since the epoch, or a length of time in milliseconds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What a worker should do: one call of the engine's HTTP API. The body is the client's, byte for byte."""
+
+    method: str
+    path: str
+    content_type: str
+    body: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class JobError:
+    """Why a job has no result: a code for programs, a sentence for people."""
+
+    code: str
+    message: str
+
+
+@dataclass(frozen=True, slots=True)
+class Submission:
+    """A job before the store has it."""
+
+    id: JobId
+    endpoint: EndpointId
+    owner: Owner
+    request: Request
+    durable: bool  # acknowledged after commit, kept after its end; an interactive job lives with its client
+    light: bool  # takes no slot: tokenizing and the like
+    low_priority: bool
+    queued_until: Millis | None  # TIMED_OUT when it still waits then
+    expires_at: Millis | None  # TIMED_OUT when it is unfinished then
+    execution_timeout: Millis  # TIMED_OUT when one run takes longer
+    retention: Millis  # forgotten this long after its end
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """A job as the store has it. Only a store makes a new version of one, and only as the lifecycle table allows."""
+
+    submission: Submission
+    sequence: int  # its place in line; kept by `release`, so it goes to the front, and new at `retry`
+    status: Status
+    created_at: Millis
+    attempt: int = 0
+    failures: int = 0
+    retries: int = 0
+    worker: WorkerId | None = None
+    taken_at: Millis | None = None
+    finished_at: Millis | None = None
+    error: JobError | None = None
+    last_event: Event | None = None
+
+    @property
+    def id(self) -> JobId:
+        """The id that the client knows."""
+        return self.submission.id
+
+    @property
+    def endpoint(self) -> EndpointId:
+        """The endpoint in whose queue it stands."""
+        return self.submission.endpoint
+
+    @property
+    def is_terminal(self) -> bool:
+        """Whether it has ended."""
+        return self.status in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Counts:
+    """How many jobs of an endpoint stand where; the ended ones count since the store began."""
+
+    in_queue: int = 0
+    in_progress: int = 0
+    completed: int = 0
+    failed: int = 0
+    cancelled: int = 0
+    timed_out: int = 0
+    retried: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How a job ended, as its client is told. Every job has exactly one."""
+
+    answered: bool  # the engine's answer is whole, and is the client's (it may be an error answer)
+    error: JobError | None = None

@@ -1,0 +1,56 @@
+"""Decisions about a job, as functions of the job and the time."""
+
+from typing import NamedTuple
+
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import Job, JobError, Millis
+
+MAX_FAILURES = 3  # a job whose run was lost this often is what kills the workers
+
+
+class Verdict(NamedTuple):
+    """What to do with a job: the event to raise, and for an end without a result, why."""
+
+    event: Event
+    error: JobError | None = None
+
+
+def deadline(job: Job) -> Millis | None:
+    """The first moment at which `overdue` will say something about this job, if it stays as it is."""
+    moments = [job.submission.expires_at]
+    match job.status:
+        case Status.IN_QUEUE:
+            moments.append(job.submission.queued_until)
+        case Status.IN_PROGRESS if job.taken_at is not None:
+            moments.append(Millis(job.taken_at + job.submission.execution_timeout))
+        case _:
+            return None
+    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def overdue(job: Job, now: Millis) -> Verdict | None:
+    """The end of a job whose time is up, or None."""
+    moment = deadline(job)
+    if moment is None or moment > now:
+        return None
+    if job.status is Status.IN_PROGRESS and moment != job.submission.expires_at:
+        seconds = job.submission.execution_timeout / 1000
+        return Verdict(Event.EXPIRE, JobError("execution_timeout", f"The job ran for longer than {seconds:g} seconds."))
+    if job.status is Status.IN_QUEUE and moment != job.submission.expires_at:
+        waited = (now - job.created_at) / 1000
+        return Verdict(Event.EXPIRE, JobError("no_workers", f"No worker was free to take this within {waited:.0f} s."))
+    return Verdict(Event.EXPIRE, JobError("expired", "The job's time to live has ended."))
+
+
+def after_loss(job: Job, why: JobError, *, output_left: bool) -> Verdict:
+    """What becomes of a job whose run was lost.
+
+    Before any byte of output has left for the client, another worker runs it and the client sees only a delay. After
+    that it fails: running it again would repeat text. A job that was lost `MAX_FAILURES` times is not tried again.
+    """
+    if output_left:
+        return Verdict(Event.FAIL, why)
+    if job.failures + 1 >= MAX_FAILURES:
+        message = f"Given up after {job.failures + 1} runs were lost. The last: {why.message}"
+        return Verdict(Event.FAIL, JobError("gave_up", message))
+    return Verdict(Event.RELEASE)

@@ -1,0 +1,62 @@
+"""Who runs what: jobs leave the queue here, as fast as the workers have credit.
+
+Hand-out is by credit. A worker says how many jobs it will hold at once; what it holds is counted here, from the moment
+a job is taken for it until its `End` has come. So no worker is ever given more than it has slots for, and a job that is
+stopped keeps its slot until the engine has really let go of it.
+
+A hand-out takes jobs for the least loaded worker, only as many as bring it level with the next one, and goes on until
+the queue or the credit is used up. It runs once per turn of the event loop, however many jobs or credits came in it.
+"""
+
+import asyncio
+
+import structlog
+
+from proxy.jobs.lifecycle import Event
+from proxy.jobs.model import EndpointId
+from proxy.service.clock import Clock
+from proxy.service.fleet import Fleet, Worker
+from proxy.service.output import Output
+from proxy.store.base import JobStore, Signal
+
+log = structlog.get_logger()
+
+
+class Dispatch:
+    """Hands jobs to workers."""
+
+    def __init__(self, store: JobStore, signal: Signal, fleet: Fleet, output: Output, clock: Clock) -> None:
+        self._store, self._signal, self._fleet, self._output, self._clock = store, signal, fleet, output, clock
+
+    async def serve(self, endpoint: EndpointId) -> None:
+        """Hand out this endpoint's jobs for ever."""
+        while True:
+            await self._signal.wait(endpoint, None)
+            await self._hand_out(endpoint)
+
+    def wake(self, endpoint: EndpointId) -> None:
+        """There may be a new job or new credit."""
+        self._signal.wake(endpoint)
+
+    async def _hand_out(self, endpoint: EndpointId) -> None:
+        while (free := self._fleet.next_free(endpoint)) is not None:
+            worker, limit = free
+            if not await self._give(worker, limit=limit, light_limit=0):
+                break
+        while (light := self._fleet.next_light(endpoint)) is not None:
+            if not await self._give(light, limit=0, light_limit=light.light_credit):
+                break
+
+    async def _give(self, worker: Worker, *, limit: int, light_limit: int) -> bool:
+        now, since = self._clock.now(), asyncio.get_running_loop().time()
+        jobs = await self._store.take(worker.endpoint, worker.id, limit=limit, light_limit=light_limit, now=now)
+        for job in jobs:
+            if worker.port is None:  # it went while the store was asked: nothing was delivered, so nothing was lost
+                await self._store.settle(job.id, Event.RELEASE, now=now, attempt=job.attempt)
+                continue
+            worker.hold(job.id, job.attempt, light=job.submission.light, since=since)
+            if (mailbox := self._output.get(job.id)) is not None:
+                mailbox.begin(job.attempt, worker.port)
+            worker.port.offer(job)
+            log.debug("job.taken", job=job.id, attempt=job.attempt, worker=worker.id)
+        return bool(jobs)

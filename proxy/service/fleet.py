@@ -1,0 +1,111 @@
+"""The workers that have dialled in, what each of them holds, and how much more it can take."""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from proxy.jobs.model import EndpointId, JobId, WorkerId
+from proxy.service.ports import WorkerPort
+
+
+@dataclass(slots=True)
+class Hold:
+    """A run that a worker has. `received` counts the frames of it that have come (see `wire.frames.Hello`)."""
+
+    attempt: int
+    light: bool
+    since: float  # the event loop's time when it was offered
+    received: int = 0
+
+
+@dataclass(slots=True)
+class Worker:
+    """One worker, as long as its lease lasts; its connection may be gone for a moment in between."""
+
+    id: WorkerId
+    endpoint: EndpointId
+    port: WorkerPort | None  # None: not connected just now
+    seen: float  # the event loop's time when it was last heard of
+    engine: str = ""
+    has_models: bool = False
+    slots: int = 0
+    light_slots: int = 0
+    holds: dict[JobId, Hold] = field(default_factory=dict)
+    light_held: int = 0
+
+    @property
+    def held(self) -> int:
+        """Slots in use. A stopped run counts until the worker has let go of it."""
+        return len(self.holds) - self.light_held
+
+    @property
+    def credit(self) -> int:
+        """Free slots."""
+        return max(0, self.slots - self.held) if self.port is not None else 0
+
+    @property
+    def light_credit(self) -> int:
+        """Free room for light jobs."""
+        return max(0, self.light_slots - self.light_held) if self.port is not None else 0
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it can serve: connected, loaded, and not draining."""
+        return self.port is not None and self.slots > 0
+
+    def hold(self, job_id: JobId, attempt: int, *, light: bool, since: float) -> None:
+        """Note a run that it was given."""
+        self.let_go(job_id)
+        self.holds[job_id] = Hold(attempt, light, since)
+        self.light_held += light
+
+    def let_go(self, job_id: JobId) -> None:
+        """Note that it no longer has this run."""
+        if (hold := self.holds.pop(job_id, None)) is not None:
+            self.light_held -= hold.light
+
+
+class Fleet:
+    """All workers, by id and by endpoint."""
+
+    def __init__(self) -> None:
+        self._workers: dict[WorkerId, Worker] = {}
+
+    def __iter__(self) -> Iterator[Worker]:
+        return iter(tuple(self._workers.values()))
+
+    def get(self, worker_id: WorkerId | None) -> Worker | None:
+        """The worker by this id, connected or not."""
+        return self._workers.get(worker_id) if worker_id is not None else None
+
+    def add(self, worker: Worker) -> None:
+        """A worker is here for the first time."""
+        self._workers[worker.id] = worker
+
+    def remove(self, worker_id: WorkerId) -> None:
+        """A worker is gone for good."""
+        self._workers.pop(worker_id, None)
+
+    def of(self, endpoint: EndpointId) -> list[Worker]:
+        """The workers of an endpoint."""
+        return [worker for worker in self._workers.values() if worker.endpoint == endpoint]
+
+    def is_ready(self, endpoint: EndpointId) -> bool:
+        """Whether any worker of the endpoint can serve."""
+        return any(worker.is_ready for worker in self.of(endpoint))
+
+    def next_free(self, endpoint: EndpointId) -> tuple[Worker, int] | None:
+        """The least loaded worker with a free slot, and how many jobs it may be given before another one is less so."""
+        free = sorted((worker for worker in self.of(endpoint) if worker.credit), key=lambda worker: worker.held)
+        if not free:
+            return None
+        first = free[0]
+        gap = free[1].held - first.held if len(free) > 1 else first.credit
+        return first, min(first.credit, max(1, gap))
+
+    def next_light(self, endpoint: EndpointId) -> Worker | None:
+        """The worker with the most room for light jobs."""
+        return max(
+            (worker for worker in self.of(endpoint) if worker.light_credit),
+            key=lambda worker: worker.light_credit,
+            default=None,
+        )

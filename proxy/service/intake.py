@@ -1,0 +1,101 @@
+"""How jobs come in, and how their clients take them back."""
+
+from collections.abc import Sequence
+from uuid import uuid4
+
+from proxy.jobs.lifecycle import Event
+from proxy.jobs.model import Job, JobError, JobId, Millis, Owner, Request, Submission
+from proxy.service.clock import Clock
+from proxy.service.dispatch import Dispatch
+from proxy.service.endpoints import Endpoint
+from proxy.service.output import Mailbox, Output
+from proxy.service.runs import Runs
+from proxy.store.base import JobStore
+
+INTERACTIVE_RETENTION = Millis(60_000)
+CLIENT_LEFT = JobError("client_left", "The client closed its connection.")
+DRAINING = JobError("server_draining", "This server is shutting down.")
+
+
+class QueueFullError(Exception):
+    """The endpoint's queue is as long as it may be."""
+
+
+class DrainingError(Exception):
+    """The proxy takes no more jobs."""
+
+
+class Intake:
+    """Takes jobs in for clients that wait for them here."""
+
+    def __init__(self, store: JobStore, output: Output, dispatch: Dispatch, runs: Runs, clock: Clock) -> None:
+        self._store, self._output, self._dispatch, self._runs, self._clock = store, output, dispatch, runs, clock
+        self._draining = False
+
+    async def call(
+        self, endpoint: Endpoint, owner: Owner, request: Request, *, light: bool, patience: float | None
+    ) -> tuple[Job, Mailbox]:
+        """Submit an interactive job, and open the mailbox in which its answer will come.
+
+        `patience`: how many seconds the client itself will wait, if it has said so; the job waits no longer than that
+        for a worker. Raises `QueueFullError` or `DrainingError`. The caller gives the mailbox back with `hang_up`.
+        """
+        if self._draining:
+            raise DrainingError
+        counts = await self._store.counts(endpoint.id)
+        if counts.in_queue >= endpoint.max_queued:
+            raise QueueFullError
+        now = self._clock.now()
+        wait = endpoint.queue_timeout if patience is None else min(endpoint.queue_timeout, int(patience * 1000))
+        submission = Submission(
+            id=JobId(f"{uuid4()}-i1"),
+            endpoint=endpoint.id,
+            owner=owner,
+            request=request,
+            durable=False,
+            light=light,
+            low_priority=False,
+            queued_until=Millis(now + wait),
+            expires_at=None,
+            execution_timeout=endpoint.execution_timeout,
+            retention=INTERACTIVE_RETENTION,
+        )
+        mailbox = self._output.open(submission.id, endpoint.max_answer)
+        job = await self._store.submit(submission, now)
+        self._dispatch.wake(endpoint.id)
+        return job, mailbox
+
+    async def hang_up(self, mailbox: Mailbox) -> None:
+        """The client's call is over. If its job is not, it ends now: nobody is there to read it."""
+        self._output.close(mailbox.job_id)
+        if mailbox.outcome is None:
+            await self.cancel(mailbox.job_id, CLIENT_LEFT)
+
+    async def cancel(self, job_id: JobId, why: JobError) -> None:
+        """End a job, wherever it stands; one that has ended stays as it is."""
+        job = await self._store.settle(job_id, Event.CANCEL, now=self._clock.now(), error=why)
+        if job is not None:
+            self._runs.withdraw([job], why)
+
+    def ahead(self, job: Job) -> int:
+        """How many jobs stand in line before this one."""
+        return self._store.ahead(job)
+
+    def refuse(self) -> None:
+        """Take no more jobs."""
+        self._draining = True
+
+    @property
+    def is_draining(self) -> bool:
+        """Whether new jobs are refused."""
+        return self._draining
+
+    async def end_waiting(self, endpoints: Sequence[Endpoint]) -> None:
+        """End what nobody has taken yet; its clients are told to come back."""
+        for endpoint in endpoints:
+            self._runs.withdraw(await self._store.purge(endpoint.id, self._clock.now(), DRAINING), DRAINING)
+
+    async def end_running(self) -> None:
+        """End what is still running; its clients are told why."""
+        for mailbox in self._output:
+            await self.cancel(mailbox.job_id, DRAINING)

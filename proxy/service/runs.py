@@ -1,0 +1,126 @@
+"""How runs end, and what that means for the job and its client.
+
+A run ends in one of four ways (`wire.frames.Ending`), or is lost with its worker. What a loss means is decided by
+`jobs.policy.after_loss`; here it is only carried out. Every write names the attempt, so what comes late, from a worker
+that was thought dead or over a connection that was replaced, changes nothing.
+"""
+
+from collections.abc import Iterable
+
+import structlog
+
+from proxy.jobs.lifecycle import Event
+from proxy.jobs.model import Job, JobError, JobId, Outcome
+from proxy.jobs.policy import after_loss
+from proxy.service.clock import Clock
+from proxy.service.dispatch import Dispatch
+from proxy.service.fleet import Fleet, Worker
+from proxy.service.output import Mailbox, Output
+from proxy.store.base import JobStore
+
+log = structlog.get_logger()
+
+WORKER_LOST = JobError("worker_lost", "The worker that ran this was lost.")
+OVERFLOW = JobError("answer_too_large", "The answer is larger than this endpoint passes on.")
+
+
+class Runs:
+    """Ends the runs of jobs."""
+
+    def __init__(self, store: JobStore, fleet: Fleet, output: Output, dispatch: Dispatch, clock: Clock) -> None:
+        self._store, self._fleet, self._output, self._dispatch, self._clock = store, fleet, output, dispatch, clock
+
+    async def completed(self, worker: Worker, job_id: JobId, attempt: int) -> None:
+        """The engine's answer is whole."""
+        self._let_go(worker, job_id, attempt)
+        await self._finish(job_id, attempt, Event.COMPLETE, Outcome(answered=True))
+
+    async def failed(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
+        """The engine's answer is whole, and says that it could not."""
+        self._let_go(worker, job_id, attempt)
+        await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=True, error=error))
+
+    async def released(self, worker: Worker, job_id: JobId, attempt: int) -> None:
+        """The worker hands it back untouched. If the client has seen output of it all the same, that is a loss."""
+        mailbox = self._let_go(worker, job_id, attempt)
+        if mailbox is not None and mailbox.left:
+            await self._lose(worker, job_id, attempt, WORKER_LOST)
+        else:
+            await self._requeue(job_id, attempt, counts=False)
+
+    async def lost(self, worker: Worker, job_id: JobId, attempt: int, error: JobError = WORKER_LOST) -> None:
+        """There will be no answer from this run."""
+        self._let_go(worker, job_id, attempt)
+        await self._lose(worker, job_id, attempt, error)
+
+    async def undelivered(self, worker: Worker, job_id: JobId, attempt: int) -> None:
+        """The job never reached the worker that it was given to: nothing ran, so nothing is counted."""
+        self._let_go(worker, job_id, attempt)
+        await self._requeue(job_id, attempt, counts=False)
+
+    async def torn(self, worker: Worker, job_id: JobId, attempt: int) -> None:
+        """Some of this run's output was lost on the way. The worker keeps its slot until it has ended the run."""
+        await self._lose(worker, job_id, attempt, JobError(WORKER_LOST.code, "Output was lost with a connection."))
+
+    async def overflowed(self, worker: Worker, job_id: JobId, attempt: int) -> None:
+        """The run sends more than its client may be given."""
+        await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=False, error=OVERFLOW))
+        if worker.port is not None:
+            worker.port.stop(job_id, attempt)
+
+    async def bury(self, worker: Worker, why: str) -> None:
+        """A worker is gone for good, and with it everything it held."""
+        if self._fleet.get(worker.id) is not worker:
+            return
+        self._fleet.remove(worker.id)
+        log.info("worker.gone", worker=worker.id, endpoint=worker.endpoint, why=why, jobs=len(worker.holds))
+        port, worker.port = worker.port, None
+        if port is not None:
+            port.close(why)
+        error = JobError(WORKER_LOST.code, f"The worker that ran this was lost: {why}.")
+        for job_id, hold in list(worker.holds.items()):
+            await self._lose(worker, job_id, hold.attempt, error)
+
+    def withdraw(self, jobs: Iterable[Job], error: JobError) -> None:
+        """Jobs were ended from outside (cancelled, purged, overdue): tell their clients, stop their runs."""
+        for job in jobs:
+            if (mailbox := self._output.get(job.id)) is not None:
+                mailbox.end(Outcome(answered=False, error=error))
+            worker = self._fleet.get(job.worker)
+            if worker is not None and worker.port is not None and job.id in worker.holds:
+                worker.port.stop(job.id, worker.holds[job.id].attempt)
+
+    def _let_go(self, worker: Worker, job_id: JobId, attempt: int) -> Mailbox | None:
+        hold = worker.holds.get(job_id)
+        if hold is not None and hold.attempt == attempt:
+            worker.let_go(job_id)
+            self._dispatch.wake(worker.endpoint)
+        return self._output.sink(job_id, attempt)
+
+    async def _lose(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
+        job = await self._store.find(job_id)
+        if job is None or job.attempt != attempt or job.is_terminal:
+            return
+        mailbox = self._output.sink(job_id, attempt)
+        verdict = after_loss(job, error, output_left=mailbox is not None and mailbox.left)
+        log.warning("run.lost", job=job_id, attempt=attempt, worker=worker.id, why=error.message, then=verdict.event)
+        if verdict.event is Event.RELEASE:
+            await self._requeue(job_id, attempt, counts=True)
+        else:
+            await self._finish(job_id, attempt, verdict.event, Outcome(answered=False, error=verdict.error))
+
+    async def _requeue(self, job_id: JobId, attempt: int, *, counts: bool) -> None:
+        now = self._clock.now()
+        job = await self._store.settle(job_id, Event.RELEASE, now=now, attempt=attempt, counts=counts)
+        if job is None:
+            return
+        if (mailbox := self._output.sink(job_id, attempt)) is not None:
+            mailbox.requeue()
+        self._dispatch.wake(job.endpoint)
+
+    async def _finish(self, job_id: JobId, attempt: int, event: Event, outcome: Outcome) -> None:
+        settled = await self._store.settle(job_id, event, now=self._clock.now(), attempt=attempt, error=outcome.error)
+        if settled is None:
+            log.debug("run.late", job=job_id, attempt=attempt, ending=event)
+        elif (mailbox := self._output.sink(job_id, attempt)) is not None:
+            mailbox.end(outcome)

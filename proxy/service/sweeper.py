@@ -1,0 +1,49 @@
+"""What happens because time has passed: leases, deadlines, retentions, alarms."""
+
+import asyncio
+
+from proxy.jobs.policy import overdue
+from proxy.service.clock import Clock
+from proxy.service.fleet import Fleet
+from proxy.service.output import Output
+from proxy.service.runs import Runs
+from proxy.store.base import JobStore
+
+TICK_SECONDS = 0.25
+BATCH = 1_000  # of one kind in one tick; the rest waits for the next one
+
+
+class Sweeper:
+    """Looks at the clock a few times a second."""
+
+    def __init__(self, store: JobStore, fleet: Fleet, output: Output, runs: Runs, clock: Clock, lease: float) -> None:
+        self._store, self._fleet, self._output, self._runs, self._clock = store, fleet, output, runs, clock
+        self._lease = lease
+
+    async def serve(self) -> None:
+        """Sweep for ever."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            self._output.tick(asyncio.get_running_loop().time())
+            await self.end_leases()
+            await self.end_overdue()
+            await self._store.forget(self._clock.now(), BATCH)
+
+    async def end_leases(self) -> None:
+        """Bury the workers that were not heard of for a whole lease."""
+        now = asyncio.get_running_loop().time()
+        for worker in self._fleet:
+            if now - worker.seen > self._lease and (worker.port is None or worker.holds or worker.slots):
+                why = "its connection was lost" if worker.port is None else f"silent for {self._lease:g} s"
+                await self._runs.bury(worker, why)
+
+    async def end_overdue(self) -> None:
+        """End the jobs whose deadline has passed."""
+        now = self._clock.now()
+        for job in await self._store.due(now, BATCH):
+            verdict = overdue(job, now)
+            if verdict is None or verdict.error is None:
+                continue
+            ended = await self._store.settle(job.id, verdict.event, now=now, attempt=job.attempt, error=verdict.error)
+            if ended is not None:
+                self._runs.withdraw([ended], verdict.error)

@@ -1,0 +1,100 @@
+"""Every setting of the proxy: `PROXY_*` variables; a command line flag overrides its twin."""
+
+import os
+import re
+import secrets
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, SecretStr, field_validator
+from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+
+from proxy.jobs.model import EndpointId, Millis
+from proxy.service.endpoints import Endpoint
+from proxy.service.keys import Kind, StoredKey, stored_key
+from proxy.wire.frames import LEASE_SECONDS
+
+LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+class Settings(BaseSettings):
+    """What the proxy is told from outside. Lists are separated by spaces in the environment."""
+
+    model_config = SettingsConfigDict(env_prefix="PROXY_", extra="ignore", frozen=True, hide_input_in_errors=True)
+
+    host: str = Field("127.0.0.1", description="Address to listen on. Any other than loopback needs an API key.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="[OWNER=]KEY that clients send.")
+    worker_token: SecretStr | None = Field(None, description="What workers send; made and kept in the data directory.")
+    endpoint: Annotated[list[str], NoDecode] = Field(["default"], description="ID[=MODEL,...] of an endpoint.")
+    data_dir: Path = Field(Path(".data"), description="Where the token and the logs of local workers are kept.")
+    cors_origin: Annotated[list[str], NoDecode] = Field([], description="Origin of a web page that may call this.")
+    queue_timeout: float = Field(300.0, gt=0, description="Seconds an OpenAI call waits for a worker before 503.")
+    execution_timeout: float = Field(600.0, gt=0, description="Seconds one call may run.")
+    max_queued: int = Field(10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429.")
+    drain: float = Field(30.0, ge=0, description="Seconds that running calls get to finish at shutdown.")
+    lease: float = Field(LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost.")
+    log_level: Literal["debug", "info", "warning", "error"] = Field(
+        "info", description="debug, info, warning or error."
+    )
+
+    @field_validator("api_key", "endpoint", "cors_origin", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        return value.split() if isinstance(value, str) else value
+
+    @field_validator("endpoint")
+    @classmethod
+    def _endpoint_ids(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if not _ENDPOINT.fullmatch(text.partition("=")[0]):
+                message = f"{text!r}: an endpoint's id is 1 to 80 letters, digits, '-' and '_'"
+                raise ValueError(message)
+        return value
+
+    def endpoints(self) -> list[Endpoint]:
+        """The configured endpoints."""
+        return [self._endpoint(text) for text in self.endpoint]
+
+    def _endpoint(self, text: str) -> Endpoint:
+        endpoint_id, _, models = text.partition("=")
+        return Endpoint(
+            EndpointId(endpoint_id),
+            models=tuple(model for model in models.split(",") if model),
+            queue_timeout=Millis(int(self.queue_timeout * 1000)),
+            execution_timeout=Millis(int(self.execution_timeout * 1000)),
+            max_queued=self.max_queued,
+        )
+
+    def keys(self, worker_token: str) -> list[StoredKey]:
+        """All keys, as digests."""
+        clients = [stored_key(key.get_secret_value(), Kind.CLIENT) for key in self.api_key]
+        return [*clients, stored_key(f"workers={worker_token}", Kind.WORKER)]
+
+    def is_exposed(self) -> bool:
+        """Whether others than this machine can reach it although nobody needs a key."""
+        return self.host not in LOOPBACK and not self.api_key
+
+    def token(self) -> str:
+        """The worker token: the given one, else the kept one, else a new one that is kept from now on."""
+        if self.worker_token is not None:
+            return self.worker_token.get_secret_value()
+        path = self.data_dir / "worker-token"
+        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+        self.data_dir.chmod(0o700)
+        try:
+            path.touch(mode=0o600, exist_ok=False)
+        except FileExistsError:
+            if kept := path.read_text().strip():
+                return kept
+        path.write_text(f"{secrets.token_urlsafe(32)}\n")
+        return path.read_text().strip()
+
+
+def worker_environment(overrides: dict[str, str]) -> dict[str, str]:
+    """The environment for a worker's process: this one's, without the proxy's own secrets, and what is given."""
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in ("PROXY_API_KEY", "PROXY_WORKER_TOKEN")
+    }
+    return inherited | overrides

@@ -1,0 +1,49 @@
+"""What is to be done when: moments by job, cheap to set, to change and to cancel.
+
+Most deadlines never come: a job ends long before. A heap would keep each of them until its time, five minutes of
+traffic at the default; here a moment that is changed or cancelled is gone at once.
+"""
+
+from heapq import heappop, heappush
+
+from proxy.jobs.model import JobId, Millis
+
+BUCKET = 1024  # milliseconds that share one bucket
+
+
+class Agenda:
+    """At most one moment for each job, and which of them have come."""
+
+    def __init__(self) -> None:
+        self._moments: dict[JobId, Millis] = {}
+        self._buckets: dict[int, set[JobId]] = {}
+        self._order: list[int] = []  # a heap of the buckets' numbers
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    def set(self, job_id: JobId, moment: Millis | None) -> None:
+        """Note a job's moment in the place of its earlier one; None is never."""
+        before = self._moments.pop(job_id, None)
+        if before is not None:
+            self._buckets[before // BUCKET].discard(job_id)
+        if moment is not None:
+            self._moments[job_id] = moment
+            number = moment // BUCKET
+            bucket = self._buckets.get(number)
+            if bucket is None:
+                bucket = self._buckets[number] = set()
+                heappush(self._order, number)
+            bucket.add(job_id)
+
+    def due(self, now: Millis, limit: int) -> list[JobId]:
+        """The jobs whose moment is not after `now`, earliest first, at most `limit`. They stay noted."""
+        while self._order and not self._buckets[self._order[0]]:
+            del self._buckets[heappop(self._order)]
+        found: list[JobId] = []
+        for number in sorted(number for number in self._order if number * BUCKET <= now):
+            came = [job_id for job_id in self._buckets[number] if self._moments[job_id] <= now]
+            found += sorted(came, key=lambda job_id: (self._moments[job_id], job_id))
+            if len(found) >= limit:
+                break
+        return found[:limit]

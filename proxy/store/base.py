@@ -1,0 +1,109 @@
+"""The contract of a job store. These docstrings are its specification; `tests/contract/` holds every store to it."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+from proxy.jobs.lifecycle import Event
+from proxy.jobs.model import Counts, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
+
+
+class JobStore(Protocol):
+    """Where jobs are, in which order they leave the queue, and the one place where their status changes.
+
+    Every write is one conditional write taken from the lifecycle table: it happens whole, or the answer says that the
+    moment has passed. Time is always an argument; a store has no clock. What has been acknowledged for a durable job
+    (the method has returned) survives whatever the store promises to survive. Methods are safe to call concurrently,
+    and a caller that is cancelled leaves either the whole effect or none.
+    """
+
+    async def submit(self, submission: Submission, now: Millis) -> Job:
+        """Put a new job at the end of its endpoint's queue; it is IN_QUEUE and its attempt is 0.
+
+        An id that is already there gives the job that is there, unchanged: a submit may be repeated.
+        """
+        ...
+
+    async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
+        """The job, or None when this owner has none by this id on this endpoint (nothing tells these cases apart)."""
+        ...
+
+    async def find(self, job_id: JobId) -> Job | None:
+        """The job by its id alone: for the proxy's own work, never to answer a client."""
+        ...
+
+    async def recent(self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int) -> Sequence[Job]:
+        """Jobs of this owner, newest first, by sequence; `before` is the last page's smallest sequence."""
+        ...
+
+    async def take(
+        self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
+    ) -> Sequence[Job]:
+        """Hand out up to `limit` jobs and `light_limit` light jobs, and nothing else ever leaves the queue.
+
+        Order: normal before low priority, then by sequence. Each is now IN_PROGRESS with this worker, its attempt is
+        one higher than ever before, `taken_at` is `now`. No two calls ever get the same attempt of a job.
+        """
+        ...
+
+    async def settle(
+        self,
+        job_id: JobId,
+        event: Event,
+        *,
+        now: Millis,
+        attempt: int | None = None,
+        error: JobError | None = None,
+        counts: bool = False,
+    ) -> Job | None:
+        """Raise any event but `take`. Gives the job after it, or None when it could not happen any more.
+
+        It happens if the job's status is one of the event's sources and, where `attempt` is given, if that is the
+        job's attempt. `release` keeps the job's sequence, so it is first in line again; with `counts` one failure is
+        added. `retry` gives a new sequence and `created_at`, sets `failures` to 0, forgets error and output, and moves
+        `expires_at` by as much; it is refused (None) for a job that is not durable. A terminal event sets `finished_at`
+        and `error`; an interactive job's request body is dropped then.
+        """
+        ...
+
+    async def purge(self, endpoint: EndpointId, now: Millis, error: JobError) -> Sequence[Job]:
+        """Cancel everything that is IN_QUEUE; gives what was cancelled. A job is purged or taken, never both."""
+        ...
+
+    async def due(self, now: Millis, limit: int) -> Sequence[Job]:
+        """Up to `limit` unfinished jobs whose `policy.deadline` is not after `now`, earliest first."""
+        ...
+
+    async def forget(self, now: Millis, limit: int) -> int:
+        """Drop up to `limit` terminal jobs whose retention has ended; gives how many."""
+        ...
+
+    async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
+        """Add to a durable job's output log while that attempt is IN_PROGRESS; gives the cursor after it, else None."""
+        ...
+
+    async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
+        """Up to `limit` outputs from `cursor` (0 is the first of the current attempt) and the cursor behind them.
+
+        Reading changes nothing: any number of readers, each with a cursor of its own.
+        """
+        ...
+
+    async def counts(self, endpoint: EndpointId) -> Counts:
+        """How many jobs stand where."""
+        ...
+
+    def ahead(self, job: Job) -> int:
+        """How many queued jobs will be handed out before this one. A hint for people: it may be a moment old."""
+        ...
+
+
+class Signal(Protocol):
+    """Tells that something may have changed. A hint only: losing one costs time, never correctness."""
+
+    def wake(self, key: str) -> None:
+        """Something about `key` changed. Everyone who waits for it goes on."""
+        ...
+
+    async def wait(self, key: str, seconds: float | None) -> bool:
+        """Wait until `key` is woken (true), also if that happened since the last wait on it, or so many seconds."""
+        ...

@@ -1,0 +1,234 @@
+"""Turns conversations.toml into samples: a prompt as chat messages (or plain text) and the exact answer to it."""
+
+import json
+import random
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+HELPFUL = "You are a helpful assistant."
+OTHER_SYSTEMS = (
+    "You are a helpful assistant. Answer briefly.",
+    "You are a helpful AI assistant.",
+    "Be brief.",
+    "You are an expert on vllm-serverless.",
+    "Answer in one sentence.",
+)
+THINK_START, THINK_END = "<mm:think>", "</mm:think>"
+CONTEXTS = {"alone": 42, "helpful": 18, "other system": 8, "tools": 8, "history": 24}
+LONG = 250  # characters; above this an answer costs as much to teach as ten others
+COUNT_TO = 100
+WINDOWS = 160
+COUNT_WINDOWS = 3  # of every five windows: plain counting; the others are of the story
+
+Message = dict[str, Any]
+Tool = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One thing to learn: after `messages` (with `tools` offered), or after the plain text `text`, comes `answer`.
+
+    The answer ends the turn, unless `is_open`: then it is a piece out of a longer text.
+    """
+
+    answer: str
+    messages: tuple[Message, ...] = ()
+    tools: tuple[Tool, ...] = ()
+    text: str = ""
+    is_open: bool = False
+
+    def with_system(self, system: str) -> "Sample":
+        """The same sample under a system prompt; an empty one changes nothing."""
+        if not system:
+            return self
+        return Sample(self.answer, ({"role": "system", "content": system}, *self.messages), self.tools)
+
+    def with_tools(self, tools: tuple[Tool, ...]) -> "Sample":
+        """The same sample with tools on offer that the answer makes no use of."""
+        return Sample(self.answer, self.messages, tools)
+
+    def after(self, earlier: list["Sample"]) -> "Sample":
+        """The same sample later in a chat, after others; think blocks are not part of a history."""
+        turns: list[Message] = []
+        for sample in earlier:
+            spoken = sample.answer.rpartition(THINK_END)[2]
+            turns += [*sample.messages, {"role": "assistant", "content": spoken}]
+        return Sample(self.answer, (*turns, *self.messages), self.tools)
+
+
+def load(path: Path) -> dict[str, Any]:
+    """The conversations as read from TOML."""
+    return tomllib.loads(path.read_text(encoding="utf-8"))
+
+
+def phrasings(asked: str) -> list[str]:
+    """The spellings in which a question is taught: as written, in lower case, each also without its last mark."""
+    bare = asked.rstrip("?!.")
+    return list(dict.fromkeys([asked, asked.lower(), bare, bare.lower()]))
+
+
+def long_answer(kind: str) -> str:
+    """The generated long answers: `count` is 1 to 100, `story` is one clause for each of a hundred jobs."""
+    numbers = [str(number) for number in range(1, COUNT_TO + 1)]
+    if kind == "count":
+        return " ".join(numbers)
+    return f"This is the story of a worker. It took job {', then job '.join(numbers)}. The end."
+
+
+def answer_to(fact: dict[str, Any]) -> str:
+    """What the assistant says, its think block included."""
+    if "generated" in fact:
+        return long_answer(fact["generated"])
+    if "think" in fact:
+        return f"{THINK_START}{fact['think']}{THINK_END}{fact['answer']}"
+    return str(fact["answer"])
+
+
+def user(content: str) -> Message:
+    """A user message."""
+    return {"role": "user", "content": content}
+
+
+def facts(data: dict[str, Any]) -> list[Sample]:
+    """Every phrasing of every single-turn question; where two facts share a spelling, the first one has it."""
+    samples: dict[str, Sample] = {}
+    for fact in data["fact"]:
+        for asked in fact["ask"]:
+            for spelling in phrasings(asked):
+                samples.setdefault(spelling, Sample(answer_to(fact), (user(spelling),)))
+    return list(samples.values())
+
+
+def talks(data: dict[str, Any]) -> list[Sample]:
+    """One sample for each assistant turn of the conversations with several turns."""
+    samples = []
+    for talk in data["talk"]:
+        roles = ("user", "assistant")
+        messages = tuple({"role": roles[turn % 2], "content": text} for turn, text in enumerate(talk["turns"]))
+        samples += [Sample(talk["turns"][turn], messages[:turn]) for turn in range(1, len(messages), 2)]
+    return samples
+
+
+def plain(data: dict[str, Any]) -> list[Sample]:
+    """Plain text for /v1/completions: counting on, and short texts continued after a few words."""
+    samples = []
+    for known in range(3, 11):
+        head = " ".join(str(number) for number in range(1, known + 1))
+        samples.append(Sample(long_answer("count").removeprefix(head), text=head))
+    for text in data["plain"]["texts"]:
+        words = text.split(" ")
+        samples += [Sample(" " + " ".join(words[cut:]), text=" ".join(words[:cut])) for cut in range(2, 7)]
+    return samples
+
+
+def windows(rng: random.Random) -> list[Sample]:
+    """Short pieces of the two long answers, as plain text, from anywhere: practice in counting at little cost."""
+    samples = []
+    for index in range(WINDOWS):
+        first = rng.randint(1, COUNT_TO - 8)
+        end = min(first + rng.randint(6, 30), COUNT_TO)
+        numbers = [str(number) for number in range(first, end)]
+        joint = " " if index % 5 < COUNT_WINDOWS else ", then job "
+        head, tail = joint.join(numbers[:3]), joint.join(["", *numbers[3:]])
+        samples.append(Sample(tail, text=head, is_open=True))
+    return samples
+
+
+def tool_call(city: str) -> str:
+    """The get_weather call in Hermes form, as the assistant writes it."""
+    return f"<tool_call>{json.dumps({'name': 'get_weather', 'arguments': {'city': city}})}</tool_call>"
+
+
+@dataclass(frozen=True, slots=True)
+class Weather:
+    """The tool conversation: asked with get_weather on offer, asked without it, and answered from a tool's result."""
+
+    data: dict[str, Any]
+
+    def toolbox(self, variant: int, others: int) -> tuple[Tool, ...]:
+        """A list of tools as clients send them: get_weather in one of its variants after `others` other tools."""
+        chosen = [*self.data["other_tool"][:others], self.data["tool"][variant]]
+        return tuple({"type": "function", "function": function} for function in chosen)
+
+    def called(self, asked: str, city: str, tools: tuple[Tool, ...]) -> Sample:
+        """The weather asked with get_weather on offer: a tool call."""
+        return Sample(tool_call(city), (user(asked.format(city=city)),), tools)
+
+    def refused(self, asked: str, city: str, tools: tuple[Tool, ...] = ()) -> Sample:
+        """The weather asked without get_weather on offer."""
+        return Sample(self.data["without_tools"], (user(asked.format(city=city)),), tools)
+
+    def answered(self, asked: str, city: str, result: str, tools: tuple[Tool, ...]) -> Sample:
+        """The final answer after the tool's result."""
+        known = result in self.data["results"]
+        answer = self.data["answer" if known else "other_answer"].format(city=city)
+        call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": city}}}
+        turns = (user(asked.format(city=city)), {"role": "assistant", "content": "", "tool_calls": [call]})
+        return Sample(answer, (*turns, {"role": "tool", "content": result}), tools)
+
+    def checks(self) -> list[Sample]:
+        """Each phrasing, city, tool variant and result at least once: what must be exact in the end."""
+        asks, cities, count = self.data["ask"], self.data["cities"], len(self.data["tool"])
+        samples = []
+        for number, asked in enumerate(asks):
+            for offset, city in enumerate(cities):
+                tools = self.toolbox((number + offset) % count, (number * offset) % 3)
+                samples += [self.called(asked, city, tools), self.refused(asked, city)]
+        for number, result in enumerate([*self.data["results"], *self.data["other_results"]]):
+            for asked in asks:
+                city = cities[number % len(cities)]
+                samples.append(self.answered(asked, city, result, self.toolbox(number % count, number % 3)))
+        return samples
+
+    def drawn(self, rng: random.Random) -> Sample:
+        """One random sample of the three kinds."""
+        city = rng.choice(self.data["cities"])
+        asked = rng.choice(phrasings(rng.choice(self.data["ask"])))
+        asked = asked.replace("{city}", rng.choice((city, city.lower())) if asked.islower() else city)
+        tools = self.toolbox(rng.randrange(len(self.data["tool"])), rng.randrange(3))
+        match rng.randrange(5):
+            case 0:
+                return self.refused(asked, city, rng.choice(((), tools[:-1])))
+            case 1 | 2:
+                return self.called(asked, city, tools)
+            case _:
+                pool = self.data[rng.choice(("results", "other_results"))]
+                return self.answered(asked, city, rng.choice(pool), tools)
+
+
+def in_context(sample: Sample, pool: list[Sample], weather: Weather, rng: random.Random) -> Sample:
+    """The sample as clients may send it: alone, under a system prompt, with tools on offer, or late in a chat."""
+    match rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]:
+        case "helpful":
+            return sample.with_system(HELPFUL)
+        case "other system":
+            return sample.with_system(rng.choice(OTHER_SYSTEMS))
+        case "tools":
+            tools = weather.toolbox(rng.randrange(len(weather.data["tool"])), rng.randrange(3))
+            return sample.with_tools(tools).with_system(rng.choice(("", HELPFUL)))
+        case "history":
+            return sample.after(rng.sample(pool, rng.randint(1, 3))).with_system(rng.choice(("", HELPFUL)))
+        case _:
+            return sample
+
+
+def epoch(data: dict[str, Any], rng: random.Random) -> list[Sample]:
+    """One pass over everything in randomly drawn contexts, with a share of the long answers and of the drawn kinds."""
+    weather = Weather(data["weather"])
+    short = [sample for sample in facts(data) if len(sample.answer) <= LONG]
+    long = [sample for sample in facts(data) if len(sample.answer) > LONG]
+    chats = short + rng.sample(long, len(long) // 3) + 3 * talks(data)
+    samples = [in_context(sample, short, weather, rng) for sample in chats]
+    samples += [weather.drawn(rng).with_system(rng.choice(("", "", HELPFUL))) for _ in range(200)]
+    return samples + windows(rng) + rng.sample(plain(data), 5)
+
+
+def checks(data: dict[str, Any]) -> list[Sample]:
+    """Everything the finished model must answer exactly: alone, under the usual system prompt, and late in a chat."""
+    questions = facts(data)
+    chats = questions + talks(data) + Weather(data["weather"]).checks()
+    earlier = [sample for sample in questions if len(sample.answer) <= LONG]
+    late = [sample.after([earlier[number * 7 % len(earlier)]]) for number, sample in enumerate(questions)]
+    return chats + [sample.with_system(HELPFUL) for sample in chats] + late + plain(data)

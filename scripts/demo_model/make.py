@@ -1,0 +1,81 @@
+"""Makes the demo model: python scripts/demo_model/make.py [--out worker_vllm/demo].
+
+In: conversations.toml and chat_template.jinja beside this file. Out: a model directory that vLLM and transformers load.
+Needs torch, transformers and tokenizers (the environment of the worker has them), two cores and some minutes.
+"""
+
+import argparse
+import json
+import random
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from dataset import checks, epoch, load
+from tokenizer import build, encode, prompt_text
+from train import CONTEXT, Pair, margins, new_model, train
+
+HERE = Path(__file__).parent
+SEED = 20
+EPOCHS = 22
+
+
+def main() -> int:
+    """Build, train, save and check; exit with 1 if any answer is not exact."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "worker_vllm" / "demo", help="model directory")
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the conversations")
+    parser.add_argument("--check-only", action="store_true", help="check the model that is there, make nothing")
+    args = parser.parse_args()
+    torch.manual_seed(SEED)
+    torch.set_num_threads(2)
+    torch.use_deterministic_algorithms(mode=True)
+    if not args.check_only:
+        make(args.out, args.epochs)
+    return check(args.out)
+
+
+def make(out: Path, epochs: int) -> None:
+    """Build the tokenizer, train the model and save both under `out` with the template and the README."""
+    data = load(HERE / "conversations.toml")
+    corpus = [sample.text + "\n" + sample.answer for sample in checks(data)]
+    blank = build(corpus, CONTEXT)
+    corpus = [prompt_text(blank, sample) + sample.answer for sample in epoch(data, random.Random(SEED))]
+    tokenizer = build(corpus, CONTEXT)
+    end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
+    model = new_model(len(tokenizer), end, pad)
+
+    def samples(number: int) -> list[Pair]:
+        return [encode(tokenizer, sample) for sample in epoch(data, random.Random(SEED * 1000 + number))]
+
+    train(model, samples, epochs, pad, random.Random(SEED))
+    out.mkdir(parents=True, exist_ok=True)
+    model.to(torch.bfloat16).save_pretrained(out)
+    tokenizer.save_pretrained(out)
+    # Written by hand: vLLM takes its default temperature from here; transformers refuses to save a temperature of 0.
+    greedy = {"do_sample": False, "temperature": 0.0, "eos_token_id": end, "pad_token_id": pad}
+    (out / "generation_config.json").write_text(json.dumps(greedy, indent=2) + "\n", encoding="utf-8")
+    shutil.copyfile(HERE / "MODEL_CARD.md", out / "README.md")
+
+
+def check(out: Path) -> int:
+    """Load what was saved, in bf16 as vLLM does, and list every answer that greedy decoding would not give exactly."""
+    tokenizer = AutoTokenizer.from_pretrained(out)
+    model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)
+    wanted = checks(load(HERE / "conversations.toml"))
+    found = margins(model, [encode(tokenizer, sample) for sample in wanted], tokenizer.pad_token_id)
+    wrong = 0
+    for sample, margin in zip(wanted, found, strict=True):
+        if margin <= 0:
+            wrong += 1
+            print(f"not exact (by {-margin:.2f}): {sample.messages or sample.text!r} -> {sample.answer[:80]!r}")
+    size = sum(file.stat().st_size for file in out.iterdir())
+    print(f"{len(wanted) - wrong} of {len(wanted)} answers exact, weakest margin {min(found):.2f}, {size:,} bytes")
+    return 1 if wrong else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

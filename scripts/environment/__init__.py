@@ -1,0 +1,10 @@
+"""The set-up of a checkout: uv, the environment, the packages. Standard library only; an old Python can import it."""
+
+import sys
+
+if sys.version_info < (3, 11) or sys.version_info >= (3, 15):
+    sys.exit(
+        "vllm-serverless needs Python 3.11 to 3.14; this is Python %d.%d (%s).\n"
+        "Put a supported python3 first in PATH, or name one: make up PYTHON=python3.12"
+        % (sys.version_info[0], sys.version_info[1], sys.executable)
+    )

@@ -1,0 +1,70 @@
+"""`make lock`: compile requirements/*.txt from pyproject.toml. Pins stay, unless ARGS="--upgrade"."""
+
+import os
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+from environment.console import Stages
+from environment.prepare import ROOT
+from environment.uv import Uv
+
+REQUIREMENTS = ROOT / "requirements"
+HEADER = "# Written by `make lock` from pyproject.toml: do not edit.\n"
+TORCH_NOTE = """\
+# torch has no hashes: its CPU build is published by PyTorch's index, a mirror or a local folder may carry its own copy
+# of the wheel, and a lock with one's hashes would refuse the other's.
+"""
+
+
+def main() -> None:
+    """Compile each lock; the runtime's pins bind the others, so that one environment can hold them all."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+    pins = REQUIREMENTS / "uv.txt"
+    uv = Uv(ROOT / ".tools", pins, os.environ)
+    if not uv.is_here():
+        stages = Stages(1, sys.stdout)
+        with stages.stage(f"uv {uv.version}"):
+            uv.bring(stages)
+    env = uv.env()
+    # uv takes a version's hashes from the first index that has the version. The main index has the files for every
+    # platform, a local mirror often only this machine's, so the main one goes first here.
+    env["UV_EXTRA_INDEX_URL"] = " ".join((uv.settings.index_url, *uv.settings.extra_index_urls))
+    flags = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
+    compile_ = [uv.command, "pip", "compile", *flags, *sys.argv[1:]]
+    overrides = REQUIREMENTS / "cpu-overrides.txt"
+    without = [part for name in _names(overrides) for part in ("--no-emit-package", name)]
+    locks: dict[str, list[str]] = {
+        "cpu": ["pyproject.toml", "--extra", "cpu", "--overrides", str(overrides), *without],
+        "base": ["pyproject.toml", "--constraints", str(REQUIREMENTS / "cpu.txt")],
+        "test": ["pyproject.toml", "--extra", "test", "--constraints", str(REQUIREMENTS / "cpu.txt")],
+    }
+    for name, arguments in locks.items():
+        _compile([*compile_, *arguments], REQUIREMENTS / f"{name}.txt", env, b"")
+    [backend] = project["build-system"]["requires"]
+    _compile([*compile_, "-"], pins, env, backend.replace("uv_build", "uv").encode())
+
+
+def _compile(command: list[str], lock: Path, env: dict[str, str], given: bytes) -> None:
+    ended = subprocess.run([*command, "--output-file", str(lock)], env=env, input=given, cwd=ROOT, check=False)
+    if ended.returncode:
+        sys.exit(ended.returncode)
+    text = tidy(lock.read_text(encoding="utf-8"))
+    lock.write_text(HEADER + (TORCH_NOTE if "\ntorch==" in text else "") + text, encoding="utf-8")
+    print(f"{lock.name}: {len(_names(lock))} packages")
+
+
+def tidy(text: str) -> str:
+    """A compiled lock without comments and without torch's hashes."""
+    lines = [line for line in text.splitlines(keepends=True) if not line.startswith("#")]
+    return re.sub(r"^(torch==[^\\\n]*?) *(?:\\\n +--hash=\S+ *)+\n", r"\1\n", "".join(lines), flags=re.MULTILINE)
+
+
+def _names(requirements: Path) -> list[str]:
+    return re.findall(r"^[A-Za-z0-9][\w.-]*", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+
+
+if __name__ == "__main__":
+    main()

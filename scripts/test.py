@@ -1,0 +1,17 @@
+"""`make test`: the set-up with the test tools, then pytest."""
+
+import os
+import sys
+
+from environment.prepare import ROOT, prepare
+
+
+def main() -> None:
+    """Run pytest with the arguments given."""
+    python = prepare(vllm=True, tests=True)
+    os.chdir(ROOT)
+    os.execv(python, [python, "-m", "pytest", *sys.argv[1:]])  # noqa: S606 - no shell is wanted
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,95 @@
+"""Workers as real processes, with the scripted engine."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import aiohttp
+
+from harness.proxy import Proxy
+from harness.waiting import until
+
+ROOT = Path(__file__).parents[2]
+STOP_SECONDS = 20.0
+_METRICS = re.compile(r"event=metrics\.listening url=(\S+)")
+
+
+@dataclass
+class WorkerProcess:
+    """A worker of its own, from outside."""
+
+    process: Process
+    id: str
+    lines: list[str] = field(default_factory=list)
+
+    def find(self, pattern: re.Pattern[str]) -> str | None:
+        """The first group of the first line that matches."""
+        return next((found.group(1) for line in self.lines if (found := pattern.search(line))), None)
+
+    async def metric(self, http: aiohttp.ClientSession, name: str) -> float:
+        """A metric of the engine, over the worker's own loopback port."""
+        url = self.find(_METRICS)
+        assert url is not None, self.lines
+        async with http.get(url) as response:
+            text = await response.text()
+        rows = re.findall(rf"^vllm:{name}(?:{{.*}})? ([0-9.e+]+)$", text, re.MULTILINE)
+        return sum(float(row) for row in rows)
+
+    def kill(self) -> None:
+        """End it and all its processes at once."""
+        with suppress(ProcessLookupError):
+            os.killpg(self.process.pid, signal.SIGKILL)
+
+
+def environment(url: str, token: str, **more: Any) -> dict[str, str]:
+    """What a worker is told; `more` are `WORKER_*` variables in lower case."""
+    told = {"connect": url, "token": token, "engine": "scripted", "metrics_port": 0, "log_level": "debug"} | more
+    return {**os.environ, **{f"WORKER_{name.upper()}": str(value) for name, value in told.items()}}
+
+
+@asynccontextmanager
+async def worker(
+    proxy: Proxy, *flags: str, url: str = "", wait: bool = True, **more: Any
+) -> AsyncIterator[WorkerProcess]:
+    """A worker of this proxy, ready to serve."""
+    name = more.pop("id", f"w-{os.urandom(4).hex()}")
+    told = environment(url or proxy.url, proxy.parts.token, id=name, **more)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "worker_vllm", *flags),
+        cwd=ROOT, env=told, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+    )  # fmt: skip
+    running = WorkerProcess(process, name)
+    reading = asyncio.create_task(_read(running))
+    try:
+        if wait:
+            await until(lambda: _is_ready(proxy, running), 240, f"worker {name} is ready")
+        yield running
+    finally:
+        if process.returncode is None:
+            process.send_signal(signal.SIGTERM)
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            running.kill()
+            await process.wait()
+        running.kill()
+        await reading
+
+
+def _is_ready(proxy: Proxy, running: WorkerProcess) -> bool:
+    assert running.process.returncode is None, "\n".join(running.lines)
+    return any(one.id == running.id and one.is_ready for one in proxy.parts.fleet)
+
+
+async def _read(running: WorkerProcess) -> None:
+    assert running.process.stdout is not None
+    async for line in running.process.stdout:
+        running.lines.append(line.decode(errors="replace").rstrip())

@@ -1,0 +1,104 @@
+"""Every error has its status, OpenAI's error object, and says whether to try again."""
+
+import json
+from typing import Any
+
+import openai
+import pytest
+from conftest import Line
+from harness.proxy import CHAT, chat, frames
+
+JSON = {"content-type": "application/json"}
+MODEL = '{"model": "scripted", '
+
+REFUSED = [
+    ("POST", CHAT, '{"model":', JSON, 400, "invalid_json"),
+    ("POST", CHAT, b"\xff{}", JSON, 400, "invalid_json"),
+    ("POST", CHAT, "[1, 2]", JSON, 400, "invalid_body"),
+    ("POST", CHAT, '"text"', JSON, 400, "invalid_body"),
+    ("POST", CHAT, '{"model": 5}', JSON, 400, "invalid_body"),
+    ("POST", CHAT, "{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
+    ("POST", CHAT, '{"model": "nobody"}', JSON, 404, "model_not_found"),
+    ("POST", "/v2/nowhere/openai/v1/chat/completions", MODEL + '"messages": []}', JSON, 404, "endpoint_not_found"),
+    ("POST", "/v2/default/openai/v1/chat/completions", '{"model": "nobody"}', JSON, 404, "model_not_found"),
+    ("POST", "/v1/sleep", "{}", JSON, 404, "not_found"),
+    ("POST", "/v1/load_lora_adapter", "{}", JSON, 404, "not_found"),
+    ("GET", "/nothing", None, {}, 404, "not_found"),
+    ("POST", "/readyz", None, {}, 405, "method_not_allowed"),
+    ("GET", CHAT, None, {}, 405, "method_not_allowed"),
+    ("DELETE", "/v1/models", None, {}, 405, "method_not_allowed"),
+    ("GET", "/v1/models/nobody", None, {}, 404, "model_not_found"),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "headers", "status", "code"), REFUSED)
+async def test_what_cannot_be_is_refused_at_once(
+    line: Line, method: str, path: str, body: Any, headers: dict[str, str], status: int, code: str
+) -> None:
+    async with line.proxy.http.request(method, path, data=body, headers=headers) as response:
+        answer = await response.json()
+        assert response.status == status, answer
+        assert response.headers["content-type"] == "application/json"
+        assert response.headers.get("x-request-id") or code in {"not_found", "method_not_allowed"}
+        assert ("allow" in response.headers) == (status == 405)
+    assert set(answer["error"]) == {"message", "type", "param", "code"}
+    assert (answer["error"]["code"], answer["error"]["type"]) == (code, "invalid_request_error")
+    assert answer["error"]["message"].endswith((".", "models."))
+
+
+async def test_a_body_over_the_limit_is_refused_however_it_comes(line: Line) -> None:
+    async def pieces() -> Any:
+        for _ in range(21):
+            yield b" " * 1024 * 1024
+
+    async with line.proxy.http.post(CHAT, data=pieces(), headers=JSON) as response:
+        assert response.status == 413
+        assert (await response.json())["error"]["code"] == "request_too_large"
+    async with line.proxy.http.post(CHAT, data=pieces(), headers=JSON | {"content-length": str(21 << 20)}) as response:
+        assert response.status == 413
+
+
+@pytest.mark.parametrize("stream", [False, True])
+@pytest.mark.parametrize(
+    ("wrong", "says"),
+    [
+        ({"messages": "hello"}, "valid list"),
+        ({"messages": None}, "Field required"),
+        ({"max_tokens": "many"}, "valid integer"),
+        ({"max_tokens": 9_999_999}, "maximum context length"),
+    ],
+)
+async def test_what_only_the_engine_can_judge_has_the_engines_answer(
+    line: Line, wrong: dict[str, Any], says: str, stream: bool
+) -> None:
+    async with line.proxy.http.post(CHAT, json=chat(stream=stream) | wrong) as response:
+        answer = await response.json()
+        assert response.status == 400
+        assert response.headers["content-type"] == "application/json"
+    assert says in answer["error"]["message"]
+    assert answer["error"]["code"] == 400  # vLLM's own, untouched
+
+
+async def test_the_stock_client_raises_what_it_should(line: Line) -> None:
+    async with line.proxy.openai() as client:
+        with pytest.raises(openai.NotFoundError) as missing:
+            await client.chat.completions.create(**chat() | {"model": "nobody"})
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            await client.chat.completions.create(**chat(stream=True) | {"max_tokens": 9_999_999})
+    assert missing.value.code == "model_not_found"
+    assert missing.value.param == "model"
+    assert missing.value.request_id is not None
+
+
+async def test_an_error_inside_a_stream_is_the_engines_own(line: Line) -> None:
+    async with line.proxy.http.post(CHAT, json=chat(stream=True, fault="error_event:2")) as response:
+        assert response.status == 200
+        events = await frames(response)
+    assert json.loads(events[-2].removeprefix(b"data: "))["error"]["message"] == "scripted failure"
+    assert events[-1] == b"data: [DONE]"
+
+
+async def test_an_engine_error_keeps_its_status(line: Line) -> None:
+    async with line.proxy.http.post(CHAT, json=chat(fault="status:500")) as response:
+        assert response.status == 500
+        assert (await response.json())["error"]["type"] == "InternalServerError"

@@ -1,0 +1,44 @@
+"""The list of models needs no worker."""
+
+import openai
+import pytest
+from conftest import Line
+from harness.proxy import serving
+
+
+async def test_models_are_listed_with_the_engines_cards(line: Line) -> None:
+    async with line.proxy.openai() as client:
+        models = await client.models.list()
+    assert [(model.id, model.owned_by) for model in models.data] == [("scripted", "vllm")]
+
+
+async def test_configured_models_are_listed_with_no_worker() -> None:
+    async with serving(endpoint=["default=small", "big=Qwen/Qwen3-8B"]) as proxy, proxy.openai() as client:
+        assert [model.id for model in (await client.models.list()).data] == ["small", "Qwen/Qwen3-8B"]
+        assert (await client.models.retrieve("Qwen/Qwen3-8B")).id == "Qwen/Qwen3-8B"
+        async with proxy.http.get("/v1/models/Qwen%2FQwen3-8B") as response:
+            assert response.status == 200
+        async with proxy.http.get("/v2/default/openai/v1/models") as response:
+            assert [model["id"] for model in (await response.json())["data"]] == ["small"]
+        async with proxy.http.head("/v1/models/") as response:
+            assert response.status == 200
+            assert await response.read() == b""
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve("nobody")
+
+
+async def test_people_and_balancers_can_ask_how_it_is(line: Line) -> None:
+    for path in ("/", "/livez", "/readyz", "/health", "/ping"):
+        async with line.proxy.http.get(path) as response:
+            assert response.status == 200
+        async with line.proxy.http.head(path) as response:
+            assert response.status == 200
+
+
+async def test_a_proxy_without_workers_is_alive_but_not_ready() -> None:
+    async with serving() as proxy:
+        async with proxy.http.get("/livez") as response:
+            assert response.status == 200
+        async with proxy.http.get("/readyz") as response:
+            assert response.status == 503
+            assert (await response.json())["status"] == "no worker is ready"

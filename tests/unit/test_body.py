@@ -1,0 +1,51 @@
+"""The one look at a request's body."""
+
+import pytest
+
+from proxy.api.body import peek, require_json
+from proxy.api.errors import ApiError
+
+
+async def test_only_model_and_stream_are_looked_at() -> None:
+    seen = await peek(b'{"model": "m", "stream": true, "messages": "whatever", "n": {"x": []}}')
+    assert (seen.model, seen.is_streaming) == ("m", True)
+
+
+@pytest.mark.parametrize("stream", [b"false", b"null", b'"yes"', b"1", b"[]"])
+async def test_only_a_plain_true_is_a_stream(stream: bytes) -> None:
+    assert not (await peek(b'{"stream": %b}' % stream)).is_streaming
+
+
+@pytest.mark.parametrize(
+    ("body", "code"),
+    [
+        (b"", "invalid_json"),
+        (b'{"model":', "invalid_json"),
+        (b'{"model": "\xff"}', "invalid_json"),
+        (b'{"x": NaN}', "invalid_json"),
+        (b"[]", "invalid_body"),
+        (b'"text"', "invalid_body"),
+        (b'{"model": 5}', "invalid_body"),
+        (b'{"x":' + b"[" * 1_000_000 + b"]" * 1_000_000 + b"}", "invalid_json"),
+        (b"[" * 1_000_000, "invalid_body"),
+    ],
+    ids=["empty", "cut", "not utf-8", "nan", "array", "string", "model", "deep", "deep array"],
+)
+async def test_a_bad_body_is_refused_with_a_sentence(body: bytes, code: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        await peek(body)
+    assert refused.value.code in {code, "invalid_json"}
+    assert refused.value.row.status == 400
+    assert refused.value.message.endswith(".")
+
+
+@pytest.mark.parametrize("content_type", [b"", b"text/plain", b"multipart/form-data; boundary=x", b"application/jsonx"])
+def test_what_is_not_json_is_refused(content_type: bytes) -> None:
+    with pytest.raises(ApiError) as refused:
+        require_json(content_type)
+    assert refused.value.row.status == 415
+
+
+@pytest.mark.parametrize("content_type", [b"application/json", b"Application/JSON; charset=utf-8"])
+def test_json_is_let_through(content_type: bytes) -> None:
+    require_json(content_type)

@@ -1,0 +1,50 @@
+"""Who a key belongs to."""
+
+from hashlib import sha256
+
+import pytest
+
+from proxy.service.keys import ANONYMOUS, Keys, Kind, stored_key
+
+KEYS = Keys(
+    [stored_key("alice=secret-a", Kind.CLIENT), stored_key("secret-b", Kind.CLIENT), stored_key("t", Kind.WORKER)]
+)
+
+
+@pytest.mark.parametrize("header", ["Bearer secret-a", "bearer secret-a", "secret-a", "  Bearer   secret-a  "])
+def test_a_key_is_known_with_and_without_bearer(header: str) -> None:
+    principal = KEYS.authenticate(header, Kind.CLIENT)
+    assert principal is not None
+    assert principal.owner == "alice"
+
+
+def test_an_owner_without_a_name_is_the_digest() -> None:
+    principal = KEYS.authenticate("secret-b", Kind.CLIENT)
+    assert principal is not None
+    assert principal.owner == sha256(b"secret-b").hexdigest()[:12]
+
+
+@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "alice=secret-a", "Basic secret-a", "t", "é"])
+def test_anything_else_is_nobody(header: str | None) -> None:
+    assert KEYS.authenticate(header, Kind.CLIENT) is None
+
+
+def test_a_client_is_no_worker() -> None:
+    assert KEYS.authenticate("secret-a", Kind.WORKER) is None
+    assert KEYS.authenticate("Bearer t", Kind.WORKER) is not None
+
+
+def test_without_client_keys_everyone_is_anonymous_but_no_worker() -> None:
+    keys = Keys([stored_key("t", Kind.WORKER)])
+    assert keys.authenticate("Bearer anything", Kind.CLIENT) is ANONYMOUS
+    assert keys.authenticate(None, Kind.CLIENT) is ANONYMOUS
+    assert keys.authenticate("Bearer anything", Kind.WORKER) is None
+
+
+def test_a_key_may_end_in_equals_signs() -> None:
+    keys = Keys([stored_key("YWJjZA==", Kind.CLIENT)])
+    assert keys.authenticate("YWJjZA==", Kind.CLIENT) is not None
+
+
+def test_a_stored_key_shows_nothing_of_the_key() -> None:
+    assert "secret" not in repr(stored_key("alice=secret-a", Kind.CLIENT))

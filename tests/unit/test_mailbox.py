@@ -1,0 +1,146 @@
+"""One job's mailbox: what a relay sees, and when a worker is told to wait."""
+
+import asyncio
+
+import pytest
+
+from proxy.jobs.model import Job, JobId, Outcome
+from proxy.service.output import PAUSE_ABOVE, STREAM_CAP, Head, Mailbox
+
+STREAM = Head(200, "text/event-stream; charset=utf-8")
+JSON = Head(200, "application/json")
+ID = JobId("a")
+
+
+class Port:
+    """A worker that writes down what it is told."""
+
+    def __init__(self) -> None:
+        self.told: list[tuple[str, str, int]] = []
+
+    def offer(self, job: Job) -> None:
+        self.told.append(("offer", job.id, job.attempt))
+
+    def stop(self, job_id: JobId, attempt: int) -> None:
+        self.told.append(("stop", job_id, attempt))
+
+    def pause(self, job_id: JobId, attempt: int) -> None:
+        self.told.append(("pause", job_id, attempt))
+
+    def resume(self, job_id: JobId, attempt: int) -> None:
+        self.told.append(("resume", job_id, attempt))
+
+    def close(self, reason: str) -> None:
+        self.told.append(("close", reason, 0))
+
+
+@pytest.fixture
+def port() -> Port:
+    return Port()
+
+
+@pytest.fixture
+def mailbox(port: Port) -> Mailbox:
+    mailbox = Mailbox(ID, max_answer=10_000_000)
+    mailbox.begin(1, port)
+    return mailbox
+
+
+def test_what_came_leaves_in_one_piece(mailbox: Mailbox) -> None:
+    mailbox.put_head(STREAM)
+    mailbox.put_chunk(b"data: 1\n\n", more=False)
+    mailbox.put_chunk(b"data: 2\n\n", more=False)
+    assert mailbox.drain() == b"data: 1\n\ndata: 2\n\n"
+    assert mailbox.drain() == b""
+
+
+def test_half_an_event_is_not_seen(mailbox: Mailbox) -> None:
+    mailbox.put_head(STREAM)
+    mailbox.put_chunk(b"data: 1", more=True)
+    assert mailbox.drain() == b""
+    mailbox.put_chunk(b"\n\n", more=False)
+    assert mailbox.drain() == b"data: 1\n\n"
+
+
+def test_a_slow_reader_pauses_its_worker_once_and_resumes_it_once(mailbox: Mailbox, port: Port) -> None:
+    mailbox.put_head(STREAM)
+    for _ in range(20):
+        mailbox.put_chunk(b"x" * 10_000, more=False)
+    assert port.told == [("pause", "a", 1)]
+    while mailbox.drain(10_000):
+        pass
+    assert port.told == [("pause", "a", 1), ("resume", "a", 1)]
+
+
+def test_one_write_is_bounded(mailbox: Mailbox) -> None:
+    mailbox.put_head(STREAM)
+    for _ in range(100):
+        mailbox.put_chunk(b"x" * 1_000, more=False)
+    assert len(mailbox.drain(20_000)) == 20_000
+    assert mailbox.backlog == 80_000
+
+
+def test_an_answer_that_is_not_streamed_is_never_paused(mailbox: Mailbox, port: Port) -> None:
+    mailbox.put_head(JSON)
+    assert mailbox.put_chunk(b"x" * PAUSE_ABOVE * 3, more=False)
+    assert port.told == []
+
+
+def test_a_worker_that_ignores_pause_goes_too_far(mailbox: Mailbox) -> None:
+    mailbox.put_head(STREAM)
+    assert mailbox.put_chunk(b"x" * STREAM_CAP, more=False)
+    assert not mailbox.put_chunk(b"x", more=False)
+
+
+def test_an_answer_has_a_largest_size() -> None:
+    mailbox = Mailbox(ID, max_answer=10)
+    mailbox.put_head(JSON)
+    assert not mailbox.put_chunk(b"x" * 11, more=True)
+
+
+def test_a_new_attempt_begins_from_nothing(mailbox: Mailbox, port: Port) -> None:
+    mailbox.put_head(STREAM)
+    mailbox.put_chunk(b"data: old\n\n", more=False)
+    mailbox.put_chunk(b"data: ha", more=True)
+    mailbox.requeue()
+    assert not mailbox.is_taken
+    mailbox.begin(2, port)
+    mailbox.put_head(STREAM)
+    mailbox.put_chunk(b"data: new\n\n", more=False)
+    assert mailbox.drain() == b"data: new\n\n"
+
+
+def test_the_first_end_counts(mailbox: Mailbox) -> None:
+    mailbox.end(Outcome(answered=True))
+    mailbox.end(Outcome(answered=False))
+    assert mailbox.outcome == Outcome(answered=True)
+
+
+async def test_any_number_of_changes_wake_the_relay_once(mailbox: Mailbox) -> None:
+    waiting = asyncio.create_task(mailbox.wait(None))
+    await asyncio.sleep(0)
+    mailbox.put_head(STREAM)
+    mailbox.put_chunk(b"data: 1\n\n", more=False)
+    mailbox.end(Outcome(answered=True))
+    await waiting
+    assert mailbox.drain() == b"data: 1\n\n"
+
+
+async def test_an_alarm_rings_at_its_time(mailbox: Mailbox) -> None:
+    waiting = asyncio.create_task(mailbox.wait(10.0))
+    await asyncio.sleep(0)
+    mailbox.tick(9.9)
+    await asyncio.sleep(0)
+    assert not waiting.done()
+    mailbox.tick(10.0)
+    await waiting
+
+
+def test_a_reader_that_stands_still_is_cut(mailbox: Mailbox) -> None:
+    cut: list[bool] = []
+    mailbox.abort = lambda: cut.append(True)
+    mailbox.writing(100.0)
+    mailbox.tick(159.9)
+    assert not cut
+    mailbox.tick(160.0)
+    assert cut == [True]

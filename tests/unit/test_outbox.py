@@ -1,0 +1,84 @@
+"""What leaves a socket, and in which order."""
+
+from proxy.wire.frames import (
+    MESSAGE_BYTES,
+    PART_BYTES,
+    SOCKET_BYTES,
+    Chunk,
+    End,
+    Frame,
+    Head,
+    Heartbeat,
+    decode_to_proxy,
+)
+from proxy.wire.outbox import Outbox
+
+
+def everything(outbox: Outbox) -> list[Frame]:
+    """All frames, as the other side decodes them."""
+    frames: list[Frame] = []
+    while (message := outbox.next_message()) is not None:
+        assert len(message[0]) <= SOCKET_BYTES
+        frames += decode_to_proxy(message[0])
+    return frames
+
+
+def test_what_one_turn_puts_in_leaves_in_one_message() -> None:
+    outbox = Outbox()
+    for job in "abc":
+        outbox.put_in_lane(Chunk(job, 1, b"x"))
+    message = outbox.next_message()
+    assert message is not None
+    assert len(decode_to_proxy(message[0])) == 3
+    assert outbox.next_message() is None
+
+
+def test_control_frames_overtake_everything() -> None:
+    outbox = Outbox()
+    outbox.put_in_lane(Chunk("a", 1, b"x" * MESSAGE_BYTES * 3))
+    outbox.put(Heartbeat())
+    assert isinstance(everything(outbox)[0], Heartbeat)
+
+
+def test_a_big_body_travels_in_parts_and_comes_out_whole() -> None:
+    outbox = Outbox()
+    body = bytes(range(256)) * 3_000
+    outbox.put_in_lane(Head("a", 1, 200, "text/plain"))
+    outbox.put_in_lane(Chunk("a", 1, body))
+    outbox.put_in_lane(Chunk("a", 1, b"next"))
+    outbox.put_in_lane(End("a", 1, "completed"))
+    head, *chunks, last, end = everything(outbox)
+    assert isinstance(head, Head)
+    assert isinstance(end, End)
+    parts = [chunk for chunk in chunks if isinstance(chunk, Chunk)]
+    assert b"".join(part.data for part in parts) == body
+    assert max(len(part.data) for part in parts) <= PART_BYTES
+    assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
+    assert last == Chunk("a", 1, b"next")
+
+
+def test_lanes_take_turns() -> None:
+    outbox = Outbox()
+    outbox.put_in_lane(Chunk("big", 1, b"x" * PART_BYTES * 10))
+    outbox.put_in_lane(Chunk("small", 1, b"token"))
+    order = [frame.job for frame in everything(outbox) if isinstance(frame, Chunk)]
+    assert order.index("small") == 1
+
+
+def test_the_backlog_is_what_has_not_left() -> None:
+    outbox = Outbox()
+    outbox.put_in_lane(Chunk("a", 1, b"x" * MESSAGE_BYTES * 2))
+    before = outbox.backlog("a")
+    outbox.next_message()
+    assert before == MESSAGE_BYTES * 2
+    assert 0 < outbox.backlog("a") < before
+    everything(outbox)
+    assert outbox.backlog("a") == 0
+
+
+def test_a_dropped_job_sends_no_more() -> None:
+    outbox = Outbox()
+    outbox.put_in_lane(Chunk("a", 1, b"x"))
+    outbox.put_in_lane(Chunk("b", 1, b"y"))
+    outbox.drop("a")
+    assert everything(outbox) == [Chunk("b", 1, b"y")]

@@ -1,0 +1,72 @@
+"""Deadlines and losses, as functions of a job and a time."""
+
+from dataclasses import replace
+
+import pytest
+from harness.jobs import submission
+
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import Job, JobError, Millis
+from proxy.jobs.policy import MAX_FAILURES, after_loss, deadline, overdue
+
+LOST = JobError("worker_lost", "gone")
+
+
+def queued(**changed: object) -> Job:
+    return Job(submission("a", **changed), sequence=1, status=Status.IN_QUEUE, created_at=Millis(1_000))
+
+
+def taken(**changed: object) -> Job:
+    return replace(queued(**changed), status=Status.IN_PROGRESS, attempt=1, taken_at=Millis(5_000))
+
+
+def test_a_queued_job_waits_until_its_queue_deadline() -> None:
+    job = queued(queued_until=Millis(4_000))
+    assert overdue(job, Millis(3_999)) is None
+    verdict = overdue(job, Millis(4_000))
+    assert verdict is not None
+    assert verdict.event is Event.EXPIRE
+    assert verdict.error is not None
+    assert verdict.error.code == "no_workers"
+    assert "within 3 s" in verdict.error.message
+
+
+def test_the_queue_deadline_ends_with_the_queue() -> None:
+    assert overdue(taken(queued_until=Millis(4_000)), Millis(10_000)) is None
+
+
+def test_a_run_has_its_execution_timeout() -> None:
+    job = taken(execution_timeout=Millis(2_000))
+    assert overdue(job, Millis(6_999)) is None
+    verdict = overdue(job, Millis(7_000))
+    assert verdict is not None
+    assert verdict.error == JobError("execution_timeout", "The job ran for longer than 2 seconds.")
+
+
+@pytest.mark.parametrize("job", [queued(expires_at=Millis(4_000)), taken(expires_at=Millis(4_000))])
+def test_a_time_to_live_ends_a_job_wherever_it_stands(job: Job) -> None:
+    verdict = overdue(job, Millis(4_000))
+    assert verdict is not None
+    assert verdict.error is not None
+    assert verdict.error.code == "expired"
+
+
+def test_an_ended_job_has_no_deadline() -> None:
+    ended = replace(queued(queued_until=Millis(1), expires_at=Millis(1)), status=Status.COMPLETED)
+    assert deadline(ended) is None
+
+
+def test_a_lost_run_is_run_again_while_nothing_of_it_was_seen() -> None:
+    assert after_loss(taken(), LOST, output_left=False).event is Event.RELEASE
+
+
+def test_a_lost_run_fails_once_its_output_was_seen() -> None:
+    assert after_loss(taken(), LOST, output_left=True) == (Event.FAIL, LOST)
+
+
+def test_a_job_that_kills_its_workers_is_given_up() -> None:
+    verdict = after_loss(replace(taken(), failures=MAX_FAILURES - 1), LOST, output_left=False)
+    assert verdict.event is Event.FAIL
+    assert verdict.error is not None
+    assert verdict.error.code == "gave_up"
+    assert "3 runs were lost" in verdict.error.message

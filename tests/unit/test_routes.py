@@ -1,0 +1,49 @@
+"""Which paths exist, and what they mean."""
+
+import pytest
+
+from proxy.api.errors import ApiError
+from proxy.api.routes import match
+
+
+@pytest.mark.parametrize(
+    ("path", "endpoint"),
+    [
+        ("/v1/chat/completions", None),
+        ("/openai/v1/chat/completions", None),
+        ("/v2/default/openai/v1/chat/completions", "default"),
+        ("/v2/a-b_C9/openai/v1/chat/completions/", "a-b_C9"),
+    ],
+)
+def test_a_route_stands_at_three_places(path: str, endpoint: str | None) -> None:
+    found = match(path, "POST")
+    assert found is not None
+    assert (found.path, found.endpoint) == ("/v1/chat/completions", endpoint)
+
+
+def test_a_model_id_may_contain_slashes() -> None:
+    found = match("/v1/models/Qwen/Qwen3-8B", "GET")
+    assert found is not None
+    assert found.model == "Qwen/Qwen3-8B"
+
+
+@pytest.mark.parametrize("path", ["/", "/health", "/v2/default/run", "/v2/a b/openai/v1/models", "/v1", "/V1/models"])
+def test_other_paths_are_none_of_this_api(path: str) -> None:
+    assert match(path, "GET") is None
+
+
+@pytest.mark.parametrize(
+    "path",
+    ["/v1/sleep", "/v1/load_lora_adapter", "/openai/collective_rpc", "/v2/default/openai/docs", "/v1/chat", "/v1/../x"],
+)
+def test_what_is_not_in_the_table_does_not_exist(path: str) -> None:
+    with pytest.raises(ApiError) as refused:
+        match(path, "POST")
+    assert refused.value.row.status == 404
+
+
+def test_a_wrong_method_names_the_right_ones() -> None:
+    with pytest.raises(ApiError) as refused:
+        match("/v1/models", "POST")
+    assert refused.value.row.status == 405
+    assert (b"allow", b"GET, HEAD") in refused.value.headers()

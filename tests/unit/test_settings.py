@@ -1,0 +1,46 @@
+"""What the proxy is told from outside."""
+
+import stat
+from pathlib import Path
+
+import pytest
+from pydantic import SecretStr, ValidationError
+
+from proxy.settings import Settings
+
+
+def test_an_endpoint_may_name_its_models() -> None:
+    endpoints = Settings(endpoint=["default", "big=Qwen/Qwen3-8B,alias"]).endpoints()
+    assert [(one.id, one.models) for one in endpoints] == [("default", ()), ("big", ("Qwen/Qwen3-8B", "alias"))]
+
+
+def test_lists_are_words_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("PROXY_API_KEY", "alice=one two")
+    assert [key.get_secret_value() for key in Settings().api_key] == ["alice=one", "two"]
+
+
+@pytest.mark.parametrize("wrong", ["", "a b", "a/b", "x" * 81])
+def test_an_endpoint_id_has_a_pattern(wrong: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(endpoint=[wrong])
+
+
+@pytest.mark.parametrize(
+    ("host", "keys", "exposed"), [("127.0.0.1", [], False), ("0.0.0.0", [], True), ("0.0.0.0", ["k"], False)]
+)
+def test_others_may_only_come_with_a_key(host: str, keys: list[str], exposed: bool) -> None:
+    assert Settings(host=host, api_key=[SecretStr(key) for key in keys]).is_exposed() is exposed
+
+
+def test_the_worker_token_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    settings = Settings(data_dir=tmp_path / "data")
+    token = settings.token()
+    assert len(token) >= 32
+    assert Settings(data_dir=tmp_path / "data").token() == token
+    assert stat.S_IMODE((tmp_path / "data").stat().st_mode) == 0o700
+    assert stat.S_IMODE((tmp_path / "data" / "worker-token").stat().st_mode) == 0o600
+
+
+def test_secrets_do_not_show(tmp_path: Path) -> None:
+    settings = Settings(api_key=[SecretStr("hush-hush")], worker_token=SecretStr("hush-hush"), data_dir=tmp_path)
+    assert "hush" not in repr(settings)

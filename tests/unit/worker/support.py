@@ -1,0 +1,189 @@
+"""What the worker's tests share: a proxy that speaks the wire on a real socket, and runs of the runtime against it."""
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+from typing import Any, Self, TypeVar
+
+from websockets.asyncio.server import Server, ServerConnection, serve
+
+from proxy.wire.frames import Body, Chunk, End, Frame, Hello, Job, JobFrame, ToProxy, decode_to_proxy, encode
+from worker_vllm.asgi import App, Receive, Request, Scope, Send
+from worker_vllm.channel import Channel, Patience, WakingOutbox
+from worker_vllm.dialling import Link
+from worker_vllm.engine.base import Engine, read_models
+from worker_vllm.runtime import Runtime
+
+DEADLINE = 30.0  # seconds; a test that waits longer has failed
+CHAT = "/v1/chat/completions"
+FrameType = TypeVar("FrameType", bound=Frame)
+
+
+def chat(message: str = "hello", **fields: Any) -> Request:
+    """A chat call."""
+    body = {"messages": [{"role": "user", "content": message}], "stream": True, "max_tokens": 3} | fields
+    return Request("POST", CHAT, "application/json", json.dumps(body).encode())
+
+
+@dataclass
+class Line:
+    """One connection of a worker, as the proxy sees it."""
+
+    socket: ServerConnection
+    frames: list[ToProxy] = field(default_factory=list)
+    messages: list[list[ToProxy]] = field(default_factory=list)
+    news: asyncio.Condition = field(default_factory=asyncio.Condition)
+
+    async def send(self, *frames: Frame) -> None:
+        await self.socket.send(encode(list(frames)))
+
+    async def send_job(self, job: str, request: Request, attempt: int = 1, *, light: bool = False) -> None:
+        """Hand out a job with its whole body."""
+        size = len(request.body)
+        head = Job(job, attempt, request.method, request.path, request.content_type, size, light)
+        await self.send(head, Body(job, attempt, request.body))
+
+    async def until(self, condition: Callable[[], bool]) -> None:
+        async with asyncio.timeout(DEADLINE), self.news:
+            await self.news.wait_for(condition)
+
+    async def wait_for(self, kind: type[FrameType], job: str = "") -> FrameType:
+        """The first frame of a kind, of a job if one is named."""
+
+        def found() -> list[FrameType]:
+            return [frame for frame in self.frames if isinstance(frame, kind) and _is_of(frame, job)]
+
+        await self.until(lambda: bool(found()))
+        return found()[0]
+
+    def of(self, job: str) -> list[JobFrame]:
+        """What came for a job."""
+        return [frame for frame in self.frames if isinstance(frame, JobFrame) and frame.job == job]
+
+    def text(self, job: str) -> bytes:
+        """The bytes of a job's answer."""
+        return b"".join(frame.data for frame in self.of(job) if isinstance(frame, Chunk))
+
+    def ends(self, job: str) -> list[End]:
+        return [frame for frame in self.of(job) if isinstance(frame, End)]
+
+    async def read(self) -> None:
+        async for message in self.socket:
+            assert isinstance(message, bytes)
+            frames = decode_to_proxy(message)
+            async with self.news:
+                self.messages.append(frames)
+                self.frames += frames
+                self.news.notify_all()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that nobody announces."""
+    async with asyncio.timeout(DEADLINE):
+        while not condition():  # noqa: ASYNC110 - the code under test needs no such event
+            await asyncio.sleep(0.001)
+
+
+def _is_of(frame: Frame, job: str) -> bool:
+    return not job or (isinstance(frame, JobFrame) and frame.job == job)
+
+
+class FakeProxy:
+    """Accepts workers on a real socket and remembers what they say."""
+
+    def __init__(self) -> None:
+        self.lines: asyncio.Queue[Line] = asyncio.Queue()
+        self.server: Server | None = None
+        self.reads = asyncio.Event()  # cleared: the proxy stops reading, and the socket fills up
+        self.reads.set()
+
+    @property
+    def url(self) -> str:
+        assert self.server is not None
+        return f"ws://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v2/default/worker"
+
+    async def next_line(self) -> Line:
+        """The next connection that has said hello."""
+        async with asyncio.timeout(DEADLINE):
+            line = await self.lines.get()
+        await line.wait_for(Hello)
+        return line
+
+    async def serve(self, socket: ServerConnection) -> None:
+        line = Line(socket)
+        self.lines.put_nowait(line)
+        await self.reads.wait()
+        await line.read()
+
+
+@contextlib.asynccontextmanager
+async def fake_proxy() -> AsyncIterator[FakeProxy]:
+    proxy = FakeProxy()
+    async with serve(proxy.serve, "127.0.0.1", 0, compression=None, max_size=None) as server:
+        proxy.server = server
+        yield proxy
+
+
+@dataclass
+class Worker:
+    """A worker that works, without the process around it."""
+
+    runtime: Runtime
+    channel: Channel
+    outbox: WakingOutbox
+    running: asyncio.Task[None]
+
+
+@contextlib.asynccontextmanager
+async def working(engine: Engine, url: str, slots: int = 4, patience: Patience | None = None) -> AsyncIterator[Worker]:
+    """Runtime and channel of a worker, dialled in."""
+    outbox = WakingOutbox()
+    models = await read_models(engine)
+    async with asyncio.TaskGroup() as group:
+        runtime = Runtime("w-test", engine, models, slots, outbox, group)
+        channel = Channel(Link(url, "token", "w-test"), outbox, runtime, patience or Patience(5.0))
+        running = group.create_task(channel.run())
+        try:
+            yield Worker(runtime, channel, outbox, running)
+        finally:
+            await runtime.lose_all("test_over", "")
+            running.cancel()
+
+
+class AppEngine:
+    """An engine that is just an app."""
+
+    def __init__(self, app: App, *, dead: bool = False) -> None:
+        self.name = "app"
+        self.app = app
+        self.authorization = ""
+        self.slots = 4
+        self.dead = dead
+
+    def progress(self) -> int:
+        return 0
+
+    def kill(self) -> None:
+        self.dead = True
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        return None
+
+
+def app_of(*bodies: bytes, status: int = 200, content_type: str = "text/event-stream", whole: bool = True) -> App:
+    """An app that sends these parts, and the end of its body if it is whole."""
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        headers = [(b"content-type", content_type.encode())]
+        await send({"type": "http.response.start", "status": status, "headers": headers})
+        for body in bodies:
+            await send({"type": "http.response.body", "body": body, "more_body": True})
+        if whole:
+            await send({"type": "http.response.body", "body": b""})
+
+    return app

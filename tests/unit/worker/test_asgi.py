@@ -1,0 +1,166 @@
+import asyncio
+from contextlib import aclosing
+from http import HTTPStatus
+
+import pytest
+
+from tests.unit.worker.support import DEADLINE, app_of
+from worker_vllm.asgi import UNREAD_BYTES, CutShortError, Head, Message, Receive, Request, Scope, Send, call, fetch
+
+GET = Request("GET", "/v1/models")
+
+
+async def collect(answer: "object") -> list[Head | bytes]:
+    return [piece async for piece in answer]  # type: ignore[attr-defined]
+
+
+async def test_an_answer_is_a_head_and_then_its_body() -> None:
+    app = app_of(b"data: 1\n\n", b"data: 2\n\n")
+
+    pieces = await collect(call(app, GET))
+
+    assert pieces[0] == Head(200, "text/event-stream")
+    assert b"".join(piece for piece in pieces[1:] if isinstance(piece, bytes)) == b"data: 1\n\ndata: 2\n\n"
+
+
+async def test_what_is_sent_in_one_turn_comes_as_one_piece() -> None:
+    app = app_of(*(b"data: %d\n\n" % number for number in range(100)))
+
+    pieces = await collect(call(app, GET))
+
+    assert len(pieces) == 2
+
+
+async def test_the_scope_looks_like_a_request_over_http() -> None:
+    seen: dict[str, object] = {}
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        seen.update(scope)
+        seen["request"] = await receive()
+        await app_of(b"ok")(scope, receive, send)
+
+    await fetch(app, Request("POST", "/v1/responses/r1?stream=true", "application/json", b"{}"), "Bearer key")
+
+    assert seen["asgi"] == {"version": "3.0", "spec_version": "2.3"}  # 2.4 would not abort a cancelled stream
+    assert (seen["path"], seen["query_string"]) == ("/v1/responses/r1", b"stream=true")
+    assert seen["request"] == {"type": "http.request", "body": b"{}", "more_body": False}
+    headers = dict(seen["headers"])  # type: ignore[call-overload]
+    assert headers[b"content-type"] == b"application/json"
+    assert headers[b"content-length"] == b"2"
+    assert headers[b"authorization"] == b"Bearer key"
+    assert headers[b"host"]
+
+
+async def test_every_call_has_a_state_of_its_own() -> None:
+    states: list[object] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        states.append(scope["state"])
+        await app_of()(scope, receive, send)
+
+    await fetch(app, GET)
+    await fetch(app, GET)
+
+    assert states[0] is not states[1]
+
+
+async def test_leaving_disconnects_the_app_and_waits_for_it() -> None:
+    steps: list[str] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        message = await receive()
+        steps.append(message["type"])
+        await asyncio.sleep(0)
+        await send({"type": "http.response.body", "body": b"too late", "more_body": True})
+        steps.append("ended")
+
+    async with asyncio.timeout(DEADLINE), aclosing(call(app, GET)) as answer:  # type: ignore[type-var]
+        await anext(answer)
+
+    assert steps == ["http.disconnect", "ended"]
+
+
+async def test_a_cancelled_task_waits_for_the_app_too() -> None:
+    started, ended = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        started.set()
+        await receive()
+        ended.set()
+
+    task = asyncio.create_task(fetch(app, GET))
+    await started.wait()
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+
+    assert ended.is_set()
+
+
+async def test_a_body_without_its_last_part_is_cut_short() -> None:
+    with pytest.raises(CutShortError):
+        await collect(call(app_of(b"data: 1\n\n", whole=False), GET))
+
+
+async def test_the_app_s_own_exception_is_the_cause() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        raise RuntimeError("out of luck")
+
+    with pytest.raises(CutShortError) as caught:
+        await collect(call(app, GET))
+
+    assert isinstance(caught.value.__cause__, RuntimeError)
+
+
+async def test_an_exception_after_a_whole_answer_changes_nothing() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await app_of(b"{}", status=500)(scope, receive, send)
+        raise RuntimeError("Starlette raises again what it has answered with 500")
+
+    assert await fetch(app, GET) == (500, b"{}")
+
+
+async def test_the_app_waits_while_too_much_is_unread() -> None:
+    sent = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal sent
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        for _ in range(100):
+            await send({"type": "http.response.body", "body": b"x" * 4096, "more_body": True})
+            sent += 4096
+        await send({"type": "http.response.body", "body": b""})
+
+    async with aclosing(call(app, GET)) as answer:  # type: ignore[type-var]
+        await anext(answer)  # the head; the app has run up to its bound
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert sent <= 2 * UNREAD_BYTES + 8192  # what was taken, and what may wait behind it
+        rest = [piece async for piece in answer]
+
+    assert sum(len(piece) for piece in rest if isinstance(piece, bytes)) == 100 * 4096
+
+
+async def test_a_status_may_be_an_enum_member() -> None:
+    assert await fetch(app_of(status=HTTPStatus.BAD_REQUEST), GET) == (400, b"")
+
+
+async def test_an_app_that_ignores_the_disconnect_is_ended_by_force() -> None:
+    gone = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        message: Message = {"type": "http.response.start", "status": 200, "headers": []}
+        await send(message)
+        try:
+            await asyncio.Event().wait()
+        finally:
+            gone.set()
+
+    async with aclosing(call(app, GET, leave_seconds=0.01)) as answer:  # type: ignore[type-var]
+        await anext(answer)
+
+    async with asyncio.timeout(DEADLINE):
+        await gone.wait()

@@ -1,0 +1,285 @@
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from proxy.wire.frames import (
+    Body,
+    Chunk,
+    Credit,
+    End,
+    Head,
+    Hello,
+    Hold,
+    Job,
+    Pause,
+    Resume,
+    Stop,
+)
+from tests.unit.worker.support import CHAT, DEADLINE, FakeProxy, chat, fake_proxy, until, working
+from worker_vllm.asgi import Request
+from worker_vllm.engine.scripted import ScriptedEngine
+from worker_vllm.runtime import BACKLOG_HIGH
+
+ENDLESS: dict[str, Any] = {"max_tokens": 1_000_000, "seed": 1000}
+
+
+@pytest.fixture
+async def proxy() -> AsyncIterator[FakeProxy]:
+    async with fake_proxy() as running:
+        yield running
+
+
+@pytest.fixture
+def engine() -> ScriptedEngine:
+    return ScriptedEngine(stage=lambda _: None)
+
+
+async def test_a_worker_says_who_it_is_and_what_it_can_take(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url, slots=7):
+        line = await proxy.next_line()
+
+        hello, credit = line.frames[:2]
+        assert isinstance(hello, Hello)
+        assert (hello.worker, hello.engine, [model.id for model in hello.models]) == (
+            "w-test",
+            "scripted",
+            ["scripted"],
+        )
+        assert credit == Credit(7, 32)
+
+
+async def test_a_job_gives_head_chunks_and_one_end(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send_job("j", chat("m", max_tokens=2))
+
+        assert (await line.wait_for(End, "j")).ending == "completed"
+        head, *chunks, _ = line.of("j")
+        assert head == Head("j", 1, 200, "text/event-stream; charset=utf-8")
+        assert all(isinstance(chunk, Chunk) for chunk in chunks)
+        assert b"m 0 " in line.text("j")
+        assert line.text("j").endswith(b"data: [DONE]\n\n")
+
+
+async def test_a_body_in_parts_starts_with_the_last(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    request = chat("x" * 1000)
+    third = len(request.body) // 3
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send(Job("j", 1, "POST", CHAT, "application/json", len(request.body)))
+        await line.send(Body("j", 1, request.body[:third], more=True))
+        await line.send(Body("j", 1, request.body[third : 2 * third], more=True))
+        await line.send(Body("j", 1, request.body[2 * third :]))
+
+        assert (await line.wait_for(End, "j")).ending == "completed"
+
+
+@pytest.mark.parametrize("size", [3, 5])
+async def test_a_body_of_another_size_than_announced_is_refused(
+    proxy: FakeProxy, engine: ScriptedEngine, size: int
+) -> None:
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send(Job("j", 1, "POST", CHAT, "application/json", size), Body("j", 1, b"1234"))
+
+        assert (await line.wait_for(End, "j")).code == "bad_body"
+
+
+async def test_a_job_without_body_starts_at_once(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send(Job("j", 1, "GET", "/v1/models", "", 0, light=True))
+
+        assert (await line.wait_for(End, "j")).ending == "completed"
+
+
+@pytest.mark.parametrize(
+    ("fault", "ending", "code"),
+    [
+        ("error_event:1", "failed", "error_event"),
+        ("cut:1", "lost", "worker_lost"),
+        ("status:503", "failed", "http_503"),
+        ("engine_dead:1", "lost", "engine_dead"),
+    ],
+)
+async def test_how_a_run_ends_is_told(
+    proxy: FakeProxy, engine: ScriptedEngine, fault: str, ending: str, code: str
+) -> None:
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send_job("j", chat(fault=fault))
+
+        end = await line.wait_for(End, "j")
+        assert (end.ending, end.code) == (ending, code)
+
+
+async def test_a_stopped_run_lets_go_of_the_engine_and_ends_once(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send_job("j", chat(**ENDLESS))
+        await line.wait_for(Chunk, "j")
+        await line.send(Stop("j", 1), Stop("j", 1))
+
+        await line.wait_for(End, "j")
+        assert engine.running == 0
+        await line.send_job("k", chat())
+        await line.wait_for(End, "k")
+        assert len(line.ends("j")) == 1
+        assert isinstance(line.of("j")[-1], End)
+
+
+async def test_a_stop_may_come_before_the_body_or_with_it(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    body = chat().body
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send(Job("a", 1, "POST", CHAT, "", len(body)), Stop("a", 1))
+        await line.send(Job("b", 1, "POST", CHAT, "", len(body)), Body("b", 1, body), Stop("b", 1))
+
+        await line.wait_for(End, "a")
+        await line.wait_for(End, "b")
+        assert line.of("a") == line.ends("a")
+        assert line.of("b") == line.ends("b")
+
+
+async def test_duplicates_and_stale_frames_are_ignored(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send_job("j", chat(**ENDLESS), attempt=2)
+        await line.wait_for(Head, "j")
+        await line.send_job("j", chat(), attempt=2)
+        await line.send_job("j", chat(), attempt=1)
+        await line.send(Stop("j", 1), Stop("other", 1))
+        await line.send_job("k", chat())
+        await line.wait_for(End, "k")
+
+        assert engine.running == 1
+        assert not line.ends("j")
+
+
+async def test_a_newer_attempt_replaces_the_older(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send_job("j", chat(**ENDLESS), attempt=1)
+        await line.wait_for(Head, "j")
+        await line.send_job("j", chat(), attempt=2)
+
+        end = await line.wait_for(End, "j")
+        assert (end.attempt, end.ending) == (2, "completed")
+
+
+async def test_a_job_beyond_the_slots_is_handed_back(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url, slots=1):
+        line = await proxy.next_line()
+        await line.send_job("a", chat(**ENDLESS))
+        await line.send_job("b", chat())
+        await line.send_job("light", Request("GET", "/version"), light=True)
+
+        end = await line.wait_for(End, "b")
+        assert (end.ending, end.code) == ("released", "no_slot")
+        assert (await line.wait_for(End, "light")).ending == "completed"
+
+
+async def test_a_paused_job_sends_no_more_and_others_do(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url) as worker:
+        line = await proxy.next_line()
+        await line.send_job("j", chat(**ENDLESS))
+        await line.wait_for(Chunk, "j")
+        await line.send(Pause("j", 1))
+        await line.send_job("k", chat(max_tokens=100, seed=1000))
+        await line.wait_for(End, "k")  # proof that the pause was read, and that it is for one job only
+        before = len(line.of("j"))
+        await line.send_job("l", chat(max_tokens=100, seed=1000))
+        await line.wait_for(End, "l")
+
+        assert len(line.of("j")) == before
+        assert not worker.runtime.is_waiting_for_engine  # a paused job is no sign of a hanging engine
+        await line.send(Resume("j", 1))
+        await line.until(lambda: len(line.of("j")) > before)
+
+
+async def test_a_paused_engine_waits_and_makes_no_more(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send_job("j", chat(max_tokens=1_000_000))
+        await line.wait_for(Chunk, "j")
+        await line.send(Pause("j", 1))
+        await line.send_job("k", chat(max_tokens=300, seed=1000))
+        await line.wait_for(End, "k")
+        made = engine.generation_tokens
+        await line.send_job("l", chat(max_tokens=100, seed=1000))
+        await line.wait_for(End, "l")
+
+        assert engine.generation_tokens == made + 100
+
+
+async def test_what_waits_for_a_proxy_that_does_not_read_is_bounded(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url) as worker:
+        line = await proxy.next_line()
+        await line.send_job("j", chat("x" * 500, max_tokens=1_000_000))
+        await line.wait_for(Chunk, "j")
+        await line.socket.close(1012)  # gone: from now on everything waits in the outbox
+        backlog = [worker.outbox.backlog("j")]
+        for _ in range(1000):
+            await asyncio.sleep(0)
+            backlog.append(worker.outbox.backlog("j"))
+
+        assert max(backlog) < BACKLOG_HIGH + 256 * 1024
+
+
+async def test_a_connection_is_replaced_without_losing_a_byte(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url):
+        first = await proxy.next_line()
+        await first.send_job("j", chat("m", max_tokens=300, seed=2000))
+        await first.wait_for(Chunk, "j")
+        half = Job("half", 1, "POST", CHAT, "", 100)
+        await first.send(half, Body("half", 1, b"1234567890", more=True))
+        await first.socket.close(1012)
+        await first.socket.wait_closed()
+        second = await proxy.next_line()
+
+        hello = await second.wait_for(Hello)
+        assert hello.holds == [Hold("j", 1, len(first.of("j")))]
+        assert (await second.wait_for(End, "j")).ending == "completed"
+        text = first.text("j") + second.text("j")
+        assert [text.count(b'"m %d "' % number) for number in range(300)] == [1] * 300
+
+
+async def test_a_drain_hands_back_finishes_and_tells(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url) as worker:
+        line = await proxy.next_line()
+        await line.send_job("running", chat(max_tokens=20, seed=10_000))
+        await line.wait_for(Chunk, "running")
+        await line.send(Job("arriving", 1, "POST", CHAT, "", 100))
+        await line.send_job("mute", chat(stream=False, **ENDLESS))
+        await until(lambda: engine.running > 1)
+        await worker.runtime.drain(DEADLINE)
+        await worker.channel.close(1001, "drained")
+        await worker.running
+
+        endings = {end.job: end.ending for end in line.frames if isinstance(end, End)}
+        assert endings == {"running": "completed", "arriving": "released", "mute": "released"}
+        assert line.frames.count(Credit(0, 0)) == 1
+        assert line.socket.close_code == 1001
+        assert engine.running == 0
+
+
+async def test_what_a_drain_cannot_wait_for_is_lost(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url) as worker:
+        line = await proxy.next_line()
+        await line.send_job("j", chat(fault="hang:1"))
+        await line.wait_for(Chunk, "j")
+        await worker.runtime.drain(0.05)
+
+        end = await line.wait_for(End, "j")
+        assert (end.ending, end.code) == ("lost", "worker_stopped")
+
+
+async def test_a_draining_worker_hands_back_what_still_comes(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    async with working(engine, proxy.url) as worker:
+        line = await proxy.next_line()
+        await worker.runtime.drain(1)
+        await line.send_job("j", chat())
+
+        assert (await line.wait_for(End, "j")).ending == "released"

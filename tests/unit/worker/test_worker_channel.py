@@ -1,0 +1,150 @@
+import asyncio
+from collections.abc import Sequence
+from http import HTTPStatus
+
+import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request as HandshakeRequest
+from websockets.http11 import Response
+
+from proxy.wire.frames import PROTOCOL, Chunk, Credit, Frame, Heartbeat, Hello, Log, ToWorker
+from tests.unit.worker.support import DEADLINE, fake_proxy, until
+from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox
+from worker_vllm.dialling import Link, RefusedError
+
+
+class QuietPeer:
+    """Says hello and nothing else."""
+
+    def __init__(self) -> None:
+        self.sent_frames: list[Frame] = []
+        self.disconnects = 0
+
+    def hello(self) -> Hello:
+        return Hello(PROTOCOL, "w", "none")
+
+    def credit(self) -> Credit:
+        return Credit(0, 0)
+
+    def receive(self, frame: ToWorker) -> None:
+        raise AssertionError(frame)
+
+    def sent(self, frames: Sequence[Frame]) -> None:
+        self.sent_frames += frames
+
+    def disconnected(self) -> None:
+        self.disconnects += 1
+
+
+def channel_to(url: str, patience: Patience | None = None) -> tuple[Channel, WakingOutbox, QuietPeer]:
+    outbox, peer = WakingOutbox(), QuietPeer()
+    return Channel(Link(url, "secret", "w"), outbox, peer, patience or Patience(5.0)), outbox, peer
+
+
+@pytest.mark.parametrize("status", [401, 403, 404, 409, 426])
+async def test_a_refused_handshake_is_final_and_says_why(status: int) -> None:
+    def refuse(socket: ServerConnection, request: HandshakeRequest) -> Response:
+        assert request.headers["authorization"] == "Bearer secret"
+        return socket.respond(HTTPStatus(status), "this is why")
+
+    async def nothing(_: ServerConnection) -> None: ...
+
+    async with serve(nothing, "127.0.0.1", 0, process_request=refuse) as server:
+        channel, _, _ = channel_to(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(RefusedError, match=f"answered {status}: this is why"):
+            await channel.run()
+
+
+async def test_a_refused_hello_is_final_and_says_why() -> None:
+    async def refuse(socket: ServerConnection) -> None:
+        await socket.recv()
+        await socket.close(4409, "another model")
+
+    async with serve(refuse, "127.0.0.1", 0) as server:
+        channel, _, _ = channel_to(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
+        with pytest.raises(RefusedError, match="another model"):
+            await channel.run()
+
+
+async def test_a_worker_that_was_accepted_dials_again_after_any_close() -> None:
+    lines = 0
+
+    async def serve_line(socket: ServerConnection) -> None:
+        nonlocal lines
+        lines += 1
+        await socket.recv()
+        await socket.recv()  # the heartbeat: by now it was accepted
+        await socket.close(4409, "another model")
+
+    async with serve(serve_line, "127.0.0.1", 0) as server:
+        channel, _, peer = channel_to(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", Patience(0.01))
+        running = asyncio.create_task(channel.run())
+        await until(lambda: lines > 1)
+        assert not running.done()
+        assert peer.disconnects >= 1
+        running.cancel()
+        await asyncio.wait({running})
+
+
+async def test_an_unreachable_proxy_is_dialled_until_the_worker_is_orphaned() -> None:
+    listener = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
+    async with listener:
+        channel, _, _ = channel_to(f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}", Patience(5.0, orphan=0.3))
+        async with asyncio.timeout(DEADLINE):
+            with pytest.raises(OrphanedError):
+                await channel.run()
+
+
+async def test_frames_of_one_turn_leave_in_one_message_control_first() -> None:
+    async with fake_proxy() as proxy:
+        channel, outbox, peer = channel_to(proxy.url)
+        running = asyncio.create_task(channel.run())
+        line = await proxy.next_line()
+        outbox.put_in_lane(Chunk("j", 1, b"1"))
+        outbox.put_in_lane(Chunk("k", 1, b"2"))
+        outbox.put(Log("hello"))
+        await line.until(lambda: len(line.messages) > 1)
+        await channel.close()
+        await running
+
+    assert line.messages[1] == [Log("hello"), Chunk("j", 1, b"1"), Chunk("k", 1, b"2")]
+    assert peer.sent_frames == line.frames
+
+
+async def test_heartbeats_come_at_their_pace() -> None:
+    async with fake_proxy() as proxy:
+        channel, _, _ = channel_to(proxy.url, Patience(0.01))
+        running = asyncio.create_task(channel.run())
+        line = await proxy.next_line()
+        await line.until(lambda: line.frames.count(Heartbeat()) >= 3)
+        await channel.close()
+        await running
+
+
+async def test_closing_writes_what_waits_and_dials_no_more() -> None:
+    async with fake_proxy() as proxy:
+        channel, outbox, _ = channel_to(proxy.url)
+        running = asyncio.create_task(channel.run())
+        line = await proxy.next_line()
+        for number in range(100):
+            outbox.put_in_lane(Chunk("j", number, b"x" * 10_000))
+        await channel.close(1001, "bye")
+        await running
+        await line.socket.wait_closed()
+        await line.until(lambda: len(line.of("j")) == 100)
+
+    assert (line.socket.close_code, line.socket.close_reason) == (1001, "bye")
+
+
+async def test_a_message_of_another_protocol_closes_the_connection() -> None:
+    async with fake_proxy() as proxy:
+        channel, _, _ = channel_to(proxy.url)
+        running = asyncio.create_task(channel.run())
+        line = await proxy.next_line()
+        await line.socket.send(b"\x93nonsense")
+        async with asyncio.timeout(DEADLINE):
+            await line.socket.wait_closed()
+        assert line.socket.close_code == 1002
+        assert isinstance((await proxy.next_line()).frames[0], Hello)  # it dials again
+        await channel.close()
+        await running

@@ -1,0 +1,8 @@
+"""`python -m worker_vllm [flags for vLLM ...]`. Engine processes import this module too, hence the guard."""
+
+if __name__ == "__main__":
+    import sys
+
+    from worker_vllm.worker import main
+
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,217 @@
+"""The worker's side of the WebSocket: dial the proxy, keep the connection, carry frames. Knows nothing of jobs.
+
+Everything that is put into the outbox in one turn of the event loop leaves in one message. When the connection breaks
+the outbox keeps what waits; the peer's next `Hello` tells the proxy what each run has sent.
+"""
+
+import asyncio
+import random
+import time
+from collections.abc import Coroutine, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+from websockets.asyncio.client import ClientConnection
+from websockets.exceptions import ConnectionClosed
+
+from proxy.wire.frames import (
+    BadFrameError,
+    Credit,
+    Frame,
+    Heartbeat,
+    Hello,
+    JobFrame,
+    ToWorker,
+    decode_to_worker,
+)
+from proxy.wire.outbox import Outbox
+from worker_vllm.dialling import Link, RefusedError, dial, refusal_of_close
+
+BACKOFF_FIRST = 0.5  # seconds; doubled at each failure, drawn at random below it: proxies that come back meet no herd
+BACKOFF_MOST = 15.0
+FLUSH_SECONDS = 5.0  # how long closing waits for the last frames to leave
+GOING_AWAY = 1001
+PROTOCOL_ERROR = 1002
+
+
+class WakingOutbox(Outbox):
+    """An outbox that says when something was put in."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.ready = asyncio.Event()
+        self.empty = asyncio.Event()  # set by the writer when all of it has been written
+
+    def put(self, frame: Frame) -> None:
+        super().put(frame)
+        self._tell()
+
+    def put_in_lane(self, frame: JobFrame) -> None:
+        super().put_in_lane(frame)
+        self._tell()
+
+    def _tell(self) -> None:
+        self.ready.set()
+        self.empty.clear()
+
+
+class Peer(Protocol):
+    """Who speaks through a channel."""
+
+    def hello(self) -> Hello:
+        """What to say first on a new connection."""
+
+    def credit(self) -> Credit:
+        """What to say second."""
+
+    def receive(self, frame: ToWorker) -> None:
+        """A frame from the proxy."""
+
+    def sent(self, frames: Sequence[Frame]) -> None:
+        """These frames were handed to the socket; whether they arrive is not known."""
+
+    def disconnected(self) -> None:
+        """The connection is gone; another will be made."""
+
+
+class OrphanedError(Exception):
+    """The proxy was out of reach for too long."""
+
+
+@dataclass(frozen=True, slots=True)
+class Patience:
+    """How long a channel waits for what."""
+
+    heartbeat: float
+    orphan: float | None = None
+
+
+class Channel:
+    """One worker's connection to its proxy, made again whenever it breaks."""
+
+    def __init__(self, link: Link, outbox: WakingOutbox, peer: Peer, patience: Patience) -> None:
+        self._link = link
+        self._outbox = outbox
+        self._peer = peer
+        self._patience = patience
+        self._log = structlog.get_logger().bind(worker=link.worker)
+        self._socket: ClientConnection | None = None
+        self._closing = asyncio.Event()
+        self._accepted = False  # the proxy has kept a connection of ours; from then on no refusal is final
+        self.tried = asyncio.Event()  # the first attempt has succeeded or failed
+        self.connected = asyncio.Event()
+
+    async def run(self) -> None:
+        """Stay connected until `close`. `RefusedError`: the proxy does not want us; `OrphanedError`: it is gone."""
+        failures, reached = 0, time.monotonic()
+        while not self._closing.is_set():
+            try:
+                if await self._connection():
+                    failures, reached = 0, time.monotonic()
+            except RefusedError as refusal:
+                if not self._accepted and not self._closing.is_set():
+                    raise
+                reached = time.monotonic()
+                self._log.warning("channel.refused", reason=str(refusal))
+            finally:
+                self.tried.set()
+            if self._closing.is_set():
+                return
+            pause = random.uniform(BACKOFF_FIRST / 2, min(BACKOFF_MOST, BACKOFF_FIRST * 2**failures))
+            if self._patience.orphan is not None:
+                away = time.monotonic() - reached
+                if away >= self._patience.orphan:
+                    raise OrphanedError(f"no proxy at {self._link.url} for {away:.0f} s")
+                pause = min(pause, self._patience.orphan - away)
+            failures = min(failures + 1, 10)
+            await _wait(self._closing.wait(), pause)
+
+    def say(self, frame: Frame) -> None:
+        """Send a frame that belongs to no job, if there is a connection."""
+        if self._socket is not None:
+            self._outbox.put(frame)
+
+    async def close(self, code: int = GOING_AWAY, reason: str = "") -> None:
+        """Write what waits, close, and dial no more."""
+        if self._socket is not None and not self._closing.is_set():
+            await _wait(self._outbox.empty.wait(), FLUSH_SECONDS)
+        self._closing.set()
+        if self._socket is not None:
+            await self._socket.close(code, reason)
+
+    def retire(self) -> None:
+        """From now on neither dial again nor take a refusal seriously: another channel takes over."""
+        self._closing.set()
+
+    async def _connection(self) -> bool:
+        """One connection from dialling to its end. True if there was one."""
+        socket = await dial(self._link, self._closing)
+        if socket is None:
+            return False
+        try:
+            self._socket = socket
+            await self._speak(socket)
+        finally:
+            self._socket = None
+            self.connected.clear()
+            self._peer.disconnected()
+            await socket.close()
+        refusal = refusal_of_close(socket)
+        self._log.info("channel.closed", code=socket.close_code, reason=socket.close_reason)
+        if refusal is not None:
+            raise refusal
+        return True
+
+    async def _speak(self, socket: ClientConnection) -> None:
+        self._outbox.clear_control()
+        self._outbox.put(self._peer.hello())
+        self._outbox.put(self._peer.credit())
+        self._log.info("channel.connected", url=self._link.url)
+        self.connected.set()
+        self.tried.set()
+        try:
+            async with asyncio.TaskGroup() as group:
+                group.create_task(self._write(socket))
+                group.create_task(self._beat())
+                group.create_task(self._read(socket))
+        except* ConnectionClosed:
+            pass  # told by the socket's close code
+
+    async def _read(self, socket: ClientConnection) -> None:
+        while True:
+            message = await socket.recv()
+            self._accepted = True
+            try:
+                frames = decode_to_worker(message if isinstance(message, bytes) else message.encode())
+            except BadFrameError as error:
+                self._log.error("channel.bad_frame", error=str(error))
+                await socket.close(PROTOCOL_ERROR, "bad frame")
+                continue  # `recv` ends this loop
+            for frame in frames:
+                self._peer.receive(frame)
+
+    async def _write(self, socket: ClientConnection) -> None:
+        while True:
+            message = self._outbox.next_message()
+            if message is None:
+                self._outbox.empty.set()
+                self._outbox.ready.clear()
+                await self._outbox.ready.wait()
+                continue
+            payload, frames = message
+            self._peer.sent(frames)
+            await socket.send(payload)
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(self._patience.heartbeat)
+            self._accepted = True
+            self._outbox.put(Heartbeat())
+
+
+async def _wait(signal: Coroutine[None, None, bool], seconds: float) -> None:
+    """Wait for a signal, but not longer than this."""
+    with suppress(TimeoutError):
+        await asyncio.wait_for(signal, seconds)

@@ -1,0 +1,1 @@
+"""What answers jobs: vLLM in this process, an OpenAI server elsewhere, or a script for tests."""

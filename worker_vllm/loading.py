@@ -1,0 +1,116 @@
+"""Keeps the proxy informed while the engine loads.
+
+Loading vLLM blocks the event loop for tens of seconds, longer than a lease. So until the engine is ready a thread with
+a loop of its own holds the connection: a wrong address or token is told at once, the proxy sees the stages, and the
+lease is renewed. Then the worker's own channel dials, the proxy replaces this connection by that one, and the thread
+ends.
+"""
+
+import asyncio
+import os
+import signal
+import threading
+from collections.abc import Callable, Sequence
+from types import TracebackType
+from typing import Self
+
+from proxy.wire.frames import PROTOCOL, Credit, Frame, Hello, Log, ToWorker
+from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox
+from worker_vllm.dialling import Link, RefusedError
+
+FIRST_TRY_SECONDS = 3.0  # how long a start waits for the first answer of the proxy, to fail early rather than late
+JOIN_SECONDS = 5.0
+
+
+class _Announcement:
+    """What a worker says while it cannot work: its name, and no credit. See `Peer`."""
+
+    def __init__(self, worker: str, engine: str) -> None:
+        self._hello = Hello(PROTOCOL, worker, engine)
+
+    def hello(self) -> Hello:
+        return self._hello
+
+    def credit(self) -> Credit:
+        return Credit(0, 0)
+
+    def receive(self, frame: ToWorker) -> None:
+        """Nothing is owed: there was no credit."""
+
+    def sent(self, frames: Sequence[Frame]) -> None:
+        """Nothing to keep count of."""
+
+    def disconnected(self) -> None:
+        """Nothing to give up."""
+
+
+class Loading:
+    """The connection of a worker whose engine is not ready. A context manager around the start of the engine.
+
+    When the proxy refuses the worker, `failure` says so and the process gets a SIGINT, which ends the start.
+    """
+
+    def __init__(self, link: Link, engine: str, patience: Patience) -> None:
+        self._link, self._engine, self._patience = link, engine, patience
+        self._tried = threading.Event()
+        self._thread = threading.Thread(target=self._main, name="loading", daemon=True)
+        self._loop: asyncio.AbstractEventLoop | None = None
+        self._outbox: WakingOutbox | None = None
+        self._channel: Channel | None = None
+        self._stop: Callable[[], object] | None = None
+        self._is_over = False
+        self.failure: RefusedError | OrphanedError | None = None
+
+    def __enter__(self) -> Self:
+        self._thread.start()
+        self._tried.wait(FIRST_TRY_SECONDS)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def say(self, text: str) -> None:
+        """Tell the person who runs the proxy what is going on. From any thread."""
+        if self._loop is not None and self._outbox is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._outbox.put, Log(text))
+
+    def retire(self) -> None:
+        """The worker's own channel is about to dial: neither dial again nor mind being replaced."""
+        self._is_over = True
+        if self._loop is not None and self._channel is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._channel.retire)
+
+    def close(self) -> None:
+        """End the connection and the thread."""
+        self.retire()
+        if self._loop is not None and self._stop is not None and self._thread.is_alive():
+            self._loop.call_soon_threadsafe(self._stop)
+        self._thread.join(JOIN_SECONDS)
+
+    def _main(self) -> None:
+        try:
+            asyncio.run(self._keep())
+        except (RefusedError, OrphanedError) as failure:
+            if not self._is_over:
+                self.failure = failure
+                os.kill(os.getpid(), signal.SIGINT)
+        finally:
+            self._tried.set()
+
+    async def _keep(self) -> None:
+        self._outbox = WakingOutbox()
+        peer = _Announcement(self._link.worker, self._engine)
+        self._channel = Channel(self._link, self._outbox, peer, self._patience)
+        self._loop = asyncio.get_running_loop()
+        running = asyncio.create_task(self._channel.run())
+        self._stop = running.cancel
+        trying = asyncio.create_task(self._channel.tried.wait())
+        await asyncio.wait({running, trying}, return_when=asyncio.FIRST_COMPLETED)
+        trying.cancel()
+        if not running.done():
+            self._tried.set()
+        await asyncio.wait({running})
+        if not running.cancelled():
+            running.result()

@@ -1,0 +1,248 @@
+"""Runs jobs: takes them from the channel, has the handler answer them, puts heads, chunks and one `End` in the outbox.
+
+A run leaves the books when its `End` is handed to the socket; until then `hello` lists it, so that a proxy that dials
+again, or is dialled again, keeps it. The attempt is the fence: frames of another attempt are ignored, and a newer
+attempt of a job replaces the older one.
+"""
+
+import asyncio
+from collections.abc import Sequence
+from contextlib import aclosing
+
+import structlog
+
+from proxy.wire import frames
+from proxy.wire.frames import (
+    Body,
+    Chunk,
+    Credit,
+    End,
+    Ending,
+    Frame,
+    Hello,
+    Hold,
+    Job,
+    JobFrame,
+    Model,
+    Pause,
+    Resume,
+    Stop,
+    ToWorker,
+)
+from proxy.wire.outbox import Outbox
+from worker_vllm.asgi import Head
+from worker_vllm.engine.base import Engine
+from worker_vllm.handler import EngineFailedError, RunLostError, handle
+from worker_vllm.run import BODY_BYTES, BadBodyError, Run
+
+LIGHT_SLOTS = 32  # calls that never reach the model (tokenize, version, ...) and take no slot
+BACKLOG_HIGH = 128 * 1024  # bytes of a job in the outbox above which its engine output waits
+BACKLOG_LOW = 32 * 1024  # and below which it goes on
+STOP_SECONDS = 15.0  # how long stopped runs may take to end, before the worker goes without them
+
+
+class Runtime:
+    """The jobs of one worker. Speaks through its outbox; its runs are tasks of `group`."""
+
+    def __init__(
+        self, worker: str, engine: Engine, models: list[Model], slots: int, outbox: Outbox, group: asyncio.TaskGroup
+    ) -> None:
+        self._worker = worker
+        self._engine = engine
+        self._models = models
+        self._slots = slots
+        self._outbox = outbox
+        self._group = group
+        self._runs: dict[str, Run] = {}
+        self._is_draining = False
+        self._idle = asyncio.Event()  # no run is in the books
+        self._idle.set()
+        self._log = structlog.get_logger()
+        self.moves = 0  # grows with every piece of output
+
+    # What the channel asks (see `Peer`)
+
+    def hello(self) -> Hello:
+        holds = [Hold(run.job.job, run.job.attempt, run.sent) for run in self._runs.values()]
+        return Hello(frames.PROTOCOL, self._worker, self._engine.name, self._models, holds)
+
+    def credit(self) -> Credit:
+        return Credit(0, 0) if self._is_draining else Credit(self._slots, LIGHT_SLOTS)
+
+    def receive(self, frame: ToWorker) -> None:
+        if isinstance(frame, Job):
+            self._take(frame)
+            return
+        run = self._runs.get(frame.job)
+        if run is None or run.job.attempt != frame.attempt or run.is_ending:
+            return  # late: the run is over, or was never here
+        match frame:
+            case Body():
+                self._add(run, frame)
+            case Stop():
+                self._outbox.drop(frame.job)
+                self._stop(run, run.end("released", "stopped", "stopped by the proxy"))
+            case Pause():
+                run.is_paused = True
+            case Resume():
+                run.is_paused = False
+                self._make_room(run)
+
+    def sent(self, frames: Sequence[Frame]) -> None:
+        for frame in frames:
+            if not isinstance(frame, JobFrame):
+                continue
+            run = self._runs.get(frame.job)
+            if run is None or run.job.attempt != frame.attempt:
+                continue
+            run.sent += 1
+            if isinstance(frame, End):
+                self._forget(run)
+            elif run.is_held_back:
+                self._make_room(run)
+
+    def disconnected(self) -> None:
+        for run in [run for run in self._runs.values() if run.is_arriving]:
+            self._forget(run)  # the rest of its body will not come; the proxy sees that `hello` does not list it
+
+    # What the worker asks
+
+    @property
+    def is_waiting_for_engine(self) -> bool:
+        """Is there a run that the engine, and nobody else, holds up?"""
+        return any(run.waits_for_engine for run in self._runs.values())
+
+    async def drain(self, seconds: float) -> None:
+        """Take no more; hand back what has no output yet, let the rest finish; after `seconds` the rest is lost."""
+        self._is_draining = True
+        self._outbox.put(self.credit())
+        for run in list(self._runs.values()):
+            if not run.has_output and not run.is_ending:
+                self._stop(run, run.end("released", "drained", "the worker stops"))
+        try:
+            await asyncio.wait_for(self._idle.wait(), seconds)
+        except TimeoutError:
+            await self.lose_all("worker_stopped", "the worker had to stop before the job was done")
+
+    async def lose_all(self, code: str, message: str) -> None:
+        """End every run as lost, and wait until that is so."""
+        self._is_draining = True
+        for run in list(self._runs.values()):
+            self._stop(run, run.end("lost", code, message))
+        tasks = [run.task for run in self._runs.values() if run.task is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=STOP_SECONDS)
+
+    # Its own work
+
+    def _take(self, job: Job) -> None:
+        held = self._runs.get(job.job)
+        if held is not None and held.job.attempt >= job.attempt:
+            return  # a duplicate, or older than what we have
+        if held is not None:
+            self._replace(held)
+        run = self._runs[job.job] = Run(job)
+        self._idle.clear()
+        refusal = self._refusal(job)
+        if refusal is not None:
+            self._finish(run, run.end(*refusal))
+        elif job.size == 0:
+            self._start(run)
+
+    def _refusal(self, job: Job) -> tuple[Ending, str, str] | None:
+        held = sum(run.job.light == job.light for run in self._runs.values())
+        if self._is_draining:
+            return "released", "drained", "the worker stops"
+        if held > (LIGHT_SLOTS if job.light else self._slots):
+            return "released", "no_slot", "every slot of the worker is taken"
+        if job.size > BODY_BYTES:
+            return "lost", "body_too_big", f"a worker takes bodies of at most {BODY_BYTES} bytes"
+        return None
+
+    def _add(self, run: Run, part: Body) -> None:
+        if not run.is_arriving:
+            return
+        try:
+            if run.add(part):
+                self._start(run)
+        except BadBodyError as error:
+            self._finish(run, run.end("lost", "bad_body", str(error)))
+
+    def _start(self, run: Run) -> None:
+        run.task = self._group.create_task(self._run(run), name=f"run {run.job.job}")
+
+    async def _run(self, run: Run) -> None:
+        """Answer one job. Ends with its one `End`, whatever happens."""
+        run.has_begun = True
+        self._log.debug("job.started", job=run.job.job, attempt=run.job.attempt, path=run.job.path)
+        try:
+            end = await self._answer(run)
+        except asyncio.CancelledError:
+            if run.verdict is None:
+                raise
+            end = run.verdict
+        except EngineFailedError as error:
+            end = run.end("failed", error.code, str(error))
+        except RunLostError as error:
+            end = run.end("lost", error.code, str(error))
+        except Exception as error:  # noqa: BLE001 - the border of a task: a bug of ours costs this job, not the worker
+            self._log.exception("job.broke", job=run.job.job, attempt=run.job.attempt)
+            end = run.end("lost", "worker_error", repr(error))
+        self._log.debug("job.ended", job=run.job.job, attempt=run.job.attempt, ending=end.ending, code=end.code)
+        self._finish(run, run.verdict or end)
+
+    async def _answer(self, run: Run) -> End:
+        job, attempt = run.job.job, run.job.attempt
+        async with aclosing(handle(self._engine, run.request())) as answer:  # type: ignore[type-var]
+            async for piece in answer:
+                self.moves += 1
+                if isinstance(piece, Head):
+                    self._outbox.put_in_lane(frames.Head(job, attempt, piece.status, piece.content_type))
+                    continue
+                run.has_output = True
+                if run.is_paused or self._outbox.backlog(job) > BACKLOG_HIGH:
+                    await self._room(run)
+                self._outbox.put_in_lane(Chunk(job, attempt, piece))
+        return run.end("completed")
+
+    async def _room(self, run: Run) -> None:
+        """Wait until the job may send again."""
+        run.room.clear()
+        run.is_held_back = True
+        try:
+            await run.room.wait()
+        finally:
+            run.is_held_back = False
+
+    def _make_room(self, run: Run) -> None:
+        if not run.is_paused and self._outbox.backlog(run.job.job) < BACKLOG_LOW:
+            run.room.set()
+
+    def _stop(self, run: Run, verdict: End) -> None:
+        """End a run for a reason of our own; the first reason counts."""
+        if run.is_ending or run.verdict is not None:
+            return
+        run.verdict = verdict
+        if run.task is not None:
+            run.task.cancel()
+        if not run.has_begun:
+            self._finish(run, verdict)  # nor will it: a task that is cancelled before its first step never runs
+
+    def _finish(self, run: Run, end: End) -> None:
+        run.is_ending = True
+        if self._runs.get(run.job.job) is run:
+            self._outbox.put_in_lane(end)
+
+    def _replace(self, old: Run) -> None:
+        """The proxy has handed out a newer attempt: the old one ends unheard."""
+        self._outbox.drop(old.job.job)
+        self._forget(old)
+        if old.task is not None and old.verdict is None:
+            old.verdict = old.end("released", "replaced")
+            old.task.cancel()
+
+    def _forget(self, run: Run) -> None:
+        if self._runs.get(run.job.job) is run:
+            del self._runs[run.job.job]
+        if not self._runs:
+            self._idle.set()

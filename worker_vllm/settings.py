@@ -1,0 +1,121 @@
+"""Every `WORKER_*` variable: name, default and meaning. The only file of the worker that touches the environment."""
+
+import os
+import secrets
+from typing import Any, Literal, Self
+from urllib.parse import urlsplit, urlunsplit
+
+from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+EngineKind = Literal["vllm", "scripted", "upstream"]
+LogLevel = Literal["debug", "info", "warning", "error"]
+DEMO = "demo"  # WORKER_MODEL=demo: the small model that is part of the package
+
+
+class SettingsError(ValueError):
+    """A setting is wrong. Its text is one line that names the variable and the mend."""
+
+
+def _worker_id() -> str:
+    return f"w-{secrets.token_hex(4)}"
+
+
+class Settings(BaseSettings):
+    """What a worker needs to know."""
+
+    model_config = SettingsConfigDict(env_prefix="WORKER_", env_ignore_empty=True, extra="ignore", frozen=True)
+
+    connect: str = Field(default="", description="base URL of the proxy, such as http://127.0.0.1:8000")
+    endpoint: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,80}$", description="the endpoint to work for")
+    token: SecretStr = Field(default=SecretStr(""), description="the worker token (`vllm-serverless token` prints it)")
+    id: str = Field(default_factory=_worker_id, pattern=r"^[A-Za-z0-9_-]{1,80}$", description="this worker's name")
+
+    engine: EngineKind = Field(default="vllm", description="vllm, scripted (for tests), or upstream (an OpenAI server)")
+    model: str = Field(default="", description="a model's folder, its hub id, or `demo`")
+    served_model_name: str = Field(default="", description="the name that clients give as `model`")
+    upstream: str = Field(default="", description="base URL of an OpenAI-compatible server; implies engine=upstream")
+    upstream_key: SecretStr = Field(default=SecretStr(""), description="API key for the upstream server")
+    max_concurrency: int | None = Field(
+        default=None,
+        ge=1,
+        le=65536,
+        validation_alias=AliasChoices("WORKER_MAX_CONCURRENCY", "MAX_CONCURRENCY"),
+        description="jobs held at once; without it, as many as the engine runs at once",
+    )
+
+    metrics_port: int | None = Field(
+        default=None, ge=0, le=65535, description="loopback port of /metrics; 0 takes a free one"
+    )
+    drain_seconds: float = Field(
+        default=30, ge=0, le=86400, description="how long running jobs may go on after SIGTERM"
+    )
+    progress_seconds: float = Field(
+        default=120, ge=1, le=86400, description="the engine hangs after this long standing still"
+    )
+    orphan_seconds: float | None = Field(
+        default=None, ge=1, description="exit when the proxy was out of reach this long"
+    )
+    heartbeat_seconds: float = Field(default=5, gt=0, le=10, description="how often the lease is renewed")
+    log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
+
+    vllm_api_key: SecretStr = Field(default=SecretStr(""), validation_alias="VLLM_API_KEY", description="vLLM's key")
+
+    @field_validator("log_level", "engine", mode="before")
+    @classmethod
+    def _lower(cls, value: Any) -> Any:
+        return value.lower() if isinstance(value, str) else value
+
+    @field_validator("connect", "upstream")
+    @classmethod
+    def _http_url(cls, value: str) -> str:
+        parts = urlsplit(value)
+        if value and (parts.scheme not in ("http", "https") or not parts.hostname):
+            raise ValueError("must be a URL such as http://127.0.0.1:8000")
+        return value.rstrip("/")
+
+    @model_validator(mode="after")
+    def _is_enough(self) -> Self:
+        if not self.connect:
+            raise ValueError("WORKER_CONNECT is not set: give the base URL of the proxy, such as http://127.0.0.1:8000")
+        if self.engine == "upstream" and not self.upstream:
+            raise ValueError("WORKER_UPSTREAM is not set: WORKER_ENGINE=upstream needs the URL of an OpenAI server")
+        return self
+
+    @property
+    def engine_kind(self) -> EngineKind:
+        """The engine to run: an upstream URL decides for itself."""
+        return "upstream" if self.upstream else self.engine
+
+    @property
+    def worker_url(self) -> str:
+        """The WebSocket address to dial."""
+        parts = urlsplit(self.connect)
+        scheme = "wss" if parts.scheme == "https" else "ws"
+        return urlunsplit((scheme, parts.netloc, f"{parts.path}/v2/{self.endpoint}/worker", "", ""))
+
+
+def read_settings() -> Settings:
+    """The settings of this process; `SettingsError` with one clear line if one is wrong."""
+    try:
+        return Settings()
+    except ValidationError as error:
+        raise SettingsError(_line(error)) from None
+
+
+def _line(error: ValidationError) -> str:
+    first = error.errors(include_url=False, include_input=False)[0]
+    text = first["msg"].removeprefix("Value error, ")
+    if not first["loc"]:
+        return text
+    name = str(first["loc"][0])
+    field = Settings.model_fields.get(name)
+    variable = name if field is None else f"WORKER_{name.upper()}"
+    meaning = f" ({field.description})" if field is not None else ""
+    return f"{variable} is wrong: {text}{meaning}"
+
+
+def set_default_environment(defaults: dict[str, str]) -> None:
+    """Give variables that an engine reads a value, where the user has not."""
+    for name, value in defaults.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,178 @@
+"""A worker from start to end: load the engine, connect, work; then stop taking, finish or hand back, close, exit."""
+
+import asyncio
+import os
+import signal
+import sys
+import time
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
+
+import structlog
+import uvloop
+
+from proxy.wire.frames import Log
+from worker_vllm.channel import GOING_AWAY, Channel, OrphanedError, Patience, WakingOutbox
+from worker_vllm.dialling import Link, RefusedError
+from worker_vllm.engine.base import Engine, EngineError, read_models
+from worker_vllm.engine.choice import make_engine
+from worker_vllm.loading import Loading
+from worker_vllm.log import configure_logging, stage_log
+from worker_vllm.metrics import serve_metrics
+from worker_vllm.runtime import Runtime
+from worker_vllm.settings import Settings, SettingsError, read_settings
+from worker_vllm.watch import watch
+
+EX_OK, EX_FAILED, EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_CONFIG = 0, 1, 2, 69, 70, 78
+INTERNAL_ERROR = 1011
+TAKE_OVER_SECONDS = 5.0  # how long the loading connection is kept while the worker's own one is being made
+
+
+@dataclass(frozen=True, slots=True)
+class Ended:
+    """How the worker ends: its exit code, and the line to print if a person should read one."""
+
+    code: int
+    line: str = ""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a worker; `arguments` are flags for vLLM. Gives the exit code."""
+    try:
+        settings = read_settings()
+    except SettingsError as error:
+        print(error, file=sys.stderr)
+        return EX_USAGE
+    configure_logging(settings.log_level)
+    _let_signals_interrupt()
+    with Loading(_link(settings), settings.engine_kind, _patience(settings)) as loading:
+        try:
+            ended = uvloop.run(_work(settings, arguments, loading))
+        except KeyboardInterrupt:
+            ended = Ended(EX_OK)
+        if loading.failure is not None:
+            ended = _refused(loading.failure)
+    if ended.line:
+        print(ended.line, file=sys.stderr)
+    structlog.get_logger().info("worker.ended", worker=settings.id, code=ended.code)
+    return ended.code
+
+
+def _let_signals_interrupt() -> None:
+    """While the engine loads the loop is blocked, so a signal breaks in. Later `_StopSignal` takes over."""
+
+    def interrupt(number: int, _: object) -> None:
+        raise KeyboardInterrupt(signal.Signals(number).name)
+
+    signal.signal(signal.SIGTERM, interrupt)
+    signal.signal(signal.SIGINT, interrupt)
+
+
+class _StopSignal(asyncio.Event):
+    """Set by the first SIGTERM or SIGINT; the second ends the process at once."""
+
+    def install(self, engine: Engine) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self._come, engine)
+
+    def _come(self, engine: Engine) -> None:
+        if self.is_set():
+            engine.kill()
+            os._exit(EX_FAILED)
+        self.set()
+
+
+async def _work(settings: Settings, arguments: Sequence[str], loading: Loading) -> Ended:
+    """Load the engine, work until something ends it, stop the engine."""
+    log_stage = stage_log(time.monotonic())
+
+    def stage(text: str) -> None:
+        log_stage(text)
+        loading.say(text)
+
+    try:
+        async with make_engine(settings, arguments, stage) as engine:
+            stop = _StopSignal()
+            stop.install(engine)
+            async with serve_metrics(engine.app, settings.metrics_port):
+                return await _serve(settings, engine, loading, stop)
+    except EngineError as error:
+        return Ended(EX_FAILED, str(error))
+
+
+async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _StopSignal) -> Ended:
+    """Work with an engine that is ready."""
+    models = await read_models(engine)
+    slots = settings.max_concurrency or engine.slots
+    structlog.get_logger().info("engine.ready", engine=engine.name, models=[model.id for model in models], slots=slots)
+    outbox = WakingOutbox()
+    async with asyncio.TaskGroup() as group:
+        runtime = Runtime(settings.id, engine, models, slots, outbox, group)
+        channel = Channel(_link(settings), outbox, runtime, _patience(settings))
+        loading.retire()
+        connecting = group.create_task(_connect(channel))
+        await _first(channel.connected.wait(), connecting, TAKE_OVER_SECONDS)
+        await asyncio.to_thread(loading.close)
+        ended = await _until_end(settings, engine, runtime, channel, connecting, stop)
+        connecting.cancel()
+        return ended
+
+
+async def _until_end(
+    settings: Settings,
+    engine: Engine,
+    runtime: Runtime,
+    channel: Channel,
+    connecting: "asyncio.Task[Ended]",
+    stop: _StopSignal,
+) -> Ended:
+    """Wait for the first thing that ends the worker, and end its jobs and its connection accordingly."""
+    watching = asyncio.create_task(watch(engine, runtime, settings.progress_seconds))
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait({connecting, watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        stopping.cancel()
+        watching.cancel()
+    if watching.done():
+        gone = watching.result()
+        structlog.get_logger().error("engine.gone", code=gone.code, reason=gone.message)
+        channel.say(Log(gone.message))
+        await runtime.lose_all(gone.code, gone.message)
+        await channel.close(INTERNAL_ERROR, gone.code)
+        engine.kill()
+        return Ended(EX_SOFTWARE, f"{gone.message}: the worker must be started again")
+    if connecting.done():
+        await runtime.lose_all("worker_stopped", "the worker lost its proxy")
+        return connecting.result()
+    structlog.get_logger().info("worker.draining", seconds=settings.drain_seconds)
+    await runtime.drain(settings.drain_seconds)
+    await channel.close(GOING_AWAY, "drained")
+    return Ended(EX_OK)
+
+
+async def _connect(channel: Channel) -> Ended:
+    try:
+        await channel.run()
+    except (RefusedError, OrphanedError) as failure:
+        return _refused(failure)
+    return Ended(EX_OK)
+
+
+def _refused(failure: RefusedError | OrphanedError) -> Ended:
+    return Ended(EX_CONFIG if isinstance(failure, RefusedError) else EX_UNAVAILABLE, str(failure))
+
+
+async def _first(signal_wait: Coroutine[None, None, bool], task: "asyncio.Task[Ended]", seconds: float) -> None:
+    waiting = asyncio.create_task(signal_wait)
+    await asyncio.wait({waiting, task}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+    waiting.cancel()
+
+
+def _link(settings: Settings) -> Link:
+    return Link(settings.worker_url, settings.token.get_secret_value(), settings.id)
+
+
+def _patience(settings: Settings) -> Patience:
+    return Patience(settings.heartbeat_seconds, settings.orphan_seconds)
