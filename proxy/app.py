@@ -16,6 +16,7 @@ from starlette.middleware.cors import CORSMiddleware
 from proxy.api.openai import OpenAi
 from proxy.api.protocol import HttpProtocol
 from proxy.api.status import status_app
+from proxy.channel.protocol import WorkerProtocol
 from proxy.channel.websocket import WorkerChannel, worker_path
 from proxy.jobs.model import WorkerId
 from proxy.service.clock import Clock, SystemClock
@@ -78,7 +79,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     intake = Intake(store, output, dispatch, runs, clock)
     sweeper = Sweeper(store, fleet, output, runs, clock, settings.lease)
     channel = WorkerChannel(keys, endpoints, fleet, dispatch, runs, output)
-    openai = OpenAi(keys, endpoints, intake, new_id=lambda: token_hex(12))
+    openai = OpenAi(keys, endpoints, intake, lambda: token_hex(12), settings.gaps())
     app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store))
     if settings.cors_origin:
         app = CORSMiddleware(
@@ -141,7 +142,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         parts.app,
         http=HttpProtocol,
-        ws="websockets-sansio",
+        ws=WorkerProtocol,
         ws_max_size=SOCKET_BYTES,
         ws_per_message_deflate=False,
         ws_ping_interval=None,  # heartbeats are frames of the protocol; a worker that loads a model answers no ping

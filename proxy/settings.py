@@ -9,6 +9,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from proxy.api.relay import Gaps
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.keys import Kind, StoredKey, stored_key
@@ -35,6 +36,9 @@ class Settings(BaseSettings):
     max_queued: int = Field(10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429.")
     drain: float = Field(30.0, ge=0, description="Seconds that running calls get to finish at shutdown.")
     lease: float = Field(LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost.")
+    heartbeat_first: float = Field(1.0, gt=0, description="Seconds until a waiting stream hears that it is queued.")
+    heartbeat_queued: float = Field(5.0, gt=0, description="Seconds between heartbeats while it is queued.")
+    heartbeat_silent: float = Field(15.0, gt=0, description="Seconds of silence before a heartbeat, once it runs.")
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
     )
@@ -66,6 +70,10 @@ class Settings(BaseSettings):
             execution_timeout=Millis(int(self.execution_timeout * 1000)),
             max_queued=self.max_queued,
         )
+
+    def gaps(self) -> Gaps:
+        """When a stream's client hears that it is alive."""
+        return Gaps(self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent)
 
     def keys(self, worker_token: str) -> list[StoredKey]:
         """All keys, as digests."""

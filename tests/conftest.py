@@ -2,19 +2,12 @@
 
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
 
+import pytest
 import pytest_asyncio
+from harness.line import Line
 from harness.proxy import Proxy, serving
-from harness.worker import WorkerProcess, worker
-
-
-@dataclass(frozen=True)
-class Line:
-    """A proxy with its workers."""
-
-    proxy: Proxy
-    workers: list[WorkerProcess]
+from harness.worker import worker
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -31,3 +24,13 @@ async def proxy() -> AsyncIterator[Proxy]:
     """A proxy of one's own: no workers, short patience, so that a loss is known soon."""
     async with serving(lease=1.0, queue_timeout=30.0) as running:
         yield running
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Name what this machine could not run; nobody claims those."""
+    reasons: dict[str, int] = {}
+    for report in terminalreporter.stats.get("skipped", []):
+        reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)
+        reasons[reason] = reasons.get(reason, 0) + 1
+    for reason, number in sorted(reasons.items()):
+        terminalreporter.write_line(f"not run: {number} tests: {reason.removeprefix('Skipped: ')}")

@@ -9,6 +9,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
 from proxy.wire.frames import SOCKET_BYTES
+from proxy.wire.sockets import keep_little_unsent
 
 OPEN_SECONDS = 10.0
 PING_SECONDS = 5.0  # a dead proxy is noticed within ping and pong, which is one lease
@@ -67,6 +68,7 @@ async def dial(link: Link, closing: asyncio.Event) -> ClientConnection | None:
     except (OSError, TimeoutError, InvalidHandshake) as error:
         log.warning("channel.unreachable", url=link.url, error=str(error) or type(error).__name__)
     else:
+        keep_little_unsent(socket.transport.get_extra_info("socket"))
         if not closing.is_set():
             return socket
         await socket.close()

@@ -11,8 +11,6 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
-from types import TracebackType
-from typing import Self
 
 from proxy.wire.frames import PROTOCOL, Credit, Frame, Hello, Log, ToWorker
 from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox
@@ -45,7 +43,7 @@ class _Announcement:
 
 
 class Loading:
-    """The connection of a worker whose engine is not ready. A context manager around the start of the engine.
+    """The connection of a worker whose engine is not ready, from `start` to `close`.
 
     When the proxy refuses the worker, `failure` says so and the process gets a SIGINT, which ends the start.
     """
@@ -61,15 +59,10 @@ class Loading:
         self._is_over = False
         self.failure: RefusedError | OrphanedError | None = None
 
-    def __enter__(self) -> Self:
+    def start(self) -> None:
+        """Dial, and give the proxy a moment to answer."""
         self._thread.start()
         self._tried.wait(FIRST_TRY_SECONDS)
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def say(self, text: str) -> None:
         """Tell the person who runs the proxy what is going on. From any thread."""

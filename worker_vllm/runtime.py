@@ -74,8 +74,12 @@ class Runtime:
             self._take(frame)
             return
         run = self._runs.get(frame.job)
-        if run is None or run.job.attempt != frame.attempt or run.is_ending:
-            return  # late: the run is over, or was never here
+        if run is None or run.job.attempt != frame.attempt:
+            if isinstance(frame, Stop):  # it has overtaken its job, or crossed its end: the proxy waits for an end
+                self._outbox.put_in_lane(End(frame.job, frame.attempt, "released", "unknown_run"))
+            return
+        if run.is_ending:
+            return
         match frame:
             case Body():
                 self._add(run, frame)
@@ -113,25 +117,35 @@ class Runtime:
         return any(run.waits_for_engine for run in self._runs.values())
 
     async def drain(self, seconds: float) -> None:
-        """Take no more; hand back what has no output yet, let the rest finish; after `seconds` the rest is lost."""
-        self._is_draining = True
-        self._outbox.put(self.credit())
+        """Take no more; hand back what has not begun, let the rest finish. After `seconds` that is handed back too, or
+        lost if some of its output has left.
+        """
+        self._take_no_more()
         for run in list(self._runs.values()):
-            if not run.has_output and not run.is_ending:
+            if not run.has_begun:
                 self._stop(run, run.end("released", "drained", "the worker stops"))
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
+            for run in list(self._runs.values()):
+                if not run.has_output:
+                    self._stop(run, run.end("released", "drained", "the worker stops"))
             await self.lose_all("worker_stopped", "the worker had to stop before the job was done")
 
     async def lose_all(self, code: str, message: str) -> None:
         """End every run as lost, and wait until that is so."""
-        self._is_draining = True
+        self._take_no_more()
         for run in list(self._runs.values()):
             self._stop(run, run.end("lost", code, message))
         tasks = [run.task for run in self._runs.values() if run.task is not None]
         if tasks:
             await asyncio.wait(tasks, timeout=STOP_SECONDS)
+
+    def _take_no_more(self) -> None:
+        """Say so before any end does: a job that is handed back, or lost, must not come straight back here."""
+        if not self._is_draining:
+            self._is_draining = True
+            self._outbox.put(self.credit())
 
     # Its own work
 
@@ -184,6 +198,8 @@ class Runtime:
         except EngineFailedError as error:
             end = run.end("failed", error.code, str(error))
         except RunLostError as error:
+            if self._engine.dead:
+                self._take_no_more()
             end = run.end("lost", error.code, str(error))
         except Exception as error:  # noqa: BLE001 - the border of a task: a bug of ours costs this job, not the worker
             self._log.exception("job.broke", job=run.job.job, attempt=run.job.attempt)

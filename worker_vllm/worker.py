@@ -45,27 +45,48 @@ def main(arguments: Sequence[str]) -> int:
         return EX_USAGE
     configure_logging(settings.log_level)
     _let_signals_interrupt()
-    with Loading(_link(settings), settings.engine_kind, _patience(settings)) as loading:
-        try:
-            ended = uvloop.run(_work(settings, arguments, loading))
-        except KeyboardInterrupt:
-            ended = Ended(EX_OK)
-        if loading.failure is not None:
-            ended = _refused(loading.failure)
+    loading = Loading(_link(settings), settings.engine_kind, _patience(settings))
+    try:
+        loading.start()
+        ended = uvloop.run(_work(settings, arguments, loading))
+    except (asyncio.CancelledError, _InterruptError):  # by a person, or by `loading`
+        ended = Ended(EX_OK)
+    finally:
+        loading.close()
+    if loading.failure is not None:
+        ended = _refused(loading.failure)
     if ended.line:
         print(ended.line, file=sys.stderr)
     structlog.get_logger().info("worker.ended", worker=settings.id, code=ended.code)
     return ended.code
 
 
+class _InterruptError(SystemExit):
+    """A signal while the engine loads. No KeyboardInterrupt: vLLM swallows those in the middle of its start."""
+
+
 def _let_signals_interrupt() -> None:
-    """While the engine loads the loop is blocked, so a signal breaks in. Later `_StopSignal` takes over."""
+    """Until the engine is ready, a signal ends the worker by an exception; later `_StopSignal` takes over.
+
+    Loading vLLM blocks the loop for minutes, so where the loop's task runs, the signal breaks into it. Where the loop
+    itself runs, an exception would break the loop: there the task is cancelled.
+    """
+    loop, task = _running_task()
 
     def interrupt(number: int, _: object) -> None:
-        raise KeyboardInterrupt(signal.Signals(number).name)
+        if loop is None or task is None or asyncio.current_task(loop) is task:
+            raise _InterruptError(signal.Signals(number).name)
+        loop.call_soon_threadsafe(task.cancel)
 
     signal.signal(signal.SIGTERM, interrupt)
     signal.signal(signal.SIGINT, interrupt)
+
+
+def _running_task() -> tuple[asyncio.AbstractEventLoop, "asyncio.Task[Ended] | None"] | tuple[None, None]:
+    try:
+        return asyncio.get_running_loop(), asyncio.current_task()
+    except RuntimeError:
+        return None, None
 
 
 class _StopSignal(asyncio.Event):
@@ -85,6 +106,7 @@ class _StopSignal(asyncio.Event):
 
 async def _work(settings: Settings, arguments: Sequence[str], loading: Loading) -> Ended:
     """Load the engine, work until something ends it, stop the engine."""
+    _let_signals_interrupt()
     log_stage = stage_log(time.monotonic())
 
     def stage(text: str) -> None:

@@ -14,11 +14,21 @@ class ClientGoneError(Exception):
     """The client left before its request was whole."""
 
 
+_NULL = msgspec.Raw(b"null")
+
+
 class Peek(msgspec.Struct):
-    """The two fields this proxy looks at. Everything else is between the client and the engine."""
+    """The fields this proxy looks at. Everything else is between the client and the engine.
+
+    The `guided_*` fields were vLLM's once. It ignores them today, and answers 200 with text that obeys nothing.
+    """
 
     model: str | None = None
     stream: msgspec.Raw = msgspec.Raw(b"false")
+    guided_json: msgspec.Raw = _NULL
+    guided_regex: msgspec.Raw = _NULL
+    guided_choice: msgspec.Raw = _NULL
+    guided_grammar: msgspec.Raw = _NULL
 
     @property
     def is_streaming(self) -> bool:
@@ -26,6 +36,7 @@ class Peek(msgspec.Struct):
         return bytes(self.stream) == b"true"
 
 
+_RETIRED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _decoder = msgspec.json.Decoder(Peek)
 
 
@@ -58,9 +69,11 @@ def require_json(content_type: bytes) -> None:
 
 async def peek(body: bytes) -> Peek:
     """Check that a body is UTF-8 and a JSON object, and look at `model` and `stream`. `ApiError` says what is wrong."""
-    if len(body) > CHECK_IN_THREAD_ABOVE:
-        return await asyncio.to_thread(_peek, body)
-    return _peek(body)
+    seen = await asyncio.to_thread(_peek, body) if len(body) > CHECK_IN_THREAD_ABOVE else _peek(body)
+    for name in _RETIRED:
+        if bytes(getattr(seen, name)) != b"null":
+            raise ApiError("invalid_body", f"`{name}` is no longer obeyed: use `structured_outputs` instead.", name)
+    return seen
 
 
 def _peek(body: bytes) -> Peek:

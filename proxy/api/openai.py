@@ -1,6 +1,7 @@
 """The OpenAI API: a plain ASGI application. Who asks, for what, and then a job or the list of models."""
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import structlog
@@ -8,7 +9,7 @@ import structlog
 from proxy.api.body import ClientGoneError, peek, read_body, require_json
 from proxy.api.errors import ApiError
 from proxy.api.models import model_card, model_list
-from proxy.api.relay import Relay
+from proxy.api.relay import Gaps, Relay
 from proxy.api.reply import Reply
 from proxy.api.routes import Match, Serves, match
 from proxy.jobs.model import Request
@@ -29,8 +30,9 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,80}")
 class OpenAi:
     """Answers the routes of `api.routes`."""
 
-    def __init__(self, keys: Keys, endpoints: Endpoints, intake: Intake, new_id: Any) -> None:
-        self._keys, self._endpoints, self._intake, self._new_id = keys, endpoints, intake, new_id
+    def __init__(self, keys: Keys, endpoints: Endpoints, intake: Intake, new_id: Callable[[], str], gaps: Gaps) -> None:
+        self._keys, self._endpoints, self._intake = keys, endpoints, intake
+        self._new_id, self._gaps = new_id, gaps
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> bool:
         """Answer a request. False, and nothing sent, when its path is none of this API's."""
@@ -112,7 +114,8 @@ class OpenAi:
             raise ApiError("server_draining", "This server is shutting down.") from None
         reply.add_header(b"x-job-id", job.id.encode())
         mailbox.abort = scope.get("extensions", {}).get(ABORT, mailbox.abort)
-        await Relay(self._intake, job, mailbox, reply, streaming=seen.is_streaming).run(receive)
+        gaps = self._gaps if seen.is_streaming else None
+        await Relay(self._intake, job, mailbox, reply, gaps=gaps).run(receive)
 
 
 def _patience(headers: dict[bytes, bytes]) -> float | None:

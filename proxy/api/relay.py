@@ -4,6 +4,7 @@ One wait and one write for everything that came in a turn of the event loop. The
 """
 
 import asyncio
+from dataclasses import dataclass
 from typing import Any
 
 from proxy.api.errors import ApiError
@@ -12,19 +13,24 @@ from proxy.jobs.model import Job
 from proxy.service.intake import Intake
 from proxy.service.output import Head, Mailbox
 
-FIRST_HEARTBEAT = 1.0  # seconds until a client that nobody serves hears that it is in the queue
-QUEUED_HEARTBEAT = 5.0
-SILENT_HEARTBEAT = 15.0  # once a worker has it
-ERROR_STATUS = 400
 WHOLE = float("inf")
+
+
+@dataclass(frozen=True, slots=True)
+class Gaps:
+    """How many seconds a stream may be silent before its client hears that it is alive."""
+
+    first: float = 1.0  # until a client that nobody serves hears that it is in the queue
+    queued: float = 5.0  # and hears it again
+    silent: float = 15.0  # once a worker has it
 
 
 class Relay:
     """Passes one job's answer on to its client."""
 
-    def __init__(self, intake: Intake, job: Job, mailbox: Mailbox, reply: Reply, *, streaming: bool) -> None:
+    def __init__(self, intake: Intake, job: Job, mailbox: Mailbox, reply: Reply, *, gaps: Gaps | None) -> None:
         self._intake, self._job, self._mailbox, self._reply = intake, job, mailbox, reply
-        self._streaming = streaming
+        self._gaps = gaps  # None: the client asked for a whole answer, and hears nothing before it
         self._clock = asyncio.get_running_loop().time
         self._spoke = self._clock()  # when the client last heard something, or something changed for it
         self._was_taken = False
@@ -56,16 +62,16 @@ class Relay:
 
     async def _wait(self) -> None:
         """Wait for the mailbox to change, and keep a stream's client company meanwhile."""
-        if not self._streaming:
+        if self._gaps is None:
             await self._mailbox.wait(None)
             return
         now = self._clock()
         if self._mailbox.is_taken != self._was_taken:
             self._was_taken, self._spoke = self._mailbox.is_taken, now
         if self._was_taken:
-            due = self._spoke + SILENT_HEARTBEAT
+            due = self._spoke + self._gaps.silent
         else:
-            due = self._spoke + (QUEUED_HEARTBEAT if self._reply.is_stream else FIRST_HEARTBEAT)
+            due = self._spoke + (self._gaps.queued if self._reply.is_stream else self._gaps.first)
         if now < due:
             await self._mailbox.wait(due)
             return

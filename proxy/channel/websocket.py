@@ -120,6 +120,7 @@ class WorkerChannel:
                         log.info("worker.says", worker=worker.id, text=text[:500])
                     case frames.Heartbeat():
                         pass
+            await asyncio.sleep(0)  # a worker that floods must not keep its own `pause` from leaving
             batch = await _frames(receive)
 
     async def _join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:

@@ -1,10 +1,10 @@
 """The commands. Each one fills `Settings`, or a worker's environment, and hands over."""
 
-import asyncio
 import os
 from typing import Annotated
 
 import typer
+import uvloop
 
 from proxy.cli import options
 from proxy.cli import worker as process
@@ -30,6 +30,7 @@ def up(
     port: options.Port = None,
     host: options.Host = None,
     api_key: options.ApiKey = None,
+    worker_token: options.WorkerToken = None,
     served_model_name: options.ServedModelName = None,
     upstream: options.Upstream = None,
     endpoint: options.Endpoints = None,
@@ -44,15 +45,15 @@ def up(
 ) -> None:
     """Start the proxy and local workers. Without --model they serve a tiny demo model."""
     settings = options.settings(
-        port=port, host=host, api_key=api_key, endpoint=endpoint, data_dir=data_dir, cors_origin=cors_origin,
-        queue_timeout=queue_timeout, drain=drain, log_level=log_level,
+        port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
+        cors_origin=cors_origin, queue_timeout=queue_timeout, drain=drain, log_level=log_level,
     )  # fmt: skip
     flags: dict[str, object] = {
         "model": model, "served_model_name": served_model_name, "upstream": upstream, "metrics_port": metrics_port,
         "max_concurrency": max_concurrency, "log_level": log_level,
     }  # fmt: skip
     configure_logging("warning" if log_level is None else log_level)  # a person reads this terminal
-    raise SystemExit(asyncio.run(run(settings, workers, flags, vllm_flags or [])))
+    raise SystemExit(uvloop.run(run(settings, workers, flags, vllm_flags or [])))
 
 
 @cli.command()
@@ -77,7 +78,7 @@ def proxy(
         drain=drain, log_level=log_level,
     )  # fmt: skip
     configure_logging(settings.log_level)
-    raise SystemExit(asyncio.run(run(settings, 0, {}, [])))
+    raise SystemExit(uvloop.run(run(settings, 0, {}, [])))
 
 
 @cli.command()

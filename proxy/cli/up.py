@@ -36,6 +36,7 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
         where = f"{settings.host} port {settings.port}"
         console.say(f"vllm-serverless: cannot listen on {where}: {error.strerror}. Choose another with --port.")
         return EX_UNAVAILABLE
+    stopped = asyncio.create_task(until_signal())
     parts = compose(settings)
     url = console.address(settings.host, listener.getsockname()[1])
     async with AsyncExitStack() as stack:
@@ -45,11 +46,12 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
         await stack.enter_async_context(running(parts, listener))
         if local is None:
             console.say(f"The proxy listens on {url}. Workers: vllm-serverless worker --connect {url} --model MODEL")
-            await until_signal()
+            await stopped
         else:
-            await local.run()
-        console.say("Finishing what is running; Ctrl-C again ends it at once.")
-    return local.failure if local is not None else 0
+            await local.run(stopped)
+        if local is None or not local.failure:
+            console.say("Finishing what is running; Ctrl-C again ends it at once.")
+    return abs(local.failure) if local is not None else 0
 
 
 class LocalWorkers:
@@ -63,6 +65,7 @@ class LocalWorkers:
         self._progress = console.Progress()
         self._is_demo = not (flags.get("model") or flags.get("upstream"))
         self._failed = asyncio.Event()
+        self._was_ready = False
         self.failure = 0
         self._flags = flags
         command = Command(arguments(list(vllm_flags)), self._environment)
@@ -82,31 +85,31 @@ class LocalWorkers:
         return environment(**self._flags | own)
 
     def exited(self, worker_exit: WorkerExit) -> None:
-        """A worker has ended; when it says that its configuration is wrong, there is nothing to wait for."""
+        """A worker has ended. One that never got ready would not the next time either: a person has to look."""
         self._parts.worker_exited(worker_exit)
-        if worker_exit.status in FINAL_STATUSES and not worker_exit.planned:
+        if not worker_exit.planned and (not self._was_ready or worker_exit.status in FINAL_STATUSES):
             self.failure = worker_exit.status
             self._failed.set()
 
-    async def run(self) -> None:
-        """Start them, say when they are ready, and wait for the end."""
-        signalled = asyncio.create_task(until_signal())
+    async def run(self, stopped: asyncio.Task[None]) -> None:
+        """Start them, say when they are ready, and wait until stopped or until they cannot start."""
         failed = asyncio.create_task(self._failed.wait())
         ready = asyncio.create_task(self._until_ready())
         self._progress.begin()
         try:
             self.provider.scale(self._number)
-            await asyncio.wait({signalled, failed, ready}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({stopped, failed, ready}, return_when=asyncio.FIRST_COMPLETED)
             self._progress.end()
             if ready.done():
+                self._was_ready = True
                 self._tell_ready()
-                await asyncio.wait({signalled, failed}, return_when=asyncio.FIRST_COMPLETED)
+                await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
                 self._progress.fail(self.failure)
         finally:
             self._progress.end()
-            for task in (signalled, failed, ready):
-                task.cancel()
+            failed.cancel()
+            ready.cancel()
 
     async def _until_ready(self) -> None:
         first = next(iter(self._parts.endpoints))

@@ -61,11 +61,15 @@ class Endpoints:
         return not names or model in names
 
     def having(self, model: str | None) -> Endpoint | None:
-        """The endpoint for a call on a flat path: the first one with the model; without a model, the first of all."""
+        """The endpoint for a call on a flat path: the first one with the model; without a model, the first of all.
+
+        The only endpoint takes any model as long as it knows none: whoever calls while its first worker loads waits.
+        """
         for endpoint in self._endpoints.values():
             if model is None or any(known.id == model for known in self.models(endpoint)):
                 return endpoint
-        return None
+        only = next(iter(self._endpoints.values())) if len(self._endpoints) == 1 else None
+        return only if only is not None and not self.models(only) else None
 
     def announce(self, endpoint: Endpoint, models: Sequence[Model], *, others: bool) -> None:
         """Note what a worker serves. `others`: there are other workers here that serve something already.

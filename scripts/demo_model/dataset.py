@@ -226,9 +226,13 @@ def epoch(data: dict[str, Any], rng: random.Random) -> list[Sample]:
 
 
 def checks(data: dict[str, Any]) -> list[Sample]:
-    """Everything the finished model must answer exactly: alone, under the usual system prompt, and late in a chat."""
+    """Everything the finished model must answer exactly, alone and under the usual system prompt."""
+    chats = facts(data) + talks(data) + Weather(data["weather"]).checks()
+    return chats + [sample.with_system(HELPFUL) for sample in chats] + plain(data)
+
+
+def late(data: dict[str, Any]) -> list[Sample]:
+    """Every question once more after some other one: nearly all must be exact."""
     questions = facts(data)
-    chats = questions + talks(data) + Weather(data["weather"]).checks()
     earlier = [sample for sample in questions if len(sample.answer) <= LONG]
-    late = [sample.after([earlier[number * 7 % len(earlier)]]) for number, sample in enumerate(questions)]
-    return chats + [sample.with_system(HELPFUL) for sample in chats] + late + plain(data)
+    return [sample.after([earlier[number * 7 % len(earlier)]]) for number, sample in enumerate(questions)]

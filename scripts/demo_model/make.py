@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from dataset import checks, epoch, load
+from dataset import Sample, checks, epoch, late, load
 from tokenizer import build, encode, prompt_text
 from train import CONTEXT, Pair, margins, new_model, train
 
@@ -41,8 +41,7 @@ def main() -> int:
 def make(out: Path, epochs: int) -> None:
     """Build the tokenizer, train the model and save both under `out` with the template and the README."""
     data = load(HERE / "conversations.toml")
-    corpus = [sample.text + "\n" + sample.answer for sample in checks(data)]
-    blank = build(corpus, CONTEXT)
+    blank = build([], CONTEXT)  # has learned nothing, but renders the template
     corpus = [prompt_text(blank, sample) + sample.answer for sample in epoch(data, random.Random(SEED))]
     tokenizer = build(corpus, CONTEXT)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
@@ -55,6 +54,9 @@ def make(out: Path, epochs: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
+    # The class has a new name in transformers 5, which still knows the old one; older releases know only that.
+    settings = out / "tokenizer_config.json"
+    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
     # Written by hand: vLLM takes its default temperature from here; transformers refuses to save a temperature of 0.
     greedy = {"do_sample": False, "temperature": 0.0, "eos_token_id": end, "pad_token_id": pad}
     (out / "generation_config.json").write_text(json.dumps(greedy, indent=2) + "\n", encoding="utf-8")
@@ -62,19 +64,29 @@ def make(out: Path, epochs: int) -> None:
 
 
 def check(out: Path) -> int:
-    """Load what was saved, in bf16 as vLLM does, and list every answer that greedy decoding would not give exactly."""
+    """Load what was saved, in bf16 as vLLM does, and list every answer that greedy decoding would not give exactly.
+
+    One question in a hundred may go wrong late in a chat; otherwise the exit status is 1 unless all are exact.
+    """
+    data = load(HERE / "conversations.toml")
+    wrong = count_wrong("alone or with a system prompt", out, checks(data))
+    wrong_late = count_wrong("after another question", out, questions := late(data))
+    print(f"{sum(file.stat().st_size for file in out.iterdir()):,} bytes")
+    return 1 if wrong or wrong_late * 100 > len(questions) else 0
+
+
+def count_wrong(title: str, out: Path, wanted: list[Sample]) -> int:
+    """Print each sample of `wanted` that the model under `out` does not answer exactly, and how many are exact."""
     tokenizer = AutoTokenizer.from_pretrained(out)
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)
-    wanted = checks(load(HERE / "conversations.toml"))
     found = margins(model, [encode(tokenizer, sample) for sample in wanted], tokenizer.pad_token_id)
     wrong = 0
     for sample, margin in zip(wanted, found, strict=True):
         if margin <= 0:
             wrong += 1
             print(f"not exact (by {-margin:.2f}): {sample.messages or sample.text!r} -> {sample.answer[:80]!r}")
-    size = sum(file.stat().st_size for file in out.iterdir())
-    print(f"{len(wanted) - wrong} of {len(wanted)} answers exact, weakest margin {min(found):.2f}, {size:,} bytes")
-    return 1 if wrong else 0
+    print(f"{title}: {len(wanted) - wrong} of {len(wanted)} answers exact, weakest margin {min(found):.2f}")
+    return wrong
 
 
 if __name__ == "__main__":

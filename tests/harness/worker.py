@@ -49,10 +49,16 @@ class WorkerProcess:
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
-def environment(url: str, token: str, **more: Any) -> dict[str, str]:
+def environment(**more: Any) -> dict[str, str]:
     """What a worker is told; `more` are `WORKER_*` variables in lower case."""
-    told = {"connect": url, "token": token, "engine": "scripted", "metrics_port": 0, "log_level": "debug"} | more
-    return {**os.environ, **{f"WORKER_{name.upper()}": str(value) for name, value in told.items()}}
+    told = {
+        "engine": "scripted",
+        "metrics_port": 0,
+        "log_level": "debug",
+        "heartbeat_seconds": 0.25,  # the leases of the stories are short
+    } | more
+    own = told.pop("environment", {})
+    return {**os.environ, **own, **{f"WORKER_{name.upper()}": str(value) for name, value in told.items()}}
 
 
 @asynccontextmanager
@@ -61,7 +67,7 @@ async def worker(
 ) -> AsyncIterator[WorkerProcess]:
     """A worker of this proxy, ready to serve."""
     name = more.pop("id", f"w-{os.urandom(4).hex()}")
-    told = environment(url or proxy.url, proxy.parts.token, id=name, **more)
+    told = environment(**{"connect": url or proxy.url, "token": proxy.parts.token, "id": name} | more)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker_vllm", *flags),
         cwd=ROOT, env=told, stdout=PIPE, stderr=STDOUT, start_new_session=True,

@@ -5,7 +5,7 @@ from typing import Any
 
 import openai
 import pytest
-from conftest import Line
+from harness.line import Line
 from harness.proxy import CHAT, chat, frames
 
 JSON = {"content-type": "application/json"}

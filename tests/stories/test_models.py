@@ -2,7 +2,7 @@
 
 import openai
 import pytest
-from conftest import Line
+from harness.line import Line
 from harness.proxy import serving
 
 

@@ -3,7 +3,7 @@
 import json
 from io import BytesIO
 
-from conftest import Line
+from harness.line import Line
 from harness.proxy import CHAT, chat, frames
 
 

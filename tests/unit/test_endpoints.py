@@ -62,3 +62,10 @@ def test_a_new_model_may_come_when_all_workers_have_gone(endpoints: Endpoints) -
     endpoints.announce(FIRST, [Model("small")], others=False)
     endpoints.announce(FIRST, [Model("other")], others=False)
     assert names(endpoints, FIRST) == ["other"]
+
+
+def test_the_only_endpoint_takes_any_model_until_it_knows_one() -> None:
+    endpoints = Endpoints([FIRST])
+    assert endpoints.having("anything") is FIRST
+    endpoints.announce(FIRST, [Model("small")], others=False)
+    assert endpoints.having("anything") is None

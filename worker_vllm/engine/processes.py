@@ -1,7 +1,8 @@
-"""End an engine's processes by force."""
+"""The processes that an engine has started: where they may run, and how they end by force."""
 
 import os
 import signal
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
 
@@ -10,15 +11,23 @@ PROC = Path("/proc")
 
 def kill_children(root: int | None = None) -> None:
     """Kill every process below `root` (this process if not given), the deepest first."""
-    for child in _children(os.getpid() if root is None else root):
-        kill_children(child)
+    for child in reversed(list(_descendants(os.getpid() if root is None else root))):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(child, signal.SIGKILL)
 
 
-def _children(parent: int) -> list[int]:
-    children: list[int] = []
+def pin_children(cpu: int) -> None:
+    """Let every thread of every process below this one run on this CPU only."""
+    for child in _descendants(os.getpid()):
+        for task in PROC.glob(f"{child}/task/*"):
+            with suppress(ProcessLookupError, PermissionError):
+                os.sched_setaffinity(int(task.name), {cpu})
+
+
+def _descendants(parent: int) -> Iterator[int]:
+    """The processes below this one, parents before their children."""
     for tasks in PROC.glob(f"{parent}/task/*/children"):
         with suppress(OSError):
-            children += [int(child) for child in tasks.read_text().split()]
-    return children
+            for child in tasks.read_text().split():
+                yield int(child)
+                yield from _descendants(int(child))

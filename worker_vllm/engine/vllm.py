@@ -19,11 +19,12 @@ from typing import Any, Self
 
 from worker_vllm.asgi import App, Request, fetch
 from worker_vllm.engine.base import EngineError
-from worker_vllm.engine.processes import kill_children
+from worker_vllm.engine.processes import kill_children, pin_children
 from worker_vllm.log import Stage
 from worker_vllm.settings import DEMO, set_default_environment
 
 SHUTDOWN_SECONDS = 10
+FEW_CPUS = 2
 OLD_API = "vllm.entrypoints.openai.api_server"
 LAUNCHERS = "vllm.entrypoints.launchers"
 SEAM = {
@@ -45,7 +46,8 @@ SEAM = {
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
 DEMO_FLAGS = (
     *("--served-model-name", DEMO, "--dtype", "bfloat16", "--max-model-len", "2048", "--enforce-eager"),
-    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--reasoning-parser", "qwen3"),
+    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--exclude-tools-when-tool-choice-none"),
+    *("--reasoning-parser", "minimax_m3", "--structured-outputs-config.enable_in_reasoning", "true"),
 )
 # What moves while the engine works: the counters with every output, the cache's fill with every part of a long prompt.
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:kv_cache_usage_perc")
@@ -94,11 +96,10 @@ class VllmEngine:
     async def __aenter__(self) -> Self:
         try:
             await self._start()
-        except EngineError:
+        except BaseException as error:
             await self._stack.aclose()
-            raise
-        except Exception as error:  # whatever vLLM raises, the worker cannot work
-            await self._stack.aclose()
+            if isinstance(error, EngineError) or not isinstance(error, Exception):
+                raise
             raise EngineError(f"vLLM did not start: {str(error) or type(error).__name__}") from error
         return self
 
@@ -125,6 +126,8 @@ class VllmEngine:
         await seam.init_app_state(self._client, self._app.state, args, tasks)
         self._app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handler of engine errors sets it
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
+        if (cpu := _only_cpu()) is not None:
+            pin_children(cpu)
         self._read(args)
         if "generate" in tasks:
             self._stage("warming up")
@@ -177,9 +180,19 @@ def _cpu_environment() -> dict[str, str]:
     """Defaults for a machine without a GPU."""
     if not importlib.import_module("vllm.platforms").current_platform.is_cpu():
         return {}
+    cpu = _only_cpu()
+    return {"VLLM_CPU_KVCACHE_SPACE": "4"} | ({} if cpu is None else {"VLLM_CPU_OMP_THREADS_BIND": str(cpu)})
+
+
+def _only_cpu() -> int | None:
+    """The one CPU that the engine gets where there are few of them and no GPU; None: it may have all.
+
+    vLLM's processes wait for each other by spinning on `sched_yield`. On two CPUs, one spinning on each, everything
+    else (this process, the proxy, a client on the same machine) was seen to wait for seconds until an answer was whole.
+    """
     cpus = sorted(os.sched_getaffinity(0))
-    few = {"VLLM_CPU_OMP_THREADS_BIND": str(cpus[0])} if len(cpus) <= 2 else {}  # noqa: PLR2004 - one is for the API
-    return {"VLLM_CPU_KVCACHE_SPACE": "4", **few}
+    is_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
+    return cpus[0] if is_cpu and len(cpus) <= FEW_CPUS else None
 
 
 def _seam() -> SimpleNamespace:

@@ -5,11 +5,14 @@ import os
 import signal
 import sys
 from asyncio.subprocess import PIPE, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
+from http import HTTPStatus
 
 import pytest
+from websockets.asyncio.server import ServerConnection, serve
+from websockets.http11 import Request, Response
 
-from proxy.wire.frames import Chunk, Credit, End, Hello
+from proxy.wire.frames import Chunk, Credit, End, Hello, Log
 from tests.unit.worker.support import DEADLINE, FakeProxy, chat, fake_proxy
 
 
@@ -19,10 +22,26 @@ async def proxy() -> AsyncIterator[FakeProxy]:
         yield running
 
 
-async def start(connect: str, **variables: str) -> Process:
-    environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
-    environment |= {"WORKER_CONNECT": connect, "WORKER_ENGINE": "scripted", "WORKER_TOKEN": "t"} | variables
-    return await asyncio.create_subprocess_exec(sys.executable, "-m", "worker_vllm", env=environment, stderr=PIPE)
+Start = Callable[..., Awaitable[Process]]
+
+
+@pytest.fixture
+async def start() -> AsyncIterator[Start]:
+    """Starts worker processes; none outlives the test."""
+    processes: list[Process] = []
+
+    async def start(connect: str, **variables: str) -> Process:
+        environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
+        environment |= {"WORKER_CONNECT": connect, "WORKER_ENGINE": "scripted", "WORKER_TOKEN": "t"} | variables
+        command = (sys.executable, "-m", "worker_vllm")
+        processes.append(await asyncio.create_subprocess_exec(*command, env=environment, stderr=PIPE))
+        return processes[-1]
+
+    yield start
+    for process in processes:
+        if process.returncode is None:
+            process.kill()
+            await process.communicate()
 
 
 async def end(process: Process) -> tuple[int, str]:
@@ -36,7 +55,9 @@ def base_of(proxy: FakeProxy) -> str:
     return proxy.url.replace("ws:", "http:").removesuffix("/v2/default/worker")
 
 
-async def test_a_worker_announces_itself_while_it_loads_and_takes_over_when_ready(proxy: FakeProxy) -> None:
+async def test_a_worker_announces_itself_while_it_loads_and_takes_over_when_ready(
+    proxy: FakeProxy, start: Start
+) -> None:
     process = await start(base_of(proxy), WORKER_METRICS_PORT="0")
     loading = await proxy.next_line()
     assert loading.frames[1] == Credit(0, 0)
@@ -57,7 +78,7 @@ async def test_a_worker_announces_itself_while_it_loads_and_takes_over_when_read
     assert "event=metrics.listening url=http://127.0.0.1:" in errors
 
 
-async def test_a_dead_engine_ends_the_worker(proxy: FakeProxy) -> None:
+async def test_a_dead_engine_ends_the_worker(proxy: FakeProxy, start: Start) -> None:
     process = await start(base_of(proxy))
     await proxy.next_line()
     line = await proxy.next_line()
@@ -72,7 +93,7 @@ async def test_a_dead_engine_ends_the_worker(proxy: FakeProxy) -> None:
     assert "the engine died" in errors
 
 
-async def test_a_second_signal_ends_at_once(proxy: FakeProxy) -> None:
+async def test_a_second_signal_ends_at_once(proxy: FakeProxy, start: Start) -> None:
     process = await start(base_of(proxy))
     await proxy.next_line()
     line = await proxy.next_line()
@@ -85,7 +106,7 @@ async def test_a_second_signal_ends_at_once(proxy: FakeProxy) -> None:
     assert (await end(process))[0] == 1
 
 
-async def test_a_wrong_setting_is_one_line_and_exit_2() -> None:
+async def test_a_wrong_setting_is_one_line_and_exit_2(start: Start) -> None:
     code, errors = await end(await start("nonsense"))
 
     assert code == 2
@@ -93,7 +114,33 @@ async def test_a_wrong_setting_is_one_line_and_exit_2() -> None:
     assert errors.count("\n") == 1
 
 
-async def test_an_orphan_ends() -> None:
+async def test_a_refusal_is_one_line_and_exit_78(start: Start) -> None:
+    async def nothing(_: ServerConnection) -> None: ...
+
+    def refuse(socket: ServerConnection, _: Request) -> Response:
+        return socket.respond(HTTPStatus.UNAUTHORIZED, "wrong worker token")
+
+    async with serve(nothing, "127.0.0.1", 0, process_request=refuse) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        code, errors = await end(await start(url))
+
+    assert code == 78
+    assert "answered 401: wrong worker token" in errors
+    assert "Traceback" not in errors
+
+
+async def test_a_signal_while_the_engine_starts_ends_the_worker(proxy: FakeProxy, start: Start) -> None:
+    process = await start(base_of(proxy), WORKER_UPSTREAM="http://127.0.0.1:9")
+    line = await proxy.next_line()
+    await line.wait_for(Log)
+    process.send_signal(signal.SIGTERM)
+    code, errors = await end(process)
+
+    assert code == 0
+    assert "Traceback" not in errors
+
+
+async def test_an_orphan_ends(start: Start) -> None:
     code, errors = await end(await start("http://127.0.0.1:9", WORKER_ORPHAN_SECONDS="1"))
 
     assert code == 69

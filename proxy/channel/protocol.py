@@ -1,0 +1,15 @@
+"""uvicorn's WebSocket protocol with a socket that holds little."""
+
+from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
+
+from proxy.wire.sockets import keep_little_under_way, keep_little_unsent
+
+
+class WorkerProtocol(WebSocketsSansIOProtocol):
+    """The only WebSockets here are the workers' (see `wire.sockets`)."""
+
+    def connection_made(self, transport) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - asyncio's own
+        super().connection_made(transport)
+        wire = transport.get_extra_info("socket")
+        keep_little_unsent(wire)
+        keep_little_under_way(wire)

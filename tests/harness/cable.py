@@ -1,0 +1,69 @@
+"""A cable between two ends that a test can cut, or let carry nothing for a while."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from urllib.parse import urlsplit
+
+PIECE = 64 * 1024
+
+
+class Cable:
+    """Carries TCP connections to a target."""
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._host, self._port = parts.hostname, parts.port
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._flows = asyncio.Event()
+        self._flows.set()
+        self.url = ""
+        self.carried = 0  # connections so far
+
+    def cut(self) -> None:
+        """Every connection breaks now, in both directions; what was under way is lost. New ones may be made."""
+        for writer in self._writers:
+            writer.transport.abort()
+
+    def block(self) -> None:
+        """Carry nothing until `flow`."""
+        self._flows.clear()
+
+    def flow(self) -> None:
+        """Carry again."""
+        self._flows.set()
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        self.carried += 1
+        other_reader, other_writer = await asyncio.open_connection(self._host, self._port)
+        both = {writer, other_writer}
+        self._writers |= both
+        try:
+            await asyncio.gather(self._pump(reader, other_writer), self._pump(other_reader, writer))
+        finally:
+            self._writers -= both
+            for each in both:
+                each.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while piece := await reader.read(PIECE):
+                await self._flows.wait()
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def cable(target: str) -> AsyncIterator[Cable]:
+    """A cable to a URL; its own URL is `url`."""
+    carrying = Cable(target)
+    server = await asyncio.start_server(carrying.carry, "127.0.0.1", 0)
+    carrying.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield carrying
+    finally:
+        server.close()
+        carrying.flow()
+        carrying.cut()

@@ -1,0 +1,22 @@
+"""What the shared fixtures give: lines that were started once for all stories of a run."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from harness.proxy import Proxy
+from harness.worker import WorkerProcess
+
+
+@dataclass(frozen=True)
+class Line:
+    """A proxy with its scripted workers."""
+
+    proxy: Proxy
+    workers: list[WorkerProcess]
+
+
+@dataclass(frozen=True)
+class Real(Line):
+    """A proxy whose workers run vLLM, and where what their engines send is recorded."""
+
+    records: Path

@@ -1,0 +1,29 @@
+"""One proxy and two workers with real vLLM on the demo model, started once for all tests of a run."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from importlib.util import find_spec
+
+import pytest
+import pytest_asyncio
+from harness.line import Real
+from harness.proxy import serving
+from harness.real import real_worker
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _vllm() -> None:
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed, since no build of it fits this machine; see what `make up` says")
+
+
+@pytest_asyncio.fixture(scope="session")
+async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Real]:
+    """Two workers load at once, so this takes about a minute on two cores."""
+    records = tmp_path_factory.mktemp("records")
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(serving())
+        contexts = [real_worker(proxy, records) for _ in range(2)]
+        workers = await asyncio.gather(*(stack.enter_async_context(context) for context in contexts))
+        yield Real(proxy, workers, records)

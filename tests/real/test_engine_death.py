@@ -1,0 +1,41 @@
+"""vLLM's engine process is killed: nothing pretends to be an answer, and the worker makes room for a new one."""
+
+import asyncio
+import json
+import os
+import signal
+from pathlib import Path
+
+import pytest
+from harness.proxy import CHAT, serving
+from harness.real import START_SECONDS, ask, real_worker
+
+pytestmark = pytest.mark.timeout(START_SECONDS)
+
+
+def engine_of(pid: int) -> int:
+    """The process of vLLM's EngineCore under this worker."""
+    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
+    named = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
+    return next(child for child, name in named.items() if "VLLM" in name)
+
+
+async def test_a_dead_engine_ends_its_streams_and_its_worker(tmp_path: Path) -> None:
+    async with serving(queue_timeout=20.0) as proxy, real_worker(proxy, tmp_path) as one:
+        request = ask("Count to one hundred.", stream=True, max_tokens=1_900, ignore_eos=True)
+        async with proxy.http.post(CHAT, json=request) as response:
+            seen = await response.content.readuntil(b'"content":"')
+            waiting = asyncio.create_task(_post(proxy, ask("Count to one hundred.", max_tokens=1_900, ignore_eos=True)))
+            os.kill(engine_of(one.process.pid), signal.SIGKILL)
+            events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
+        assert events[-1] == b"data: [DONE]"
+        assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "engine_dead"
+        assert sum(b'"error"' in event for event in events) == 1
+        assert await asyncio.wait_for(one.process.wait(), 30) == 70
+        status, code = await waiting  # nothing of it had left, so it waited for another worker
+        assert (status, code) == (503, "no_workers")
+
+
+async def _post(proxy: object, request: dict[str, object]) -> tuple[int, str]:
+    async with proxy.http.post(CHAT, json=request) as response:  # type: ignore[attr-defined]
+        return response.status, (await response.json())["error"]["code"]

@@ -1,0 +1,101 @@
+"""The connection between worker and proxy breaks: what was not lost goes on, what was is not repeated."""
+
+import asyncio
+import json
+from typing import Any
+
+from harness.cable import cable
+from harness.proxy import CHAT, Proxy, chat, frames, serving
+from harness.waiting import until
+from harness.worker import worker
+
+SLOW: dict[str, Any] = {"max_tokens": 30, "seed": 100_000}
+
+
+async def test_a_stream_survives_a_short_break() -> None:
+    """Between two tokens nothing is under way, so the same run goes on over the new connection."""
+    async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url):
+        before = line.carried
+        async with proxy.http.post(CHAT, json=chat("on", stream=True, **SLOW)) as response:
+            seen = await response.content.readuntil(b"on 5 ")
+            seen += await response.content.readuntil(b"\n\n")
+            line.cut()
+            events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
+        assert line.carried == before + 1
+    text = "".join(
+        json.loads(event.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "") for event in events[:-1]
+    )
+    assert text == "".join(f"on {number} " for number in range(30))
+
+
+async def test_a_whole_answer_survives_a_short_break() -> None:
+    async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url) as one:
+        call = asyncio.create_task(_status(proxy, chat("on", max_tokens=10, seed=50_000)))
+        await until(lambda: any(known.holds for known in proxy.parts.fleet))
+        await until(lambda: _started(one.lines))
+        line.cut()
+        assert await call == 200
+        assert sum("event=job.started" in text for text in one.lines) == 1
+
+
+async def test_output_that_was_lost_on_the_way_is_not_repeated() -> None:
+    """Tokens were under way when the cable was cut: the stream has a gap that nothing can fill."""
+    async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url) as one:
+        async with proxy.http.post(CHAT, json=chat("gap", stream=True, max_tokens=3_000, seed=1_000)) as response:
+            seen = await response.content.readuntil(b"gap 5 ")
+            line.block()
+            made = await one.metric(proxy.http, "generation_tokens_total")
+            await until(lambda: _at_least(one, proxy, made + 100))
+            line.cut()
+            line.flow()
+            events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
+        assert events[-1] == b"data: [DONE]"
+        assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "worker_lost"
+        await until(lambda: _idle(one, proxy))  # the run was ended, and the worker serves on
+        async with proxy.http.post(CHAT, json=chat("next", stream=True)) as response:
+            assert (await frames(response))[-1] == b"data: [DONE]"
+
+
+async def test_a_worker_that_stays_away_is_lost(proxy: Proxy) -> None:
+    async with cable(proxy.url) as line, worker(proxy, url=line.url):
+        async with proxy.http.post(CHAT, json=chat("off", stream=True, **SLOW)) as response:
+            seen = await response.content.readuntil(b"off 1 ")
+            line.block()
+            events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
+        assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "worker_lost"
+        line.cut()
+        line.flow()
+        await until(lambda: proxy.ready == 1)  # and it comes back
+        async with proxy.http.post(CHAT, json=chat("back")) as response:
+            assert response.status == 200
+
+
+async def test_a_client_that_left_during_a_break_is_not_served_further() -> None:
+    async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url) as one:
+        async with proxy.http.post(CHAT, json=chat("off", stream=True, **SLOW)) as response:
+            await response.content.readuntil(b"off 1 ")
+            line.block()
+            line.cut()
+            response.close()
+            await until(lambda: len(proxy.parts.output) == 0)
+        line.flow()
+        await until(lambda: _idle(one, proxy))
+
+
+async def _status(proxy: Proxy, request: dict[str, Any]) -> int:
+    async with proxy.http.post(CHAT, json=request) as response:
+        await response.read()
+        return response.status
+
+
+def _started(lines: list[str]) -> bool:
+    return any("event=job.started" in line for line in lines)
+
+
+async def _at_least(one: Any, proxy: Proxy, wanted: float) -> bool:
+    return bool(await one.metric(proxy.http, "generation_tokens_total") >= wanted)
+
+
+async def _idle(one: Any, proxy: Proxy) -> bool:
+    running = await one.metric(proxy.http, "num_requests_running")
+    return running == 0 and not any(known.holds for known in proxy.parts.fleet)

@@ -1,0 +1,94 @@
+"""A reader stops reading: it slows nobody else, and what waits for it is bounded."""
+
+import asyncio
+import json
+import socket
+import time
+from typing import Any
+
+import pytest
+from harness.line import Line
+from harness.proxy import CHAT, Proxy, chat, frames
+from harness.waiting import until
+
+from proxy.service.output import PAUSE_ABOVE
+from proxy.wire.frames import MESSAGE_BYTES
+from proxy.wire.sockets import UNDER_WAY_BYTES, UNSENT_BYTES
+
+UNDER_WAY = UNDER_WAY_BYTES + UNSENT_BYTES + 2 * MESSAGE_BYTES  # in the kernels, and a message at either end
+
+BIG = "z" * 2_000  # so that a stream is some megabytes
+FAST: dict[str, Any] = {"max_tokens": 5_000, "stream": True}
+
+
+def standing_reader(proxy: Proxy) -> socket.socket:
+    """A client that asks for a long stream and then reads nothing."""
+    host, port = proxy.url.removeprefix("http://").split(":")
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
+    client.connect((host, int(port)))
+    body = json.dumps(chat(BIG, **FAST)).encode()
+    client.sendall(
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+    )
+    client.setblocking(False)
+    return client
+
+
+async def others_go_on(line: Line, seconds: float) -> None:
+    """Other clients are served as ever while the reader stands."""
+    end = time.monotonic() + seconds
+    while True:
+        async with line.proxy.http.post(CHAT, json=chat("quick", stream=True, max_tokens=20)) as response:
+            assert (await frames(response))[-1] == b"data: [DONE]"
+        [mailbox] = list(line.proxy.parts.output)
+        assert mailbox.backlog <= PAUSE_ABOVE + UNDER_WAY
+        if time.monotonic() > end:
+            return
+
+
+async def hold(line: Line, seconds: float) -> None:
+    """Let one reader stand for so long; then it reads on and gets everything."""
+    client = standing_reader(line.proxy)
+    try:
+        await until(lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output))
+        await others_go_on(line, seconds)
+        loop = asyncio.get_running_loop()
+        received = bytearray()
+        while not received.endswith(b"0\r\n\r\n"):
+            received += await asyncio.wait_for(loop.sock_recv(client, 1 << 20), 20)
+    finally:
+        client.close()
+    assert received.count(b"data: {") == 5_001
+    assert b"data: [DONE]" in received
+
+
+async def test_a_standing_reader_slows_nobody_and_loses_nothing(line: Line) -> None:
+    await hold(line, 1.0)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(120)
+async def test_a_reader_that_stands_for_half_a_minute(line: Line) -> None:
+    await hold(line, 30.0)
+
+
+async def test_a_standing_reader_that_leaves_frees_its_slot(line: Line) -> None:
+    client = standing_reader(line.proxy)
+    await until(lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output))
+    client.close()
+    await until(lambda: len(line.proxy.parts.output) == 0, 2.0)
+    await until(lambda: not any(worker.holds for worker in line.proxy.parts.fleet), 2.0)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(150)
+async def test_a_reader_that_stands_for_more_than_a_minute_is_cut(line: Line) -> None:
+    client = standing_reader(line.proxy)
+    try:
+        await until(lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output))
+        await until(lambda: len(line.proxy.parts.output) == 0, 75.0)
+        await until(lambda: not any(worker.holds for worker in line.proxy.parts.fleet), 2.0)
+    finally:
+        client.close()

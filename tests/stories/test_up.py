@@ -1,0 +1,96 @@
+"""`up`: one command starts everything, tells a person what to do, and leaves nothing behind."""
+
+import os
+import re
+import signal
+from pathlib import Path
+from uuid import uuid4
+
+import aiohttp
+import pytest
+from harness.command import Command, command, processes
+from harness.proxy import CHAT, chat
+from harness.waiting import until
+
+SCRIPTED = {"WORKER_ENGINE": "scripted"}
+
+
+async def base_url(running: Command) -> str:
+    """The URL that a person reads."""
+    found = await running.says(r"base URL\s+(http://\S+)/v1")
+    return found.group(1)
+
+
+async def test_up_serves_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+    mark = f"story-{uuid4()}"
+    async with command("up", "--port", "0", "--workers", "2", "--data-dir", str(tmp_path), **SCRIPTED, MARK=mark) as up:
+        url = await base_url(up)
+        assert "starting the scripted engine" in up.text
+        async with aiohttp.ClientSession(url) as http:
+            async with http.get("/readyz") as response:
+                assert response.status == 200
+            async with http.post(CHAT, json=chat("up")) as response:
+                assert response.status == 200
+        assert len(processes(mark)) == 3
+        assert await up.stop(signal.SIGINT) == 0
+        await until(lambda: processes(mark) == [])
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["worker-1.log", "worker-2.log"]
+
+
+async def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
+    mark = f"story-{uuid4()}"
+    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED, MARK=mark) as up:
+        url = await base_url(up)
+        [victim] = [pid for pid in processes(mark) if pid != up.process.pid]
+        os.kill(victim, signal.SIGKILL)
+        async with aiohttp.ClientSession(url) as http, http.post(CHAT, json=chat("again")) as response:
+            assert response.status == 200
+        assert await up.stop(signal.SIGTERM) == 0
+        await until(lambda: processes(mark) == [])
+
+
+async def test_a_worker_that_cannot_start_is_explained(tmp_path: Path) -> None:
+    wrong = {"WORKER_MAX_CONCURRENCY": "many"}
+    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED | wrong) as up:
+        await up.says("A worker could not start")
+        await up.says("WORKER_MAX_CONCURRENCY is wrong|MAX_CONCURRENCY")
+        assert await up.process.wait() == 2
+
+
+async def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
+    async with command("proxy", "--port", "0", "--data-dir", str(tmp_path)) as first:
+        port = (await first.says(r"http://127.0.0.1:(\d+)")).group(1)
+        async with command("up", "--port", port, "--data-dir", str(tmp_path)) as second:
+            assert await second.process.wait() == 69
+            assert re.fullmatch(rf"vllm-serverless: cannot listen on .* port {port}: .* --port\.", second.text)
+
+
+async def test_it_does_not_open_itself_to_others_without_a_key(tmp_path: Path) -> None:
+    async with command("up", "--host", "0.0.0.0", "--data-dir", str(tmp_path)) as up:
+        assert await up.process.wait() == 78
+        assert up.text.count("\n") == 0
+        assert "--api-key" in up.text
+
+
+@pytest.mark.parametrize(("flag", "value"), [("--endpoint", "a b"), ("--port", "99999"), ("--queue-timeout", "-1")])
+async def test_a_wrong_flag_is_named(flag: str, value: str) -> None:
+    async with command("proxy", flag, value) as proxy:
+        assert await proxy.process.wait() == 2
+        assert flag in proxy.text
+        assert "Traceback" not in proxy.text
+
+
+async def test_every_command_has_help_for_people() -> None:
+    for name in ("up", "proxy", "worker", "token"):
+        async with command(name, "--help") as shown:
+            assert await shown.process.wait() == 0
+        assert "PROXY_" in shown.text or "WORKER_" in shown.text
+
+
+async def test_the_token_is_printed_and_stays_the_same(tmp_path: Path) -> None:
+    printed = []
+    for _ in range(2):
+        async with command("token", "--data-dir", str(tmp_path)) as shown:
+            assert await shown.process.wait() == 0
+        printed.append(shown.text)
+    assert printed[0] == printed[1] == (tmp_path / "worker-token").read_text().strip()

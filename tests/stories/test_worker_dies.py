@@ -1,0 +1,155 @@
+"""A worker dies. Before any output left, another one runs the job; after that the client is told the truth."""
+
+import asyncio
+import json
+import os
+import signal
+from typing import Any
+
+import openai
+import pytest
+from harness.proxy import CHAT, Proxy, chat, frames, serving
+from harness.waiting import until
+from harness.worker import WorkerProcess, worker
+
+SLOW: dict[str, Any] = {"max_tokens": 100, "seed": 20_000}
+
+
+def holder(proxy: Proxy, workers: list[WorkerProcess]) -> WorkerProcess | None:
+    """The worker that has the one job."""
+    ids = {one.id for one in proxy.parts.fleet if one.holds}
+    return next((one for one in workers if one.id in ids), None)
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_worker_killed_before_output_is_only_a_delay(proxy: Proxy, stream: bool) -> None:
+    async with worker(proxy) as one, worker(proxy) as two:
+        request = chat("again", stream=stream, fault="head_delay:500")
+        call = asyncio.create_task(_text(proxy, request))
+        await until(lambda: holder(proxy, [one, two]) is not None)
+        victim = holder(proxy, [one, two])
+        assert victim is not None
+        victim.kill()
+        status, text = await call
+    assert status == 200
+    assert text == "again 0 again 1 again 2 again 3 again 4 "
+
+
+async def test_a_killed_worker_that_ran_a_whole_answer_is_only_a_delay(proxy: Proxy) -> None:
+    """Nothing of an answer that is not streamed leaves before it is whole, however long it takes."""
+    async with worker(proxy) as one, worker(proxy) as two:
+        call = asyncio.create_task(_text(proxy, chat("whole", max_tokens=20, seed=20_000)))
+        await until(lambda: holder(proxy, [one, two]) is not None)
+        victim = holder(proxy, [one, two])
+        assert victim is not None
+        await until(lambda: _at_least(victim, proxy, "generation_tokens_total", 5))
+        victim.kill()
+        status, text = await call
+    assert status == 200
+    assert text == "".join(f"whole {number} " for number in range(20))
+
+
+async def test_a_worker_killed_in_a_stream_ends_it_with_an_error(proxy: Proxy) -> None:
+    async with worker(proxy) as one, worker(proxy) as two:
+        async with proxy.http.post(CHAT, json=chat("half", stream=True, **SLOW)) as response:
+            seen = await response.content.readuntil(b"half 3")
+            victim = holder(proxy, [one, two])
+            assert victim is not None
+            victim.kill()
+            events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
+    assert events[-1] == b"data: [DONE]"
+    error = json.loads(events[-2].removeprefix(b"data: "))["error"]
+    assert (error["code"], error["type"]) == ("worker_lost", "server_error")
+    text = _text_of(events[:-2])
+    assert text == "".join(f"half {number} " for number in range(text.count("half")))  # nothing twice, nothing missing
+    assert all(
+        json.loads(event.removeprefix(b"data: "))["choices"][0]["finish_reason"] is None for event in events[:-2]
+    )
+
+
+async def test_the_stock_client_raises_in_the_stream(proxy: Proxy) -> None:
+    async with worker(proxy) as one, proxy.openai() as client:
+        stream = await client.chat.completions.create(**chat("half", stream=True, **SLOW))
+        with pytest.raises(openai.APIError, match="lost"):
+            async for chunk in stream:
+                if chunk.choices[0].delta.content:
+                    one.kill()
+
+
+async def test_a_job_that_kills_its_workers_is_given_up(proxy: Proxy) -> None:
+    async with worker(proxy), worker(proxy), worker(proxy), worker(proxy) as survivor:
+        async with proxy.http.post(CHAT, json=chat("poison", fault="die:0")) as response:
+            answer = await response.json()
+            assert response.status == 502
+            assert response.headers["x-should-retry"] == "false"
+        assert answer["error"]["code"] == "gave_up"
+        assert "3 runs were lost" in answer["error"]["message"]
+        assert proxy.ready == 1
+    assert survivor.process.returncode is not None
+
+
+async def test_a_hung_worker_is_lost_after_its_lease(proxy: Proxy) -> None:
+    async with worker(proxy) as one:
+        call = asyncio.create_task(_text(proxy, chat("again", fault="head_delay:300")))
+        await until(lambda: holder(proxy, [one]) is not None)
+        os.killpg(one.process.pid, signal.SIGSTOP)
+        async with worker(proxy):
+            status, text = await call
+        os.killpg(one.process.pid, signal.SIGCONT)
+    assert (status, text[:8]) == (200, "again 0 ")
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_dead_engine_is_no_answer(stream: bool) -> None:
+    """The worker of a dead engine says so and exits; its job runs elsewhere."""
+    async with serving(lease=1.0) as proxy, worker(proxy) as one:
+        call = asyncio.create_task(_text(proxy, chat("x", stream=stream, fault="engine_dead:0")))
+        assert await asyncio.wait_for(one.process.wait(), 10) == 70
+        await until(lambda: proxy.ready == 0)
+        call.cancel()
+        await asyncio.gather(call, return_exceptions=True)
+    assert any("engine_dead" in text for text in one.lines)
+
+
+async def test_an_engine_that_dies_in_a_stream_is_told_once(proxy: Proxy) -> None:
+    async with worker(proxy):
+        async with proxy.http.post(CHAT, json=chat("half", stream=True, fault="engine_dead:3", **SLOW)) as response:
+            events = await frames(response)
+    assert events[-1] == b"data: [DONE]"
+    assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "engine_dead"
+    assert sum(b'"error"' in event for event in events) == 1
+
+
+async def test_an_engine_that_hangs_is_ended(proxy: Proxy) -> None:
+    async with worker(proxy, progress_seconds=1) as one:
+        async with proxy.http.post(CHAT, json=chat("half", stream=True, fault="hang:3", **SLOW)) as response:
+            events = await frames(response)
+        assert await asyncio.wait_for(one.process.wait(), 10) == 70
+    assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "engine_hung"
+    assert events[-1] == b"data: [DONE]"
+
+
+async def test_an_answer_that_breaks_off_is_no_answer(proxy: Proxy) -> None:
+    async with worker(proxy):
+        async with proxy.http.post(CHAT, json=chat("half", stream=True, fault="cut:3")) as response:
+            events = await frames(response)
+        assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "worker_lost"
+        async with proxy.http.post(CHAT, json=chat("half", fault="cut:3")) as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (502, "gave_up")
+
+
+def _text_of(events: list[bytes]) -> str:
+    chunks = [json.loads(event.removeprefix(b"data: ")) for event in events]
+    return "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+
+
+async def _text(proxy: Proxy, request: dict[str, Any]) -> tuple[int, str]:
+    async with proxy.http.post(CHAT, json=request) as response:
+        if not request.get("stream"):
+            answer = await response.json()
+            return response.status, answer["choices"][0]["message"]["content"]
+        return response.status, _text_of((await frames(response))[:-1])
+
+
+async def _at_least(one: WorkerProcess, proxy: Proxy, name: str, wanted: float) -> bool:
+    return await one.metric(proxy.http, name) >= wanted

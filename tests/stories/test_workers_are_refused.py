@@ -1,0 +1,89 @@
+"""A worker that may not join is told why, at once, in one line, and does not try for ever."""
+
+import asyncio
+
+import aiohttp
+import pytest
+from harness.proxy import CHAT, Proxy, chat, serving
+from harness.waiting import until
+from harness.worker import WorkerProcess, worker
+
+from proxy.wire import frames
+
+
+async def ended(one: WorkerProcess) -> str:
+    """The last line of a worker that gave up for good."""
+    assert await asyncio.wait_for(one.process.wait(), 20) == 78
+    await until(lambda: any("worker.ended" in line for line in one.lines))
+    return next(line for line in reversed(one.lines) if "event=" not in line)
+
+
+async def test_a_wrong_token(proxy: Proxy) -> None:
+    async with worker(proxy, wait=False, token="wrong") as one:
+        assert "worker token" in await ended(one)
+    assert not list(proxy.parts.fleet)
+
+
+async def test_an_unknown_endpoint(proxy: Proxy) -> None:
+    async with worker(proxy, wait=False, endpoint="nowhere") as one:
+        assert "nowhere" in await ended(one)
+
+
+async def test_another_model_than_the_endpoints() -> None:
+    async with serving(endpoint=["default=big"]) as proxy, worker(proxy, wait=False) as one:
+        assert "serves big, this worker scripted" in await ended(one)
+
+
+async def test_another_model_than_the_other_workers(proxy: Proxy) -> None:
+    async with worker(proxy), worker(proxy, wait=False, served_model_name="other") as one:
+        assert "serves scripted, this worker other" in await ended(one)
+        assert proxy.ready == 1
+
+
+@pytest.mark.parametrize(
+    ("message", "code"),
+    [
+        (b"not msgpack", 4400),
+        (frames.encode([frames.Heartbeat()]), 4400),
+        (frames.encode([frames.Hello(99, "w", "x")]), 4426),
+        (frames.encode([frames.Hello(1, "w", "x", [frames.Model("m", b"no json")])]), 4400),
+        ("text", 4400),
+    ],
+)
+async def test_a_stranger_on_the_channel(proxy: Proxy, message: bytes | str, code: int) -> None:
+    headers = {"Authorization": f"Bearer {proxy.parts.token}"}
+    async with proxy.http.ws_connect("/v2/default/worker", headers=headers) as socket:
+        await (socket.send_bytes(message) if isinstance(message, bytes) else socket.send_str(message))
+        answer = await socket.receive(timeout=5)
+        assert (answer.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, code)
+
+
+@pytest.mark.parametrize(("path", "token", "status"), [
+    ("/v2/default/worker", "wrong", 401),
+    ("/v2/nowhere/worker", None, 404),
+    ("/v2/default/other", None, 404),
+    ("/v1/chat/completions", None, 404),
+])  # fmt: skip
+async def test_a_handshake_that_is_refused(proxy: Proxy, path: str, token: str | None, status: int) -> None:
+    headers = {"Authorization": f"Bearer {token or proxy.parts.token}"}
+    with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
+        await proxy.http.ws_connect(path, headers=headers)
+    assert refused.value.status == status
+
+
+async def test_a_worker_speaks_only_of_what_it_holds(proxy: Proxy) -> None:
+    """One worker cannot answer another one's job, nor an older attempt."""
+    async with worker(proxy), proxy.http.post(CHAT, json=chat("mine", stream=True, max_tokens=20, seed=20_000)) as mine:
+        await mine.content.readuntil(b"mine 1 ")
+        [mailbox] = list(proxy.parts.output)
+        headers = {"Authorization": f"Bearer {proxy.parts.token}"}
+        async with proxy.http.ws_connect("/v2/default/worker", headers=headers) as socket:
+            forged = [
+                frames.Hello(1, "w-stranger", "x"),
+                frames.Chunk(mailbox.job_id, mailbox.attempt, b"data: forged\n\n"),
+                frames.End(mailbox.job_id, mailbox.attempt, "completed"),
+            ]
+            await socket.send_bytes(frames.encode(forged))
+            rest = await mine.read()
+    assert b"forged" not in rest
+    assert b"mine 19 " in rest
