@@ -11,7 +11,7 @@ from proxy.api.errors import ApiError
 from proxy.api.reply import Reply
 from proxy.jobs.model import Job
 from proxy.service.intake import Intake
-from proxy.service.output import Head, Mailbox
+from proxy.service.mailbox import Head, Mailbox
 
 WHOLE = float("inf")
 

@@ -8,7 +8,8 @@ import structlog
 
 from proxy.jobs.model import Job, JobError, JobId
 from proxy.service.fleet import Worker
-from proxy.service.output import Head, Output
+from proxy.service.mailbox import Head
+from proxy.service.output import Output
 from proxy.service.runs import WORKER_LOST, Runs
 from proxy.wire import frames
 from proxy.wire.outbox import Outbox

@@ -10,13 +10,12 @@ import re
 from contextlib import suppress
 from typing import Any
 
-import msgspec
 import structlog
 
 from proxy.channel.connection import Connection, Reader
-from proxy.jobs.model import WorkerId
+from proxy.channel.membership import Membership, RefusedError
 from proxy.service.dispatch import Dispatch
-from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
+from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet, Worker
 from proxy.service.keys import Keys, Kind
 from proxy.service.output import Output
@@ -26,10 +25,7 @@ from proxy.wire import frames
 log = structlog.get_logger()
 
 HELLO_SECONDS = 10.0
-MAX_MODELS = 1_000
 MAX_SLOTS = 100_000
-GOODBYE = (1000, 1001)  # close codes of a worker that leaves on purpose
-
 
 _PATH = re.compile(r"/v2/([A-Za-z0-9_-]{1,80})/worker")
 
@@ -40,22 +36,15 @@ def worker_path(path: str) -> str | None:
     return found.group(1) if found else None
 
 
-class RefusedError(Exception):
-    """The worker may not join: a close code and a sentence."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
-
-
 class WorkerChannel:
     """Lets workers in, and speaks with them."""
 
     def __init__(
         self, keys: Keys, endpoints: Endpoints, fleet: Fleet, dispatch: Dispatch, runs: Runs, output: Output
     ) -> None:
-        self._keys, self._endpoints, self._fleet = keys, endpoints, fleet
+        self._keys, self._endpoints = keys, endpoints
         self._dispatch, self._runs, self._output = dispatch, runs, output
+        self._membership = Membership(endpoints, fleet, runs, output)
 
     async def __call__(self, endpoint_id: str | None, scope: Any, receive: Any, send: Any) -> None:
         """One connection, from handshake to end."""
@@ -77,7 +66,7 @@ class WorkerChannel:
         code = 1006
         try:
             hello, rest = await _hello(receive)
-            worker = await self._join(endpoint, hello, connection)
+            worker = await self._membership.join(endpoint, hello, connection)
             writer = asyncio.create_task(connection.write())
             try:
                 await self._converse(worker, connection, rest, receive)
@@ -96,7 +85,7 @@ class WorkerChannel:
         finally:
             if worker is not None and worker.port is connection:
                 worker.port = None
-                await self._part(worker, code)
+                await self._membership.part(worker, code)
 
     async def _converse(self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any) -> None:
         reader = Reader(worker, self._runs, self._output)
@@ -115,83 +104,13 @@ class WorkerChannel:
                         worker.light_slots = min(max(light, 0), MAX_SLOTS)
                         self._dispatch.wake(worker.endpoint)
                     case frames.Hello():
-                        self._announce(worker, frame)
+                        self._membership.announce(worker, frame)
                     case frames.Log(text=text):
                         log.info("worker.says", worker=worker.id, text=text[:500])
                     case frames.Heartbeat():
                         pass
             await asyncio.sleep(0)  # a worker that floods must not keep its own `pause` from leaving
             batch = await _frames(receive)
-
-    async def _join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:
-        if hello.protocol != frames.PROTOCOL:
-            raise RefusedError(4426, f"this proxy speaks protocol {frames.PROTOCOL}, the worker {hello.protocol}")
-        now = asyncio.get_running_loop().time()
-        worker = self._fleet.get(WorkerId(hello.worker))
-        if worker is None:
-            worker = Worker(WorkerId(hello.worker), endpoint.id, connection, seen=now)
-            self._announce(worker, hello)
-            self._fleet.add(worker)
-        else:
-            if worker.endpoint != endpoint.id:
-                raise RefusedError(4409, f"worker {worker.id} already serves endpoint {worker.endpoint}")
-            self._announce(worker, hello)
-            if worker.port is not None:
-                worker.port.close("replaced by a newer connection")
-            worker.port, worker.slots, worker.light_slots = connection, 0, 0
-            heard, worker.seen = worker.seen, now
-            await self._compare(worker, hello.holds, heard, connection)
-        for hold in hello.holds:
-            if hold.job not in worker.holds:
-                connection.stop(hold.job, hold.attempt)  # type: ignore[arg-type]
-        log.info("worker.joined", worker=worker.id, endpoint=endpoint.id, engine=hello.engine, holds=len(hello.holds))
-        return worker
-
-    async def _compare(self, worker: Worker, listed: list[frames.Hold], heard: float, connection: Connection) -> None:
-        """Keep the runs of which nothing was lost with the old connection; end the others."""
-        known = {hold.job: hold for hold in listed}
-        for job_id, hold in list(worker.holds.items()):
-            theirs = known.get(job_id)
-            if theirs is None or theirs.attempt != hold.attempt:
-                if hold.received or heard > hold.since:  # it was heard of after the offer: the job had reached it
-                    await self._runs.lost(worker, job_id, hold.attempt)
-                else:
-                    await self._runs.undelivered(worker, job_id, hold.attempt)
-            elif theirs.sent != hold.received:
-                connection.stop(job_id, hold.attempt)
-                await self._runs.torn(worker, job_id, hold.attempt)
-            elif (mailbox := self._output.sink(job_id, hold.attempt)) is not None and mailbox.outcome is None:
-                mailbox.reattach(connection)
-            else:
-                connection.stop(job_id, hold.attempt)
-
-    def _announce(self, worker: Worker, hello: frames.Hello) -> None:
-        worker.engine = hello.engine[:200]
-        if not hello.models:
-            return
-        if len(hello.models) > MAX_MODELS:
-            raise RefusedError(4400, f"a worker may announce {MAX_MODELS} models")
-        try:
-            models = [Model(model.id, _checked(model.card), model.base) for model in hello.models]
-        except msgspec.MsgspecError as error:
-            raise RefusedError(4400, f"a model card is no JSON: {error}") from error
-        endpoint = self._endpoints.get(worker.endpoint)
-        others = any(other.has_models and other is not worker for other in self._fleet.of(worker.endpoint))
-        try:
-            if endpoint is not None:
-                self._endpoints.announce(endpoint, models, others=others)
-        except OtherModelError as error:
-            raise RefusedError(4409, str(error)) from error
-        worker.has_models = True
-        log.info("worker.serves", worker=worker.id, models=[model.id for model in models])
-
-    async def _part(self, worker: Worker, code: int) -> None:
-        """The connection has ended. A worker that said goodbye, or held nothing, is gone; another one may come back."""
-        worker.slots = worker.light_slots = 0
-        if code in GOODBYE or not worker.holds:
-            await self._runs.bury(worker, "it left" if code in GOODBYE else "its connection was lost")
-        else:
-            log.info("worker.disconnected", worker=worker.id, code=code, holds=len(worker.holds))
 
 
 class DisconnectedError(Exception):
@@ -222,11 +141,6 @@ async def _hello(receive: Any) -> tuple[frames.Hello, list[frames.ToProxy]]:
     if not isinstance(first, frames.Hello):
         raise RefusedError(4400, "the first frame must be hello")
     return first, rest
-
-
-def _checked(card: bytes) -> bytes:
-    msgspec.json.decode(card, type=dict[str, msgspec.Raw])
-    return card
 
 
 async def _deny(send: Any, status: int, reason: str) -> None:

@@ -8,7 +8,8 @@ from proxy.jobs.model import Job, JobError, JobId, Millis, Owner, Request, Submi
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoint
-from proxy.service.output import Mailbox, Output
+from proxy.service.mailbox import Mailbox
+from proxy.service.output import Output
 from proxy.service.runs import Runs
 from proxy.store.base import JobStore
 

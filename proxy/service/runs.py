@@ -15,7 +15,8 @@ from proxy.jobs.policy import after_loss
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
 from proxy.service.fleet import Fleet, Worker
-from proxy.service.output import Mailbox, Output
+from proxy.service.mailbox import Mailbox
+from proxy.service.output import Output
 from proxy.store.base import JobStore
 
 log = structlog.get_logger()

@@ -11,7 +11,7 @@ from harness.line import Line
 from harness.proxy import CHAT, Proxy, chat, frames
 from harness.waiting import until
 
-from proxy.service.output import PAUSE_ABOVE
+from proxy.service.mailbox import PAUSE_ABOVE
 from proxy.wire.frames import MESSAGE_BYTES
 from proxy.wire.sockets import UNDER_WAY_BYTES, UNSENT_BYTES
 

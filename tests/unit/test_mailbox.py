@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from proxy.jobs.model import Job, JobId, Outcome
-from proxy.service.output import PAUSE_ABOVE, STREAM_CAP, Head, Mailbox
+from proxy.service.mailbox import PAUSE_ABOVE, STREAM_CAP, Head, Mailbox
 
 STREAM = Head(200, "text/event-stream; charset=utf-8")
 JSON = Head(200, "application/json")

@@ -1,0 +1,114 @@
+"""Who belongs to the fleet: a worker joins, says what it serves, comes back, and parts."""
+
+import asyncio
+from collections.abc import Sequence
+
+import msgspec
+import structlog
+
+from proxy.channel.connection import Connection
+from proxy.jobs.model import JobId, WorkerId
+from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
+from proxy.service.fleet import Fleet, Worker
+from proxy.service.output import Output
+from proxy.service.runs import Runs
+from proxy.wire import frames
+
+log = structlog.get_logger()
+
+MAX_MODELS = 1_000
+GOODBYE = (1000, 1001)  # close codes of a worker that leaves on purpose
+
+
+class RefusedError(Exception):
+    """The worker may not join: a close code and a sentence."""
+
+    def __init__(self, code: int, reason: str) -> None:
+        super().__init__(reason)
+        self.code = code
+
+
+class Membership:
+    """Lets workers into the fleet and out of it."""
+
+    def __init__(self, endpoints: Endpoints, fleet: Fleet, runs: Runs, output: Output) -> None:
+        self._endpoints, self._fleet, self._runs, self._output = endpoints, fleet, runs, output
+
+    async def join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:
+        """The worker that says hello, new or come back; `RefusedError` if it may not be here."""
+        if hello.protocol != frames.PROTOCOL:
+            raise RefusedError(4426, f"this proxy speaks protocol {frames.PROTOCOL}, the worker {hello.protocol}")
+        now = asyncio.get_running_loop().time()
+        worker = self._fleet.get(WorkerId(hello.worker))
+        if worker is None:
+            worker = Worker(WorkerId(hello.worker), endpoint.id, connection, seen=now)
+            self.announce(worker, hello)
+            self._fleet.add(worker)
+        else:
+            if worker.endpoint != endpoint.id:
+                raise RefusedError(4409, f"worker {worker.id} already serves endpoint {worker.endpoint}")
+            self.announce(worker, hello)
+            if worker.port is not None:
+                worker.port.close("replaced by a newer connection")
+            worker.port, worker.slots, worker.light_slots = connection, 0, 0
+            heard, worker.seen = worker.seen, now
+            await self._compare(worker, hello.holds, heard, connection)
+        for hold in hello.holds:
+            if hold.job not in worker.holds:
+                connection.stop(JobId(hold.job), hold.attempt)
+        log.info("worker.joined", worker=worker.id, endpoint=endpoint.id, engine=hello.engine, holds=len(hello.holds))
+        return worker
+
+    def announce(self, worker: Worker, hello: frames.Hello) -> None:
+        """Note what it serves; `RefusedError` if its endpoint serves something else."""
+        worker.engine = hello.engine[:200]
+        if not hello.models:
+            return
+        if len(hello.models) > MAX_MODELS:
+            raise RefusedError(4400, f"a worker may announce {MAX_MODELS} models")
+        try:
+            models = [Model(model.id, _checked(model.card), model.base) for model in hello.models]
+        except msgspec.MsgspecError as error:
+            raise RefusedError(4400, f"a model card is no JSON: {error}") from error
+        endpoint = self._endpoints.get(worker.endpoint)
+        others = any(other.has_models and other is not worker for other in self._fleet.of(worker.endpoint))
+        try:
+            if endpoint is not None:
+                self._endpoints.announce(endpoint, models, others=others)
+        except OtherModelError as error:
+            raise RefusedError(4409, str(error)) from error
+        worker.has_models = True
+        log.info("worker.serves", worker=worker.id, models=[model.id for model in models])
+
+    async def part(self, worker: Worker, code: int) -> None:
+        """The connection has ended. A worker that said goodbye, or held nothing, is gone; another one may come back."""
+        worker.slots = worker.light_slots = 0
+        if code in GOODBYE or not worker.holds:
+            await self._runs.bury(worker, "it left" if code in GOODBYE else "its connection was lost")
+        else:
+            log.info("worker.disconnected", worker=worker.id, code=code, holds=len(worker.holds))
+
+    async def _compare(
+        self, worker: Worker, listed: Sequence[frames.Hold], heard: float, connection: Connection
+    ) -> None:
+        """Keep the runs of which nothing was lost with the old connection; end the others."""
+        known = {hold.job: hold for hold in listed}
+        for job_id, hold in list(worker.holds.items()):
+            theirs = known.get(job_id)
+            if theirs is None or theirs.attempt != hold.attempt:
+                if hold.received or heard > hold.since:  # it was heard of after the offer: the job had reached it
+                    await self._runs.lost(worker, job_id, hold.attempt)
+                else:
+                    await self._runs.undelivered(worker, job_id, hold.attempt)
+            elif theirs.sent != hold.received:
+                connection.stop(job_id, hold.attempt)
+                await self._runs.torn(worker, job_id, hold.attempt)
+            elif (mailbox := self._output.sink(job_id, hold.attempt)) is not None and mailbox.outcome is None:
+                mailbox.reattach(connection)
+            else:
+                connection.stop(job_id, hold.attempt)
+
+
+def _checked(card: bytes) -> bytes:
+    msgspec.json.decode(card, type=dict[str, msgspec.Raw])
+    return card

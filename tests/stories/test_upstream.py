@@ -1,0 +1,61 @@
+"""`--upstream`: any OpenAI-compatible server in vLLM's place; here it is another proxy with its workers."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any
+
+import openai
+import pytest
+import pytest_asyncio
+
+from harness.line import Line
+from harness.proxy import CHAT, Proxy, chat, frames, serving
+from harness.waiting import until
+from harness.worker import worker
+
+
+@pytest_asyncio.fixture(scope="module")
+async def front(line: Line) -> AsyncIterator[Proxy]:
+    """A proxy whose one worker passes everything on to the line."""
+    async with serving() as proxy, worker(proxy, upstream=line.proxy.url):
+        yield proxy
+
+
+async def test_models_are_the_upstreams(front: Proxy) -> None:
+    async with front.openai() as client:
+        assert [model.id for model in (await client.models.list()).data] == ["scripted"]
+
+
+async def test_a_stream_comes_through_both(front: Proxy) -> None:
+    async with front.http.post(CHAT, json=chat("far", stream=True, max_tokens=50)) as response:
+        events = await frames(response)
+    chunks = [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
+    text = "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+    assert text == "".join(f"far {number} " for number in range(50))
+    assert events[-1] == b"data: [DONE]"
+
+
+async def test_the_upstreams_error_is_the_answer(front: Proxy) -> None:
+    async with front.openai() as client:
+        with pytest.raises(openai.BadRequestError, match="maximum context length"):
+            await client.chat.completions.create(**chat(max_tokens=9_999_999))
+
+
+@pytest.mark.parametrize("stream", [True, False])
+async def test_a_client_that_leaves_frees_the_upstream(front: Proxy, line: Line, stream: bool) -> None:
+    call = asyncio.create_task(_post(front, chat("leaving", stream=stream, max_tokens=100_000, seed=2_000)))
+    await until(lambda: _running(line, 1), what="the engine behind it works")
+    call.cancel()
+    await asyncio.gather(call, return_exceptions=True)
+    await until(lambda: _running(line, 0), 1.0, "it is idle again")
+
+
+async def _post(proxy: Proxy, request: dict[str, Any]) -> None:
+    async with proxy.http.post(CHAT, json=request) as response:
+        await response.read()
+
+
+async def _running(line: Line, wanted: float) -> bool:
+    counts = [await one.metric(line.proxy.http, "num_requests_running") for one in line.workers]
+    return sum(counts) == wanted
