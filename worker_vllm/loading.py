@@ -11,6 +11,7 @@ import os
 import signal
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 from proxy.wire.frames import PROTOCOL, Credit, Frame, Hello, Log, ToWorker
 from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox
@@ -66,21 +67,27 @@ class Loading:
 
     def say(self, text: str) -> None:
         """Tell the person who runs the proxy what is going on. From any thread."""
-        if self._loop is not None and self._outbox is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._outbox.put, Log(text))
+        if self._outbox is not None:
+            self._ask(self._outbox.put, Log(text))
 
     def retire(self) -> None:
         """The worker's own channel is about to dial: neither dial again nor mind being replaced."""
         self._is_over = True
-        if self._loop is not None and self._channel is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._channel.retire)
+        if self._channel is not None:
+            self._ask(self._channel.retire)
 
     def close(self) -> None:
         """End the connection and the thread."""
         self.retire()
-        if self._loop is not None and self._stop is not None and self._thread.is_alive():
-            self._loop.call_soon_threadsafe(self._stop)
+        if self._stop is not None:
+            self._ask(self._stop)
         self._thread.join(JOIN_SECONDS)
+
+    def _ask(self, what: Callable[..., object], *arguments: object) -> None:
+        """Have the thread's loop do something; nothing if the thread has ended, which it may just now."""
+        if self._loop is not None:
+            with suppress(RuntimeError):  # the loop is closed
+                self._loop.call_soon_threadsafe(what, *arguments)
 
     def _main(self) -> None:
         try:

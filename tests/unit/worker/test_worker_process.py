@@ -14,6 +14,9 @@ from websockets.http11 import Request, Response
 
 from proxy.wire.frames import Chunk, Credit, End, Hello, Log
 from tests.unit.worker.support import DEADLINE, FakeProxy, chat, fake_proxy
+from worker_vllm.channel import Patience
+from worker_vllm.dialling import Link
+from worker_vllm.loading import Loading
 
 
 @pytest.fixture
@@ -145,3 +148,13 @@ async def test_an_orphan_ends(start: Start) -> None:
 
     assert code == 69
     assert "no proxy at ws://127.0.0.1:9/v2/default/worker" in errors
+
+
+async def test_a_loading_connection_may_be_ended_twice(proxy: FakeProxy) -> None:
+    """Its thread may end by itself, when the proxy replaces the connection, just as somebody asks it to."""
+    loading = Loading(Link(proxy.url, "token", "w-twice"), "scripted", Patience(5.0))
+    await asyncio.to_thread(loading.start)
+    for _ in range(2):
+        await asyncio.to_thread(loading.close)
+        loading.say("too late")
+    assert loading.failure is None
