@@ -8,7 +8,6 @@ from typing import Any
 import openai
 import pytest
 import pytest_asyncio
-
 from harness.line import Line
 from harness.proxy import CHAT, Proxy, chat, frames, serving
 from harness.waiting import until
