@@ -41,6 +41,7 @@ class Endpoints:
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self._endpoints = {endpoint.id: endpoint for endpoint in endpoints}
         self._announced: dict[EndpointId, dict[str, Model]] = {}
+        self._models = {endpoint.id: _configured(endpoint) for endpoint in self._endpoints.values()}
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._endpoints.values())
@@ -51,14 +52,12 @@ class Endpoints:
 
     def models(self, endpoint: Endpoint) -> Sequence[Model]:
         """What this endpoint serves; empty when nothing was configured and no worker has ever called."""
-        announced = self._announced.get(endpoint.id, {})
-        configured = [announced.get(name) or Model(name) for name in endpoint.models]
-        return configured + [model for name, model in announced.items() if name not in endpoint.models]
+        return list(self._models[endpoint.id].values())
 
     def serves(self, endpoint: Endpoint, model: str) -> bool:
         """Whether the endpoint has this model. One that knows no model yet may have any; its engine will judge."""
-        names = {known.id for known in self.models(endpoint)}
-        return not names or model in names
+        known = self._models[endpoint.id]
+        return not known or model in known
 
     def having(self, model: str | None) -> Endpoint | None:
         """The endpoint for a call on a flat path: the first one with the model; without a model, the first of all.
@@ -66,10 +65,10 @@ class Endpoints:
         The only endpoint takes any model as long as it knows none: whoever calls while its first worker loads waits.
         """
         for endpoint in self._endpoints.values():
-            if model is None or any(known.id == model for known in self.models(endpoint)):
+            if model is None or model in self._models[endpoint.id]:
                 return endpoint
         only = next(iter(self._endpoints.values())) if len(self._endpoints) == 1 else None
-        return only if only is not None and not self.models(only) else None
+        return only if only is not None and not self._models[only.id] else None
 
     def announce(self, endpoint: Endpoint, models: Sequence[Model], *, others: bool) -> None:
         """Note what a worker serves. `others`: there are other workers here that serve something already.
@@ -85,6 +84,11 @@ class Endpoints:
             raise OtherModelError(message)
         kept = self._announced.get(endpoint.id, {}) if others else {}
         self._announced[endpoint.id] = kept | {model.id: model for model in models}
+        self._models[endpoint.id] = _configured(endpoint) | self._announced[endpoint.id]
+
+
+def _configured(endpoint: Endpoint) -> dict[str, Model]:
+    return {name: Model(name) for name in endpoint.models}
 
 
 def _names(models: Iterable[str]) -> str:
