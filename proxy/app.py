@@ -43,6 +43,7 @@ EXPOSED_HEADERS = [
 KEEP_ALIVE_SECONDS = 75
 FLUSH_SECONDS = 2.0  # for the last bytes to reach the clients, once everything has ended
 BACKLOG = 2048
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 @dataclass(frozen=True, slots=True)
@@ -188,15 +189,15 @@ async def drain(parts: Parts) -> None:
 
 
 async def until_signal() -> None:
-    """Wait for SIGINT or SIGTERM. A second one ends the process at once."""
+    """Wait for SIGINT, SIGTERM or SIGHUP (the terminal was closed). A second one ends the process at once."""
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
     def stop() -> None:
         stopped.set()
-        for each in (signal.SIGINT, signal.SIGTERM):
+        for each in SIGNALS:
             loop.remove_signal_handler(each)
 
-    for each in (signal.SIGINT, signal.SIGTERM):
+    for each in SIGNALS:
         loop.add_signal_handler(each, stop)
     await stopped.wait()

@@ -57,6 +57,8 @@ class OpenAi:
             pass
         except Exception:  # a bug of ours: the client gets an error it can read, the log gets the rest
             log.exception("api.bug", path=scope["path"])
+            if reply.has_begun and not reply.is_stream:
+                raise  # half an answer is out: uvicorn closes the connection, which is all that can still be said
             await reply.error(ApiError("internal_error", "This server failed. The error is in its log."))
         return True
 

@@ -27,7 +27,8 @@ class Reply:
         self._headers = headers
         self._begun = time.perf_counter()
         self._only_head = only_head
-        self.is_stream = False  # the head of a stream has gone out
+        self.has_begun = False  # a head has gone out
+        self.is_stream = False  # and it was a stream's
 
     def add_header(self, name: bytes, value: bytes) -> None:
         """One more header, while the head has not gone out."""
@@ -74,6 +75,7 @@ class Reply:
         await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
+        self.has_begun = True
         took = round((time.perf_counter() - self._begun) * 1000)
         timing = [(b"openai-processing-ms", str(took).encode()), (b"openai-version", API_VERSION)]
         await self._send({"type": "http.response.start", "status": status, "headers": headers + self._headers + timing})

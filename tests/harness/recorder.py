@@ -1,7 +1,7 @@
-"""Writes down what an engine's app sends, from inside the worker: a middleware for vLLM's own `--middleware` flag.
+"""Writes down what an engine's app gets and sends, inside the worker: a middleware for vLLM's own `--middleware` flag.
 
 Only requests with a `user` field that begins with `record-` are written, to the file of that name in `RECORD_FOLDER`:
-one line of hexadecimal digits for each body the app sent.
+one line of hexadecimal digits for the request's body, then one for each body the app sent.
 """
 
 import json
@@ -23,14 +23,15 @@ class Recorder:
         first = await receive()
         name = _name(first.get("body", b""))
         messages = [first]
+        if name is not None:
+            _write(name, first["body"])
 
         async def again() -> Any:
             return messages.pop() if messages else await receive()
 
         async def record(message: Any) -> None:
             if name is not None and message["type"] == "http.response.body":
-                with (Path(os.environ["RECORD_FOLDER"]) / name).open("a") as kept:
-                    kept.write(f"{message.get('body', b'').hex()}\n")
+                _write(name, message.get("body", b""))
             await send(message)
 
         await self.app(scope, again, record)
@@ -44,6 +45,12 @@ def _name(body: bytes) -> str | None:
     return user if isinstance(user, str) and user.startswith("record-") else None
 
 
-def recorded(folder: Path, name: str) -> bytes:
-    """All that the app sent for this request."""
-    return b"".join(bytes.fromhex(line) for line in (folder / name).read_text().splitlines())
+def _write(name: str, body: bytes) -> None:
+    with (Path(os.environ["RECORD_FOLDER"]) / name).open("a") as kept:
+        kept.write(f"{body.hex()}\n")
+
+
+def recorded(folder: Path, name: str) -> tuple[bytes, bytes]:
+    """The body that the app was given for this request, and all that it sent."""
+    request, *answer = (bytes.fromhex(line) for line in (folder / name).read_text().splitlines())
+    return request, b"".join(answer)

@@ -46,10 +46,11 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
 @pytest.mark.parametrize(("path", "request_"), REQUESTS)
 async def test_every_byte_is_the_engines_own(real: Real, path: str, request_: dict[str, Any]) -> None:
     name = f"record-{uuid4()}"
-    async with real.proxy.http.post(path, json=request_ | {"user": name}) as response:
+    sent = json.dumps(request_ | {"user": name, "note": "ünïcödé \u2028 1e400"}, indent=2, ensure_ascii=False).encode()
+    async with real.proxy.http.post(path, data=sent, headers={"content-type": "application/json"}) as response:
         received = await response.read()
     assert received
-    assert received == recorded(real.records, name)
+    assert recorded(real.records, name) == (sent, received)
 
 
 async def test_the_demo_answers_the_same_each_time(real: Real) -> None:
