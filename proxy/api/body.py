@@ -7,6 +7,8 @@ import msgspec
 
 from proxy.api.errors import ApiError
 
+JSON = b"application/json"
+FORM = b"multipart/form-data"
 CHECK_IN_THREAD_ABOVE = 256 * 1024  # a megabyte takes about a millisecond, and the event loop has other clients
 
 
@@ -60,11 +62,10 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int) -> by
             return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
-def require_json(content_type: bytes) -> None:
-    """Let only JSON through: what a web page may send without asking (text, forms) is no request of ours."""
-    media = content_type.partition(b";")[0].strip().lower()
-    if media != b"application/json":
-        raise ApiError("unsupported_media_type", "Send the body as JSON, with `Content-Type: application/json`.")
+def require_type(content_type: bytes, wanted: bytes) -> None:
+    """Let only this media type through: `text/plain`, which a web page may send without asking, is never one."""
+    if content_type.partition(b";")[0].strip().lower() != wanted:
+        raise ApiError("unsupported_media_type", f"Send the body with `Content-Type: {wanted.decode()}`.")
 
 
 async def peek(body: bytes) -> Peek:

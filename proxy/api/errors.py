@@ -1,12 +1,10 @@
-"""Every error this proxy itself answers with: one table, and OpenAI's error object.
+"""Every error this proxy itself answers with, in one table; `api.dialects` puts them into words.
 
 `should_retry` goes out as `x-should-retry`, which both OpenAI SDKs obey: without it they post every 408, 409, 429 and
 5xx again, twice, so a job that ran too long would run three times.
 """
 
 from typing import NamedTuple
-
-import msgspec
 
 REQUEST = "invalid_request_error"
 SERVER = "server_error"
@@ -55,11 +53,6 @@ class ApiError(Exception):
     def row(self) -> Row:
         """How this code is told. A code from a worker that is not in the table is the server's fault."""
         return ERRORS.get(self.code, ERRORS["gave_up"])
-
-    def body(self) -> bytes:
-        """OpenAI's error object as JSON, on one line."""
-        error = {"message": self.message, "type": self.row.type, "param": self.param, "code": self.code}
-        return msgspec.json.encode({"error": error})
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the headers say about it."""

@@ -6,12 +6,12 @@ from typing import Any
 
 import structlog
 
-from proxy.api.body import ClientGoneError, peek, read_body, require_json
+from proxy.api.body import FORM, JSON, ClientGoneError, Peek, peek, read_body, require_type
 from proxy.api.errors import ApiError
 from proxy.api.models import model_card, model_list
 from proxy.api.relay import Gaps, Relay
 from proxy.api.reply import Reply
-from proxy.api.routes import Match, Serves, match
+from proxy.api.routes import BODY_BYTES, Match, Serves, match
 from proxy.jobs.model import Request
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.intake import DrainingError, Intake, QueueFullError
@@ -19,7 +19,6 @@ from proxy.service.keys import Keys, Kind, Principal
 
 log = structlog.get_logger()
 
-JSON = b"application/json"
 ABORT = "vllm_serverless.abort"  # the ASGI extension of `api.protocol`: cuts the connection
 PATIENCE = b"x-stainless-read-timeout"  # the Python SDK's: it gives up after so many seconds
 PATIENCE_MARGIN = 5.0
@@ -45,6 +44,7 @@ class OpenAi:
             found = match(scope["path"], scope["method"])
             if found is None:
                 return False
+            reply.speak(found.route.dialect)
             principal = self._principal(headers)
             endpoint = self._named_endpoint(found)
             if found.route.serves is Serves.MODELS:
@@ -63,7 +63,8 @@ class OpenAi:
         return True
 
     def _principal(self, headers: dict[bytes, bytes]) -> Principal:
-        principal = self._keys.authenticate(headers.get(b"authorization", b"").decode("latin-1"), Kind.CLIENT)
+        key = headers.get(b"authorization") or headers.get(b"x-api-key", b"")  # the second is Anthropic's
+        principal = self._keys.authenticate(key.decode("latin-1"), Kind.CLIENT)
         if principal is None:
             raise ApiError("invalid_api_key", "Wrong or missing API key: send `Authorization: Bearer KEY`.")
         return principal
@@ -99,16 +100,16 @@ class OpenAi:
         principal: Principal,
     ) -> None:
         content_type = headers.get(b"content-type", b"")
-        require_json(content_type)
-        body = await read_body(receive, headers, found.route.body_bytes)
-        seen = await peek(body)
+        require_type(content_type, FORM if found.route.is_form else JSON)
+        body = await read_body(receive, headers, BODY_BYTES)
+        seen = Peek() if found.route.is_form else await peek(body)
         chosen = endpoint or self._endpoints.having(seen.model)
         if chosen is None or (seen.model is not None and not self._endpoints.serves(chosen, seen.model)):
             raise _unknown(seen.model or "", chosen)
         request = Request("POST", found.path, content_type.decode("latin-1"), body)
         try:
             job, mailbox = await self._intake.call(
-                chosen, principal.owner, request, light=found.route.light, patience=_patience(headers)
+                chosen, principal.owner, request, light=found.route.is_light, patience=_patience(headers)
             )
         except QueueFullError:
             raise ApiError("queue_full", f"Endpoint {chosen.id} has {chosen.max_queued} jobs waiting.") from None

@@ -90,7 +90,7 @@ class Relay:
         elif not reply.is_stream:
             await reply.whole(head.status, head.content_type.encode(), self._mailbox.drain(WHOLE))
         else:  # a stream was promised with a heartbeat, and the engine has answered with one JSON text
-            await reply.error_event(self._mailbox.drain(WHOLE))
+            await reply.failed(self._mailbox.drain(WHOLE))
 
 
 async def _watch(receive: Any, mailbox: Mailbox) -> None:

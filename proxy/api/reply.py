@@ -1,13 +1,13 @@
 """Writing one answer to one client: when the head goes out, and what may still be said after it.
 
 The head is held back until there is something true to say with it. Then it is either the engine's own, with the first
-bytes of its body, or, for a stream that has to wait, `200` with a heartbeat. A heartbeat is an SSE comment with ONE
-newline: with two, several clients take it for an event.
+bytes of its body, or, for a stream that has to wait, `200` with a heartbeat.
 """
 
 import time
 from typing import Any
 
+from proxy.api.dialects import OPENAI, Dialect
 from proxy.api.errors import ApiError
 
 STREAM_HEADERS = [
@@ -15,7 +15,6 @@ STREAM_HEADERS = [
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]
-DONE = b"data: [DONE]\n\n"
 API_VERSION = b"2020-10-01"
 
 
@@ -27,8 +26,13 @@ class Reply:
         self._headers = headers
         self._begun = time.perf_counter()
         self._only_head = only_head
+        self._dialect = OPENAI
         self.has_begun = False  # a head has gone out
         self.is_stream = False  # and it was a stream's
+
+    def speak(self, dialect: Dialect) -> None:
+        """Say errors and heartbeats in this dialect from now on."""
+        self._dialect = dialect
 
     def add_header(self, name: bytes, value: bytes) -> None:
         """One more header, while the head has not gone out."""
@@ -44,10 +48,11 @@ class Reply:
 
     async def error(self, error: ApiError) -> None:
         """An error of this proxy: with its own status, or as the last event of a stream that has begun."""
+        body = self._dialect.error(error)
         if self.is_stream:
-            await self.error_event(error.body())
+            await self.failed(body)
         else:
-            await self.whole(error.row.status, b"application/json", error.body(), error.headers())
+            await self.whole(error.row.status, b"application/json", body, error.headers())
 
     async def events(self, data: bytes) -> None:
         """Bytes of a stream, whole events; the head goes out with the first of them."""
@@ -58,14 +63,11 @@ class Reply:
 
     async def heartbeat(self, text: str) -> None:
         """Show a client that waits, and what stands between, that this is alive."""
-        await self.events(b": %b\n" % text.encode())
+        await self.events(self._dialect.heartbeat(text))
 
-    async def error_event(self, body: bytes) -> None:
-        """End a stream with an error, as vLLM does it: the error object as an event, `[DONE]`, close.
-
-        `body` is a JSON text; outside of strings, where a newline cannot stand, its newlines mean nothing.
-        """
-        await self.events(b"data: %b\n\n" % body.replace(b"\r", b" ").replace(b"\n", b" ") + DONE)
+    async def failed(self, body: bytes) -> None:
+        """End a stream that has begun with an error: the body of an error answer, as an event."""
+        await self.events(self._dialect.last_events(body))
         await self.end()
 
     async def end(self) -> None:

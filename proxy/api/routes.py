@@ -1,13 +1,14 @@
-"""The one table of what clients may ask for on the OpenAI paths. What is not in it does not exist.
+"""The one table of what clients may ask of an engine. What is not in it does not exist.
 
-The same routes stand at three places: `/v2/{endpoint}/openai/v1/…`, `/openai/v1/…` and `/v1/…`. The flat two find the
-endpoint by the request's `model`.
+The same routes stand at three places: `/v2/{endpoint}/openai/…`, `/openai/…` and `/v1/…`. The flat two find the
+endpoint by the request's `model`. Responses are not kept, so there is none to get or to cancel by its id.
 """
 
 import re
 from enum import Enum, auto
 from typing import NamedTuple
 
+from proxy.api.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 from proxy.api.errors import ApiError
 
 BODY_BYTES = 20 * 1024 * 1024
@@ -23,18 +24,33 @@ class Serves(Enum):
 class Route(NamedTuple):
     """What a path takes."""
 
-    methods: tuple[str, ...]
-    serves: Serves
-    body_bytes: int = 0
-    light: bool = False  # takes no slot
+    methods: tuple[str, ...] = ("POST",)
+    serves: Serves = Serves.WORKER
+    dialect: Dialect = OPENAI
+    is_light: bool = False  # takes no slot
+    is_form: bool = False  # the body is multipart/form-data, in which this proxy does not look for a model
+    path: str = ""  # the engine's own path, where it is another one
 
+
+LIGHT = Route(is_light=True)
 
 ROUTES: dict[str, Route] = {
-    "/v1/chat/completions": Route(("POST",), Serves.WORKER, BODY_BYTES),
-    "/v1/completions": Route(("POST",), Serves.WORKER, BODY_BYTES),
+    "/v1/chat/completions": Route(),
+    "/v1/completions": Route(),
+    "/v1/responses": Route(dialect=RESPONSES),
+    "/v1/messages": Route(dialect=ANTHROPIC),
+    "/v1/messages/count_tokens": LIGHT._replace(dialect=ANTHROPIC),
+    "/v1/embeddings": Route(),
+    "/v1/audio/transcriptions": Route(is_form=True),
+    "/v1/audio/translations": Route(is_form=True),
     "/v1/models": Route(("GET", "HEAD"), Serves.MODELS),
+    **{f"{version}/rerank": Route() for version in ("", "/v1", "/v2")},
+    **{f"{version}/score": Route() for version in ("", "/v1")},
+    **{f"{version}/pooling": Route(path="/pooling") for version in ("", "/v1")},
+    **{f"{version}/tokenize": LIGHT._replace(path="/tokenize") for version in ("", "/v1")},
+    **{f"{version}/detokenize": LIGHT._replace(path="/detokenize") for version in ("", "/v1")},
 }
-MODEL_ROUTE = Route(("GET", "HEAD"), Serves.MODELS)  # /v1/models/{id}, where an id may contain slashes
+MODEL_ROUTE = ROUTES["/v1/models"]  # and /v1/models/{id}, where an id may contain slashes
 
 _ENDPOINT = re.compile(r"/v2/([A-Za-z0-9_-]{1,80})/openai(/.*)")
 _MODELS = "/v1/models/"
@@ -67,8 +83,9 @@ def match(path: str, method: str) -> Match | None:
     if route is None and rest.startswith(_MODELS):
         route, model = MODEL_ROUTE, rest.removeprefix(_MODELS)
     if route is None:
-        raise ApiError("not_found", f"There is no {rest or '/'} here. Known: {', '.join(sorted(ROUTES))}.")
+        known = ", ".join(path for path in ROUTES if path.startswith("/v1/"))
+        raise ApiError("not_found", f"There is no {rest or '/'} here. Known: {known}.")
     if method not in route.methods:
         allowed = ", ".join(route.methods)
         raise ApiError("method_not_allowed", f"{rest} takes {allowed}, not {method}.", allow=allowed)
-    return Match(route, rest, endpoint, model)
+    return Match(route, route.path or rest, endpoint, model)

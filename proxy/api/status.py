@@ -6,6 +6,7 @@ from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from starlette.exceptions import HTTPException
 
+from proxy.api.dialects import OPENAI
 from proxy.api.errors import ApiError
 from proxy.jobs.model import EndpointId
 from proxy.service.endpoints import Endpoints
@@ -52,7 +53,7 @@ def status_app(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobSto
         code = "method_not_allowed" if error.status_code == METHOD_NOT_ALLOWED else "not_found"
         told = ApiError(code, f"There is no {request.method} {request.url.path} here.")
         headers = {name.decode(): value.decode() for name, value in told.headers()} | dict(error.headers or {})
-        return Response(told.body(), told.row.status, headers, media_type="application/json")
+        return Response(OPENAI.error(told), told.row.status, headers, media_type="application/json")
 
     return app
 

@@ -56,6 +56,7 @@ def test_importing_does_nothing_at_module_level() -> None:
         *("TypeVar", "NewType", "compile", "structlog.get_logger", "frozenset", "Millis", "JobError", "Owner"),
         *(
             "typer.Typer",
+            "Dialect",
             "stored_key",
             "Principal",
             "Route",

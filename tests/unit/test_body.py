@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.api.body import peek, require_json
+from proxy.api.body import JSON, peek, require_type
 from proxy.api.errors import ApiError
 
 
@@ -42,10 +42,10 @@ async def test_a_bad_body_is_refused_with_a_sentence(body: bytes, code: str) -> 
 @pytest.mark.parametrize("content_type", [b"", b"text/plain", b"multipart/form-data; boundary=x", b"application/jsonx"])
 def test_what_is_not_json_is_refused(content_type: bytes) -> None:
     with pytest.raises(ApiError) as refused:
-        require_json(content_type)
+        require_type(content_type, JSON)
     assert refused.value.row.status == 415
 
 
 @pytest.mark.parametrize("content_type", [b"application/json", b"Application/JSON; charset=utf-8"])
 def test_json_is_let_through(content_type: bytes) -> None:
-    require_json(content_type)
+    require_type(content_type, JSON)

@@ -3,7 +3,8 @@
 import pytest
 
 from proxy.api.errors import ApiError
-from proxy.api.routes import match
+from proxy.api.routes import ROUTES, Serves, match
+from worker_vllm.handler import route_of
 
 
 @pytest.mark.parametrize(
@@ -40,6 +41,32 @@ def test_what_is_not_in_the_table_does_not_exist(path: str) -> None:
     with pytest.raises(ApiError) as refused:
         match(path, "POST")
     assert refused.value.row.status == 404
+
+
+@pytest.mark.parametrize("name", ["tokenize", "detokenize", "pooling", "score", "rerank"])
+def test_vllms_routes_without_v1_have_both_forms(name: str) -> None:
+    plain = match(f"/openai/{name}", "POST")
+    versioned = match(f"/v1/{name}", "POST")
+    on_endpoint = match(f"/v2/default/openai/{name}", "POST")
+    assert plain is not None
+    assert versioned is not None
+    assert on_endpoint is not None
+    assert plain.path == on_endpoint.path == f"/{name}"
+    assert versioned.path in {f"/{name}", f"/v1/{name}"}
+
+
+@pytest.mark.parametrize("path", ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel"])
+def test_responses_are_not_kept(path: str) -> None:
+    for method in ("GET", "POST"):
+        with pytest.raises(ApiError) as refused:
+            match(path, method)
+        assert refused.value.code == "not_found"
+
+
+def test_every_route_is_one_that_a_worker_lets_through() -> None:
+    """The two tables, on either side of the wire, name the same paths."""
+    engine_paths = {route.path or path for path, route in ROUTES.items() if route.serves is Serves.WORKER}
+    assert all(route_of(path) is not None for path in engine_paths)
 
 
 def test_a_wrong_method_names_the_right_ones() -> None:

@@ -1,0 +1,118 @@
+"""The same requests to vLLM's own server and to the proxy, on the same model: what works there works here, alike."""
+
+import asyncio
+import json
+import os
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from typing import Any
+
+import aiohttp
+import pytest
+from harness.line import Real
+from harness.proxy import CHAT
+from harness.real import START_SECONDS, ask
+from harness.waiting import until
+
+from worker_vllm.engine.vllm import DEMO_FLAGS, DEMO_FOLDER
+
+pytestmark = [pytest.mark.torture, pytest.mark.timeout(START_SECONDS * 2)]
+
+ENTRY = "vllm.entrypoints.launchers.api_server.entry"
+COMPLETIONS = "/v1/completions"
+TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
+REQUESTS: list[tuple[str, dict[str, Any]]] = [
+    (CHAT, ask(temperature=0)),
+    (CHAT, ask("What is a lease?", temperature=0, logprobs=True, top_logprobs=2)),
+    (CHAT, ask("What is the weather in Paris?", temperature=0, tools=[TOOL], tool_choice="required")),
+    (CHAT, ask("What is 17 + 25?", temperature=0)),
+    (CHAT, ask(temperature=0.7, seed=3, n=2)),
+    (CHAT, ask(temperature=0, stop=["GPUs"], max_completion_tokens=100)),
+    (CHAT, ask(temperature=0, stream_options={"include_usage": True})),  # without stream: 400
+    (CHAT, ask(messages=[])),
+    (CHAT, ask(messages=[{"role": "nobody"}])),
+    (CHAT, ask(max_tokens=-1)),
+    (CHAT, ask(n=100_000)),
+    (CHAT, ask(temperature="hot")),
+    (CHAT, ask(response_format={"type": "json_schema"})),
+    (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}),  # no model
+    (CHAT, ask(stream="yes", temperature=0)),
+    (CHAT, ask("x " * 5_000)),
+    (COMPLETIONS, {"model": "demo", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}),
+    (COMPLETIONS, {"model": "demo", "prompt": [[1, 2, 3]], "max_tokens": 3, "temperature": 0, "logprobs": 2}),
+    (COMPLETIONS, {"model": "demo"}),
+]
+FLEETING = ("id", "created", "system_fingerprint", "metrics")
+
+
+@asynccontextmanager
+async def plain_vllm() -> AsyncIterator[str]:
+    """VLLM's own server on the demo model."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    quiet = asyncio.subprocess.DEVNULL
+    told = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0", "HF_HUB_OFFLINE": "1"}
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", ENTRY, "--model", str(DEMO_FOLDER), "--port", str(port), *DEMO_FLAGS),
+        env=told, stdout=quiet, stderr=quiet, start_new_session=True,
+    )  # fmt: skip
+    url = f"http://127.0.0.1:{port}"
+    try:
+        async with aiohttp.ClientSession() as http:
+            await until(lambda: _is_healthy(http, url), START_SECONDS)
+        yield url
+    finally:
+        process.terminate()
+        await process.wait()
+
+
+async def _is_healthy(http: aiohttp.ClientSession, url: str) -> bool:
+    with suppress(aiohttp.ClientError):
+        async with http.get(f"{url}/health") as response:
+            return response.status == 200
+    return False
+
+
+def lasting(answer: Any) -> Any:
+    """An answer without what differs from call to call."""
+    if isinstance(answer, dict):
+        return {name: lasting(value) for name, value in answer.items() if name not in FLEETING}
+    return [lasting(value) for value in answer] if isinstance(answer, list) else answer
+
+
+async def whole(http: aiohttp.ClientSession, url: str, request: dict[str, Any]) -> tuple[int, str, Any]:
+    """Status, type and lasting content of a whole answer."""
+    async with http.post(url, json=request) as response:
+        if response.content_type == "text/event-stream":
+            return response.status, response.content_type, _joined(await response.read())
+        return response.status, response.content_type, lasting(await response.json())
+
+
+def _joined(body: bytes) -> dict[str, Any]:
+    """A stream's text and how it ended; where the engine cuts it into events depends on its load."""
+    events = [event.removeprefix(b"data: ") for event in body.split(b"\n\n") if event.startswith(b"data: ")]
+    chunks = [json.loads(event) for event in events if event != b"[DONE]"]
+    errors = [chunk["error"] for chunk in chunks if "error" in chunk]
+    choices = [choice for chunk in chunks for choice in chunk.get("choices", [])]
+    texts: dict[int, str] = {}
+    for choice in choices:
+        piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
+        texts[choice["index"]] = texts.get(choice["index"], "") + piece
+    ends = {choice["index"]: choice["finish_reason"] for choice in choices if choice.get("finish_reason")}
+    return {"texts": texts, "ends": ends, "errors": lasting(errors), "last": events[-1:]}
+
+
+async def test_both_answer_alike(real: Real) -> None:
+    async with plain_vllm() as plain, aiohttp.ClientSession() as http:
+        different = []
+        for path, request in REQUESTS:
+            for stream in ({}, {"stream": True}):
+                told = request | (stream if "stream" not in request else {})
+                theirs = await whole(http, plain + path, told)
+                ours = await whole(http, real.proxy.url + path, told)
+                if ours != theirs:
+                    different.append((path, told, theirs, ours))
+        assert not different
