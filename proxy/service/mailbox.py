@@ -18,6 +18,7 @@ DRAIN_BYTES = 64 * 1024  # one write to a client: what it has not read then wait
 STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
 
 EVENT_STREAM = "text/event-stream"
+ERROR_STATUS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +30,8 @@ class Head:
 
     @property
     def is_stream(self) -> bool:
-        """Whether the body is a stream of events, to be passed on as it comes."""
-        return self.content_type.startswith(EVENT_STREAM)
+        """Whether the body is a stream of events, to be passed on as it comes. An error never is: it has its status."""
+        return self.content_type.startswith(EVENT_STREAM) and self.status < ERROR_STATUS
 
 
 class Mailbox:

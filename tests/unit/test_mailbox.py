@@ -46,6 +46,11 @@ def mailbox(port: Port) -> Mailbox:
     return mailbox
 
 
+@pytest.mark.parametrize(("status", "is_stream"), [(200, True), (400, False), (503, False)])
+def test_an_error_is_no_stream_whatever_its_type(status: int, is_stream: bool) -> None:
+    assert Head(status, STREAM.content_type).is_stream is is_stream
+
+
 def test_what_came_leaves_in_one_piece(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     mailbox.put_chunk(b"data: 1\n\n", more=False)
