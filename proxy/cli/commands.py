@@ -8,6 +8,7 @@ import uvloop
 
 from proxy.cli import options
 from proxy.cli import worker as process
+from proxy.cli.chat import run as run_chat
 from proxy.cli.up import configure_logging, run
 
 cli = typer.Typer(
@@ -101,6 +102,17 @@ def worker(
     )  # fmt: skip
     arguments = process.arguments(vllm_flags or [])
     os.execve(arguments[0], arguments, environment)  # noqa: S606 - no shell is wanted
+
+
+@cli.command()
+def chat(
+    base_url: Annotated[str, typer.Option(help="Any OpenAI-compatible base URL.")] = "http://127.0.0.1:8000/v1",
+    model: Annotated[str | None, typer.Option(help="The model; without it the first one that is served.")] = None,
+    api_key: Annotated[str, typer.Option(envvar="OPENAI_API_KEY", help="The key, where one is needed.")] = "none",
+    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+) -> None:
+    """Talk with a model in the terminal."""
+    raise SystemExit(run_chat(base_url, model, api_key, system))
 
 
 @cli.command()

@@ -1,0 +1,18 @@
+"""What a chat remembers."""
+
+from proxy.cli.chat import Conversation
+
+
+def test_every_turn_is_sent_again() -> None:
+    conversation = Conversation(system="Be brief.")
+    conversation.note("one?", "One.")
+    assert conversation.messages("two?") == [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "one?"},
+        {"role": "assistant", "content": "One."},
+        {"role": "user", "content": "two?"},
+    ]
+
+
+def test_without_a_system_text_there_is_none() -> None:
+    assert Conversation().messages("hello") == [{"role": "user", "content": "hello"}]
