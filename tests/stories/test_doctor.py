@@ -1,0 +1,58 @@
+"""`doctor` says what is well, what is not, and how to mend it."""
+
+import re
+import socket
+from pathlib import Path
+
+import pytest
+from harness.command import command
+from harness.proxy import Proxy
+
+
+async def told(*flags: str) -> tuple[int, str]:
+    """Its exit status and what it says."""
+    async with command("doctor", *flags, COLUMNS="200") as doctor:
+        return await doctor.process.wait(), doctor.text
+
+
+async def test_everything_is_well(proxy: Proxy) -> None:
+    status, text = await told("--connect", proxy.url, "--token", proxy.parts.token)
+    assert re.search(r"ok  Python \.+ 3\.", text)
+    assert re.search(r"ok  GPU \.+ ", text)
+    assert re.search(r"ok  disk \.+ .* GiB free", text)
+    assert re.search(r"ok  proxy \.+ http://\S+ answers", text)
+    assert re.search(r"ok  worker token .* accepted for endpoint default", text)
+    assert status == ("NOT" in text)
+    assert not list(proxy.parts.fleet)  # it has not joined
+
+
+@pytest.mark.parametrize(
+    ("flags", "says"),
+    [
+        (("--token", "wrong"), "wrong worker token"),
+        (("--token", "{token}", "--endpoint", "nowhere"), "no endpoint 'nowhere' here"),
+    ],
+)
+async def test_a_refusal_is_the_proxys_own_sentence(proxy: Proxy, flags: tuple[str, ...], says: str) -> None:
+    given = [flag.format(token=proxy.parts.token) for flag in flags]
+    status, text = await told("--connect", proxy.url, *given)
+    assert status == 1
+    assert says in text
+    assert "WORKER_TOKEN" in text
+    assert proxy.parts.token not in text
+
+
+async def test_a_proxy_that_is_not_there() -> None:
+    status, text = await told("--connect", "http://127.0.0.1:9")
+    assert status == 1
+    assert "NOT proxy" in text
+    assert "WORKER_CONNECT" in text
+
+
+async def test_a_port_that_is_taken(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        status, text = await told("--port", str(port), "--data-dir", str(tmp_path / "not" / "there"))
+    assert status == 1
+    assert f"NOT port {'.' * 9} {port}: Address already in use" in text
+    assert f"--port {port + 1}" in text

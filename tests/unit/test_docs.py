@@ -1,0 +1,35 @@
+"""The documentation names what there is."""
+
+from pathlib import Path
+
+import pytest
+
+from proxy.api.errors import ERRORS
+from proxy.settings import Settings as ProxySettings
+from worker_vllm.settings import Settings as WorkerSettings
+
+ROOT = Path(__file__).parents[2]
+DOCS = ROOT / "docs"
+
+
+@pytest.mark.parametrize("name", ProxySettings.model_fields)
+def test_every_setting_of_the_proxy_is_explained(name: str) -> None:
+    assert f"`PROXY_{name.upper()}`" in (DOCS / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("name", WorkerSettings.model_fields)
+def test_every_setting_of_a_worker_is_explained(name: str) -> None:
+    alias = WorkerSettings.model_fields[name].validation_alias
+    assert f"`{alias if isinstance(alias, str) else f'WORKER_{name.upper()}'}`" in (DOCS / "settings.md").read_text()
+
+
+@pytest.mark.parametrize("code", ERRORS)
+def test_every_error_is_explained(code: str) -> None:
+    assert f"`{code}`" in (DOCS / "errors.md").read_text()
+
+
+@pytest.mark.parametrize("page", [*sorted(DOCS.glob("**/*.md")), ROOT / "README.md"], ids=lambda page: page.name)
+def test_links_lead_somewhere(page: Path) -> None:
+    for target in [part.partition(")")[0] for part in page.read_text().split("](")[1:]]:
+        if not target.startswith("http"):
+            assert (page.parent / target.partition("#")[0]).exists(), target
