@@ -70,7 +70,7 @@ async def test_who_waits_in_line_hears_its_place(proxy: Proxy) -> None:
 
 
 async def test_a_client_that_gives_up_soon_is_told_before_that() -> None:
-    async with serving(queue_timeout=60.0) as proxy, proxy.openai(timeout=1.0) as client:
+    async with serving(queue_timeout=60.0) as proxy, proxy.openai(timeout=3.0) as client:
         with pytest.raises(openai.InternalServerError) as told:
             await client.chat.completions.create(**chat())
     assert told.value.code == "no_workers"
