@@ -29,9 +29,8 @@ def main() -> None:
         with stages.stage(f"uv {uv.version}"):
             uv.bring(stages)
     env = uv.env()
-    # uv takes a version's hashes from the first index that has the version. The main index has the files for every
-    # platform, a local mirror often only this machine's, so the main one goes first here.
-    env["UV_EXTRA_INDEX_URL"] = " ".join((uv.settings.index_url, *uv.settings.extra_index_urls))
+    # The main index has the files of every platform, an extra one often only this machine's: their hashes would be all.
+    env.pop("UV_EXTRA_INDEX_URL", None)
     flags = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
     compile_ = [uv.command, "pip", "compile", *flags, *sys.argv[1:]]
     overrides = REQUIREMENTS / "cpu-overrides.txt"

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-PYPI = "https://pypi.org/simple"
 SECTIONS = ("global", "install")  # a later section wins, as for `pip install`
 CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # pip falls back on these through requests
 TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
@@ -17,7 +16,7 @@ TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
 class PipSettings:
     """The part of pip's settings that says where packages come from."""
 
-    index_url: str = PYPI
+    index_url: str | None = None  # None: the default of whoever installs
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     no_index: bool = False
@@ -59,7 +58,7 @@ def read(environ: Mapping[str, str], files: Iterable[Path]) -> PipSettings:
     options |= {_key(name.removeprefix("PIP_")): value for name, value in variables.items()}
     ca_bundle = next((environ[name] for name in CA_VARIABLES if environ.get(name)), None)
     return PipSettings(
-        index_url=options.get("index-url") or options.get("pypi-url") or PYPI,
+        index_url=options.get("index-url") or options.get("pypi-url"),
         extra_index_urls=tuple(options.get("extra-index-url", "").split()),
         find_links=tuple(options.get("find-links", "").split()),
         no_index=options.get("no-index", "").lower() in TRUE,

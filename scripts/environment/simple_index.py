@@ -4,8 +4,10 @@ import base64
 import hashlib
 import re
 import ssl
+import sysconfig
 import time
 import urllib.request
+from collections.abc import Sequence
 from dataclasses import dataclass
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,6 +19,7 @@ PIP_WHEEL = re.compile(r"pip-(\d+(?:\.\d+)*)-py3-none-any\.whl$")  # releases on
 LEAST_PYTHON = re.compile(r">=\s*3\.(\d+)")
 TRIES = 3  # an index that stumbles once should not end the set-up
 DEFAULT_TIMEOUT_S = 30.0
+DEBIAN_WHEELS = Path("/usr/share/python-wheels")
 LARGEST_BYTES = 32 << 20  # pip's wheel has 2 MB; an index page a few hundred KB
 
 
@@ -68,13 +71,14 @@ def newest(links: list[Link], minor: int) -> Link | None:
     return max(usable, key=lambda pair: pair[0])[1] if usable else None
 
 
-def fetch_pip(settings: PipSettings, minor: int, folder: Path) -> Path:
-    """Write pip's newest wheel into the folder, its hash checked where the index gives one."""
+def fetch_pip(settings: PipSettings, minor: int, folder: Path, bundled: Sequence[str] = ()) -> Path:
+    """Write pip's newest wheel into the folder, its hash checked where the index gives one. `bundled`: more folders."""
     links: list[Link] = []
     problems: list[str] = []
-    pages = [_directory(place) for place in settings.find_links]
+    pages = [_directory(place) for place in (*settings.find_links, *bundled)]
     if not settings.no_index:
-        pages += [_directory(index.rstrip("/") + "/pip") for index in (settings.index_url, *settings.extra_index_urls)]
+        indexes = [index for index in (settings.index_url, *settings.extra_index_urls) if index]
+        pages += [_directory(index.rstrip("/") + "/pip") for index in indexes]
     for page in pages:
         try:
             links += _links(page, settings)
@@ -89,6 +93,12 @@ def fetch_pip(settings: PipSettings, minor: int, folder: Path) -> Path:
     wheel = folder / unquote(urlsplit(link.url).path).rpartition("/")[2]
     wheel.write_bytes(body)
     return wheel
+
+
+def bundled_wheels() -> list[str]:
+    """Where a Python keeps a wheel of pip for new environments, though it may lack the module that would use it."""
+    standard = Path(sysconfig.get_path("stdlib")) / "ensurepip" / "_bundled"  # Debian ships Python without it
+    return [str(place) for place in (standard, DEBIAN_WHEELS) if place.is_dir()]
 
 
 def _directory(place: str) -> str:

@@ -19,6 +19,11 @@ HINT = (
     "or set index-url (and cert, proxy) in pip's configuration or as PIP_INDEX_URL."
 )
 
+NO_PIP_HINT = (
+    "Install pip (on Debian: apt install python3-pip), or name a package index in pip's configuration "
+    "or as PIP_INDEX_URL, from which it can be brought."
+)
+
 
 class Uv:
     """A pinned uv under the tools directory and the variables it runs with."""
@@ -53,9 +58,9 @@ class Uv:
 
     def _pip_wheel(self, folder: Path) -> Path:
         try:
-            return simple_index.fetch_pip(self.settings, sys.version_info[1], folder)
+            return simple_index.fetch_pip(self.settings, sys.version_info[1], folder, simple_index.bundled_wheels())
         except (OSError, simple_index.PipUnavailableError) as error:
-            sys.exit(f"\nThis Python has no pip, and pip's wheel could not be fetched:\n{error}\n\n{HINT}")
+            sys.exit(f"\nThis Python has no pip, and no wheel of it was found:\n{error}\n\n{NO_PIP_HINT}")
 
     def env(self) -> dict[str, str]:
         """The caller's environment, what pip knows about indexes, and no surprises."""

@@ -13,7 +13,7 @@ import pytest
 
 from environment import hardware, pip_settings, simple_index, stamp, uv
 from environment.hardware import Build, Machine
-from environment.pip_settings import PYPI, PipSettings
+from environment.pip_settings import PipSettings
 from lock import tidy
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -28,8 +28,10 @@ def written(path: Path, text: str) -> Path:
 
 
 class TestPipSettings:
-    def test_without_configuration_it_is_pypi(self) -> None:
-        assert pip_settings.read({}, []) == PipSettings(index_url=PYPI)
+    def test_without_configuration_no_index_is_named(self) -> None:
+        found = pip_settings.read({}, [])
+        assert found == PipSettings(index_url=None)
+        assert "UV_DEFAULT_INDEX" not in pip_settings.for_uv(found, {}, system_certificates=False)
 
     def test_a_later_file_wins_and_the_environment_wins_over_files(self, tmp_path: Path) -> None:
         weak = written(tmp_path / "a", "[global]\nindex-url = https://weak/simple\ncert = /weak.pem\ntimeout = 5\n")
@@ -235,6 +237,8 @@ class TestPipWheel:
         assert simple_index.fetch_pip(settings, 11, tmp_path).name == "pip-26.1-py3-none-any.whl"
         with pytest.raises(simple_index.PipUnavailableError, match="no configured place"):
             simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path)
+        bundled = [str(tmp_path / "wheels")]
+        assert simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path, bundled).is_file()
 
 
 class TestLocks:
