@@ -108,6 +108,9 @@ class Runtime:
     def disconnected(self) -> None:
         for run in [run for run in self._runs.values() if run.is_arriving]:
             self._forget(run)  # the rest of its body will not come; the proxy sees that `hello` does not list it
+        for run in self._runs.values():
+            run.is_paused = False  # a pause ends with its connection; the proxy pauses anew where it must
+            self._make_room(run)
 
     # What the worker asks
 

@@ -208,6 +208,22 @@ async def test_a_paused_job_sends_no_more_and_others_do(proxy: FakeProxy, engine
         await line.until(lambda: len(line.of("j")) > before)
 
 
+async def test_a_pause_ends_with_its_connection(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    """The proxy pauses anew over the next one if it must; a run that stayed paused would wait for ever."""
+    async with working(engine, proxy.url):
+        first = await proxy.next_line()
+        await first.send_job("j", chat(max_tokens=300, seed=2000))
+        await first.wait_for(Chunk, "j")
+        await first.send(Pause("j", 1))
+        await first.send_job("k", chat(max_tokens=100, seed=1000))
+        await first.wait_for(End, "k")  # proof that the pause was read
+        await first.socket.close(1012)
+        await first.socket.wait_closed()
+        second = await proxy.next_line()
+
+        assert (await second.wait_for(End, "j")).ending == "completed"
+
+
 async def test_a_paused_engine_waits_and_makes_no_more(proxy: FakeProxy, engine: ScriptedEngine) -> None:
     async with working(engine, proxy.url):
         line = await proxy.next_line()
