@@ -3,7 +3,7 @@
 import asyncio
 from dataclasses import dataclass, field
 
-from proxy.wire.frames import Body, End, Ending, Job
+from proxy.wire.frames import STREAM_WINDOW, Body, End, Ending, Job
 from worker_vllm.asgi import Request
 
 BODY_BYTES = 64 * 1024 * 1024  # the biggest body a worker takes; the proxy's own limits are lower
@@ -26,6 +26,8 @@ class Run:
     has_output: bool = False  # a byte of the answer exists
     is_ending: bool = False  # its `End` waits in the outbox
     is_paused: bool = False  # by the proxy
+    is_stream: bool = False  # its answer is a stream of events
+    unanswered: int = 0  # bytes of the stream since the proxy last said to go on
     is_held_back: bool = False  # waits for room, not for the engine
     room: asyncio.Event = field(default_factory=asyncio.Event)
 
@@ -33,6 +35,11 @@ class Run:
     def is_arriving(self) -> bool:
         """Its body is not whole yet."""
         return self.task is None and not self.is_ending
+
+    @property
+    def may_send(self) -> bool:
+        """Neither paused nor at the end of its window."""
+        return not self.is_paused and self.unanswered < STREAM_WINDOW
 
     @property
     def waits_for_engine(self) -> bool:

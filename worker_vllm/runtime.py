@@ -32,7 +32,7 @@ from proxy.wire.frames import (
 from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
-from worker_vllm.handler import EngineFailedError, RunLostError, handle
+from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
 from worker_vllm.run import BODY_BYTES, BadBodyError, Run
 
 LIGHT_SLOTS = 32  # calls that never reach the model (tokenize, version, ...) and take no slot
@@ -89,8 +89,7 @@ class Runtime:
             case Pause():
                 run.is_paused = True
             case Resume():
-                run.is_paused = False
-                self._make_room(run)
+                self._go_on(run)
 
     def sent(self, frames: Sequence[Frame]) -> None:
         for frame in frames:
@@ -109,8 +108,7 @@ class Runtime:
         for run in [run for run in self._runs.values() if run.is_arriving]:
             self._forget(run)  # the rest of its body will not come; the proxy sees that `hello` does not list it
         for run in self._runs.values():
-            run.is_paused = False  # a pause ends with its connection; the proxy pauses anew where it must
-            self._make_room(run)
+            self._go_on(run)  # a pause ends with its connection; the proxy pauses anew where it must
 
     # What the worker asks
 
@@ -216,11 +214,13 @@ class Runtime:
             async for piece in answer:
                 self.moves += 1
                 if isinstance(piece, Head):
+                    run.is_stream = piece.content_type.startswith(EVENT_STREAM)
                     self._outbox.put_in_lane(frames.Head(job, attempt, piece.status, piece.content_type))
                     continue
                 run.has_output = True
-                if run.is_paused or self._outbox.backlog(job) > BACKLOG_HIGH:
+                if not run.may_send or self._outbox.backlog(job) > BACKLOG_HIGH:
                     await self._room(run)
+                run.unanswered += len(piece) if run.is_stream else 0
                 self._outbox.put_in_lane(Chunk(job, attempt, piece))
         return run.end("completed")
 
@@ -233,8 +233,12 @@ class Runtime:
         finally:
             run.is_held_back = False
 
+    def _go_on(self, run: Run) -> None:
+        run.is_paused, run.unanswered = False, 0
+        self._make_room(run)
+
     def _make_room(self, run: Run) -> None:
-        if not run.is_paused and self._outbox.backlog(run.job.job) < BACKLOG_LOW:
+        if run.may_send and self._outbox.backlog(run.job.job) < BACKLOG_LOW:
             run.room.set()
 
     def _stop(self, run: Run, verdict: End) -> None:

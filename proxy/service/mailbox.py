@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 from proxy.jobs.model import JobId, Outcome
 from proxy.service.ports import WorkerPort
+from proxy.wire.frames import STREAM_WINDOW
 
 PAUSE_ABOVE = 128 * 1024  # bytes that wait for a slow reader before its worker is paused
 RESUME_BELOW = 32 * 1024
@@ -52,6 +53,7 @@ class Mailbox:
         self._parts: list[bytes] = []  # of a chunk that has not come whole
         self._parts_size = 0
         self._paused = False
+        self._drained = 0  # bytes since the worker was last told to go on
         self._port: WorkerPort | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._alarm: float | None = None
@@ -78,7 +80,7 @@ class Mailbox:
 
     def reattach(self, port: WorkerPort) -> None:
         """The same run goes on over another connection."""
-        self._port, self._paused = port, False
+        self._port, self._paused, self._drained = port, False, 0
         self._apply_pressure()
 
     def put_head(self, head: Head) -> None:
@@ -137,8 +139,10 @@ class Mailbox:
             data = b"".join(self._chunks[:count])
             del self._chunks[:count]
         self._backlog -= len(data)
-        if self._paused and self._backlog < RESUME_BELOW and self._port is not None:
-            self._paused = False
+        self._drained += len(data)
+        is_owed = self._paused or self._drained >= STREAM_WINDOW // 2
+        if is_owed and self._is_stream and self._backlog < RESUME_BELOW and self._port is not None:
+            self._paused, self._drained = False, 0
             self._port.resume(self.job_id, self.attempt)
         return data
 
@@ -160,7 +164,7 @@ class Mailbox:
         self.head = None
         self._chunks, self._backlog = [], 0
         self._parts, self._parts_size = [], 0
-        self._paused = False
+        self._paused, self._drained = False, 0
 
     @property
     def _is_stream(self) -> bool:

@@ -17,6 +17,9 @@ PROTOCOL = 1
 MESSAGE_BYTES = 256 * 1024  # one message holds this much payload, so a slot's big body never delays another job's token
 PART_BYTES = 64 * 1024  # bodies and chunks longer than this travel in parts, round robin between jobs
 SOCKET_BYTES = 512 * 1024  # the most either side accepts in one message: MESSAGE_BYTES, one last part, and framing
+STREAM_WINDOW = (
+    256 * 1024
+)  # a worker sends no more of one stream until `Resume`: a `Pause` may come too late for a fast one
 HEARTBEAT_SECONDS = 5.0
 LEASE_SECONDS = 15.0  # three heartbeats: a worker silent for this long has lost its jobs
 
@@ -70,7 +73,7 @@ class Pause(JobFrame, frozen=True, tag=4, gc=False):
 
 
 class Resume(JobFrame, frozen=True, tag=5, gc=False):
-    """Take up a paused job again."""
+    """Go on: a paused job is taken up again, and `STREAM_WINDOW` more bytes of it may be sent."""
 
 
 # Worker to proxy

@@ -6,6 +6,7 @@ import pytest
 
 from proxy.jobs.model import Job, JobId, Outcome
 from proxy.service.mailbox import PAUSE_ABOVE, STREAM_CAP, Head, Mailbox
+from proxy.wire.frames import STREAM_WINDOW
 
 STREAM = Head(200, "text/event-stream; charset=utf-8")
 JSON = Head(200, "application/json")
@@ -75,6 +76,14 @@ def test_a_slow_reader_pauses_its_worker_once_and_resumes_it_once(mailbox: Mailb
     while mailbox.drain(10_000):
         pass
     assert port.told == [("pause", "a", 1), ("resume", "a", 1)]
+
+
+def test_a_reader_that_keeps_up_lets_its_worker_go_on(mailbox: Mailbox, port: Port) -> None:
+    mailbox.put_head(STREAM)
+    for _ in range(4):
+        mailbox.put_chunk(b"x" * (STREAM_WINDOW // 4), more=False)
+        mailbox.drain()
+    assert port.told == [("resume", "a", 1)] * 2
 
 
 def test_one_write_is_bounded(mailbox: Mailbox) -> None:

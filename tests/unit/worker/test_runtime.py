@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 
 from proxy.wire.frames import (
+    PART_BYTES,
+    STREAM_WINDOW,
     Body,
     Chunk,
     Credit,
@@ -206,6 +208,22 @@ async def test_a_paused_job_sends_no_more_and_others_do(proxy: FakeProxy, engine
         assert not worker.runtime.is_waiting_for_engine  # a paused job is no sign of a hanging engine
         await line.send(Resume("j", 1))
         await line.until(lambda: len(line.of("j")) > before)
+
+
+async def test_a_stream_keeps_to_its_window(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+    """However fast the engine is, and however late a pause would come."""
+    async with working(engine, proxy.url) as worker:
+        line = await proxy.next_line()
+        await line.send_job("j", chat("x" * 500, max_tokens=1_000_000))
+        await until(lambda: len(line.text("j")) >= STREAM_WINDOW)
+        await line.send_job("k", chat(max_tokens=100, seed=1000))
+        await line.wait_for(End, "k")
+        sent = len(line.text("j"))
+
+        assert sent < STREAM_WINDOW + 2 * PART_BYTES
+        assert not worker.runtime.is_waiting_for_engine
+        await line.send(Resume("j", 1))
+        await until(lambda: len(line.text("j")) >= sent + STREAM_WINDOW)
 
 
 async def test_a_pause_ends_with_its_connection(proxy: FakeProxy, engine: ScriptedEngine) -> None:
