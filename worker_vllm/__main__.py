@@ -3,6 +3,6 @@
 if __name__ == "__main__":
     import sys
 
-    from worker_vllm.worker import main
+    from worker_vllm.main import main
 
     sys.exit(main(sys.argv[1:]))

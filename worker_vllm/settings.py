@@ -10,7 +10,11 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 
 EngineKind = Literal["vllm", "scripted", "upstream"]
 LogLevel = Literal["debug", "info", "warning", "error"]
+OutputFormat = Literal["seed", "worker-vllm"]
 DEMO = "demo"  # WORKER_MODEL=demo: the small model that is part of the package
+
+
+NO_PROXY = "WORKER_CONNECT is not set: give the base URL of the proxy, such as http://127.0.0.1:8000"
 
 
 class SettingsError(ValueError):
@@ -44,6 +48,12 @@ class Settings(BaseSettings):
         description="jobs held at once; without it, as many as the engine runs at once",
     )
 
+    output_format: OutputFormat = Field(
+        default="seed",
+        validation_alias=AliasChoices("WORKER_OUTPUT_FORMAT", "OUTPUT_FORMAT"),
+        description="shape of native outputs: seed (the Runpod guide's), or worker-vllm (that image's)",
+    )
+
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="loopback port of /metrics; 0 takes a free one"
     )
@@ -61,7 +71,14 @@ class Settings(BaseSettings):
 
     vllm_api_key: SecretStr = Field(default=SecretStr(""), validation_alias="VLLM_API_KEY", description="vLLM's key")
 
-    @field_validator("log_level", "engine", mode="before")
+    runpod_webhook_get_job: str = Field(
+        default="", validation_alias="RUNPOD_WEBHOOK_GET_JOB", description="set by Runpod: the stock SDK takes the jobs"
+    )
+    runpod_realtime_port: int | None = Field(
+        default=None, validation_alias="RUNPOD_REALTIME_PORT", description="set by Runpod: the stock SDK listens here"
+    )
+
+    @field_validator("log_level", "engine", "output_format", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
@@ -76,8 +93,6 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _is_enough(self) -> Self:
-        if not self.connect:
-            raise ValueError("WORKER_CONNECT is not set: give the base URL of the proxy, such as http://127.0.0.1:8000")
         if self.engine == "upstream" and not self.upstream:
             raise ValueError("WORKER_UPSTREAM is not set: WORKER_ENGINE=upstream needs the URL of an OpenAI server")
         return self
@@ -89,7 +104,9 @@ class Settings(BaseSettings):
 
     @property
     def worker_url(self) -> str:
-        """The WebSocket address to dial."""
+        """The WebSocket address to dial; `SettingsError` if nobody said where the proxy is."""
+        if not self.connect:
+            raise SettingsError(NO_PROXY)
         parts = urlsplit(self.connect)
         scheme = "wss" if parts.scheme == "https" else "ws"
         return urlunsplit((scheme, parts.netloc, f"{parts.path}/v2/{self.endpoint}/worker", "", ""))

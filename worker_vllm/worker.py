@@ -3,10 +3,8 @@
 import asyncio
 import os
 import signal
-import sys
 import time
 from collections.abc import Coroutine, Sequence
-from dataclasses import dataclass
 
 import structlog
 import uvloop
@@ -14,38 +12,25 @@ import uvloop
 from proxy.wire.frames import Log
 from worker_vllm.channel import GOING_AWAY, Channel, OrphanedError, Patience, WakingOutbox
 from worker_vllm.dialling import Link, RefusedError
+from worker_vllm.ending import EX_CONFIG, EX_FAILED, EX_OK, EX_SOFTWARE, EX_UNAVAILABLE, Ended
 from worker_vllm.engine.base import Engine, EngineError, read_models
 from worker_vllm.engine.choice import make_engine
 from worker_vllm.loading import Loading
-from worker_vllm.log import configure_logging, stage_log
+from worker_vllm.log import stage_log
 from worker_vllm.metrics import serve_metrics
 from worker_vllm.runtime import Runtime
-from worker_vllm.settings import Settings, SettingsError, read_settings
+from worker_vllm.settings import Settings
 from worker_vllm.watch import watch
 
-EX_OK, EX_FAILED, EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_CONFIG = 0, 1, 2, 69, 70, 78
 INTERNAL_ERROR = 1011
 TAKE_OVER_SECONDS = 5.0  # how long the loading connection is kept while the worker's own one is being made
 
 
-@dataclass(frozen=True, slots=True)
-class Ended:
-    """How the worker ends: its exit code, and the line to print if a person should read one."""
-
-    code: int
-    line: str = ""
-
-
-def main(arguments: Sequence[str]) -> int:
-    """Run a worker; `arguments` are flags for vLLM. Gives the exit code."""
-    try:
-        settings = read_settings()
-    except SettingsError as error:
-        print(error, file=sys.stderr)
-        return EX_USAGE
-    configure_logging(settings.log_level)
+def run(settings: Settings, arguments: Sequence[str]) -> Ended:
+    """Work for a proxy; `arguments` are flags for vLLM. `SettingsError` if there is no proxy to work for."""
+    link = _link(settings)
     _let_signals_interrupt()
-    loading = Loading(_link(settings), settings.engine_kind, _patience(settings))
+    loading = Loading(link, settings.engine_kind, _patience(settings))
     try:
         loading.start()
         ended = uvloop.run(_work(settings, arguments, loading))
@@ -53,12 +38,7 @@ def main(arguments: Sequence[str]) -> int:
         ended = Ended(EX_OK)
     finally:
         loading.close()
-    if loading.failure is not None:
-        ended = _refused(loading.failure)
-    if ended.line:
-        print(ended.line, file=sys.stderr)
-    structlog.get_logger().info("worker.ended", worker=settings.id, code=ended.code)
-    return ended.code
+    return ended if loading.failure is None else _refused(loading.failure)
 
 
 class _InterruptError(SystemExit):

@@ -62,21 +62,17 @@ def environment(**more: Any) -> dict[str, str]:
 
 
 @asynccontextmanager
-async def worker(
-    proxy: Proxy, *flags: str, url: str = "", wait: bool = True, **more: Any
+async def worker_process(
+    *flags: str, told: dict[str, str], name: str = "", python: str = sys.executable
 ) -> AsyncIterator[WorkerProcess]:
-    """A worker of this proxy, ready to serve."""
-    name = more.pop("id", f"w-{os.urandom(4).hex()}")
-    told = environment(**{"connect": url or proxy.url, "token": proxy.parts.token, "id": name} | more)
+    """`python -m worker_vllm`, ended at the end."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker_vllm", *flags),
+        *(python, "-m", "worker_vllm", *flags),
         cwd=ROOT, env=told, stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     running = WorkerProcess(process, name)
     reading = asyncio.create_task(_read(running))
     try:
-        if wait:
-            await until(lambda: _is_ready(proxy, running), 240, f"worker {name} is ready")
         yield running
     finally:
         if process.returncode is None:
@@ -88,6 +84,19 @@ async def worker(
             await process.wait()
         running.kill()
         await reading
+
+
+@asynccontextmanager
+async def worker(
+    proxy: Proxy, *flags: str, url: str = "", wait: bool = True, **more: Any
+) -> AsyncIterator[WorkerProcess]:
+    """A worker of this proxy, ready to serve."""
+    name = more.pop("id", f"w-{os.urandom(4).hex()}")
+    told = environment(**{"connect": url or proxy.url, "token": proxy.parts.token, "id": name} | more)
+    async with worker_process(*flags, told=told, name=name) as running:
+        if wait:
+            await until(lambda: _is_ready(proxy, running), 240, f"worker {name} is ready")
+        yield running
 
 
 def _is_ready(proxy: Proxy, running: WorkerProcess) -> bool:

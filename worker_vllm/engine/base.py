@@ -1,6 +1,8 @@
 """What every engine is, and what all of them are asked in the same way."""
 
 import json
+from collections.abc import Iterable
+from dataclasses import dataclass
 from http import HTTPStatus
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -13,6 +15,40 @@ MODELS_PATH = "/v1/models"
 
 class EngineError(Exception):
     """The engine cannot be started or asked; its sentence says why and what to do."""
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """An engine's load at one moment."""
+
+    running: int  # requests that it works on
+    waiting: int  # and that it has queued
+    kv_cache: float  # how full its cache is, 0 to 1
+    prompt_tokens: int  # since it started
+    generation_tokens: int
+
+
+GAUGES = (
+    "vllm:num_requests_running",
+    "vllm:num_requests_waiting",
+    "vllm:kv_cache_usage_perc",
+    "vllm:prompt_tokens_total",
+    "vllm:generation_tokens_total",
+)
+"""vLLM's metrics that make a `Reading`, in its order."""
+
+
+def reading_of(samples: Iterable[tuple[str, float]]) -> Reading | None:
+    """A reading from metrics by name, added up over engines; None if they are not there."""
+    sums: dict[str, list[float]] = {name: [] for name in GAUGES}
+    for name, value in samples:
+        if name in sums:
+            sums[name].append(value)
+    running, waiting, cache, prompt, generation = sums.values()
+    if not running:
+        return None
+    full = max(cache, default=0.0)
+    return Reading(int(sum(running)), int(sum(waiting)), full, int(sum(prompt)), int(sum(generation)))
 
 
 class Engine(Protocol):
@@ -37,6 +73,12 @@ class Engine(Protocol):
     @property
     def dead(self) -> bool:
         """True once the engine is gone. It never comes back: the worker ends and is started again."""
+
+    def fields(self, path: str) -> frozenset[str]:
+        """The names that the body of a route may have; none if the engine cannot tell."""
+
+    async def read(self) -> Reading | None:
+        """Its load now; None if it does not tell."""
 
     def progress(self) -> int:
         """A number that changes whenever the engine gets anything done. A guard against hanging, no metric."""

@@ -24,10 +24,12 @@ class StreamFrame:
     after: bytes
     after_last: bytes
     last: int
+    usage_each: bytes = b""  # where every token tells the usage so far: its beginning, up to the number of tokens
 
     def token(self, index: int) -> bytes:
         """The event of one token."""
-        return b"%b%d%b" % (self.before, index, self.after_last if index == self.last else self.after)
+        event = b"%b%d%b" % (self.before, index, self.after_last if index == self.last else self.after)
+        return b"%b%b%d}}\n\n" % (event[:-3], self.usage_each, index + 1) if self.usage_each else event
 
 
 def stream_frame(script: Script) -> StreamFrame:
@@ -38,7 +40,8 @@ def stream_frame(script: Script) -> StreamFrame:
     _, after_last = _event(script, f"{mark} ", "length").split(number)
     usage = _envelope(script) | {"choices": [], "usage": _usage(script)}
     first = _event(script, "", None, role=True) if script.kind == "chat" else b""
-    return StreamFrame(first, _data(usage), before, after, after_last, script.tokens - 1)
+    each = b',"usage":{"prompt_tokens":%d,"completion_tokens":' % script.prompt_tokens if script.usage_each else b""
+    return StreamFrame(first, _data(usage), before, after, after_last, script.tokens - 1, each)
 
 
 def answer(script: Script) -> bytes:

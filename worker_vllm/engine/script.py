@@ -35,6 +35,7 @@ class Script:
     pace: float  # seconds between tokens
     stream: bool
     usage: bool
+    usage_each: bool = False  # with every token
     fault: str = ""
     fault_at: int = 0
 
@@ -71,7 +72,8 @@ def read_script(body: bytes, kind: Kind, default_model: str) -> Script:
     fault, _, value = str(request.get("fault") or "").partition(":")
     if fault and fault not in FAULTS:
         raise BadRequestError(f"fault must be one of {', '.join(FAULTS)}")
-    options = request.get("stream_options")
+    given = request.get("stream_options")
+    options = given if isinstance(given, dict) else {}
     return Script(
         kind=kind,
         id=uuid.uuid4().hex,
@@ -80,7 +82,8 @@ def read_script(body: bytes, kind: Kind, default_model: str) -> Script:
         tokens=tokens,
         pace=_whole(request, "seed", 0) / 1e6,
         stream=request.get("stream") is True,
-        usage=isinstance(options, dict) and options.get("include_usage") is True,
+        usage=options.get("include_usage") is True,
+        usage_each=options.get("continuous_usage_stats") is True,
         fault=fault,
         fault_at=int(value) if value.isdigit() else 0,
     )

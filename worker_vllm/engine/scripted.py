@@ -11,6 +11,7 @@ from types import TracebackType
 from typing import Self
 
 from worker_vllm.asgi import App, Receive, Scope, Send
+from worker_vllm.engine.base import Reading
 from worker_vllm.engine.events import STREAM_END, answer, error_event, stream_frame
 from worker_vllm.engine.script import BadRequestError, Kind, Script, error_body, read_script
 from worker_vllm.log import Stage
@@ -45,6 +46,12 @@ class ScriptedEngine:
     @property
     def app(self) -> App:
         return self.serve
+
+    def fields(self, path: str) -> frozenset[str]:  # noqa: ARG002 - no route can be asked
+        return frozenset()
+
+    async def read(self) -> Reading | None:
+        return Reading(self.running, 0, 0.0, self.prompt_tokens, self.generation_tokens)
 
     def progress(self) -> int:
         return self.prompt_tokens + self.generation_tokens

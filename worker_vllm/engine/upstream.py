@@ -12,9 +12,10 @@ from typing import Self
 
 import aiohttp
 import structlog
+from prometheus_client.parser import text_string_to_metric_families
 
-from worker_vllm.asgi import App, Receive, Scope, Send
-from worker_vllm.engine.base import MODELS_PATH, EngineError
+from worker_vllm.asgi import App, CutShortError, Receive, Request, Scope, Send, fetch
+from worker_vllm.engine.base import MODELS_PATH, EngineError, Reading, reading_of
 from worker_vllm.log import Stage
 
 DEFAULT_SLOTS = 64
@@ -26,6 +27,7 @@ START_EVERY_SECONDS = 0.5
 START_SECONDS = 600.0  # how long a server that loads its model is waited for
 EVENT_BYTES = 1024 * 1024  # an event longer than this is passed on in pieces
 HEALTH_PATH = "/health"
+METRICS_PATH = "/metrics"
 PASSED_ON = (b"content-type", b"accept", b"authorization")
 BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
@@ -48,6 +50,18 @@ class UpstreamEngine:
     @property
     def app(self) -> App:
         return self.serve
+
+    def fields(self, path: str) -> frozenset[str]:  # noqa: ARG002 - no route can be asked
+        return frozenset()
+
+    async def read(self) -> Reading | None:
+        """From the server's metrics, where it has vLLM's."""
+        try:
+            status, text = await fetch(self.serve, Request("GET", METRICS_PATH), self.authorization)
+            families = text_string_to_metric_families(text.decode()) if status == HTTPStatus.OK else ()
+            return reading_of((sample.name, sample.value) for family in families for sample in family.samples)
+        except (CutShortError, ValueError):
+            return None
 
     def progress(self) -> int:
         return self._moves

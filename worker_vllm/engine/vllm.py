@@ -11,14 +11,17 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
-from typing import Any, Self
+from typing import Any, Self, get_type_hints
+
+from prometheus_client import REGISTRY
+from prometheus_client.samples import Sample
 
 from worker_vllm.asgi import App, Request, fetch
-from worker_vllm.engine.base import EngineError
+from worker_vllm.engine.base import GAUGES, EngineError, Reading, reading_of
 from worker_vllm.engine.processes import kill_children, pin_children
 from worker_vllm.log import Stage
 from worker_vllm.settings import DEMO, set_default_environment
@@ -83,12 +86,20 @@ class VllmEngine:
     def dead(self) -> bool:
         return self._client is not None and bool(self._client.errored)
 
+    def fields(self, path: str) -> frozenset[str]:
+        """Asked of the route's own request model, so that it is true for every version."""
+        endpoints = (getattr(route, "endpoint", None) for route in self._app.routes if route.path == path)
+        hints = (get_type_hints(endpoint) for endpoint in endpoints if endpoint is not None)
+        models = (kind for found in hints for kind in found.values() if hasattr(kind, "model_fields"))
+        return frozenset(name for model in models for name in model.model_fields)
+
+    async def read(self) -> Reading | None:
+        return reading_of((sample.name, sample.value) for sample in _samples(GAUGES))
+
     def progress(self) -> int:
         if not self._counts_progress:
             return time.monotonic_ns()  # --disable-log-stats: nothing can be seen, so nothing is judged
-        registry = importlib.import_module("prometheus_client").REGISTRY
-        metrics = registry.restricted_registry(PROGRESS).collect()
-        return int(1e6 * sum(sample.value for metric in metrics for sample in metric.samples))
+        return int(1e6 * sum(sample.value for sample in _samples(PROGRESS)))
 
     def kill(self) -> None:
         kill_children()
@@ -150,6 +161,10 @@ class VllmEngine:
         status, answer = await fetch(self._app, request, self.authorization)
         if status >= 500:  # noqa: PLR2004 - a refusal (no tokenizer, say) is no reason not to work
             raise EngineError(f"vLLM started, but answered {status}: {answer[:300].decode(errors='replace')}")
+
+
+def _samples(names: Sequence[str]) -> Iterator[Sample]:
+    return (sample for metric in REGISTRY.restricted_registry(names).collect() for sample in metric.samples)
 
 
 def _own_flags(model: str, served_name: str) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from proxy.wire.frames import Body, Chunk, End, Frame, Hello, Job, JobFrame, ToP
 from worker_vllm.asgi import App, Receive, Request, Scope, Send
 from worker_vllm.channel import Channel, Patience, WakingOutbox
 from worker_vllm.dialling import Link
-from worker_vllm.engine.base import Engine, read_models
+from worker_vllm.engine.base import Engine, Reading, read_models
 from worker_vllm.runtime import Runtime
 
 DEADLINE = 30.0  # seconds; a test that waits longer has failed
@@ -161,6 +161,14 @@ class AppEngine:
         self.authorization = ""
         self.slots = 4
         self.dead = dead
+        self.known: dict[str, frozenset[str]] = {}
+        self.reading: Reading | None = None
+
+    def fields(self, path: str) -> frozenset[str]:
+        return self.known.get(path, frozenset())
+
+    async def read(self) -> Reading | None:
+        return self.reading
 
     def progress(self) -> int:
         return 0

@@ -67,7 +67,7 @@ def test_the_token_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
 )
 def test_a_bad_setting_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
     with pytest.raises(SettingsError) as caught:
-        read(monkeypatch, **{name: value})
+        _ = read(monkeypatch, **{name: value}).worker_url
 
     line = str(caught.value)
     assert "\n" not in line

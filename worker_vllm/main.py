@@ -1,0 +1,27 @@
+"""The worker's process: read the settings, then work for a proxy, or for the stock Runpod SDK where that is wanted."""
+
+import sys
+from collections.abc import Sequence
+
+import structlog
+
+from worker_vllm import worker
+from worker_vllm.ending import EX_USAGE, Ended
+from worker_vllm.log import configure_logging
+from worker_vllm.settings import SettingsError, read_settings
+from worker_vllm.stock_sdk import flags, runtime
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Run a worker; `arguments` are flags for vLLM, or for the SDK. Gives the exit code."""
+    try:
+        settings = read_settings()
+        configure_logging(settings.log_level)
+        wish = flags.read(settings, arguments)
+        ended = worker.run(settings, arguments) if wish is None else runtime.run(settings, wish)
+    except SettingsError as error:
+        ended = Ended(EX_USAGE, str(error))
+    if ended.line:
+        print(ended.line, file=sys.stderr)
+    structlog.get_logger().info("worker.ended", code=ended.code)
+    return ended.code

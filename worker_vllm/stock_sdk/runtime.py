@@ -1,0 +1,108 @@
+"""Hand our handler to `runpod.serverless.start`, once the engine is ready.
+
+The SDK streams every value that a generator yields and gives the list of all of them as the job's output. Where it
+cannot run a generator (`--test_input`, realtime) the handler gives the output at once.
+"""
+
+import importlib
+import json
+import multiprocessing
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import aclosing
+from importlib.util import find_spec
+from typing import Any
+
+import structlog
+
+from worker_vllm.ending import EX_FAILED, EX_OK, Ended
+from worker_vllm.engine.base import EngineError
+from worker_vllm.engine.processes import kill_children
+from worker_vllm.handler import RunLostError
+from worker_vllm.inputs.answering import InputFailedError
+from worker_vllm.inputs.rendering import Output
+from worker_vllm.settings import Settings
+from worker_vllm.stock_sdk.engine_thread import EngineThread
+from worker_vllm.stock_sdk.flags import Mode, Wish
+
+NO_SDK = "the stock SDK is asked for, and `runpod` is not installed: pip install 'vllm-serverless[sdk]'"
+
+
+def run(settings: Settings, wish: Wish) -> Ended:
+    """Work under the SDK until it ends. It ends by itself in its local modes, and at SIGTERM when its jobs are done."""
+    if find_spec("runpod") is None:
+        return Ended(EX_FAILED, NO_SDK)
+    if settings.connect:
+        structlog.get_logger().warning("worker.connect_ignored", reason="the stock SDK takes the jobs here")
+    multiprocessing.set_start_method("spawn", force=True)  # the SDK pings from a process; threads survive no fork
+    thread = EngineThread(settings, wish.engine)
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, _leave)  # while the engine loads; then the SDK's own handlers take over
+    try:
+        thread.start()
+    except EngineError as error:
+        return Ended(EX_FAILED, str(error))
+    sys.argv = [sys.argv[0], *wish.sdk]
+    handler = _call(thread) if wish.mode is Mode.CALL else _stream(thread)
+    config = {
+        "handler": handler,
+        "return_aggregate_stream": True,
+        "concurrency_modifier": lambda _: thread.slots,
+    }
+    try:
+        importlib.import_module("runpod").serverless.start(config)
+    except SystemExit as ended:  # the local modes end like this
+        return Ended(ended.code if isinstance(ended.code, int) else EX_FAILED)
+    finally:
+        thread.close()
+    return Ended(EX_OK)
+
+
+def _leave(_: int, __: object) -> None:
+    """End a process whose engine still loads: nothing is lost, and loading cannot be interrupted from here."""
+    kill_children()
+    os._exit(EX_OK)
+
+
+def _stream(thread: EngineThread) -> Callable[[dict[str, Any]], AsyncIterator[Any]]:
+    async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
+        async with aclosing(thread.answer(_raw(job))) as answer:  # type: ignore[type-var]
+            try:
+                async for output in answer:
+                    yield _streamed(output)
+            except (InputFailedError, RunLostError) as error:
+                yield {"error": _error(error)}
+
+    return handler
+
+
+def _call(thread: EngineThread) -> Callable[[dict[str, Any]], Any]:
+    async def handler(job: dict[str, Any]) -> Any:
+        try:
+            outputs = [output async for output in thread.answer(_raw(job))]
+        except (InputFailedError, RunLostError) as error:
+            return {"error": _error(error)}
+        values = [_streamed(output) for output in outputs]
+        return values[0] if len(outputs) == 1 and outputs[0].is_whole else values
+
+    return handler
+
+
+def _raw(job: dict[str, Any]) -> bytes:
+    return json.dumps(job.get("input")).encode()
+
+
+def _streamed(output: Output) -> Any:
+    """A value for the SDK, which has no place beside it for its metrics."""
+    value = json.loads(output.value)
+    return value | {"metrics": json.loads(output.metrics)} if output.metrics else value
+
+
+def _error(error: InputFailedError | RunLostError) -> Any:
+    """A sentence; where the input named a route, the worker-vllm image's object, which tells the engine's status."""
+    if isinstance(error, InputFailedError) and error.body:
+        message = f"vLLM returned HTTP {error.status}: {error.body}"
+        return {"message": message, "type": "worker_error", "code": None}
+    return str(error)
