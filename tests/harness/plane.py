@@ -27,7 +27,7 @@ class Plane:
     results: dict[str, dict[str, Any]] = field(default_factory=dict)
     taken: list[str] = field(default_factory=list)
     pings: list[str] = field(default_factory=list)
-    most: int = 0  # jobs under way at once
+    takes_chunks: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: chunks are not acknowledged
 
     def submit(self, job: str, value: Any) -> None:
         """Put a job into the queue."""
@@ -58,7 +58,7 @@ class Plane:
             job = await asyncio.wait_for(self.waiting.get(), HOLD_SECONDS)
         except TimeoutError:
             return web.Response(status=204)
-        self._count(job)
+        self.taken.append(job["id"])
         return web.json_response(job)
 
     async def take_batch(self, request: web.Request) -> web.Response:
@@ -68,13 +68,8 @@ class Plane:
             return web.Response(status=204)
         while len(jobs) < int(request.query["batch_size"]) and not self.waiting.empty():
             jobs.append(self.waiting.get_nowait())
-        for job in jobs:
-            self._count(job)
+        self.taken += [job["id"] for job in jobs]
         return web.json_response(jobs)
-
-    def _count(self, job: dict[str, Any]) -> None:
-        self.taken.append(job["id"])
-        self.most = max(self.most, len(self.taken) - len(self.results))
 
     async def stop(self, _: web.Request) -> web.Response:
         try:
@@ -84,6 +79,7 @@ class Plane:
 
     async def stream(self, request: web.Request) -> web.Response:
         self.chunks[request.match_info["job"]].append(json.loads(await request.text())["output"])
+        await self.takes_chunks.wait()
         return web.Response()
 
     async def done(self, request: web.Request) -> web.Response:
@@ -99,6 +95,7 @@ class Plane:
 async def plane() -> AsyncIterator[Plane]:
     """A platform on a free port."""
     running = Plane()
+    running.takes_chunks.set()
     app = web.Application(client_max_size=64 * 1024 * 1024)
     base = "/v2/ep1"
     app.add_routes(

@@ -64,8 +64,14 @@ class EngineThread:
             self._thread.join()
 
     async def answer(self, raw: bytes) -> AsyncIterator[Output]:
-        """The outputs of a job's input, in the caller's loop. See `answer_input`."""
+        """The outputs of a job's input, in the caller's loop. See `answer_input`.
+
+        They end with the caller's task: the SDK drops the generator of a job that it stops, and closes it nowhere.
+        """
         answer = _Answer(self, self._outputs(raw))
+        task = asyncio.current_task()
+        assert task is not None  # noqa: S101 - this is a coroutine's body
+        task.add_done_callback(lambda _: self._send(answer.close()))
         try:
             while (output := await self._ask(answer.next())) is not None:
                 yield output
@@ -86,8 +92,11 @@ class EngineThread:
             raise
 
     async def _ask(self, what: Coroutine[Any, Any, Value]) -> Value:
+        return await asyncio.wrap_future(self._send(what))
+
+    def _send(self, what: Coroutine[Any, Any, Value]) -> Future[Value]:
         assert self._loop is not None  # noqa: S101 - it has started
-        return await asyncio.wrap_future(asyncio.run_coroutine_threadsafe(what, self._loop))
+        return asyncio.run_coroutine_threadsafe(what, self._loop)
 
     def _main(self) -> None:
         try:
@@ -140,6 +149,7 @@ class _Answer:
         self._thread = thread
         self._outputs = outputs
         self._step: asyncio.Task[Any] | None = None
+        self._is_closed = False
 
     async def next(self) -> Output | None:
         self._step = asyncio.current_task()
@@ -151,6 +161,9 @@ class _Answer:
             self._step = None
 
     async def close(self) -> None:
+        if self._is_closed:
+            return
+        self._is_closed = True
         step = self._step
         if step is not None:
             step.cancel()
