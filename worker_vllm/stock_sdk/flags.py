@@ -26,7 +26,10 @@ class Wish:
 
 
 def read(settings: Settings, arguments: Sequence[str]) -> Wish | None:
-    """What is wanted of the SDK; None: nothing, the worker dials in to a proxy."""
+    """What is wanted of the SDK; None: nothing, the worker dials in to a proxy.
+
+    Runpod's platform sets its variables everywhere, so somebody who names a proxy to dial means that.
+    """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--rp_serve_api", "--rp_debugger"):
         parser.add_argument(name, action="store_true")
@@ -36,7 +39,11 @@ def read(settings: Settings, arguments: Sequence[str]) -> Wish | None:
     sdk = tuple(_without(arguments, engine))
     if found.rp_serve_api:
         return Wish(Mode.SERVE, sdk, tuple(engine))
-    if found.test_input is not None or settings.runpod_realtime_port:
+    if found.test_input is not None:
+        return Wish(Mode.CALL, sdk, tuple(engine))
+    if settings.connect:
+        return None
+    if settings.runpod_realtime_port:
         return Wish(Mode.CALL, sdk, tuple(engine))
     if settings.runpod_webhook_get_job:
         return Wish(Mode.QUEUE, sdk, tuple(engine))

@@ -15,8 +15,6 @@ from contextlib import aclosing
 from importlib.util import find_spec
 from typing import Any
 
-import structlog
-
 from worker_vllm.ending import EX_FAILED, EX_OK, Ended
 from worker_vllm.engine.base import EngineError
 from worker_vllm.engine.processes import kill_children
@@ -34,8 +32,6 @@ def run(settings: Settings, wish: Wish) -> Ended:
     """Work under the SDK until it ends. It ends by itself in its local modes, and at SIGTERM when its jobs are done."""
     if find_spec("runpod") is None:
         return Ended(EX_FAILED, NO_SDK)
-    if settings.connect:
-        structlog.get_logger().warning("worker.connect_ignored", reason="the stock SDK takes the jobs here")
     multiprocessing.set_start_method("spawn", force=True)  # the SDK pings from a process; threads survive no fork
     thread = EngineThread(settings, wish.engine)
     for number in (signal.SIGTERM, signal.SIGINT):
