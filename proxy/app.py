@@ -178,7 +178,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
 async def drain(parts: Parts) -> None:
     """Stop taking; finish, or hand back; close."""
     parts.intake.refuse()
-    await parts.intake.end_waiting(list(parts.endpoints))
+    await parts.intake.end_waiting()
     if not await parts.output.wait_empty(parts.settings.drain):
         log.warning("drain.cut", calls=len(parts.output))
         await parts.intake.end_running()

@@ -6,7 +6,7 @@ from typing import Any
 
 import structlog
 
-from proxy.jobs.model import Job, JobError, JobId
+from proxy.jobs.model import Input, Job, JobError, JobId, Request
 from proxy.service.fleet import Worker
 from proxy.service.mailbox import Head
 from proxy.service.output import Output
@@ -27,7 +27,8 @@ class Connection:
         self._closing: str | None = None
 
     def offer(self, job: Job) -> None:
-        request = job.submission.request
+        work = job.submission.work
+        request = work if isinstance(work, Request) else Request("", "", "", work.body)
         self._outbox.put_in_lane(
             frames.Job(
                 job=job.id,
@@ -37,6 +38,7 @@ class Connection:
                 content_type=request.content_type,
                 size=len(request.body),
                 light=job.submission.light,
+                input=isinstance(work, Input),
             )
         )
         self._outbox.put_in_lane(frames.Body(job.id, job.attempt, request.body))

@@ -1,7 +1,7 @@
 """The nouns of the core: frozen values, made at the edges and passed inward."""
 
 from dataclasses import dataclass
-from typing import NewType
+from typing import NewType, TypeAlias
 
 from proxy.jobs.lifecycle import TERMINAL, Event, Status
 
@@ -24,6 +24,16 @@ class Request:
 
 
 @dataclass(frozen=True, slots=True)
+class Input:
+    """What a worker's handler should do: the `input` that the client gave, as the JSON text that it was."""
+
+    body: bytes
+
+
+Work: TypeAlias = Request | Input
+
+
+@dataclass(frozen=True, slots=True)
 class JobError:
     """Why a job has no result: a code for programs, a sentence for people."""
 
@@ -38,7 +48,7 @@ class Submission:
     id: JobId
     endpoint: EndpointId
     owner: Owner
-    request: Request
+    work: Work
     durable: bool  # acknowledged after commit, kept after its end; an interactive job lives with its client
     light: bool  # takes no slot: tokenizing and the like
     low_priority: bool
@@ -46,6 +56,8 @@ class Submission:
     expires_at: Millis | None  # TIMED_OUT when it is unfinished then
     execution_timeout: Millis  # TIMED_OUT when one run takes longer
     retention: Millis  # forgotten this long after its end
+    webhook: str | None = None  # who is told of its end
+    s3_config: bytes | None = None  # for the worker only; sealed, never as the client gave it
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,6 +75,8 @@ class Job:
     taken_at: Millis | None = None
     finished_at: Millis | None = None
     error: JobError | None = None
+    output: bytes | None = None  # JSON; None where the output is the list in its log, or there is none
+    drained: int = 0  # the cursor up to which a client has taken its output; what was taken is never made anew
     last_event: Event | None = None
 
     @property
@@ -79,6 +93,14 @@ class Job:
     def is_terminal(self) -> bool:
         """Whether it has ended."""
         return self.status in TERMINAL
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A webhook that has to arrive: the end of this attempt of this job, told for the `tries + 1`st time."""
+
+    job: Job
+    tries: int
 
 
 @dataclass(frozen=True, slots=True)

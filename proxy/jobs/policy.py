@@ -5,6 +5,7 @@ from typing import NamedTuple
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Job, JobError, Millis
 
+LOW_WAITS = Millis(60_000)  # a job of low priority that has waited so long is served like any other
 MAX_FAILURES = 3  # a job whose run was lost this often is what kills the workers
 
 

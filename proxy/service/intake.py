@@ -1,6 +1,5 @@
 """How jobs come in, and how their clients take them back."""
 
-from collections.abc import Sequence
 from uuid import uuid4
 
 from proxy.jobs.lifecycle import Event
@@ -52,7 +51,7 @@ class Intake:
             id=JobId(f"{uuid4()}-i1"),
             endpoint=endpoint.id,
             owner=owner,
-            request=request,
+            work=request,
             durable=False,
             light=light,
             low_priority=False,
@@ -91,10 +90,11 @@ class Intake:
         """Whether new jobs are refused."""
         return self._draining
 
-    async def end_waiting(self, endpoints: Sequence[Endpoint]) -> None:
-        """End what nobody has taken yet; its clients are told to come back."""
-        for endpoint in endpoints:
-            self._runs.withdraw(await self._store.purge(endpoint.id, self._clock.now(), DRAINING), DRAINING)
+    async def end_waiting(self) -> None:
+        """End the calls that nobody has taken yet; their clients are told to come back. Durable jobs stay in line."""
+        for mailbox in self._output:
+            if not mailbox.is_taken and mailbox.outcome is None:
+                await self.cancel(mailbox.job_id, DRAINING)
 
     async def end_running(self) -> None:
         """End what is still running; its clients are told why."""

@@ -3,8 +3,12 @@
 from collections.abc import Sequence
 from typing import Protocol
 
-from proxy.jobs.lifecycle import Event
-from proxy.jobs.model import Counts, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
+
+
+class StoreFullError(Exception):
+    """There is no room for another durable job."""
 
 
 class JobStore(Protocol):
@@ -16,10 +20,14 @@ class JobStore(Protocol):
     and a caller that is cancelled leaves either the whole effect or none.
     """
 
+    durable: bool
+    """Whether what was acknowledged for a durable job survives the end of the process."""
+
     async def submit(self, submission: Submission, now: Millis) -> Job:
         """Put a new job at the end of its endpoint's queue; it is IN_QUEUE and its attempt is 0.
 
-        An id that is already there gives the job that is there, unchanged: a submit may be repeated.
+        An id that is already there gives the job that is there, unchanged: a submit may be repeated. Raises
+        `StoreFullError`, and has no effect, when there is no room for a durable job.
         """
         ...
 
@@ -31,7 +39,9 @@ class JobStore(Protocol):
         """The job by its id alone: for the proxy's own work, never to answer a client."""
         ...
 
-    async def recent(self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int) -> Sequence[Job]:
+    async def recent(
+        self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int, status: Status | None = None
+    ) -> Sequence[Job]:
         """Jobs of this owner, newest first, by sequence; `before` is the last page's smallest sequence."""
         ...
 
@@ -40,7 +50,8 @@ class JobStore(Protocol):
     ) -> Sequence[Job]:
         """Hand out up to `limit` jobs and `light_limit` light jobs, and nothing else ever leaves the queue.
 
-        Order: normal before low priority, then by sequence. Each is now IN_PROGRESS with this worker, its attempt is
+        Order: normal before low priority, then by sequence; a job of low priority that was created `policy.LOW_WAITS`
+        ago or earlier counts as normal. Each is now IN_PROGRESS with this worker, its attempt is
         one higher than ever before, `taken_at` is `now`. No two calls ever get the same attempt of a job.
         """
         ...
@@ -54,19 +65,21 @@ class JobStore(Protocol):
         attempt: int | None = None,
         error: JobError | None = None,
         counts: bool = False,
+        output: bytes | None = None,
     ) -> Job | None:
         """Raise any event but `take`. Gives the job after it, or None when it could not happen any more.
 
         It happens if the job's status is one of the event's sources and, where `attempt` is given, if that is the
         job's attempt. `release` keeps the job's sequence, so it is first in line again; with `counts` one failure is
         added. `retry` gives a new sequence and `created_at`, sets `failures` to 0, forgets error and output, and moves
-        `expires_at` by as much; it is refused (None) for a job that is not durable. A terminal event sets `finished_at`
-        and `error`; an interactive job's request body is dropped then.
+        `expires_at` by as much; it is refused (None) for a job that is not durable. A terminal event sets
+        `finished_at`, `error` and `output`; an interactive job's request body is dropped then, and a durable job with a
+        webhook has a delivery from then on, which is due at once. `retry` takes that back.
         """
         ...
 
-    async def purge(self, endpoint: EndpointId, now: Millis, error: JobError) -> Sequence[Job]:
-        """Cancel everything that is IN_QUEUE; gives what was cancelled. A job is purged or taken, never both."""
+    async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
+        """Cancel all of an owner's jobs that are IN_QUEUE; gives them. A job is purged or taken, never both."""
         ...
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
@@ -74,7 +87,22 @@ class JobStore(Protocol):
         ...
 
     async def forget(self, now: Millis, limit: int) -> int:
-        """Drop up to `limit` terminal jobs whose retention has ended; gives how many."""
+        """Drop up to `limit` terminal jobs whose retention has ended, and whose deliveries have; gives how many."""
+        ...
+
+    async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:
+        """Let a durable job's life end then: an unfinished one gets this `expires_at`, a finished one's retention ends.
+
+        Gives the job after it, or None when there is no such job.
+        """
+        ...
+
+    async def deliveries(self, now: Millis, limit: int) -> Sequence[Delivery]:
+        """Up to `limit` deliveries that are due, earliest first. They stay until `tried` says otherwise."""
+        ...
+
+    async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
+        """A delivery was tried: again at that moment, with one more in `tries`, or never again. Late is harmless."""
         ...
 
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
@@ -86,6 +114,10 @@ class JobStore(Protocol):
 
         Reading changes nothing: any number of readers, each with a cursor of its own.
         """
+        ...
+
+    async def drain(self, job_id: JobId, attempt: int, cursor: int) -> None:
+        """Note that a client has taken this attempt's outputs up to `cursor`. Never goes back."""
         ...
 
     async def counts(self, endpoint: EndpointId) -> Counts:

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from proxy.jobs.lifecycle import TERMINAL, TRANSITIONS, Event, Status, advance
-from proxy.jobs.model import Counts, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
+from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
 from proxy.jobs.policy import deadline
 from proxy.store.agenda import Agenda
 from proxy.store.ready import ReadyIndex
@@ -14,12 +14,16 @@ from proxy.store.ready import ReadyIndex
 class MemoryStore:
     """`JobStore` over dictionaries. No method awaits anything, so each is one step of the event loop: whole or not."""
 
+    durable = False
+
     def __init__(self) -> None:
         self._jobs: dict[JobId, Job] = {}
         self._outputs: dict[JobId, list[bytes]] = {}
         self._ready: defaultdict[tuple[EndpointId, bool], ReadyIndex] = defaultdict(ReadyIndex)
         self._deadlines = Agenda()
         self._retentions = Agenda()
+        self._deliveries = Agenda()
+        self._tries: dict[JobId, int] = {}
         self._standing: Counter[tuple[EndpointId, Status]] = Counter()
         self._ended: Counter[tuple[EndpointId, Status | Event]] = Counter()
         self._sequence = 0
@@ -42,18 +46,23 @@ class MemoryStore:
     async def find(self, job_id: JobId) -> Job | None:
         return self._jobs.get(job_id)
 
-    async def recent(self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int) -> Sequence[Job]:
+    async def recent(
+        self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int, status: Status | None = None
+    ) -> Sequence[Job]:
         found = [
             job
             for job in self._jobs.values()
-            if job.endpoint == endpoint and job.submission.owner == owner and (before is None or job.sequence < before)
+            if job.endpoint == endpoint
+            and job.submission.owner == owner
+            and (before is None or job.sequence < before)
+            and (status is None or job.status is status)
         ]
         return sorted(found, key=lambda job: -job.sequence)[:limit]
 
     async def take(
         self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
     ) -> Sequence[Job]:
-        taken = self._ready[endpoint, False].pop(limit) + self._ready[endpoint, True].pop(light_limit)
+        taken = self._ready[endpoint, False].pop(limit, now) + self._ready[endpoint, True].pop(light_limit, now)
         return [self._take(self._jobs[job_id], worker, now) for job_id in taken]
 
     async def settle(
@@ -65,6 +74,7 @@ class MemoryStore:
         attempt: int | None = None,
         error: JobError | None = None,
         counts: bool = False,
+        output: bytes | None = None,
     ) -> Job | None:
         job = self._jobs.get(job_id)
         if job is None or (attempt is not None and attempt != job.attempt):
@@ -77,11 +87,14 @@ class MemoryStore:
         if event is Event.RELEASE:
             changed = replace(job, status=target, worker=None, taken_at=None, failures=job.failures + counts)
         else:
-            changed = replace(self._without_body(job), status=target, finished_at=now, error=error)
+            changed = replace(self._without_body(job), status=target, finished_at=now, error=error, output=output)
+            if job.submission.durable and job.submission.webhook is not None:
+                self._deliveries.set(job_id, now)
+                self._tries[job_id] = 0
         return self._move(job, replace(changed, last_event=event))
 
-    async def purge(self, endpoint: EndpointId, now: Millis, error: JobError) -> Sequence[Job]:
-        waiting = [job_id for light in (False, True) for job_id in self._ready[endpoint, light].pop(len(self._jobs))]
+    async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
+        waiting = [job_id for light in (False, True) for job_id in self._ready[endpoint, light].pop_owned(owner)]
         purged = [await self.settle(job_id, Event.CANCEL, now=now, error=error) for job_id in waiting]
         return [job for job in purged if job is not None]
 
@@ -89,12 +102,38 @@ class MemoryStore:
         return [self._jobs[job_id] for job_id in self._deadlines.due(now, limit)]
 
     async def forget(self, now: Millis, limit: int) -> int:
-        ended = self._retentions.due(now, limit)
+        ended = [job_id for job_id in self._retentions.due(now, limit) if job_id not in self._tries]
         for job_id in ended:
             del self._jobs[job_id]
             self._outputs.pop(job_id, None)
             self._retentions.set(job_id, None)
         return len(ended)
+
+    async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:
+        job = self._jobs.get(job_id)
+        if job is None or not job.submission.durable:
+            return None
+        if job.finished_at is None:
+            changed = replace(job.submission, expires_at=moment)
+        else:
+            changed = replace(job.submission, retention=Millis(moment - job.finished_at))
+        after = replace(job, submission=changed)
+        self._keep(after)
+        return after
+
+    async def deliveries(self, now: Millis, limit: int) -> Sequence[Delivery]:
+        return [Delivery(self._jobs[job_id], self._tries[job_id]) for job_id in self._deliveries.due(now, limit)]
+
+    async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
+        job_id = delivery.job.id
+        job = self._jobs.get(job_id)
+        if job is None or job.attempt != delivery.job.attempt or self._tries.get(job_id) != delivery.tries:
+            return
+        self._deliveries.set(job_id, again_at)
+        if again_at is None:
+            del self._tries[job_id]
+        else:
+            self._tries[job_id] += 1
 
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
         job = self._jobs.get(job_id)
@@ -107,6 +146,11 @@ class MemoryStore:
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
         part = self._outputs.get(job_id, [])[cursor : cursor + limit]
         return part, cursor + len(part)
+
+    async def drain(self, job_id: JobId, attempt: int, cursor: int) -> None:
+        job = self._jobs.get(job_id)
+        if job is not None and job.attempt == attempt and job.drained < cursor:
+            self._jobs[job_id] = replace(job, drained=cursor)
 
     async def counts(self, endpoint: EndpointId) -> Counts:
         standing = {status: self._standing[endpoint, status] for status in Status if status not in TERMINAL}
@@ -129,13 +173,16 @@ class MemoryStore:
         target = TRANSITIONS[Event.TAKE].target
         return self._move(
             job,
-            replace(job, status=target, attempt=job.attempt + 1, worker=worker, taken_at=now, last_event=Event.TAKE),
-        )
+            replace(job, status=target, attempt=job.attempt + 1, worker=worker, taken_at=now, drained=0,
+                    last_event=Event.TAKE),
+        )  # fmt: skip
 
     def _retry(self, job: Job, now: Millis) -> Job | None:
         if not job.submission.durable:
             return None
         self._outputs.pop(job.id, None)
+        self._deliveries.set(job.id, None)
+        self._tries.pop(job.id, None)
         again = _postponed(job.submission, Millis(now - job.created_at))
         fresh = Job(again, self._next_sequence(), TRANSITIONS[Event.RETRY].target, created_at=now, attempt=job.attempt)
         self._ended[job.endpoint, Event.RETRY] += 1
@@ -144,7 +191,7 @@ class MemoryStore:
     def _without_body(self, job: Job) -> Job:
         if job.submission.durable:
             return job
-        return replace(job, submission=replace(job.submission, request=replace(job.submission.request, body=b"")))
+        return replace(job, submission=replace(job.submission, work=replace(job.submission.work, body=b"")))
 
     def _move(self, before: Job, after: Job) -> Job:
         """Write the new version of a job, and with it all that is derived from its status."""

@@ -51,6 +51,7 @@ class Job(JobFrame, frozen=True, tag=1, gc=False):
     content_type: str
     size: int  # bytes of the whole body
     light: bool = False  # takes no slot
+    input: bool = False  # the body is a job's `input`, to be answered with `Output` frames; method and path are empty
 
 
 class Body(JobFrame, frozen=True, tag=2, gc=False):
@@ -134,6 +135,15 @@ class Chunk(JobFrame, frozen=True, tag=14, gc=False):
     more: bool = False  # a part: the next chunk of this job continues this one
 
 
+class Output(JobFrame, frozen=True, tag=17, gc=False):
+    """A piece of the output of a job that has an `input`: one JSON value, and the metrics that go with it."""
+
+    data: bytes
+    metrics: bytes = b""
+    whole: bool = False  # the output is this value itself, not a list of such values
+    more: bool = False  # a part: the next frame of this job continues its `data`
+
+
 class End(JobFrame, frozen=True, tag=15, gc=False):
     """The run is over and its slot is free again. The last frame of every attempt, also of a stopped one."""
 
@@ -149,7 +159,7 @@ class Log(Frame, frozen=True, tag=16, gc=False):
 
 
 ToWorker: TypeAlias = Job | Body | Stop | Pause | Resume
-ToProxy: TypeAlias = Hello | Credit | Heartbeat | Head | Chunk | End | Log
+ToProxy: TypeAlias = Hello | Credit | Heartbeat | Head | Chunk | Output | End | Log
 
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(list[ToWorker])

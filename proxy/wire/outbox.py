@@ -9,8 +9,9 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from proxy.wire.frames import MESSAGE_BYTES, PART_BYTES, Body, Chunk, Frame, JobFrame, encode
+from proxy.wire.frames import MESSAGE_BYTES, PART_BYTES, Body, Chunk, Frame, JobFrame, Output, encode
 
+PAYLOAD = (Chunk, Body, Output)
 FRAME_BYTES = 64  # what a frame costs beside its payload: tag, job id, attempt
 
 
@@ -40,7 +41,7 @@ class Outbox:
         if lane is None:
             lane = self._lanes[frame.job] = Lane()
         lane.frames.append(frame)
-        if isinstance(frame, Chunk | Body):
+        if isinstance(frame, PAYLOAD):
             lane.backlog += len(frame.data)
 
     def backlog(self, job: str) -> int:
@@ -77,7 +78,7 @@ class Outbox:
         while lane.frames and used < turn:
             frame = lane.frames[0]
             used += FRAME_BYTES
-            if isinstance(frame, Chunk | Body):
+            if isinstance(frame, PAYLOAD):
                 rest = len(frame.data) - lane.offset
                 if rest > PART_BYTES:
                     part = frame.data[lane.offset : lane.offset + PART_BYTES]

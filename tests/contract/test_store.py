@@ -199,8 +199,8 @@ async def test_an_interactive_job_forgets_its_body_when_it_ends(store: JobStore)
     a, kept = await store.find(JobId("a")), await store.find(JobId("kept"))
     assert a is not None
     assert kept is not None
-    assert a.submission.request == replace(REQUEST, body=b"")
-    assert kept.submission.request == REQUEST
+    assert a.submission.work == replace(REQUEST, body=b"")
+    assert kept.submission.work == REQUEST
 
 
 # Retrying
@@ -251,11 +251,11 @@ async def test_a_purge_cancels_what_waits_and_nothing_else(store: JobStore) -> N
     await submit(store, "light", light=True)
     await submit(store, "elsewhere", endpoint=EndpointId("other"))
     await take(store, limit=1, light_limit=0)
-    purged = await store.purge(HERE, T0, WHY)
+    purged = await store.purge(HERE, ALICE, T0, WHY)
     assert sorted(ids(purged)) == ["b", "c", "light"]
     assert {job.status for job in purged} == {Status.CANCELLED}
     assert await take(store) == []
-    assert await store.purge(HERE, T0, WHY) == []
+    assert await store.purge(HERE, ALICE, T0, WHY) == []
 
 
 async def test_what_is_due_comes_earliest_first(store: JobStore) -> None:

@@ -148,7 +148,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule()
     def a_client_purges(self) -> None:
         waiting = {job_id for job_id, row in self.rows.items() if row.status is Status.IN_QUEUE}
-        purged = self.run(self.store.purge(HERE, Millis(self.now), WHY))
+        purged = self.run(self.store.purge(HERE, ALICE, Millis(self.now), WHY))
         assert {job.id for job in purged} == waiting
         for job_id in waiting:
             self.end(job_id, Event.CANCEL)

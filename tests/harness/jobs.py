@@ -14,7 +14,7 @@ def submission(job_id: str, **changed: Any) -> Submission:
     fields: dict[str, Any] = {
         "endpoint": HERE,
         "owner": ALICE,
-        "request": REQUEST,
+        "work": REQUEST,
         "durable": False,
         "light": False,
         "low_priority": False,
