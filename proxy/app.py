@@ -16,17 +16,24 @@ from starlette.middleware.cors import CORSMiddleware
 from proxy.api.openai import OpenAi
 from proxy.api.protocol import HttpProtocol
 from proxy.api.status import status_app
+from proxy.channel.connection import Reader
+from proxy.channel.membership import Membership
 from proxy.channel.protocol import WorkerProtocol
 from proxy.channel.websocket import WorkerChannel, worker_path
 from proxy.jobs.model import WorkerId
+from proxy.service.background import Background
 from proxy.service.clock import Clock, SystemClock
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
 from proxy.service.intake import Intake
 from proxy.service.keys import Keys
+from proxy.service.news import News
+from proxy.service.orphans import Orphans
 from proxy.service.output import Output
 from proxy.service.ports import WorkerExit
+from proxy.service.queue import Queue
+from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
 from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings
@@ -58,6 +65,9 @@ class Parts:
     dispatch: Dispatch
     runs: Runs
     intake: Intake
+    queue: Queue
+    recorder: Recorder
+    background: Background
     sweeper: Sweeper
     app: Any  # the ASGI application
 
@@ -74,12 +84,18 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     token = settings.token()
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store, fleet, output = MemoryStore(), Fleet(), Output()
-    dispatch = Dispatch(store, LocalSignal(), fleet, output, clock)
-    runs = Runs(store, fleet, output, dispatch, clock)
+    store, fleet, output, news, background = MemoryStore(), Fleet(), Output(), News(), Background()
+    recorder = Recorder(store, news)
+    dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
+    runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
+    orphans = Orphans(store, runs)
     intake = Intake(store, output, dispatch, runs, clock)
-    sweeper = Sweeper(store, fleet, output, runs, clock, settings.lease)
-    channel = WorkerChannel(keys, endpoints, fleet, dispatch, runs, output)
+    queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock)
+    sweeper = Sweeper(store, fleet, output, runs, orphans, clock, settings.lease)
+    membership = Membership(endpoints, fleet, runs, output, recorder, orphans)
+    channel = WorkerChannel(
+        keys, endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
+    )
     openai = OpenAi(keys, endpoints, intake, lambda: token_hex(12), settings.gaps())
     app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store))
     if settings.cors_origin:
@@ -91,7 +107,9 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
             expose_headers=EXPOSED_HEADERS,
             max_age=600,
         )
-    return Parts(settings, token, endpoints, fleet, output, dispatch, runs, intake, sweeper, app)
+    return Parts(
+        settings, token, endpoints, fleet, output, dispatch, runs, intake, queue, recorder, background, sweeper, app
+    )
 
 
 class Gateway:
@@ -160,6 +178,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     server = Server(config)
     tasks = [
         asyncio.create_task(parts.sweeper.serve(), name="sweeper"),
+        asyncio.create_task(parts.recorder.serve(), name="recorder"),
         *(asyncio.create_task(parts.dispatch.serve(one.id), name=f"dispatch {one.id}") for one in parts.endpoints),
     ]
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
@@ -186,6 +205,7 @@ async def drain(parts: Parts) -> None:
     for worker in parts.fleet:
         if worker.port is not None:
             worker.port.close("the proxy is shutting down")
+    await parts.background.finish(FLUSH_SECONDS)
 
 
 async def until_signal() -> None:

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from proxy.wire.frames import STREAM_WINDOW, Body, End, Ending, Job
 from worker_vllm.asgi import Request
 
+MESSAGE = 2_000  # characters of the sentence in an `End`
 BODY_BYTES = 64 * 1024 * 1024  # the biggest body a worker takes; the proxy's own limits are lower
 
 
@@ -26,7 +27,7 @@ class Run:
     has_output: bool = False  # a byte of the answer exists
     is_ending: bool = False  # its `End` waits in the outbox
     is_paused: bool = False  # by the proxy
-    is_stream: bool = False  # its answer is a stream of events
+    has_window: bool = False  # its answer is a stream of events, or a job's outputs: the proxy says when to go on
     unanswered: int = 0  # bytes of the stream since the proxy last said to go on
     is_held_back: bool = False  # waits for room, not for the engine
     room: asyncio.Event = field(default_factory=asyncio.Event)
@@ -47,7 +48,7 @@ class Run:
 
     def end(self, ending: Ending, code: str = "", message: str = "") -> End:
         """The last frame of this run."""
-        return End(self.job.job, self.job.attempt, ending, code, message[:500])
+        return End(self.job.job, self.job.attempt, ending, code, message[:MESSAGE])
 
     def add(self, part: Body) -> bool:
         """Take a part of the body. True when it is whole."""

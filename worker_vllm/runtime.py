@@ -33,7 +33,10 @@ from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
 from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
+from worker_vllm.inputs.answering import InputFailedError, answer_input
+from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.run import BODY_BYTES, BadBodyError, Run
+from worker_vllm.settings import OutputFormat
 
 LIGHT_SLOTS = 32  # calls that never reach the model (tokenize, version, ...) and take no slot
 BACKLOG_HIGH = 128 * 1024  # bytes of a job in the outbox above which its engine output waits
@@ -45,7 +48,14 @@ class Runtime:
     """The jobs of one worker. Speaks through its outbox; its runs are tasks of `group`."""
 
     def __init__(
-        self, worker: str, engine: Engine, models: list[Model], slots: int, outbox: Outbox, group: asyncio.TaskGroup
+        self,
+        worker: str,
+        engine: Engine,
+        models: list[Model],
+        slots: int,
+        outbox: Outbox,
+        group: asyncio.TaskGroup,
+        output_format: OutputFormat = "seed",
     ) -> None:
         self._worker = worker
         self._engine = engine
@@ -53,6 +63,8 @@ class Runtime:
         self._slots = slots
         self._outbox = outbox
         self._group = group
+        self._output_format = output_format
+        self._gauges = Gauges(engine.read)
         self._runs: dict[str, Run] = {}
         self._is_draining = False
         self._idle = asyncio.Event()  # no run is in the books
@@ -196,7 +208,7 @@ class Runtime:
             if run.verdict is None:
                 raise
             end = run.verdict
-        except EngineFailedError as error:
+        except (EngineFailedError, InputFailedError) as error:
             end = run.end("failed", error.code, str(error))
         except RunLostError as error:
             if self._engine.dead:
@@ -209,20 +221,37 @@ class Runtime:
         self._finish(run, run.verdict or end)
 
     async def _answer(self, run: Run) -> End:
+        if run.job.input:
+            return await self._answer_input(run)
         job, attempt = run.job.job, run.job.attempt
         async with aclosing(handle(self._engine, run.request())) as answer:  # type: ignore[type-var]
             async for piece in answer:
                 self.moves += 1
                 if isinstance(piece, Head):
-                    run.is_stream = piece.content_type.startswith(EVENT_STREAM)
+                    run.has_window = piece.content_type.startswith(EVENT_STREAM)
                     self._outbox.put_in_lane(frames.Head(job, attempt, piece.status, piece.content_type))
                     continue
-                run.has_output = True
-                if not run.may_send or self._outbox.backlog(job) > BACKLOG_HIGH:
-                    await self._room(run)
-                run.unanswered += len(piece) if run.is_stream else 0
-                self._outbox.put_in_lane(Chunk(job, attempt, piece))
+                await self._put(run, Chunk(job, attempt, piece))
         return run.end("completed")
+
+    async def _answer_input(self, run: Run) -> End:
+        model = self._models[0].id if self._models else ""
+        outputs = answer_input(self._engine, self._gauges, run.request().body, model, self._output_format)
+        run.has_window = True
+        async with aclosing(outputs) as answer:  # type: ignore[type-var]
+            async for output in answer:
+                self.moves += 1
+                frame = frames.Output(run.job.job, run.job.attempt, output.value, output.metrics, output.is_whole)
+                await self._put(run, frame)
+        return run.end("completed")
+
+    async def _put(self, run: Run, frame: Chunk | frames.Output) -> None:
+        """Send a piece of the answer, when there is room for it."""
+        run.has_output = True
+        if not run.may_send or self._outbox.backlog(frame.job) > BACKLOG_HIGH:
+            await self._room(run)
+        run.unanswered += len(frame.data) if run.has_window else 0
+        self._outbox.put_in_lane(frame)
 
     async def _room(self, run: Run) -> None:
         """Wait until the job may send again."""

@@ -110,7 +110,7 @@ async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _St
     structlog.get_logger().info("engine.ready", engine=engine.name, models=[model.id for model in models], slots=slots)
     outbox = WakingOutbox()
     async with asyncio.TaskGroup() as group:
-        runtime = Runtime(settings.id, engine, models, slots, outbox, group)
+        runtime = Runtime(settings.id, engine, models, slots, outbox, group, settings.output_format)
         channel = Channel(_link(settings), outbox, runtime, _patience(settings))
         loading.retire()
         connecting = group.create_task(_connect(channel))

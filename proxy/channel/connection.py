@@ -7,9 +7,11 @@ from typing import Any
 import structlog
 
 from proxy.jobs.model import Input, Job, JobError, JobId, Request
+from proxy.service.background import Background
 from proxy.service.fleet import Worker
 from proxy.service.mailbox import Head
 from proxy.service.output import Output
+from proxy.service.recorder import Recorder
 from proxy.service.runs import WORKER_LOST, Runs
 from proxy.wire import frames
 from proxy.wire.outbox import Outbox
@@ -77,10 +79,11 @@ class Connection:
 class Reader:
     """Carries a worker's job frames to where they belong. What the worker does not hold, it cannot speak about."""
 
-    def __init__(self, worker: Worker, runs: Runs, output: Output) -> None:
-        self._worker, self._runs, self._output = worker, runs, output
+    def __init__(self, worker: Worker, runs: Runs, output: Output, recorder: Recorder, background: Background) -> None:
+        self._worker, self._runs, self._output, self._recorder = worker, runs, output, recorder
+        self._background = background
 
-    async def take(self, frame: frames.Head | frames.Chunk | frames.End) -> None:
+    async def take(self, frame: frames.Head | frames.Chunk | frames.Output | frames.End) -> None:
         """One frame of one run. A stale one, or one of a run it was never given, is ignored."""
         worker, job_id, attempt = self._worker, JobId(frame.job), frame.attempt
         hold = worker.holds.get(job_id)
@@ -96,6 +99,11 @@ class Reader:
             case frames.Head(status=status, content_type=content_type):
                 if (mailbox := self._output.sink(job_id, attempt)) is not None:
                     mailbox.put_head(Head(status, content_type))
+            case frames.Output(data=data, metrics=metrics, whole=whole, more=more):
+                if not self._recorder.put(job_id, attempt, data, metrics, whole=whole, more=more):
+                    await self._runs.overflowed(worker, job_id, attempt)
+            case frames.End() if hold.durable:  # the disk must not hold up the other jobs of this worker
+                self._background.start(self._end(frame), f"end {job_id}")
             case frames.End():
                 await self._end(frame)
 

@@ -10,7 +10,9 @@ from proxy.channel.connection import Connection
 from proxy.jobs.model import JobId, WorkerId
 from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
 from proxy.service.fleet import Fleet, Worker
+from proxy.service.orphans import Orphans
 from proxy.service.output import Output
+from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
 from proxy.wire import frames
 
@@ -31,8 +33,11 @@ class RefusedError(Exception):
 class Membership:
     """Lets workers into the fleet and out of it."""
 
-    def __init__(self, endpoints: Endpoints, fleet: Fleet, runs: Runs, output: Output) -> None:
-        self._endpoints, self._fleet, self._runs, self._output = endpoints, fleet, runs, output
+    def __init__(
+        self, endpoints: Endpoints, fleet: Fleet, runs: Runs, output: Output, recorder: Recorder, orphans: Orphans
+    ) -> None:
+        self._endpoints, self._fleet, self._runs = endpoints, fleet, runs
+        self._output, self._recorder, self._orphans = output, recorder, orphans
 
     async def join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:
         """The worker that says hello, new or come back; `RefusedError` if it may not be here."""
@@ -54,7 +59,7 @@ class Membership:
             heard, worker.seen = worker.seen, now
             await self._compare(worker, hello.holds, heard, connection)
         for hold in hello.holds:
-            if hold.job not in worker.holds:
+            if hold.job not in worker.holds and not await self._adopt(worker, hold, connection):
                 connection.stop(JobId(hold.job), hold.attempt)
         log.info("worker.joined", worker=worker.id, endpoint=endpoint.id, engine=hello.engine, holds=len(hello.holds))
         return worker
@@ -88,6 +93,16 @@ class Membership:
         else:
             log.info("worker.disconnected", worker=worker.id, code=code, holds=len(worker.holds))
 
+    async def _adopt(self, worker: Worker, listed: frames.Hold, connection: Connection) -> bool:
+        """Take over a durable run from before this proxy was started, if nothing of it was lost."""
+        job = await self._orphans.adopt(JobId(listed.job), listed.attempt, worker.endpoint, listed.sent)
+        if job is None:
+            return False
+        worker.hold(job, since=worker.seen, received=listed.sent)
+        self._recorder.begin(job.id, job.attempt, connection)
+        log.info("run.adopted", job=job.id, attempt=job.attempt, worker=worker.id)
+        return True
+
     async def _compare(
         self, worker: Worker, listed: Sequence[frames.Hold], heard: float, connection: Connection
     ) -> None:
@@ -105,6 +120,8 @@ class Membership:
                 await self._runs.torn(worker, job_id, hold.attempt)
             elif (mailbox := self._output.sink(job_id, hold.attempt)) is not None and mailbox.outcome is None:
                 mailbox.reattach(connection)
+            elif hold.durable:
+                self._recorder.begin(job_id, hold.attempt, connection)
             else:
                 connection.stop(job_id, hold.attempt)
 

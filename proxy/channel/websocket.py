@@ -7,8 +7,9 @@ under its name keeps what it holds; see `Hello`.
 
 import asyncio
 import re
+from collections.abc import Callable
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeAlias
 
 import structlog
 
@@ -16,13 +17,13 @@ from proxy.channel.connection import Connection, Reader
 from proxy.channel.membership import Membership, RefusedError
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
-from proxy.service.fleet import Fleet, Worker
+from proxy.service.fleet import Worker
 from proxy.service.keys import Keys, Kind
-from proxy.service.output import Output
-from proxy.service.runs import Runs
 from proxy.wire import frames
 
 log = structlog.get_logger()
+
+ReaderOf: TypeAlias = Callable[[Worker], Reader]
 
 HELLO_SECONDS = 10.0
 MAX_SLOTS = 100_000
@@ -40,11 +41,10 @@ class WorkerChannel:
     """Lets workers in, and speaks with them."""
 
     def __init__(
-        self, keys: Keys, endpoints: Endpoints, fleet: Fleet, dispatch: Dispatch, runs: Runs, output: Output
+        self, keys: Keys, endpoints: Endpoints, dispatch: Dispatch, membership: Membership, reader: ReaderOf
     ) -> None:
-        self._keys, self._endpoints = keys, endpoints
-        self._dispatch, self._runs, self._output = dispatch, runs, output
-        self._membership = Membership(endpoints, fleet, runs, output)
+        self._keys, self._endpoints, self._dispatch = keys, endpoints, dispatch
+        self._membership, self._reader = membership, reader
 
     async def __call__(self, endpoint_id: str | None, scope: Any, receive: Any, send: Any) -> None:
         """One connection, from handshake to end."""
@@ -88,7 +88,7 @@ class WorkerChannel:
                 await self._membership.part(worker, code)
 
     async def _converse(self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any) -> None:
-        reader = Reader(worker, self._runs, self._output)
+        reader = self._reader(worker)
         loop = asyncio.get_running_loop()
         batch = rest
         while True:
@@ -97,7 +97,7 @@ class WorkerChannel:
             worker.seen = loop.time()
             for frame in batch:
                 match frame:
-                    case frames.Chunk() | frames.Head() | frames.End():
+                    case frames.Chunk() | frames.Output() | frames.Head() | frames.End():
                         await reader.take(frame)
                     case frames.Credit(slots=slots, light=light):
                         worker.slots = min(max(slots, 0), MAX_SLOTS)

@@ -16,7 +16,9 @@ from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import EndpointId
 from proxy.service.clock import Clock
 from proxy.service.fleet import Fleet, Worker
+from proxy.service.news import News
 from proxy.service.output import Output
+from proxy.service.recorder import Recorder
 from proxy.store.base import JobStore, Signal
 
 log = structlog.get_logger()
@@ -25,8 +27,18 @@ log = structlog.get_logger()
 class Dispatch:
     """Hands jobs to workers."""
 
-    def __init__(self, store: JobStore, signal: Signal, fleet: Fleet, output: Output, clock: Clock) -> None:
-        self._store, self._signal, self._fleet, self._output, self._clock = store, signal, fleet, output, clock
+    def __init__(
+        self,
+        store: JobStore,
+        signal: Signal,
+        fleet: Fleet,
+        output: Output,
+        recorder: Recorder,
+        news: News,
+        clock: Clock,
+    ) -> None:
+        self._store, self._signal, self._fleet, self._clock = store, signal, fleet, clock
+        self._output, self._recorder, self._news = output, recorder, news
 
     async def serve(self, endpoint: EndpointId) -> None:
         """Hand out this endpoint's jobs for ever."""
@@ -54,9 +66,12 @@ class Dispatch:
             if worker.port is None:  # it went while the store was asked: nothing was delivered, so nothing was lost
                 await self._store.settle(job.id, Event.RELEASE, now=now, attempt=job.attempt)
                 continue
-            worker.hold(job.id, job.attempt, light=job.submission.light, since=since)
+            worker.hold(job, since=since)
             if (mailbox := self._output.get(job.id)) is not None:
                 mailbox.begin(job.attempt, worker.port)
+            elif job.submission.durable:
+                self._recorder.begin(job.id, job.attempt, worker.port)
+                self._news.tell(job.id)
             worker.port.offer(job)
             log.debug("job.taken", job=job.id, attempt=job.attempt, worker=worker.id)
         return bool(jobs)

@@ -3,7 +3,7 @@
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from proxy.jobs.model import EndpointId, JobId, WorkerId
+from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.service.ports import WorkerPort
 
 
@@ -14,6 +14,7 @@ class Hold:
     attempt: int
     light: bool
     since: float  # the event loop's time when it was offered
+    durable: bool = False
     received: int = 0
 
 
@@ -52,11 +53,12 @@ class Worker:
         """Whether it can serve: connected, loaded, and not draining."""
         return self.port is not None and self.slots > 0
 
-    def hold(self, job_id: JobId, attempt: int, *, light: bool, since: float) -> None:
-        """Note a run that it was given."""
-        self.let_go(job_id)
-        self.holds[job_id] = Hold(attempt, light, since)
-        self.light_held += light
+    def hold(self, job: Job, *, since: float, received: int = 0) -> None:
+        """Note a run that it was given, or that it has from before this proxy was started."""
+        self.let_go(job.id)
+        submission = job.submission
+        self.holds[job.id] = Hold(job.attempt, submission.light, since, submission.durable, received)
+        self.light_held += submission.light
 
     def let_go(self, job_id: JobId) -> None:
         """Note that it no longer has this run."""

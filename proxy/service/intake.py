@@ -40,8 +40,7 @@ class Intake:
         `patience`: how many seconds the client itself will wait, if it has said so; the job waits no longer than that
         for a worker. Raises `QueueFullError` or `DrainingError`. The caller gives the mailbox back with `hang_up`.
         """
-        if self._draining:
-            raise DrainingError
+        self.check_open()
         counts = await self._store.counts(endpoint.id)
         if counts.in_queue >= endpoint.max_queued:
             raise QueueFullError
@@ -80,6 +79,11 @@ class Intake:
     def ahead(self, job: Job) -> int:
         """How many jobs stand in line before this one."""
         return self._store.ahead(job)
+
+    def check_open(self) -> None:
+        """`DrainingError` when no more jobs are taken."""
+        if self._draining:
+            raise DrainingError
 
     def refuse(self) -> None:
         """Take no more jobs."""

@@ -5,7 +5,7 @@ A run ends in one of four ways (`wire.frames.Ending`), or is lost with its worke
 that was thought dead or over a connection that was replaced, changes nothing.
 """
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import structlog
 
@@ -16,7 +16,9 @@ from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
 from proxy.service.fleet import Fleet, Worker
 from proxy.service.mailbox import Mailbox
+from proxy.service.news import News
 from proxy.service.output import Output
+from proxy.service.recorder import Recorder
 from proxy.store.base import JobStore
 
 log = structlog.get_logger()
@@ -28,23 +30,38 @@ OVERFLOW = JobError("answer_too_large", "The answer is larger than this endpoint
 class Runs:
     """Ends the runs of jobs."""
 
-    def __init__(self, store: JobStore, fleet: Fleet, output: Output, dispatch: Dispatch, clock: Clock) -> None:
-        self._store, self._fleet, self._output, self._dispatch, self._clock = store, fleet, output, dispatch, clock
+    def __init__(
+        self,
+        store: JobStore,
+        fleet: Fleet,
+        output: Output,
+        recorder: Recorder,
+        news: News,
+        dispatch: Dispatch,
+        clock: Clock,
+    ) -> None:
+        self._store, self._fleet, self._dispatch, self._clock = store, fleet, dispatch, clock
+        self._output, self._recorder, self._news = output, recorder, news
+        self.on_delivery: Callable[[], None] = _nothing  # a job with a webhook has ended
 
-    async def completed(self, worker: Worker, job_id: JobId, attempt: int) -> None:
-        """The engine's answer is whole."""
+    async def completed(self, worker: Worker, job_id: JobId, attempt: int, output: bytes | None = None) -> None:
+        """The engine's answer is whole. `output` is the job's, where the worker gives it apart from its pieces."""
         self._let_go(worker, job_id, attempt)
-        await self._finish(job_id, attempt, Event.COMPLETE, Outcome(answered=True))
+        recorded = await self._recorder.close(job_id, attempt)
+        output = recorded if output is None else output
+        await self._finish(job_id, attempt, Event.COMPLETE, Outcome(answered=True), output)
 
     async def failed(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
         """The engine's answer is whole, and says that it could not."""
         self._let_go(worker, job_id, attempt)
-        await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=True, error=error))
+        output = await self._recorder.close(job_id, attempt)
+        await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=True, error=error), output)
 
     async def released(self, worker: Worker, job_id: JobId, attempt: int) -> None:
         """The worker hands it back untouched. If the client has seen output of it all the same, that is a loss."""
         mailbox = self._let_go(worker, job_id, attempt)
-        if mailbox is not None and mailbox.left:
+        job = await self._store.find(job_id) if mailbox is None else None
+        if (mailbox is not None and mailbox.left) or (job is not None and job.drained):
             await self._lose(worker, job_id, attempt, WORKER_LOST)
         else:
             await self._requeue(job_id, attempt, counts=False)
@@ -62,6 +79,14 @@ class Runs:
     async def torn(self, worker: Worker, job_id: JobId, attempt: int) -> None:
         """Some of this run's output was lost on the way. The worker keeps its slot until it has ended the run."""
         await self._lose(worker, job_id, attempt, JobError(WORKER_LOST.code, "Output was lost with a connection."))
+
+    async def orphaned(self, job: Job) -> None:
+        """It ran when this proxy was started, and no worker has come back with it. That is nobody's fault."""
+        if job.drained:
+            error = JobError(WORKER_LOST.code, "The worker that ran this did not come back after a restart.")
+            await self._finish(job.id, job.attempt, Event.FAIL, Outcome(answered=False, error=error))
+        else:
+            await self._requeue(job.id, job.attempt, counts=False)
 
     async def overflowed(self, worker: Worker, job_id: JobId, attempt: int) -> None:
         """The run sends more than its client may be given."""
@@ -85,6 +110,8 @@ class Runs:
     def withdraw(self, jobs: Iterable[Job], error: JobError) -> None:
         """Jobs were ended from outside (cancelled, purged, overdue): tell their clients, stop their runs."""
         for job in jobs:
+            self._recorder.drop(job.id)
+            self._tell(job)
             if (mailbox := self._output.get(job.id)) is not None:
                 mailbox.end(Outcome(answered=False, error=error))
             worker = self._fleet.get(job.worker)
@@ -103,7 +130,8 @@ class Runs:
         if job is None or job.attempt != attempt or job.is_terminal:
             return
         mailbox = self._output.sink(job_id, attempt)
-        verdict = after_loss(job, error, output_left=mailbox is not None and mailbox.left)
+        has_left = mailbox.left if mailbox is not None else job.drained > 0
+        verdict = after_loss(job, error, output_left=has_left)
         log.warning("run.lost", job=job_id, attempt=attempt, worker=worker.id, why=error.message, then=verdict.event)
         if verdict.event is Event.RELEASE:
             await self._requeue(job_id, attempt, counts=True)
@@ -115,13 +143,32 @@ class Runs:
         job = await self._store.settle(job_id, Event.RELEASE, now=now, attempt=attempt, counts=counts)
         if job is None:
             return
+        self._recorder.drop(job_id)
+        self._news.tell(job_id)
         if (mailbox := self._output.sink(job_id, attempt)) is not None:
             mailbox.requeue()
         self._dispatch.wake(job.endpoint)
 
-    async def _finish(self, job_id: JobId, attempt: int, event: Event, outcome: Outcome) -> None:
-        settled = await self._store.settle(job_id, event, now=self._clock.now(), attempt=attempt, error=outcome.error)
+    async def _finish(
+        self, job_id: JobId, attempt: int, event: Event, outcome: Outcome, output: bytes | None = None
+    ) -> None:
+        settled = await self._store.settle(
+            job_id, event, now=self._clock.now(), attempt=attempt, error=outcome.error, output=output
+        )
         if settled is None:
             log.debug("run.late", job=job_id, attempt=attempt, ending=event)
-        elif (mailbox := self._output.sink(job_id, attempt)) is not None:
+            return
+        self._recorder.drop(job_id)
+        self._tell(settled)
+        if (mailbox := self._output.sink(job_id, attempt)) is not None:
             mailbox.end(outcome)
+
+    def _tell(self, job: Job) -> None:
+        """A job has ended."""
+        self._news.tell(job.id)
+        if job.submission.webhook is not None:
+            self.on_delivery()
+
+
+def _nothing() -> None:
+    pass

@@ -5,6 +5,7 @@ import asyncio
 from proxy.jobs.policy import overdue
 from proxy.service.clock import Clock
 from proxy.service.fleet import Fleet
+from proxy.service.orphans import Orphans
 from proxy.service.output import Output
 from proxy.service.runs import Runs
 from proxy.store.base import JobStore
@@ -16,14 +17,19 @@ BATCH = 1_000  # of one kind in one tick; the rest waits for the next one
 class Sweeper:
     """Looks at the clock a few times a second."""
 
-    def __init__(self, store: JobStore, fleet: Fleet, output: Output, runs: Runs, clock: Clock, lease: float) -> None:
+    def __init__(
+        self, store: JobStore, fleet: Fleet, output: Output, runs: Runs, orphans: Orphans, clock: Clock, lease: float
+    ) -> None:
         self._store, self._fleet, self._output, self._runs, self._clock = store, fleet, output, runs, clock
-        self._lease = lease
+        self._orphans, self._lease = orphans, lease
 
     async def serve(self) -> None:
         """Sweep for ever."""
+        began = asyncio.get_running_loop().time()
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            if self._orphans and asyncio.get_running_loop().time() - began > self._lease:
+                await self._orphans.end()
             self._output.tick(asyncio.get_running_loop().time())
             await self.end_leases()
             await self.end_overdue()

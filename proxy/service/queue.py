@@ -1,0 +1,216 @@
+"""Durable jobs, as their clients see them: put in line, looked at, read, ended, tried again."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from uuid import uuid4
+
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import Input, Job, JobError, JobId, Millis, Owner, Submission
+from proxy.service.clock import Clock
+from proxy.service.dispatch import Dispatch
+from proxy.service.endpoints import Endpoint
+from proxy.service.fleet import Fleet
+from proxy.service.intake import Intake, QueueFullError
+from proxy.service.news import News
+from proxy.service.recorder import Recorder
+from proxy.service.runs import Runs
+from proxy.store.base import JobStore
+
+CANCELLED = JobError("job_cancelled", "Somebody ended this job.")
+RETENTION = Millis(30 * 60_000)  # of a result that is fetched later
+SYNC_RETENTION = Millis(60_000)  # of one that is waited for, at least
+TTL = Millis(24 * 3600_000)
+PAGE = 1_000  # elements of one answer; a final answer has them all
+END = 1_000_000
+
+
+@dataclass(frozen=True, slots=True)
+class Order:
+    """What a client wants done, and how."""
+
+    input: bytes
+    execution_timeout: Millis | None = None
+    ttl: Millis = TTL
+    low_priority: bool = False
+    webhook: str | None = None
+    s3_config: bytes | None = None
+    sync_wait: Millis | None = None  # it is waited for: `runsync`
+
+
+class NotRetriableError(Exception):
+    """The job is in no state from which it could be tried again; the sentence says which."""
+
+
+class Queue:
+    """What clients do with their durable jobs. Another owner's job is none at all."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        fleet: Fleet,
+        dispatch: Dispatch,
+        runs: Runs,
+        recorder: Recorder,
+        news: News,
+        intake: Intake,
+        clock: Clock,
+    ) -> None:
+        self._store, self._fleet, self._dispatch, self._runs = store, fleet, dispatch, runs
+        self._recorder, self._news, self._intake, self._clock = recorder, news, intake, clock
+        self._drains: dict[JobId, asyncio.Lock] = {}
+
+    async def submit(self, endpoint: Endpoint, owner: Owner, order: Order) -> Job:
+        """Put a job in line; it is in the store when this returns.
+
+        Raises `DrainingError`, `QueueFullError`, or the store's `StoreFullError`.
+        """
+        self._intake.check_open()
+        if (await self._store.counts(endpoint.id)).in_queue >= endpoint.max_queued:
+            raise QueueFullError
+        now = self._clock.now()
+        is_sync = order.sync_wait is not None
+        retention = RETENTION if order.sync_wait is None else max(SYNC_RETENTION, order.sync_wait)
+        submission = Submission(
+            id=JobId(f"{'sync-' if is_sync else ''}{uuid4()}-u1"),
+            endpoint=endpoint.id,
+            owner=owner,
+            work=Input(order.input),
+            durable=True,
+            light=False,
+            low_priority=order.low_priority,
+            queued_until=None,
+            expires_at=Millis(now + order.ttl),
+            execution_timeout=order.execution_timeout or endpoint.execution_timeout,
+            retention=Millis(retention),
+            webhook=order.webhook,
+            s3_config=order.s3_config,
+        )
+        job = await self._store.submit(submission, now)
+        self._dispatch.wake(endpoint.id)
+        return job
+
+    async def get(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
+        """The job."""
+        return await self._store.get(endpoint.id, owner, JobId(job_id))
+
+    async def wait_end(self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float) -> Job | None:
+        """The job once it has ended, or as it is after so many seconds."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        with self._news.follow(JobId(job_id)) as follower:
+            while True:
+                job = await self.get(endpoint, owner, job_id)
+                left = deadline - asyncio.get_running_loop().time()
+                if job is None or job.is_terminal or left <= 0:
+                    return job
+                await follower.wait(left)
+
+    async def outputs(self, job: Job) -> Sequence[bytes]:
+        """All elements of its output log, each a JSON object with `output`, and `metrics` where there are some."""
+        return (await self._store.read(job.id, 0, END))[0]
+
+    async def read(
+        self, endpoint: Endpoint, owner: Owner, job_id: str, after: int, seconds: float
+    ) -> tuple[Job, Sequence[bytes], int] | None:
+        """Elements behind the first `after`, as soon as there are some or the job has ended, and the cursor then."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        with self._news.follow(JobId(job_id)) as follower:
+            while True:
+                job = await self.get(endpoint, owner, job_id)
+                if job is None:
+                    return None
+                limit = END if job.is_terminal else PAGE
+                elements, cursor = await self._store.read(job.id, after, limit)
+                left = deadline - asyncio.get_running_loop().time()
+                if elements or job.is_terminal or left <= 0:
+                    return job, elements, cursor
+                await follower.wait(left)
+
+    async def drain(
+        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float
+    ) -> tuple[Job, Sequence[bytes]] | None:
+        """Elements that no client has drained yet. A cancelled job is told once with what is left, then gone (None)."""
+        async with self._alone(JobId(job_id)):
+            job = await self.get(endpoint, owner, job_id)
+            found = None if job is None else await self.read(endpoint, owner, job_id, job.drained, seconds)
+            if job is None or found is None:
+                return None
+            after, elements, cursor = found
+            if after.attempt != job.attempt:  # another run of it began meanwhile: its log begins anew
+                return after, ()
+            if after.status is Status.CANCELLED:
+                _, end = await self._store.read(after.id, 0, END)
+                if job.drained > end:
+                    return None
+                cursor = end + 1  # past the end: that it was cancelled has been told
+            if cursor != job.drained:
+                await self._store.drain(after.id, after.attempt, cursor)
+            return after, elements
+
+    async def cancel(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
+        """End a job, wherever it stands. One that has ended stays as it is."""
+        job = await self.get(endpoint, owner, job_id)
+        if job is None or job.is_terminal:
+            return job
+        await self._recorder.flush(job.id)
+        ended = await self._store.settle(job.id, Event.CANCEL, now=self._clock.now())
+        if ended is None:
+            return await self.get(endpoint, owner, job_id)
+        self._runs.withdraw([ended], CANCELLED)
+        return ended
+
+    async def retry(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
+        """Put a failed job in line again; `NotRetriableError` if it is none."""
+        job = await self.get(endpoint, owner, job_id)
+        if job is None:
+            return None
+        again = await self._store.settle(job.id, Event.RETRY, now=self._clock.now())
+        if again is None:
+            if not job.submission.durable:
+                raise NotRetriableError("An OpenAI call cannot be retried: its client has its answer.")
+            raise NotRetriableError(f"Only a job that is FAILED or TIMED_OUT can be retried; this one is {job.status}.")
+        self._news.tell(job.id)
+        self._dispatch.wake(endpoint.id)
+        return again
+
+    async def purge(self, endpoint: Endpoint, owner: Owner) -> int:
+        """Cancel all of an owner's jobs that wait; gives how many."""
+        purged = await self._store.purge(endpoint.id, owner, self._clock.now(), CANCELLED)
+        self._runs.withdraw(purged, CANCELLED)
+        return len(purged)
+
+    async def limit_life(self, job: Job, ttl: Millis) -> Job | None:
+        """Let the job's life end so long from now."""
+        return await self._store.limit_life(job.id, Millis(self._clock.now() + ttl))
+
+    async def recent(
+        self, endpoint: Endpoint, owner: Owner, *, before: int | None, limit: int, status: Status | None
+    ) -> Sequence[Job]:
+        """The owner's jobs, newest first."""
+        return await self._store.recent(endpoint.id, owner, before=before, limit=limit, status=status)
+
+    def reason(self, job: Job) -> str:
+        """Why it waits; empty when it does not."""
+        if job.status is not Status.IN_QUEUE:
+            return ""
+        workers = self._fleet.of(job.endpoint)
+        if not workers:
+            return "No worker is connected."
+        if not any(worker.is_ready for worker in workers):
+            return f"{len(workers)} worker{'s' if len(workers) > 1 else ''} connected, none of them ready yet."
+        ahead = self._store.ahead(job)
+        if ahead:
+            return f"Behind {ahead} job{'s' if ahead > 1 else ''} in the queue."
+        return "Every slot of the workers is taken." if not self._fleet.next_free(job.endpoint) else "Next in line."
+
+    @asynccontextmanager
+    async def _alone(self, job_id: JobId) -> AsyncIterator[None]:
+        """One client drains a job at a time: no element goes to two."""
+        lock = self._drains.setdefault(job_id, asyncio.Lock())
+        try:
+            async with lock:
+                yield
+        finally:
+            if not lock.locked():
+                self._drains.pop(job_id, None)
