@@ -15,13 +15,18 @@ from worker_vllm.stock_sdk import flags, runtime
 def main(arguments: Sequence[str]) -> int:
     """Run a worker; `arguments` are flags for vLLM, or for the SDK. Gives the exit code."""
     try:
-        settings = read_settings()
-        configure_logging(settings.log_level)
-        wish = flags.read(settings, arguments)
-        ended = worker.run(settings, arguments) if wish is None else runtime.run(settings, wish)
+        ended = _run(arguments)
     except SettingsError as error:
-        ended = Ended(EX_USAGE, str(error))
+        print(error, file=sys.stderr)
+        return EX_USAGE
     if ended.line:
         print(ended.line, file=sys.stderr)
     structlog.get_logger().info("worker.ended", code=ended.code)
     return ended.code
+
+
+def _run(arguments: Sequence[str]) -> Ended:
+    settings = read_settings()
+    configure_logging(settings.log_level)
+    wish = flags.read(settings, arguments)
+    return worker.run(settings, arguments) if wish is None else runtime.run(settings, wish)
