@@ -13,6 +13,7 @@ import structlog
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 
+from proxy.api.jobs.operations import JobsApi
 from proxy.api.openai import OpenAi
 from proxy.api.protocol import HttpProtocol
 from proxy.api.status import status_app
@@ -97,7 +98,8 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         keys, endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
     openai = OpenAi(keys, endpoints, intake, lambda: token_hex(12), settings.gaps())
-    app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store))
+    jobs = JobsApi(keys, endpoints, fleet, store, queue, clock, check_url=_any_url, seal=_unsealed)
+    app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store, jobs))
     if settings.cors_origin:
         app = CORSMiddleware(
             app,
@@ -110,6 +112,14 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     return Parts(
         settings, token, endpoints, fleet, output, dispatch, runs, intake, queue, recorder, background, sweeper, app
     )
+
+
+def _any_url(_: str) -> None:
+    pass
+
+
+def _unsealed(secret: bytes) -> bytes:
+    return secret
 
 
 class Gateway:

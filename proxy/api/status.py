@@ -8,6 +8,7 @@ from starlette.exceptions import HTTPException
 
 from proxy.api.dialects import OPENAI
 from proxy.api.errors import ApiError
+from proxy.api.jobs.operations import JobsApi, refusal
 from proxy.jobs.model import EndpointId
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
@@ -17,7 +18,7 @@ from proxy.store.base import JobStore
 METHOD_NOT_ALLOWED = 405
 
 
-def status_app(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore) -> FastAPI:
+def status_app(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore, jobs: JobsApi) -> FastAPI:
     """`/`, `/livez`, `/readyz`, `/health`, `/ping`, and OpenAI's error object for every other path."""
     app = FastAPI(title="vllm-serverless", version=_version(), docs_url=None, redoc_url=None, openapi_url=None)
 
@@ -51,10 +52,15 @@ def status_app(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobSto
     async def refuse(request: Request, error: HTTPException) -> Response:
         """OpenAI's error object, here too."""
         code = "method_not_allowed" if error.status_code == METHOD_NOT_ALLOWED else "not_found"
+        if request.url.path.startswith("/v2/"):
+            allow = (error.headers or {}).get("allow")
+            sentence = f"There is no {request.method} {request.url.path} here."
+            return refusal(ApiError(code, sentence, allow=allow))
         told = ApiError(code, f"There is no {request.method} {request.url.path} here.")
         headers = {name.decode(): value.decode() for name, value in told.headers()} | dict(error.headers or {})
         return Response(OPENAI.error(told), told.row.status, headers, media_type="application/json")
 
+    app.include_router(jobs.router())
     return app
 
 

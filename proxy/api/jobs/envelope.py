@@ -1,0 +1,114 @@
+"""The body of `run` and `runsync`: an `input`, which stays the bytes it is, and options, which are checked.
+
+Unknown keys are ignored: the clients of the public platform send some.
+"""
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, TypeAlias
+
+import msgspec
+
+from proxy.api.body import CHECK_IN_THREAD_ABOVE
+from proxy.api.errors import ApiError
+from proxy.jobs.model import Millis
+from proxy.service.queue import TTL, Order
+
+MIN_EXECUTION, MAX_EXECUTION = 5_000, 7 * 24 * 3600_000
+MIN_TTL, MAX_TTL = 10_000, 7 * 24 * 3600_000
+MIN_LIFE = 1_000  # of `?ttl=` on a job that is there
+MIN_WAIT, MAX_WAIT, WAIT = 1_000, 300_000, 90_000
+WEBHOOK_CHARACTERS = 2_048
+NULL = b"null"
+
+CheckUrl: TypeAlias = Callable[[str], None]
+"""Whether a webhook may go there: raises `ValueError` with a sentence if not."""
+Seal: TypeAlias = Callable[[bytes], bytes]
+"""Encrypts what is only for the worker."""
+
+
+class _Policy(msgspec.Struct, rename="camel"):
+    execution_timeout: int | None = None
+    ttl: int | None = None
+    low_priority: bool | None = None
+
+
+class _Envelope(msgspec.Struct, rename={"s3_config": "s3Config"}):
+    input: msgspec.Raw = msgspec.Raw(NULL)
+    webhook: str | None = None
+    policy: _Policy | None = None
+    s3_config: dict[str, Any] | None = None
+
+
+_decoder = msgspec.json.Decoder(_Envelope)
+
+
+async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Millis | None = None) -> Order:
+    """The order in a body; `ApiError` says what is wrong with it."""
+    found = await asyncio.to_thread(_decode, body) if len(body) > CHECK_IN_THREAD_ABOVE else _decode(body)
+    value = bytes(found.input)
+    if value.strip() == NULL:
+        raise ApiError("invalid_body", '`input` is missing: send {"input": ...} with any value but null.')
+    policy = found.policy or _Policy()
+    execution = _between("policy.executionTimeout", policy.execution_timeout, MIN_EXECUTION, MAX_EXECUTION)
+    ttl = _between("policy.ttl", policy.ttl, MIN_TTL, MAX_TTL)
+    if found.webhook:
+        _check_webhook(found.webhook, check_url)
+    sealed = None if found.s3_config is None else seal(msgspec.json.encode(found.s3_config))
+    return Order(
+        value,
+        execution_timeout=execution,
+        ttl=TTL if ttl is None else ttl,
+        low_priority=bool(policy.low_priority),
+        webhook=found.webhook or None,
+        s3_config=sealed,
+        sync_wait=sync_wait,
+    )
+
+
+def read_millis(name: str, text: str | None, least: int, most: int) -> Millis | None:
+    """A number of milliseconds in a query, within its bounds; None where it is not given."""
+    if text is None or text == "":
+        return None
+    if not text.isascii() or not text.isdigit():
+        raise ApiError("invalid_body", f"`{name}` must be a whole number of milliseconds.")
+    return _between(name, int(text[:20]), least, most)
+
+
+def read_wait(text: str | None) -> Millis:
+    """How long a client wants to be held; what is out of range is brought into it, as the SDKs expect."""
+    if text is None or not text.isascii() or not text.isdigit():
+        return Millis(WAIT)
+    return Millis(min(max(int(text[:20]), MIN_WAIT), MAX_WAIT))
+
+
+def _between(name: str, value: int | None, least: int, most: int) -> Millis | None:
+    if value is None:
+        return None
+    if not least <= value <= most:
+        raise ApiError("invalid_body", f"`{name}` must be from {least} to {most} milliseconds, and is {value}.")
+    return Millis(value)
+
+
+def _check_webhook(url: str, check_url: CheckUrl) -> None:
+    if len(url) > WEBHOOK_CHARACTERS:
+        raise ApiError("invalid_body", f"`webhook` may have {WEBHOOK_CHARACTERS} characters.")
+    try:
+        check_url(url)
+    except ValueError as error:
+        raise ApiError("invalid_body", f"`webhook`: {error}") from None
+
+
+def _decode(body: bytes) -> _Envelope:
+    try:
+        body.decode()
+        return _decoder.decode(body)
+    except UnicodeDecodeError as error:
+        raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {error.start}).") from error
+    except msgspec.ValidationError as error:
+        if body.lstrip()[:1] != b"{":
+            raise ApiError("invalid_body", 'The body must be a JSON object: {"input": ...}.') from error
+        raise ApiError("invalid_body", f"The body has a value of the wrong type: {error}.") from error
+    except (msgspec.DecodeError, RecursionError) as error:
+        detail = str(error) or "it is nested too deeply"
+        raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error

@@ -1,0 +1,112 @@
+"""A job as its clients read it. What the worker gave stays the bytes it was."""
+
+import json
+from collections.abc import Iterator, Sequence
+
+import msgspec
+
+from proxy.jobs.lifecycle import Status
+from proxy.jobs.model import Input, Job, Millis
+
+ELEMENT_CHARACTERS = 1024 * 1024  # a longer text is split; the seed's limit of one streamed piece
+
+
+class _Element(msgspec.Struct):
+    output: msgspec.Raw
+    metrics: msgspec.Raw = msgspec.Raw(b"")
+
+
+_decoder = msgspec.json.Decoder(_Element)
+
+
+def brief(job: Job) -> bytes:
+    """What `run`, `cancel` and `retry` answer."""
+    return msgspec.json.encode({"id": job.id, "status": job.status})
+
+
+def full(job: Job, elements: Sequence[bytes], now: Millis, reason: str = "") -> bytes:
+    """What `status` answers, and `runsync` in the end. `elements` are its output log."""
+    return b"{" + b",".join(_fields(job, elements, now, reason)) + b"}"
+
+
+def notice(job: Job, elements: Sequence[bytes], now: Millis) -> bytes:
+    """What a webhook is told: what `status` shows, the input, and where it was sent."""
+    fields = list(_fields(job, elements, now, ""))
+    if isinstance(job.submission.work, Input):
+        fields.append(b'"input":' + job.submission.work.body)
+    fields.append(b'"webhook":' + _text(job.submission.webhook or ""))
+    return b"{" + b",".join(fields) + b"}"
+
+
+def stream(job: Job, elements: Sequence[bytes]) -> bytes:
+    """What `stream` answers."""
+    parts = [part for element in elements for part in split(element)]
+    return b'{"status":%b,"stream":[%b]}' % (_text(job.status), b",".join(parts))
+
+
+def split(element: bytes) -> list[bytes]:
+    """An element, or several where its output is a text that is too long for one."""
+    if len(element) <= ELEMENT_CHARACTERS:
+        return [element]
+    found = _decoder.decode(element)
+    output = bytes(found.output)
+    if not output.startswith(b'"'):
+        return [element]
+    text = msgspec.json.decode(output, type=str)
+    encoded = text.encode()
+    metrics = b',"metrics":' + bytes(found.metrics) if bytes(found.metrics) else b""
+    parts, start = [], 0
+    while start < len(encoded):
+        end = min(start + ELEMENT_CHARACTERS, len(encoded))
+        while end < len(encoded) and encoded[end] & 0xC0 == 0x80:  # noqa: PLR2004 - in the middle of a character
+            end -= 1
+        parts.append(b'{"output":%b%b}' % (_text(encoded[start:end].decode()), metrics))
+        start = end
+    return parts
+
+
+def delay(job: Job, now: Millis) -> int | None:
+    """Milliseconds in the queue, so far or until it was last taken; None for what ended there."""
+    if job.taken_at is not None:
+        return max(0, job.taken_at - job.created_at)
+    return max(0, now - job.created_at) if job.status is Status.IN_QUEUE else None
+
+
+def execution(job: Job, now: Millis) -> int | None:
+    """Milliseconds of its last run, so far or in all."""
+    if job.taken_at is None:
+        return None
+    end = job.finished_at if job.finished_at is not None else now
+    return max(0, end - job.taken_at)
+
+
+def _fields(job: Job, elements: Sequence[bytes], now: Millis, reason: str) -> Iterator[bytes]:
+    if (waited := delay(job, now)) is not None:
+        yield b'"delayTime":%d' % waited
+    if job.error is not None and job.status is not Status.CANCELLED:
+        yield b'"error":' + _text(job.error.message)
+    if (ran := execution(job, now)) is not None:
+        yield b'"executionTime":%d' % ran
+    yield b'"id":' + _text(job.id)
+    if (output := _output(job, elements)) is not None:
+        yield b'"output":' + output
+    if reason:
+        yield b'"reason":' + _text(reason)
+    yield b'"retries":%d' % job.failures
+    yield b'"status":' + _text(job.status)
+    if job.worker is not None:
+        yield b'"workerId":' + _text(job.worker)
+
+
+def _output(job: Job, elements: Sequence[bytes]) -> bytes | None:
+    if job.output is not None:
+        return job.output
+    if not job.submission.durable:
+        return None
+    if job.status is Status.COMPLETED or (elements and job.is_terminal):
+        return b"[" + b",".join(bytes(_decoder.decode(element).output) for element in elements) + b"]"
+    return None
+
+
+def _text(text: str) -> bytes:
+    return json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")
