@@ -37,8 +37,11 @@ class Speech:
         fields = [(name, value) for name, value in form.items() if isinstance(value, str)]
         speech = form["file"]
         assert isinstance(speech, web.FileField)
-        told = (speech.filename, speech.content_type, sha256(speech.file.read()).hexdigest())
+        data = speech.file.read()
+        told = (speech.filename, speech.content_type, sha256(data).hexdigest())
         self.heard.append(Heard(request.path, told, fields))
+        if not data:
+            return web.json_response({"error": {"message": "no file", "code": 400}}, status=400)
         if ("model", self.model) not in fields:
             return web.json_response({"error": {"message": "another model", "code": 404}}, status=404)
         if ("stream", "true") in fields:

@@ -6,6 +6,7 @@ from contextlib import AsyncExitStack
 from hashlib import sha256
 from typing import Any, NamedTuple
 
+import aiohttp
 import openai
 import pytest
 import pytest_asyncio
@@ -83,19 +84,42 @@ async def test_text_can_come_as_a_stream(studio: Studio) -> None:
 
 async def test_the_servers_refusal_is_the_answer(studio: Studio) -> None:
     async with client(studio.proxy) as asking:
-        with pytest.raises(openai.NotFoundError, match="another model"):
-            await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="nobody")
+        with pytest.raises(openai.BadRequestError, match="no file"):
+            await asking.audio.transcriptions.create(file=("a.wav", b""), model="whisper")
 
 
 @pytest.mark.parametrize("base", ["/v1", "/openai/v1"])
-async def test_a_flat_path_with_a_form_means_the_first_endpoint(studio: Studio, base: str) -> None:
-    """The proxy does not look for a model in a form: whoever has several endpoints names the one for speech."""
-    before = len(studio.speech.heard)
+async def test_a_flat_path_finds_the_endpoint_by_the_forms_model(studio: Studio, base: str) -> None:
     async with client(studio.proxy, base) as asking:
-        assert (await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="other")).text
-        with pytest.raises(openai.NotFoundError, match="another model"):
-            await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="whisper")
-    assert len(studio.speech.heard) == before
+        for model, server in (("other", studio.first), ("whisper", studio.speech)):
+            before = len(server.heard)
+            await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model=model)
+            assert len(server.heard) == before + 1
+        with pytest.raises(openai.NotFoundError, match="`nobody` is not served by any endpoint"):
+            await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="nobody")
+
+
+async def test_a_form_without_a_model_goes_to_the_first_endpoint(studio: Studio) -> None:
+    before = len(studio.first.heard)
+    form = aiohttp.FormData()
+    form.add_field("file", b"RIFF", filename="a.wav")
+    async with studio.proxy.http.post("/v1/audio/transcriptions", data=form) as response:
+        assert (await response.json())["error"]["message"] == "another model"  # the engine's own words
+    assert len(studio.first.heard) == before + 1
+
+
+async def test_an_endpoints_own_path_takes_its_own_model(studio: Studio) -> None:
+    async with client(studio.proxy) as asking:
+        with pytest.raises(openai.NotFoundError, match="`other` is not served by endpoint speech"):
+            await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="other")
+
+
+async def test_who_waits_for_a_stream_hears_that_it_waits() -> None:
+    async with serving(queue_timeout=3.0) as proxy:
+        form = aiohttp.FormData({"stream": "true"})
+        form.add_field("file", b"RIFF", filename="a.wav")
+        async with proxy.http.post("/v1/audio/transcriptions", data=form) as response:
+            assert await response.content.readline() == b": queued position=1\n"
 
 
 @pytest.mark.parametrize("base", BASES)
