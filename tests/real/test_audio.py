@@ -21,8 +21,8 @@ NOISE_SECONDS = 2
 @pytest_asyncio.fixture(scope="module")
 async def whisper() -> AsyncIterator[Proxy]:
     """A line whose worker transcribes instead of generating."""
-    if find_spec("soundfile") is None:
-        pytest.skip("vLLM reads sound files with `soundfile`, which is not installed: pip install soundfile")
+    if not any(find_spec(reader) for reader in ("soundfile", "av")):
+        pytest.skip("vLLM reads sound files with `soundfile` or `av`; to run them: uv pip install soundfile")
     from harness.whisper import FLAGS, make_whisper  # noqa: PLC0415 - it needs what comes with vLLM
 
     with TemporaryDirectory() as folder:
