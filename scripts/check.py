@@ -7,7 +7,8 @@ import sys
 import time
 from pathlib import Path
 
-from environment.prepare import ROOT, prepare
+from environment.prepare import prepare
+from environment.table import ROOT
 
 
 def commands(bin_: Path, *, fix: bool) -> dict[str, list[str]]:

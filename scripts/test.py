@@ -3,12 +3,13 @@
 import os
 import sys
 
-from environment.prepare import ROOT, prepare
+from environment.prepare import prepare
+from environment.table import ROOT
 
 
 def main() -> None:
     """Run pytest with the arguments given."""
-    python = prepare(vllm=True, tests=True)
+    python = prepare(vllm=True, tests=True, beside=True)
     os.chdir(ROOT)
     os.execv(python, [python, "-m", "pytest", *sys.argv[1:]])  # noqa: S606 - no shell is wanted
 

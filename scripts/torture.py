@@ -3,7 +3,8 @@
 import argparse
 import os
 
-from environment.prepare import ROOT, prepare
+from environment.prepare import prepare
+from environment.table import ROOT
 
 
 def main() -> None:
@@ -19,7 +20,7 @@ def main() -> None:
             parser.error(f"MINUTES must be a number, not {options.minutes!r}")
         os.environ["MINUTES"] = options.minutes
     only = ["-k", options.only] if options.only else []
-    python = prepare(vllm=True, tests=True)
+    python = prepare(vllm=True, tests=True, beside=True)
     os.chdir(ROOT)
     os.execv(python, [python, "-m", "pytest", "-m", "torture", *only, *rest])  # noqa: S606 - no shell is wanted
 

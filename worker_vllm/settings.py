@@ -1,7 +1,13 @@
-"""Every `WORKER_*` variable: name, default and meaning. The only file of the worker that touches the environment."""
+"""Every `WORKER_*` variable: name, default and meaning. The only file of the worker that touches the environment.
 
+Names of the worker-vllm image that mean the same as one of ours are second names here. Those that stand for flags of
+vLLM are read in `engine/flags`.
+"""
+
+import json
 import os
 import secrets
+from pathlib import Path
 from typing import Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
@@ -36,8 +42,25 @@ class Settings(BaseSettings):
     id: str = Field(default_factory=_worker_id, pattern=r"^[A-Za-z0-9_-]{1,80}$", description="this worker's name")
 
     engine: EngineKind = Field(default="vllm", description="vllm, scripted (for tests), or upstream (an OpenAI server)")
-    model: str = Field(default="", description="a model's folder, its hub id, or `demo`")
-    served_model_name: str = Field(default="", description="the name that clients give as `model`")
+    model: str = Field(
+        default="",
+        validation_alias=AliasChoices("WORKER_MODEL", "MODEL_NAME"),
+        description="a model's folder, its hub id, or `demo`",
+    )
+    served_model_name: str = Field(
+        default="",
+        validation_alias=AliasChoices("WORKER_SERVED_MODEL_NAME", "OPENAI_SERVED_MODEL_NAME_OVERRIDE"),
+        description="the name that clients give as `model`; several with commas between them",
+    )
+    baked_model: Path = Field(
+        default=Path("/local_model_args.json"),
+        description="file that describes the model of a container image; WORKER_MODEL alone wins over it",
+    )
+    base_path: Path = Field(
+        default=Path("/runpod-volume"),
+        validation_alias="BASE_PATH",
+        description="where this folder exists, models are downloaded into its huggingface-cache/hub",
+    )
     upstream: str = Field(default="", description="base URL of an OpenAI-compatible server; implies engine=upstream")
     upstream_key: SecretStr = Field(default=SecretStr(""), description="API key for the upstream server")
     max_concurrency: int | None = Field(
@@ -115,7 +138,8 @@ class Settings(BaseSettings):
 def read_settings() -> Settings:
     """The settings of this process; `SettingsError` with one clear line if one is wrong."""
     try:
-        return Settings()
+        settings = Settings()
+        return Settings() if _take_baked_model(settings.baked_model) else settings
     except ValidationError as error:
         raise SettingsError(_line(error)) from None
 
@@ -130,6 +154,23 @@ def _line(error: ValidationError) -> str:
     variable = name if field is None else f"WORKER_{name.upper()}"
     meaning = f" ({field.description})" if field is not None else ""
     return f"{variable} is wrong: {text}{meaning}"
+
+
+def _take_baked_model(path: Path) -> bool:
+    """Let the image's own model win over MODEL_NAME, and ask no hub for what is there. False: nothing changed."""
+    if os.environ.get("WORKER_MODEL") or not path.is_file():
+        return False
+    try:
+        baked = {str(name): str(value) for name, value in json.loads(path.read_text()).items() if value}
+    except (OSError, ValueError, AttributeError) as error:
+        raise SettingsError(f"WORKER_BAKED_MODEL is wrong: {path} holds no JSON object ({error})") from None
+    os.environ.update({**baked, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
+    return True
+
+
+def read_environment() -> dict[str, str]:
+    """All variables of this process, for names that belong to others."""
+    return dict(os.environ)
 
 
 def set_default_environment(defaults: dict[str, str]) -> None:

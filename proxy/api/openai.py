@@ -6,8 +6,9 @@ from typing import Any
 
 import structlog
 
-from proxy.api.body import FORM, JSON, ClientGoneError, Peek, peek, read_body, require_type
+from proxy.api.body import FORM, JSON, ClientGoneError, peek, read_body, require_type
 from proxy.api.errors import ApiError
+from proxy.api.form import peek_form
 from proxy.api.models import model_card, model_list
 from proxy.api.relay import Gaps, Relay
 from proxy.api.reply import Reply
@@ -102,7 +103,7 @@ class OpenAi:
         content_type = headers.get(b"content-type", b"")
         require_type(content_type, FORM if found.route.is_form else JSON)
         body = await read_body(receive, headers, BODY_BYTES)
-        seen = Peek() if found.route.is_form else await peek(body)
+        seen = peek_form(content_type, body) if found.route.is_form else await peek(body)
         chosen = endpoint or self._endpoints.having(seen.model)
         if chosen is None or (seen.model is not None and not self._endpoints.serves(chosen, seen.model)):
             raise _unknown(seen.model or "", chosen)

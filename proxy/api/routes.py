@@ -28,7 +28,7 @@ class Route(NamedTuple):
     serves: Serves = Serves.WORKER
     dialect: Dialect = OPENAI
     is_light: bool = False  # takes no slot
-    is_form: bool = False  # the body is multipart/form-data, in which this proxy does not look for a model
+    is_form: bool = False  # the body is multipart/form-data
     path: str = ""  # the engine's own path, where it is another one
 
 

@@ -3,6 +3,7 @@
 import subprocess
 import sys
 import tempfile
+import textwrap
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -12,6 +13,11 @@ NAME_WIDTH = 40
 TICK_S = 0.2
 FIRST_NOTE_S = 5.0  # with no terminal: a line when a stage takes longer than this, then every
 NEXT_NOTE_S = 30.0
+REASON_LINES = 4  # npm prints a stack after its reason
+
+
+class UnavailableError(Exception):
+    """Something that is not needed cannot be had here; the text is the reason, in a tool's own words."""
 
 
 class Stages:
@@ -36,6 +42,10 @@ class Stages:
         self._show()
         try:
             yield
+        except UnavailableError as error:
+            reason = textwrap.indent("\n".join(str(error).splitlines()[:REASON_LINES]), "    ")
+            self._write(("\r" if self._live else "") + f"{self._line()}, cannot be had here:\n{reason}\n")
+            return
         except BaseException:
             self._write("\n" if self._live else "")
             raise
@@ -43,6 +53,19 @@ class Stages:
 
     def run(self, argv: Sequence[str], env: Mapping[str, str], hint: str) -> None:
         """Run a command to its end; when it fails, print all it said and what to do, and exit."""
+        status, said = self._run(argv, env)
+        if status:
+            self._write("\n" if self._live else "")
+            self._write(f"{said}\n\nset-up: stage {self._name!r} failed (exit {status}). {hint}\n")
+            sys.exit(1)
+
+    def ask(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Run a command that finds out whether something can be had; `UnavailableError` where it fails."""
+        status, said = self._run(argv, env)
+        if status:
+            raise UnavailableError(said)
+
+    def _run(self, argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
         with tempfile.TemporaryFile() as output:
             child = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             try:
@@ -52,13 +75,8 @@ class Stages:
                 if child.poll() is None:
                     child.terminate()
                     child.wait()
-            if child.returncode == 0:
-                return
             output.seek(0)
-            said = output.read().decode(errors="replace").strip()
-        self._write("\n" if self._live else "")
-        self._write(f"{said}\n\nset-up: stage {self._name!r} failed (exit {child.returncode}). {hint}\n")
-        sys.exit(1)
+            return child.returncode, output.read().decode(errors="replace").strip()
 
     def _has_ended(self, child: subprocess.Popen[bytes]) -> bool:
         try:

@@ -2,29 +2,21 @@
 
 import fcntl
 import os
-import re
-import shutil
 import signal
-import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from types import FrameType
 
-from . import hardware, stamp
+from . import hardware, stamp, table
 from .console import Stages
 from .hardware import Build
-from .stamp import Stamp
+from .install import install, is_current
+from .table import ROOT, Environment
 from .uv import Uv
 
-ROOT = Path(__file__).resolve().parents[2]
-HINT = (
-    "Run the command again: what was downloaded is kept. If a package cannot be found, "
-    "`python3 -m pip config list` shows where this set-up looks."
-)
 NOT_WRITABLE = (
     "The set-up writes into the checkout; if that cannot be, name a folder that can: "
     "VLLM_SERVERLESS_ENVIRONMENTS=$HOME/vllm-serverless make up"
@@ -38,26 +30,35 @@ vLLM on another machine):
 """
 
 
-def prepare(*, vllm: bool, tests: bool) -> str:
-    """Bring the environment up to date and return its Python. `tests` adds test tools, and can do without vLLM."""
+def prepare(*, vllm: bool, tests: bool, beside: bool = False) -> str:
+    """Bring the environments up to date and return the runtime's Python.
+
+    `tests` adds test tools, and can do without vLLM; `beside` adds the environments that only some tests need.
+    """
     signal.signal(signal.SIGTERM, _stop)
-    home = Path(os.environ.get("VLLM_SERVERLESS_ENVIRONMENTS") or ROOT).resolve()
-    environment = home / ".venv"
+    home = table.home(os.environ)
     try:
         with _one_at_a_time(home / ".tools"):
-            found = stamp.read(environment)
-            is_usable = stamp.is_usable(environment, found, stamp.wanted(ROOT, Build.NONE, tests=tests))
-            kept = Build(found.build) if found and is_usable else Build.NONE
-            build = _fitting_build(insists=not tests) if vllm else kept
-            want = stamp.wanted(ROOT, build, tests=tests)
-            if not is_usable or not stamp.is_current(found, want):
-                _install(home, environment, found if is_usable else None, want, is_usable=is_usable)
+            rows = [_runtime(home, vllm=vllm, tests=tests), *(table.BESIDE if beside else ())]
+            if stale := [row for row in rows if not is_current(row, home)]:
+                _install(stale, home)
     except KeyboardInterrupt:
         sys.exit("\nset-up: stopped. Run the command again to go on; what was downloaded is kept.")
     except OSError as error:
         sys.exit(f"\nset-up: {error}\n{NOT_WRITABLE}")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return str(environment / "bin" / "python")
+    return str(home / rows[0].folder / rows[0].proof)
+
+
+def _runtime(home: Path, *, vllm: bool, tests: bool) -> Environment:
+    """The runtime's row: with the build of vLLM that fits, or, where it is not asked for, the one that is there."""
+    if vllm:
+        return table.runtime(_fitting_build(insists=not tests), tests=tests)
+    none = table.runtime(Build.NONE, tests=tests)
+    place = home / none.folder
+    found = stamp.read(place)
+    is_usable = stamp.is_usable(place / none.proof, found, stamp.wanted(ROOT, none))
+    return table.runtime(Build(found.build), tests=tests) if found and is_usable else none
 
 
 def _fitting_build(*, insists: bool) -> Build:
@@ -69,67 +70,16 @@ def _fitting_build(*, insists: bool) -> Build:
     return choice.build
 
 
-def _install(home: Path, environment: Path, found: Stamp | None, want: Stamp, *, is_usable: bool) -> None:
+def _install(rows: Sequence[Environment], home: Path) -> None:
     begun = time.monotonic()
     uv = Uv(home / ".tools", ROOT / "requirements" / "uv.txt", os.environ)
-    stages = Stages(3 + (not uv.is_here()) - is_usable, sys.stdout)
+    stages = Stages(len(rows) + (not uv.is_here()), sys.stdout)
     if not uv.is_here():
         with stages.stage(f"uv {uv.version}"):
             uv.bring(stages)
-    env = uv.env()
-    python = str(environment / "bin" / "python")
-    if not is_usable:
-        with stages.stage("virtual environment"):
-            shutil.rmtree(environment, ignore_errors=True)
-            stages.run([uv.command, "venv", "--quiet", "--python", sys.executable, str(environment)], env, HINT)
-    stamp.write(environment, replace(want, is_whole=False))
-    install = [uv.command, "pip", "install", "--python", python]
-    with stages.stage(_describe(want)):
-        look_up = [uv.command, "pip", "compile", "--quiet", "--no-deps", "--python", python, "-"]
-        arguments = _packages(want, look_up, env)
-        stages.run([*install, *arguments], env, HINT)
-    with stages.stage("vllm-serverless"):
-        stages.run([*install, "--no-deps", "--editable", str(ROOT)], env, HINT)
-    stamp.write(environment, replace(want, tests=want.tests or (found.tests if found else "")))
+    for row in rows:
+        install(row, home, uv, os.environ, stages)
     print(f"set-up: done in {time.monotonic() - begun:.1f} s", flush=True)
-
-
-def _describe(want: Stamp) -> str:
-    runtime = {Build.CPU: "packages, vLLM for CPU", Build.GPU: "packages, vLLM for GPU", Build.NONE: "packages"}
-    return runtime[Build(want.build)] + (", test tools" if want.tests else "")
-
-
-def _packages(want: Stamp, look_up: list[str], env: dict[str, str]) -> list[str]:
-    """The arguments of `uv pip install`. Locks name every package, so nothing is resolved; hashes are checked."""
-    requirements = ROOT / "requirements"
-    if want.build == Build.GPU:
-        # Unlocked: the CUDA build of torch that fits the driver is PyTorch's to know; where its index cannot be
-        # reached, the build on PyPI is taken.
-        extras = ["--extra", "gpu", *(["--extra", "test"] if want.tests else [])]
-        backend = ["--torch-backend", "auto"]
-        fits = _is_found("torch", [*look_up, *backend], env)
-        return ["--requirements", str(ROOT / "pyproject.toml"), *extras, *(backend if fits else [])]
-    locked = ["--no-deps", "--only-binary", ":all:"]
-    names = ["cpu.txt" if want.build == Build.CPU else "base.txt", *(["test.txt"] if want.tests else [])]
-    for name in names:
-        locked += ["--requirements", str(requirements / name)]
-    if want.build == Build.NONE:
-        return [*locked, "--require-hashes"]
-    return [*locked, *_torch_backend(requirements / "cpu.txt", look_up, env)]
-
-
-def _torch_backend(lock: Path, look_up: list[str], env: dict[str, str]) -> list[str]:
-    """Say where torch's CPU build comes from: where pip looks, if it is there, else PyTorch's own index."""
-    pin = re.search(r"^torch==\S+\+cpu", lock.read_text(encoding="utf-8"), re.MULTILINE)
-    if pin is None:
-        sys.exit(f"{lock}: no line pins torch.")
-    return [] if _is_found(pin[0], look_up, env) else ["--torch-backend", "cpu"]
-
-
-def _is_found(requirement: str, look_up: list[str], env: dict[str, str]) -> bool:
-    env = {**env, "UV_HTTP_RETRIES": "0"}  # a place that does not answer is no place to install from
-    ended = subprocess.run(look_up, env=env, input=requirement.encode(), capture_output=True, check=False)
-    return ended.returncode == 0
 
 
 @contextmanager

@@ -2,14 +2,13 @@
 
 import hashlib
 import json
-import os
 import platform
 import sys
 import tomllib
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
-from .hardware import Build
+from .table import Environment
 
 NAME = "vllm-serverless.json"
 
@@ -22,45 +21,41 @@ class Stamp:
     root: str  # a copied checkout must not run the original's code
     python: str
     build: str
-    runtime: str
-    tests: str = ""
+    locks: dict[str, str]  # each lock with the digest of what was installed from it
 
 
-def read(environment: Path) -> Stamp | None:
+def read(place: Path) -> Stamp | None:
     """The stamp of an environment; None where nobody wrote one."""
     try:
-        return Stamp(**json.loads((environment / NAME).read_text(encoding="utf-8")))
+        return Stamp(**json.loads((place / NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
         return None
 
 
-def write(environment: Path, stamp: Stamp) -> None:
+def write(place: Path, stamp: Stamp) -> None:
     """Replace the stamp in one step."""
-    partial = environment / f"{NAME}.partial"
+    partial = place / f"{NAME}.partial"
     partial.write_text(json.dumps(asdict(stamp), indent=2) + "\n", encoding="utf-8")
-    partial.replace(environment / NAME)
+    partial.replace(place / NAME)
 
 
-def wanted(root: Path, build: Build, *, tests: bool) -> Stamp:
+def wanted(root: Path, row: Environment) -> Stamp:
     """The stamp an environment has when it is up to date."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
-    parts = {name: project[name] for name in ("build-system", "project")}
+    parts = {name: project[name] for name in ("build-system", "project")} if row.has_project else {}
     described = json.dumps(parts, sort_keys=True).encode()
-    names = {Build.CPU: "cpu.txt", Build.GPU: "base.txt", Build.NONE: "base.txt"}
-    requirements = root / "requirements"
     return Stamp(
         is_whole=True,
         root=str(root),
         python=f"{sys.version_info[0]}.{sys.version_info[1]} {platform.machine()}",
-        build=str(build),
-        runtime=_digest(described, (requirements / names[build]).read_bytes()),
-        tests=_digest(described, (requirements / "test.txt").read_bytes()) if tests else "",
+        build=str(row.build),
+        locks={lock: _digest(described, (root / lock).read_bytes()) for lock in row.locks},
     )
 
 
-def is_usable(environment: Path, found: Stamp | None, want: Stamp) -> bool:
+def is_usable(proof: Path, found: Stamp | None, want: Stamp) -> bool:
     """Whether to install into what is there; else it is made anew. One without a stamp was made by hand: kept."""
-    if not os.access(environment / "bin" / "python", os.X_OK):
+    if not proof.exists():
         return False
     return found is None or (found.is_whole and found.root == want.root and found.python == want.python)
 
@@ -69,8 +64,8 @@ def is_current(found: Stamp | None, want: Stamp) -> bool:
     """Whether everything wanted is installed; test tools nobody asked for do no harm."""
     if found is None or not found.is_whole:
         return False
-    same = (found.root, found.python, found.build, found.runtime) == (want.root, want.python, want.build, want.runtime)
-    return same and (not want.tests or found.tests == want.tests)
+    same = (found.root, found.python, found.build) == (want.root, want.python, want.build)
+    return same and want.locks.items() <= found.locks.items()
 
 
 def _digest(*parts: bytes) -> str:

@@ -45,10 +45,10 @@ class Command:
 
 
 @asynccontextmanager
-async def command(*arguments: str, **environment: str) -> AsyncIterator[Command]:
-    """`vllm-serverless ARGUMENTS`, ended at the end."""
+async def command(*arguments: str, python: str = sys.executable, **environment: str) -> AsyncIterator[Command]:
+    """`vllm-serverless ARGUMENTS`, by the Python of this or another environment; ended at the end."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy.cli", *arguments),
+        *(python, "-m", "proxy.cli", *arguments),
         cwd=ROOT, env=os.environ | environment, stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     running = Command(process)

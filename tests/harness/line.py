@@ -14,6 +14,10 @@ class Line:
     proxy: Proxy
     workers: list[WorkerProcess]
 
+    async def running(self) -> float:
+        """How many requests the engines work on."""
+        return sum([await one.metric(self.proxy.http, "num_requests_running") for one in self.workers])
+
 
 @dataclass(frozen=True)
 class Real(Line):

@@ -20,7 +20,7 @@ def test_every_setting_of_the_proxy_is_explained(name: str) -> None:
 @pytest.mark.parametrize("name", WorkerSettings.model_fields)
 def test_every_setting_of_a_worker_is_explained(name: str) -> None:
     alias = WorkerSettings.model_fields[name].validation_alias
-    assert f"`{alias if isinstance(alias, str) else f'WORKER_{name.upper()}'}`" in (DOCS / "settings.md").read_text()
+    assert f"`{alias if isinstance(alias, str) else f'WORKER_{name.upper()}'}`" in (DOCS / "worker.md").read_text()
 
 
 @pytest.mark.parametrize("code", ERRORS)

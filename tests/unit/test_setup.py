@@ -1,23 +1,16 @@
-"""The set-up's decisions: pip's settings for uv, the build of vLLM, the stamp, pip's wheel from an index."""
+"""The set-up's decisions: pip's settings for uv, the build of vLLM, pip's wheel from an index."""
 
 import hashlib
 import os
-import platform
-import re
-import sys
-import tomllib
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from environment import hardware, pip_settings, simple_index, stamp, uv
+from environment import hardware, pip_settings, simple_index
 from environment.hardware import Build, Machine
 from environment.pip_settings import PipSettings
-from lock import tidy
 
-ROOT = Path(__file__).resolve().parents[2]
-REQUIREMENTS = ROOT / "requirements"
 SERVER = Machine("Linux", "x86_64", (2, 36), frozenset({"avx2"}), has_nvidia_gpu=False)
 
 
@@ -142,67 +135,6 @@ class TestBuild:
         assert hardware.has_nvidia_gpu(tmp_path) is seen
 
 
-class TestStamp:
-    @pytest.fixture
-    def root(self, tmp_path: Path) -> Path:
-        text = '[build-system]\nrequires = []\n[project]\nname = "x"\n[tool.ruff]\nline-length = 1\n'
-        written(tmp_path / "pyproject.toml", text)
-        for name in ("base", "cpu", "test"):
-            written(tmp_path / "requirements" / f"{name}.txt", f"{name}==1\n")
-        return tmp_path
-
-    @pytest.fixture
-    def environment(self, root: Path) -> Path:
-        written(root / ".venv/bin/python", "").chmod(0o755)
-        return root / ".venv"
-
-    def test_what_was_written_is_read(self, root: Path, environment: Path) -> None:
-        want = stamp.wanted(root, Build.CPU, tests=True)
-        stamp.write(environment, want)
-        assert stamp.read(environment) == want
-        assert want.python == f"{sys.version_info[0]}.{sys.version_info[1]} {platform.machine()}"
-
-    def test_a_damaged_stamp_is_none(self, environment: Path) -> None:
-        for text in ("", "{", "[]", '{"is_whole": true}'):
-            written(environment / stamp.NAME, text)
-            assert stamp.read(environment) is None
-
-    def test_a_second_start_is_current(self, root: Path) -> None:
-        want = stamp.wanted(root, Build.CPU, tests=False)
-        assert stamp.is_current(want, want)
-        assert stamp.is_current(stamp.wanted(root, Build.CPU, tests=True), want)
-        assert not stamp.is_current(want, stamp.wanted(root, Build.CPU, tests=True))
-        assert not stamp.is_current(None, want)
-
-    def test_a_changed_lock_or_project_is_not_current(self, root: Path) -> None:
-        before = stamp.wanted(root, Build.CPU, tests=False)
-        written(root / "requirements/cpu.txt", "cpu==2\n")
-        assert not stamp.is_current(before, stamp.wanted(root, Build.CPU, tests=False))
-        before = stamp.wanted(root, Build.NONE, tests=False)
-        project = root / "pyproject.toml"
-        written(project, project.read_text().replace("line-length = 1", "line-length = 2"))
-        assert stamp.is_current(before, stamp.wanted(root, Build.NONE, tests=False))
-        written(project, project.read_text().replace('"x"', '"y"'))
-        assert not stamp.is_current(before, stamp.wanted(root, Build.NONE, tests=False))
-
-    def test_an_interrupted_install_is_made_anew(self, root: Path, environment: Path) -> None:
-        want = stamp.wanted(root, Build.CPU, tests=False)
-        broken = replace(want, is_whole=False)
-        assert stamp.is_usable(environment, want, want)
-        assert not stamp.is_usable(environment, broken, want)
-        assert not stamp.is_current(broken, want)
-
-    def test_a_copied_checkout_or_another_python_is_made_anew(self, root: Path, environment: Path) -> None:
-        want = stamp.wanted(root, Build.CPU, tests=False)
-        assert not stamp.is_usable(environment, replace(want, root="/elsewhere"), want)
-        assert not stamp.is_usable(environment, replace(want, python="3.10 x86_64"), want)
-        (environment / "bin/python").unlink()
-        assert not stamp.is_usable(environment, want, want)
-
-    def test_an_environment_made_by_hand_is_kept(self, root: Path, environment: Path) -> None:
-        assert stamp.is_usable(environment, None, stamp.wanted(root, Build.CPU, tests=False))
-
-
 class TestPipWheel:
     def test_links_of_a_page(self) -> None:
         text = (
@@ -239,28 +171,3 @@ class TestPipWheel:
             simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path)
         bundled = [str(tmp_path / "wheels")]
         assert simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path, bundled).is_file()
-
-
-class TestLocks:
-    def test_locks_name_no_place(self) -> None:
-        for path in REQUIREMENTS.glob("*.txt"):
-            lines = path.read_text(encoding="utf-8").splitlines()
-            assert not [line for line in lines if re.search(r"://|^\s*-(?!-hash=)|\s/", line)], path
-
-    def test_environments_can_be_shared(self) -> None:
-        def pins(name: str) -> dict[str, str]:
-            found = re.findall(r"^([\w.-]+)==(\S+)(.*?)\\?$", (REQUIREMENTS / name).read_text(), re.MULTILINE)
-            return {package + marker: version for package, version, marker in found}
-
-        cpu, test = pins("cpu.txt"), pins("test.txt")
-        assert pins("base.txt").items() <= cpu.items()
-        assert all(test[package] == cpu[package] for package in test.keys() & cpu.keys())
-
-    def test_the_build_backend_is_the_one_inside_our_uv(self) -> None:
-        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-        assert project["build-system"]["requires"] == [f"uv_build=={uv.pinned_version(REQUIREMENTS / 'uv.txt')}"]
-
-    def test_torch_alone_loses_its_hashes(self) -> None:
-        tqdm = "tqdm==1 \\\n    --hash=sha256:c\n"
-        text = "# c\ntorch==1+cpu ; x == 'y' \\\n    --hash=sha256:a \\\n    --hash=sha256:b\n" + tqdm
-        assert tidy(text) == "torch==1+cpu ; x == 'y'\n" + tqdm

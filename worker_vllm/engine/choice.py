@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 from worker_vllm.engine.base import Engine
 from worker_vllm.log import Stage
-from worker_vllm.settings import Settings
+from worker_vllm.settings import Settings, read_environment
 
 
 def make_engine(settings: Settings, arguments: Sequence[str], stage: Stage) -> Engine:
@@ -22,11 +22,4 @@ def make_engine(settings: Settings, arguments: Sequence[str], stage: Stage) -> E
         case "vllm":
             from worker_vllm.engine.vllm import VllmEngine
 
-            return VllmEngine(
-                settings.model,
-                settings.served_model_name,
-                arguments,
-                settings.vllm_api_key.get_secret_value(),
-                settings.log_level,
-                stage,
-            )
+            return VllmEngine(settings, read_environment(), arguments, stage)

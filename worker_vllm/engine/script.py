@@ -89,6 +89,15 @@ def read_script(body: bytes, kind: Kind, default_model: str) -> Script:
     )
 
 
+def asks_to_hang(body: bytes) -> bool:
+    """Whether a call that makes no tokens, such as `tokenize`, has the fault `hang`."""
+    try:
+        request = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(request, dict) and request.get("fault") == "hang"
+
+
 def error_body(message: str, kind: str = "BadRequestError", code: int = 400) -> bytes:
     """An error in vLLM's shape."""
     return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()

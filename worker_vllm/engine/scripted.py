@@ -13,7 +13,7 @@ from typing import Self
 from worker_vllm.asgi import App, Receive, Scope, Send
 from worker_vllm.engine.base import Reading
 from worker_vllm.engine.events import STREAM_END, answer, error_event, stream_frame
-from worker_vllm.engine.script import BadRequestError, Kind, Script, error_body, read_script
+from worker_vllm.engine.script import BadRequestError, Kind, Script, asks_to_hang, error_body, read_script
 from worker_vllm.log import Stage
 
 DEFAULT_SLOTS = 256
@@ -75,6 +75,9 @@ class ScriptedEngine:
         if kind is not None and scope["method"] == "POST":
             await self._generate(kind, receive, send)
             return
+        if scope["method"] == "POST" and asks_to_hang((await receive()).get("body", b"")):
+            await receive()  # until the caller has left
+            return
         status, content_type, body = self._plain(path)
         await _reply(send, status, body, content_type)
 
@@ -91,6 +94,10 @@ class ScriptedEngine:
                 return 200, "application/json", json.dumps({"object": "list", "data": [card]}).encode()
             case "/tokenize":
                 return 200, "application/json", b'{"count":1,"max_model_len":1048576,"tokens":[0],"token_strs":null}'
+            case "/detokenize":
+                return 200, "application/json", b'{"prompt":"token"}'
+            case "/v1/messages/count_tokens":
+                return 200, "application/json", b'{"input_tokens":1}'
             case _:
                 return 404, "application/json", error_body("Not Found", "NotFoundError", 404)
 

@@ -11,7 +11,7 @@ import importlib
 import json
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
@@ -21,10 +21,11 @@ from prometheus_client import REGISTRY
 from prometheus_client.samples import Sample
 
 from worker_vllm.asgi import App, Request, fetch
+from worker_vllm.engine.arguments import parse, strict
 from worker_vllm.engine.base import GAUGES, EngineError, Reading, reading_of
 from worker_vllm.engine.processes import kill_children, pin_children
 from worker_vllm.log import Stage
-from worker_vllm.settings import DEMO, set_default_environment
+from worker_vllm.settings import DEMO, Settings, set_default_environment
 
 SHUTDOWN_SECONDS = 10
 FEW_CPUS = 2
@@ -47,25 +48,32 @@ SEAM = {
     "FlexibleArgumentParser": ("vllm.utils.argparse_utils", "vllm.utils"),
 }
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
-DEMO_FLAGS = (
-    *("--served-model-name", DEMO, "--dtype", "bfloat16", "--max-model-len", "2048", "--enforce-eager"),
-    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--exclude-tools-when-tool-choice-none"),
-    *("--reasoning-parser", "minimax_m3", "--structured-outputs-config.enable_in_reasoning", "true"),
-)
+DEMO_FLAGS = {  # as variables, so that whatever the environment says wins
+    "SERVED_MODEL_NAME": DEMO,
+    "DTYPE": "bfloat16",
+    "MAX_MODEL_LEN": "2048",
+    "ENFORCE_EAGER": "true",
+    "ENABLE_AUTO_TOOL_CHOICE": "true",
+    "TOOL_CALL_PARSER": "hermes",
+    "EXCLUDE_TOOLS_WHEN_TOOL_CHOICE_NONE": "true",
+    "REASONING_PARSER": "minimax_m3",
+    "STRUCTURED_OUTPUTS_CONFIG": '{"enable_in_reasoning": true}',
+}
+CACHE_VARIABLES = frozenset({"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"})
 # What moves while the engine works: the counters with every output, the cache's fill with every part of a long prompt.
 PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:kv_cache_usage_perc")
 
 
 class VllmEngine:
-    """See `Engine`. `arguments` are vLLM's own flags and win over ours."""
+    """See `Engine`. `variables` are the environment's, `arguments` vLLM's own flags; `engine/arguments` joins them."""
 
     def __init__(
-        self, model: str, served_name: str, arguments: Sequence[str], api_key: str, log_level: str, stage: Stage
+        self, settings: Settings, variables: Mapping[str, str], arguments: Sequence[str], stage: Stage
     ) -> None:
-        self._model = model
-        self._arguments = (*_own_flags(model, served_name), *arguments)
-        self._api_key = api_key
-        self._log_level = log_level
+        self._defaults = _environment(settings, variables)
+        self._variables = _with_model(settings, variables)
+        self._arguments = arguments
+        self._api_key = settings.vllm_api_key.get_secret_value()
         self._stage = stage
         self._stack = AsyncExitStack()
         self._client: Any = None
@@ -125,11 +133,11 @@ class VllmEngine:
         gc.collect()
 
     async def _start(self) -> None:
-        set_default_environment(_environment(self._model, self._log_level))
+        set_default_environment(self._defaults)
         self._stage("importing vLLM")
         seam = _seam()
         set_default_environment(_cpu_environment())
-        args = _parse(seam, self._arguments)
+        args = _parse(seam, self._variables, self._arguments)
         self._stage(f"loading {args.served_model_name[0] if args.served_model_name else args.model}")
         self._client = await self._stack.enter_async_context(seam.build_async_engine_client(args))
         tasks = await self._client.get_supported_tasks()
@@ -167,27 +175,29 @@ def _samples(names: Sequence[str]) -> Iterator[Sample]:
     return (sample for metric in REGISTRY.restricted_registry(names).collect() for sample in metric.samples)
 
 
-def _own_flags(model: str, served_name: str) -> tuple[str, ...]:
-    """What the settings say, as vLLM's flags."""
-    flags: tuple[str, ...] = ()
-    if model == DEMO:
-        flags = ("--model", str(DEMO_FOLDER), *DEMO_FLAGS)
-    elif model:
-        flags = ("--model", model)
-    return (*flags, "--served-model-name", served_name) if served_name else flags
+def _with_model(settings: Settings, variables: Mapping[str, str]) -> dict[str, str]:
+    """The variables with the model and its name as the settings have them; below all of them, the demo's flags."""
+    own = {"MODEL_NAME": settings.model, "OPENAI_SERVED_MODEL_NAME_OVERRIDE": settings.served_model_name}
+    if settings.model != DEMO:
+        return {**variables, **own}
+    given = {name: value for name, value in variables.items() if value}
+    return {**DEMO_FLAGS, **given, **own, "MODEL_NAME": str(DEMO_FOLDER)}
 
 
-def _environment(model: str, log_level: str) -> dict[str, str]:
+def _environment(settings: Settings, variables: Mapping[str, str]) -> dict[str, str]:
     """Defaults that vLLM reads when it is imported or starts processes."""
     defaults = {
         "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which a fork would not survive
         "VLLM_NO_USAGE_STATS": "1",
-        "VLLM_LOGGING_LEVEL": "INFO" if log_level == "debug" else "WARNING",
+        "VLLM_LOGGING_LEVEL": "INFO" if settings.log_level == "debug" else "WARNING",
     }
-    if model == DEMO:
+    if settings.model == DEMO:
         defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
-    if model == DEMO or Path(model).is_dir():
+    if settings.model == DEMO or Path(settings.model).is_dir():
         defaults["HF_HUB_OFFLINE"] = "1"
+    if settings.base_path.is_dir() and not CACHE_VARIABLES & variables.keys():
+        cache = str(settings.base_path / "huggingface-cache" / "hub")
+        defaults |= {"HF_HOME": cache, "HF_HUB_CACHE": cache}
     return defaults
 
 
@@ -230,10 +240,11 @@ def _find(name: str, modules: Sequence[str]) -> Any:
     raise EngineError(f"vLLM {version} has no {name} where it is expected ({', '.join(modules)}): use 0.20 to 0.33")
 
 
-def _parse(seam: SimpleNamespace, arguments: Sequence[str]) -> Any:
-    parser = seam.make_arg_parser(seam.FlexibleArgumentParser(prog="worker_vllm"))
-    if not any(argument.partition("=")[0] == "--model" for argument in arguments):
-        raise EngineError("WORKER_MODEL is not set: give a model's folder, its hub id, or `demo`")
-    args = parser.parse_args(list(arguments))
+def _parse(seam: SimpleNamespace, variables: Mapping[str, str], arguments: Sequence[str]) -> Any:
+    parser = seam.make_arg_parser(strict(seam.FlexibleArgumentParser)(prog="worker_vllm"))
+    parser.set_defaults(model="")  # vLLM has a default of its own, which nobody asked for
+    args = parse(parser, variables, arguments)
+    if not args.model:
+        raise EngineError("WORKER_MODEL (or MODEL_NAME) is not set: give a model's folder, its hub id, or `demo`")
     seam.validate_parsed_serve_args(args)
     return args

@@ -1,6 +1,10 @@
+import json
+import os
+from pathlib import Path
+
 import pytest
 
-from worker_vllm.settings import Settings, SettingsError, read_settings
+from worker_vllm.settings import Settings, SettingsError, read_environment, read_settings
 
 
 def read(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
@@ -31,9 +35,50 @@ def test_the_address_to_dial(monkeypatch: pytest.MonkeyPatch, connect: str, url:
     assert read(monkeypatch, WORKER_CONNECT=connect).worker_url == url
 
 
-@pytest.mark.parametrize("name", ["MAX_CONCURRENCY", "WORKER_MAX_CONCURRENCY"])
-def test_max_concurrency_has_two_names(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
-    assert read(monkeypatch, **{name: "3"}).max_concurrency == 3
+@pytest.mark.parametrize(
+    ("field", "ours", "theirs"),
+    [
+        ("max_concurrency", "WORKER_MAX_CONCURRENCY", "MAX_CONCURRENCY"),
+        ("model", "WORKER_MODEL", "MODEL_NAME"),
+        ("served_model_name", "WORKER_SERVED_MODEL_NAME", "OPENAI_SERVED_MODEL_NAME_OVERRIDE"),
+    ],
+)
+def test_a_name_of_worker_vllm_works_and_ours_wins(
+    monkeypatch: pytest.MonkeyPatch, field: str, ours: str, theirs: str
+) -> None:
+    assert str(getattr(read(monkeypatch, **{theirs: "3", ours: ""}), field)) == "3"
+    assert str(getattr(read(monkeypatch, **{ours: "4"}), field)) == "4"
+
+
+@pytest.fixture
+def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The file of a baked model. What it sets is undone at the end."""
+    for name in ("MODEL_NAME", "TOKENIZER_NAME", "QUANTIZATION", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.setenv(name, "0" if name == "HF_HUB_OFFLINE" else "")
+    path = tmp_path / "local_model_args.json"
+    path.write_text(json.dumps({"MODEL_NAME": "/models/a", "TOKENIZER_NAME": "/models/t", "QUANTIZATION": None}))
+    return path
+
+
+def test_a_baked_model_wins_and_no_hub_is_asked(monkeypatch: pytest.MonkeyPatch, baked: Path) -> None:
+    told = {"WORKER_BAKED_MODEL": str(baked), "MODEL_NAME": "org/other", "QUANTIZATION": "awq"}
+    assert read(monkeypatch, **told).model == "/models/a"
+    variables = read_environment()
+    assert (variables["TOKENIZER_NAME"], variables["QUANTIZATION"]) == ("/models/t", "awq")
+    assert (variables["HF_HUB_OFFLINE"], variables["TRANSFORMERS_OFFLINE"]) == ("1", "1")
+
+
+def test_who_names_a_model_to_us_means_it(monkeypatch: pytest.MonkeyPatch, baked: Path) -> None:
+    assert read(monkeypatch, WORKER_BAKED_MODEL=str(baked), WORKER_MODEL="org/other").model == "org/other"
+    assert os.environ["HF_HUB_OFFLINE"] == "0"
+
+
+@pytest.mark.parametrize("text", ["", "[1]", "{"])
+def test_a_baked_model_that_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch, baked: Path, text: str) -> None:
+    baked.write_text(text)
+    with pytest.raises(SettingsError, match=r"^WORKER_BAKED_MODEL is wrong: .*local_model_args\.json") as caught:
+        read(monkeypatch, WORKER_BAKED_MODEL=str(baked))
+    assert "\n" not in str(caught.value)
 
 
 def test_an_upstream_decides_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,64 @@
+# syntax=docker/dockerfile:1
+# Two images: `docker build --target proxy .` and `docker build --target worker .`; docs/docker.md says how to run them.
+# tests/stories/test_docker.py runs the lines that install the proxy; they name no place but by these variables.
+
+ARG PYTHON_VERSION=3.13
+ARG VLLM_VERSION=v0.33.0
+
+# The project as a wheel. The pinned uv carries the build backend in itself, so nothing unpinned is fetched.
+FROM python:${PYTHON_VERSION}-slim AS wheel
+ENV SOURCE=/source TOOLS=/tools WHEELS=/wheels
+WORKDIR ${SOURCE}
+COPY requirements/ requirements/
+RUN python3 -m pip install --no-cache-dir --no-deps --only-binary :all: --require-hashes \
+    --target "$TOOLS" --requirement requirements/uv.txt
+COPY pyproject.toml README.md LICENSE ./
+COPY proxy/ proxy/
+COPY worker_vllm/ worker_vllm/
+RUN "$TOOLS/bin/uv" build --quiet --no-cache --offline --wheel --out-dir "$WHEELS" "$SOURCE"
+
+# The proxy's virtual environment: what the lock names, and the wheel.
+FROM wheel AS packages
+ENV VENV=/opt/vllm-serverless
+RUN python3 -m venv --without-pip "$VENV" \
+    && python3 -m pip --python "$VENV/bin/python" install --no-cache-dir --no-deps --only-binary :all: \
+    --require-hashes --requirement requirements/base.txt \
+    && python3 -m pip --python "$VENV/bin/python" install --no-cache-dir --no-deps --no-index "$WHEELS"/*.whl
+
+FROM vllm/vllm-openai:${VLLM_VERSION} AS worker
+# Only what vLLM's image lacks is installed, and nothing that it has is changed: what is there binds the resolver. With
+# the SDK the same image also runs on Runpod; which release of it fits is the resolver's to find.
+ENV PIP_BREAK_SYSTEM_PACKAGES=1 PYTHONUNBUFFERED=1
+COPY --from=wheel /wheels/ /wheels/
+RUN (python3 -m pip --version || python3 -m ensurepip) \
+    && python3 -m pip list --format freeze > /wheels/present.txt \
+    && python3 -m pip install --no-cache-dir --constraint /wheels/present.txt /wheels/*.whl "runpod>=1.10,<2"
+# A model that the image brings with it: --build-arg MODEL_NAME=…, and --secret id=HF_TOKEN for a gated one.
+# hadolint ignore=DL3064
+ARG MODEL_NAME="" MODEL_REVISION="" TOKENIZER_NAME="" TOKENIZER_REVISION="" QUANTIZATION=""
+RUN --mount=type=secret,id=HF_TOKEN \
+    if [ -n "$MODEL_NAME" ]; then \
+    HF_TOKEN="$(cat /run/secrets/HF_TOKEN 2>/dev/null || true)" python3 -m worker_vllm.bake "$MODEL_NAME" \
+    --revision "$MODEL_REVISION" --tokenizer "$TOKENIZER_NAME" --tokenizer-revision "$TOKENIZER_REVISION" \
+    --quantization "$QUANTIZATION"; \
+    fi
+# Clients of a baked model name it as its hub does, not by its folder, unless they are told otherwise.
+ENV SERVED_MODEL_NAME=${MODEL_NAME}
+VOLUME /root/.cache/huggingface
+STOPSIGNAL SIGTERM
+ENTRYPOINT ["python3", "-m", "worker_vllm"]
+
+FROM python:${PYTHON_VERSION}-slim AS proxy
+ENV VENV=/opt/vllm-serverless
+COPY --from=packages ${VENV} ${VENV}
+RUN install --directory --owner 10001 --group 10001 --mode 0700 /data
+ENV PATH="${VENV}/bin:${PATH}" PYTHONDONTWRITEBYTECODE=1 PYTHONUNBUFFERED=1 \
+    PROXY_HOST=0.0.0.0 PROXY_PORT=8000 PROXY_DATA_DIR=/data
+USER 10001:10001
+VOLUME /data
+EXPOSE 8000
+STOPSIGNAL SIGTERM
+HEALTHCHECK --interval=10s --timeout=5s --start-period=10s CMD ["python", "-c", \
+    "from http.client import HTTPConnection as C; from os import environ as e; c = C('127.0.0.1', int(e['PROXY_PORT']), timeout=3); c.request('GET', '/livez'); exit(c.getresponse().status != 200)"]
+ENTRYPOINT ["vllm-serverless"]
+CMD ["proxy"]

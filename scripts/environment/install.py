@@ -1,0 +1,43 @@
+"""One row of the table, brought up to date."""
+
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+
+from . import node, packages, stamp
+from .console import Stages, UnavailableError
+from .table import ROOT, RUNTIME, Environment
+from .uv import Uv
+
+
+def is_current(row: Environment, home: Path) -> bool:
+    """Whether everything in a row is there."""
+    place = home / row.folder
+    found, want = stamp.read(place), stamp.wanted(ROOT, row)
+    return stamp.is_usable(place / row.proof, found, want) and stamp.is_current(found, want)
+
+
+def install(row: Environment, home: Path, uv: Uv, environ: Mapping[str, str], stages: Stages) -> None:
+    """Install a row, as a stage. The runtime is big and is added to; what stands beside it is made anew, and exact."""
+    place = home / row.folder
+    found, want = stamp.read(place), stamp.wanted(ROOT, row)
+    is_kept = not row.is_beside and stamp.is_usable(place / row.proof, found, want)
+    kept_locks = found.locks if found and is_kept else {}
+    with stages.stage(row.title):
+        if not is_kept:
+            shutil.rmtree(place, ignore_errors=True)
+            if row.is_npm:
+                place.mkdir()
+            else:
+                packages.make(place, uv, stages)
+        stamp.write(place, replace(want, is_whole=False))
+        try:
+            if row.is_npm:
+                node.fill(place, home / RUNTIME, environ, stages)
+            else:
+                packages.fill(row, place, uv, stages)
+        except UnavailableError:
+            shutil.rmtree(place)  # so that the tests do not find it
+            raise
+        stamp.write(place, replace(want, locks=kept_locks | want.locks))

@@ -1,0 +1,100 @@
+"""OpenAI's clients of several years, in Python and Node, each in its own environment: all are told the same."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from harness.client import Client, client
+from harness.environments import node_command, python
+from harness.line import Line
+from harness.proxy import CHAT, chat, serving
+from harness.waiting import until
+from harness.worker import worker
+
+HERE = Path(__file__).parent
+SCRIPT = str(HERE / "openai_client.py")
+CLIENTS = {
+    "openai 1": (".venv-openai1", "1."),
+    "openai 1, async": (".venv-openai1", "1."),
+    "openai 2": (".venv-openai2", "2."),
+    "openai 2, async": (".venv-openai2", "2."),
+    "openai for Node": (".node", "7."),
+}
+LONG: dict[str, Any] = {"max_tokens": 100_000, "seed": 2_000}
+GONE_SECONDS = 1.0
+FULL = {"text": "hello 0 hello 1 hello 2 hello 3 hello 4 ", "finish": "length"}
+USAGE = {"stream_options": {"include_usage": True}}
+ERROR_EVENT = {"stream": True, "fault": "error_event:2"}
+CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
+    "whole": ({}, FULL | {"tokens": 5}),
+    "stream": ({"stream": True}, FULL | {"events": 6}),
+    "stream with usage": ({"stream": True} | USAGE, FULL | {"events": 7, "tokens": 5}),
+    "a model that is not here": ({"model": "nobody"}, {"error": "NotFoundError", "code": "model_not_found"}),
+    "as a stream": ({"model": "nobody", "stream": True}, {"error": "NotFoundError", "status": 404}),
+    "a prompt that is too long": ({"max_tokens": 9_999_999}, {"error": "BadRequestError", "status": 400}),
+    "an error amid a stream": (ERROR_EVENT, {"error": "APIError", "text": "hello 0 hello 1 "}),
+}
+
+
+@pytest_asyncio.fixture(scope="module", params=CLIENTS)
+async def other(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
+    """A client that lives as long as its tests."""
+    folder, version = CLIENTS[request.param]
+    variables: dict[str, str] = {}
+    if folder == ".node":
+        command, variables = node_command(HERE / "openai_client.cjs")
+    else:
+        command = [python(folder), str(HERE / "openai_client.py"), *request.param.split(", ")[1:]]
+    async with client(command, variables) as running:
+        assert running.version.startswith(version)
+        yield running
+
+
+@pytest.mark.parametrize("case", CASES)
+async def test_every_client_is_told_the_same(line: Line, other: Client, case: str) -> None:
+    more, wanted = CASES[case]
+    told = await other.call(f"{line.proxy.url}/v1", chat(**more))
+    assert wanted.items() <= told.items(), told
+
+
+@pytest.mark.parametrize("base", ["/openai/v1", "/v2/default/openai/v1"])
+async def test_every_base_url_is_as_good(line: Line, other: Client, base: str) -> None:
+    told = await other.call(f"{line.proxy.url}{base}", chat(stream=True))
+    assert FULL.items() <= told.items(), told
+
+
+async def test_a_client_that_leaves_its_stream_frees_the_engine_and_can_go_on(line: Line, other: Client) -> None:
+    url = f"{line.proxy.url}/v1"
+    told = await other.call(url, chat(stream=True, **LONG), leaves=True)
+    assert told["text"].startswith("hello 0 ")
+    assert "error" not in told
+    await until(lambda: _is_idle(line), GONE_SECONDS, "the engine is idle")
+    assert FULL.items() <= (await other.call(url, chat())).items()
+
+
+async def test_a_client_that_loses_patience_frees_the_engine_and_can_go_on(line: Line, other: Client) -> None:
+    url = f"{line.proxy.url}/v1"
+    told = await other.call(url, chat(**LONG), patience=0.5)
+    assert told["error"] in {"APITimeoutError", "APIConnectionTimeoutError"}
+    await until(lambda: _is_idle(line), GONE_SECONDS, "the engine is idle")
+    assert FULL.items() <= (await other.call(url, chat(stream=True))).items()
+
+
+async def test_heartbeats_break_no_client(other: Client) -> None:
+    async with serving(heartbeat_first=0.1, heartbeat_queued=0.1, heartbeat_silent=0.1) as proxy:
+        call = asyncio.create_task(other.call(f"{proxy.url}/v1", chat(stream=True, max_tokens=2, seed=300_000)))
+        await until(lambda: len(proxy.parts.output) == 1, what="the call waits")
+        async with proxy.http.post(CHAT, json=chat(stream=True)) as beside:  # it came later: it hears later
+            for _ in range(2):
+                assert await beside.content.readline() == b": queued position=2\n"
+            async with worker(proxy):
+                told = await call
+                await beside.read()
+    assert told == {"text": "hello 0 hello 1 ", "finish": "length", "events": 3}
+
+
+async def _is_idle(line: Line) -> bool:
+    return await line.running() == 0

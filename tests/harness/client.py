@@ -1,0 +1,54 @@
+"""Clients in processes of their own: they print their version, are given calls, and print what they were told."""
+
+import asyncio
+import json
+import os
+from asyncio.subprocess import PIPE, Process
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+STOP_SECONDS = 20.0
+
+
+@dataclass(frozen=True)
+class Client:
+    """A running client, and the version of its package."""
+
+    process: Process
+    version: str
+
+    async def call(
+        self, base_url: str, request: Mapping[str, Any], *, leaves: bool = False, patience: float = 60.0
+    ) -> dict[str, Any]:
+        """Call, and return what the caller was told. One that leaves hears only a stream's first text."""
+        known = {name: value for name, value in request.items() if name != "fault"}
+        extra = {name: value for name, value in request.items() if name == "fault"}
+        asked = {"base_url": base_url, "request": known, "extra": extra, "leaves": leaves, "timeout": patience}
+        assert self.process.stdin is not None
+        self.process.stdin.write(json.dumps(asked).encode() + b"\n")
+        return dict(json.loads(await _line(self.process)))
+
+
+@asynccontextmanager
+async def client(command: Sequence[str], variables: Mapping[str, str]) -> AsyncIterator[Client]:
+    """A client that this command runs; it ends when nobody has calls for it any more."""
+    process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **variables}, stdin=PIPE, stdout=PIPE)
+    try:
+        yield Client(process, (await _line(process)).strip())
+    finally:
+        assert process.stdin is not None
+        process.stdin.close()
+        try:
+            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+        except TimeoutError:
+            process.kill()
+            await process.wait()
+
+
+async def _line(process: Process) -> str:
+    assert process.stdout is not None
+    line = await process.stdout.readline()
+    assert line, "the client has broken down; what it wrote is above"
+    return line.decode()

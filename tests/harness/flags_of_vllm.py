@@ -1,0 +1,32 @@
+"""Asks vLLM's real parser, in a process of its own: cases as JSON on stdin, what came of them as JSON on stdout."""
+
+import json
+import sys
+from typing import Any
+
+
+def main() -> None:
+    """Each case is a dictionary of variables; its answer is what differs from vLLM's defaults, or the error."""
+    from worker_vllm.engine.arguments import parse, strict  # noqa: PLC0415 - this module is imported for no reason else
+    from worker_vllm.engine.base import EngineError  # noqa: PLC0415
+    from worker_vllm.engine.flags import variables_of  # noqa: PLC0415
+    from worker_vllm.engine.vllm import _seam  # noqa: PLC0415
+
+    seam = _seam()
+    parser = seam.make_arg_parser(strict(seam.FlexibleArgumentParser)(prog="vllm"))
+    answers: list[dict[str, Any] | str] = []
+    for variables in json.load(sys.stdin):
+        try:
+            found = vars(parse(parser, variables, []))
+        except EngineError as error:
+            answers.append(str(error))
+        else:
+            answers.append({name: value for name, value in found.items() if value != parser.get_default(name)})
+    options = [action.option_strings for action in parser._actions]
+    print(
+        json.dumps({"options": options, "variables": [*variables_of(parser._actions)], "answers": answers}, default=str)
+    )
+
+
+if __name__ == "__main__":
+    main()

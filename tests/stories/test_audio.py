@@ -1,0 +1,148 @@
+"""Speech goes in as a form and comes out as text: the file's bytes arrive intact, wherever the endpoint was named."""
+
+import os
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from hashlib import sha256
+from typing import Any, NamedTuple
+
+import aiohttp
+import openai
+import pytest
+import pytest_asyncio
+from harness.proxy import Proxy, serving
+from harness.speech import WORDS, Heard, Speech, speech
+from harness.worker import worker
+
+FILE_BYTES = 3 * 1024 * 1024  # it crosses the worker's socket in about fifty parts
+BASES = ("/v1", "/openai/v1", "/v2/speech/openai/v1")
+TRANSCRIPTIONS = "/v1/audio/transcriptions"
+
+
+class Studio(NamedTuple):
+    """A proxy with two endpoints, and the servers behind their workers."""
+
+    proxy: Proxy
+    first: Speech
+    speech: Speech
+
+
+@pytest_asyncio.fixture(scope="module")
+async def studio() -> AsyncIterator[Studio]:
+    """The first endpoint has another model than the second."""
+    async with AsyncExitStack() as stack:
+        servers = [await stack.enter_async_context(speech(model)) for model in ("other", "whisper")]
+        proxy = await stack.enter_async_context(serving(endpoint=["default=other", "speech=whisper"]))
+        for endpoint, server in zip(("default", "speech"), servers, strict=True):
+            await stack.enter_async_context(worker(proxy, endpoint=endpoint, upstream=server.url))
+        yield Studio(proxy, *servers)
+
+
+def client(proxy: Proxy, base: str = "/v2/speech/openai/v1") -> openai.AsyncOpenAI:
+    """The stock client, at one of the places where the API stands."""
+    return proxy.openai(base_url=f"{proxy.url}{base}")
+
+
+async def test_a_file_and_its_fields_arrive_intact(studio: Studio) -> None:
+    data = os.urandom(FILE_BYTES)
+    async with client(studio.proxy) as asking:
+        told = await asking.audio.transcriptions.create(
+            file=("spéech.wav", data, "audio/wav"),
+            model="whisper",
+            language="en",
+            prompt="ünïcödé\r\n--and two lines",
+            timestamp_granularities=["word", "segment"],
+        )
+    assert told.text == "".join(WORDS)
+    heard = studio.speech.heard[-1]
+    assert heard == Heard(
+        TRANSCRIPTIONS,
+        ("spéech.wav", "audio/wav", sha256(data).hexdigest()),
+        [
+            *(("model", "whisper"), ("language", "en"), ("prompt", "ünïcödé\r\n--and two lines")),
+            *(("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment")),
+        ],
+    )
+
+
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the stock client's own word about translations
+async def test_a_translation_takes_the_same_way(studio: Studio) -> None:
+    async with client(studio.proxy) as asking:
+        told = await asking.audio.translations.create(file=("a.mp3", b"\x00\r\n\xff"), model="whisper")
+    assert told.text == "".join(WORDS)
+    assert studio.speech.heard[-1].path == "/v1/audio/translations"
+    assert studio.speech.heard[-1].file[2] == sha256(b"\x00\r\n\xff").hexdigest()
+
+
+async def test_text_can_come_as_a_stream(studio: Studio) -> None:
+    async with client(studio.proxy) as asking:
+        stream = await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="whisper", stream=True)
+        events = [event async for event in stream]
+    assert [event.delta for event in events if event.type == "transcript.text.delta"] == list(WORDS)
+    assert events[-1].type == "transcript.text.done"
+
+
+async def test_the_servers_refusal_is_the_answer(studio: Studio) -> None:
+    async with client(studio.proxy) as asking:
+        with pytest.raises(openai.BadRequestError, match="no file"):
+            await asking.audio.transcriptions.create(file=("a.wav", b""), model="whisper")
+
+
+@pytest.mark.parametrize("base", ["/v1", "/openai/v1"])
+async def test_a_flat_path_finds_the_endpoint_by_the_forms_model(studio: Studio, base: str) -> None:
+    async with client(studio.proxy, base) as asking:
+        for model, server in (("other", studio.first), ("whisper", studio.speech)):
+            before = len(server.heard)
+            await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model=model)
+            assert len(server.heard) == before + 1
+        with pytest.raises(openai.NotFoundError, match="`nobody` is not served by any endpoint"):
+            await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="nobody")
+
+
+async def test_a_form_without_a_model_goes_to_the_first_endpoint(studio: Studio) -> None:
+    before = len(studio.first.heard)
+    form = aiohttp.FormData()
+    form.add_field("file", b"RIFF", filename="a.wav")
+    async with studio.proxy.http.post("/v1/audio/transcriptions", data=form) as response:
+        assert (await response.json())["error"]["message"] == "another model"  # the engine's own words
+    assert len(studio.first.heard) == before + 1
+
+
+async def test_an_endpoints_own_path_takes_its_own_model(studio: Studio) -> None:
+    async with client(studio.proxy) as asking:
+        with pytest.raises(openai.NotFoundError, match="`other` is not served by endpoint speech"):
+            await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="other")
+
+
+async def test_who_waits_for_a_stream_hears_that_it_waits() -> None:
+    async with serving(queue_timeout=3.0) as proxy:
+        form = aiohttp.FormData({"stream": "true"})
+        form.add_field("file", b"RIFF", filename="a.wav")
+        async with proxy.http.post("/v1/audio/transcriptions", data=form) as response:
+            assert await response.content.readline() == b": queued position=1\n"
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize(
+    ("path", "content_type"),
+    [
+        ("/audio/transcriptions", "application/json"),
+        ("/audio/translations", "application/x-www-form-urlencoded"),
+        ("/audio/transcriptions", "audio/wav"),
+        ("/audio/transcriptions", "multipart/mixed; boundary=x"),
+        ("/audio/transcriptions", ""),
+        ("/chat/completions", "multipart/form-data; boundary=x"),
+        ("/embeddings", "multipart/form-data; boundary=x"),
+        ("/tokenize", "multipart/form-data; boundary=x"),
+    ],
+)
+async def test_another_kind_of_body_is_415(studio: Studio, base: str, path: str, content_type: str) -> None:
+    before = [len(server.heard) for server in studio[1:]]
+    told: dict[str, Any] = {"content-type": content_type} if content_type else {}
+    skip = ["content-type"] if not content_type else []
+    url = f"{base}{path}"
+    async with studio.proxy.http.post(url, data=b"{}", headers=told, skip_auto_headers=skip) as response:
+        assert response.status == 415
+        wanted = "multipart/form-data" if "audio" in path else "application/json"
+        assert wanted in (await response.json())["error"]["message"]
+    assert [len(server.heard) for server in studio[1:]] == before

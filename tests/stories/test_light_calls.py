@@ -1,0 +1,81 @@
+"""Calls that never reach the model take no slot: they are answered while all are busy, and wait for each other only."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from harness.proxy import CHAT, Proxy, chat, serving
+from harness.waiting import until
+from harness.worker import worker
+
+from worker_vllm.runtime import LIGHT_SLOTS
+
+TOKENIZE = "/v1/tokenize"
+
+
+@pytest_asyncio.fixture
+async def narrow() -> AsyncIterator[Proxy]:
+    """A proxy whose one worker has one slot."""
+    async with serving() as proxy, worker(proxy, max_concurrency=1):
+        yield proxy
+
+
+@asynccontextmanager
+async def busy(proxy: Proxy) -> AsyncIterator[None]:
+    """The one slot has an endless stream."""
+    async with proxy.http.post(CHAT, json=chat("long", stream=True, max_tokens=1_000_000, seed=2_000)) as response:
+        await response.content.readuntil(b'"long 0 "')
+        yield
+
+
+async def post(proxy: Proxy, path: str, request: dict[str, Any]) -> int:
+    """The status of a call's answer."""
+    async with proxy.http.post(path, json=request) as response:
+        await response.read()
+        return response.status
+
+
+async def waiting(proxy: Proxy) -> int:
+    """How many jobs are in the queue."""
+    async with proxy.http.get("/health") as response:
+        return int((await response.json())["endpoints"]["default"]["jobs"]["inQueue"])
+
+
+@pytest.mark.parametrize("path", [TOKENIZE, "/v1/detokenize", "/openai/tokenize", "/v1/messages/count_tokens"])
+async def test_a_light_call_is_answered_while_the_only_slot_is_busy(narrow: Proxy, path: str) -> None:
+    request = {"model": "scripted", "prompt": "a", "tokens": [0], "messages": [{"role": "user", "content": "a"}]}
+    async with busy(narrow):
+        second = asyncio.create_task(post(narrow, CHAT, chat("next")))
+        await until(lambda: _is(waiting(narrow), 1), what="a second chat call waits for the slot")
+        for _ in range(5):
+            assert await asyncio.wait_for(post(narrow, path, request), 5.0) == 200
+        assert not second.done()
+    assert await second == 200  # its client left, so the slot is free
+
+
+async def test_light_calls_beyond_what_a_worker_holds_wait_their_turn(narrow: Proxy) -> None:
+    endless = {"model": "scripted", "prompt": "a", "fault": "hang"}
+    async with busy(narrow):
+        held = [asyncio.create_task(post(narrow, TOKENIZE, endless)) for _ in range(LIGHT_SLOTS)]
+        await until(lambda: held_by_the_worker(narrow) == LIGHT_SLOTS, what="the worker has as many as it takes")
+        more = [asyncio.create_task(post(narrow, TOKENIZE, {"model": "scripted", "prompt": "a"})) for _ in range(8)]
+        await until(lambda: _is(waiting(narrow), len(more)), what="further ones wait")
+        assert not any(call.done() for call in (*held, *more))
+        held.pop().cancel()
+        assert await asyncio.gather(*more) == [200] * len(more)  # one after the other, through the room of one
+        for call in held:
+            call.cancel()
+        await asyncio.gather(*held, return_exceptions=True)
+        await until(lambda: held_by_the_worker(narrow) == 0, what="the worker has let go of them")
+
+
+def held_by_the_worker(proxy: Proxy) -> int:
+    """How many light jobs it has, in the proxy's books."""
+    return sum(one.light_held for one in proxy.parts.fleet)
+
+
+async def _is(number: Any, wanted: int) -> bool:
+    return bool(await number == wanted)

@@ -1,0 +1,69 @@
+"""What an engine's server has beside the OpenAI API (administration, development, documents) no client can reach."""
+
+from typing import Any
+
+import pytest
+from harness.line import Line
+from harness.proxy import CHAT, Proxy, chat
+from harness.waiting import until
+from yarl import URL
+
+BASES = ("/v1", "/openai", "/openai/v1", "/v2/default/openai", "/v2/default/openai/v1")
+METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
+# vLLM's own, as of 0.32.
+ROUTES = (
+    *("sleep", "wake_up", "is_sleeping", "pause", "resume", "is_paused", "abort_requests", "collective_rpc"),
+    *("server_info", "get_world_size", "reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache"),
+    *("release_kv_cache_memory", "start_profile", "stop_profile", "load_lora_adapter", "unload_lora_adapter"),
+    *("scale_elastic_ep", "is_scaling_elastic_ep", "fault_tolerance/status", "fault_tolerance/apply"),
+    *("init_weight_transfer_engine", "shutdown_weight_transfer_engine", "start_weight_update", "update_weights"),
+    *("finish_weight_update", "weight_info", "inference/v1/generate", "invocations", "ping", "health", "load"),
+    *("metrics", "version", "tokenizer_info", "kv_event_sources", "classify", "generative_scoring", "systemone"),
+    *("realtime", "cohere/v2/chat", "docs", "redoc", "openapi.json", "docs/oauth2-redirect"),
+    *("chat/completions/batch", "chat/completions/render", "completions/render", "responses/resp_1"),
+    *("responses/resp_1/cancel", "messages/render"),
+)
+IN_AN_ID = ("/v1/models/../../sleep", "/v1/models/%2e%2e/%2e%2e/sleep")  # a model's id may contain slashes
+# Other places, and other ways to write such a path; `%2e%2e` is `..`.
+DISGUISED = (
+    *("/v1/../sleep", "/v1/%2e%2e/sleep", "/v1/chat/completions/../../../sleep", "/openai/%2e%2e/sleep", "/v1//sleep"),
+    *("/sleep", "/collective_rpc", "/inference/v1/generate", "/v1/tokenize/%2e%2e/sleep", "/v1/tokenize%2f..%2fsleep"),
+    *("/v2/default/openai/%2e%2e/sleep", "/v2/default/openai//sleep", "/v2/default/sleep", "/v1/tokenize%00/sleep"),
+    *("/v1/tokenize;/sleep", "/v1/tokenize%3f/sleep", "/V1/sleep", "//v1/sleep", "/v1/sleep/", "/v1/./sleep"),
+)
+
+
+async def call(proxy: Proxy, method: str, path: str) -> int:
+    """The status of a request whose path is sent as it is written here."""
+    body = {"json": {"model": "scripted", "prompt": "a"}} if method != "HEAD" else {}
+    async with proxy.http.request(method, URL(f"{proxy.url}{path}", encoded=True), **body) as response:
+        await response.read()
+        return response.status
+
+
+def jobs(line: Line) -> int:
+    """How many jobs the workers have begun."""
+    return sum("event=job.started" in one for worker in line.workers for one in worker.lines)
+
+
+async def taken_by(line: Line, requests: Any) -> int:
+    """How many of these requests, each of which must be answered with 404, became jobs in a worker."""
+    before = jobs(line)
+    for method, path in requests:
+        assert await call(line.proxy, method, path) == 404, (method, path)
+    async with line.proxy.http.post(CHAT, json=chat()) as response:
+        assert response.status == 200
+    await until(lambda: jobs(line) > before, what="this one is seen")
+    return jobs(line) - before - 1
+
+
+@pytest.mark.parametrize("base", BASES)
+@pytest.mark.parametrize("method", METHODS)
+async def test_no_other_route_of_the_engine_can_be_reached(line: Line, base: str, method: str) -> None:
+    assert await taken_by(line, [(method, f"{base}/{route}") for route in ROUTES]) == 0
+
+
+@pytest.mark.parametrize("method", ["GET", "POST"])
+async def test_nor_by_writing_its_path_in_another_way(line: Line, method: str) -> None:
+    paths = DISGUISED + IN_AN_ID if method == "GET" else DISGUISED
+    assert await taken_by(line, [(method, path) for path in paths]) == 0
