@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
 from secrets import token_hex
@@ -29,6 +30,7 @@ from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
 from proxy.service.intake import Intake
 from proxy.service.keys import Keys
+from proxy.service.limits import Limits
 from proxy.service.news import News
 from proxy.service.orphans import Orphans
 from proxy.service.output import Output
@@ -91,14 +93,15 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
     orphans = Orphans(store, runs)
     intake = Intake(store, output, dispatch, runs, clock)
+    limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, time.monotonic)
     queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock)
     sweeper = Sweeper(store, fleet, output, runs, orphans, clock, settings.lease)
     membership = Membership(endpoints, fleet, runs, output, recorder, orphans)
     channel = WorkerChannel(
         keys, endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
-    openai = OpenAi(keys, endpoints, intake, lambda: token_hex(12), settings.gaps())
-    jobs = JobsApi(keys, endpoints, fleet, store, queue, clock, check_url=_any_url, seal=_unsealed)
+    openai = OpenAi(keys, endpoints, intake, limits, lambda: token_hex(12), settings.gaps())
+    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=_any_url, seal=_unsealed)
     app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store, jobs))
     if settings.cors_origin:
         app = CORSMiddleware(

@@ -13,9 +13,11 @@ from proxy.api.relay import Gaps
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.keys import Kind, StoredKey, stored_key
+from proxy.service.limits import LIMITS, PER_WORKER, Limit
 from proxy.wire.frames import LEASE_SECONDS
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
+_LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>\d{1,9})(/(?P<concurrent>\d{1,9}))?")
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -34,6 +36,10 @@ class Settings(BaseSettings):
     queue_timeout: float = Field(300.0, gt=0, description="Seconds an OpenAI call waits for a worker before 503.")
     execution_timeout: float = Field(600.0, gt=0, description="Seconds one call may run.")
     max_queued: int = Field(10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429.")
+    limit: Annotated[list[str], NoDecode] = Field(
+        [], description="OPERATION=REQUESTS[/CONCURRENT] that a key may ask in ten seconds and at once; 0 is no limit."
+    )
+    limit_per_worker: int = Field(PER_WORKER, ge=0, description="Requests in ten seconds for each running worker.")
     drain: float = Field(30.0, ge=0, description="Seconds that running calls get to finish at shutdown.")
     lease: float = Field(LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost.")
     heartbeat_first: float = Field(1.0, gt=0, description="Seconds until a waiting stream hears that it is queued.")
@@ -43,7 +49,14 @@ class Settings(BaseSettings):
         "info", description="debug, info, warning or error."
     )
 
-    @field_validator("api_key", "endpoint", "cors_origin", mode="before")
+    @field_validator("limit")
+    @classmethod
+    def _known_limits(cls, value: list[str]) -> list[str]:
+        for text in value:
+            _limit(text)
+        return value
+
+    @field_validator("api_key", "endpoint", "cors_origin", "limit", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
@@ -70,6 +83,10 @@ class Settings(BaseSettings):
             execution_timeout=Millis(int(self.execution_timeout * 1000)),
             max_queued=self.max_queued,
         )
+
+    def limits(self) -> dict[str, Limit]:
+        """What one key may ask of one endpoint."""
+        return LIMITS | dict(_limit(text) for text in self.limit)
 
     def gaps(self) -> Gaps:
         """When a stream's client hears that it is alive."""
@@ -98,6 +115,17 @@ class Settings(BaseSettings):
                 return kept
         path.write_text(f"{secrets.token_urlsafe(32)}\n")
         return path.read_text().strip()
+
+
+def _limit(text: str) -> tuple[str, Limit]:
+    """`OPERATION=REQUESTS[/CONCURRENT]`, read."""
+    found = _LIMIT.fullmatch(text)
+    if found is None or found["operation"] not in LIMITS:
+        known = ", ".join(LIMITS)
+        message = f"{text!r}: a limit is OPERATION=REQUESTS or OPERATION=REQUESTS/CONCURRENT, of {known}"
+        raise ValueError(message)
+    concurrent = int(found["concurrent"]) if found["concurrent"] else LIMITS[found["operation"]].concurrent
+    return found["operation"], Limit(int(found["requests"]) or None, concurrent or None)
 
 
 def worker_environment(overrides: dict[str, str]) -> dict[str, str]:

@@ -4,7 +4,10 @@
 5xx again, twice, so a job that ran too long would run three times.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
+
+from proxy.service.limits import LimitedError, Told
 
 REQUEST = "invalid_request_error"
 SERVER = "server_error"
@@ -31,6 +34,7 @@ ERRORS: dict[str, Row] = {
     "method_not_allowed": Row(405, REQUEST),
     "request_too_large": Row(413, REQUEST),
     "unsupported_media_type": Row(415, REQUEST),
+    "rate_limited": Row(429, "rate_limit_exceeded"),
     "queue_full": Row(429, "rate_limit_exceeded", retry_after=5),
     "job_cancelled": Row(409, SERVER, should_retry=False),
     "internal_error": Row(500, SERVER, should_retry=False),
@@ -48,9 +52,16 @@ ERRORS: dict[str, Row] = {
 class ApiError(Exception):
     """An answer that is an error: a code of the table, a sentence that says what to do, the field that is wrong."""
 
-    def __init__(self, code: str, message: str, param: str | None = None, allow: str | None = None) -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        param: str | None = None,
+        allow: str | None = None,
+        more: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
         super().__init__(message)
-        self.code, self.message, self.param, self.allow = code, message, param, allow
+        self.code, self.message, self.param, self.allow, self.more = code, message, param, allow, more
 
     @property
     def row(self) -> Row:
@@ -59,7 +70,7 @@ class ApiError(Exception):
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """What the headers say about it."""
-        found = []
+        found = list(self.more)
         if self.code == "invalid_api_key":
             found.append((b"www-authenticate", b"Bearer"))
         if self.allow is not None:
@@ -69,3 +80,20 @@ class ApiError(Exception):
         if self.row.retry_after is not None:
             found.append((b"retry-after", str(self.row.retry_after).encode()))
         return found
+
+
+def limited(error: LimitedError) -> ApiError:
+    """The answer to a request that is one too many."""
+    wait = (b"retry-after", str(min(error.seconds, 60)).encode())
+    return ApiError("rate_limited", str(error), more=[wait, *limit_headers(error.told)])
+
+
+def limit_headers(told: Told | None) -> list[tuple[bytes, bytes]]:
+    """What a client may know of its limit, in OpenAI's words."""
+    if told is None:
+        return []
+    return [
+        (b"x-ratelimit-limit-requests", str(told.limit).encode()),
+        (b"x-ratelimit-remaining-requests", str(told.remaining).encode()),
+        (b"x-ratelimit-reset-requests", b"%ds" % told.reset),
+    ]

@@ -1,13 +1,14 @@
 """The OpenAI API: a plain ASGI application. Who asks, for what, and then a job or the list of models."""
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import structlog
 
 from proxy.api.body import FORM, JSON, ClientGoneError, peek, read_body, require_type
-from proxy.api.errors import ApiError
+from proxy.api.errors import ApiError, limit_headers, limited
 from proxy.api.form import peek_form
 from proxy.api.models import model_card, model_list
 from proxy.api.relay import Gaps, Relay
@@ -17,6 +18,7 @@ from proxy.jobs.model import Request
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.intake import DrainingError, Intake, QueueFullError
 from proxy.service.keys import Keys, Kind, Principal
+from proxy.service.limits import LimitedError, Limits
 
 log = structlog.get_logger()
 
@@ -30,8 +32,16 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,80}")
 class OpenAi:
     """Answers the routes of `api.routes`."""
 
-    def __init__(self, keys: Keys, endpoints: Endpoints, intake: Intake, new_id: Callable[[], str], gaps: Gaps) -> None:
-        self._keys, self._endpoints, self._intake = keys, endpoints, intake
+    def __init__(
+        self,
+        keys: Keys,
+        endpoints: Endpoints,
+        intake: Intake,
+        limits: Limits,
+        new_id: Callable[[], str],
+        gaps: Gaps,
+    ) -> None:
+        self._keys, self._endpoints, self._intake, self._limits = keys, endpoints, intake, limits
         self._new_id, self._gaps = new_id, gaps
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> bool:
@@ -107,19 +117,34 @@ class OpenAi:
         chosen = endpoint or self._endpoints.having(seen.model)
         if chosen is None or (seen.model is not None and not self._endpoints.serves(chosen, seen.model)):
             raise _unknown(seen.model or "", chosen)
-        request = Request("POST", found.path, content_type.decode("latin-1"), body)
+        with self._limited(principal, chosen, reply):
+            request = Request("POST", found.path, content_type.decode("latin-1"), body)
+            try:
+                job, mailbox = await self._intake.call(
+                    chosen, principal.owner, request, light=found.route.is_light, patience=_patience(headers)
+                )
+            except QueueFullError:
+                raise ApiError("queue_full", f"Endpoint {chosen.id} has {chosen.max_queued} jobs waiting.") from None
+            except DrainingError:
+                raise ApiError("server_draining", "This server is shutting down.") from None
+            reply.add_header(b"x-job-id", job.id.encode())
+            mailbox.abort = scope.get("extensions", {}).get(ABORT, mailbox.abort)
+            gaps = self._gaps if seen.is_streaming else None
+            await Relay(self._intake, job, mailbox, reply, gaps=gaps).run(receive)
+
+    @contextmanager
+    def _limited(self, principal: Principal, endpoint: Endpoint, reply: Reply) -> Iterator[None]:
+        """Count a call, from here to its end; the headers say what is left."""
         try:
-            job, mailbox = await self._intake.call(
-                chosen, principal.owner, request, light=found.route.is_light, patience=_patience(headers)
-            )
-        except QueueFullError:
-            raise ApiError("queue_full", f"Endpoint {chosen.id} has {chosen.max_queued} jobs waiting.") from None
-        except DrainingError:
-            raise ApiError("server_draining", "This server is shutting down.") from None
-        reply.add_header(b"x-job-id", job.id.encode())
-        mailbox.abort = scope.get("extensions", {}).get(ABORT, mailbox.abort)
-        gaps = self._gaps if seen.is_streaming else None
-        await Relay(self._intake, job, mailbox, reply, gaps=gaps).run(receive)
+            leave, told = self._limits.enter(principal.key_id, endpoint.id, "openai")
+        except LimitedError as error:
+            raise limited(error) from None
+        for name, value in limit_headers(told):
+            reply.add_header(name, value)
+        try:
+            yield
+        finally:
+            leave()
 
 
 def _patience(headers: dict[bytes, bytes]) -> float | None:

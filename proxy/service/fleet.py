@@ -95,6 +95,10 @@ class Fleet:
         """Whether any worker of the endpoint can serve."""
         return any(worker.is_ready for worker in self.of(endpoint))
 
+    def running(self, endpoint: EndpointId) -> int:
+        """How many workers of the endpoint can serve."""
+        return sum(worker.is_ready for worker in self.of(endpoint))
+
     def next_free(self, endpoint: EndpointId) -> tuple[Worker, int] | None:
         """The least loaded worker with a free slot, and how many jobs it may be given before another one is less so."""
         free = sorted((worker for worker in self.of(endpoint) if worker.credit), key=lambda worker: worker.held)

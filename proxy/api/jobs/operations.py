@@ -11,7 +11,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from proxy.api.body import JSON, ClientGoneError, read_body, require_type
-from proxy.api.errors import ApiError
+from proxy.api.errors import ApiError, limit_headers, limited
 from proxy.api.jobs import rendering
 from proxy.api.jobs.envelope import (
     MAX_TTL,
@@ -30,6 +30,7 @@ from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.fleet import Fleet
 from proxy.service.intake import DrainingError, QueueFullError
 from proxy.service.keys import Keys, Kind, Principal
+from proxy.service.limits import LimitedError, Limits
 from proxy.service.queue import NotRetriableError, Queue
 from proxy.store.base import JobStore, StoreFullError
 
@@ -47,6 +48,7 @@ class Asked:
 
     def __init__(self, request: Request, endpoint: Endpoint, principal: Principal) -> None:
         self.request, self.endpoint, self.owner = request, endpoint, principal.owner
+        self.key = principal.key_id
 
     def query(self, name: str) -> str | None:
         return self.request.query_params.get(name)
@@ -70,12 +72,13 @@ class JobsApi:
         fleet: Fleet,
         store: JobStore,
         queue: Queue,
+        limits: Limits,
         clock: Clock,
         check_url: CheckUrl,
         seal: Seal,
     ) -> None:
         self._keys, self._endpoints, self._fleet, self._store = keys, endpoints, fleet, store
-        self._queue, self._clock, self._check_url, self._seal = queue, clock, check_url, seal
+        self._queue, self._limits, self._clock, self._check_url, self._seal = queue, limits, clock, check_url, seal
 
     def router(self) -> APIRouter:
         """The routes. GET and POST are one where the Go client posts what the others get."""
@@ -96,7 +99,7 @@ class JobsApi:
         for path, methods, operation in rows:
             name = path.split("/")[1]
             router.add_api_route(
-                path, self._answering(operation), methods=methods, name=name, summary=operation.__doc__
+                path, self._answering(name, operation), methods=methods, name=name, summary=operation.__doc__
             )
         return router
 
@@ -210,12 +213,17 @@ class JobsApi:
         elements = await self._queue.outputs(job) if job.submission.durable and job.is_terminal else ()
         return rendering.full(job, elements, self._clock.now(), self._queue.reason(job))
 
-    def _answering(self, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    def _answering(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def answer(request: Request) -> Response:
+            leave = _nothing
             try:
                 asked = self._asked(request)
+                leave, told = self._limits.enter(asked.key, asked.endpoint.id, name)
                 body = await operation(asked, request.path_params.get("job_id", ""))
-                return Response(body, media_type="application/json")
+                headers = {key.decode(): value.decode() for key, value in limit_headers(told)}
+                return Response(body, headers=headers, media_type="application/json")
+            except LimitedError as error:
+                return refusal(limited(error))
             except ApiError as error:
                 return refusal(error)
             except ClientGoneError:
@@ -231,6 +239,8 @@ class JobsApi:
             except Exception:  # a bug of ours: the client gets an error it can read, the log gets the rest
                 log.exception("api.bug", path=request.url.path)
                 return refusal(ApiError("internal_error", "This server failed. The error is in its log."))
+            finally:
+                leave()
 
         return answer
 
@@ -253,6 +263,10 @@ def refusal(error: ApiError) -> Response:
     headers = {name.decode(): value.decode() for name, value in error.headers()}
     body = msgspec.json.encode({"error": error.message})
     return Response(body, error.row.status, headers, media_type="application/json")
+
+
+def _nothing() -> None:
+    pass
 
 
 def _found(job: Job | None, job_id: str) -> Job:

@@ -1,0 +1,119 @@
+"""How much one key may ask of one endpoint: requests in ten seconds, and requests at once, operation by operation.
+
+The numbers are the public platform's. The first one grows with the endpoint: it is at least so many for each running
+worker. A window is a fixed stretch of ten seconds, as the platform counts, so what a client reads in the headers is
+what is enforced.
+"""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import NamedTuple
+
+from proxy.jobs.model import EndpointId
+
+WINDOW_SECONDS = 10
+PER_WORKER = 50  # requests in a window for each running worker, where that is more than the base
+FORGET_ABOVE = 10_000  # entries of past windows that are kept before they are cleared out
+
+
+class Limit(NamedTuple):
+    """Requests in a window, and at once. None: as many as come."""
+
+    requests: int | None
+    concurrent: int | None = None
+
+
+LIMITS: dict[str, Limit] = {
+    "runsync": Limit(2000, 400),
+    "run": Limit(1000, 200),
+    "status": Limit(2000, 400),
+    "stream": Limit(2000, 400),
+    "cancel": Limit(100, 20),
+    "purge-queue": Limit(2),
+    "openai": Limit(2000, 400),
+    "requests": Limit(10, 2),
+}
+SAME_AS = {"status-sync": "status", "health": "status", "retry": "cancel"}
+"""Operations that the platform's table does not name."""
+
+
+class LimitedError(Exception):
+    """Too much was asked; `seconds` says when to come back, `told` what the headers say."""
+
+    def __init__(self, sentence: str, seconds: int, told: "Told | None") -> None:
+        super().__init__(sentence)
+        self.seconds, self.told = seconds, told
+
+
+class Told(NamedTuple):
+    """What a client may know: its limit, what is left of it, and the seconds until it begins anew."""
+
+    limit: int
+    remaining: int
+    reset: int
+
+
+@dataclass(slots=True)
+class _Use:
+    """What one key has used of one operation."""
+
+    window: int = 0
+    count: int = 0
+    open: int = 0
+
+
+class Limits:
+    """Counts, and refuses what is too much."""
+
+    def __init__(
+        self,
+        table: Mapping[str, Limit],
+        per_worker: int,
+        running: Callable[[EndpointId], int],
+        time: Callable[[], float],
+    ) -> None:
+        self._table, self._per_worker, self._running, self._time = table, per_worker, running, time
+        self._uses: dict[tuple[str, EndpointId, str], _Use] = {}
+
+    def enter(self, key: str, endpoint: EndpointId, operation: str) -> tuple[Callable[[], None], Told | None]:
+        """Begin a request: gives what ends it, and what its client is told; or `LimitedError`."""
+        operation = SAME_AS.get(operation, operation)
+        limit = self._table.get(operation)
+        if limit is None:
+            return _nothing, None
+        use = self._uses.get((key, endpoint, operation))
+        if use is None:
+            use = self._begin((key, endpoint, operation))
+        now = self._time()
+        window = int(now // WINDOW_SECONDS)
+        if use.window != window:
+            use.window, use.count = window, 0
+        told = None
+        if limit.requests is not None:
+            most = limit.requests
+            if use.count >= most:  # only then is it worth to ask how many workers there are
+                most = max(most, self._running(endpoint) * self._per_worker)
+            reset = max(1, int((window + 1) * WINDOW_SECONDS - now + 0.999))
+            if use.count >= most:
+                sentence = f"More than {most} {operation} requests in {WINDOW_SECONDS} seconds. Try again in {reset} s."
+                raise LimitedError(sentence, reset, Told(most, 0, reset))
+            told = Told(most, most - use.count - 1, reset)
+        if limit.concurrent is not None and use.open >= limit.concurrent:
+            raise LimitedError(f"More than {limit.concurrent} {operation} requests at once.", 1, told)
+        use.count += 1
+        use.open += 1
+
+        def leave() -> None:
+            use.open -= 1
+
+        return leave, told
+
+    def _begin(self, name: tuple[str, EndpointId, str]) -> _Use:
+        if len(self._uses) > FORGET_ABOVE:
+            window = int(self._time() // WINDOW_SECONDS)
+            self._uses = {one: use for one, use in self._uses.items() if use.open or use.window == window}
+        return self._uses.setdefault(name, _Use())
+
+
+def _nothing() -> None:
+    pass
