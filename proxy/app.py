@@ -40,6 +40,7 @@ from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
 from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings
+from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.signal import LocalSignal
 from proxy.wire.frames import SOCKET_BYTES
@@ -68,6 +69,7 @@ class Parts:
     dispatch: Dispatch
     runs: Runs
     intake: Intake
+    store: JobStore
     queue: Queue
     recorder: Recorder
     background: Background
@@ -113,7 +115,20 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
             max_age=600,
         )
     return Parts(
-        settings, token, endpoints, fleet, output, dispatch, runs, intake, queue, recorder, background, sweeper, app
+        settings,
+        token,
+        endpoints,
+        fleet,
+        output,
+        dispatch,
+        runs,
+        intake,
+        store,
+        queue,
+        recorder,
+        background,
+        sweeper,
+        app,
     )
 
 
