@@ -68,6 +68,7 @@ def test_importing_does_nothing_at_module_level() -> None:
             "range",
             "float",
             "Path",
+            "ip_network",
         ),
     }
     found = {
