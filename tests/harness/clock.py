@@ -6,8 +6,8 @@ from proxy.jobs.model import Millis
 class FakeClock:
     """Stands still until it is told."""
 
-    def __init__(self) -> None:
-        self._now = 1_800_000_000_000
+    def __init__(self, now: int = 1_800_000_000_000) -> None:
+        self._now = now
 
     def now(self) -> Millis:
         return Millis(self._now)
