@@ -44,6 +44,7 @@ from proxy.service.ports import WorkerExit
 from proxy.service.queue import Queue
 from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
+from proxy.service.seal import Seal
 from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings
 from proxy.store.base import JobStore
@@ -105,7 +106,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, time.monotonic)
     queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock)
     sweeper = Sweeper(store, fleet, output, runs, orphans, clock, settings.lease)
-    receivers = settings.receivers()
+    receivers, seal = settings.receivers(), Seal(settings.seal_key())
     check_webhook = partial(check_url, allowed=receivers)
 
     async def notice(job: Job) -> bytes:
@@ -118,7 +119,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         keys, endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
     openai = OpenAi(keys, endpoints, intake, limits, lambda: token_hex(12), settings.gaps())
-    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=check_webhook, seal=_unsealed)
+    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=check_webhook, seal=seal.close)
     app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store, jobs))
     if settings.cors_origin:
         app = CORSMiddleware(
@@ -146,10 +147,6 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         deliveries,
         app,
     )
-
-
-def _unsealed(secret: bytes) -> bytes:
-    return secret
 
 
 class Gateway:

@@ -17,6 +17,7 @@ from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.keys import Kind, StoredKey, stored_key
 from proxy.service.limits import LIMITS, PER_WORKER, Limit
+from proxy.service.seal import new_key
 from proxy.wire.frames import LEASE_SECONDS
 
 SECRETS = ("PROXY_API_KEY", "PROXY_WORKER_TOKEN", "PROXY_WEBHOOK_SECRET")
@@ -129,6 +130,10 @@ class Settings(BaseSettings):
     def signing_secret(self) -> str:
         """What webhooks are signed with, as their receivers are given it."""
         return self._kept("webhook-secret", self.webhook_secret, lambda: format_secret(secrets.token_bytes(KEY_BYTES)))
+
+    def seal_key(self) -> str:
+        """What the secrets that jobs bring are sealed with, in the store."""
+        return self._kept("seal-key", None, new_key)
 
     def receivers(self) -> Allowed:
         """The private receivers that webhooks may go to."""
