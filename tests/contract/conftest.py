@@ -1,20 +1,17 @@
-"""The stores that the contract is held to: a new one adds a line here, and no test."""
+"""What the contracts are about: a store of each kind, and jobs of each kind."""
 
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
+from harness.jobs import submission
+from harness.stores import STORES, T0, Submit
 
+from proxy.jobs.model import Job
 from proxy.store.base import JobStore, Signal
-from proxy.store.memory import MemoryStore
 from proxy.store.signal import LocalSignal
-from proxy.store.sqlite.store import SqliteStore
-
-STORES: dict[str, Callable[[Path], JobStore]] = {
-    "memory": lambda _: MemoryStore(),
-    "sqlite": lambda folder: SqliteStore(folder / "jobs.db"),
-}
 
 
 @pytest_asyncio.fixture(params=STORES)
@@ -23,6 +20,17 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
     made = STORES[request.param](tmp_path)
     async with made.open():
         yield made
+
+
+@pytest.fixture(params=["interactive", "durable"])
+def submit(request: pytest.FixtureRequest, store: JobStore) -> Submit:
+    """Submits jobs of each kind; a test that is about one of them says which."""
+
+    async def submit_all(*ids: str, **changed: Any) -> list[Job]:
+        fields = {"durable": request.param == "durable"} | changed
+        return [await store.submit(submission(job_id, **fields), T0) for job_id in ids]
+
+    return submit_all
 
 
 @pytest.fixture(params=["local"])
