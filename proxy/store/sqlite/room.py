@@ -53,8 +53,9 @@ class Room:
 
     def give_up(self) -> None:
         """The disk is full: let go of the ballast."""
-        log.error("store.gave_up_ballast", file=str(self._ballast))
-        self._ballast.unlink(missing_ok=True)
+        if self._ballast.exists():
+            log.error("store.gave_up_ballast", file=str(self._ballast))
+            self._ballast.unlink()
 
     def _fill(self) -> None:
         with suppress(OSError):  # without it the reserve is smaller, and that is all

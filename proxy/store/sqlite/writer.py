@@ -5,7 +5,8 @@ shared by all that came while the last one went on. Only after it, on the event 
 write applied to what is kept in memory and its caller told. A caller that has left changes nothing about that.
 
 Each write has a savepoint of its own: one that fails takes no other with it. When the disk is full everything is tried
-again with the ballast's place, and then one by one, so that what is small, or frees some room, gets through.
+again with the ballast's place, and then one by one, so that what is small, or frees some room, gets through. SQLite's
+log is put away first: what it holds needs a place in the file, and then it begins anew in its own.
 
 No other connection writes or puts SQLite's log away: besides being simple, that is what its bug with the reset of the
 log (3.7.0 to 3.51.2) needs to never happen.
@@ -121,6 +122,7 @@ class Writer:
         try:
             return self._commit([write])[0]
         except StoreFullError as error:
+            self._put_log_away()  # what did not fit has made it longer
             return error
 
     def _commit(self, batch: Sequence[Write]) -> list[Any]:
