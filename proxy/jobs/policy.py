@@ -2,7 +2,7 @@
 
 from typing import NamedTuple
 
-from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.lifecycle import Event, Status, advance
 from proxy.jobs.model import Delivery, Job, JobError, Millis
 
 LOW_WAITS = Millis(60_000)  # a job of low priority that has waited so long is served like any other
@@ -43,6 +43,14 @@ def overdue(job: Job, now: Millis) -> Verdict | None:
         waited = (now - job.created_at) / 1000
         return Verdict(Event.EXPIRE, JobError("no_workers", f"No worker was free to take this within {waited:.0f} s."))
     return Verdict(Event.EXPIRE, JobError("expired", "The job's time to live has ended."))
+
+
+def is_body_needed(job: Job) -> bool:
+    """Whether anybody can still ask for what the client sent: a worker, a retry, or the webhook, which is told it."""
+    if not job.is_terminal:
+        return True
+    is_retriable = advance(job.status, Event.RETRY) is not None
+    return job.submission.durable and (is_retriable or job.submission.webhook is not None)
 
 
 def after_loss(job: Job, why: JobError, *, output_left: bool) -> Verdict:
