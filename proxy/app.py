@@ -50,6 +50,7 @@ from proxy.settings import Settings
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.signal import LocalSignal
+from proxy.store.sqlite.store import SqliteStore
 from proxy.wire.frames import SOCKET_BYTES
 
 log = structlog.get_logger()
@@ -77,6 +78,7 @@ class Parts:
     runs: Runs
     intake: Intake
     store: JobStore
+    orphans: Orphans
     queue: Queue
     recorder: Recorder
     background: Background
@@ -91,13 +93,19 @@ class Parts:
             worker.seen = float("-inf")  # the sweeper buries it in its next round
 
 
+def make_store(settings: Settings) -> JobStore:
+    """The store that the settings name, not yet open."""
+    path = settings.store_path()
+    return MemoryStore() if path is None else SqliteStore(path)
+
+
 def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     """Make the parts. Nothing runs yet and nothing is opened."""
     clock = clock or SystemClock()
     token = settings.token()
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store, fleet, output, news, background = MemoryStore(), Fleet(), Output(), News(), Background()
+    store, fleet, output, news, background = make_store(settings), Fleet(), Output(), News(), Background()
     recorder = Recorder(store, news)
     dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
     runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
@@ -140,6 +148,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         runs,
         intake,
         store,
+        orphans,
         queue,
         recorder,
         background,
@@ -195,7 +204,18 @@ def listen(settings: Settings) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve on this socket. Leaving is the drain: running calls finish, within the time that is set for it."""
+    """Serve on this socket. Leaving is the drain: running calls finish, within the time that is set for it.
+
+    Raises `StoreUnavailableError`, and nothing runs, when the store cannot be opened.
+    """
+    async with parts.store.open():
+        parts.orphans.find(await parts.store.running())
+        async with _serving(parts, listener):
+            yield
+
+
+@contextlib.asynccontextmanager
+async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         parts.app,
         http=HttpProtocol,
@@ -244,6 +264,7 @@ async def drain(parts: Parts) -> None:
     for worker in parts.fleet:
         if worker.port is not None:
             worker.port.close("the proxy is shutting down")
+    await parts.recorder.flush_all()
     await parts.background.finish(FLUSH_SECONDS)
     await parts.deliveries.drain(FLUSH_SECONDS)
 

@@ -21,6 +21,7 @@ from proxy.service.seal import new_key
 from proxy.wire.frames import LEASE_SECONDS
 
 SECRETS = ("PROXY_API_KEY", "PROXY_WORKER_TOKEN", "PROXY_WEBHOOK_SECRET")
+MEMORY, SQLITE = "memory:", "sqlite:///"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>\d{1,9})(/(?P<concurrent>\d{1,9}))?")
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -37,6 +38,7 @@ class Settings(BaseSettings):
     worker_token: SecretStr | None = Field(None, description="What workers send; made and kept in the data directory.")
     endpoint: Annotated[list[str], NoDecode] = Field(["default"], description="ID[=MODEL,...] of an endpoint.")
     data_dir: Path = Field(Path(".data"), description="Where the token and the logs of local workers are kept.")
+    store: str = Field("", description="sqlite:///PATH, or memory: to keep no job; jobs.db in the data directory.")
     cors_origin: Annotated[list[str], NoDecode] = Field([], description="Origin of a web page that may call this.")
     webhook_secret: SecretStr | None = Field(None, description="Signs webhooks; made and kept in the data directory.")
     webhook_allow: Annotated[list[str], NoDecode] = Field(
@@ -77,6 +79,13 @@ class Settings(BaseSettings):
             if not _ENDPOINT.fullmatch(text.partition("=")[0]):
                 message = f"{text!r}: an endpoint's id is 1 to 80 letters, digits, '-' and '_'"
                 raise ValueError(message)
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        if value and value != MEMORY and not (value.startswith(SQLITE) and value != SQLITE):
+            raise ValueError("must be sqlite:///PATH or memory:")
         return value
 
     @field_validator("webhook_secret")
@@ -122,6 +131,12 @@ class Settings(BaseSettings):
     def is_exposed(self) -> bool:
         """Whether others than this machine can reach it although nobody needs a key."""
         return self.host not in LOOPBACK and not self.api_key
+
+    def store_path(self) -> Path | None:
+        """The file that durable jobs are kept in; None: they are not."""
+        if self.store == MEMORY:
+            return None
+        return Path(self.store.removeprefix(SQLITE)) if self.store else self.data_dir / "jobs.db"
 
     def token(self) -> str:
         """The worker token."""
