@@ -21,6 +21,11 @@ from proxy.api.status import status_app
 from proxy.channel.connection import Reader
 from proxy.channel.membership import Membership
 from proxy.channel.protocol import WorkerProtocol
+from proxy.channel.stock.calls import find_call
+from proxy.channel.stock.channel import StockChannel
+from proxy.channel.stock.line import LineProtocol
+from proxy.channel.stock.posts import Posts
+from proxy.channel.stock.roster import Roster
 from proxy.channel.websocket import WorkerChannel, worker_path
 from proxy.jobs.model import WorkerId
 from proxy.service.background import Background
@@ -72,6 +77,7 @@ class Parts:
     recorder: Recorder
     background: Background
     sweeper: Sweeper
+    roster: Roster
     app: Any  # the ASGI application
 
     def worker_exited(self, worker_exit: WorkerExit) -> None:
@@ -100,9 +106,11 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     channel = WorkerChannel(
         keys, endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
+    roster = Roster(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
+    stock = StockChannel(keys, endpoints, roster, Posts(runs, output, recorder, roster), _unsealed)
     openai = OpenAi(keys, endpoints, intake, limits, lambda: token_hex(12), settings.gaps())
     jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=_any_url, seal=_unsealed)
-    app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store, jobs))
+    app: Any = Gateway(openai, channel, stock, status_app(endpoints, fleet, intake, store, jobs))
     if settings.cors_origin:
         app = CORSMiddleware(
             app,
@@ -113,8 +121,9 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
             max_age=600,
         )
     return Parts(
-        settings, token, endpoints, fleet, output, dispatch, runs, intake, queue, recorder, background, sweeper, app
-    )
+        settings, token, endpoints, fleet, output, dispatch, runs, intake, queue, recorder, background, sweeper, roster,
+        app,
+    )  # fmt: skip
 
 
 def _any_url(_: str) -> None:
@@ -126,16 +135,22 @@ def _unsealed(secret: bytes) -> bytes:
 
 
 class Gateway:
-    """The ASGI application: the worker channel and the OpenAI API in front, FastAPI behind them."""
+    """The ASGI application: the channels of the workers and the OpenAI API in front, FastAPI behind them."""
 
-    def __init__(self, openai: OpenAi, channel: WorkerChannel, status: Any) -> None:
-        self._openai, self._channel, self._status = openai, channel, status
+    def __init__(self, openai: OpenAi, channel: WorkerChannel, stock: StockChannel, status: Any) -> None:
+        self._openai, self._channel, self._stock, self._status = openai, channel, stock, status
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
             await self._channel(worker_path(scope["path"]), scope, receive, send)
+        elif (call := find_call(scope["path"], scope["method"])) is not None:
+            await self._stock(call, scope, receive, send)
         elif not await self._openai(scope, receive, send):
             await self._status(scope, receive, send)
+
+
+class Protocol(LineProtocol, HttpProtocol):
+    """HTTP, with what both the relay and the channel of stock workers need from the connection."""
 
 
 class Server(uvicorn.Server):
@@ -174,7 +189,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     """Serve on this socket. Leaving is the drain: running calls finish, within the time that is set for it."""
     config = uvicorn.Config(
         parts.app,
-        http=HttpProtocol,
+        http=Protocol,
         ws=WorkerProtocol,
         ws_max_size=SOCKET_BYTES,
         ws_per_message_deflate=False,
@@ -192,6 +207,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     server = Server(config)
     tasks = [
         asyncio.create_task(parts.sweeper.serve(), name="sweeper"),
+        asyncio.create_task(parts.roster.serve(), name="roster"),
         asyncio.create_task(parts.recorder.serve(), name="recorder"),
         *(asyncio.create_task(parts.dispatch.serve(one.id), name=f"dispatch {one.id}") for one in parts.endpoints),
     ]
