@@ -23,6 +23,11 @@ from proxy.api.status import status_app
 from proxy.channel.connection import Reader
 from proxy.channel.membership import Membership
 from proxy.channel.protocol import WorkerProtocol
+from proxy.channel.stock.calls import find_call
+from proxy.channel.stock.channel import StockChannel
+from proxy.channel.stock.line import LineProtocol
+from proxy.channel.stock.posts import Posts
+from proxy.channel.stock.roster import Roster
 from proxy.channel.websocket import WorkerChannel, worker_path
 from proxy.delivery.deliveries import Deliveries
 from proxy.delivery.guard import check_url
@@ -84,6 +89,7 @@ class Parts:
     background: Background
     sweeper: Sweeper
     deliveries: Deliveries
+    roster: Roster
     app: Any  # the ASGI application
 
     def worker_exited(self, worker_exit: WorkerExit) -> None:
@@ -126,9 +132,11 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     channel = WorkerChannel(
         keys, endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
+    roster = Roster(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
+    stock = StockChannel(keys, endpoints, roster, Posts(runs, output, recorder, roster), seal.open)
     openai = OpenAi(keys, endpoints, intake, limits, lambda: token_hex(12), settings.gaps())
     jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=check_webhook, seal=seal.close)
-    app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store, jobs))
+    app: Any = Gateway(openai, channel, stock, status_app(endpoints, fleet, intake, store, jobs))
     if settings.cors_origin:
         app = CORSMiddleware(
             app,
@@ -154,21 +162,28 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         background,
         sweeper,
         deliveries,
+        roster,
         app,
     )
 
 
 class Gateway:
-    """The ASGI application: the worker channel and the OpenAI API in front, FastAPI behind them."""
+    """The ASGI application: the channels of the workers and the OpenAI API in front, FastAPI behind them."""
 
-    def __init__(self, openai: OpenAi, channel: WorkerChannel, status: Any) -> None:
-        self._openai, self._channel, self._status = openai, channel, status
+    def __init__(self, openai: OpenAi, channel: WorkerChannel, stock: StockChannel, status: Any) -> None:
+        self._openai, self._channel, self._stock, self._status = openai, channel, stock, status
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         if scope["type"] == "websocket":
             await self._channel(worker_path(scope["path"]), scope, receive, send)
+        elif (call := find_call(scope["path"], scope["method"])) is not None:
+            await self._stock(call, scope, receive, send)
         elif not await self._openai(scope, receive, send):
             await self._status(scope, receive, send)
+
+
+class Protocol(LineProtocol, HttpProtocol):
+    """HTTP, with what both the relay and the channel of stock workers need from the connection."""
 
 
 class Server(uvicorn.Server):
@@ -218,7 +233,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
 async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         parts.app,
-        http=HttpProtocol,
+        http=Protocol,
         ws=WorkerProtocol,
         ws_max_size=SOCKET_BYTES,
         ws_per_message_deflate=False,
@@ -236,6 +251,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
     server = Server(config)
     tasks = [
         asyncio.create_task(parts.sweeper.serve(), name="sweeper"),
+        asyncio.create_task(parts.roster.serve(), name="roster"),
         asyncio.create_task(parts.recorder.serve(), name="recorder"),
         asyncio.create_task(parts.deliveries.serve(), name="deliveries"),
         *(asyncio.create_task(parts.dispatch.serve(one.id), name=f"dispatch {one.id}") for one in parts.endpoints),

@@ -11,6 +11,7 @@ from pydantic import Field, SecretStr, field_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from proxy.api.relay import Gaps
+from proxy.channel.stock.liveness import Patience
 from proxy.delivery.guard import Allowed
 from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
 from proxy.jobs.model import EndpointId, Millis
@@ -53,6 +54,9 @@ class Settings(BaseSettings):
     limit_per_worker: int = Field(PER_WORKER, ge=0, description="Requests in ten seconds for each running worker.")
     drain: float = Field(30.0, ge=0, description="Seconds that running calls get to finish at shutdown.")
     lease: float = Field(LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost.")
+    poll_hold: float = Field(20.0, gt=0, lt=60, description="Seconds that a stock worker's poll is held.")
+    ping_lease: float = Field(35.0, gt=0, description="Seconds after which a silent stock worker is lost.")
+    line_gap: float = Field(10.0, gt=0, description="Seconds after which a stock worker is lost whose process ended.")
     heartbeat_first: float = Field(1.0, gt=0, description="Seconds until a waiting stream hears that it is queued.")
     heartbeat_queued: float = Field(5.0, gt=0, description="Seconds between heartbeats while it is queued.")
     heartbeat_silent: float = Field(15.0, gt=0, description="Seconds of silence before a heartbeat, once it runs.")
@@ -122,6 +126,10 @@ class Settings(BaseSettings):
     def gaps(self) -> Gaps:
         """When a stream's client hears that it is alive."""
         return Gaps(self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent)
+
+    def patience(self) -> Patience:
+        """How long stock workers are waited for."""
+        return Patience(self.poll_hold, self.ping_lease, self.line_gap)
 
     def keys(self, worker_token: str) -> list[StoredKey]:
         """All keys, as digests."""

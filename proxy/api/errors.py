@@ -37,6 +37,7 @@ ERRORS: dict[str, Row] = {
     "rate_limited": Row(429, "rate_limit_exceeded"),
     "queue_full": Row(429, "rate_limit_exceeded", retry_after=5),
     "job_cancelled": Row(409, SERVER, should_retry=False),
+    "engine_error": Row(500, SERVER, should_retry=False),
     "internal_error": Row(500, SERVER, should_retry=False),
     "worker_lost": Row(502, SERVER, should_retry=False),  # it was lost after output had left: it has run
     "gave_up": Row(502, SERVER, should_retry=False),

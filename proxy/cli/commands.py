@@ -1,12 +1,13 @@
 """The commands. Each one fills `Settings`, or a worker's environment, and hands over."""
 
 import os
+from secrets import token_hex
 from typing import Annotated
 
 import typer
 import uvloop
 
-from proxy.cli import options
+from proxy.cli import options, stock_worker
 from proxy.cli import worker as process
 from proxy.cli.chat import run as run_chat
 from proxy.cli.doctor import run as run_doctor
@@ -146,6 +147,22 @@ def token(data_dir: options.DataDir = None) -> None:
 def webhook_secret(data_dir: options.DataDir = None) -> None:
     """Print the secret that webhooks are signed with, for those who verify them. Made if there is none yet."""
     typer.echo(options.settings(data_dir=data_dir).signing_secret())
+
+
+@cli.command()
+def worker_env(
+    endpoint: Annotated[str, typer.Argument(help="The endpoint to serve.")] = "default",
+    connect: Annotated[str | None, typer.Option(help="The proxy's URL, as the worker reaches it.")] = None,
+    docker: Annotated[bool, typer.Option("--docker", help="As `-e` flags for `docker run`.")] = False,
+    port: options.Port = None,
+    worker_token: options.WorkerToken = None,
+    data_dir: options.DataDir = None,
+) -> None:
+    """Print the environment with which any Runpod worker image serves an endpoint here."""
+    settings = options.settings(port=port, worker_token=worker_token, data_dir=data_dir)
+    url = connect or f"http://127.0.0.1:{settings.port}"
+    told = stock_worker.environment(url, endpoint, settings.token(), f"pod-{token_hex(4)}")
+    typer.echo(stock_worker.shown(told, docker=docker))
 
 
 def main() -> None:

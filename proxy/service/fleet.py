@@ -71,6 +71,7 @@ class Fleet:
 
     def __init__(self) -> None:
         self._workers: dict[WorkerId, Worker] = {}
+        self._ill: dict[WorkerId, tuple[EndpointId, float]] = {}
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -82,10 +83,20 @@ class Fleet:
     def add(self, worker: Worker) -> None:
         """A worker is here for the first time."""
         self._workers[worker.id] = worker
+        self._ill.pop(worker.id, None)
 
     def remove(self, worker_id: WorkerId) -> None:
         """A worker is gone for good."""
         self._workers.pop(worker_id, None)
+
+    def report(self, worker_id: WorkerId, endpoint: EndpointId, until: float) -> None:
+        """A worker says that it cannot serve: it is shown as unhealthy until then, or until it is here again."""
+        self._ill[worker_id] = (endpoint, until)
+
+    def unhealthy(self, endpoint: EndpointId, now: float) -> int:
+        """How many workers of the endpoint have said so."""
+        self._ill = {worker_id: ill for worker_id, ill in self._ill.items() if ill[1] > now}
+        return sum(where == endpoint for where, _ in self._ill.values())
 
     def of(self, endpoint: EndpointId) -> list[Worker]:
         """The workers of an endpoint."""

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-from proxy.jobs.model import EndpointId, Job, JobId
+from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.service.runs import Runs
 from proxy.store.base import JobStore
 
@@ -36,6 +36,11 @@ class Orphans:
             return job
         await self._runs.orphaned(job)
         return None
+
+    def claim(self, job_id: JobId, worker: WorkerId) -> Job | None:
+        """The job, if this worker had it: for one that says which jobs it has, but not how much of them it has sent."""
+        job = self._jobs.get(job_id)
+        return self._jobs.pop(job_id) if job is not None and job.worker == worker else None
 
     async def end(self) -> None:
         """Their time is up."""

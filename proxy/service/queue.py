@@ -198,6 +198,10 @@ class Queue:
         """The owner's jobs, newest first."""
         return await self._store.recent(endpoint.id, owner, before=before, limit=limit, status=status)
 
+    def progress(self, job: Job) -> bytes | None:
+        """What its worker last said of how far it is, as JSON."""
+        return None if job.is_terminal else self._recorder.progress(job.id)
+
     def reason(self, job: Job) -> str:
         """Why it waits; empty when it does not."""
         if job.status is not Status.IN_QUEUE:

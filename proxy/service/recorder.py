@@ -37,6 +37,7 @@ class Recording:
     size: int = 0
     whole: bytes | None = None  # the output itself, for a job whose output is no list
     is_paused: bool = False
+    progress: bytes | None = None  # what the worker last said of how far it is, as JSON
 
 
 class Recorder:
@@ -84,6 +85,17 @@ class Recorder:
             recording.is_paused = True
             recording.port.pause(job_id, attempt)
         return True
+
+    def note(self, job_id: JobId, attempt: int, progress: bytes) -> None:
+        """The worker says how far it is; it is forgotten when the run ends."""
+        recording = self._recordings.get(job_id)
+        if recording is not None and recording.attempt == attempt:
+            recording.progress = progress
+
+    def progress(self, job_id: JobId) -> bytes | None:
+        """How far a job is, if its worker has said so."""
+        recording = self._recordings.get(job_id)
+        return recording.progress if recording is not None else None
 
     async def close(self, job_id: JobId, attempt: int) -> bytes | None:
         """The run has ended: write what is left of it. Gives the output, if it is no list."""

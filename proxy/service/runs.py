@@ -57,6 +57,11 @@ class Runs:
         output = await self._recorder.close(job_id, attempt)
         await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=True, error=error), output)
 
+    async def refused(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
+        """The run is over without an answer that its client could be given, and another one would be no better."""
+        self._let_go(worker, job_id, attempt)
+        await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=False, error=error))
+
     async def released(self, worker: Worker, job_id: JobId, attempt: int) -> None:
         """The worker hands it back untouched. If the client has seen output of it all the same, that is a loss."""
         mailbox = self._let_go(worker, job_id, attempt)

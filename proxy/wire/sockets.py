@@ -27,3 +27,11 @@ def keep_little_unsent(wire: Tunable) -> None:
 def keep_little_under_way(wire: Tunable) -> None:
     """Bound what the other end can have sent and this end has not read."""
     wire.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, UNDER_WAY_BYTES)
+
+
+def notice_silence(wire: Tunable) -> None:
+    """Let the kernel find out within about 25 s that the other machine is gone, also when nothing is sent to it."""
+    wire.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+    for name, value in (("TCP_KEEPIDLE", 10), ("TCP_KEEPINTVL", 5), ("TCP_KEEPCNT", 3)):
+        if hasattr(socket, name):
+            wire.setsockopt(socket.IPPROTO_TCP, getattr(socket, name), value)

@@ -4,6 +4,7 @@ Every answer is JSON and every error `{"error": "<sentence>"}` without an `id`: 
 it gets, and takes what has an id for a job.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
@@ -188,7 +189,7 @@ class JobsApi:
             "ready": ready,
             "running": running,
             "throttled": 0,
-            "unhealthy": 0,
+            "unhealthy": self._fleet.unhealthy(asked.endpoint.id, asyncio.get_running_loop().time()),
         }
         return msgspec.json.encode({"jobs": jobs, "workers": states, "durable": self._store.durable})
 
@@ -222,7 +223,8 @@ class JobsApi:
 
     async def _shown(self, job: Job) -> bytes:
         elements = await self._queue.outputs(job) if job.submission.durable and job.is_terminal else ()
-        return rendering.full(job, elements, self._clock.now(), self._queue.reason(job))
+        reason, progress = self._queue.reason(job), self._queue.progress(job)
+        return rendering.full(job, elements, self._clock.now(), reason, progress)
 
     def _answering(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:

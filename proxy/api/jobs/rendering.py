@@ -24,9 +24,9 @@ def brief(job: Job) -> bytes:
     return msgspec.json.encode({"id": job.id, "status": job.status})
 
 
-def full(job: Job, elements: Sequence[bytes], now: Millis, reason: str = "") -> bytes:
-    """What `status` answers, and `runsync` in the end. `elements` are its output log."""
-    return b"{" + b",".join(_fields(job, elements, now, reason)) + b"}"
+def full(job: Job, elements: Sequence[bytes], now: Millis, reason: str = "", progress: bytes | None = None) -> bytes:
+    """What `status` answers, and `runsync` in the end. `elements`: its output log; `progress` stands in for it."""
+    return b"{" + b",".join(_fields(job, elements, now, reason, progress)) + b"}"
 
 
 def notice(job: Job, elements: Sequence[bytes], now: Millis) -> bytes:
@@ -80,7 +80,9 @@ def execution(job: Job, now: Millis) -> int | None:
     return max(0, end - job.taken_at)
 
 
-def _fields(job: Job, elements: Sequence[bytes], now: Millis, reason: str) -> Iterator[bytes]:
+def _fields(
+    job: Job, elements: Sequence[bytes], now: Millis, reason: str, progress: bytes | None = None
+) -> Iterator[bytes]:
     if (waited := delay(job, now)) is not None:
         yield b'"delayTime":%d' % waited
     if job.error is not None and job.status is not Status.CANCELLED:
@@ -88,7 +90,8 @@ def _fields(job: Job, elements: Sequence[bytes], now: Millis, reason: str) -> It
     if (ran := execution(job, now)) is not None:
         yield b'"executionTime":%d' % ran
     yield b'"id":' + _text(job.id)
-    if (output := _output(job, elements)) is not None:
+    output = _output(job, elements) if progress is None else progress
+    if output is not None:
         yield b'"output":' + output
     if reason:
         yield b'"reason":' + _text(reason)

@@ -1,0 +1,108 @@
+"""From what worker-vllm puts out to the HTTP answer that its engine gave: both generations of it.
+
+A whole answer is the only element of a list. A stream comes as texts with pieces of the event stream, cut anywhere, or
+as objects that were events; it leaves as whole events. Nothing here waits or knows a job.
+"""
+
+import msgspec
+
+from proxy.channel.stock.failures import Failure, is_error_object, read_failure
+from proxy.channel.stock.results import NULL, elements
+from proxy.service.mailbox import EVENT_STREAM, Head
+
+EVENTS = f"{EVENT_STREAM}; charset=utf-8"
+JSON = "application/json"
+TEXT = "text/plain; charset=utf-8"
+DONE = b"data: [DONE]\n\n"
+QUOTE = b'"'
+BLANK_LINES = (b"\n\n", b"\r\n\r\n")  # what ends an event
+
+
+class _Asked(msgspec.Struct):
+    stream: msgspec.Raw = msgspec.Raw(b"false")
+
+
+class Answer:
+    """The answer of one run, as it comes."""
+
+    def __init__(self, body: bytes) -> None:
+        self.is_stream = bytes(msgspec.json.decode(body, type=_Asked).stream) == b"true"
+        self.has_begun = False  # events have come
+        self.failure: Failure | None = None  # what came was an error
+        self.received = 0  # elements
+        self._kept: list[bytes] = []  # elements of a whole answer
+        self._rest = b""  # behind the last whole event
+        self._was_parsed = False  # the events came as objects, without their end
+
+    @property
+    def backlog(self) -> int:
+        """Bytes that are kept here."""
+        return len(self._rest) + sum(map(len, self._kept))
+
+    def put(self, element: bytes) -> bytes:
+        """An element, as JSON. Gives the events that are whole now."""
+        self.received += 1
+        if not self.is_stream:
+            self._kept.append(element)
+            return b""
+        return self._events(element)
+
+    def finish(self, output: bytes) -> bytes:
+        """The run is complete, with this result. Gives what is left of the events."""
+        if not self.is_stream or self.failure is not None:
+            return b""
+        late = b"" if self.received else b"".join(self._events(one) for one in elements(output) or [output])
+        rest, self._rest = self._rest, b""
+        if rest.strip():
+            late += rest + b"\n\n"
+        return late + DONE if self._was_parsed else late
+
+    def has_holes(self, output: bytes) -> bool:
+        """Whether pieces of a stream were lost: its result, where it has one, lists them all."""
+        listed = elements(output) if self.is_stream and self.received else None
+        return bool(listed) and len(listed or ()) != self.received
+
+    def whole(self, output: bytes) -> tuple[Head, bytes] | None:
+        """An answer that is no stream; None when there is nothing in it."""
+        found = elements(output)
+        found = [output] if found is None else found or self._kept
+        if len(found) == 1 and found[0] != NULL:
+            return _unwrapped(found[0])
+        if found and all(one.startswith(QUOTE) for one in found):
+            return Head(200, TEXT), "".join(msgspec.json.decode(one, type=str) for one in found).encode()
+        return (Head(200, JSON), output) if len(found) > 1 and elements(output) else None
+
+    def _events(self, element: bytes) -> bytes:
+        if element.startswith(QUOTE):
+            return self._whole_events(msgspec.json.decode(element, type=str).encode())
+        listed = elements(element)
+        if listed is not None:
+            return b"".join(map(self._events, listed))
+        if not self.has_begun and is_error_object(element):
+            self.failure = read_failure(msgspec.json.decode(element))
+            return b""
+        if element == NULL:
+            return b""
+        self.has_begun = self._was_parsed = True
+        return b"data: %b\n\n" % element
+
+    def _whole_events(self, data: bytes) -> bytes:
+        self.has_begun = True
+        data = self._rest + data
+        end = max((data.rfind(mark) + len(mark) for mark in BLANK_LINES if mark in data), default=0)
+        self._rest = data[end:]
+        return data[:end]
+
+
+def _unwrapped(element: bytes) -> tuple[Head, bytes]:
+    if not element.startswith(QUOTE):
+        failure = read_failure(msgspec.json.decode(element)) if is_error_object(element) else None
+        if failure is not None and failure.status:
+            return Head(failure.status, JSON), failure.body
+        return Head(200, JSON), element
+    text = msgspec.json.decode(element, type=str).encode()
+    try:
+        msgspec.json.decode(text)
+    except msgspec.MsgspecError:
+        return Head(200, TEXT), text
+    return Head(200, JSON), text

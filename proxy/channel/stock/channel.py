@@ -1,0 +1,190 @@
+"""The channel of stock workers: a plain ASGI application for `/v2/{endpoint}/job-take/…` and its sisters.
+
+Their SDK asks again at once after almost any answer, a thousand times a second. So every poll is held, and every
+refusal takes its time; only 429 makes the SDK wait by itself. A result is posted once: it is never refused for load.
+"""
+
+import asyncio
+from typing import Any
+
+import structlog
+
+from proxy.channel.stock.calls import Call, read_ping, read_take
+from proxy.channel.stock.line import LINE, Line
+from proxy.channel.stock.offers import Unseal, write_jobs
+from proxy.channel.stock.posts import Posts
+from proxy.channel.stock.results import read_result
+from proxy.channel.stock.roster import Roster, RosterFullError, TakenNameError
+from proxy.channel.stock.worker import StockWorker
+from proxy.jobs.model import EndpointId, JobId
+from proxy.service.endpoints import Endpoints
+from proxy.service.keys import Keys, Kind
+from proxy.service.recorder import MOST_BYTES
+from proxy.wire.frames import STREAM_WINDOW
+
+log = structlog.get_logger()
+
+REFUSAL_SECONDS = 2.0
+MOST_REFUSALS = 64  # that wait at once; the others are told 429
+POST_BYTES = MOST_BYTES + STREAM_WINDOW  # the output, and what stands around it
+OK, NONE, TOO_MANY = 200, 204, 429
+
+
+class RefusedError(Exception):
+    """A call that gets nothing: a status and a sentence."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+
+
+class StockChannel:
+    """Speaks with stock workers."""
+
+    def __init__(self, keys: Keys, endpoints: Endpoints, roster: Roster, posts: Posts, unseal: Unseal) -> None:
+        self._keys, self._endpoints, self._roster, self._posts = keys, endpoints, roster, posts
+        self._unseal = unseal
+        self._refusals = 0
+
+    async def __call__(self, call: Call, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one call."""
+        try:
+            endpoint = self._check(call, scope)
+            await self._serve(call, endpoint, scope, receive, send)
+        except RefusedError as refused:
+            log.warning("worker.refused", worker=call.worker, code=refused.status, reason=str(refused))
+            await self._refuse(send, refused)
+        except RosterFullError:
+            await _reply(send, TOO_MANY)
+        except TakenNameError:
+            await self._refuse(send, RefusedError(409, f"worker {call.worker} is another one here"))
+
+    def _check(self, call: Call, scope: Any) -> EndpointId:
+        authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
+        if self._keys.authenticate(authorization, Kind.WORKER) is None:
+            raise RefusedError(401, "wrong worker token: RUNPOD_AI_API_KEY is what `vllm-serverless token` prints")
+        endpoint = self._endpoints.get(call.endpoint)
+        if endpoint is None:
+            raise RefusedError(404, f"no endpoint {call.endpoint!r} here: start the proxy with --endpoint")
+        if call.fault:
+            raise RefusedError(404, call.fault)
+        return endpoint.id
+
+    async def _serve(self, call: Call, endpoint: EndpointId, scope: Any, receive: Any, send: Any) -> None:
+        line: Line = scope["extensions"][LINE]
+        match call.verb:
+            case "job-take" | "job-take-batch":
+                await self._take(call, self._asking(endpoint, call, line), scope["query_string"], receive, send)
+            case "job-stop":
+                await self._stop(self._asking(endpoint, call, line), receive, send)
+            case "ping":
+                await self._ping(call, endpoint, scope["query_string"])
+                await _reply(send, OK)
+            case _:
+                await self._post(call, endpoint, line, receive)
+                await _reply(send, OK)
+
+    def _asking(self, endpoint: EndpointId, call: Call, line: Line) -> StockWorker:
+        worker = self._roster.admit(endpoint, call.worker)
+        worker.asks(line)
+        return worker
+
+    async def _take(self, call: Call, worker: StockWorker, query: bytes, receive: Any, send: Any) -> None:
+        if worker.is_closed:
+            await _reply(send, TOO_MANY)
+            return
+        asked = read_take(call.verb, query)
+        poll = worker.take(asked.wanted, is_idle=asked.is_idle)
+        is_there = False
+        try:
+            is_there = await poll.wait(worker.hold(self._roster.patience.hold), receive)
+        finally:
+            jobs = worker.taken(poll)
+            if not is_there or poll.is_replaced:
+                worker.missed(jobs)
+        if poll.is_replaced:
+            await _reply(send, TOO_MANY)
+        elif is_there and jobs:
+            body = write_jobs(jobs, self._unseal, as_list=call.verb == "job-take-batch")
+            await _reply(send, OK, body)
+            worker.got(jobs)
+        elif is_there:
+            await _reply(send, NONE)
+
+    async def _stop(self, worker: StockWorker, receive: Any, send: Any) -> None:
+        if worker.is_closed:
+            await _reply(send, TOO_MANY)
+            return
+        poll = worker.listen()
+        if await poll.wait(worker.hold(self._roster.patience.hold), receive):
+            stops = worker.stops(poll)
+            named = b",".join(b'"%b"' % job_id.encode() for job_id in stops)
+            await _reply(send, OK if stops else NONE, b'{"jobsToStop":[%b]}' % named if stops else b"")
+
+    async def _ping(self, call: Call, endpoint: EndpointId, query: bytes) -> None:
+        ping = read_ping(query)
+        if ping.illness:
+            await self._roster.fell_ill(endpoint, call.worker, ping.illness, shun=False)
+            return
+        worker = self._roster.find(endpoint, call.worker)
+        if worker is None and ping.jobs and self._roster.has_orphans():
+            worker = self._roster.admit(endpoint, call.worker)
+        if worker is not None:
+            for job_id in ping.jobs if self._roster.has_orphans() else ():
+                self._roster.adopt(worker, JobId(job_id))
+            worker.pinged(ping.jobs)
+
+    async def _post(self, call: Call, endpoint: EndpointId, line: Line, receive: Any) -> None:
+        body, is_whole = await _read(receive)
+        job_id = JobId(call.job)
+        worker = self._roster.find(endpoint, call.worker)
+        if worker is None and self._roster.has_orphans():
+            worker = self._roster.admit(endpoint, call.worker)
+        if worker is None or not is_whole:
+            return
+        if body is None:
+            await self._posts.too_large(worker, job_id)
+            return
+        result = await read_result(body)
+        if (
+            result is not None and result.is_progress
+        ):  # from a thread with a connection of its own, which it then closes
+            self._posts.progress(worker, job_id, result.value)
+            return
+        worker.asks(line)
+        if call.verb == "job-done":
+            await self._posts.result(worker, job_id, result)
+        elif result is not None and bytes(result.output):
+            await self._posts.chunk(worker, job_id, bytes(result.output))
+
+    async def _refuse(self, send: Any, refused: RefusedError) -> None:
+        if self._refusals >= MOST_REFUSALS:
+            await _reply(send, TOO_MANY)
+            return
+        self._refusals += 1
+        try:
+            await asyncio.sleep(REFUSAL_SECONDS)
+        finally:
+            self._refusals -= 1
+        await _reply(send, refused.status, str(refused).encode(), b"text/plain; charset=utf-8")
+
+
+async def _read(receive: Any) -> tuple[bytes | None, bool]:
+    """A body, None if it is too large, and whether it came to its end."""
+    parts, size = [], 0
+    while True:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            return None, False
+        part = message.get("body", b"")
+        size += len(part)
+        if size <= POST_BYTES:
+            parts.append(part)
+        if not message.get("more_body", False):
+            return (b"".join(parts), True) if size <= POST_BYTES else (None, True)
+
+
+async def _reply(send: Any, status: int, body: bytes = b"", content_type: bytes = b"application/json") -> None:
+    headers = [] if status == NONE else [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    await send({"type": "http.response.start", "status": status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})

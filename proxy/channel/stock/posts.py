@@ -1,0 +1,154 @@
+"""What a stock worker posts about a job goes to where it belongs: the mailbox of a call, or the recording of a job."""
+
+import asyncio
+from contextlib import suppress
+
+import msgspec
+import structlog
+
+from proxy.channel.stock.answers import EVENTS, JSON, Answer
+from proxy.channel.stock.failures import SICK, Failure, read_failure
+from proxy.channel.stock.holdings import Run
+from proxy.channel.stock.results import Result, error_text
+from proxy.channel.stock.roster import Roster
+from proxy.channel.stock.worker import StockWorker
+from proxy.jobs.model import JobError, JobId
+from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox
+from proxy.service.output import Output
+from proxy.service.recorder import MOST_BYTES, Recorder
+from proxy.service.runs import WORKER_LOST, Runs
+
+log = structlog.get_logger()
+
+ENGINE_ERROR = "engine_error"
+PROGRESS_BYTES = 1024 * 1024
+NOTHING = JobError(ENGINE_ERROR, "The worker ended without an answer.")
+NO_JSON = JobError(ENGINE_ERROR, "The worker's result is no JSON that could be read.")
+HOLES = JobError(WORKER_LOST.code, "Some of the answer was lost on its way from the worker.")
+
+
+class Posts:
+    """Takes chunks and results. The first result of a run counts; what comes after it, or too late, changes nothing."""
+
+    def __init__(self, runs: Runs, output: Output, recorder: Recorder, roster: Roster) -> None:
+        self._runs, self._output, self._recorder, self._roster = runs, output, recorder, roster
+
+    async def chunk(self, worker: StockWorker, job_id: JobId, element: bytes) -> None:
+        """A piece of output. Returns when the next one may come."""
+        run = self._run(worker, job_id)
+        if run is None or run.is_ending or run.is_stopped:
+            return
+        run.has_arrived = True
+        if not self._put(job_id, run, element):
+            await self._runs.overflowed(worker.member, job_id, run.attempt)
+        with suppress(TimeoutError):
+            async with asyncio.timeout(STALL_SECONDS):
+                await run.flow.wait()
+
+    def progress(self, worker: StockWorker, job_id: JobId, value: bytes) -> None:
+        """How far the job is."""
+        run = worker.holdings.runs.get(job_id)
+        if run is not None and not run.is_ending and len(value) <= PROGRESS_BYTES:
+            self._recorder.note(job_id, run.attempt, value)
+
+    async def result(self, worker: StockWorker, job_id: JobId, result: Result | None) -> None:
+        """The end of a run; None is one that nobody can read. Returns when it is in the store."""
+        run = self._run(worker, job_id)
+        if run is None or run.is_ending:
+            log.debug("stock.late", job=job_id, worker=worker.id)
+            return
+        run.is_ending = True
+        try:
+            await self._end(worker, job_id, run, result)
+        finally:
+            run.is_ending = False  # after a failure of ours the SDK posts it again
+        if worker.holdings.runs.get(job_id) is run:
+            del worker.holdings.runs[job_id]
+        if result is not None and result.stop_pod:
+            worker.refreshes()
+
+    async def too_large(self, worker: StockWorker, job_id: JobId) -> None:
+        """What was posted is more than is passed on."""
+        run = worker.holdings.runs.pop(job_id, None)
+        if run is not None:
+            await self._runs.overflowed(worker.member, job_id, run.attempt)
+            await self._runs.released(worker.member, job_id, run.attempt)
+
+    def _run(self, worker: StockWorker, job_id: JobId) -> Run | None:
+        return worker.holdings.runs.get(job_id) or self._roster.adopt(worker, job_id)
+
+    def _put(self, job_id: JobId, run: Run, element: bytes) -> bool:
+        if run.answer is None:
+            return self._recorder.put(job_id, run.attempt, element, b"", whole=False, more=False)
+        mailbox = self._mailbox(job_id, run)
+        if mailbox is None:
+            return True
+        events = run.answer.put(element)
+        limit = STREAM_CAP if run.answer.is_stream else MOST_BYTES
+        return _send(mailbox, run.answer, events) and run.answer.backlog <= limit
+
+    async def _end(self, worker: StockWorker, job_id: JobId, run: Run, result: Result | None) -> None:
+        if result is None:
+            await self._runs.refused(worker.member, job_id, run.attempt, NO_JSON)
+        elif result.has_failed and SICK in error_text(bytes(result.error)):
+            await self._roster.fell_ill(worker.endpoint, worker.id, SICK, shun=True)
+        elif run.answer is not None:
+            await self._end_call(worker, job_id, run, run.answer, result)
+        elif result.has_failed:
+            if bytes(result.output):
+                self._recorder.put(job_id, run.attempt, result.value, b"", whole=True, more=False)
+            error = JobError(ENGINE_ERROR, error_text(bytes(result.error)))
+            await self._runs.failed(worker.member, job_id, run.attempt, error)
+        else:
+            await self._runs.completed(worker.member, job_id, run.attempt, result.value)
+
+    async def _end_call(self, worker: StockWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
+        member, attempt = worker.member, run.attempt
+        mailbox = self._mailbox(job_id, run)
+        if mailbox is None:  # its client has left
+            await self._runs.released(member, job_id, attempt)
+        elif result.has_failed:
+            await self._fail(worker, mailbox, run, read_failure(msgspec.json.decode(result.error)))
+        elif answer.has_holes(result.value):
+            await self._runs.refused(member, job_id, attempt, HOLES)
+        elif answer.is_stream:
+            fits = _send(mailbox, answer, answer.finish(result.value))
+            if answer.failure is not None:
+                await self._fail(worker, mailbox, run, answer.failure)
+            elif not answer.has_begun:
+                await self._runs.refused(member, job_id, attempt, NOTHING)
+            else:
+                await self._complete(worker, job_id, run, fits=fits)
+        elif (found := answer.whole(result.value)) is None:
+            await self._runs.refused(member, job_id, attempt, NOTHING)
+        elif found[0].status >= ERROR_STATUS:
+            await self._fail(worker, mailbox, run, Failure("", found[0].status, found[1]))
+        else:
+            mailbox.put_head(found[0])
+            await self._complete(worker, job_id, run, fits=mailbox.put_chunk(found[1], more=False))
+
+    async def _complete(self, worker: StockWorker, job_id: JobId, run: Run, *, fits: bool) -> None:
+        if not fits:
+            await self._runs.overflowed(worker.member, job_id, run.attempt)
+        await self._runs.completed(worker.member, job_id, run.attempt)
+
+    async def _fail(self, worker: StockWorker, mailbox: Mailbox, run: Run, failure: Failure) -> None:
+        """With the status that the engine gave, if it is known and the answer has not begun."""
+        error = JobError(ENGINE_ERROR, failure.message)
+        if failure.status and mailbox.head is None:
+            mailbox.put_head(Head(failure.status, JSON))
+            mailbox.put_chunk(failure.body, more=False)
+            await self._runs.failed(worker.member, mailbox.job_id, run.attempt, error)
+        else:
+            await self._runs.refused(worker.member, mailbox.job_id, run.attempt, error)
+
+    def _mailbox(self, job_id: JobId, run: Run) -> Mailbox | None:
+        mailbox = self._output.sink(job_id, run.attempt)
+        return mailbox if mailbox is not None and mailbox.outcome is None else None
+
+
+def _send(mailbox: Mailbox, answer: Answer, events: bytes) -> bool:
+    """Put events of a stream into the mailbox; false if that is more than may be."""
+    if answer.has_begun and mailbox.head is None:
+        mailbox.put_head(Head(200, EVENTS))
+    return mailbox.put_chunk(events, more=False) if events else True

@@ -1,0 +1,146 @@
+"""All stock workers: who is here, who is gone, and what becomes of the jobs that they had."""
+
+import asyncio
+
+import structlog
+
+from proxy.channel.stock.holdings import Run, Vanished
+from proxy.channel.stock.liveness import Patience
+from proxy.channel.stock.worker import StockWorker
+from proxy.jobs.model import EndpointId, Job, JobError, JobId, WorkerId
+from proxy.service.background import Background
+from proxy.service.dispatch import Dispatch
+from proxy.service.fleet import Fleet
+from proxy.service.orphans import Orphans
+from proxy.service.recorder import Recorder
+from proxy.service.runs import WORKER_LOST, Runs
+
+log = structlog.get_logger()
+
+LOOK_SECONDS = 0.25
+FORGET_SECONDS = 600.0  # what is known of a worker that is gone
+MOST_WORKERS = 10_000  # ids are the workers' own choice
+ILL_SECONDS = 300.0  # how long it is shown that a worker was unhealthy, unless it is back
+SHUN_SECONDS = 60.0  # a worker whose engine is gone fails every job at once, so it gets none for a while
+NO_FORMS = JobError("unsupported_media_type", "The workers of this endpoint take JSON only.")
+NO_RESULT = JobError(
+    WORKER_LOST.code, "The worker ended this without a result. Did its handler return something that is no JSON?"
+)
+
+
+class RosterFullError(Exception):
+    """There are more worker ids than are kept."""
+
+
+class TakenNameError(Exception):
+    """Another worker has this id."""
+
+
+class Roster:
+    """Keeps the stock workers, and looks after them."""
+
+    def __init__(
+        self,
+        fleet: Fleet,
+        runs: Runs,
+        dispatch: Dispatch,
+        recorder: Recorder,
+        orphans: Orphans,
+        background: Background,
+        patience: Patience,
+    ) -> None:
+        self._fleet, self._runs, self._dispatch = fleet, runs, dispatch
+        self._recorder, self._orphans, self._background = recorder, orphans, background
+        self.patience = patience
+        self._workers: dict[tuple[EndpointId, WorkerId], StockWorker] = {}
+
+    async def serve(self) -> None:
+        """Look after them for ever."""
+        while True:
+            await asyncio.sleep(LOOK_SECONDS)
+            for worker in tuple(self._workers.values()):
+                await self._look(worker)
+
+    def find(self, endpoint: EndpointId, worker_id: str) -> StockWorker | None:
+        """A worker that has asked for something before."""
+        return self._workers.get((endpoint, WorkerId(worker_id)))
+
+    def admit(self, endpoint: EndpointId, name: str) -> StockWorker:
+        """The worker by this id, which is in the fleet from now on unless it is shunned."""
+        worker_id = WorkerId(name)
+        worker = self._workers.get((endpoint, worker_id))
+        namesake = self._fleet.get(worker_id)
+        if namesake is not None and (worker is None or namesake is not worker.member):
+            raise TakenNameError
+        now = asyncio.get_running_loop().time()
+        if worker is None:
+            if len(self._workers) >= MOST_WORKERS:
+                raise RosterFullError
+            worker = self._workers[endpoint, worker_id] = StockWorker(worker_id, endpoint, now, self)
+        if namesake is None and now >= worker.shunned_until:
+            worker.rejoin(now)
+            self._fleet.add(worker.member)
+            log.info("worker.joined", worker=worker_id, endpoint=endpoint, engine="stock")
+        return worker
+
+    def adopt(self, worker: StockWorker, job_id: JobId) -> Run | None:
+        """The run that this worker has from before this proxy was started, if it has."""
+        job = self._orphans.claim(job_id, worker.id)
+        if job is None:
+            return None
+        now = asyncio.get_running_loop().time()
+        run = Run(job.attempt, None, given_at=now, has_arrived=True)
+        worker.holdings.give(job_id, run)
+        worker.member.hold(job, since=now)
+        self._recorder.begin(job.id, job.attempt, worker)
+        log.info("run.adopted", job=job.id, attempt=job.attempt, worker=worker.id)
+        return run
+
+    def has_orphans(self) -> bool:
+        """Whether there may be something to adopt."""
+        return bool(self._orphans)
+
+    async def fell_ill(self, endpoint: EndpointId, name: str, why: str, *, shun: bool) -> None:
+        """A worker cannot serve: it is lost, and everyone may know."""
+        log.warning("worker.unhealthy", worker=name, endpoint=endpoint, why=why)
+        now = asyncio.get_running_loop().time()
+        worker = self.find(endpoint, name)
+        if worker is not None:
+            worker.shunned_until = now + SHUN_SECONDS if shun else now
+            await self._runs.bury(worker.member, why)
+        self._fleet.report(WorkerId(name), endpoint, now + ILL_SECONDS)
+
+    # `Books`
+
+    def give_back(self, worker: StockWorker, job: Job) -> None:
+        self._background.start(self._runs.undelivered(worker.member, job.id, job.attempt), f"give back {job.id}")
+
+    def refuse(self, worker: StockWorker, job: Job) -> None:
+        if any(not isinstance(other.port, StockWorker) for other in self._fleet.of(worker.endpoint)):
+            self.give_back(worker, job)  # one of our own workers can do it
+            return
+        work = self._runs.refused(worker.member, job.id, job.attempt, NO_FORMS)
+        self._background.start(work, f"refuse {job.id}")
+
+    def recover(self, worker: StockWorker, vanished: Vanished) -> None:
+        job_id, run, counts = vanished
+        log.info("stock.vanished", job=job_id, attempt=run.attempt, worker=worker.id, stopped=run.is_stopped)
+        if counts:
+            work = self._runs.lost(worker.member, job_id, run.attempt, NO_RESULT)
+        else:
+            work = self._runs.released(worker.member, job_id, run.attempt)
+        self._background.start(work, f"recover {job_id}")
+
+    def wake(self, worker: StockWorker) -> None:
+        self._dispatch.wake(worker.endpoint)
+
+    async def _look(self, worker: StockWorker) -> None:
+        now = asyncio.get_running_loop().time()
+        if self._fleet.get(worker.id) is not worker.member:
+            if not worker.life.lines and now - worker.asked_at > FORGET_SECONDS:
+                del self._workers[worker.endpoint, worker.id]
+        elif why := worker.life.loss(now, self.patience):
+            await self._runs.bury(worker.member, why)
+        else:
+            worker.member.seen = now  # the fleet's lease is for workers that have one connection
+            worker.refresh()

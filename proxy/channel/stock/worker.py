@@ -1,0 +1,234 @@
+"""One stock worker. It says nothing of slots: its room is what its open poll asks for; between two it has none."""
+
+import asyncio
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+import structlog
+
+from proxy.channel.stock.answers import Answer
+from proxy.channel.stock.holdings import Holdings, Run, Vanished
+from proxy.channel.stock.line import Closing, Line
+from proxy.channel.stock.liveness import Liveness
+from proxy.channel.stock.polls import Poll
+from proxy.jobs.model import EndpointId, Job, JobId, Request, Work, WorkerId
+from proxy.service.fleet import Worker
+
+log = structlog.get_logger()
+
+REST_SECONDS = 1.0  # after a job that it cannot be given: others take that one meanwhile, and this one gets the next
+REFRESH_SECONDS = 2.0  # a worker that wants to be made anew may end within that, and would take its jobs with it
+REFRESH_HOLD = 0.5  # it ends when its polls are answered
+
+
+@dataclass(slots=True)
+class Polling(Worker):
+    """A worker whose credit is the room of its open poll."""
+
+    room: int = 0
+
+    @property
+    def credit(self) -> int:
+        return self.room if self.port is not None else 0
+
+    @property
+    def light_credit(self) -> int:
+        return self.credit
+
+    @property
+    def is_ready(self) -> bool:
+        return self.port is not None
+
+
+class Books(Protocol):
+    """What a worker's channel knows to do with jobs that come to nothing here."""
+
+    def give_back(self, worker: "StockWorker", job: Job) -> None:
+        """It never got this job."""
+        ...
+
+    def refuse(self, worker: "StockWorker", job: Job) -> None:
+        """No worker of its kind can do this job."""
+        ...
+
+    def recover(self, worker: "StockWorker", vanished: Vanished) -> None:
+        """It had this job, and has it no more."""
+        ...
+
+    def wake(self, worker: "StockWorker") -> None:
+        """It has more room."""
+        ...
+
+
+class StockWorker:
+    """`WorkerPort` for a worker that polls. Outlives its membership of the fleet: it may come back."""
+
+    def __init__(self, worker_id: WorkerId, endpoint: EndpointId, now: float, books: Books) -> None:
+        self.id, self.endpoint = worker_id, endpoint
+        self.member = Polling(worker_id, endpoint, self, seen=now)
+        self.life = Liveness(now)
+        self.holdings = Holdings()
+        self.asked_at = now  # when its working process last asked for something
+        self.shunned_until = 0.0
+        self.is_closed = False
+        self._books = books
+        self._clock = asyncio.get_running_loop().time
+        self._lines: set[Line] = set()
+        self._taking: Poll | None = None
+        self._stopping: Poll | None = None
+        self._stops: list[str] = []
+        self._rests_until = self._ends_until = 0.0
+
+    # `WorkerPort`
+
+    def offer(self, job: Job) -> None:
+        poll, work = self._taking, job.submission.work
+        if poll is not None and poll.room > 0 and self.holdings.may_have(job.id) and not _is_form(work):
+            answer = Answer(work.body) if isinstance(work, Request) else None
+            self.holdings.give(job.id, Run(job.attempt, answer))
+            poll.give(job)
+        else:
+            self._rests_until = self._clock() + REST_SECONDS
+            (self._books.refuse if _is_form(work) else self._books.give_back)(self, job)
+        self.refresh()
+
+    def stop(self, job_id: JobId, attempt: int) -> None:
+        if (run := self._run(job_id, attempt)) is not None:
+            run.is_stopped = True
+            run.flow.set()
+            self._ask_to_stop(job_id)
+
+    def pause(self, job_id: JobId, attempt: int) -> None:
+        if (run := self._run(job_id, attempt)) is not None and not run.is_stopped:
+            run.flow.clear()
+
+    def resume(self, job_id: JobId, attempt: int) -> None:
+        if (run := self._run(job_id, attempt)) is not None:
+            run.flow.set()
+
+    def close(self, reason: str) -> None:
+        log.debug("stock.closed", worker=self.id, why=reason)
+        self.is_closed = True
+        self._answer_polls()
+        for run in self.holdings.runs.values():
+            run.flow.set()
+
+    # What it asks
+
+    def rejoin(self, now: float) -> None:
+        """It is here again, or for the first time."""
+        self.holdings.lose()
+        self._stops, self.is_closed = [], False
+        self.member = Polling(self.id, self.endpoint, self, seen=now)
+
+    def asks(self, line: Line) -> None:
+        """A request of its working process came on this connection."""
+        self.asked_at = self.life.heard = self._clock()
+        if line not in self._lines:
+            self._lines.add(line)
+            self.life.opened()
+            line.watch(lambda closing: self._closed(line, closing))
+
+    def take(self, wanted: int, *, is_idle: bool) -> Poll:
+        """It polls for jobs. There is one poll at a time: another one is of an older or of another process."""
+        if is_idle:
+            self._recover(self.holdings.idles(self.life.died_at))
+        if self._taking is not None:
+            log.warning("stock.polls_twice", worker=self.id, hint="every worker needs a RUNPOD_POD_ID of its own")
+            self._taking.is_replaced = True
+            self._taking.end()
+        self._taking = Poll(wanted)
+        self.member.slots = self.member.held + wanted
+        self.refresh()
+        return self._taking
+
+    def taken(self, poll: Poll) -> list[Job]:
+        """A poll is about to be answered, with these jobs."""
+        if self._taking is poll:
+            self._taking = None
+            self.refresh()
+        runs = self.holdings.runs
+        stopped = [job for job in poll.jobs if (run := runs.get(job.id)) is None or run.is_stopped]
+        self.missed(stopped)
+        return [job for job in poll.jobs if job not in stopped]
+
+    def missed(self, jobs: Sequence[Job]) -> None:
+        """It did not get these jobs."""
+        for job in jobs:
+            self.holdings.runs.pop(job.id, None)
+            self._books.give_back(self, job)
+
+    def got(self, jobs: Sequence[Job]) -> None:
+        """These jobs have been written to it."""
+        for job in jobs:
+            if (run := self.holdings.runs.get(job.id)) is not None:
+                run.given_at = self._clock()
+
+    def listen(self) -> Poll:
+        """It polls for jobs to stop."""
+        self._stopping = Poll()
+        if self._stops:
+            self._stopping.end()
+        return self._stopping
+
+    def stops(self, poll: Poll) -> list[str]:
+        """A poll is about to be answered, with these jobs to stop."""
+        if self._stopping is poll:
+            self._stopping = None
+        stops, self._stops = self._stops, []
+        return stops
+
+    def pinged(self, listed: frozenset[str]) -> None:
+        """A ping came; it lists what the worker has."""
+        self.life.heard = now = self._clock()
+        self._recover(self.holdings.pinged(listed, now, self.asked_at, self.life.died_at))
+        for job_id, run in self.holdings.runs.items():
+            if run.is_stopped and job_id in listed:  # it may have been too early: the SDK stops only what it has begun
+                self._ask_to_stop(job_id)
+
+    def refreshes(self) -> None:
+        """It has said that it is to be made anew after this job. What ends it is its own affair."""
+        self._rests_until = self._ends_until = self._clock() + REFRESH_SECONDS
+        self.refresh()
+        self._answer_polls()
+
+    def hold(self, seconds: float) -> float:
+        """How long a poll of it is held."""
+        return min(seconds, REFRESH_HOLD) if self._clock() < self._ends_until else seconds
+
+    def refresh(self) -> None:
+        """Tell the fleet how many jobs it may be given now."""
+        is_resting = self._clock() < self._rests_until
+        room = self._taking.room if self._taking is not None and not is_resting and not self.is_closed else 0
+        if room > self.member.room:
+            self._books.wake(self)
+        self.member.room = max(0, room)
+
+    def _run(self, job_id: JobId, attempt: int) -> Run | None:
+        run = self.holdings.runs.get(job_id)
+        return run if run is not None and run.attempt == attempt else None
+
+    def _recover(self, vanished: Iterable[Vanished]) -> None:
+        for one in vanished:
+            self._books.recover(self, one)
+
+    def _ask_to_stop(self, job_id: str) -> None:
+        if job_id not in self._stops:
+            self._stops.append(job_id)
+        if self._stopping is not None:
+            self._stopping.end()
+
+    def _answer_polls(self) -> None:
+        for poll in (self._taking, self._stopping):
+            if poll is not None:
+                poll.end()
+
+    def _closed(self, line: Line, closing: Closing) -> None:
+        self._lines.discard(line)
+        self.life.closed(closing, self._clock())
+        log.debug("stock.line_closed", worker=self.id, lines=self.life.lines, abrupt=closing.is_abrupt)
+
+
+def _is_form(work: Work) -> bool:
+    return isinstance(work, Request) and work.content_type.lower().startswith("multipart/")
