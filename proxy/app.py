@@ -7,6 +7,7 @@ import socket
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
@@ -14,6 +15,7 @@ import structlog
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 
+from proxy.api.jobs import rendering
 from proxy.api.jobs.operations import JobsApi
 from proxy.api.openai import OpenAi
 from proxy.api.protocol import HttpProtocol
@@ -22,7 +24,11 @@ from proxy.channel.connection import Reader
 from proxy.channel.membership import Membership
 from proxy.channel.protocol import WorkerProtocol
 from proxy.channel.websocket import WorkerChannel, worker_path
-from proxy.jobs.model import WorkerId
+from proxy.delivery.deliveries import Deliveries
+from proxy.delivery.guard import check_url
+from proxy.delivery.sender import Sender
+from proxy.delivery.signature import read_secret
+from proxy.jobs.model import Job, WorkerId
 from proxy.service.background import Background
 from proxy.service.clock import Clock, SystemClock
 from proxy.service.dispatch import Dispatch
@@ -38,8 +44,10 @@ from proxy.service.ports import WorkerExit
 from proxy.service.queue import Queue
 from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
+from proxy.service.seal import Seal
 from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings
+from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.signal import LocalSignal
 from proxy.wire.frames import SOCKET_BYTES
@@ -68,10 +76,12 @@ class Parts:
     dispatch: Dispatch
     runs: Runs
     intake: Intake
+    store: JobStore
     queue: Queue
     recorder: Recorder
     background: Background
     sweeper: Sweeper
+    deliveries: Deliveries
     app: Any  # the ASGI application
 
     def worker_exited(self, worker_exit: WorkerExit) -> None:
@@ -96,12 +106,20 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, time.monotonic)
     queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock)
     sweeper = Sweeper(store, fleet, output, runs, orphans, clock, settings.lease)
+    receivers, seal = settings.receivers(), Seal(settings.seal_key())
+    check_webhook = partial(check_url, allowed=receivers)
+
+    async def notice(job: Job) -> bytes:
+        return rendering.notice(job, await queue.outputs(job), clock.now())
+
+    deliveries = Deliveries(store, Sender(read_secret(settings.signing_secret()), receivers, clock), notice, clock)
+    runs.on_delivery = deliveries.wake
     membership = Membership(endpoints, fleet, runs, output, recorder, orphans)
     channel = WorkerChannel(
         keys, endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
     openai = OpenAi(keys, endpoints, intake, limits, lambda: token_hex(12), settings.gaps())
-    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=_any_url, seal=_unsealed)
+    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=check_webhook, seal=seal.close)
     app: Any = Gateway(openai, channel, status_app(endpoints, fleet, intake, store, jobs))
     if settings.cors_origin:
         app = CORSMiddleware(
@@ -113,16 +131,22 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
             max_age=600,
         )
     return Parts(
-        settings, token, endpoints, fleet, output, dispatch, runs, intake, queue, recorder, background, sweeper, app
+        settings,
+        token,
+        endpoints,
+        fleet,
+        output,
+        dispatch,
+        runs,
+        intake,
+        store,
+        queue,
+        recorder,
+        background,
+        sweeper,
+        deliveries,
+        app,
     )
-
-
-def _any_url(_: str) -> None:
-    pass
-
-
-def _unsealed(secret: bytes) -> bytes:
-    return secret
 
 
 class Gateway:
@@ -193,6 +217,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     tasks = [
         asyncio.create_task(parts.sweeper.serve(), name="sweeper"),
         asyncio.create_task(parts.recorder.serve(), name="recorder"),
+        asyncio.create_task(parts.deliveries.serve(), name="deliveries"),
         *(asyncio.create_task(parts.dispatch.serve(one.id), name=f"dispatch {one.id}") for one in parts.endpoints),
     ]
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
@@ -220,6 +245,7 @@ async def drain(parts: Parts) -> None:
         if worker.port is not None:
             worker.port.close("the proxy is shutting down")
     await parts.background.finish(FLUSH_SECONDS)
+    await parts.deliveries.drain(FLUSH_SECONDS)
 
 
 async def until_signal() -> None:

@@ -3,10 +3,12 @@
 from typing import NamedTuple
 
 from proxy.jobs.lifecycle import Event, Status, advance
-from proxy.jobs.model import Job, JobError, Millis
+from proxy.jobs.model import Delivery, Job, JobError, Millis
 
 LOW_WAITS = Millis(60_000)  # a job of low priority that has waited so long is served like any other
 MAX_FAILURES = 3  # a job whose run was lost this often is what kills the workers
+MAX_TRIES = 3  # of a delivery
+TRY_AGAIN = Millis(10_000)  # after one that failed
 
 
 class Verdict(NamedTuple):
@@ -63,3 +65,8 @@ def after_loss(job: Job, why: JobError, *, output_left: bool) -> Verdict:
         message = f"Given up after {job.failures + 1} runs were lost. The last: {why.message}"
         return Verdict(Event.FAIL, JobError("gave_up", message))
     return Verdict(Event.RELEASE)
+
+
+def after_try(delivery: Delivery, now: Millis) -> Millis | None:
+    """When a delivery that has just failed is tried again; None when it is given up."""
+    return Millis(now + TRY_AGAIN) if delivery.tries + 1 < MAX_TRIES else None
