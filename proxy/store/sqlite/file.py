@@ -12,7 +12,7 @@ from proxy.store.base import StoreUnavailableError
 from proxy.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-CACHE_KIB = 64 * 1024  # of pages in memory: random ids would otherwise be read from the file again and again
+CACHE_KIB = 16 * 1024  # of pages in memory: random ids would otherwise be read from the file again and again
 LOG_BYTES = 64 * 1024 * 1024  # SQLite's log shrinks to this once it was put away
 BUSY_SECONDS = 5.0  # that another program, such as a backup, may keep the file for itself
 DIRECTORY_MODE, FILE_MODE = 0o700, 0o600
