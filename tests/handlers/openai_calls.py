@@ -11,6 +11,7 @@ from typing import Any
 
 import runpod
 
+LAST_PIECE = 5
 GENERATION = os.environ.get("GENERATION", "new")
 REFUSED = {"message": "max_tokens is too large", "type": "BadRequestError", "param": None, "code": 400}
 
@@ -34,10 +35,10 @@ async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
         text = "".join(words(asked))
         yield {"id": "x", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": text}}]}
         return
-    for piece in pieces(asked):
+    for number, piece in enumerate(pieces(asked)):
         yield piece
         await asyncio.sleep(asked.get("seed", 0) / 1000)
-        if asked.get("user") == "breaks":
+        if asked.get("user") == "breaks" and number == LAST_PIECE:
             yield {"error": {"message": "the engine broke", "type": "worker_error", "code": None}}
 
 

@@ -1,0 +1,100 @@
+"""Stock workers die, drain, block and fall ill. Their pings come from another process, and prove nothing alone."""
+
+import signal
+from typing import Any
+
+from harness.command import family
+from harness.proxy import Proxy
+from harness.stock import stock_proxy, stock_worker
+from harness.waiting import until
+
+
+async def run(proxy: Proxy, value: Any, **more: Any) -> str:
+    async with proxy.http.post("/v2/default/run", json={"input": value} | more) as response:
+        return str((await response.json())["id"])
+
+
+async def end(proxy: Proxy, job: str) -> dict[str, Any]:
+    async with proxy.http.get(f"/v2/default/status-sync/{job}?wait=60000") as response:
+        found: dict[str, Any] = await response.json()
+        return found
+
+
+async def unhealthy(proxy: Proxy) -> int:
+    async with proxy.http.get("/v2/default/health") as response:
+        return int((await response.json())["workers"]["unhealthy"])
+
+
+async def test_a_killed_worker_is_known_to_be_lost_although_its_pings_go_on() -> None:
+    async with stock_proxy() as proxy, stock_worker(proxy, "plain.py") as first:
+        job = await run(proxy, {"do": "wait", "seconds": 60})
+        await first.noted("began", job)
+        async with stock_worker(proxy, "plain.py") as second:
+            first.process.send_signal(signal.SIGKILL)
+            await second.noted("began", job, 8)
+            assert first.process.returncode == -signal.SIGKILL
+            assert family([first.process.pid]), "its ping process lives on"
+            async with proxy.http.get(f"/v2/default/status/{job}") as response:
+                shown = await response.json()
+            assert (shown["status"], shown["retries"], shown["workerId"]) == ("IN_PROGRESS", 1, second.id)
+
+
+async def test_a_worker_that_comes_back_under_its_name_has_lost_its_job() -> None:
+    async with stock_proxy(line_gap=60.0, ping_lease=60.0) as proxy:
+        async with stock_worker(proxy, "plain.py", pod="pod-1") as first:
+            job = await run(proxy, {"do": "wait", "seconds": 1})
+            await first.noted("began", job)
+        async with stock_worker(proxy, "plain.py", pod="pod-1"):
+            ended = await end(proxy, job)
+    assert (ended["output"], ended["retries"]) == ("waited", 1)
+
+
+async def test_a_job_that_kills_its_workers_is_given_up() -> None:
+    async with (
+        stock_proxy() as proxy,
+        stock_worker(proxy, "plain.py"),
+        stock_worker(proxy, "plain.py"),
+        stock_worker(proxy, "plain.py"),
+    ):
+        ended = await end(proxy, await run(proxy, {"do": "die"}))
+        assert ended["status"] == "FAILED"
+        assert ended["error"].startswith("Given up after 3 runs were lost.")
+
+
+async def test_a_handler_that_blocks_its_process_for_longer_than_the_lease_runs_once() -> None:
+    async with stock_proxy(ping_lease=3.0, line_gap=1.0, poll_hold=1.0) as proxy:
+        async with stock_worker(proxy, "blocking.py") as worker, stock_worker(proxy, "blocking.py") as other:
+            job = await run(proxy, {"seconds": 20})
+            ended = await end(proxy, job)
+            assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
+            assert worker.notes("began", job) + other.notes("began", job) == 1
+
+
+async def test_a_drained_worker_posts_its_last_job_and_exits() -> None:
+    async with stock_proxy(line_gap=1.0) as proxy, stock_worker(proxy, "plain.py") as worker:
+        job = await run(proxy, {"do": "wait", "seconds": 4})
+        await worker.noted("began", job)
+        assert await worker.stop() == 0
+        ended = await end(proxy, job)
+        assert (ended["output"], ended["retries"]) == ("waited", 0)
+        await until(lambda: len(list(proxy.parts.fleet)) == 0, what="it is gone")
+
+
+async def test_a_worker_that_ends_after_each_job_ends_at_once() -> None:
+    async with stock_proxy(poll_hold=30.0) as proxy, stock_worker(proxy, "plain.py", REFRESH="1") as worker:
+        ended = await end(proxy, await run(proxy, {}))
+        assert ended["status"] == "COMPLETED"
+        await until(lambda: worker.process.returncode == 0, 10, "its polls do not hold it")
+
+
+async def test_a_worker_that_fails_its_checks_is_shown_as_unhealthy() -> None:
+    sick = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "false", "RUNPOD_MIN_MEMORY_GB": "1000000"}
+    async with stock_proxy() as proxy, stock_worker(proxy, "plain.py", pod="pod-1", wait=False, **sick) as worker:
+
+        async def is_shown() -> bool:
+            return await unhealthy(proxy) == 1
+
+        await until(is_shown, 60, "one unhealthy worker")
+        await until(lambda: worker.process.returncode == 1, what="it has ended")
+        async with stock_worker(proxy, "plain.py", pod="pod-1"):
+            assert await unhealthy(proxy) == 0
