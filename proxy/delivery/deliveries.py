@@ -13,11 +13,11 @@ from typing import TypeAlias
 import structlog
 from aiohttp import ClientSession
 
-from proxy.delivery.guard import receiver
 from proxy.delivery.sender import Sender
 from proxy.delivery.signature import message_id
-from proxy.jobs.model import Delivery, Job, JobId
+from proxy.jobs.model import Delivery, Job, JobId, Millis
 from proxy.jobs.policy import TRY_AGAIN, after_try
+from proxy.jobs.webhook import receiver
 from proxy.service.background import Background
 from proxy.service.clock import Clock
 from proxy.service.news import Follower
@@ -27,8 +27,7 @@ log = structlog.get_logger()
 
 TICK_SECONDS = 0.25
 MOST = 64  # deliveries at once
-MOST_OF_RECEIVER = 4  # of them to one host: one that is slow takes nothing from the others
-MOST_KNOWN = 1_024  # that are due, of which some wait for their receiver's others
+MOST_OF_RECEIVER = 4  # of them: one that is slow takes nothing from the others
 MOST_BYTES = 64 * 1024 * 1024  # of bodies at once; the last one may go beyond
 
 Render: TypeAlias = Callable[[Job], Awaitable[bytes]]
@@ -53,7 +52,7 @@ class Deliveries:
         self._most, self._most_of_receiver, self._most_bytes = most, most_of_receiver, most_bytes
         self._news, self._running, self._is_open = Follower(), Background(), True
         self._waiting: dict[JobId, Delivery] = {}
-        self._busy: dict[JobId, str] = {}  # and the host that it goes to
+        self._busy: dict[JobId, str] = {}  # and whom it goes to
         self._ended: list[JobId] = []
         self._looked_at = float("-inf")
         self._memory, self._bytes = asyncio.Condition(), 0
@@ -83,66 +82,78 @@ class Deliveries:
         self._ended.clear()
         self._begin(session)
         now = asyncio.get_running_loop().time()
-        known = len(self._busy) + len(self._waiting)
-        if self._waiting and (now < self._looked_at + TICK_SECONDS or known >= MOST_KNOWN):
-            return
-        if len(self._busy) < self._most:
-            self._looked_at = now
-            due = await self._store.deliveries(self._clock.now(), known + self._most)
-            self._waiting = {one.job.id: one for one in due if one.job.id not in self._busy}
+        if self._waiting and now < self._looked_at + TICK_SECONDS:
+            return  # each look is a search in the store: as long as there is something to do, a few a second will do
+        self._looked_at = now
+        while len(self._busy) < self._most and self._is_open:
+            crowded = {one for one, number in Counter(self._busy.values()).items() if number >= self._most_of_receiver}
+            limit = self._most + len(self._busy)
+            due = await self._store.deliveries(self._clock.now(), limit, besides=crowded)
+            fresh = {one.job.id: one for one in due if one.job.id not in self._busy}
+            if not fresh:
+                break
+            self._waiting |= fresh
             self._begin(session)
 
     def _begin(self, session: ClientSession) -> None:
-        """Begin what may begin, the earliest first."""
+        """Begin what may begin, the earliest first. What waits after that waits for a receiver's others, or for all."""
         busy = Counter(self._busy.values())
         for job_id, delivery in list(self._waiting.items()):
             if len(self._busy) >= self._most or not self._is_open:
                 return
-            host = receiver(delivery.job.submission.webhook or "").partition("://")[2]
-            if busy[host] < self._most_of_receiver:
-                busy[host] += 1
-                self._busy[job_id] = host
+            who = receiver(delivery.job.submission.webhook)
+            if busy[who] < self._most_of_receiver:
+                busy[who] += 1
+                self._busy[job_id] = who
                 del self._waiting[job_id]
                 self._running.start(self._deliver(session, delivery), f"delivery {job_id}")
 
     async def _deliver(self, session: ClientSession, delivery: Delivery) -> None:
         try:
-            job = await self._store.find(delivery.job.id)
-            if job is not None and job.is_terminal and job.retries == delivery.job.retries:
-                await self._try(session, delivery, job)
+            why = await self._tell(session, delivery)
+            again_at = None if why is None else after_try(delivery, self._clock.now())
+            self._log(delivery, why, again_at)
+            await self._note(delivery, again_at)
         finally:
             self._ended.append(delivery.job.id)
             self.wake()
 
-    async def _try(self, session: ClientSession, delivery: Delivery, job: Job) -> None:
-        webhook = job.submission.webhook or ""
+    async def _tell(self, session: ClientSession, delivery: Delivery) -> str | None:
+        """One try; None when there is nothing left to tell, else why it failed."""
+        webhook = delivery.job.submission.webhook or ""
         try:
-            why = await self._send(session, webhook, job)
+            async with self._memory:
+                await self._memory.wait_for(lambda: self._bytes < self._most_bytes)
+                body = await self._body(delivery)
+                self._bytes += len(body)
+            try:
+                return await self._sender.send(session, webhook, message_id(delivery.job), body) if body else None
+            finally:
+                async with self._memory:
+                    self._bytes -= len(body)
+                    self._memory.notify()
         except Exception:  # a bug of ours: it counts as a try, so that it ends
-            log.exception("delivery.broke", job=job.id)
-            why = "internal error"
-        again_at = None if why is None else after_try(delivery, self._clock.now())
-        told = {"job": job.id, "receiver": receiver(webhook), "tries": delivery.tries + 1}
-        if why is None:
-            log.debug("delivery.done", **told)
-        elif again_at is None:
-            log.warning("delivery.gave_up", **told, why=why)
-        else:
-            log.debug("delivery.failed", **told, why=why)
+            log.exception("delivery.broke", job=delivery.job.id)
+            return "internal error"
+
+    async def _body(self, delivery: Delivery) -> bytes:
+        """What is told; empty when the job was retried meanwhile, which takes its delivery back."""
+        job = await self._store.find(delivery.job.id)
+        return b"" if job is None or job.retries != delivery.job.retries else await self._render(job)
+
+    async def _note(self, delivery: Delivery, again_at: Millis | None) -> None:
         try:
             await self._store.tried(delivery, again_at)
         except StoreFullError:
-            log.warning("delivery.not_noted", **told)
+            log.warning("delivery.not_noted", job=delivery.job.id)
             await asyncio.sleep(TRY_AGAIN / 1000)  # it is due still: not again at once
 
-    async def _send(self, session: ClientSession, webhook: str, job: Job) -> str | None:
-        async with self._memory:
-            await self._memory.wait_for(lambda: self._bytes < self._most_bytes)
-            body = await self._render(job)
-            self._bytes += len(body)
-        try:
-            return await self._sender.send(session, webhook, message_id(job), body)
-        finally:
-            async with self._memory:
-                self._bytes -= len(body)
-                self._memory.notify()
+    def _log(self, delivery: Delivery, why: str | None, again_at: Millis | None) -> None:
+        job, tries = delivery.job, delivery.tries + 1
+        who = receiver(job.submission.webhook)
+        if why is None:
+            log.debug("delivery.done", job=job.id, receiver=who, tries=tries)
+        elif again_at is None:
+            log.warning("delivery.gave_up", job=job.id, receiver=who, tries=tries, why=why)
+        else:
+            log.debug("delivery.failed", job=job.id, receiver=who, tries=tries, why=why)

@@ -27,7 +27,6 @@ _URL = re.compile(
     re.IGNORECASE,
 )
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
-_SHOWN = re.compile(r"(https?)://(?:[^/?#\\@]*@)?([a-z0-9._-]+|\[[0-9a-f:.]+\])", re.IGNORECASE)
 
 
 class BadWebhookError(ValueError):
@@ -92,12 +91,6 @@ def read_url(text: str, allowed: Allowed) -> URL:
     if read != (scheme, host, port):
         raise BadWebhookError(AMBIGUOUS)
     return url
-
-
-def receiver(text: str) -> str:
-    """Scheme and host of a webhook, bad or good: all of it that may be logged, for paths and queries are secrets."""
-    found = _SHOWN.match(text)
-    return "" if found is None else f"{found[1]}://{found[2]}".lower()
 
 
 def _check_host(host: str, allowed: Allowed, *, is_v6: bool) -> None:

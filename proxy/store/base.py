@@ -1,6 +1,6 @@
 """The contract of a job store. These docstrings are its specification; `tests/contract/` holds every store to it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -115,8 +115,11 @@ class JobStore(Protocol):
         """
         ...
 
-    async def deliveries(self, now: Millis, limit: int) -> Sequence[Delivery]:
-        """Up to `limit` deliveries that are due, earliest first. They stay until `tried` says otherwise."""
+    async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
+        """Up to `limit` deliveries that are due, earliest first, with outlines of their jobs.
+
+        Those to the receivers in `besides` are left out. They stay until `tried` says otherwise.
+        """
         ...
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:

@@ -1,12 +1,14 @@
 """A job store in memory. Nothing outlives the process; it is the oracle that the other stores are compared with."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from itertools import islice
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status, advance
 from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
 from proxy.jobs.policy import is_body_needed
+from proxy.jobs.webhook import receiver
 from proxy.store.agenda import Agenda
 from proxy.store.books import Books
 
@@ -142,8 +144,10 @@ class MemoryStore:
         self._books.watch(after)
         return self._keep(after)
 
-    async def deliveries(self, now: Millis, limit: int) -> Sequence[Delivery]:
-        return [Delivery(self._jobs[job_id], self._tries[job_id]) for job_id in self._deliveries.due(now, limit)]
+    async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
+        every = (self._jobs[job_id] for job_id in self._deliveries.due(now, len(self._deliveries)))
+        wanted = (job for job in every if receiver(job.submission.webhook) not in besides)
+        return [Delivery(job.outline(), self._tries[job.id]) for job in islice(wanted, limit)]
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         job_id = delivery.job.id

@@ -259,6 +259,17 @@ async def test_one_slow_receiver_has_four_at_once_and_holds_up_nobody(desk: Desk
     assert hook.told.empty()
 
 
+async def test_thousands_that_wait_for_one_receiver_hold_up_nobody(desk: Desk, hook: Receiver) -> None:
+    hook.may_answer.clear()
+    async with receiver() as quick, desk.open() as deliveries:
+        for number in range(3_000):
+            await desk.end(f"slow-{number}", hook.named("slow.example"))
+        await desk.end("quick", quick.named("quick.example"))
+        deliveries.wake()
+        assert b'"quick"' in (await quick.next()).body
+    assert hook.most == 4
+
+
 async def test_there_is_a_bound_for_all_receivers_together(desk: Desk, hook: Receiver) -> None:
     hook.may_answer.clear()
     async with desk.open(most=6) as deliveries:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from proxy.delivery.addresses import is_public
-from proxy.delivery.guard import Allowed, BadWebhookError, check_url, read_url, receiver
+from proxy.delivery.guard import Allowed, BadWebhookError, check_url, read_url
+from proxy.jobs.webhook import receiver
 
 NOBODY = Allowed()
 INSIDE = Allowed.read(["hooks", "Receiver.internal", "10.1.0.0/16", "fd00::/8", "127.0.0.1"])

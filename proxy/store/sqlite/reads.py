@@ -1,12 +1,15 @@
 """What is asked of the file. Each function gets a connection, and is one look at one committed state."""
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from sqlite3 import Connection
 from typing import Any
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
 from proxy.jobs.model import Delivery, EndpointId, Job, JobId, Millis, Owner
+from proxy.jobs.webhook import receiver
 from proxy.store.sqlite.rows import Row, read_job
 
 SPARE_PAGES, SPARE_PART = 4096, 4  # 16 MB, or a quarter of a bigger file, is kept for what comes next
@@ -53,13 +56,13 @@ def running(db: Connection) -> list[Job]:
     return _outlines(db.execute("SELECT * FROM jobs WHERE finished_at IS NULL AND status = ?", (status,)))
 
 
-def deliveries(db: Connection, now: Millis, limit: int) -> list[Delivery]:
-    """What is due, earliest first."""
-    sql = """SELECT jobs.*, body, s3_config, output FROM jobs
-             LEFT JOIN works ON works.job = number LEFT JOIN results ON results.job = number
-             WHERE deliver_at IS NOT NULL AND deliver_at <= ? ORDER BY deliver_at, id LIMIT ?"""
-    rows = db.execute(sql, (now, limit)).fetchall()
-    return [Delivery(job, Row(*row[:-3]).tries) for row, job in zip(rows, _whole(rows), strict=True)]
+def deliveries(db: Connection, now: Millis, limit: int, besides: Collection[str]) -> list[Delivery]:
+    """What is due, earliest first, with outlines."""
+    sql = "SELECT * FROM jobs WHERE deliver_at IS NOT NULL AND deliver_at <= ? ORDER BY deliver_at, id"
+    with closing(db.execute(sql, (now,))) as found:
+        rows = (Row(*row) for row in found)
+        wanted = (row for row in rows if receiver(row.webhook) not in besides)
+        return [Delivery(read_job(row), row.tries) for row in islice(wanted, limit)]
 
 
 def outputs(db: Connection, job_id: JobId, cursor: int, limit: int) -> list[bytes]:

@@ -8,7 +8,7 @@ The file decides. A method asks the writer for a conditional write, and what cam
 commit. Only a place in line is given away before that, so that no two takes ask for the same job.
 """
 
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from sqlite3 import Connection
@@ -149,8 +149,8 @@ class SqliteStore:
             lambda job: self._books.watch(job) if job is not None else None,
         )
 
-    async def deliveries(self, now: Millis, limit: int) -> Sequence[Delivery]:
-        return await self._database.read(lambda db: reads.deliveries(db, now, limit))
+    async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
+        return await self._database.read(lambda db: reads.deliveries(db, now, limit, besides))
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         await self._database.write(lambda db: writes.tried(db, delivery, again_at))
