@@ -52,6 +52,8 @@ class Membership:
         else:
             if worker.endpoint != endpoint.id:
                 raise RefusedError(4409, f"worker {worker.id} already serves endpoint {worker.endpoint}")
+            if worker.port is not None and not isinstance(worker.port, Connection):
+                raise RefusedError(4409, f"worker {worker.id} is a stock worker here; every worker needs its own id")
             self.announce(worker, hello)
             if worker.port is not None:
                 worker.port.close("replaced by a newer connection")

@@ -1,10 +1,16 @@
 """The proxy and its worker started apart, as on two machines."""
 
+import asyncio
+import os
+import signal
+from asyncio.subprocess import DEVNULL
 from pathlib import Path
 
 import aiohttp
 from harness.command import command
-from harness.proxy import CHAT, chat
+from harness.environments import side_python
+from harness.proxy import CHAT, chat, serving
+from harness.stock import HANDLERS
 from harness.waiting import until
 
 KEY = "open-sesame"
@@ -36,6 +42,27 @@ async def test_a_worker_without_its_settings_says_which(tmp_path: Path) -> None:
         assert await worker.process.wait() == 2
         assert worker.text.count("\n") == 0
         assert "WORKER_CONNECT" in worker.text
+
+
+async def test_a_stock_worker_is_told_everything_by_its_environment() -> None:
+    async with serving(worker_token="hush") as proxy:
+        flags = ("default", "--connect", proxy.url, "--worker-token", "hush")
+        async with command("worker-env", *flags) as shown, command("worker-env", *flags, "--docker") as docker:
+            assert (await shown.process.wait(), await docker.process.wait()) == (0, 0)
+        assert all(line.startswith("export ") for line in shown.lines)
+        assert all(line.startswith("-e ") for line in docker.lines)
+        script = f'{shown.text}\nexec "$0" "$1"'
+        asked = await asyncio.create_subprocess_exec(
+            *("sh", "-c", script, side_python("sdk"), str(HANDLERS / "plain.py")),
+            stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
+        )  # fmt: skip
+        try:
+            await until(lambda: any(one.credit for one in proxy.parts.fleet), 60, "it asks for jobs")
+            async with proxy.http.post("/v2/default/runsync", json={"input": {"value": 1}}) as response:
+                assert (await response.json())["output"]["echo"] == 1
+        finally:
+            os.killpg(asked.pid, signal.SIGKILL)
+            await asked.wait()
 
 
 async def _is_ready(http: aiohttp.ClientSession) -> bool:

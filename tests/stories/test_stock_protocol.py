@@ -1,0 +1,289 @@
+"""The traps of the stock SDK's protocol, told with a worker of our own that speaks it over plain HTTP."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from typing import Any, Self
+
+import aiohttp
+import pytest_asyncio
+from harness.proxy import CHAT, Proxy, serving
+from harness.stock import stock_proxy
+from harness.waiting import until
+
+from proxy.jobs.model import EndpointId, Millis, WorkerId
+
+HOLD = 1.0
+
+
+@pytest_asyncio.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    async with stock_proxy(poll_hold=HOLD) as running:
+        yield running
+
+
+class Raw:
+    """A worker that does nothing by itself."""
+
+    def __init__(self, proxy: Proxy, name: str = "pod-1") -> None:
+        self.name, self._url = name, f"{proxy.url}/v2/default"
+        self.http = aiohttp.ClientSession(
+            headers={"Authorization": proxy.parts.token}, connector=aiohttp.TCPConnector(limit=0)
+        )
+        self.pings = aiohttp.ClientSession(headers={"Authorization": proxy.parts.token})
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.http.close()
+        await self.pings.close()
+
+    async def take(self, *, busy: bool = False, batch: int = 1) -> Any:
+        """What a poll gives: a job, a list of them, or None."""
+        verb = "job-take" if batch == 1 else "job-take-batch"
+        more = "" if batch == 1 else f"&batch_size={batch}"
+        url = f"{self._url}/{verb}/{self.name}?gpu=none{more}&job_in_progress={int(busy)}"
+        async with self.http.get(url) as response:
+            assert response.status in {200, 204}, response.status
+            return await response.json() if response.status == 200 else None
+
+    async def next_job(self) -> Any:
+        """Poll until there is a job."""
+        while True:
+            if job := await self.take():
+                return job
+
+    async def done(self, job: str, body: Any, *, stream: bool = False) -> int:
+        url = f"{self._url}/job-done/{self.name}/{job}?gpu=none&isStream={str(stream).lower()}"
+        data = body if isinstance(body, bytes) else json.dumps(body).encode()
+        async with self.http.post(url, data=data) as response:
+            return response.status
+
+    async def chunk(self, job: str, value: Any) -> int:
+        url = f"{self._url}/job-stream/{self.name}/{job}?gpu=none&isStream=false"
+        async with self.http.post(url, data=json.dumps({"output": value})) as response:
+            return response.status
+
+    async def stops(self) -> list[str]:
+        async with self.http.get(f"{self._url}/job-stop/{self.name}?gpu=none") as response:
+            return list((await response.json())["jobsToStop"]) if response.status == 200 else []
+
+    async def ping(self, *jobs: str) -> None:
+        query = f"?job_id={','.join(jobs)}" if jobs else ""
+        async with self.pings.get(f"{self._url}/ping/{self.name}{query}") as response:
+            assert response.status == 200
+
+
+async def run(proxy: Proxy, value: Any = 1, **more: Any) -> str:
+    async with proxy.http.post("/v2/default/run", json={"input": value} | more) as response:
+        return str((await response.json())["id"])
+
+
+async def status(proxy: Proxy, job: str) -> dict[str, Any]:
+    async with proxy.http.get(f"/v2/default/status/{job}") as response:
+        found: dict[str, Any] = await response.json()
+        return found
+
+
+async def test_a_poll_is_held_and_then_answered_with_nothing(proxy: Proxy) -> None:
+    loop = asyncio.get_running_loop()
+    async with Raw(proxy) as raw:
+        began = loop.time()
+        assert await asyncio.gather(raw.take(), raw.stops()) == [None, []]
+        assert loop.time() - began >= HOLD
+
+
+async def test_a_poll_for_several_gets_what_is_there(proxy: Proxy) -> None:
+    jobs = {await run(proxy, number) for number in range(3)}
+    async with Raw(proxy) as raw:
+        taken = await raw.take(batch=2)
+        assert [one["input"] for one in taken] == [0, 1]
+        more = await raw.take(batch=8, busy=True)
+        assert {one["id"] for one in taken + more} == jobs
+
+
+async def test_who_has_the_wrong_token_or_no_endpoint_is_refused_slowly(proxy: Proxy) -> None:
+    loop = asyncio.get_running_loop()
+
+    async def refused(path: str, token: str) -> int:
+        async with proxy.http.get(path, headers={"Authorization": token}) as response:
+            return response.status
+
+    began = loop.time()
+    token = proxy.parts.token
+    asked = [
+        refused("/v2/default/job-take/w?gpu=x", "wrong"),
+        refused("/v2/other/job-take/w?gpu=x", token),
+        refused("/v2/default/job-take/w&job_in_progress=0", token),
+        refused("/v2/default/job-done/w/j", token),
+    ]
+    assert await asyncio.gather(*asked) == [401, 404, 404, 404]
+    assert loop.time() - began >= 2.0
+    many = await asyncio.gather(*(refused("/v2/default/ping/w", "wrong") for _ in range(100)))
+    assert set(many) == {401, 429}
+
+
+async def test_a_job_that_its_worker_never_got_is_handed_out_again_and_not_counted(proxy: Proxy) -> None:
+    async with Raw(proxy) as first, Raw(proxy, "pod-2") as second:
+        job = await run(proxy)
+        assert (await first.take())["id"] == job
+        waiting = asyncio.create_task(second.next_job())
+        await first.ping()
+        await first.stops()
+        await first.stops()
+        await first.ping()
+        await first.ping()
+        assert (await asyncio.wait_for(waiting, 5))["id"] == job
+        assert (await status(proxy, job))["retries"] == 0
+
+
+async def test_a_job_whose_poll_breaks_is_not_lost(proxy: Proxy) -> None:
+    async with Raw(proxy) as first:
+        polling = asyncio.create_task(first.take())
+        await until(lambda: any(one.credit for one in proxy.parts.fleet), what="it polls")
+        polling.cancel()
+        await until(lambda: not any(one.credit for one in proxy.parts.fleet), what="the poll is gone")
+    async with Raw(proxy, "pod-2") as second:
+        job = await run(proxy)
+        assert (await second.next_job())["id"] == job
+
+
+async def test_jobs_given_to_polls_that_break_are_all_done_in_the_end(proxy: Proxy) -> None:
+    async with Raw(proxy, "pod-2") as good:
+        jobs = []
+        for number in range(20):
+            async with Raw(proxy) as bad:
+                polling = asyncio.create_task(bad.take(batch=2))
+                await until(lambda: any(one.credit for one in proxy.parts.fleet), what="it polls")
+                jobs.append(await run(proxy, number))
+                polling.cancel()
+        ended: set[str] = set()
+        while len(ended) < len(jobs):
+            for job in await good.take(batch=8) or []:
+                await good.done(job["id"], {"output": 1})
+                ended.add(job["id"])
+        assert ended == set(jobs)
+
+
+async def test_a_worker_is_not_given_a_job_that_it_may_still_have(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw:
+        job = await run(proxy)
+        await raw.take()
+        await raw.ping(job)
+        await raw.done(job, {"error": "no"})
+        async with proxy.http.post(f"/v2/default/retry/{job}") as response:
+            assert response.status == 200
+        assert await raw.take(busy=True) is None
+        await raw.ping()
+        assert (await raw.next_job())["id"] == job
+
+
+async def test_the_first_result_counts_and_a_late_one_is_taken_all_the_same(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw:
+        job = await run(proxy)
+        await raw.take()
+        assert await raw.done(job, {"output": 1}) == 200
+        assert await raw.done(job, {"output": 2}) == 200
+        assert (await status(proxy, job))["output"] == 1
+        late = await run(proxy)
+        await raw.take()
+        async with proxy.http.post(f"/v2/default/cancel/{late}"):
+            pass
+        assert await raw.stops() == [late]
+        assert await raw.done(late, {"output": 3}) == 200
+        assert (await status(proxy, late))["status"] == "CANCELLED"
+        assert await raw.done("never-was", {"output": 3}) == 200
+
+
+async def test_a_result_that_nobody_can_read_fails_its_job(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw:
+        job = await run(proxy)
+        await raw.take()
+        assert await raw.done(job, b"<html>") == 200
+        assert (await status(proxy, job))["status"] == "FAILED"
+
+
+async def test_a_result_keeps_its_bytes(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw:
+        job = await run(proxy, {"a": 1.50, "b": 1})
+        await raw.take()
+        await raw.done(job, b'{"output": {"big": 123456789012345678901234567890, "one": 1.0,  "e": 1E2}}')
+        async with proxy.http.get(f"/v2/default/status/{job}") as response:
+            assert b'{"big": 123456789012345678901234567890, "one": 1.0,  "e": 1E2}' in await response.read()
+
+
+async def test_a_stopped_job_is_stopped_again_while_the_worker_lists_it(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw:
+        job = await run(proxy)
+        await raw.take()
+        async with proxy.http.post(f"/v2/default/cancel/{job}"):
+            pass
+        assert await raw.stops() == [job]
+        await raw.ping(job)
+        assert await raw.stops() == [job]
+        await raw.ping()
+        assert await raw.stops() == []
+
+
+async def test_a_slow_reader_holds_back_the_chunks_of_its_stream(proxy: Proxy) -> None:
+    body = {"messages": [], "stream": True}
+    async with Raw(proxy) as raw:
+        taking = asyncio.create_task(raw.next_job())
+        async with aiohttp.ClientSession(read_bufsize=2**12) as slow:
+            asking = asyncio.create_task(slow.post(proxy.url + CHAT, json=body))
+            job = (await taking)["id"]
+            event = f"data: {'x' * 65_000}\n\n"
+            posted = 0
+
+            async def post() -> None:
+                nonlocal posted
+                while posted < 200:
+                    assert await raw.chunk(job, event) == 200
+                    posted += 1
+
+            posting = asyncio.create_task(post())
+            response = await asking
+            mailbox = next(iter(proxy.parts.output))
+            await until(lambda: mailbox.backlog > 128 * 1024, 10, "it waits")
+            before = posted
+            await raw.ping(job)
+            await raw.stops()
+            assert posted == before < 200
+            reading = asyncio.create_task(response.read())
+            await posting
+            await raw.done(job, {"output": []})
+            assert len(await reading) == 200 * len(event)
+
+
+async def test_a_stream_of_which_a_piece_was_lost_is_not_given_for_whole(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw:
+        taking = asyncio.create_task(raw.next_job())
+        asking = asyncio.create_task(proxy.http.post(CHAT, json={"messages": [], "stream": True}))
+        job = (await taking)["id"]
+        await raw.chunk(job, "data: 1\n\n")
+        await raw.done(job, {"output": ["data: 1\n\n", "data: 2\n\n", "data: [DONE]\n\n"]})
+        text = await (await asking).text()
+        assert text.startswith("data: 1\n\n")
+        assert "lost on its way" in text
+
+
+async def test_a_run_goes_on_when_the_proxy_was_started_again(proxy: Proxy) -> None:
+    parts = proxy.parts
+    store = parts.queue._store
+    job_id = await run(proxy)
+    [job] = await store.take(EndpointId("default"), WorkerId("pod-1"), limit=1, light_limit=0, now=Millis(0))
+    parts.sweeper._orphans.find([job])
+    async with Raw(proxy) as raw:
+        assert await raw.chunk(job_id, "a") == 200
+        assert await raw.done(job_id, {"output": ["a"]}, stream=True) == 200
+    assert (await status(proxy, job_id))["output"] == ["a"]
+
+
+async def test_open_polls_are_answered_when_the_proxy_ends() -> None:
+    async with serving(poll_hold=30.0) as proxy:
+        raw = Raw(proxy)
+        polling = asyncio.gather(raw.take(), raw.stops())
+        await until(lambda: any(one.credit for one in proxy.parts.fleet), what="it polls")
+    assert await asyncio.wait_for(polling, 5) == [None, []]
+    await raw.__aexit__()

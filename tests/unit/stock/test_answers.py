@@ -1,0 +1,121 @@
+"""What worker-vllm puts out, as the answer of its engine."""
+
+import json
+
+import pytest
+
+from proxy.channel.stock.answers import DONE, Answer
+from proxy.channel.stock.failures import read_failure
+from proxy.channel.stock.results import elements, error_text, read_result
+
+STREAM, WHOLE = b'{"stream": true}', b'{"stream": false}'
+
+
+def text(value: str) -> bytes:
+    return json.dumps(value, ensure_ascii=False).encode()
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+def test_a_stream_that_is_cut_anywhere_leaves_as_whole_events(size: int) -> None:
+    whole = "".join(f"data: é🙂 {number}\r\n\r\n" if number % 3 else f"data: {number}\n\n" for number in range(9))
+    answer = Answer(STREAM)
+    pieces = [answer.put(text(whole[start : start + size])) for start in range(0, len(whole), size)]
+    assert all(piece.endswith((b"\n\n", b"\r\n\r\n")) for piece in pieces if piece)
+    assert b"".join(pieces) + answer.finish(b"[]") == whole.encode()
+
+
+def test_the_end_of_a_stream_is_an_event_even_when_its_blank_line_is_missing() -> None:
+    answer = Answer(STREAM)
+    assert answer.put(text("data: 1\n")) == b""
+    assert answer.finish(b"[]") == b"data: 1\n\n\n"
+
+
+def test_parsed_events_are_written_again_and_ended() -> None:
+    answer = Answer(STREAM)
+    assert answer.put(b'[{"a":1},{"b":2}]') == b'data: {"a":1}\n\ndata: {"b":2}\n\n'
+    assert answer.finish(b"[]") == DONE
+
+
+def test_a_stream_that_came_only_as_a_result_is_one_all_the_same() -> None:
+    assert Answer(STREAM).finish(b'["data: 1\\n\\n", "data: 2\\n\\n"]') == b"data: 1\n\ndata: 2\n\n"
+
+
+def test_what_is_missing_in_a_stream_is_noticed() -> None:
+    answer = Answer(STREAM)
+    answer.put(b'"data: 1"')
+    assert answer.has_holes(b"[1,2]")
+    assert not answer.has_holes(b"[1]")
+    assert not answer.has_holes(b"[]")
+
+
+WHOLES = [
+    (b'[{"id": 1.0}]', 200, b'{"id": 1.0}'),
+    (b'{"id": 1}', 200, b'{"id": 1}'),
+    (b'["{\\"id\\": 1}"]', 200, b'{"id": 1}'),
+    (b'["some ", "text"]', 200, b"some text"),
+    (b"[1, 2]", 200, b"[1, 2]"),
+    (b'[{"object": "error", "message": "m", "code": 404}]', 404, b'{"error":{"message":"m","code":404}}'),
+]
+
+
+@pytest.mark.parametrize(("output", "status", "body"), WHOLES)
+def test_a_whole_answer_is_unwrapped(output: bytes, status: int, body: bytes) -> None:
+    found = Answer(WHOLE).whole(output)
+    assert found is not None
+    assert (found[0].status, found[1]) == (status, body)
+
+
+@pytest.mark.parametrize("output", [b"[]", b"null", b"[null]"])
+def test_no_answer_is_none(output: bytes) -> None:
+    assert Answer(WHOLE).whole(output) is None
+
+
+def test_a_whole_answer_may_have_come_as_a_chunk_only() -> None:
+    answer = Answer(WHOLE)
+    assert answer.put(b'{"id": 1}') == b""
+    assert answer.whole(b"[]") is not None
+
+
+INNER = '{"error": {"message": "it\'s", "code": 400}}'
+FAILURES = [
+    (repr({"message": f"vLLM returned HTTP 400: {INNER}", "type": "worker_error", "code": None}), 400, INNER),
+    ({"message": f"vLLM returned HTTP 422: {INNER}"}, 422, INNER),
+    ({"message": "vLLM returned HTTP 503: busy"}, 503, None),
+    (repr({"message": "m", "type": "t", "param": None, "code": 404}), 404, None),
+    ({"error": {"message": "m", "code": 400}}, 400, None),
+    ("handler: out of luck \ntraceback: Traceback…", 0, None),
+    (json.dumps({"error_type": "<class 'E'>", "error_message": "out of luck"}), 0, None),
+    ("plain", 0, None),
+    ("{'not': closed", 0, None),
+    ("{" * 100_000, 0, None),
+    (["a", 1], 0, None),
+    ({"message": "m", "code": 200}, 0, None),
+]
+
+
+@pytest.mark.parametrize(("error", "status", "body"), FAILURES, ids=range(len(FAILURES)))
+def test_the_status_of_an_error_is_found_again(error: object, status: int, body: str | None) -> None:
+    failure = read_failure(error)
+    assert failure.status == status
+    assert bool(failure.body) is bool(status)
+    assert body is None or failure.body.decode() == body
+
+
+def test_an_exception_is_told_without_its_trace() -> None:
+    assert read_failure("handler: out of luck \ntraceback: secret").message == "out of luck"
+    assert read_failure(json.dumps({"error_message": "out of luck", "error_traceback": "s"})).message == "out of luck"
+
+
+async def test_results_keep_their_bytes_and_python_numbers_are_mended() -> None:
+    result = await read_result(b'{"output": {"x": 1.0,  "y": []}, "stopPod": true}')
+    assert result is not None
+    assert (result.value, result.has_failed, result.stop_pod) == (b'{"x": 1.0,  "y": []}', False, True)
+    mended = await read_result(b'{"output": [NaN, Infinity, -Infinity, 1]}')
+    assert mended is not None
+    assert elements(mended.value) == [b"null", b"null", b"null", b"1"]
+    assert [await read_result(body) for body in (b"", b"[]", b"<html>", b'{"output"', b"[" * 100_000)] == [None] * 5
+
+
+@pytest.mark.parametrize(("error", "told"), [(b'"text"', "text"), (b'{"a": 1}', '{"a": 1}'), (b"[1]", "[1]")])
+def test_an_error_is_a_string(error: bytes, told: str) -> None:
+    assert error_text(error) == told

@@ -1,0 +1,135 @@
+"""When a stock worker counts as lost, and which of its jobs it has no more."""
+
+from proxy.channel.stock.calls import find_call, read_ping, read_take
+from proxy.channel.stock.holdings import Holdings, Run
+from proxy.channel.stock.line import Closing
+from proxy.channel.stock.liveness import Liveness, Patience
+from proxy.jobs.model import JobId
+
+DEATH, RESET = Closing(False, False, None), Closing(False, True, 100.0)
+HOUSEKEEPING, OURS = Closing(False, False, 15.0), Closing(True, False, 0.0)
+PATIENCE = Patience(hold=20, lease=35, gap=10)
+JOB = JobId("job-1")
+
+
+def alive(*lines: float) -> Liveness:
+    life = Liveness(0.0)
+    for _ in lines or (0.0,):
+        life.opened()
+    return life
+
+
+def test_a_process_whose_connections_broke_is_given_a_moment() -> None:
+    for closing in (DEATH, RESET, Closing(False, False, 0.9)):
+        life = alive()
+        life.closed(closing, 5.0)
+        assert not life.loss(14.0, PATIENCE)
+        assert life.loss(15.1, PATIENCE) == "its process ended"
+
+
+def test_a_process_that_comes_back_is_not_lost() -> None:
+    life = alive()
+    life.closed(DEATH, 5.0)
+    life.opened()
+    assert not life.loss(30.0, PATIENCE)
+
+
+def test_a_worker_that_closes_idle_connections_lives_by_its_pings() -> None:
+    for closing in (HOUSEKEEPING, OURS):
+        life = alive()
+        life.closed(closing, 20.0)
+        life.heard = 25.0
+        assert not life.loss(59.0, PATIENCE)
+        assert life.loss(60.1, PATIENCE) == "silent for 35 s"
+
+
+def test_an_idle_connection_that_closes_last_does_not_hide_a_death() -> None:
+    life = alive(1, 2)
+    life.closed(DEATH, 5.0)
+    life.closed(HOUSEKEEPING, 5.01)
+    assert life.loss(16.0, PATIENCE)
+
+
+def holding(**fields: object) -> tuple[Holdings, Run]:
+    holdings, run = Holdings(), Run(1, None, given_at=1.0)
+    for name, value in fields.items():
+        setattr(run, name, value)
+    holdings.give(JOB, run)
+    return holdings, run
+
+
+def ping(holdings: Holdings, now: float, *listed: str, asked_at: float = 0.0, died_at: float = -1.0) -> list[bool]:
+    found = holdings.pinged(frozenset(listed), now, asked_at, died_at)
+    return [one.counts for one in found]
+
+
+def test_a_job_that_was_there_and_is_gone_from_two_pings_counts_as_run() -> None:
+    holdings, _ = holding()
+    assert ping(holdings, 2.0, JOB) == []
+    assert ping(holdings, 3.0) == []
+    assert ping(holdings, 4.0) == [True]
+    assert ping(holdings, 5.0) == []
+
+
+def test_a_job_that_never_arrived_does_not_count_the_first_time() -> None:
+    holdings, _ = holding()
+    assert [ping(holdings, now, asked_at=5.0) for now in (2.0, 3.0, 4.0)] == [[], [], [False]]
+    holdings.give(JOB, Run(2, None, given_at=5.0))
+    assert [ping(holdings, now, asked_at=9.0) for now in (10.0, 11.0, 12.0)] == [[], [], [True]]
+
+
+def test_a_worker_that_has_not_read_its_answer_may_still_do_so() -> None:
+    holdings, _ = holding()
+    assert [ping(holdings, float(now), asked_at=1.5) for now in range(2, 30)] == [[]] * 28
+
+
+def test_a_poll_that_says_idle_ends_everything_whatever_a_stale_ping_says() -> None:
+    holdings, _ = holding()
+    ping(holdings, 2.0, JOB)
+    assert [one.counts for one in holdings.idles(-1.0)] == [True]
+    ping(holdings, 3.0, JOB)
+    assert holdings.may_have(JOB)
+
+
+def test_a_stopped_job_never_counts() -> None:
+    holdings, run = holding()
+    ping(holdings, 2.0, JOB)
+    run.is_stopped = True
+    assert ping(holdings, 3.0) == [False]
+
+
+def test_a_job_on_its_way_is_not_over() -> None:
+    holdings, run = holding(given_at=float("inf"))
+    assert holdings.idles(-1.0) == []
+    run.given_at, run.is_ending = 1.0, True
+    assert holdings.idles(-1.0) == []
+
+
+def test_a_lost_worker_is_not_given_again_what_its_pings_still_list() -> None:
+    holdings, _ = holding()
+    holdings.lose()
+    assert not holdings.may_have(JOB)
+    ping(holdings, 2.0, JOB)
+    assert not holdings.may_have(JOB)
+    ping(holdings, 3.0)
+    assert holdings.may_have(JOB)
+
+
+def test_what_paths_and_queries_mean() -> None:
+    call = find_call("/v2/ep/job-done/w-1/j-1", "POST")
+    assert call is not None
+    assert (call.endpoint, call.verb, call.worker, call.job, call.fault) == ("ep", "job-done", "w-1", "j-1", "")
+    assert find_call("/v2/ep/run", "POST") is None
+    assert find_call("/v2/ep/ping", "GET") is None
+    for path, method in (
+        *(("/v2/ep/job-take/w&job_in_progress=0", "GET"), ("/v2/ep/job-take/w", "POST"), ("/v2/ep/job-done/w", "POST")),
+        *(("/v2/ep/job-take/w/j", "GET"), ("/v2/ep/job-take/w w", "GET")),
+    ):
+        found = find_call(path, method)
+        assert found is not None
+        assert found.fault
+    assert read_take("job-take-batch", b"gpu=x&batch_size=4&job_in_progress=0") == (4, True)
+    assert read_take("job-take", b"batch_size=4&job_in_progress=1") == (1, False)
+    assert read_take("job-take-batch", b"batch_size=99999999999") == (1000, False)
+    assert read_ping(b"job_id=a,b&runpod_version=1").jobs == {"a", "b"}
+    assert read_ping(b"status=unhealthy&check=_memory_check&reason=E%3A+x").illness == "_memory_check failed: E: x"
