@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -50,6 +51,7 @@ from proxy.settings import Settings
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.signal import LocalSignal
+from proxy.store.sqlite.store import SqliteStore
 from proxy.wire.frames import SOCKET_BYTES
 
 log = structlog.get_logger()
@@ -61,6 +63,9 @@ EXPOSED_HEADERS = [
 KEEP_ALIVE_SECONDS = 75
 FLUSH_SECONDS = 2.0  # for the last bytes to reach the clients, once everything has ended
 BACKLOG = 2048
+SWITCH_SECONDS = (
+    0.0001  # shorter than a busy turn of the event loop: else the store's thread waits seconds for its turn
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -77,6 +82,7 @@ class Parts:
     runs: Runs
     intake: Intake
     store: JobStore
+    orphans: Orphans
     queue: Queue
     recorder: Recorder
     background: Background
@@ -97,7 +103,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     token = settings.token()
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store, fleet, output, news, background = MemoryStore(), Fleet(), Output(), News(), Background()
+    store, fleet, output, news, background = _store(settings), Fleet(), Output(), News(), Background()
     recorder = Recorder(store, news)
     dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
     runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
@@ -140,6 +146,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         runs,
         intake,
         store,
+        orphans,
         queue,
         recorder,
         background,
@@ -193,9 +200,26 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def _store(settings: Settings) -> JobStore:
+    path = settings.store_file()
+    return MemoryStore() if path is None else SqliteStore(path)
+
+
 @contextlib.asynccontextmanager
 async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve on this socket. Leaving is the drain: running calls finish, within the time that is set for it."""
+    """Open the store and serve on this socket; raises `StoreUnavailableError` before anything else is done.
+
+    Leaving is the drain: running calls finish, within the time that is set for it.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    async with parts.store.open():
+        parts.orphans.find(await parts.store.running())
+        async with _serving(parts, listener):
+            yield
+
+
+@contextlib.asynccontextmanager
+async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         parts.app,
         http=HttpProtocol,

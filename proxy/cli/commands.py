@@ -37,6 +37,7 @@ def up(
     upstream: options.Upstream = None,
     endpoint: options.Endpoints = None,
     data_dir: options.DataDir = None,
+    store: options.Store = None,
     cors_origin: options.CorsOrigin = None,
     webhook_allow: options.WebhookAllow = None,
     queue_timeout: options.QueueTimeout = None,
@@ -49,7 +50,7 @@ def up(
     """Start the proxy and local workers. Without --model they serve a tiny demo model."""
     settings = options.settings(
         port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
-        cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout, drain=drain,
+        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout, drain=drain,
         log_level=log_level,
     )  # fmt: skip
     flags: dict[str, object] = {
@@ -68,6 +69,7 @@ def proxy(
     worker_token: options.WorkerToken = None,
     endpoint: options.Endpoints = None,
     data_dir: options.DataDir = None,
+    store: options.Store = None,
     cors_origin: options.CorsOrigin = None,
     webhook_allow: options.WebhookAllow = None,
     queue_timeout: options.QueueTimeout = None,
@@ -79,7 +81,7 @@ def proxy(
     """Start the proxy alone; workers dial in from wherever they are."""
     settings = options.settings(
         port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
-        cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout,
+        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout,
         execution_timeout=execution_timeout, lease=lease, drain=drain, log_level=log_level,
     )  # fmt: skip
     configure_logging(settings.log_level)

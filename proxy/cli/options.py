@@ -23,6 +23,7 @@ ApiKey = Annotated[list[str] | None, typer.Option(help=_help("api_key") + " Repe
 WorkerToken = Annotated[str | None, typer.Option(help=_help("worker_token"))]
 Endpoints = Annotated[list[str] | None, typer.Option(help=_help("endpoint") + " Repeatable.")]
 DataDir = Annotated[Path | None, typer.Option(help=_help("data_dir"))]
+Store = Annotated[str | None, typer.Option(help=_help("store"))]
 CorsOrigin = Annotated[list[str] | None, typer.Option(help=_help("cors_origin") + " Repeatable.")]
 WebhookAllow = Annotated[list[str] | None, typer.Option(help=_help("webhook_allow") + " Repeatable.")]
 QueueTimeout = Annotated[float | None, typer.Option(help=_help("queue_timeout"))]
