@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -67,6 +68,9 @@ EXPOSED_HEADERS = [
 KEEP_ALIVE_SECONDS = 75
 FLUSH_SECONDS = 2.0  # for the last bytes to reach the clients, once everything has ended
 BACKLOG = 2048
+SWITCH_SECONDS = (
+    0.0001  # shorter than a busy turn of the event loop: else the store's thread waits seconds for its turn
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -99,19 +103,13 @@ class Parts:
             worker.seen = float("-inf")  # the sweeper buries it in its next round
 
 
-def make_store(settings: Settings) -> JobStore:
-    """The store that the settings name, not yet open."""
-    path = settings.store_path()
-    return MemoryStore() if path is None else SqliteStore(path)
-
-
 def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     """Make the parts. Nothing runs yet and nothing is opened."""
     clock = clock or SystemClock()
     token = settings.token()
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store, fleet, output, news, background = make_store(settings), Fleet(), Output(), News(), Background()
+    store, fleet, output, news, background = _store(settings), Fleet(), Output(), News(), Background()
     recorder = Recorder(store, news)
     dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
     runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
@@ -217,12 +215,18 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def _store(settings: Settings) -> JobStore:
+    path = settings.store_file()
+    return MemoryStore() if path is None else SqliteStore(path)
+
+
 @contextlib.asynccontextmanager
 async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve on this socket. Leaving is the drain: running calls finish, within the time that is set for it.
+    """Open the store and serve on this socket; raises `StoreUnavailableError` before anything else is done.
 
-    Raises `StoreUnavailableError`, and nothing runs, when the store cannot be opened.
+    Leaving is the drain: running calls finish, within the time that is set for it.
     """
+    sys.setswitchinterval(SWITCH_SECONDS)
     async with parts.store.open():
         parts.orphans.find(await parts.store.running())
         async with _serving(parts, listener):

@@ -39,7 +39,9 @@ class Settings(BaseSettings):
     worker_token: SecretStr | None = Field(None, description="What workers send; made and kept in the data directory.")
     endpoint: Annotated[list[str], NoDecode] = Field(["default"], description="ID[=MODEL,...] of an endpoint.")
     data_dir: Path = Field(Path(".data"), description="Where the token and the logs of local workers are kept.")
-    store: str = Field("", description="sqlite:///PATH, or memory: to keep no job; jobs.db in the data directory.")
+    store: str = Field(
+        "", description="Where jobs are: sqlite:///PATH, or memory:; else jobs.db in the data directory."
+    )
     cors_origin: Annotated[list[str], NoDecode] = Field([], description="Origin of a web page that may call this.")
     webhook_secret: SecretStr | None = Field(None, description="Signs webhooks; made and kept in the data directory.")
     webhook_allow: Annotated[list[str], NoDecode] = Field(
@@ -105,6 +107,14 @@ class Settings(BaseSettings):
         Allowed.read(value)
         return value
 
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        is_file = value.startswith(SQLITE) and value != SQLITE
+        if value not in ("", MEMORY) and not is_file:
+            raise ValueError(f"{value!r}: give {SQLITE}PATH or {MEMORY}")
+        return value
+
     def endpoints(self) -> list[Endpoint]:
         """The configured endpoints."""
         return [self._endpoint(text) for text in self.endpoint]
@@ -135,6 +145,12 @@ class Settings(BaseSettings):
         """All keys, as digests."""
         clients = [stored_key(key.get_secret_value(), Kind.CLIENT) for key in self.api_key]
         return [*clients, stored_key(f"workers={worker_token}", Kind.WORKER)]
+
+    def store_file(self) -> Path | None:
+        """The file in which jobs are kept, or None to keep them in memory."""
+        if self.store == MEMORY:
+            return None
+        return Path(self.store.removeprefix(SQLITE)).expanduser() if self.store else self.data_dir / "jobs.db"
 
     def is_exposed(self) -> bool:
         """Whether others than this machine can reach it although nobody needs a key."""

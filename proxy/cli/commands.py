@@ -51,8 +51,7 @@ def up(
     """Start the proxy and local workers. Without --model they serve a tiny demo model."""
     settings = options.settings(
         port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
-        store=store,
-        cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout, drain=drain,
+        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout, drain=drain,
         log_level=log_level,
     )  # fmt: skip
     flags: dict[str, object] = {
@@ -83,8 +82,7 @@ def proxy(
     """Start the proxy alone; workers dial in from wherever they are."""
     settings = options.settings(
         port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
-        store=store,
-        cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout,
+        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout,
         execution_timeout=execution_timeout, lease=lease, drain=drain, log_level=log_level,
     )  # fmt: skip
     configure_logging(settings.log_level)

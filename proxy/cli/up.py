@@ -48,7 +48,7 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
             await stack.enter_async_context(running(parts, listener))
         except StoreUnavailableError as error:
             console.say(f"vllm-serverless: {error}")
-            return EX_CONFIG
+            return EX_UNAVAILABLE
         if local is None:
             console.say(f"The proxy listens on {url}. Workers: vllm-serverless worker --connect {url} --model MODEL")
             await stopped

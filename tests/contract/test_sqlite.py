@@ -66,6 +66,20 @@ async def test_a_closed_store_is_one_file(tmp_path: Path) -> None:
         assert ids(await take(store)) == ["a"]
 
 
+async def test_a_running_store_can_be_copied(tmp_path: Path) -> None:
+    """As docs/durability.md says it."""
+    path, copy = tmp_path / "jobs.db", tmp_path / "copy.db"
+    async with opened(path) as store:
+        await submit(store, "a", "b")
+        await take(store, limit=1)
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("VACUUM INTO ?", (str(copy),))
+        await submit(store, "c")
+    async with opened(copy) as store:
+        assert ids(await store.running()) == ["a"]
+        assert ids(await take(store)) == ["b"]
+
+
 async def test_what_is_under_way_at_the_close_gets_done(tmp_path: Path) -> None:
     async with opened(tmp_path / "jobs.db") as store:
         submitting = asyncio.create_task(submit(store, "a"))

@@ -20,6 +20,25 @@ def test_lists_are_words_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert [key.get_secret_value() for key in Settings().api_key] == ["alice=one", "two"]
 
 
+@pytest.mark.parametrize(
+    ("store", "file"),
+    [
+        ("", Path("data/jobs.db")),
+        ("memory:", None),
+        ("sqlite:///jobs.sqlite", Path("jobs.sqlite")),
+        ("sqlite:////srv/jobs.db", Path("/srv/jobs.db")),
+    ],
+)
+def test_jobs_are_in_a_file_or_in_memory(store: str, file: Path | None) -> None:
+    assert Settings(data_dir=Path("data"), store=store).store_file() == file
+
+
+@pytest.mark.parametrize("wrong", ["memory", "sqlite:", "sqlite:///", "/srv/jobs.db", "mysql://here"])
+def test_a_store_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError, match="sqlite:///PATH or memory:"):
+        Settings(store=wrong)
+
+
 @pytest.mark.parametrize("wrong", ["", "a b", "a/b", "x" * 81])
 def test_an_endpoint_id_has_a_pattern(wrong: str) -> None:
     with pytest.raises(ValidationError):

@@ -115,7 +115,7 @@ class Writer:
                 return self._commit(batch)
             except StoreFullError:
                 return [self._alone(write) for write in batch]
-        except Exception as error:  # noqa: BLE001 - the border of the thread: their callers get it
+        except (sqlite3.Error, OSError) as error:  # their callers get it
             return [error] * len(batch)
 
     def _alone(self, write: Write) -> Any:
@@ -144,7 +144,7 @@ class Writer:
         self._db.execute("SAVEPOINT step")
         try:
             result = write.run(self._db)
-        except Exception as error:
+        except Exception as error:  # its caller gets it
             if not self._db.in_transaction or _is_full(error):  # SQLite has given up the whole transaction, or will
                 raise
             self._db.execute("ROLLBACK TO step")

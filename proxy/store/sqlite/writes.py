@@ -112,7 +112,8 @@ def take(db: Connection, places: Sequence[Place], worker: WorkerId, now: Millis)
     for place in places:
         row = _change(db, TAKE, common | {"id": place.job_id, "sequence": place.sequence})
         if row is not None:
-            db.execute("DELETE FROM outputs WHERE job = ?", (row.number,))
+            if row.attempt > 1:
+                db.execute("DELETE FROM outputs WHERE job = ?", (row.number,))
             taken.append(_with_body(db, row))
     return taken
 
@@ -137,8 +138,9 @@ def purge(db: Connection, job_ids: Sequence[JobId], now: Millis, error: JobError
         queued = {"sources": SOURCES[Event.TAKE]}  # narrower than those of `cancel`: what runs goes on
         row = _change(db, END, settlement.parameters() | queued)
         if row is not None:
-            ended.append(_close(db, row))
-    return [read_job(row) for row in ended]
+            _close(db, row)
+            ended.append(read_job(row))
+    return ended
 
 
 def limit_life(db: Connection, job_id: JobId, moment: Millis) -> Job | None:
@@ -196,18 +198,20 @@ def _end(db: Connection, settlement: Settlement) -> Job | None:
     row = _change(db, END, settlement.parameters())
     if row is None:
         return None
-    _close(db, row)
     if settlement.output is not None:
         db.execute("INSERT INTO results VALUES (?, ?)", (row.number, settlement.output))
-    return _with_body(db, row, settlement.output)
+    if _close(db, row):
+        return _with_body(db, row, settlement.output)
+    return read_job(row, output=settlement.output)
 
 
-def _close(db: Connection, row: Row) -> Row:
-    """What follows from the end of a job."""
+def _close(db: Connection, row: Row) -> bool:
+    """What follows from the end of a job. Whether its body is still there."""
     db.execute(COUNT, {"endpoint": row.endpoint, "name": row.status})
-    if not is_body_needed(read_job(row)):
+    is_kept = is_body_needed(read_job(row))
+    if not is_kept:
         db.execute("DELETE FROM works WHERE job = ?", (row.number,))
-    return row
+    return is_kept
 
 
 def _change(db: Connection, sql: str, parameters: dict[str, Any]) -> Row | None:
