@@ -87,13 +87,6 @@ class Settings(BaseSettings):
                 raise ValueError(message)
         return value
 
-    @field_validator("store")
-    @classmethod
-    def _known_store(cls, value: str) -> str:
-        if value and value != MEMORY and not (value.startswith(SQLITE) and value != SQLITE):
-            raise ValueError("must be sqlite:///PATH or memory:")
-        return value
-
     @field_validator("webhook_secret")
     @classmethod
     def _secret(cls, value: SecretStr | None) -> SecretStr | None:
@@ -155,12 +148,6 @@ class Settings(BaseSettings):
     def is_exposed(self) -> bool:
         """Whether others than this machine can reach it although nobody needs a key."""
         return self.host not in LOOPBACK and not self.api_key
-
-    def store_path(self) -> Path | None:
-        """The file that durable jobs are kept in; None: they are not."""
-        if self.store == MEMORY:
-            return None
-        return Path(self.store.removeprefix(SQLITE)) if self.store else self.data_dir / "jobs.db"
 
     def token(self) -> str:
         """The worker token."""

@@ -39,7 +39,7 @@ class Proxy:
 async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[Proxy]:
     """A proxy with these settings, on a free port; drained at the end."""
     with TemporaryDirectory() as folder:
-        wanted = Settings(**{"port": 0, "data_dir": Path(folder), "drain": 2.0, "store": "memory:"} | settings)
+        wanted = Settings(**{"port": 0, "data_dir": Path(folder), "drain": 2.0} | settings)
         parts = compose(wanted, clock)
         listener = listen(wanted)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
