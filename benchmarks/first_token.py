@@ -8,69 +8,24 @@ Both run at once and take turns, so that whatever the machine does hits both. Pr
 import argparse
 import asyncio
 import json
-import os
-import platform
-import socket
 import statistics
 import sys
 import time
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
 from typing import Any
 
 import aiohttp
+from servers import MODEL, VLLM, free_port, here, server
 
-ROOT = Path(__file__).resolve().parents[1]
-START_SECONDS = 300
 FLAGS = (
     *("--served-model-name", "demo", "--dtype", "bfloat16", "--max-model-len", "2048", "--enforce-eager"),
     *("--reasoning-parser", "minimax_m3"),
 )
-ENGINE = {
-    "VLLM_CPU_KVCACHE_SPACE": "1",
-    "VLLM_CPU_OMP_THREADS_BIND": "0",
-    "HF_HUB_OFFLINE": "1",
-    "VLLM_NO_USAGE_STATS": "1",
-}
 REQUEST: dict[str, Any] = {
     "model": "demo",
     "stream": True,
     "max_tokens": 16,
     "messages": [{"role": "user", "content": "What is this?"}],
 }
-
-
-def free_port() -> int:
-    """A port that nobody has just now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@asynccontextmanager
-async def server(port: int, ready: str, *command: str) -> AsyncIterator[str]:
-    """A server of its own process group, from ready to ended."""
-    quiet = asyncio.subprocess.DEVNULL
-    process = await asyncio.create_subprocess_exec(
-        *command, cwd=ROOT, env=os.environ | ENGINE, stdout=quiet, stderr=quiet, start_new_session=True
-    )
-    url = f"http://127.0.0.1:{port}"
-    try:
-        async with asyncio.timeout(START_SECONDS), aiohttp.ClientSession() as http:
-            while not await _answers(http, url + ready):  # noqa: ASYNC110 - another process becomes ready
-                await asyncio.sleep(0.2)
-        yield url
-    finally:
-        process.terminate()
-        await process.wait()
-
-
-async def _answers(http: aiohttp.ClientSession, url: str) -> bool:
-    with suppress(aiohttp.ClientError):
-        async with http.get(url) as response:
-            return response.status == 200
-    return False
 
 
 async def first_token(http: aiohttp.ClientSession, url: str) -> float:
@@ -91,20 +46,20 @@ async def measure(rounds: int) -> dict[str, Any]:
     """Both servers, taking turns."""
     plain, ours = free_port(), free_port()
     python = sys.executable
-    entry = "vllm.entrypoints.launchers.api_server.entry"
-    model = str(ROOT / "worker_vllm" / "demo")
+    own = (python, "-m", VLLM, "--model", MODEL, "--port", str(plain), *FLAGS)
+    up = (python, "-m", "proxy.cli", "up", "--port", str(ours))
     taken: dict[str, list[float]] = {"vllm": [], "ours": []}
     async with (
-        server(plain, "/health", python, "-m", entry, "--model", model, "--port", str(plain), *FLAGS) as vllm_url,
-        server(ours, "/readyz", python, "-m", "proxy.cli", "up", "--port", str(ours)) as our_url,
+        server(f"http://127.0.0.1:{plain}", "/health", *own) as vllm,
+        server(f"http://127.0.0.1:{ours}", "/readyz", *up) as line,
         aiohttp.ClientSession() as http,
     ):
         for _ in range(10):  # warm both
-            await first_token(http, vllm_url)
-            await first_token(http, our_url)
+            await first_token(http, vllm.url)
+            await first_token(http, line.url)
         for _ in range(rounds):
-            taken["vllm"].append(await first_token(http, vllm_url))
-            taken["ours"].append(await first_token(http, our_url))
+            taken["vllm"].append(await first_token(http, vllm.url))
+            taken["ours"].append(await first_token(http, line.url))
     middle = {name: round(statistics.median(values), 2) for name, values in taken.items()}
     late = {name: round(statistics.quantiles(values, n=100)[98], 2) for name, values in taken.items()}
     added = statistics.median(b - a for a, b in zip(taken["vllm"], taken["ours"], strict=True))
@@ -114,8 +69,7 @@ async def measure(rounds: int) -> dict[str, Any]:
         "p99_ms": late,
         "added_p50_ms": round(added, 2),
         "ratio_p50": round(middle["ours"] / middle["vllm"], 2),
-        "machine": f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()}",
-        "date": time.strftime("%Y-%m-%d"),
+        **here(),
     }
 
 

@@ -20,6 +20,8 @@ from worker_vllm.engine.vllm import DEMO_FLAGS, DEMO_FOLDER
 
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(START_SECONDS * 2)]
 
+# The demo's variables as flags.
+FLAGS = [f"--{name.lower().replace('_', '-')}{'' if on == 'true' else f'={on}'}" for name, on in DEMO_FLAGS.items()]
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 COMPLETIONS = "/v1/completions"
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
@@ -56,7 +58,7 @@ async def plain_vllm() -> AsyncIterator[str]:
     quiet = asyncio.subprocess.DEVNULL
     told = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0", "HF_HUB_OFFLINE": "1"}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", ENTRY, "--model", str(DEMO_FOLDER), "--port", str(port), *DEMO_FLAGS),
+        *(sys.executable, "-m", ENTRY, "--model", str(DEMO_FOLDER), "--port", str(port), *FLAGS),
         env=told, stdout=quiet, stderr=quiet, start_new_session=True,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
