@@ -1,0 +1,50 @@
+"""What a job brings that is secret is seen by its worker, and by nobody else."""
+
+from pathlib import Path
+
+from harness.command import command
+from harness.proxy import serving
+from harness.queue import QueueClient
+from harness.waiting import until
+
+SECRET = "canary-4f1d"
+OPTIONS = {
+    "s3Config": {"accessId": SECRET, "accessSecret": SECRET, "bucketName": SECRET, "endpointUrl": SECRET},
+    "webhook": f"https://example.com/hook?token={SECRET}",
+}
+
+
+async def test_no_answer_shows_it() -> None:
+    async with serving() as proxy:
+        queue = QueueClient(proxy)
+        job = await queue.run({"a": 1}, **OPTIONS)
+        shown = [
+            await queue.status(job),
+            await queue.stream(job, "?wait=1000"),
+            await queue.call("GET", "requests"),
+            await queue.call("GET", "health"),
+            await queue.call("POST", f"cancel/{job}"),
+            await queue.status(job),
+        ]
+        assert SECRET not in str(shown)
+
+
+async def test_no_file_and_no_log_shows_the_bucket(tmp_path: Path) -> None:
+    """The URL of a webhook is needed as it is; the bucket's keys are sealed, with a key that is not in the store."""
+    async with command("proxy", "--port", "0", "--data-dir", str(tmp_path), "--log-level", "debug") as running:
+        url = (await running.says(r"listens on (http://\S+)\.")).group(1)
+        async with serving() as proxy:
+            async with proxy.http.post(
+                f"{url}/v2/default/run", json={"input": 1, "s3Config": OPTIONS["s3Config"]}
+            ) as response:
+                assert response.status == 200
+        await until(lambda: any(tmp_path.glob("jobs.db*")), what="there is a file")
+        assert SECRET not in running.text
+        _look_into(tmp_path)
+    assert SECRET not in running.text
+
+
+def _look_into(folder: Path) -> None:
+    for path in folder.iterdir():
+        assert SECRET.encode() not in path.read_bytes(), path.name
+        assert path.stat().st_mode & 0o077 == 0, f"{path.name} is others' to read"
