@@ -6,7 +6,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass
 from functools import partial
 from secrets import token_hex
@@ -35,7 +35,7 @@ from proxy.delivery.guard import check_url
 from proxy.delivery.sender import Sender
 from proxy.delivery.signature import read_secret
 from proxy.jobs.model import Job, WorkerId
-from proxy.service.background import Background
+from proxy.service.background import Background, keep
 from proxy.service.clock import Clock, SystemClock
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
@@ -253,13 +253,14 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
         timeout_graceful_shutdown=int(FLUSH_SECONDS),
     )
     server = Server(config)
-    tasks = [
-        asyncio.create_task(parts.sweeper.serve(), name="sweeper"),
-        asyncio.create_task(parts.roster.serve(), name="roster"),
-        asyncio.create_task(parts.recorder.serve(), name="recorder"),
-        asyncio.create_task(parts.deliveries.serve(), name="deliveries"),
-        *(asyncio.create_task(parts.dispatch.serve(one.id), name=f"dispatch {one.id}") for one in parts.endpoints),
-    ]
+    loops: dict[str, Callable[[], Awaitable[None]]] = {
+        "sweeper": parts.sweeper.serve,
+        "roster": parts.roster.serve,
+        "recorder": parts.recorder.serve,
+        "deliveries": parts.deliveries.serve,
+        **{f"dispatch {one.id}": partial(parts.dispatch.serve, one.id) for one in parts.endpoints},
+    }
+    tasks = [asyncio.create_task(keep(serve, name), name=name) for name, serve in loops.items()]
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
     await server.listens.wait()
     try:

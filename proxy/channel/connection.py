@@ -2,12 +2,13 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from functools import partial
 from typing import Any
 
 import structlog
 
 from proxy.jobs.model import Input, Job, JobError, JobId, Request
-from proxy.service.background import Background
+from proxy.service.background import Background, insist
 from proxy.service.fleet import Worker
 from proxy.service.mailbox import Head
 from proxy.service.output import Output
@@ -103,7 +104,7 @@ class Reader:
                 if not self._recorder.put(job_id, attempt, data, metrics, whole=whole, more=more):
                     await self._runs.overflowed(worker, job_id, attempt)
             case frames.End() if hold.durable:  # the disk must not hold up the other jobs of this worker
-                self._background.start(self._end(frame), f"end {job_id}")
+                self._background.start(insist(partial(self._end, frame)), f"end {job_id}")
             case frames.End():
                 await self._end(frame)
 

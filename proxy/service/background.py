@@ -1,12 +1,16 @@
 """Work that nobody waits for, with a parent all the same: it ends with the proxy, and its failures are told."""
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any
 
 import structlog
 
+from proxy.store.base import StoreFullError
+
 log = structlog.get_logger()
+
+AGAIN_SECONDS = 1.0  # after which what could not be written, or broke, is tried again
 
 
 class Background:
@@ -34,3 +38,24 @@ class Background:
             await work
         except Exception:  # a bug of ours: the log gets it, the rest goes on
             log.exception("background.broke", task=name)
+
+
+async def keep(serve: Callable[[], Awaitable[None]], name: str) -> None:
+    """Have a loop of the proxy go on, whatever happens in it: a job can be lost by that, but not an endpoint."""
+    while True:
+        try:
+            await serve()
+        except StoreFullError:
+            log.error("store.full", loop=name)  # noqa: TRY400 - where it was raised tells nothing
+        except Exception:
+            log.exception("loop.broke", loop=name)
+        await asyncio.sleep(AGAIN_SECONDS)
+
+
+async def insist(write: Callable[[], Awaitable[None]]) -> None:
+    """Do something that has to be written, as soon as there is room for it."""
+    while True:
+        try:
+            return await write()
+        except StoreFullError:
+            await asyncio.sleep(AGAIN_SECONDS)

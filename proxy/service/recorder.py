@@ -14,7 +14,7 @@ from proxy.jobs.model import JobId
 from proxy.service.mailbox import PAUSE_ABOVE
 from proxy.service.news import News
 from proxy.service.ports import WorkerPort
-from proxy.store.base import JobStore
+from proxy.store.base import JobStore, StoreFullError
 from proxy.wire.frames import STREAM_WINDOW
 
 log = structlog.get_logger()
@@ -37,6 +37,7 @@ class Recording:
     size: int = 0
     whole: bytes | None = None  # the output itself, for a job whose output is no list
     is_paused: bool = False
+    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
     progress: bytes | None = None  # what the worker last said of how far it is, as JSON
 
 
@@ -135,12 +136,20 @@ class Recorder:
         await asyncio.gather(*(self._write(job_id, one) for job_id, one in waiting))
 
     async def _write(self, job_id: JobId, recording: Recording) -> None:
-        elements, recording.waiting = recording.waiting, []
-        if not elements:
-            return
-        size, recording.backlog = recording.backlog, 0
-        self._backlog -= size
-        await self._store.append(job_id, recording.attempt, elements)
+        async with recording.writing:  # in their order, also when the disk is full for a while
+            elements, recording.waiting = recording.waiting, []
+            if not elements:
+                return
+            size, recording.backlog = recording.backlog, 0
+            self._backlog -= size
+            try:
+                await self._store.append(job_id, recording.attempt, elements)
+            except StoreFullError:
+                recording.waiting[:0] = elements
+                recording.backlog += size
+                self._backlog += size
+                self._filled.set()
+                raise
         self._news.tell(job_id)
         recording.written += size
         is_owed = recording.is_paused or recording.written >= STREAM_WINDOW // 2

@@ -1,0 +1,105 @@
+"""The recorder, when the disk is full for a while: nothing is lost, nothing changes its place."""
+
+from collections.abc import Sequence
+
+import pytest
+from harness.jobs import HERE, submission
+
+from proxy.jobs.model import JobId, Millis, WorkerId
+from proxy.service.news import News
+from proxy.service.recorder import MOST_BYTES, Recorder
+from proxy.store.base import StoreFullError
+from proxy.store.memory import MemoryStore
+
+JOB = JobId("job")
+
+
+class Port:
+    """A worker that is told to pause and to go on."""
+
+    def __init__(self) -> None:
+        self.said: list[str] = []
+
+    def pause(self, _: JobId, __: int) -> None:
+        self.said.append("pause")
+
+    def resume(self, _: JobId, __: int) -> None:
+        self.said.append("resume")
+
+
+class FullStore(MemoryStore):
+    """A store whose disk is full as long as it is told so."""
+
+    is_full = False
+
+    async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
+        if self.is_full:
+            raise StoreFullError
+        return await super().append(job_id, attempt, outputs)
+
+
+@pytest.fixture
+def port() -> Port:
+    return Port()
+
+
+@pytest.fixture
+def store() -> FullStore:
+    return FullStore()
+
+
+@pytest.fixture
+async def recorder(store: FullStore, port: Port) -> Recorder:
+    """One that records a running job."""
+    await store.submit(submission(JOB, durable=True), Millis(0))
+    await store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=Millis(0))
+    recorder = Recorder(store, News())
+    recorder.begin(JOB, 1, port)  # type: ignore[arg-type]
+    return recorder
+
+
+def put(recorder: Recorder, data: bytes, *, more: bool = False, whole: bool = False, attempt: int = 1) -> bool:
+    return recorder.put(JOB, attempt, data, b"", whole=whole, more=more)
+
+
+async def test_what_could_not_be_written_is_written_later_in_its_place(recorder: Recorder, store: FullStore) -> None:
+    put(recorder, b"1")
+    store.is_full = True
+    with pytest.raises(StoreFullError):
+        await recorder.flush_all()
+    put(recorder, b"2")
+    store.is_full = False
+    assert await recorder.close(JOB, 1) is None
+    assert (await store.read(JOB, 0, 9))[0] == [b'{"output":1}', b'{"output":2}']
+
+
+async def test_parts_make_one_element(recorder: Recorder, store: FullStore) -> None:
+    put(recorder, b'"a', more=True)
+    put(recorder, b'b"')
+    await recorder.flush_all()
+    assert (await store.read(JOB, 0, 9))[0] == [b'{"output":"ab"}']
+
+
+async def test_a_whole_output_is_no_element(recorder: Recorder, store: FullStore) -> None:
+    put(recorder, b"{}", whole=True)
+    assert await recorder.close(JOB, 1) == b"{}"
+    assert (await store.read(JOB, 0, 9))[0] == []
+
+
+async def test_another_attempt_is_not_heard(recorder: Recorder, store: FullStore) -> None:
+    put(recorder, b"1", attempt=2)
+    await recorder.flush_all()
+    assert (await store.read(JOB, 0, 9))[0] == []
+
+
+async def test_a_worker_that_is_ahead_of_the_disk_is_paused_and_goes_on(recorder: Recorder, port: Port) -> None:
+    for _ in range(20):
+        put(recorder, b'"' + b"x" * 10_000 + b'"')
+    assert port.said == ["pause"]
+    await recorder.flush_all()
+    assert port.said == ["pause", "resume"]
+
+
+async def test_more_than_may_be_is_told(recorder: Recorder) -> None:
+    assert put(recorder, b"x" * MOST_BYTES, more=True)
+    assert not put(recorder, b"x", more=True)
