@@ -3,8 +3,9 @@
 import signal
 from typing import Any
 
+import pytest
 from harness.command import family
-from harness.proxy import Proxy
+from harness.proxy import Proxy, serving
 from harness.stock import stock_proxy, stock_worker
 from harness.waiting import until
 
@@ -98,3 +99,25 @@ async def test_a_worker_that_fails_its_checks_is_shown_as_unhealthy() -> None:
         await until(lambda: worker.process.returncode == 1, what="it has ended")
         async with stock_worker(proxy, "plain.py", pod="pod-1"):
             assert await unhealthy(proxy) == 0
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(300)
+async def test_with_the_usual_patience_a_killed_worker_is_replaced_within_35_seconds() -> None:
+    async with serving() as proxy, stock_worker(proxy, "plain.py") as first:
+        job = await run(proxy, {"do": "wait", "seconds": 1})
+        await first.noted("began", job)
+        first.process.send_signal(signal.SIGKILL)
+        async with stock_worker(proxy, "plain.py") as second:
+            await second.noted("began", job, 35)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(300)
+async def test_with_the_usual_patience_a_handler_may_block_for_two_minutes() -> None:
+    async with serving() as proxy, stock_worker(proxy, "blocking.py") as one, stock_worker(proxy, "blocking.py") as two:
+        job = await run(proxy, {"seconds": 120})
+        while (ended := await end(proxy, job))["status"] == "IN_PROGRESS":
+            pass
+        assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
+        assert one.notes("began", job) + two.notes("began", job) == 1
