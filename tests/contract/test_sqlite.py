@@ -96,6 +96,19 @@ async def test_rows_have_the_columns_of_the_table(tmp_path: Path) -> None:
     assert columns == list(Row._fields)
 
 
+async def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        await submit(store, "a", "b")
+        for job in await take(store):
+            await store.append(job.id, 1, [b"1"])
+            await ended(store, job, Event.FAIL, output=b"2")
+        assert await store.forget(Millis(T0 * 1_000), 9) == 2
+        with closing(sqlite3.connect(path)) as db:
+            for table in ("jobs", "works", "results", "outputs"):
+                assert db.execute(f"SELECT count(*) FROM {table}").fetchall() == [(0,)]  # noqa: S608 - names of ours
+
+
 async def test_it_gives_room_back_to_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
@@ -211,10 +224,13 @@ async def test_what_comes_together_is_committed_together(tmp_path: Path) -> None
 async def test_one_bad_write_takes_no_other_with_it(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
-        bad = store.submit(submission("bad", durable=True, expires_at=Millis(2**70)), T0)
-        results = await asyncio.gather(submit(store, "a"), bad, submit(store, "b"), return_exceptions=True)
-        assert isinstance(results[1], OverflowError)
-        assert await store.find(JobId("bad")) is None
+        too_late = store.submit(submission("bad", durable=True, expires_at=Millis(2**70)), T0)
+        no_bytes = store.submit(submission("worse", durable=True, s3_config="text"), T0)  # known by the second table
+        results = await asyncio.gather(
+            submit(store, "a"), too_late, no_bytes, submit(store, "b"), return_exceptions=True
+        )
+        assert [type(result) for result in results] == [list, OverflowError, sqlite3.IntegrityError, list]
+        assert [await store.find(JobId(name)) for name in ("bad", "worse")] == [None, None]
         assert (await store.counts(HERE)).in_queue == 2
         assert ids(await take(store)) == ["a", "b"]
     async with opened(path) as store:

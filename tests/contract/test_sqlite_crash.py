@@ -3,9 +3,10 @@
 import asyncio
 import os
 import random
+import shutil
 import sqlite3
 import sys
-from asyncio.subprocess import PIPE
+from asyncio.subprocess import DEVNULL, PIPE
 from collections import defaultdict
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -119,6 +120,56 @@ async def kill_and_look(path: Path, kills: int, most: int) -> None:
 
 async def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path) -> None:
     await kill_and_look(tmp_path / "jobs.db", kills=4, most=1_500)
+
+
+ALONE = """
+import asyncio, sys
+from pathlib import Path
+from harness.storm import say
+from harness.stores import T0, take
+from harness.jobs import submission
+from proxy.jobs.lifecycle import Event
+from proxy.store.sqlite.store import SqliteStore
+
+async def main():
+    store = SqliteStore(Path(sys.argv[1]))
+    async with store.open():
+        say("acknowledged", "open")
+        for number in range(20):
+            await store.submit(submission(f"{number}", durable=True), T0)
+            say("acknowledged", "submit", number)
+            [job] = await take(store)
+            say("acknowledged", "take", number)
+            await store.settle(job.id, Event.COMPLETE, now=T0, attempt=1)
+            say("acknowledged", "end", number)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.skipif(shutil.which("strace") is None, reason="what is written when: needs strace")
+async def test_nothing_is_acknowledged_before_it_is_on_the_disk(tmp_path: Path) -> None:
+    calls = tmp_path / "calls"
+    process = await asyncio.create_subprocess_exec(
+        *("strace", "-f", "-y", "-o", str(calls), "-e", "trace=write,pwrite64,fsync,fdatasync"),
+        *(sys.executable, "-c", ALONE, str(tmp_path / "jobs.db")),
+        cwd=ROOT, stdout=DEVNULL, env=os.environ | {"PYTHONPATH": "tests"},
+    )  # fmt: skip
+    assert await process.wait() == 0
+    written = synced = acknowledged = 0
+    syncing = ""
+    for line in calls.read_text().splitlines():
+        thread = line.split()[0]
+        if "jobs.db-wal>" in line and "pwrite64(" in line:
+            written += 1
+        elif "jobs.db-wal>" in line and "sync(" in line:
+            syncing, synced = (thread, synced) if "unfinished" in line else ("", written)
+        elif thread == syncing and "sync resumed" in line:
+            syncing, synced = "", written
+        elif '"acknowledged' in line:
+            assert written == synced > acknowledged, line
+            acknowledged = written
+    assert acknowledged
 
 
 @pytest.mark.torture

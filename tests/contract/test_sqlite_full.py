@@ -13,7 +13,7 @@ from harness.jobs import HERE, submission
 from harness.stores import T0, ended, found, ids, take
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Input
+from proxy.jobs.model import Input, JobId
 from proxy.store.base import StoreFullError
 from proxy.store.sqlite import file
 from proxy.store.sqlite.room import Room
@@ -82,6 +82,29 @@ async def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(small_di
             job = await found(store, job_id)
             assert (job.status, job.output) == (Status.COMPLETED, bytes(MEGABYTE))
         assert ids(await take(store, limit=999)) == [*submitted[5:], "late"]
+
+
+def free(folder: Path) -> int:
+    """Bytes that are free there."""
+    disk = os.statvfs(folder)
+    return disk.f_bavail * disk.f_frsize
+
+
+async def test_what_is_too_large_takes_no_room(small_disk: Path) -> None:
+    store = SqliteStore(small_disk / "jobs.db")
+    async with store.open():
+        await store.submit(submission("large", durable=True), T0)
+        await store.submit(submission("small", durable=True), T0)
+        await take(store)
+        before = free(small_disk)
+        large, small = await asyncio.gather(
+            store.append(JobId("large"), 1, [bytes(before + 50 * MEGABYTE)]),
+            store.append(JobId("small"), 1, [b"small"]),
+            return_exceptions=True,
+        )
+        assert isinstance(large, StoreFullError)
+        assert small == 1
+        assert free(small_disk) > before - MEGABYTE
 
 
 async def test_when_nothing_can_be_written_nothing_is_lost(small_disk: Path) -> None:

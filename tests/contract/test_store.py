@@ -306,18 +306,20 @@ async def test_a_retried_job_starts_over_at_the_end_of_the_queue(store: JobStore
     deadlines = {"expires_at": Millis(T0 + 60_000), "queued_until": Millis(T0 + 10_000)}
     await submit("a", durable=True, **deadlines)
     [job] = await take(store)
-    await settle(store, job, Event.FAIL, error=WHY, output=b"half")
+    await settle(store, job, Event.RELEASE, counts=True)
+    [job] = await take(store)
+    assert (await ended(store, job, Event.FAIL, error=WHY, output=b"half")).failures == 1
     await submit("b")
     retried = await ended(store, job, Event.RETRY, now=T0 + 30_000)
     assert (retried.status, retried.failures, retried.error, retried.retries) == (Status.IN_QUEUE, 0, None, 1)
     assert (retried.output, retried.finished_at, retried.created_at) == (None, None, T0 + 30_000)
     assert retried.submission.work == REQUEST
     assert (retried.submission.expires_at, retried.submission.queued_until) == (T0 + 90_000, T0 + 40_000)
-    assert retried.attempt == 1
+    assert retried.attempt == 2
     assert await found(store, "a") == retried
     taken = await take(store)
     assert ids(taken) == ["b", "a"]
-    assert taken[1].attempt == 2
+    assert taken[1].attempt == 3
 
 
 async def test_what_did_not_fail_cannot_be_retried(store: JobStore, submit: Submit) -> None:

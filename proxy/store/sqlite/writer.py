@@ -114,7 +114,8 @@ class Writer:
             try:
                 return self._commit(batch)
             except StoreFullError:
-                return [self._alone(write) for write in batch]
+                self._put_log_away()  # what did not fit has made it longer
+            return [self._alone(write) for write in batch]
         except (sqlite3.Error, OSError) as error:  # their callers get it
             return [error] * len(batch)
 
@@ -122,7 +123,7 @@ class Writer:
         try:
             return self._commit([write])[0]
         except StoreFullError as error:
-            self._put_log_away()  # what did not fit has made it longer
+            self._put_log_away()
             return error
 
     def _commit(self, batch: Sequence[Write]) -> list[Any]:
