@@ -4,9 +4,11 @@ import asyncio
 import contextlib
 import signal
 import socket
+import sys
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
+from functools import partial
 from secrets import token_hex
 from typing import Any
 
@@ -14,6 +16,7 @@ import structlog
 import uvicorn
 from starlette.middleware.cors import CORSMiddleware
 
+from proxy.api.jobs import rendering
 from proxy.api.jobs.operations import JobsApi
 from proxy.api.openai import OpenAi
 from proxy.api.protocol import HttpProtocol
@@ -27,7 +30,11 @@ from proxy.channel.stock.line import LineProtocol
 from proxy.channel.stock.posts import Posts
 from proxy.channel.stock.roster import Roster
 from proxy.channel.websocket import WorkerChannel, worker_path
-from proxy.jobs.model import WorkerId
+from proxy.delivery.deliveries import Deliveries
+from proxy.delivery.guard import check_url
+from proxy.delivery.sender import Sender
+from proxy.delivery.signature import read_secret
+from proxy.jobs.model import Job, WorkerId
 from proxy.service.background import Background
 from proxy.service.clock import Clock, SystemClock
 from proxy.service.dispatch import Dispatch
@@ -43,10 +50,13 @@ from proxy.service.ports import WorkerExit
 from proxy.service.queue import Queue
 from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
+from proxy.service.seal import Seal
 from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings
+from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.signal import LocalSignal
+from proxy.store.sqlite.store import SqliteStore
 from proxy.wire.frames import SOCKET_BYTES
 
 log = structlog.get_logger()
@@ -58,6 +68,9 @@ EXPOSED_HEADERS = [
 KEEP_ALIVE_SECONDS = 75
 FLUSH_SECONDS = 2.0  # for the last bytes to reach the clients, once everything has ended
 BACKLOG = 2048
+SWITCH_SECONDS = (
+    0.0001  # shorter than a busy turn of the event loop: else the store's thread waits seconds for its turn
+)
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
@@ -73,10 +86,13 @@ class Parts:
     dispatch: Dispatch
     runs: Runs
     intake: Intake
+    store: JobStore
+    orphans: Orphans
     queue: Queue
     recorder: Recorder
     background: Background
     sweeper: Sweeper
+    deliveries: Deliveries
     roster: Roster
     app: Any  # the ASGI application
 
@@ -93,7 +109,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     token = settings.token()
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store, fleet, output, news, background = MemoryStore(), Fleet(), Output(), News(), Background()
+    store, fleet, output, news, background = _store(settings), Fleet(), Output(), News(), Background()
     recorder = Recorder(store, news)
     dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
     runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
@@ -102,14 +118,22 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, time.monotonic)
     queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock)
     sweeper = Sweeper(store, fleet, output, runs, orphans, clock, settings.lease)
+    receivers, seal = settings.receivers(), Seal(settings.seal_key())
+    check_webhook = partial(check_url, allowed=receivers)
+
+    async def notice(job: Job) -> bytes:
+        return rendering.notice(job, await queue.outputs(job), clock.now())
+
+    deliveries = Deliveries(store, Sender(read_secret(settings.signing_secret()), receivers, clock), notice, clock)
+    runs.on_delivery = deliveries.wake
     membership = Membership(endpoints, fleet, runs, output, recorder, orphans)
     channel = WorkerChannel(
         keys, endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
     roster = Roster(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
-    stock = StockChannel(keys, endpoints, roster, Posts(runs, output, recorder, roster), _unsealed)
+    stock = StockChannel(keys, endpoints, roster, Posts(runs, output, recorder, roster), seal.open)
     openai = OpenAi(keys, endpoints, intake, limits, lambda: token_hex(12), settings.gaps())
-    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=_any_url, seal=_unsealed)
+    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=check_webhook, seal=seal.close)
     app: Any = Gateway(openai, channel, stock, status_app(endpoints, fleet, intake, store, jobs))
     if settings.cors_origin:
         app = CORSMiddleware(
@@ -121,17 +145,24 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
             max_age=600,
         )
     return Parts(
-        settings, token, endpoints, fleet, output, dispatch, runs, intake, queue, recorder, background, sweeper, roster,
+        settings,
+        token,
+        endpoints,
+        fleet,
+        output,
+        dispatch,
+        runs,
+        intake,
+        store,
+        orphans,
+        queue,
+        recorder,
+        background,
+        sweeper,
+        deliveries,
+        roster,
         app,
-    )  # fmt: skip
-
-
-def _any_url(_: str) -> None:
-    pass
-
-
-def _unsealed(secret: bytes) -> bytes:
-    return secret
+    )
 
 
 class Gateway:
@@ -184,9 +215,26 @@ def listen(settings: Settings) -> socket.socket:
     return listener
 
 
+def _store(settings: Settings) -> JobStore:
+    path = settings.store_file()
+    return MemoryStore() if path is None else SqliteStore(path)
+
+
 @contextlib.asynccontextmanager
 async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
-    """Serve on this socket. Leaving is the drain: running calls finish, within the time that is set for it."""
+    """Open the store and serve on this socket; raises `StoreUnavailableError` before anything else is done.
+
+    Leaving is the drain: running calls finish, within the time that is set for it.
+    """
+    sys.setswitchinterval(SWITCH_SECONDS)
+    async with parts.store.open():
+        parts.orphans.find(await parts.store.running())
+        async with _serving(parts, listener):
+            yield
+
+
+@contextlib.asynccontextmanager
+async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         parts.app,
         http=Protocol,
@@ -209,6 +257,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
         asyncio.create_task(parts.sweeper.serve(), name="sweeper"),
         asyncio.create_task(parts.roster.serve(), name="roster"),
         asyncio.create_task(parts.recorder.serve(), name="recorder"),
+        asyncio.create_task(parts.deliveries.serve(), name="deliveries"),
         *(asyncio.create_task(parts.dispatch.serve(one.id), name=f"dispatch {one.id}") for one in parts.endpoints),
     ]
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
@@ -235,7 +284,9 @@ async def drain(parts: Parts) -> None:
     for worker in parts.fleet:
         if worker.port is not None:
             worker.port.close("the proxy is shutting down")
+    await parts.recorder.flush_all()
     await parts.background.finish(FLUSH_SECONDS)
+    await parts.deliveries.drain(FLUSH_SECONDS)
 
 
 async def until_signal() -> None:

@@ -3,6 +3,7 @@
 import os
 import re
 import secrets
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -11,12 +12,17 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from proxy.api.relay import Gaps
 from proxy.channel.stock.liveness import Patience
+from proxy.delivery.guard import Allowed
+from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.keys import Kind, StoredKey, stored_key
 from proxy.service.limits import LIMITS, PER_WORKER, Limit
+from proxy.service.seal import new_key
 from proxy.wire.frames import LEASE_SECONDS
 
+SECRETS = ("PROXY_API_KEY", "PROXY_WORKER_TOKEN", "PROXY_WEBHOOK_SECRET")
+MEMORY, SQLITE = "memory:", "sqlite:///"
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>\d{1,9})(/(?P<concurrent>\d{1,9}))?")
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
@@ -33,7 +39,14 @@ class Settings(BaseSettings):
     worker_token: SecretStr | None = Field(None, description="What workers send; made and kept in the data directory.")
     endpoint: Annotated[list[str], NoDecode] = Field(["default"], description="ID[=MODEL,...] of an endpoint.")
     data_dir: Path = Field(Path(".data"), description="Where the token and the logs of local workers are kept.")
+    store: str = Field(
+        "", description="Where jobs are: sqlite:///PATH, or memory:; else jobs.db in the data directory."
+    )
     cors_origin: Annotated[list[str], NoDecode] = Field([], description="Origin of a web page that may call this.")
+    webhook_secret: SecretStr | None = Field(None, description="Signs webhooks; made and kept in the data directory.")
+    webhook_allow: Annotated[list[str], NoDecode] = Field(
+        [], description="Host or network that webhooks may go to although it is private."
+    )
     queue_timeout: float = Field(300.0, gt=0, description="Seconds an OpenAI call waits for a worker before 503.")
     execution_timeout: float = Field(600.0, gt=0, description="Seconds one call may run.")
     max_queued: int = Field(10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429.")
@@ -60,7 +73,7 @@ class Settings(BaseSettings):
             _limit(text)
         return value
 
-    @field_validator("api_key", "endpoint", "cors_origin", "limit", mode="before")
+    @field_validator("api_key", "endpoint", "cors_origin", "limit", "webhook_allow", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
@@ -72,6 +85,27 @@ class Settings(BaseSettings):
             if not _ENDPOINT.fullmatch(text.partition("=")[0]):
                 message = f"{text!r}: an endpoint's id is 1 to 80 letters, digits, '-' and '_'"
                 raise ValueError(message)
+        return value
+
+    @field_validator("webhook_secret")
+    @classmethod
+    def _secret(cls, value: SecretStr | None) -> SecretStr | None:
+        if value is not None:
+            read_secret(value.get_secret_value())
+        return value
+
+    @field_validator("webhook_allow")
+    @classmethod
+    def _receivers(cls, value: list[str]) -> list[str]:
+        Allowed.read(value)
+        return value
+
+    @field_validator("store")
+    @classmethod
+    def _known_store(cls, value: str) -> str:
+        is_file = value.startswith(SQLITE) and value != SQLITE
+        if value not in ("", MEMORY) and not is_file:
+            raise ValueError(f"{value!r}: give {SQLITE}PATH or {MEMORY}")
         return value
 
     def endpoints(self) -> list[Endpoint]:
@@ -105,15 +139,37 @@ class Settings(BaseSettings):
         clients = [stored_key(key.get_secret_value(), Kind.CLIENT) for key in self.api_key]
         return [*clients, stored_key(f"workers={worker_token}", Kind.WORKER)]
 
+    def store_file(self) -> Path | None:
+        """The file in which jobs are kept, or None to keep them in memory."""
+        if self.store == MEMORY:
+            return None
+        return Path(self.store.removeprefix(SQLITE)).expanduser() if self.store else self.data_dir / "jobs.db"
+
     def is_exposed(self) -> bool:
         """Whether others than this machine can reach it although nobody needs a key."""
         return self.host not in LOOPBACK and not self.api_key
 
     def token(self) -> str:
-        """The worker token: the given one, else the kept one, else a new one that is kept from now on."""
-        if self.worker_token is not None:
-            return self.worker_token.get_secret_value()
-        path = self.data_dir / "worker-token"
+        """The worker token."""
+        return self._kept("worker-token", self.worker_token, lambda: secrets.token_urlsafe(32))
+
+    def signing_secret(self) -> str:
+        """What webhooks are signed with, as their receivers are given it."""
+        return self._kept("webhook-secret", self.webhook_secret, lambda: format_secret(secrets.token_bytes(KEY_BYTES)))
+
+    def seal_key(self) -> str:
+        """What the secrets that jobs bring are sealed with, in the store."""
+        return self._kept("seal-key", None, new_key)
+
+    def receivers(self) -> Allowed:
+        """The private receivers that webhooks may go to."""
+        return Allowed.read(self.webhook_allow)
+
+    def _kept(self, name: str, given: SecretStr | None, make: Callable[[], str]) -> str:
+        """A secret: the given one, else the kept one, else a new one that is kept from now on."""
+        if given is not None:
+            return given.get_secret_value()
+        path = self.data_dir / name
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.data_dir.chmod(0o700)
         try:
@@ -121,7 +177,7 @@ class Settings(BaseSettings):
         except FileExistsError:
             if kept := path.read_text().strip():
                 return kept
-        path.write_text(f"{secrets.token_urlsafe(32)}\n")
+        path.write_text(f"{make()}\n")
         return path.read_text().strip()
 
 
@@ -138,7 +194,5 @@ def _limit(text: str) -> tuple[str, Limit]:
 
 def worker_environment(overrides: dict[str, str]) -> dict[str, str]:
     """The environment for a worker's process: this one's, without the proxy's own secrets, and what is given."""
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in ("PROXY_API_KEY", "PROXY_WORKER_TOKEN")
-    }
+    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
     return inherited | overrides

@@ -8,6 +8,7 @@ from typing import Any
 import structlog
 
 from proxy.api.body import FORM, JSON, ClientGoneError, peek, read_body, require_type
+from proxy.api.dialects import ANTHROPIC
 from proxy.api.errors import ApiError, limit_headers, limited
 from proxy.api.form import peek_form
 from proxy.api.models import model_card, model_list
@@ -56,6 +57,8 @@ class OpenAi:
             if found is None:
                 return False
             reply.speak(found.route.dialect)
+            if found.route.dialect is ANTHROPIC:
+                reply.add_header(b"request-id", request_id)  # where its own SDK looks for it
             principal = self._principal(headers)
             endpoint = self._named_endpoint(found)
             if found.route.serves is Serves.MODELS:

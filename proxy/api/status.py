@@ -53,7 +53,7 @@ def status_app(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobSto
         """OpenAI's error object, here too."""
         code = "method_not_allowed" if error.status_code == METHOD_NOT_ALLOWED else "not_found"
         if request.url.path.startswith("/v2/"):
-            allow = (error.headers or {}).get("allow")
+            allow = (error.headers or {}).get("Allow")
             sentence = f"There is no {request.method} {request.url.path} here."
             return refusal(ApiError(code, sentence, allow=allow))
         told = ApiError(code, f"There is no {request.method} {request.url.path} here.")

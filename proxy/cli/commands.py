@@ -38,7 +38,9 @@ def up(
     upstream: options.Upstream = None,
     endpoint: options.Endpoints = None,
     data_dir: options.DataDir = None,
+    store: options.Store = None,
     cors_origin: options.CorsOrigin = None,
+    webhook_allow: options.WebhookAllow = None,
     queue_timeout: options.QueueTimeout = None,
     drain: options.Drain = None,
     metrics_port: options.MetricsPort = None,
@@ -49,7 +51,8 @@ def up(
     """Start the proxy and local workers. Without --model they serve a tiny demo model."""
     settings = options.settings(
         port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
-        cors_origin=cors_origin, queue_timeout=queue_timeout, drain=drain, log_level=log_level,
+        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout, drain=drain,
+        log_level=log_level,
     )  # fmt: skip
     flags: dict[str, object] = {
         "model": model, "served_model_name": served_model_name, "upstream": upstream, "metrics_port": metrics_port,
@@ -67,7 +70,9 @@ def proxy(
     worker_token: options.WorkerToken = None,
     endpoint: options.Endpoints = None,
     data_dir: options.DataDir = None,
+    store: options.Store = None,
     cors_origin: options.CorsOrigin = None,
+    webhook_allow: options.WebhookAllow = None,
     queue_timeout: options.QueueTimeout = None,
     execution_timeout: options.ExecutionTimeout = None,
     lease: options.Lease = None,
@@ -77,8 +82,8 @@ def proxy(
     """Start the proxy alone; workers dial in from wherever they are."""
     settings = options.settings(
         port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
-        cors_origin=cors_origin, queue_timeout=queue_timeout, execution_timeout=execution_timeout, lease=lease,
-        drain=drain, log_level=log_level,
+        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout,
+        execution_timeout=execution_timeout, lease=lease, drain=drain, log_level=log_level,
     )  # fmt: skip
     configure_logging(settings.log_level)
     raise SystemExit(uvloop.run(run(settings, 0, {}, [])))
@@ -134,6 +139,12 @@ def doctor(
 def token(data_dir: options.DataDir = None) -> None:
     """Print the worker token, which a worker elsewhere needs (WORKER_TOKEN). Made if there is none yet."""
     typer.echo(options.settings(data_dir=data_dir).token())
+
+
+@cli.command()
+def webhook_secret(data_dir: options.DataDir = None) -> None:
+    """Print the secret that webhooks are signed with, for those who verify them. Made if there is none yet."""
+    typer.echo(options.settings(data_dir=data_dir).signing_secret())
 
 
 @cli.command()

@@ -15,6 +15,7 @@ from proxy.jobs.model import WorkerId
 from proxy.scaler.process import FINAL_STATUSES, Command, ProcessProvider
 from proxy.service.ports import WorkerExit
 from proxy.settings import Settings
+from proxy.store.base import StoreUnavailableError
 
 EX_CONFIG = 78
 EX_UNAVAILABLE = 69
@@ -43,7 +44,11 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
         local = LocalWorkers(parts, url, workers, flags, vllm_flags) if workers else None
         if local is not None:
             await stack.enter_async_context(local.provider.open(local.exited))
-        await stack.enter_async_context(running(parts, listener))
+        try:
+            await stack.enter_async_context(running(parts, listener))
+        except StoreUnavailableError as error:
+            console.say(f"vllm-serverless: {error}")
+            return EX_UNAVAILABLE
         if local is None:
             console.say(f"The proxy listens on {url}. Workers: vllm-serverless worker --connect {url} --model MODEL")
             await stopped

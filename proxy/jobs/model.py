@@ -1,6 +1,6 @@
 """The nouns of the core: frozen values, made at the edges and passed inward."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NewType, TypeAlias
 
 from proxy.jobs.lifecycle import TERMINAL, Event, Status
@@ -59,6 +59,10 @@ class Submission:
     webhook: str | None = None  # who is told of its end
     s3_config: bytes | None = None  # for the worker only; sealed, never as the client gave it
 
+    def without_body(self) -> "Submission":
+        """The same without what the client sent for the worker."""
+        return replace(self, work=replace(self.work, body=b""), s3_config=None)
+
 
 @dataclass(frozen=True, slots=True)
 class Job:
@@ -93,6 +97,10 @@ class Job:
     def is_terminal(self) -> bool:
         """Whether it has ended."""
         return self.status in TERMINAL
+
+    def outline(self) -> "Job":
+        """The job as lists have it: without the request's body, `s3_config` and output, which can be large."""
+        return replace(self, submission=self.submission.without_body(), output=None)
 
 
 @dataclass(frozen=True, slots=True)

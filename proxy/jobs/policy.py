@@ -2,11 +2,13 @@
 
 from typing import NamedTuple
 
-from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Job, JobError, Millis
+from proxy.jobs.lifecycle import Event, Status, advance
+from proxy.jobs.model import Delivery, Job, JobError, Millis
 
 LOW_WAITS = Millis(60_000)  # a job of low priority that has waited so long is served like any other
 MAX_FAILURES = 3  # a job whose run was lost this often is what kills the workers
+MAX_TRIES = 3  # of a delivery
+TRY_AGAIN = Millis(10_000)  # after one that failed
 
 
 class Verdict(NamedTuple):
@@ -43,6 +45,14 @@ def overdue(job: Job, now: Millis) -> Verdict | None:
     return Verdict(Event.EXPIRE, JobError("expired", "The job's time to live has ended."))
 
 
+def is_body_needed(job: Job) -> bool:
+    """Whether anybody can still ask for what the client sent: a worker, a retry, or the webhook, which is told it."""
+    if not job.is_terminal:
+        return True
+    is_retriable = advance(job.status, Event.RETRY) is not None
+    return job.submission.durable and (is_retriable or job.submission.webhook is not None)
+
+
 def after_loss(job: Job, why: JobError, *, output_left: bool) -> Verdict:
     """What becomes of a job whose run was lost.
 
@@ -55,3 +65,8 @@ def after_loss(job: Job, why: JobError, *, output_left: bool) -> Verdict:
         message = f"Given up after {job.failures + 1} runs were lost. The last: {why.message}"
         return Verdict(Event.FAIL, JobError("gave_up", message))
     return Verdict(Event.RELEASE)
+
+
+def after_try(delivery: Delivery, now: Millis) -> Millis | None:
+    """When a delivery that has just failed is tried again; None when it is given up."""
+    return Millis(now + TRY_AGAIN) if delivery.tries + 1 < MAX_TRIES else None

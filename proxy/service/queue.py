@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from uuid import uuid4
 
 from proxy.jobs.lifecycle import Event, Status
@@ -43,6 +43,14 @@ class NotRetriableError(Exception):
     """The job is in no state from which it could be tried again; the sentence says which."""
 
 
+@dataclass(slots=True)
+class _Drain:
+    """The clients that drain one job, in turn."""
+
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+    clients: int = 0
+
+
 class Queue:
     """What clients do with their durable jobs. Another owner's job is none at all."""
 
@@ -59,7 +67,7 @@ class Queue:
     ) -> None:
         self._store, self._fleet, self._dispatch, self._runs = store, fleet, dispatch, runs
         self._recorder, self._news, self._intake, self._clock = recorder, news, intake, clock
-        self._drains: dict[JobId, asyncio.Lock] = {}
+        self._drains: dict[JobId, _Drain] = {}
 
     async def submit(self, endpoint: Endpoint, owner: Owner, order: Order) -> Job:
         """Put a job in line; it is in the store when this returns.
@@ -211,10 +219,12 @@ class Queue:
     @asynccontextmanager
     async def _alone(self, job_id: JobId) -> AsyncIterator[None]:
         """One client drains a job at a time: no element goes to two."""
-        lock = self._drains.setdefault(job_id, asyncio.Lock())
+        drain = self._drains.setdefault(job_id, _Drain())
+        drain.clients += 1
         try:
-            async with lock:
+            async with drain.lock:
                 yield
         finally:
-            if not lock.locked():
-                self._drains.pop(job_id, None)
+            drain.clients -= 1
+            if not drain.clients:
+                del self._drains[job_id]

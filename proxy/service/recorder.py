@@ -127,8 +127,12 @@ class Recorder:
                 async with asyncio.timeout(EVERY_SECONDS):
                     await self._full.wait()
             self._full.clear()
-            waiting = [(job_id, one) for job_id, one in self._recordings.items() if one.waiting]
-            await asyncio.gather(*(self._write(job_id, one) for job_id, one in waiting))
+            await self.flush_all()
+
+    async def flush_all(self) -> None:
+        """Write what there is of all jobs."""
+        waiting = [(job_id, one) for job_id, one in self._recordings.items() if one.waiting]
+        await asyncio.gather(*(self._write(job_id, one) for job_id, one in waiting))
 
     async def _write(self, job_id: JobId, recording: Recording) -> None:
         elements, recording.waiting = recording.waiting, []

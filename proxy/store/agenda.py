@@ -38,12 +38,16 @@ class Agenda:
 
     def due(self, now: Millis, limit: int) -> list[JobId]:
         """The jobs whose moment is not after `now`, earliest first, at most `limit`. They stay noted."""
-        while self._order and not self._buckets[self._order[0]]:
-            del self._buckets[heappop(self._order)]
         found: list[JobId] = []
-        for number in sorted(number for number in self._order if number * BUCKET <= now):
+        looked_at: list[int] = []
+        while self._order and self._order[0] * BUCKET <= now and len(found) < limit:
+            number = heappop(self._order)
+            if not self._buckets[number]:
+                del self._buckets[number]
+                continue
+            looked_at.append(number)
             came = [job_id for job_id in self._buckets[number] if self._moments[job_id] <= now]
             found += sorted(came, key=lambda job_id: (self._moments[job_id], job_id))
-            if len(found) >= limit:
-                break
+        for number in looked_at:
+            heappush(self._order, number)
         return found[:limit]

@@ -1,6 +1,7 @@
 """The contract of a job store. These docstrings are its specification; `tests/contract/` holds every store to it."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from proxy.jobs.lifecycle import Event, Status
@@ -8,7 +9,11 @@ from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId,
 
 
 class StoreFullError(Exception):
-    """There is no room for another durable job."""
+    """There is no room: for another durable job, or, worse, for anything that would have to be written."""
+
+
+class StoreUnavailableError(Exception):
+    """The store cannot be opened. The message says why, and what to do."""
 
 
 class JobStore(Protocol):
@@ -18,10 +23,22 @@ class JobStore(Protocol):
     moment has passed. Time is always an argument; a store has no clock. What has been acknowledged for a durable job
     (the method has returned) survives whatever the store promises to survive. Methods are safe to call concurrently,
     and a caller that is cancelled leaves either the whole effect or none.
+
+    A store that has a place for them keeps durable jobs written as long as it can: `submit` is refused long before
+    there is no room for the rest. When there is none left even so, any method that writes about a durable job may raise
+    `StoreFullError`; it has had no effect then, and will be possible again.
     """
 
     durable: bool
     """Whether what was acknowledged for a durable job survives the end of the process."""
+
+    def open(self) -> AbstractAsyncContextManager[None]:
+        """Open the store, once, before anything else; leaving closes it. Raises `StoreUnavailableError`."""
+        ...
+
+    async def running(self) -> Sequence[Job]:
+        """Outlines of all durable jobs that are IN_PROGRESS: for a start, when their workers are still to come back."""
+        ...
 
     async def submit(self, submission: Submission, now: Millis) -> Job:
         """Put a new job at the end of its endpoint's queue; it is IN_QUEUE and its attempt is 0.
@@ -42,7 +59,7 @@ class JobStore(Protocol):
     async def recent(
         self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int, status: Status | None = None
     ) -> Sequence[Job]:
-        """Jobs of this owner, newest first, by sequence; `before` is the last page's smallest sequence."""
+        """Outlines of this owner's jobs, newest first, by sequence; `before` is the last page's smallest sequence."""
         ...
 
     async def take(
@@ -51,8 +68,8 @@ class JobStore(Protocol):
         """Hand out up to `limit` jobs and `light_limit` light jobs, and nothing else ever leaves the queue.
 
         Order: normal before low priority, then by sequence; a job of low priority that was created `policy.LOW_WAITS`
-        ago or earlier counts as normal. Each is now IN_PROGRESS with this worker, its attempt is
-        one higher than ever before, `taken_at` is `now`. No two calls ever get the same attempt of a job.
+        ago or earlier counts as normal. Each is now IN_PROGRESS with this worker, its attempt is one higher than ever
+        before, `taken_at` is `now`, and its output log is empty. No two calls ever get the same attempt of a job.
         """
         ...
 
@@ -72,18 +89,19 @@ class JobStore(Protocol):
         It happens if the job's status is one of the event's sources and, where `attempt` is given, if that is the
         job's attempt. `release` keeps the job's sequence, so it is first in line again; with `counts` one failure is
         added. `retry` gives a new sequence and `created_at`, sets `failures` to 0, forgets error and output, and moves
-        `expires_at` by as much; it is refused (None) for a job that is not durable. A terminal event sets
-        `finished_at`, `error` and `output`; an interactive job's request body is dropped then, and a durable job with a
-        webhook has a delivery from then on, which is due at once. `retry` takes that back.
+        `queued_until` and `expires_at` by as much; it is refused (None) for a job that is not durable. A terminal event
+        sets `finished_at`, `error` and `output`; the request's body and `s3_config` are dropped then unless
+        `policy.is_body_needed`, and a durable job with a webhook has a delivery from then on, which is due at once.
+        `retry` takes that back.
         """
         ...
 
     async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
-        """Cancel all of an owner's jobs that are IN_QUEUE; gives them. A job is purged or taken, never both."""
+        """Cancel all of an owner's jobs that are IN_QUEUE; gives outlines. A job is purged or taken, never both."""
         ...
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
-        """Up to `limit` unfinished jobs whose `policy.deadline` is not after `now`, earliest first."""
+        """Outlines of up to `limit` unfinished jobs whose `policy.deadline` is not after `now`, earliest first."""
         ...
 
     async def forget(self, now: Millis, limit: int) -> int:
@@ -97,12 +115,18 @@ class JobStore(Protocol):
         """
         ...
 
-    async def deliveries(self, now: Millis, limit: int) -> Sequence[Delivery]:
-        """Up to `limit` deliveries that are due, earliest first. They stay until `tried` says otherwise."""
+    async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
+        """Up to `limit` deliveries that are due, earliest first, with outlines of their jobs.
+
+        Those to the receivers in `besides` are left out. They stay until `tried` says otherwise.
+        """
         ...
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
-        """A delivery was tried: again at that moment, with one more in `tries`, or never again. Late is harmless."""
+        """A delivery was tried: again at that moment, with one more in `tries`, or never again.
+
+        Late is harmless: it has no effect once this delivery is over, was tried by somebody else or was taken back.
+        """
         ...
 
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
@@ -121,7 +145,7 @@ class JobStore(Protocol):
         ...
 
     async def counts(self, endpoint: EndpointId) -> Counts:
-        """How many jobs stand where."""
+        """How many jobs stand where. Of those that have ended, the durable ones count since the store was made."""
         ...
 
     def ahead(self, job: Job) -> int:

@@ -1,6 +1,7 @@
 """The ready index: who is next. In memory, and rebuilt at start by a store that outlives its process."""
 
 from bisect import bisect_left, insort
+from collections.abc import Callable
 from typing import NamedTuple
 
 from proxy.jobs.model import Job, JobId, Millis, Owner
@@ -14,11 +15,15 @@ class Place(NamedTuple):
     job_id: JobId
     owner: Owner
     created_at: Millis
+    light: bool
+    low_priority: bool
+    durable: bool
 
 
 def place(job: Job) -> Place:
     """Where this job stands among those of its priority that wait for the same kind of credit."""
-    return Place(job.sequence, job.id, job.submission.owner, job.created_at)
+    wanted = job.submission
+    return Place(job.sequence, job.id, wanted.owner, job.created_at, wanted.light, wanted.low_priority, wanted.durable)
 
 
 class ReadyIndex:
@@ -35,9 +40,9 @@ class ReadyIndex:
     def __len__(self) -> int:
         return len(self._normal) + len(self._low)
 
-    def add(self, job: Job) -> None:
-        """Put a job in its place."""
-        insort(self._low if job.submission.low_priority else self._normal, place(job))
+    def add(self, one: Place) -> None:
+        """Let a job stand in its place."""
+        insort(self._low if one.low_priority else self._normal, one)
 
     def remove(self, job: Job) -> None:
         """Take a job out, wherever it stands."""
@@ -46,26 +51,24 @@ class ReadyIndex:
             if index < len(places) and places[index].job_id == job.id:
                 del places[index]
 
-    def first(self, limit: int, now: Millis) -> list[Place]:
-        """The first `limit`; they stay."""
-        self._promote(now)
-        found = self._normal[:limit]
-        return found + self._low[: limit - len(found)]
-
-    def pop(self, limit: int, now: Millis) -> list[JobId]:
+    def pop(self, limit: int, now: Millis) -> list[Place]:
         """Take out the first `limit`."""
-        taken = self.first(limit, now)
-        normal = min(limit, len(self._normal))
-        del self._normal[:normal]
-        del self._low[: len(taken) - normal]
-        return [one.job_id for one in taken]
-
-    def pop_owned(self, owner: Owner) -> list[JobId]:
-        """Take out all of one owner."""
-        taken = [one.job_id for places in (self._normal, self._low) for one in places if one.owner == owner]
-        self._normal = [one for one in self._normal if one.owner != owner]
-        self._low = [one for one in self._low if one.owner != owner]
+        self._promote(now)
+        taken = self._normal[:limit]
+        del self._normal[:limit]
+        rest = limit - len(taken)
+        taken += self._low[:rest]
+        del self._low[:rest]
         return taken
+
+    def pop_interactive(self, limit: int, now: Millis) -> list[Place]:
+        """Take out the first `limit` that are not durable."""
+        self._promote(now)
+        return self._pop_where(lambda one: not one.durable, limit)
+
+    def pop_owned(self, owner: Owner) -> list[Place]:
+        """Take out all of one owner."""
+        return self._pop_where(lambda one: one.owner == owner)
 
     def ahead(self, job: Job) -> int:
         """How many stand before this job."""
@@ -74,6 +77,13 @@ class ReadyIndex:
         if is_here or not job.submission.low_priority:
             return index
         return len(self._normal) + bisect_left(self._low, (job.sequence,))
+
+    def _pop_where(self, wanted: Callable[[Place], bool], limit: int | None = None) -> list[Place]:
+        taken = [one for places in (self._normal, self._low) for one in places if wanted(one)][:limit]
+        gone = {one.sequence for one in taken}
+        self._normal = [one for one in self._normal if one.sequence not in gone]
+        self._low = [one for one in self._low if one.sequence not in gone]
+        return taken
 
     def _promote(self, now: Millis) -> None:
         count = 0

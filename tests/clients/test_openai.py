@@ -36,6 +36,8 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "as a stream": ({"model": "nobody", "stream": True}, {"error": "NotFoundError", "status": 404}),
     "a prompt that is too long": ({"max_tokens": 9_999_999}, {"error": "BadRequestError", "status": 400}),
     "an error amid a stream": (ERROR_EVENT, {"error": "APIError", "text": "hello 0 hello 1 "}),
+    "a stream that breaks off": ({"stream": True, "fault": "cut:2"}, {"error": "APIError", "text": "hello 0 hello 1 "}),
+    "an answer that breaks off": ({"fault": "cut:2"}, {"error": "InternalServerError", "code": "gave_up"}),
 }
 
 

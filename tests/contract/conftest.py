@@ -1,17 +1,36 @@
-"""The stores that the contract is held to: a new one adds a line here, and no test."""
+"""What the contracts are about: a store of each kind, and jobs of each kind."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
 
 import pytest
+import pytest_asyncio
+from harness.jobs import submission
+from harness.stores import STORES, T0, Submit
 
+from proxy.jobs.model import Job
 from proxy.store.base import JobStore, Signal
-from proxy.store.memory import MemoryStore
 from proxy.store.signal import LocalSignal
 
 
-@pytest.fixture(params=["memory"])
-def store(request: pytest.FixtureRequest) -> JobStore:
-    """An empty store of each kind."""
-    assert request.param == "memory"
-    return MemoryStore()
+@pytest_asyncio.fixture(params=STORES)
+async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
+    """An empty store of each kind, open."""
+    made = STORES[request.param](tmp_path)
+    async with made.open():
+        yield made
+
+
+@pytest.fixture(params=["interactive", "durable"])
+def submit(request: pytest.FixtureRequest, store: JobStore) -> Submit:
+    """Submits jobs of each kind; a test that is about one of them says which."""
+
+    async def submit_all(*ids: str, **changed: Any) -> list[Job]:
+        fields = {"durable": request.param == "durable"} | changed
+        return [await store.submit(submission(job_id, **fields), T0) for job_id in ids]
+
+    return submit_all
 
 
 @pytest.fixture(params=["local"])

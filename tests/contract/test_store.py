@@ -1,114 +1,194 @@
-"""The contract of `JobStore`: one suite, every store."""
+"""The contract of `JobStore`: how jobs come in, in which order they leave, and what can happen to them."""
 
 import asyncio
 from dataclasses import replace
-from typing import Any
 
 import pytest
 from harness.jobs import ALICE, HERE, REQUEST, submission
+from harness.stores import MINUTE, T0, WHY, WORKER, Submit, ended, found, ids, settle, take
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Counts, EndpointId, Job, JobError, JobId, Millis, Owner, WorkerId
+from proxy.jobs.model import Counts, EndpointId, Input, JobId, Millis, Owner, WorkerId
+from proxy.jobs.policy import LOW_WAITS
 from proxy.store.base import JobStore
 
-WORKER = WorkerId("w-1")
-WHY = JobError("because", "Because.")
-T0 = Millis(1_000_000)
-
-
-async def submit(store: JobStore, *ids: str, **changed: Any) -> list[Job]:
-    return [await store.submit(submission(job_id, **changed), T0) for job_id in ids]
-
-
-async def take(store: JobStore, limit: int = 10, light_limit: int = 10, endpoint: EndpointId = HERE) -> list[Job]:
-    return list(await store.take(endpoint, WORKER, limit=limit, light_limit=light_limit, now=T0))
-
-
-async def settle(store: JobStore, job: Job | str, event: Event, **more: Any) -> Job | None:
-    job_id = JobId(job) if isinstance(job, str) else job.id
-    return await store.settle(job_id, event, **{"now": Millis(T0 + 5_000)} | more)
-
-
-def ids(jobs: Any) -> list[str]:
-    return [job.id for job in jobs]
+BOB = Owner("bob")
+OTHER = EndpointId("other")
 
 
 # Submitting and looking
 
 
-async def test_a_submitted_job_is_in_queue(store: JobStore) -> None:
-    [job] = await submit(store, "a")
+async def test_a_submitted_job_is_in_queue(store: JobStore, submit: Submit) -> None:
+    [job] = await submit("a")
     assert (job.status, job.attempt, job.failures, job.created_at) == (Status.IN_QUEUE, 0, 0, T0)
-    assert job.submission == submission("a")
+    assert job.submission == submission("a", durable=job.submission.durable)
     assert await store.get(HERE, ALICE, JobId("a")) == job
     assert await store.find(JobId("a")) == job
 
 
-async def test_a_submit_may_be_repeated(store: JobStore) -> None:
-    [first] = await submit(store, "a")
-    again = await store.submit(submission("a", low_priority=True), Millis(T0 + 1))
-    assert again == first
-    assert ids(await take(store)) == ["a"]
+async def test_a_job_is_kept_as_it_came(store: JobStore, submit: Submit) -> None:
+    wanted = {
+        "work": Input('{"text": "ümläut \u0000 \U0001f600"}'.encode()),
+        "light": True,
+        "low_priority": True,
+        "queued_until": Millis(T0 + 1),
+        "expires_at": Millis(T0 + 2),
+        "execution_timeout": Millis(7 * 24 * 3_600_000),
+        "retention": Millis(0),
+        "webhook": "https://example.com/?a=b&c=ü",
+        "s3_config": bytes(range(256)),
+    }
+    [job] = await submit("a", **wanted)
+    for name, value in wanted.items():
+        assert getattr(job.submission, name) == value
+    assert await found(store, "a") == job
+    [taken] = await take(store)
+    assert taken.submission == job.submission
+    assert await found(store, "a") == taken
 
 
-async def test_another_owner_or_endpoint_does_not_find_it(store: JobStore) -> None:
-    await submit(store, "a")
-    assert await store.get(HERE, Owner("bob"), JobId("a")) is None
-    assert await store.get(EndpointId("other"), ALICE, JobId("a")) is None
+async def test_a_submit_may_be_repeated(store: JobStore, submit: Submit) -> None:
+    [first] = await submit("a")
+    assert await submit("a", low_priority=True) == [first]
+    both = await asyncio.gather(*(submit("b") for _ in range(2)))
+    assert both[0] == both[1]
+    taken = await take(store)
+    assert ids(taken) == ["a", "b"]
+    assert await submit("a") == taken[:1]
+
+
+async def test_another_owner_or_endpoint_does_not_find_it(store: JobStore, submit: Submit) -> None:
+    await submit("a")
+    assert await store.get(HERE, BOB, JobId("a")) is None
+    assert await store.get(OTHER, ALICE, JobId("a")) is None
     assert await store.get(HERE, ALICE, JobId("b")) is None
 
 
-async def test_recent_jobs_come_newest_first_in_pages(store: JobStore) -> None:
-    await submit(store, "a", "b", "c")
-    await submit(store, "x", owner=Owner("bob"))
+async def test_recent_jobs_come_newest_first_in_pages(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", "c")
+    await submit("x", owner=BOB)
+    await submit("y", endpoint=OTHER)
     page = await store.recent(HERE, ALICE, before=None, limit=2)
     assert ids(page) == ["c", "b"]
     assert ids(await store.recent(HERE, ALICE, before=page[-1].sequence, limit=2)) == ["a"]
 
 
+async def test_recent_jobs_may_be_those_of_one_status(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", "c", "d")
+    taken = await take(store, limit=2)
+    await settle(store, taken[0], Event.COMPLETE)
+    found_by_status = {
+        status: ids(await store.recent(HERE, ALICE, before=None, limit=10, status=status)) for status in Status
+    }
+    assert found_by_status == {status: [] for status in Status} | {
+        Status.IN_QUEUE: ["d", "c"], Status.IN_PROGRESS: ["b"], Status.COMPLETED: ["a"]
+    }  # fmt: skip
+    assert ids(await store.recent(HERE, ALICE, before=None, limit=1, status=Status.IN_QUEUE)) == ["d"]
+
+
+async def test_jobs_of_both_kinds_are_listed_in_one_order(store: JobStore, submit: Submit) -> None:
+    for number, durable in enumerate((True, False, False, True, False)):
+        await submit(f"{number}", durable=durable)
+    page = await store.recent(HERE, ALICE, before=None, limit=3)
+    assert ids(page) == ["4", "3", "2"]
+    assert ids(await store.recent(HERE, ALICE, before=page[-1].sequence, limit=3)) == ["1", "0"]
+
+
+async def test_lists_leave_out_what_can_be_large(store: JobStore, submit: Submit) -> None:
+    await submit("queued", "running", "ended", low_priority=True, s3_config=b"secret", queued_until=Millis(T0 + 1))
+    await submit("done", "going", s3_config=b"secret")
+    await take(store, limit=2)
+    await settle(store, "done", Event.COMPLETE, output=b'"a lot"')
+    listed = [
+        *await store.recent(HERE, ALICE, before=None, limit=9),
+        *await store.running(),
+        *await store.due(Millis(T0 + MINUTE), 9),
+        *await store.purge(HERE, ALICE, Millis(T0 + MINUTE), WHY),
+    ]
+    assert {"queued", "running", "ended", "done", "going"} == set(ids(listed))
+    for job in listed:
+        assert (job.submission.work, job.submission.s3_config) == (replace(REQUEST, body=b""), None)
+        assert job.output is None
+
+
+async def test_what_runs_is_known_at_a_start(store: JobStore, submit: Submit) -> None:
+    await submit("interactive", durable=False)
+    await submit("a", "b", "c", durable=True)
+    await take(store, limit=3)
+    await settle(store, "a", Event.COMPLETE)
+    [job] = await store.running()
+    assert (job.id, job.status, job.attempt, job.worker) == ("b", Status.IN_PROGRESS, 1, WORKER)
+
+
 # Taking
 
 
-async def test_jobs_leave_in_order(store: JobStore) -> None:
-    await submit(store, "a", "b", "c")
+async def test_jobs_leave_in_order(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", "c")
     assert ids(await take(store, limit=2)) == ["a", "b"]
     assert ids(await take(store, limit=2)) == ["c"]
     assert await take(store) == []
 
 
-async def test_a_taken_job_says_who_has_it_since_when(store: JobStore) -> None:
-    await submit(store, "a")
+async def test_jobs_of_both_kinds_stand_in_one_line(store: JobStore, submit: Submit) -> None:
+    for number, durable in enumerate((True, False, True, True, False, False, True)):
+        await submit(f"{number}", durable=durable, low_priority=number in {1, 2})
+    assert ids(await take(store, limit=3)) == ["0", "3", "4"]
+    assert ids(await take(store, limit=3)) == ["5", "6", "1"]
+    assert ids(await take(store, limit=3)) == ["2"]
+
+
+async def test_a_taken_job_says_who_has_it_since_when(store: JobStore, submit: Submit) -> None:
+    await submit("a")
     [job] = await take(store)
     assert (job.status, job.worker, job.taken_at, job.attempt) == (Status.IN_PROGRESS, WORKER, T0, 1)
     assert await store.find(job.id) == job
 
 
-async def test_low_priority_waits_behind_normal(store: JobStore) -> None:
-    await submit(store, "low", low_priority=True)
-    await submit(store, "normal")
+async def test_low_priority_waits_behind_normal(store: JobStore, submit: Submit) -> None:
+    await submit("low", low_priority=True)
+    await submit("normal")
     assert ids(await take(store)) == ["normal", "low"]
 
 
-async def test_light_jobs_have_a_limit_of_their_own(store: JobStore) -> None:
-    await submit(store, "a", "b")
-    await submit(store, "x", "y", light=True)
+async def test_low_priority_that_has_waited_long_counts_as_normal(store: JobStore, submit: Submit) -> None:
+    await submit("low", "low too", low_priority=True)
+    await submit("normal", "normal too")
+    assert ids(await take(store, limit=1, now=T0 + LOW_WAITS - 1)) == ["normal"]
+    assert ids(await take(store, limit=2, now=T0 + LOW_WAITS)) == ["low", "low too"]
+    await settle(store, "low too", Event.RELEASE)
+    assert ids(await take(store, limit=2, now=T0 + LOW_WAITS)) == ["low too", "normal too"]
+
+
+async def test_light_jobs_have_a_limit_of_their_own(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b")
+    await submit("x", "y", light=True)
     assert ids(await take(store, limit=0, light_limit=1)) == ["x"]
     assert ids(await take(store, limit=1, light_limit=0)) == ["a"]
-    assert sorted(ids(await take(store))) == ["b", "y"]
+    assert ids(await take(store)) == ["b", "y"]
 
 
-async def test_endpoints_have_queues_of_their_own(store: JobStore) -> None:
-    await submit(store, "a")
-    await submit(store, "b", endpoint=EndpointId("other"))
-    assert ids(await take(store, endpoint=EndpointId("other"))) == ["b"]
+async def test_endpoints_have_queues_of_their_own(store: JobStore, submit: Submit) -> None:
+    await submit("a")
+    await submit("b", endpoint=OTHER)
+    assert ids(await take(store, endpoint=OTHER)) == ["b"]
     assert ids(await take(store)) == ["a"]
 
 
-async def test_no_job_is_taken_twice(store: JobStore) -> None:
-    await submit(store, *(f"job-{number}" for number in range(100)))
+async def test_no_job_is_taken_twice(store: JobStore, submit: Submit) -> None:
+    await submit(*(f"job-{number}" for number in range(100)))
     taken = await asyncio.gather(*(take(store, limit=7) for _ in range(30)))
     everything = [job_id for batch in taken for job_id in ids(batch)]
     assert len(everything) == len(set(everything)) == 100
+
+
+async def test_a_take_gets_what_there_is_though_the_first_were_just_cancelled(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", "c", "d")
+    *_, taken = await asyncio.gather(
+        settle(store, "a", Event.CANCEL), settle(store, "b", Event.CANCEL), take(store, limit=2)
+    )
+    assert ids(taken) == ["c", "d"]
 
 
 # Settling
@@ -123,66 +203,74 @@ async def test_no_job_is_taken_twice(store: JobStore) -> None:
         (Event.EXPIRE, Status.TIMED_OUT),
     ],
 )
-async def test_a_running_job_ends_once(store: JobStore, event: Event, status: Status) -> None:
-    await submit(store, "a")
+async def test_a_running_job_ends_once(store: JobStore, submit: Submit, event: Event, status: Status) -> None:
+    await submit("a")
     [job] = await take(store)
-    ended = await settle(store, job, event, attempt=1, error=WHY)
-    assert ended is not None
-    assert (ended.status, ended.error, ended.finished_at) == (status, WHY, T0 + 5_000)
+    after = await ended(store, job, event, attempt=1, error=WHY, output=b"[1]")
+    assert (after.status, after.error, after.finished_at, after.output) == (status, WHY, T0 + 5_000, b"[1]")
     for late in (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE, Event.RELEASE):
         assert await settle(store, job, late) is None
-    assert await store.find(job.id) == ended
+    assert await store.find(job.id) == after
+
+
+async def test_of_many_ends_at_once_one_is_the_end(store: JobStore, submit: Submit) -> None:
+    await submit("a")
+    [job] = await take(store)
+    events = (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE, Event.RELEASE) * 3
+    results = await asyncio.gather(*(settle(store, job, event, attempt=1) for event in events))
+    [after] = [result for result in results if result is not None]
+    assert await found(store, "a") == after
 
 
 @pytest.mark.parametrize("event", [Event.CANCEL, Event.EXPIRE])
-async def test_a_queued_job_that_ends_leaves_the_queue(store: JobStore, event: Event) -> None:
-    await submit(store, "a", "b")
-    assert await settle(store, "a", event) is not None
+async def test_a_queued_job_that_ends_leaves_the_queue(store: JobStore, submit: Submit, event: Event) -> None:
+    await submit("a", "b")
+    after = await ended(store, "a", event)
+    assert (after.worker, after.taken_at, after.attempt) == (None, None, 0)
     assert ids(await take(store)) == ["b"]
 
 
-@pytest.mark.parametrize("event", [Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.RETRY])
-async def test_a_queued_job_cannot_do_what_only_others_can(store: JobStore, event: Event) -> None:
-    [job] = await submit(store, "a")
+@pytest.mark.parametrize("event", [Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.RETRY, Event.TAKE])
+async def test_a_queued_job_cannot_do_what_only_others_can(store: JobStore, submit: Submit, event: Event) -> None:
+    [job] = await submit("a")
     assert await settle(store, job, event) is None
     assert await store.find(job.id) == job
 
 
 async def test_an_unknown_job_cannot_do_anything(store: JobStore) -> None:
-    assert await settle(store, "nobody", Event.CANCEL) is None
+    for event in Event:
+        assert await settle(store, "nobody", event) is None
 
 
-async def test_the_attempt_is_a_fence(store: JobStore) -> None:
-    await submit(store, "a")
+async def test_the_attempt_is_a_fence(store: JobStore, submit: Submit) -> None:
+    await submit("a")
     [first] = await take(store)
     await settle(store, first, Event.RELEASE, attempt=1)
     [second] = await take(store)
     assert second.attempt == 2
-    for event in (Event.COMPLETE, Event.FAIL, Event.RELEASE):
+    for event in (Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.CANCEL, Event.EXPIRE):
         assert await settle(store, second, event, attempt=1) is None
-    assert await settle(store, second, Event.COMPLETE, attempt=2) is not None
+    await ended(store, second, Event.COMPLETE, attempt=2)
 
 
-async def test_a_released_job_is_first_in_line_again(store: JobStore) -> None:
-    await submit(store, "a", "b")
+async def test_a_released_job_is_first_in_line_again(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b")
     [job] = await take(store, limit=1)
-    released = await settle(store, job, Event.RELEASE, attempt=1)
-    assert released is not None
+    released = await ended(store, job, Event.RELEASE, attempt=1)
     assert (released.status, released.worker, released.taken_at) == (Status.IN_QUEUE, None, None)
+    assert released.submission == job.submission
     assert ids(await take(store)) == ["a", "b"]
 
 
-async def test_only_a_loss_counts_as_a_failure(store: JobStore) -> None:
-    await submit(store, "a")
+async def test_only_a_loss_counts_as_a_failure(store: JobStore, submit: Submit) -> None:
+    await submit("a")
     for counts, failures in ((False, 0), (True, 1), (True, 2), (False, 2)):
         [job] = await take(store)
-        released = await settle(store, job, Event.RELEASE, counts=counts)
-        assert released is not None
-        assert released.failures == failures
+        assert (await ended(store, job, Event.RELEASE, counts=counts)).failures == failures
 
 
-async def test_a_take_and_a_cancel_cannot_both_win(store: JobStore) -> None:
-    await submit(store, *(f"job-{number}" for number in range(50)))
+async def test_a_take_and_a_cancel_cannot_both_win(store: JobStore, submit: Submit) -> None:
+    await submit(*(f"job-{number}" for number in range(50)))
     taken, *cancelled = await asyncio.gather(
         take(store, limit=25), *(settle(store, f"job-{number}", Event.CANCEL) for number in range(50))
     )
@@ -191,44 +279,49 @@ async def test_a_take_and_a_cancel_cannot_both_win(store: JobStore) -> None:
     assert (await store.counts(HERE)).cancelled == 50
 
 
-async def test_an_interactive_job_forgets_its_body_when_it_ends(store: JobStore) -> None:
-    await submit(store, "a")
-    await submit(store, "kept", durable=True)
-    for job in await take(store):
-        await settle(store, job, Event.FAIL)
-    a, kept = await store.find(JobId("a")), await store.find(JobId("kept"))
-    assert a is not None
-    assert kept is not None
-    assert a.submission.work == replace(REQUEST, body=b"")
-    assert kept.submission.work == REQUEST
+async def test_a_body_is_kept_as_long_as_anybody_can_ask_for_it(store: JobStore, submit: Submit) -> None:
+    kept = set()
+    for durable in (False, True):
+        for webhook in (None, "https://example.com"):
+            for event in (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE):
+                name = f"{event} {durable} {webhook}"
+                await submit(name, durable=durable, webhook=webhook, s3_config=b"secret")
+                [job] = await take(store)
+                work = (await ended(store, job, event)).submission
+                assert work == (await found(store, name)).submission
+                assert work in (job.submission, job.submission.without_body())
+                if work == job.submission:
+                    kept.add(name)
+    hook = "https://example.com"
+    assert kept == {
+        *("fail True None", "expire True None"),
+        *(f"complete True {hook}", f"fail True {hook}", f"cancel True {hook}", f"expire True {hook}"),
+    }
 
 
 # Retrying
 
 
-async def failed(store: JobStore, job_id: str, **changed: Any) -> Job:
-    await submit(store, job_id, durable=True, **changed)
+async def test_a_retried_job_starts_over_at_the_end_of_the_queue(store: JobStore, submit: Submit) -> None:
+    deadlines = {"expires_at": Millis(T0 + 60_000), "queued_until": Millis(T0 + 10_000)}
+    await submit("a", durable=True, **deadlines)
     [job] = await take(store)
-    ended = await settle(store, job, Event.FAIL, error=WHY)
-    assert ended is not None
-    return ended
-
-
-async def test_a_retried_job_starts_over_at_the_end_of_the_queue(store: JobStore) -> None:
-    job = await failed(store, "a", expires_at=Millis(T0 + 60_000))
-    await submit(store, "b")
-    retried = await settle(store, job, Event.RETRY, now=Millis(T0 + 30_000))
-    assert retried is not None
+    await settle(store, job, Event.FAIL, error=WHY, output=b"half")
+    await submit("b")
+    retried = await ended(store, job, Event.RETRY, now=T0 + 30_000)
     assert (retried.status, retried.failures, retried.error, retried.retries) == (Status.IN_QUEUE, 0, None, 1)
-    assert retried.submission.expires_at == T0 + 90_000
+    assert (retried.output, retried.finished_at, retried.created_at) == (None, None, T0 + 30_000)
+    assert retried.submission.work == REQUEST
+    assert (retried.submission.expires_at, retried.submission.queued_until) == (T0 + 90_000, T0 + 40_000)
     assert retried.attempt == 1
+    assert await found(store, "a") == retried
     taken = await take(store)
     assert ids(taken) == ["b", "a"]
     assert taken[1].attempt == 2
 
 
-async def test_what_did_not_fail_cannot_be_retried(store: JobStore) -> None:
-    await submit(store, "a", "b", durable=True)
+async def test_what_did_not_fail_cannot_be_retried(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", durable=True)
     [a, b] = await take(store)
     await settle(store, a, Event.COMPLETE)
     await settle(store, b, Event.CANCEL)
@@ -236,107 +329,90 @@ async def test_what_did_not_fail_cannot_be_retried(store: JobStore) -> None:
     assert await settle(store, b, Event.RETRY) is None
 
 
-async def test_an_interactive_job_cannot_be_retried(store: JobStore) -> None:
-    await submit(store, "a")
+async def test_an_interactive_job_cannot_be_retried(store: JobStore, submit: Submit) -> None:
+    await submit("a", durable=False)
     [job] = await take(store)
     await settle(store, job, Event.FAIL)
     assert await settle(store, job, Event.RETRY) is None
 
 
-# Purging, deadlines, retention
+# Purging
 
 
-async def test_a_purge_cancels_what_waits_and_nothing_else(store: JobStore) -> None:
-    await submit(store, "a", "b", "c")
-    await submit(store, "light", light=True)
-    await submit(store, "elsewhere", endpoint=EndpointId("other"))
+async def test_a_purge_cancels_what_waits_and_nothing_else(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", "c")
+    await submit("other kind", durable=True)
+    await submit("light", light=True)
+    await submit("low", low_priority=True)
+    await submit("bob's", owner=BOB)
+    await submit("elsewhere", endpoint=OTHER)
     await take(store, limit=1, light_limit=0)
     purged = await store.purge(HERE, ALICE, T0, WHY)
-    assert sorted(ids(purged)) == ["b", "c", "light"]
-    assert {job.status for job in purged} == {Status.CANCELLED}
-    assert await take(store) == []
+    assert sorted(ids(purged)) == ["b", "c", "light", "low", "other kind"]
+    assert {(job.status, job.error, job.finished_at) for job in purged} == {(Status.CANCELLED, WHY, T0)}
+    assert ids(await take(store)) == ["bob's"]
+    assert ids(await take(store, endpoint=OTHER)) == ["elsewhere"]
     assert await store.purge(HERE, ALICE, T0, WHY) == []
+    assert (await found(store, "a")).status is Status.IN_PROGRESS
+    assert (await found(store, "b")).status is Status.CANCELLED
 
 
-async def test_what_is_due_comes_earliest_first(store: JobStore) -> None:
-    await submit(store, "later", queued_until=Millis(T0 + 2_000))
-    await submit(store, "sooner", queued_until=Millis(T0 + 1_000))
-    await submit(store, "never")
-    assert ids(await store.due(Millis(T0 + 999), 10)) == []
-    assert ids(await store.due(Millis(T0 + 5_000), 10)) == ["sooner", "later"]
-    assert ids(await store.due(Millis(T0 + 5_000), 1)) == ["sooner"]
-
-
-async def test_a_deadline_follows_the_job(store: JobStore) -> None:
-    await submit(store, "a", queued_until=Millis(T0 + 1_000), execution_timeout=Millis(60_000))
-    [job] = await take(store)
-    assert ids(await store.due(Millis(T0 + 59_999), 10)) == []
-    assert ids(await store.due(Millis(T0 + 60_000), 10)) == ["a"]
-    await settle(store, job, Event.COMPLETE)
-    assert ids(await store.due(Millis(T0 + 999_999), 10)) == []
-
-
-async def test_an_ended_job_is_kept_for_its_retention(store: JobStore) -> None:
-    await submit(store, "a", retention=Millis(10_000))
-    [job] = await take(store)
-    await settle(store, job, Event.COMPLETE, now=T0)
-    assert await store.forget(Millis(T0 + 9_999), 10) == 0
-    assert await store.find(job.id) is not None
-    assert await store.forget(Millis(T0 + 10_000), 10) == 1
-    assert await store.find(job.id) is None
-
-
-async def test_a_job_that_has_not_ended_is_never_forgotten(store: JobStore) -> None:
-    await submit(store, "a", "b", retention=Millis(1))
-    await take(store, limit=1)
-    assert await store.forget(Millis(T0 * 1_000), 10) == 0
-
-
-# Output
-
-
-async def test_output_is_read_by_cursor_by_anyone(store: JobStore) -> None:
-    await submit(store, "a", durable=True)
-    [job] = await take(store)
-    assert await store.append(job.id, 1, [b"one", b"two"]) == 2
-    assert await store.append(job.id, 1, [b"three"]) == 3
-    assert await store.read(job.id, 0, 2) == ([b"one", b"two"], 2)
-    assert await store.read(job.id, 2, 2) == ([b"three"], 3)
-    assert await store.read(job.id, 3, 2) == ([], 3)
-    assert await store.read(job.id, 0, 2) == ([b"one", b"two"], 2)
-
-
-async def test_only_the_current_attempt_writes_and_begins_anew(store: JobStore) -> None:
-    await submit(store, "a", durable=True)
-    [job] = await take(store)
-    await store.append(job.id, 1, [b"old"])
-    await settle(store, job, Event.RELEASE)
-    await take(store)
-    assert await store.append(job.id, 1, [b"late"]) is None
-    assert await store.append(job.id, 2, [b"new"]) == 1
-    assert await store.read(job.id, 0, 9) == ([b"new"], 1)
-    await settle(store, job, Event.COMPLETE)
-    assert await store.append(job.id, 2, [b"too late"]) is None
-    assert await store.read(job.id, 0, 9) == ([b"new"], 1)
+async def test_a_job_is_purged_or_taken(store: JobStore, submit: Submit) -> None:
+    await submit(*(f"job-{number}" for number in range(60)))
+    results = await asyncio.gather(
+        take(store, limit=20),
+        store.purge(HERE, ALICE, T0, WHY),
+        take(store, limit=20),
+        store.purge(HERE, ALICE, T0, WHY),
+    )
+    assert sorted(job_id for jobs in results for job_id in ids(jobs)) == sorted(f"job-{number}" for number in range(60))
 
 
 # Counting
 
 
-async def test_counts_equal_what_happened(store: JobStore) -> None:
-    await submit(store, *"abcdef", durable=True)
+async def test_counts_equal_what_happened(store: JobStore, submit: Submit) -> None:
+    await submit(*"abcdef", durable=True)
     jobs = await take(store, limit=4)
     for job, event in zip(jobs, (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE), strict=True):
         await settle(store, job, event)
     await settle(store, "b", Event.RETRY)
+    await settle(store, "f", Event.CANCEL)
+    await submit("g", "h", durable=False)
+    await store.take(HERE, WorkerId("w-2"), limit=1, light_limit=0, now=T0)
     assert await store.counts(HERE) == Counts(
-        in_queue=3, in_progress=0, completed=1, failed=1, cancelled=1, timed_out=1, retried=1
+        in_queue=3, in_progress=1, completed=1, failed=1, cancelled=2, timed_out=1, retried=1
     )
-    assert await store.counts(EndpointId("other")) == Counts()
+    assert await store.counts(OTHER) == Counts()
 
 
-async def test_a_queued_job_knows_how_many_stand_before_it(store: JobStore) -> None:
-    jobs = await submit(store, "a", "b", "c")
-    assert [store.ahead(job) for job in jobs] == [0, 1, 2]
+async def test_a_queued_job_knows_how_many_stand_before_it(store: JobStore, submit: Submit) -> None:
+    jobs = await submit("a", "b", "c")
+    [low] = await submit("low", low_priority=True)
+    assert [store.ahead(job) for job in (*jobs, low)] == [0, 1, 2, 3]
     await take(store, limit=1)
-    assert store.ahead(jobs[2]) == 1
+    assert [store.ahead(job) for job in (*jobs[1:], low)] == [0, 1, 2]
+
+
+# Callers that leave
+
+
+async def test_a_caller_that_leaves_leaves_the_whole_effect_or_none(store: JobStore, submit: Submit) -> None:
+    await submit("first")
+    for turns in range(4):
+        submitting = asyncio.create_task(submit(f"job-{turns}"))
+        taking = asyncio.create_task(take(store, limit=1))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        submitting.cancel()
+        taking.cancel()
+        await asyncio.gather(submitting, taking, return_exceptions=True)
+    await submit("last")
+    jobs = await store.recent(HERE, ALICE, before=None, limit=99)
+    running = {job.id for job in jobs if job.status is Status.IN_PROGRESS}
+    queued = {job.id for job in jobs if job.status is Status.IN_QUEUE}
+    counts = await store.counts(HERE)
+    assert (counts.in_queue, counts.in_progress) == (len(queued), len(running))
+    assert set(ids(await take(store, limit=99))) == queued >= {"last"}
+    for job_id in queued | running:
+        await ended(store, job_id, Event.COMPLETE)

@@ -1,139 +1,187 @@
 """Any store, against the simplest model of one: whatever is done in whatever order, they agree."""
 
 import asyncio
-from dataclasses import dataclass
+from collections import Counter
+from contextlib import AsyncExitStack
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
+import pytest
 from harness.jobs import ALICE, HERE, submission
+from harness.stores import STORES, WHY, WORKER
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
-from hypothesis.stateful import Bundle, RuleBasedStateMachine, consumes, initialize, invariant, multiple, rule
+from hypothesis.stateful import (
+    Bundle,
+    RuleBasedStateMachine,
+    consumes,
+    initialize,
+    invariant,
+    multiple,
+    precondition,
+    rule,
+    run_state_machine_as_test,
+)
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import JobError, JobId, Millis, WorkerId
-from proxy.jobs.policy import MAX_FAILURES
+from proxy.jobs.model import Counts, Delivery, Job, JobId, Millis
+from proxy.jobs.policy import LOW_WAITS
 from proxy.store.base import JobStore
-from proxy.store.memory import MemoryStore
 
-WHY = JobError("because", "Because.")
 RETENTION = 5_000
+EXECUTION = 60_000  # of `submission`
+HOOK = "https://example.com"
+ALL = 10_000
 ENDS = {
     Event.COMPLETE: Status.COMPLETED,
     Event.FAIL: Status.FAILED,
     Event.CANCEL: Status.CANCELLED,
     Event.EXPIRE: Status.TIMED_OUT,
 }
+UNFINISHED = {Status.IN_QUEUE, Status.IN_PROGRESS}
 
 
 @dataclass
 class Row:
     """What the model knows of a job: written out by hand, so that it shares no code with a store."""
 
-    status: Status
-    place: tuple[bool, int]
+    place: int
+    low: bool
     light: bool
     durable: bool
+    webhook: bool
+    created: int
+    status: Status = Status.IN_QUEUE
     attempt: int = 0
     failures: int = 0
+    retries: int = 0
+    taken: int = 0
     finished: int = 0
+    retention: int = RETENTION
+    expires: int | None = None
+    drained: int = 0
+    output: bytes | None = None
+    log: list[bytes] = field(default_factory=list)
+    tries: int | None = None  # None: there is no delivery
+    deliver_at: int = 0
+
+    def deadline(self) -> int | None:
+        """When it is due."""
+        ends = self.taken + EXECUTION if self.status is Status.IN_PROGRESS else None
+        moments = [moment for moment in (ends, self.expires) if moment is not None]
+        return min(moments, default=None) if self.status in UNFINISHED else None
 
 
 class StoreModel(RuleBasedStateMachine):
     """A store beside a dictionary of rows."""
 
+    kind = ""
     jobs = Bundle("jobs")
     runs = Bundle("runs")
-
-    def make(self) -> JobStore:
-        """The store under test; another store's model overrides this."""
-        return MemoryStore()
+    told = Bundle("told")
 
     @initialize()
     def begin(self) -> None:
         self.loop = asyncio.new_event_loop()
-        self.store = self.make()
+        self.folder = TemporaryDirectory()
+        self.open()
         self.rows: dict[str, Row] = {}
         self.now = 1_000_000
         self.sequence = 0
-        self.ended = dict.fromkeys(ENDS.values(), 0)
+        self.ended: Counter[tuple[bool, Status | Event]] = Counter()
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
+            self.run(self.opened.aclose())
             self.loop.close()
+            self.folder.cleanup()
+
+    def open(self) -> None:
+        self.store: JobStore = STORES[self.kind](Path(self.folder.name))
+        self.opened = AsyncExitStack()
+        self.run(self.opened.enter_async_context(self.store.open()))
 
     def run(self, awaitable: Any) -> Any:
         return self.loop.run_until_complete(awaitable)
 
-    def settle(self, job_id: str, event: Event, **more: Any) -> Any:
-        return self.run(self.store.settle(JobId(job_id), event, now=Millis(self.now), **more))
+    def settle(self, job_id: str, event: Event, **more: Any) -> Job | None:
+        job: Job | None = self.run(self.store.settle(JobId(job_id), event, now=Millis(self.now), **more))
+        return job
 
-    def end(self, job_id: str, event: Event) -> None:
+    def end(self, job_id: str, event: Event, output: bytes | None = None) -> None:
         row = self.rows[job_id]
-        row.status, row.finished = ENDS[event], self.now
-        self.ended[row.status] += 1
+        row.status, row.finished, row.output = ENDS[event], self.now, output
+        self.ended[row.durable, row.status] += 1
+        if row.durable and row.webhook:
+            row.tries, row.deliver_at = 0, self.now
 
-    @rule(target=jobs, low=st.booleans(), light=st.booleans(), durable=st.booleans())
-    def submit(self, low: bool, light: bool, durable: bool) -> str:
-        job_id = f"job-{self.sequence}"
+    def agree(self, job: Job | None, job_id: str) -> None:
+        """The whole job is as the model has it."""
+        row = self.rows[job_id]
+        assert job is not None
+        assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
+        assert (job.retries, job.drained, job.output) == (row.retries, row.drained, row.output)
+        assert (job.submission.expires_at, job.submission.retention) == (row.expires, row.retention)
+        assert job.created_at == row.created
+
+    # What clients do
+
+    @rule(
+        target=jobs, low=st.booleans(), light=st.booleans(), durable=st.booleans(), webhook=st.booleans(),
+        ttl=st.sampled_from([None, 999, EXECUTION // 2]),
+    )  # fmt: skip
+    def submit(self, low: bool, light: bool, durable: bool, webhook: bool, ttl: int | None) -> str:
         self.sequence += 1
-        wanted = submission(job_id, low_priority=low, light=light, durable=durable, retention=Millis(RETENTION))
+        job_id = f"job-{self.sequence}"
+        expires = None if ttl is None else self.now + ttl
+        wanted = submission(
+            job_id, low_priority=low, light=light, durable=durable, retention=Millis(RETENTION),
+            expires_at=expires, webhook=HOOK if webhook else None,
+        )  # fmt: skip
         job = self.run(self.store.submit(wanted, Millis(self.now)))
-        assert job.status is Status.IN_QUEUE
-        self.rows[job_id] = Row(Status.IN_QUEUE, (low, self.sequence), light, durable)
+        self.rows[job_id] = Row(self.sequence, low, light, durable, webhook, self.now, expires=expires)
+        self.agree(job, job_id)
         return job_id
 
-    @rule(target=runs, limit=st.integers(0, 3), light_limit=st.integers(0, 3))
-    def take(self, limit: int, light_limit: int) -> Any:
-        def first(light: bool, count: int) -> list[str]:
-            waiting = [
-                (row.place, job_id)
-                for job_id, row in self.rows.items()
-                if row.status is Status.IN_QUEUE and row.light is light
-            ]
-            return [job_id for _, job_id in sorted(waiting)[:count]]
+    @rule(job_id=jobs)
+    def a_client_submits_again(self, job_id: str) -> None:
+        if job_id in self.rows:
+            wanted = submission(job_id, durable=self.rows[job_id].durable)
+            self.agree(self.run(self.store.submit(wanted, Millis(self.now))), job_id)
 
-        expected = first(False, limit) + first(True, light_limit)
-        taken = self.run(
-            self.store.take(HERE, WorkerId("w"), limit=limit, light_limit=light_limit, now=Millis(self.now))
-        )
-        assert [job.id for job in taken] == expected
-        for job in taken:
-            row = self.rows[job.id]
-            row.status, row.attempt = Status.IN_PROGRESS, row.attempt + 1
-            assert job.attempt == row.attempt
-        return multiple(*((job.id, job.attempt) for job in taken))
+    @rule(job_id=jobs)
+    def a_client_looks(self, job_id: str) -> None:
+        job = self.run(self.store.get(HERE, ALICE, JobId(job_id)))
+        assert job == self.run(self.store.find(JobId(job_id)))
+        if job_id in self.rows:
+            self.agree(job, job_id)
+        else:
+            assert job is None
 
-    @rule(run=runs, event=st.sampled_from([Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE]))
-    def a_worker_ends_a_run(self, run: tuple[str, int], event: Event) -> None:
-        job_id, attempt = run
+    @rule(job_id=jobs, cursor=st.integers(0, 4), limit=st.integers(0, 4))
+    def a_client_reads(self, job_id: str, cursor: int, limit: int) -> None:
+        expected = self.rows[job_id].log[cursor : cursor + limit] if job_id in self.rows else []
+        part, after = self.run(self.store.read(JobId(job_id), cursor, limit))
+        assert (list(part), after) == (expected, cursor + len(expected))
+
+    @rule(job_id=jobs, cursor=st.integers(0, 4), attempt=st.integers(0, 3))
+    def a_client_drains(self, job_id: str, cursor: int, attempt: int) -> None:
+        self.run(self.store.drain(JobId(job_id), attempt, cursor))
         row = self.rows.get(job_id)
-        happens = row is not None and row.status is Status.IN_PROGRESS and row.attempt == attempt
-        if row is not None and row.status is Status.IN_QUEUE and row.attempt == attempt:
-            happens = event in {Event.CANCEL, Event.EXPIRE}
-        job = self.settle(job_id, event, attempt=attempt, error=WHY)
-        assert (job is not None) == happens
-        if happens:
-            self.end(job_id, event)
-            assert job.error == WHY
-
-    @rule(run=consumes(runs), counts=st.booleans())
-    def a_run_is_lost(self, run: tuple[str, int], counts: bool) -> None:
-        job_id, attempt = run
-        row = self.rows.get(job_id)
-        happens = row is not None and row.status is Status.IN_PROGRESS and row.attempt == attempt
-        job = self.settle(job_id, Event.RELEASE, attempt=attempt, counts=counts)
-        assert (job is not None) == happens
-        if row is not None and happens:
-            row.status, row.failures = Status.IN_QUEUE, row.failures + counts
-            assert job.failures == row.failures <= MAX_FAILURES * 100
+        if row is not None and row.attempt == attempt:
+            row.drained = max(row.drained, cursor)
 
     @rule(job_id=jobs)
     def a_client_cancels(self, job_id: str) -> None:
         row = self.rows.get(job_id)
-        happens = row is not None and row.status in {Status.IN_QUEUE, Status.IN_PROGRESS}
-        assert (self.settle(job_id, Event.CANCEL, error=WHY) is not None) == happens
+        happens = row is not None and row.status in UNFINISHED
+        job = self.settle(job_id, Event.CANCEL, error=WHY)
+        assert (job is not None) == happens
         if happens:
             self.end(job_id, Event.CANCEL)
+            self.agree(job, job_id)
 
     @rule(job_id=jobs)
     def a_client_retries(self, job_id: str) -> None:
@@ -143,7 +191,23 @@ class StoreModel(RuleBasedStateMachine):
         assert (job is not None) == happens
         if row is not None and happens:
             self.sequence += 1
-            row.status, row.failures, row.place = Status.IN_QUEUE, 0, (row.place[0], self.sequence)
+            row.status, row.failures, row.place, row.retries = Status.IN_QUEUE, 0, self.sequence, row.retries + 1
+            row.expires = None if row.expires is None else row.expires + self.now - row.created
+            row.created, row.drained, row.output, row.log, row.tries = self.now, 0, None, [], None
+            self.ended[True, Event.RETRY] += 1
+            self.agree(job, job_id)
+
+    @rule(job_id=jobs, life=st.sampled_from([0, 999, RETENTION]))
+    def a_client_limits_a_life(self, job_id: str, life: int) -> None:
+        row = self.rows.get(job_id)
+        job = self.run(self.store.limit_life(JobId(job_id), Millis(self.now + life)))
+        assert (job is not None) == (row is not None and row.durable)
+        if row is not None and row.durable:
+            if row.status in UNFINISHED:
+                row.expires = self.now + life
+            else:
+                row.retention = self.now + life - row.finished
+            self.agree(job, job_id)
 
     @rule()
     def a_client_purges(self) -> None:
@@ -153,35 +217,159 @@ class StoreModel(RuleBasedStateMachine):
         for job_id in waiting:
             self.end(job_id, Event.CANCEL)
 
-    @rule(milliseconds=st.sampled_from([1, 999, RETENTION, 3 * RETENTION]))
+    # What workers do
+
+    @rule(target=runs, limit=st.integers(0, 3), light_limit=st.integers(0, 3))
+    def take(self, limit: int, light_limit: int) -> Any:
+        def first(light: bool, count: int) -> list[str]:
+            waiting = [
+                (row.low and row.created + LOW_WAITS > self.now, row.place, job_id)
+                for job_id, row in self.rows.items()
+                if row.status is Status.IN_QUEUE and row.light is light
+            ]
+            return [job_id for *_, job_id in sorted(waiting)[:count]]
+
+        expected = first(False, limit) + first(True, light_limit)
+        taken = self.run(self.store.take(HERE, WORKER, limit=limit, light_limit=light_limit, now=Millis(self.now)))
+        assert [job.id for job in taken] == expected
+        for job in taken:
+            row = self.rows[job.id]
+            row.status, row.attempt, row.taken = Status.IN_PROGRESS, row.attempt + 1, self.now
+            row.drained, row.log = 0, []
+            self.agree(job, job.id)
+        return multiple(*((job.id, job.attempt) for job in taken))
+
+    def is_current(self, run: tuple[str, int]) -> bool:
+        row = self.rows.get(run[0])
+        return row is not None and row.status is Status.IN_PROGRESS and row.attempt == run[1]
+
+    @rule(run=runs, event=st.sampled_from(list(ENDS)), output=st.sampled_from([None, b"", b"output"]))
+    def a_worker_ends_a_run(self, run: tuple[str, int], event: Event, output: bytes | None) -> None:
+        job_id, attempt = run
+        row = self.rows.get(job_id)
+        happens = self.is_current(run)
+        if row is not None and row.status is Status.IN_QUEUE and row.attempt == attempt:
+            happens = event in {Event.CANCEL, Event.EXPIRE}
+        job = self.settle(job_id, event, attempt=attempt, error=WHY, output=output)
+        assert (job is not None) == happens
+        if job is not None:
+            self.end(job_id, event, output)
+            self.agree(job, job_id)
+            assert job.error == WHY
+
+    @rule(run=consumes(runs), counts=st.booleans())
+    def a_run_is_lost(self, run: tuple[str, int], counts: bool) -> None:
+        job_id, attempt = run
+        happens = self.is_current(run)
+        job = self.settle(job_id, Event.RELEASE, attempt=attempt, counts=counts)
+        assert (job is not None) == happens
+        if happens:
+            row = self.rows[job_id]
+            row.status, row.failures = Status.IN_QUEUE, row.failures + counts
+            self.agree(job, job_id)
+
+    @rule(run=runs, outputs=st.lists(st.binary(max_size=3), max_size=3))
+    def a_worker_writes(self, run: tuple[str, int], outputs: list[bytes]) -> None:
+        cursor = self.run(self.store.append(JobId(run[0]), run[1], outputs))
+        happens = self.is_current(run) and self.rows[run[0]].durable
+        assert (cursor is not None) == happens
+        if happens:
+            self.rows[run[0]].log += outputs
+            assert cursor == len(self.rows[run[0]].log)
+
+    # What time does
+
+    @rule(milliseconds=st.sampled_from([1, 999, RETENTION, 3 * RETENTION, LOW_WAITS]))
     def time_passes(self, milliseconds: int) -> None:
         self.now += milliseconds
         over = {
             job_id
             for job_id, row in self.rows.items()
-            if row.status in self.ended and row.finished + RETENTION <= self.now
+            if row.status not in UNFINISHED and row.finished + row.retention <= self.now and row.tries is None
         }
-        assert self.run(self.store.forget(Millis(self.now), 1_000)) == len(over)
+        assert self.run(self.store.forget(Millis(self.now), ALL)) == len(over)
         for job_id in over:
             del self.rows[job_id]
+
+    @rule()
+    def a_look_at_the_deadlines(self) -> None:
+        deadlines = {job_id: row.deadline() for job_id, row in self.rows.items()}
+        expected = {job_id: moment for job_id, moment in deadlines.items() if moment is not None and moment <= self.now}
+        due = [job.id for job in self.run(self.store.due(Millis(self.now), ALL))]
+        assert set(due) == set(expected)
+        assert [expected[job_id] for job_id in due] == sorted(expected.values())
+
+    @rule(target=told)
+    def the_webhooks_are_told(self) -> Any:
+        expected = {
+            job_id: row.deliver_at
+            for job_id, row in self.rows.items()
+            if row.tries is not None and row.deliver_at <= self.now
+        }
+        deliveries: list[Delivery] = list(self.run(self.store.deliveries(Millis(self.now), ALL)))
+        assert {one.job.id for one in deliveries} == set(expected)
+        assert [expected[one.job.id] for one in deliveries] == sorted(expected.values())
+        for one in deliveries:
+            row = self.rows[one.job.id]
+            assert (one.tries, one.job.attempt, one.job.retries) == (row.tries, row.attempt, row.retries)
+            assert (one.job.status, one.job.output) == (row.status, None)
+        return multiple(*deliveries)
+
+    @rule(delivery=told, again=st.sampled_from([None, 1, RETENTION]))
+    def a_webhook_was_told(self, delivery: Delivery, again: int | None) -> None:
+        self.run(self.store.tried(delivery, None if again is None else Millis(self.now + again)))
+        job, row = delivery.job, self.rows.get(delivery.job.id)
+        if row is not None and (row.attempt, row.retries, row.tries) == (job.attempt, job.retries, delivery.tries):
+            row.tries = None if again is None else delivery.tries + 1
+            row.deliver_at = self.now + (again or 0)
+
+    @precondition(lambda self: self.store.durable)
+    @rule()
+    def the_store_is_opened_again(self) -> None:
+        self.run(self.opened.aclose())
+        self.open()
+        self.rows = {job_id: row for job_id, row in self.rows.items() if row.durable}
+        self.ended = Counter({key: number for key, number in self.ended.items() if key[0]})
+        running = {job_id for job_id, row in self.rows.items() if row.status is Status.IN_PROGRESS}
+        assert {job.id for job in self.run(self.store.running())} == running
+
+    # What always holds
 
     @invariant()
     def they_agree(self) -> None:
         if not hasattr(self, "rows"):
             return
-        for job_id, row in self.rows.items():
-            job = self.run(self.store.get(HERE, ALICE, JobId(job_id)))
-            assert job is not None
+        jobs = self.run(self.store.recent(HERE, ALICE, before=None, limit=ALL))
+        assert [job.id for job in jobs] == sorted(self.rows, key=lambda job_id: -self.rows[job_id].place)
+        for job in jobs:
+            row = self.rows[job.id]
             assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
-        counts = self.run(self.store.counts(HERE))
-        standing = [row.status for row in self.rows.values()]
-        assert counts.in_queue == standing.count(Status.IN_QUEUE)
-        assert counts.in_progress == standing.count(Status.IN_PROGRESS)
-        told = (counts.completed, counts.failed, counts.cancelled, counts.timed_out)
-        assert told == tuple(self.ended[status] for status in ENDS.values())
+        standing = Counter(row.status for row in self.rows.values())
+        ended = Counter({what: self.ended[True, what] + self.ended[False, what] for what in (*Status, Event.RETRY)})
+        assert self.run(self.store.counts(HERE)) == Counts(
+            standing[Status.IN_QUEUE], standing[Status.IN_PROGRESS], *(ended[status] for status in ENDS.values()),
+            retried=ended[Event.RETRY],
+        )  # fmt: skip
 
 
-TestMemoryStore = StoreModel.TestCase
-TestMemoryStore.settings = settings(
-    max_examples=60, stateful_step_count=60, deadline=None, suppress_health_check=[HealthCheck.too_slow]
-)
+def check(kind: str, examples: int) -> None:
+    machine = type("Model", (StoreModel,), {"kind": kind})
+    slow = [HealthCheck.too_slow]
+    run_state_machine_as_test(
+        machine,
+        settings=settings(
+            max_examples=examples, stateful_step_count=60, deadline=None, suppress_health_check=slow, print_blob=True
+        ),
+    )
+
+
+@pytest.mark.parametrize("kind", STORES)
+def test_a_store_does_as_its_model(kind: str) -> None:
+    check(kind, examples=40)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("kind", STORES)
+def test_a_store_does_as_its_model_for_long(kind: str) -> None:
+    check(kind, examples=2_000)

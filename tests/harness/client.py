@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 STOP_SECONDS = 20.0
+LONGEST_LINE = 16 << 20  # an answer is one line
 
 
 @dataclass(frozen=True)
@@ -34,17 +35,19 @@ class Client:
 @asynccontextmanager
 async def client(command: Sequence[str], variables: Mapping[str, str]) -> AsyncIterator[Client]:
     """A client that this command runs; it ends when nobody has calls for it any more."""
-    process = await asyncio.create_subprocess_exec(*command, env={**os.environ, **variables}, stdin=PIPE, stdout=PIPE)
+    process = await asyncio.create_subprocess_exec(
+        *command, env={**os.environ, **variables}, stdin=PIPE, stdout=PIPE, limit=LONGEST_LINE
+    )
     try:
         yield Client(process, (await _line(process)).strip())
     finally:
         assert process.stdin is not None
         process.stdin.close()
         try:
-            await asyncio.wait_for(process.wait(), STOP_SECONDS)
+            await asyncio.wait_for(process.communicate(), STOP_SECONDS)  # what nobody has read must not hold it up
         except TimeoutError:
             process.kill()
-            await process.wait()
+            await process.communicate()
 
 
 async def _line(process: Process) -> str:

@@ -11,6 +11,7 @@ import aiohttp
 from openai import AsyncOpenAI
 
 from proxy.app import Parts, compose, listen, running
+from proxy.service.clock import Clock
 from proxy.settings import Settings
 
 CHAT = "/v1/chat/completions"
@@ -35,11 +36,11 @@ class Proxy:
 
 
 @asynccontextmanager
-async def serving(**settings: Any) -> AsyncIterator[Proxy]:
+async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[Proxy]:
     """A proxy with these settings, on a free port; drained at the end."""
     with TemporaryDirectory() as folder:
         wanted = Settings(**{"port": 0, "data_dir": Path(folder), "drain": 2.0} | settings)
-        parts = compose(wanted)
+        parts = compose(wanted, clock)
         listener = listen(wanted)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with (

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from harness.environments import side_python
+from harness.environments import python
 from harness.proxy import Proxy, serving
 from harness.waiting import until
 from proxy.cli.stock_worker import environment
@@ -55,7 +55,7 @@ async def stock_worker(
     pod = pod or f"pod-{os.urandom(4).hex()}"
     told = environment(proxy.url, endpoint, proxy.parts.token, pod, ping_millis=1000)
     process = await asyncio.create_subprocess_exec(
-        *(side_python("sdk"), str(HANDLERS / handler)),
+        *(python(".venv-sdk"), str(HANDLERS / handler)),
         cwd=HANDLERS, env=os.environ | told | more, stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     running = StockProcess(process, pod)

@@ -49,6 +49,7 @@ async def test_errors_are_of_the_clients_own_classes(real: Real, stream: bool) -
         with pytest.raises(anthropic.BadRequestError):
             await client.messages.create(model=MODEL, max_tokens=8, messages=too_long, stream=stream)
     assert unknown.value.type == "not_found_error"
+    assert unknown.value.request_id
 
 
 async def test_pings_while_it_waits_break_nothing(real: Real) -> None:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import aiohttp
 from harness.command import command
-from harness.environments import side_python
+from harness.environments import python
 from harness.proxy import CHAT, chat, serving
 from harness.stock import HANDLERS
 from harness.waiting import until
@@ -53,7 +53,7 @@ async def test_a_stock_worker_is_told_everything_by_its_environment() -> None:
         assert all(line.startswith("-e ") for line in docker.lines)
         script = f'{shown.text}\nexec "$0" "$1"'
         asked = await asyncio.create_subprocess_exec(
-            *("sh", "-c", script, side_python("sdk"), str(HANDLERS / "plain.py")),
+            *("sh", "-c", script, python(".venv-sdk"), str(HANDLERS / "plain.py")),
             stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:

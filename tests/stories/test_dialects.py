@@ -25,6 +25,7 @@ async def test_messages_have_anthropics_errors() -> None:
         async with proxy.http.post(MESSAGES, json=BODY, headers={"x-api-key": "k"}) as response:
             assert response.status == 404  # the key is right, the model is not here
             assert (await response.json())["error"]["type"] == "not_found_error"
+            assert response.headers["request-id"] == response.headers["x-request-id"]
 
 
 async def test_a_stream_of_messages_waits_with_pings_and_ends_with_its_error_event() -> None:

@@ -9,7 +9,7 @@ import aiohttp
 import openai
 import pytest
 import pytest_asyncio
-from harness.environments import side_python
+from harness.environments import python
 from harness.proxy import CHAT, Proxy, chat, frames
 from harness.stock import stock_proxy, stock_worker
 from harness.waiting import until
@@ -139,7 +139,7 @@ async def test_own_and_stock_workers_share_the_load_and_answer_alike() -> None:
     async with stock_proxy() as proxy, worker(proxy, max_concurrency=4) as own:
         told = stock_environment(proxy.url, "default", proxy.parts.token, "pod-1", ping_millis=1000)
         under_sdk = environment(environment=told, max_concurrency=4)
-        async with worker_process(told=under_sdk, python=side_python("sdk")):
+        async with worker_process(told=under_sdk, python=python(".venv-sdk")):
             await until(lambda: proxy.ready == 2, 60, "both are here")
             seen: set[str] = set()
 

@@ -1,4 +1,4 @@
-"""The worker under the stock Runpod SDK: the same handler, driven by `runpod.serverless.start` and its local modes."""
+"""Our worker under the stock Runpod SDK: the same handler, driven by `runpod.serverless.start` and its local modes."""
 
 import asyncio
 import json
@@ -6,16 +6,20 @@ import os
 import re
 import signal
 from collections.abc import AsyncIterator, Awaitable
+from contextlib import asynccontextmanager
 from typing import Any
 
 import aiohttp
 import pytest
 import pytest_asyncio
 from harness.environments import python as python_of
-from harness.plane import Plane, plane
-from harness.proxy import CHAT
+from harness.proxy import CHAT, Proxy
+from harness.queue import QueueClient, prompt
+from harness.stock import stock_proxy
 from harness.waiting import until
 from harness.worker import WorkerProcess, environment, worker_process
+
+from proxy.cli import stock_worker
 
 ROUTE = "/v1/completions"
 
@@ -26,62 +30,69 @@ def python() -> str:
     return python_of(".venv-sdk")
 
 
-@pytest_asyncio.fixture(scope="module")
-async def platform() -> AsyncIterator[Plane]:
-    async with plane() as running:
+@asynccontextmanager
+async def working(proxy: Proxy, python: str, **more: Any) -> AsyncIterator[WorkerProcess]:
+    """A worker that takes this proxy's jobs through the SDK."""
+    told = stock_worker.environment(proxy.url, "default", proxy.parts.token, f"pod-{os.urandom(4).hex()}", 1000)
+    async with worker_process(told=environment(environment=told, **more), python=python) as running:
+        await until(lambda: proxy.ready > 0, 60, "it asks for jobs")
         yield running
 
 
 @pytest_asyncio.fixture(scope="module")
-async def stock(platform: Plane, python: str) -> AsyncIterator[WorkerProcess]:
-    """A worker that takes its jobs through the SDK, eight at a time."""
-    told = environment(environment=platform.environment(), max_concurrency=8)
-    async with worker_process(told=told, python=python) as running:
-        await until(lambda: any("engine.ready" in line for line in running.lines), 60, "the engine is ready")
+async def served() -> AsyncIterator[Proxy]:
+    async with stock_proxy() as proxy:
+        yield proxy
+
+
+@pytest_asyncio.fixture(scope="module")
+async def stock(served: Proxy, python: str) -> AsyncIterator[WorkerProcess]:
+    """A worker with eight slots."""
+    async with working(served, python, max_concurrency=8) as running:
         yield running
 
 
-def prompt(text: str = "hello", **params: Any) -> dict[str, Any]:
-    """A native input for the scripted engine: three tokens, unless the parameters say otherwise."""
-    return {"prompt": text, "sampling_params": {"max_tokens": 3} | params}
+@pytest.fixture
+def queue(served: Proxy, stock: WorkerProcess) -> QueueClient:
+    return QueueClient(served)
 
 
-async def test_a_prompt_is_answered_in_the_seeds_shape(stock: WorkerProcess, platform: Plane) -> None:
-    platform.submit("native", prompt("hi"))
-    assert await platform.result("native") == {
-        "output": [{"text": ["hi 0 hi 1 hi 2 "], "input_tokens": 1, "output_tokens": 3}]
-    }
+async def test_a_prompt_is_answered_in_the_seeds_shape(queue: QueueClient) -> None:
+    ended = await queue.end(await queue.run(prompt("hi")))
+    assert ended["output"] == [{"text": ["hi 0 hi 1 hi 2 "], "input_tokens": 1, "output_tokens": 3}]
 
 
-async def test_messages_stream_one_element_a_token_with_true_metrics(stock: WorkerProcess, platform: Plane) -> None:
+async def test_messages_stream_one_element_a_token_with_true_metrics(queue: QueueClient) -> None:
     messages = [{"role": "user", "content": "two words"}]
     params = {"max_tokens": 40, "seed": 20_000}
-    platform.submit("stream", {"messages": messages, "sampling_params": params, "stream": True})
-    result = await platform.result("stream")
-    assert result["output"] == platform.chunks["stream"]
-    steps = [step for step in result["output"] if step["output_tokens"]]
-    assert "".join(step["text"][0] for step in result["output"]) == "".join(f"two words {n} " for n in range(40))
-    assert sum(step["output_tokens"] for step in result["output"]) == 40
-    assert sum(step["input_tokens"] for step in result["output"]) == 2
-    shown = [step["metrics"] for step in steps]
-    assert [one["stream_index"] for one in shown] == list(range(len(shown)))
+    job = await queue.run({"messages": messages, "sampling_params": params, "stream": True})
+    output = (await queue.end(job))["output"]
+    assert output == [element["output"] for element in (await queue.stream(job))["stream"]]
+    assert "".join(step["text"][0] for step in output) == "".join(f"two words {n} " for n in range(40))
+    assert sum(step["output_tokens"] for step in output) == 40
+    assert sum(step["input_tokens"] for step in output) == 2
+    shown = [step["metrics"] for step in output]
+    assert [one["stream_index"] for one in shown] == list(range(40))
     assert {(one["running"], one["pending"], one["scenario"]) for one in shown} == {(1, 0, "stream")}
     assert 20 < shown[-1]["avg_gen_throughput"] < 80  # 50 tokens a second were asked for
 
 
-async def test_openai_passthrough_whole_and_streamed(stock: WorkerProcess, platform: Plane) -> None:
+async def test_openai_passthrough_whole_and_streamed(queue: QueueClient) -> None:
     body = {"messages": [{"role": "user", "content": "hé"}], "max_tokens": 3}
-    platform.submit("whole", {"openai_route": CHAT, "openai_input": body})
-    platform.submit("events", {"openai_route": CHAT, "openai_input": body | {"stream": True}})
-    platform.submit("models", {"openai_route": "/v1/models"})
-    platform.submit("generic", {"route": "/tokenize", "body": {"prompt": "x"}})
-    [whole] = (await platform.result("whole"))["output"]
+    inputs = [
+        {"openai_route": CHAT, "openai_input": body},
+        {"openai_route": CHAT, "openai_input": body | {"stream": True}},
+        {"openai_route": "/v1/models"},
+        {"route": "/tokenize", "body": {"prompt": "x"}},
+    ]
+    jobs = [await queue.run(value) for value in inputs]
+    [whole], events, [models], [tokens] = [(await queue.end(job))["output"] for job in jobs]
     assert whole["choices"][0]["message"]["content"] == "hé 0 hé 1 hé 2 "
-    events = "".join((await platform.result("events"))["output"]).split("\n\n")
-    assert events[-2] == "data: [DONE]"
-    assert json.loads(events[1].removeprefix("data: "))["choices"][0]["delta"]["content"] == "hé 0 "
-    assert (await platform.result("models"))["output"][0]["data"][0]["id"] == "scripted"
-    assert (await platform.result("generic"))["output"][0]["count"] == 1
+    lines = "".join(events).split("\n\n")
+    assert lines[-2] == "data: [DONE]"
+    assert json.loads(lines[1].removeprefix("data: "))["choices"][0]["delta"]["content"] == "hé 0 "
+    assert models["data"][0]["id"] == "scripted"
+    assert tokens["count"] == 1
 
 
 FAILURES = [
@@ -93,94 +104,73 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("value", "sentence"), FAILURES)
-async def test_a_bad_input_fails_with_a_sentence_that_names_it(
-    stock: WorkerProcess, platform: Plane, value: Any, sentence: str
-) -> None:
-    job = f"bad-{abs(hash(sentence))}-{type(value).__name__}"
-    platform.submit(job, value)
-    assert await platform.result(job) == {"error": sentence}
+async def test_a_bad_input_fails_with_a_sentence_that_names_it(queue: QueueClient, value: Any, sentence: str) -> None:
+    ended = await queue.end(await queue.run(value))
+    assert (ended["status"], ended["error"]) == ("FAILED", sentence)
 
 
-async def test_the_status_of_a_route_that_was_named_can_be_read_from_the_error(
-    stock: WorkerProcess, platform: Plane
-) -> None:
-    platform.submit("refused", {"openai_route": ROUTE, "openai_input": {"prompt": "x", "max_tokens": "many"}})
-    platform.submit("admin", {"route": "/sleep", "method": "POST"})
-    error = (await platform.result("refused"))["error"]
+async def test_the_status_of_a_route_that_was_named_can_be_read_from_the_error(queue: QueueClient) -> None:
+    refused = await queue.run({"openai_route": ROUTE, "openai_input": {"prompt": "x", "max_tokens": "many"}})
+    admin = await queue.run({"route": "/sleep", "method": "POST"})
+    error = (await queue.end(refused))["error"]
     assert re.search(r"'message': 'vLLM returned HTTP 400: \{\"error\"", error), error
-    assert "vLLM returned HTTP 404" in (await platform.result("admin"))["error"]
+    assert "vLLM returned HTTP 404" in (await queue.end(admin))["error"]
 
 
-async def test_an_engine_error_in_a_stream_fails_the_job(stock: WorkerProcess, platform: Plane) -> None:
+async def test_an_engine_error_in_a_stream_fails_the_job(queue: QueueClient) -> None:
     body = {"prompt": "x", "stream": True, "fault": "error_event:1", "max_tokens": 3}
-    platform.submit("broken", {"openai_route": ROUTE, "openai_input": body})
-    assert "error" in await platform.result("broken")
+    assert (await queue.end(await queue.run({"openai_route": ROUTE, "openai_input": body})))["status"] == "FAILED"
 
 
-async def test_as_many_jobs_at_once_as_there_are_slots(stock: WorkerProcess, platform: Plane) -> None:
-    began = len(platform.taken)
-    for number in range(8):
-        platform.submit(f"many-{number}", prompt(max_tokens=20, seed=150_000))
-    await until(lambda: len(platform.taken) == began + 8, what="all are taken before the first ends")
-    assert not any(f"many-{number}" in platform.results for number in range(8))
-    for number in range(8):
-        assert (await platform.result(f"many-{number}"))["output"][0]["output_tokens"] == 20
+async def test_as_many_jobs_at_once_as_there_are_slots(queue: QueueClient) -> None:
+    jobs = [await queue.run(prompt(max_tokens=40, seed=150_000)) for _ in range(8)]
+    await until(lambda: _all_run(queue, jobs), 15, "all are taken before the first ends")
+    for job in jobs:
+        assert (await queue.end(job))["output"][0]["output_tokens"] == 40
 
 
-@pytest.mark.parametrize("stream", [True, False])
-async def test_a_stopped_job_frees_the_engine(stock: WorkerProcess, platform: Plane, stream: bool) -> None:
-    job = f"stopped-{stream}"
-    platform.submit(job, prompt(max_tokens=100_000, seed=5_000) | {"stream": stream})
-    async with aiohttp.ClientSession() as http:
-        await until(lambda: _runs(stock, http, 1), what="the engine works")
-        platform.stops.put_nowait(job)
-        await until(lambda: _runs(stock, http, 0), 3.0, "it is idle again")
-    assert job not in platform.results
+async def _all_run(queue: QueueClient, jobs: list[str]) -> bool:
+    return {(await queue.status(job))["status"] for job in jobs} == {"IN_PROGRESS"}
 
 
-async def test_a_job_stopped_while_its_chunk_is_under_way_frees_the_engine(
-    stock: WorkerProcess, platform: Plane
-) -> None:
-    platform.takes_chunks.clear()
-    platform.submit("held", prompt(max_tokens=100_000, seed=5_000) | {"stream": True})
-    async with aiohttp.ClientSession() as http:
-        await until(lambda: len(platform.chunks["held"]) == 1, what="a chunk is under way")
-        platform.stops.put_nowait("held")
-        await until(lambda: _runs(stock, http, 0), 3.0, "the engine is idle")
-    platform.takes_chunks.set()
+STOPPED = [{"stream": True, "seed": 5_000}, {"stream": False, "seed": 5_000}, {"stream": True, "seed": 0}]
 
 
-async def _runs(stock: WorkerProcess, http: aiohttp.ClientSession, wanted: int) -> bool:
-    return await stock.metric(http, "num_requests_running") == wanted
+@pytest.mark.parametrize("more", STOPPED, ids=["stream", "whole", "while its chunk is under way"])
+async def test_a_stopped_job_frees_the_engine(queue: QueueClient, stock: WorkerProcess, more: dict[str, Any]) -> None:
+    job = await queue.run(prompt(max_tokens=1_000_000, seed=more["seed"]) | {"stream": more["stream"]})
+    await until(lambda: _runs(stock, queue, 1), what="the engine works")
+    assert (await queue.call("POST", f"cancel/{job}"))["status"] == "CANCELLED"
+    await until(lambda: _runs(stock, queue, 0), 5.0, "it is idle again")
 
 
-async def test_the_pings_name_the_job(stock: WorkerProcess, platform: Plane) -> None:
-    platform.submit("pinged", prompt(max_tokens=30, seed=100_000))
-    await until(lambda: "pinged" in platform.pings, what="a ping says that the job is in progress")
-    await platform.result("pinged")
+async def _runs(stock: WorkerProcess, queue: QueueClient, wanted: int) -> bool:
+    return await stock.metric(queue.proxy.http, "num_requests_running") == wanted
 
 
 async def test_a_drained_worker_posts_its_last_job_and_exits(python: str) -> None:
-    async with plane() as platform:
-        told = environment(environment=platform.environment())
-        async with worker_process(told=told, python=python) as running:
-            platform.submit("last", prompt(max_tokens=10, seed=100_000))
-            await until(lambda: "last" in platform.taken, 60, "the job is taken")
-            running.process.send_signal(signal.SIGTERM)
-            assert await asyncio.wait_for(running.process.wait(), 20) == 0
-        assert (await platform.result("last"))["output"][0]["output_tokens"] == 10
+    async with stock_proxy() as proxy, working(proxy, python) as running:
+        queue = QueueClient(proxy)
+        job = await queue.run(prompt(max_tokens=10, seed=100_000))
+        await until(lambda: _all_run(queue, [job]), 20, "the job is taken")
+        running.process.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(running.process.wait(), 20) == 0
+        assert (await queue.end(job))["output"][0]["output_tokens"] == 10
 
 
 async def test_a_dead_engine_ends_the_process_and_leaves_its_jobs_to_others(python: str) -> None:
-    async with plane() as platform:
-        told = environment(environment=platform.environment(), max_concurrency=4)
-        async with worker_process(told=told, python=python) as running:
-            platform.submit("held", prompt(max_tokens=1000, seed=100_000))
-            await until(lambda: "held" in platform.taken, 60, "the job is taken")
-            body = {"prompt": "x", "stream": True, "fault": "engine_dead:0"}
-            platform.submit("dead", {"openai_route": ROUTE, "openai_input": body})
+    async with stock_proxy() as proxy:
+        queue = QueueClient(proxy)
+        async with working(proxy, python, max_concurrency=4) as running:
+            job = await queue.run(prompt(max_tokens=1000, seed=100_000))
+            await until(lambda: _all_run(queue, [job]), 20, "the job is taken")
+            await queue.run({"openai_route": ROUTE, "openai_input": {"prompt": "x", "fault": "engine_dead:0"}})
             assert await asyncio.wait_for(running.process.wait(), 20) == 70
-        assert platform.results == {}
+        await until(lambda: _waits(queue, job), 20, "it waits for another worker")
+
+
+async def _waits(queue: QueueClient, job: str) -> bool:
+    return bool((await queue.status(job))["status"] == "IN_QUEUE")
 
 
 OUTPUT_FORMATS = [
@@ -234,9 +224,8 @@ async def _answers(asking: Awaitable[aiohttp.ClientResponse]) -> bool:
     return True
 
 
-async def test_without_the_sdk_the_worker_says_what_to_install() -> None:
-    async with plane() as platform:
-        told = environment(environment=platform.environment())
-        async with worker_process(told=told) as running:
-            assert await asyncio.wait_for(running.process.wait(), 30) == 1
-            await until(lambda: any("pip install" in line for line in running.lines), what="the mend is said")
+async def test_without_the_sdk_the_worker_says_what_to_install(served: Proxy) -> None:
+    told = stock_worker.environment(served.url, "default", served.parts.token, "pod")
+    async with worker_process(told=environment(environment=told)) as running:
+        assert await asyncio.wait_for(running.process.wait(), 30) == 1
+        await until(lambda: any("pip install" in line for line in running.lines), what="the mend is said")

@@ -65,6 +65,28 @@ async def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
             assert re.fullmatch(rf"vllm-serverless: cannot listen on .* port {port}: .* --port\.", second.text)
 
 
+async def test_a_store_that_is_in_use_is_told_in_one_line(tmp_path: Path) -> None:
+    async with command("proxy", "--port", "0", "--data-dir", str(tmp_path)) as first:
+        await first.says("listens on")
+        async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED) as second:
+            assert await second.process.wait() == 69
+            in_use = (
+                rf"vllm-serverless: .*jobs\.db is in use by another proxy \(process {first.process.pid}\)\. .*--store\."
+            )
+            assert re.fullmatch(in_use, second.text)
+        async with command("proxy", "--port", "0", "--data-dir", str(tmp_path), "--store", "memory:") as third:
+            await third.says("listens on")
+
+
+async def test_a_damaged_store_is_told_in_one_line_and_left_alone(tmp_path: Path) -> None:
+    store = tmp_path / "mine.db"
+    store.write_bytes(b"no database" * 1_000)
+    async with command("proxy", "--port", "0", "--data-dir", str(tmp_path), "--store", f"sqlite:///{store}") as proxy:
+        assert await proxy.process.wait() == 69
+        assert re.fullmatch(r"vllm-serverless: .*mine\.db is damaged \(file is not a database\).*", proxy.text)
+    assert store.read_bytes() == b"no database" * 1_000
+
+
 async def test_it_does_not_open_itself_to_others_without_a_key(tmp_path: Path) -> None:
     async with command("up", "--host", "0.0.0.0", "--data-dir", str(tmp_path)) as up:
         assert await up.process.wait() == 78

@@ -6,8 +6,8 @@ import pytest
 from harness.jobs import submission
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Job, JobError, Millis
-from proxy.jobs.policy import MAX_FAILURES, after_loss, deadline, overdue
+from proxy.jobs.model import Delivery, Job, JobError, Millis
+from proxy.jobs.policy import MAX_FAILURES, after_loss, after_try, deadline, overdue
 
 LOST = JobError("worker_lost", "gone")
 
@@ -70,3 +70,8 @@ def test_a_job_that_kills_its_workers_is_given_up() -> None:
     assert verdict.error is not None
     assert verdict.error.code == "gave_up"
     assert "3 runs were lost" in verdict.error.message
+
+
+@pytest.mark.parametrize(("tries", "again_at"), [(0, 70_000), (1, 70_000), (2, None), (3, None)])
+def test_a_delivery_is_tried_three_times_ten_seconds_apart(tries: int, again_at: int | None) -> None:
+    assert after_try(Delivery(taken(), tries), Millis(60_000)) == again_at

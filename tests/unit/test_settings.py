@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from proxy.settings import Settings
+from proxy.delivery.signature import read_secret
+from proxy.settings import Settings, worker_environment
 
 
 def test_an_endpoint_may_name_its_models() -> None:
@@ -17,6 +18,25 @@ def test_an_endpoint_may_name_its_models() -> None:
 def test_lists_are_words_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PROXY_API_KEY", "alice=one two")
     assert [key.get_secret_value() for key in Settings().api_key] == ["alice=one", "two"]
+
+
+@pytest.mark.parametrize(
+    ("store", "file"),
+    [
+        ("", Path("data/jobs.db")),
+        ("memory:", None),
+        ("sqlite:///jobs.sqlite", Path("jobs.sqlite")),
+        ("sqlite:////srv/jobs.db", Path("/srv/jobs.db")),
+    ],
+)
+def test_jobs_are_in_a_file_or_in_memory(store: str, file: Path | None) -> None:
+    assert Settings(data_dir=Path("data"), store=store).store_file() == file
+
+
+@pytest.mark.parametrize("wrong", ["memory", "sqlite:", "sqlite:///", "/srv/jobs.db", "mysql://here"])
+def test_a_store_that_is_none_is_refused(wrong: str) -> None:
+    with pytest.raises(ValidationError, match="sqlite:///PATH or memory:"):
+        Settings(store=wrong)
 
 
 @pytest.mark.parametrize("wrong", ["", "a b", "a/b", "x" * 81])
@@ -41,6 +61,38 @@ def test_the_worker_token_is_made_once_and_kept_from_others(tmp_path: Path) -> N
     assert stat.S_IMODE((tmp_path / "data" / "worker-token").stat().st_mode) == 0o600
 
 
+def test_the_webhook_secret_is_made_once_and_kept_from_others(tmp_path: Path) -> None:
+    secret = Settings(data_dir=tmp_path).signing_secret()
+    assert len(read_secret(secret)) == 32
+    assert Settings(data_dir=tmp_path).signing_secret() == secret
+    assert stat.S_IMODE((tmp_path / "webhook-secret").stat().st_mode) == 0o600
+    given = "whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw"
+    assert Settings(data_dir=tmp_path, webhook_secret=SecretStr(given)).signing_secret() == given
+
+
+def test_a_webhook_secret_that_is_none_is_refused_and_not_repeated() -> None:
+    with pytest.raises(ValidationError) as refused:
+        Settings(webhook_secret=SecretStr("whsec_hush"))
+    assert "hush" not in str(refused.value)
+
+
+def test_receivers_are_names_and_networks() -> None:
+    assert Settings(webhook_allow=["hooks", "10.0.0.0/8"]).receivers().has_name("HOOKS")
+    with pytest.raises(ValidationError):
+        Settings(webhook_allow=["http://hooks/"])
+
+
+def test_workers_do_not_inherit_the_proxys_secrets(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("PROXY_API_KEY", "PROXY_WORKER_TOKEN", "PROXY_WEBHOOK_SECRET"):
+        monkeypatch.setenv(name, "hush")
+    assert "hush" not in worker_environment({}).values()
+
+
 def test_secrets_do_not_show(tmp_path: Path) -> None:
-    settings = Settings(api_key=[SecretStr("hush-hush")], worker_token=SecretStr("hush-hush"), data_dir=tmp_path)
+    settings = Settings(
+        api_key=[SecretStr("hush-hush")],
+        worker_token=SecretStr("hush-hush"),
+        webhook_secret=SecretStr("whsec_hush" + "A" * 36),
+        data_dir=tmp_path,
+    )
     assert "hush" not in repr(settings)

@@ -24,6 +24,7 @@ from proxy.api.jobs.envelope import (
     read_order,
     read_wait,
 )
+from proxy.api.jobs.events import event_stream, start, wants_events
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job
 from proxy.service.clock import Clock
@@ -50,6 +51,7 @@ class Asked:
     def __init__(self, request: Request, endpoint: Endpoint, principal: Principal) -> None:
         self.request, self.endpoint, self.owner = request, endpoint, principal.owner
         self.key = principal.key_id
+        self.leave: Callable[[], None] = _nothing  # the request is over, for the limits
 
     def query(self, name: str) -> str | None:
         return self.request.query_params.get(name)
@@ -60,7 +62,7 @@ class Asked:
         return await read_body(self.request.receive, headers, limit)
 
 
-Operation = Callable[[Asked, str], Awaitable[bytes]]
+Operation = Callable[[Asked, str], Awaitable[bytes | Response]]
 
 
 class JobsApi:
@@ -131,9 +133,18 @@ class JobsApi:
         job = await self._queue.wait_end(asked.endpoint, asked.owner, job_id, wait / 1000)
         return await self._shown(_found(job, job_id))
 
-    async def stream(self, asked: Asked, job_id: str) -> bytes:
+    async def stream(self, asked: Asked, job_id: str) -> bytes | Response:
         """Output that no client has had yet; with `?after=` that behind so many elements, and nothing is drained."""
         wait, after = asked.query("wait"), asked.query("after")
+        headers = asked.request.headers
+        if wants_events(headers.get("accept", "")):
+            place = start(headers.get("last-event-id"), read_millis("after", after, 0, 2**53))
+            leave, asked.leave = asked.leave, _nothing  # it lasts for as long as its stream
+            events = await event_stream(self._queue, asked.endpoint, asked.owner, job_id, place, leave)
+            if events is None:
+                leave()
+                raise _missing(job_id)
+            return events
         seconds = HOLD_SECONDS if wait is None else min(read_wait(wait), WAIT) / 1000
         if after is None:
             drained = await self._queue.drain(asked.endpoint, asked.owner, job_id, seconds)
@@ -216,14 +227,16 @@ class JobsApi:
         return rendering.full(job, elements, self._clock.now(), reason, progress)
 
     def _answering(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
-        async def answer(request: Request) -> Response:
-            leave = _nothing
+        async def respond(request: Request) -> Response:
+            asked: Asked | None = None
             try:
                 asked = self._asked(request)
-                leave, told = self._limits.enter(asked.key, asked.endpoint.id, name)
-                body = await operation(asked, request.path_params.get("job_id", ""))
-                headers = {key.decode(): value.decode() for key, value in limit_headers(told)}
-                return Response(body, headers=headers, media_type="application/json")
+                asked.leave, told = self._limits.enter(asked.key, asked.endpoint.id, name)
+                answer = await operation(asked, request.path_params.get("job_id", ""))
+                response = answer if isinstance(answer, Response) else Response(answer, media_type="application/json")
+                for key, value in limit_headers(told):
+                    response.headers[key.decode()] = value.decode()
+                return response
             except LimitedError as error:
                 return refusal(limited(error))
             except ApiError as error:
@@ -242,9 +255,10 @@ class JobsApi:
                 log.exception("api.bug", path=request.url.path)
                 return refusal(ApiError("internal_error", "This server failed. The error is in its log."))
             finally:
-                leave()
+                if asked is not None:
+                    asked.leave()
 
-        return answer
+        return respond
 
     def _asked(self, request: Request) -> Asked:
         """Who asks: purge's own documentation sends two `Authorization` headers, of which one is right."""

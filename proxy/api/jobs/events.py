@@ -1,0 +1,67 @@
+"""A job's stream as server-sent events: the elements as they come, each with its place, then how the job ended.
+
+`id` is the cursor behind an element, so that a client that comes back with `Last-Event-ID` misses nothing. Nothing is
+drained. The last event is `event: end` with the job's status.
+"""
+
+from collections.abc import AsyncIterator, Callable
+
+import msgspec
+from sse_starlette import EventSourceResponse, ServerSentEvent
+
+from proxy.api.errors import ApiError
+from proxy.api.jobs.rendering import split
+from proxy.jobs.model import Owner
+from proxy.service.endpoints import Endpoint
+from proxy.service.queue import Queue
+
+EVENT_STREAM = "text/event-stream"
+LOOK_SECONDS = 60.0  # between two looks at a job that says nothing
+PING_SECONDS = 15
+STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
+
+
+def wants_events(accept: str) -> bool:
+    """Whether a client asks for events: by name, for `*/*` means JSON here."""
+    return any(part.partition(";")[0].strip().lower() == EVENT_STREAM for part in accept.split(","))
+
+
+def start(last_event_id: str | None, after: int | None) -> int:
+    """Where to begin: behind the event that the client had last, or where it says."""
+    if last_event_id:
+        if not last_event_id.isascii() or not last_event_id.isdigit():
+            raise ApiError("invalid_body", "`Last-Event-ID` must be the id of an event of this stream.")
+        return int(last_event_id[:15])
+    return after or 0
+
+
+async def event_stream(
+    queue: Queue, endpoint: Endpoint, owner: Owner, job_id: str, cursor: int, leave: Callable[[], None]
+) -> EventSourceResponse | None:
+    """The response; None if there is no such job. `leave` is called when it is over."""
+    if await queue.get(endpoint, owner, job_id) is None:
+        return None
+
+    async def events() -> AsyncIterator[ServerSentEvent]:
+        place = cursor
+        try:
+            while (found := await queue.read(endpoint, owner, job_id, place, LOOK_SECONDS)) is not None:
+                job, elements, place_now = found
+                for number, element in enumerate(elements, place + 1):
+                    *parts, last = split(element)
+                    for part in parts:
+                        yield _event(part)
+                    yield _event(last, id=str(number))
+                place = place_now
+                if job.is_terminal:
+                    yield _event(msgspec.json.encode({"status": job.status}), event="end")
+                    return
+        finally:
+            leave()
+
+    headers = {"Cache-Control": "no-cache, no-transform"}
+    return EventSourceResponse(events(), headers=headers, ping=PING_SECONDS, sep="\n", send_timeout=STALL_SECONDS)
+
+
+def _event(data: bytes, *, id: str | None = None, event: str | None = None) -> ServerSentEvent:  # noqa: A002 - SSE's
+    return ServerSentEvent(data.decode(), sep="\n", id=id, event=event)

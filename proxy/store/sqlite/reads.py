@@ -1,0 +1,118 @@
+"""What is asked of the file. Each function gets a connection, and is one look at one committed state."""
+
+import json
+from collections.abc import Collection, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from sqlite3 import Connection
+from typing import Any
+
+from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
+from proxy.jobs.model import Delivery, EndpointId, Job, JobId, Millis, Owner
+from proxy.jobs.webhook import receiver
+from proxy.store.sqlite.rows import Row, read_job
+
+SPARE_PAGES, SPARE_PART = 4096, 4  # 16 MB, or a quarter of a bigger file, is kept for what comes next
+
+
+def get(db: Connection, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
+    """The job, if it is this owner's."""
+    sql = """SELECT jobs.*, body, s3_config, output FROM jobs
+             LEFT JOIN works ON works.job = number LEFT JOIN results ON results.job = number
+             WHERE id = ? AND endpoint = ? AND owner = ?"""
+    return _first(_whole(db.execute(sql, (job_id, endpoint, owner))))
+
+
+def find(db: Connection, job_id: JobId) -> Job | None:
+    """The job."""
+    sql = """SELECT jobs.*, body, s3_config, output FROM jobs
+             LEFT JOIN works ON works.job = number LEFT JOIN results ON results.job = number
+             WHERE id = ?"""
+    return _first(_whole(db.execute(sql, (job_id,))))
+
+
+def recent(
+    db: Connection, endpoint: EndpointId, owner: Owner, before: int | None, limit: int, status: Status | None
+) -> list[Job]:
+    """Outlines of an owner's jobs, newest first."""
+    last = 2**63 - 1 if before is None else before
+    if status is None:
+        sql = "SELECT * FROM jobs WHERE endpoint = ? AND owner = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
+        return _outlines(db.execute(sql, (endpoint, owner, last, limit)))
+    sql = """SELECT * FROM jobs WHERE endpoint = ? AND owner = ? AND status = ? AND sequence < ?
+             ORDER BY sequence DESC LIMIT ?"""
+    return _outlines(db.execute(sql, (endpoint, owner, status, last, limit)))
+
+
+def outlines(db: Connection, job_ids: Iterable[JobId]) -> list[Job]:
+    """Outlines of these jobs, in no order."""
+    sql = "SELECT * FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
+    return _outlines(db.execute(sql, (json.dumps(list(job_ids)),)))
+
+
+def running(db: Connection) -> list[Job]:
+    """Outlines of the jobs that are with a worker."""
+    status = TRANSITIONS[Event.TAKE].target
+    return _outlines(db.execute("SELECT * FROM jobs WHERE finished_at IS NULL AND status = ?", (status,)))
+
+
+def deliveries(db: Connection, now: Millis, limit: int, besides: Collection[str]) -> list[Delivery]:
+    """What is due, earliest first, with outlines."""
+    sql = "SELECT * FROM jobs WHERE deliver_at IS NOT NULL AND deliver_at <= ? ORDER BY deliver_at, id"
+    with closing(db.execute(sql, (now,))) as found:
+        rows = (Row(*row) for row in found)
+        wanted = (row for row in rows if receiver(row.webhook) not in besides)
+        return [Delivery(read_job(row), row.tries) for row in islice(wanted, limit)]
+
+
+def outputs(db: Connection, job_id: JobId, cursor: int, limit: int) -> list[bytes]:
+    """A part of a job's output log."""
+    sql = """SELECT output FROM outputs WHERE job = (SELECT number FROM jobs WHERE id = ?) AND cursor >= ?
+             ORDER BY cursor LIMIT ?"""
+    return [output for (output,) in db.execute(sql, (job_id, cursor, limit))]
+
+
+def has_forgettable(db: Connection, now: Millis) -> bool:
+    """Whether `forget` has something to do."""
+    sql = """SELECT EXISTS (SELECT 1 FROM jobs
+             WHERE finished_at IS NOT NULL AND deliver_at IS NULL AND finished_at + retention <= ?)"""
+    return bool(_number(db, sql, (now,))) or has_spare(db)
+
+
+def has_spare(db: Connection) -> bool:
+    """Whether more of the file is spare than will soon be used again."""
+    spare, pages = _number(db, "PRAGMA freelist_count"), _number(db, "PRAGMA page_count")
+    return spare > max(SPARE_PAGES, pages // SPARE_PART)
+
+
+def unfinished(db: Connection) -> Iterator[Job]:
+    """Outlines of all jobs that have not ended, in their order."""
+    for row in db.execute("SELECT * FROM jobs WHERE finished_at IS NULL ORDER BY sequence"):
+        yield read_job(Row(*row))
+
+
+def ended(db: Connection) -> dict[tuple[EndpointId, str], int]:
+    """How many have ended how."""
+    return {(EndpointId(endpoint), name): number for endpoint, name, number in db.execute("SELECT * FROM ended")}
+
+
+def last_sequence(db: Connection) -> int:
+    """The greatest place in line that there is."""
+    return _number(db, "SELECT coalesce(max(sequence), 0) FROM jobs")
+
+
+def _number(db: Connection, sql: str, parameters: Sequence[Any] = ()) -> int:
+    [[number]] = db.execute(sql, parameters).fetchall()
+    return int(number)
+
+
+def _outlines(rows: Iterable[Any]) -> list[Job]:
+    return [read_job(Row(*row)) for row in rows]
+
+
+def _whole(rows: Iterable[Any]) -> list[Job]:
+    return [read_job(Row(*row[:-3]), *row[-3:]) for row in rows]
+
+
+def _first(jobs: list[Job]) -> Job | None:
+    return jobs[0] if jobs else None

@@ -1,0 +1,125 @@
+"""A job as a row of `jobs`, and back."""
+
+from sys import intern
+from typing import NamedTuple
+
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import EndpointId, Input, Job, JobError, JobId, Millis, Owner, Request, Submission, WorkerId
+
+
+class Row(NamedTuple):
+    """The columns of `jobs`, in their order; a test holds the two together."""
+
+    number: int | None
+    id: str
+    endpoint: str
+    owner: str
+    method: str | None
+    path: str | None
+    content_type: str | None
+    light: int
+    low_priority: int
+    queued_until: int | None
+    expires_at: int | None
+    execution_timeout: int
+    retention: int
+    webhook: str | None
+    sequence: int
+    status: str
+    created_at: int
+    attempt: int
+    failures: int
+    retries: int
+    worker: str | None
+    taken_at: int | None
+    finished_at: int | None
+    error_code: str | None
+    error_message: str | None
+    drained: int
+    last_event: str | None
+    deliver_at: int | None
+    tries: int
+
+
+def new_row(job: Job) -> Row:
+    """The row of a job that was just submitted."""
+    submission = job.submission
+    work = submission.work
+    method, path, content_type = (
+        (work.method, work.path, work.content_type) if isinstance(work, Request) else (None, None, None)
+    )
+    return Row(
+        number=None,
+        id=job.id,
+        endpoint=job.endpoint,
+        owner=submission.owner,
+        method=method,
+        path=path,
+        content_type=content_type,
+        light=submission.light,
+        low_priority=submission.low_priority,
+        queued_until=submission.queued_until,
+        expires_at=submission.expires_at,
+        execution_timeout=submission.execution_timeout,
+        retention=submission.retention,
+        webhook=submission.webhook,
+        sequence=job.sequence,
+        status=job.status,
+        created_at=job.created_at,
+        attempt=job.attempt,
+        failures=job.failures,
+        retries=job.retries,
+        worker=None,
+        taken_at=None,
+        finished_at=None,
+        error_code=None,
+        error_message=None,
+        drained=job.drained,
+        last_event=None,
+        deliver_at=None,
+        tries=0,
+    )
+
+
+def read_job(row: Row, body: bytes | None = None, s3_config: bytes | None = None, output: bytes | None = None) -> Job:
+    """The job of a row; without the rest its outline. Names that many jobs share are kept once."""
+    return Job(
+        Submission(
+            id=JobId(row.id),
+            endpoint=EndpointId(intern(row.endpoint)),
+            owner=Owner(intern(row.owner)),
+            work=_work(row, body or b""),
+            durable=True,
+            light=bool(row.light),
+            low_priority=bool(row.low_priority),
+            queued_until=_millis(row.queued_until),
+            expires_at=_millis(row.expires_at),
+            execution_timeout=Millis(row.execution_timeout),
+            retention=Millis(row.retention),
+            webhook=row.webhook,
+            s3_config=s3_config,
+        ),
+        sequence=row.sequence,
+        status=Status(row.status),
+        created_at=Millis(row.created_at),
+        attempt=row.attempt,
+        failures=row.failures,
+        retries=row.retries,
+        worker=None if row.worker is None else WorkerId(intern(row.worker)),
+        taken_at=_millis(row.taken_at),
+        finished_at=_millis(row.finished_at),
+        error=None if row.error_code is None else JobError(row.error_code, row.error_message or ""),
+        output=output,
+        drained=row.drained,
+        last_event=None if row.last_event is None else Event(row.last_event),
+    )
+
+
+def _work(row: Row, body: bytes) -> Request | Input:
+    if row.method is None or row.path is None or row.content_type is None:
+        return Input(body)
+    return Request(intern(row.method), intern(row.path), intern(row.content_type), body)
+
+
+def _millis(value: int | None) -> Millis | None:
+    return None if value is None else Millis(value)

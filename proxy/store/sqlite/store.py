@@ -1,0 +1,223 @@
+"""A job store in one SQLite file, for one process.
+
+Durable jobs are on the disk before anybody hears of it. Interactive jobs live with their clients and never get there: a
+`MemoryStore` has them. Both kinds share one set of books, so there is one line, one order and one count; the books of
+the durable jobs are made anew from the file at the start.
+
+The file decides. A method asks the writer for a conditional write, and what came of it is noted in the books after the
+commit. Only a place in line is given away before that, so that no two takes ask for the same job.
+"""
+
+from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from contextlib import asynccontextmanager
+from pathlib import Path
+from sqlite3 import Connection
+
+import structlog
+
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
+from proxy.jobs.policy import deadline
+from proxy.store.base import StoreFullError
+from proxy.store.books import Books
+from proxy.store.memory import MemoryStore
+from proxy.store.ready import Place
+from proxy.store.sqlite import reads, writes
+from proxy.store.sqlite.database import Database
+
+log = structlog.get_logger()
+
+AT_ONCE = 200  # jobs that are purged or forgotten in one write: others wait for it
+
+
+class SqliteStore:
+    """`JobStore` over a file."""
+
+    durable = True
+
+    def __init__(self, path: Path) -> None:
+        self._database = Database(path)
+        self._books = Books()
+        self._memory = MemoryStore(self._books)
+
+    @asynccontextmanager
+    async def open(self) -> AsyncIterator[None]:
+        async with self._database.open(self._load):
+            yield
+
+    @property
+    def commits(self) -> int:
+        """How many transactions were committed since it was opened."""
+        return self._database.commits
+
+    async def running(self) -> Sequence[Job]:
+        return await self._database.read(reads.running)
+
+    async def submit(self, submission: Submission, now: Millis) -> Job:
+        if not submission.durable or submission.id in self._memory:
+            return await self._memory.submit(submission, now)
+        job = Job(submission, sequence=self._books.next_sequence(), status=Status.IN_QUEUE, created_at=now)
+        return await self._database.write(
+            lambda db: writes.submit(db, job, self._database.room),
+            lambda there: self._books.note(job) if there is job else None,
+        )
+
+    async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
+        if job_id in self._memory:
+            return await self._memory.get(endpoint, owner, job_id)
+        return await self._database.read(lambda db: reads.get(db, endpoint, owner, job_id))
+
+    async def find(self, job_id: JobId) -> Job | None:
+        if job_id in self._memory:
+            return await self._memory.find(job_id)
+        return await self._database.read(lambda db: reads.find(db, job_id))
+
+    async def recent(
+        self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int, status: Status | None = None
+    ) -> Sequence[Job]:
+        durable = await self._database.read(lambda db: reads.recent(db, endpoint, owner, before, limit, status))
+        others = await self._memory.recent(endpoint, owner, before=before, limit=limit, status=status)
+        return sorted([*durable, *others], key=lambda job: -job.sequence)[:limit]
+
+    async def take(
+        self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
+    ) -> Sequence[Job]:
+        taken = await self._take(endpoint, worker, limit, now, light=False)
+        return taken + await self._take(endpoint, worker, light_limit, now, light=True)
+
+    async def settle(
+        self,
+        job_id: JobId,
+        event: Event,
+        *,
+        now: Millis,
+        attempt: int | None = None,
+        error: JobError | None = None,
+        counts: bool = False,
+        output: bytes | None = None,
+    ) -> Job | None:
+        if job_id in self._memory:
+            return await self._memory.settle(
+                job_id, event, now=now, attempt=attempt, error=error, counts=counts, output=output
+            )
+        if event is Event.TAKE:
+            return None
+        sequence = self._books.next_sequence() if event is Event.RETRY else None
+        settlement = writes.Settlement(job_id, event, now, attempt, error, counts, output, sequence)
+        return await self._database.write(lambda db: writes.settle(db, settlement), self._note)
+
+    async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
+        waiting = [place for light in (False, True) for place in self._books.pop_owned(endpoint, owner, light=light)]
+        settled = [
+            await self._memory.settle(place.job_id, Event.CANCEL, now=now, error=error)
+            for place in waiting
+            if not place.durable
+        ]
+        purged = [job.outline() for job in settled if job is not None]
+        durable = [place for place in waiting if place.durable]
+        try:
+            while durable:
+                first, durable = durable[:AT_ONCE], durable[AT_ONCE:]
+                purged += await self._purge(endpoint, first, now, error)
+        finally:  # also when the caller has left
+            self._books.put_back(endpoint, durable)
+        return purged
+
+    async def due(self, now: Millis, limit: int) -> Sequence[Job]:
+        job_ids = self._books.due(now, limit)
+        durable = [job_id for job_id in job_ids if job_id not in self._memory]
+        found = await self._database.read(lambda db: reads.outlines(db, durable)) if durable else []
+        jobs = {job.id: job for job in found if (moment := deadline(job)) is not None and moment <= now}
+        for job_id in job_ids:
+            job = await self._memory.find(job_id)
+            if job is not None:
+                jobs[job_id] = job.outline()
+        return [jobs[job_id] for job_id in job_ids if job_id in jobs]
+
+    async def forget(self, now: Millis, limit: int) -> int:
+        forgotten = await self._memory.forget(now, limit)
+        most = min(limit - forgotten, AT_ONCE)
+        if not await self._database.read(lambda db: reads.has_forgettable(db, now)):
+            return forgotten
+        return forgotten + await self._database.write(lambda db: writes.forget(db, now, most))
+
+    async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:
+        if job_id in self._memory:
+            return None
+        return await self._database.write(
+            lambda db: writes.limit_life(db, job_id, moment),
+            lambda job: self._books.watch(job) if job is not None else None,
+        )
+
+    async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
+        return await self._database.read(lambda db: reads.deliveries(db, now, limit, besides))
+
+    async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
+        await self._database.write(lambda db: writes.tried(db, delivery, again_at))
+
+    async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
+        if job_id in self._memory:
+            return None
+        return await self._database.write(lambda db: writes.append(db, job_id, attempt, outputs))
+
+    async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
+        if job_id in self._memory:
+            return (), cursor
+        part = await self._database.read(lambda db: reads.outputs(db, job_id, cursor, limit))
+        return part, cursor + len(part)
+
+    async def drain(self, job_id: JobId, attempt: int, cursor: int) -> None:
+        if job_id in self._memory:
+            await self._memory.drain(job_id, attempt, cursor)
+        else:
+            await self._database.write(lambda db: writes.drain(db, job_id, attempt, cursor))
+
+    async def counts(self, endpoint: EndpointId) -> Counts:
+        return self._books.counts(endpoint)
+
+    def ahead(self, job: Job) -> int:
+        return self._books.ahead(job)
+
+    async def _take(self, endpoint: EndpointId, worker: WorkerId, limit: int, now: Millis, *, light: bool) -> list[Job]:
+        taken: list[Job] = []
+        pop = self._books.pop
+        while places := pop(endpoint, limit - len(taken), now, light=light):  # again for those that ended meanwhile
+            jobs = {
+                place.job_id: self._memory.hand_out(place.job_id, worker, now) for place in places if not place.durable
+            }
+            durable = [place for place in places if place.durable]
+            if durable:
+                try:
+                    written = await self._hand_out(endpoint, durable, worker, now)
+                    jobs |= {job.id: job for job in written}
+                except StoreFullError:  # they stay in line; the others need no disk
+                    pop = self._books.pop_interactive
+            taken += [jobs[place.job_id] for place in places if place.job_id in jobs]
+        return taken
+
+    async def _hand_out(
+        self, endpoint: EndpointId, places: Sequence[Place], worker: WorkerId, now: Millis
+    ) -> list[Job]:
+        return await self._database.write(
+            lambda db: writes.take(db, places, worker, now),
+            self._note_all,
+            lambda: self._books.put_back(endpoint, places),
+        )
+
+    async def _purge(self, endpoint: EndpointId, places: Sequence[Place], now: Millis, error: JobError) -> list[Job]:
+        return await self._database.write(
+            lambda db: writes.purge(db, [place.job_id for place in places], now, error),
+            self._note_all,
+            lambda: self._books.put_back(endpoint, places),
+        )
+
+    def _load(self, db: Connection) -> None:
+        self._books.load(reads.unfinished(db), reads.ended(db), reads.last_sequence(db))
+
+    def _note(self, job: Job | None) -> None:
+        if job is not None:
+            self._books.note(job)
+
+    def _note_all(self, jobs: Iterable[Job]) -> None:
+        for job in jobs:
+            self._books.note(job)

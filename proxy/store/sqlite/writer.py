@@ -1,0 +1,165 @@
+"""The one thread that writes, with group commit.
+
+Whatever waits to be written is written in its order, in one transaction and with one commit; so the cost of a commit is
+shared by all that came while the last one went on. Only after it, on the event loop and in the same order, is each
+write applied to what is kept in memory and its caller told. A caller that has left changes nothing about that.
+
+Each write has a savepoint of its own: one that fails takes no other with it. When the disk is full everything is tried
+again with the ballast's place, and then one by one, so that what is small, or frees some room, gets through. SQLite's
+log is put away first: what it holds needs a place in the file, and then it begins anew in its own.
+
+No other connection writes or puts SQLite's log away: besides being simple, that is what its bug with the reset of the
+log (3.7.0 to 3.51.2) needs to never happen.
+"""
+
+import asyncio
+import sqlite3
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from threading import Thread
+from typing import Any, TypeVar
+
+from proxy.store.base import StoreFullError
+from proxy.store.sqlite.room import Room
+
+T = TypeVar("T")
+
+MOST = 256  # writes in one transaction: then the first of them need not wait for the last of a long line
+
+
+@dataclass(frozen=True, slots=True)
+class Write:
+    """Something to be written. `apply` and `undo` are called on the event loop; one of them, whoever still waits."""
+
+    run: Callable[[sqlite3.Connection], Any]
+    apply: Callable[[Any], None]
+    undo: Callable[[], None]
+    future: asyncio.Future[Any]
+
+
+class Writer:
+    """Writes through one connection, which is its own from now on."""
+
+    def __init__(self, db: sqlite3.Connection, room: Room) -> None:
+        self._db, self._room = db, room
+        self._loop = asyncio.get_running_loop()
+        self._waiting: SimpleQueue[Write | None] = SimpleQueue()
+        self._thread = Thread(target=self._serve, name="store writer")
+        self._closed = asyncio.Event()
+        self.commits = 0
+
+    def start(self) -> None:
+        """Begin to write."""
+        self._thread.start()
+
+    async def close(self) -> None:
+        """Write what waits, then end."""
+        self._waiting.put(None)
+        await self._closed.wait()
+        self._thread.join()
+
+    async def do(
+        self,
+        run: Callable[[sqlite3.Connection], T],
+        apply: Callable[[T], None],
+        undo: Callable[[], None],
+    ) -> T:
+        """Do a write and give what it gives, once it is on the disk and applied; or raise what it raises."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._waiting.put(Write(run, apply, undo, future))
+        return await future
+
+    def _serve(self) -> None:
+        is_open = True
+        while is_open:
+            writes = self._next()
+            is_open = writes[-1] is not None
+            batch = [write for write in writes if write is not None]
+            results = self._write(batch) if batch else []
+            self._loop.call_soon_threadsafe(self._tell, batch, results)
+        self._loop.call_soon_threadsafe(self._closed.set)
+
+    def _next(self) -> list[Write | None]:
+        """Everything that waits, at least one; nothing comes after None."""
+        writes = [self._waiting.get()]
+        with suppress(Empty):
+            while writes[-1] is not None and len(writes) < MOST:
+                writes.append(self._waiting.get_nowait())
+        return writes
+
+    def _tell(self, batch: Sequence[Write], results: Sequence[Any]) -> None:
+        for write, result in zip(batch, results, strict=True):
+            failed = isinstance(result, Exception)
+            if failed:
+                write.undo()
+            else:
+                write.apply(result)
+            if not write.future.done():
+                if failed:
+                    write.future.set_exception(result)
+                else:
+                    write.future.set_result(result)
+
+    def _write(self, batch: Sequence[Write]) -> list[Any]:
+        """What each write gives, or the exception that it raised."""
+        try:
+            self._room.look()
+            try:
+                return self._commit(batch)
+            except StoreFullError:
+                self._room.give_up()
+                self._put_log_away()
+            try:
+                return self._commit(batch)
+            except StoreFullError:
+                return [self._alone(write) for write in batch]
+        except (sqlite3.Error, OSError) as error:  # their callers get it
+            return [error] * len(batch)
+
+    def _alone(self, write: Write) -> Any:
+        try:
+            return self._commit([write])[0]
+        except StoreFullError as error:
+            self._put_log_away()  # what did not fit has made it longer
+            return error
+
+    def _commit(self, batch: Sequence[Write]) -> list[Any]:
+        """Write these in one transaction. Raises `StoreFullError` if there is no room for it; then it has no effect."""
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            results = [self._step(write) for write in batch]
+            self._db.execute("COMMIT")
+        except sqlite3.Error as error:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
+            if _is_full(error):
+                raise StoreFullError("the disk is full") from error
+            raise
+        self.commits += 1
+        return results
+
+    def _step(self, write: Write) -> Any:
+        self._db.execute("SAVEPOINT step")
+        try:
+            result = write.run(self._db)
+        except Exception as error:  # its caller gets it
+            if not self._db.in_transaction or _is_full(error):  # SQLite has given up the whole transaction, or will
+                raise
+            self._db.execute("ROLLBACK TO step")
+            result = error
+        self._db.execute("RELEASE step")
+        return result
+
+    def _put_log_away(self) -> None:
+        with suppress(sqlite3.Error):
+            self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+
+
+def nothing(*_: object) -> None:
+    """Nothing is kept in memory about this write."""

@@ -1,0 +1,118 @@
+"""Runpod's own clients, Python and JavaScript, unmodified: a URL is all that changes. Go's requests are played back."""
+
+import asyncio
+import json
+import os
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from harness.environments import node_command, python
+from harness.proxy import Proxy, serving
+from harness.queue import QueueClient, long, prompt, said
+from harness.worker import worker
+
+HERE = Path(__file__).parent
+INPUTS = {
+    "plain": prompt("plain"),
+    "bad": prompt(tempo=1),
+    "stream": prompt("piece", stream=True, max_tokens=5, seed=100_000),
+    "slow": prompt("slow", max_tokens=20, seed=100_000),
+    "long": long(),
+}
+PLAIN = {"text": ["plain 0 plain 1 plain 2 "], "input_tokens": 1, "output_tokens": 3}
+PIECES = "".join(f"piece {number} " for number in range(5))
+
+
+@pytest_asyncio.fixture(scope="module")
+async def served() -> AsyncIterator[Proxy]:
+    """A proxy that wants a key, and a worker."""
+    async with serving(api_key=["team=one"]) as proxy, worker(proxy):
+        yield proxy
+
+
+async def told(*command: str, **variables: str) -> dict[str, Any]:
+    """What a client prints."""
+    process = await asyncio.create_subprocess_exec(
+        *command, env=os.environ | variables, stdin=PIPE, stdout=PIPE, limit=1 << 24
+    )
+    out, _ = await asyncio.wait_for(process.communicate(json.dumps(INPUTS).encode()), 90)
+    [line] = [line for line in out.decode().splitlines() if line.startswith("TOLD ")]
+    return dict(json.loads(line.removeprefix("TOLD ")))
+
+
+async def python_client(proxy: Proxy, what: str) -> dict[str, Any]:
+    script = str(HERE / "runpod_client.py")
+    return await told(python(".venv-sdk"), script, what, RUNPOD_ENDPOINT_BASE_URL=f"{proxy.url}/v2")
+
+
+async def test_the_python_client(served: Proxy) -> None:
+    found = await python_client(served, "sync")
+    assert found["health"]["workers"]["ready"] == 1
+    assert found["run_sync"] == found["output"] == PLAIN
+    assert found["status"] == "COMPLETED"
+    assert "".join(piece["text"][0] for piece in found["stream"]) == PIECES
+    assert (found["run_sync_failing"], found["failing_output"], found["failing"]) == (None, None, "FAILED")
+    assert found["cancel"] == "CANCELLED"
+    assert found["purge"]["status"] == "completed"
+    assert "404" in found["nowhere"]
+    assert found["wrong"].startswith("RuntimeError: 401 Unauthorized")
+
+
+async def test_the_asyncio_client(served: Proxy) -> None:
+    found = await python_client(served, "asyncio")
+    assert found["output"] == PLAIN
+    assert found["status"] == "COMPLETED"
+    assert "".join(piece["text"][0] for piece in found["stream"]) == PIECES
+    assert found["cancel"] == "CANCELLED"
+    assert found["purge"]["status"] == "completed"
+
+
+async def test_the_python_clients_stream_of_a_cancelled_job_ends(served: Proxy) -> None:
+    assert "404" in (await python_client(served, "cancelled"))["ended"]
+
+
+async def test_the_javascript_client(served: Proxy) -> None:
+    command, variables = node_command(HERE / "runpod_client.cjs")
+    found = await told(*command, f"{served.url}/v2", **variables)
+    assert found["health"]["workers"]["ready"] == 1
+    assert found["runSync"]["output"] == found["statusSync"]["output"] == found["status"]["output"] == PLAIN
+    assert found["runSync"]["succeeded"] is True
+    assert found["runSyncSlow"]["status"] in {"IN_PROGRESS", "COMPLETED"}
+    assert found["run"]["status"] == "IN_QUEUE"
+    assert said(found["stream"]) == PIECES
+    assert found["cancel"]["status"] == "CANCELLED"
+    assert found["purge"]["status"] == "completed"
+    assert "404" in found["nonsense"]
+
+
+GO: list[tuple[str, str, Any, dict[str, type]]] = [
+    ("POST", "run", {"input": prompt()}, {"id": str, "status": str}),
+    ("POST", "runsync?wait=20000", {"input": prompt()}, {"id": str, "status": str, "delayTime": int,
+     "executionTime": int, "retries": int}),
+    ("POST", "status/{job}", None, {"id": str, "status": str, "delayTime": int, "executionTime": int, "retries": int}),
+    ("POST", "status-sync/{job}?wait=20000", None, {"id": str, "status": str}),
+    ("POST", "stream/{job}?wait=20000", None, {"status": str, "stream": list}),
+    ("POST", "cancel/{job}", None, {"id": str, "status": str}),
+    ("POST", "purge-queue", None, {"removed": int, "status": str}),
+    ("GET", "health", None, {"workers": dict, "jobs": dict}),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("method", "operation", "body", "shape"), GO)
+async def test_what_the_go_client_sends_is_answered_as_it_decodes(
+    served: Proxy, method: str, operation: str, body: Any, shape: dict[str, type]
+) -> None:
+    """It takes nothing but 200, `delayTime`, `executionTime` and `retries` only as integers, `error` only as a text."""
+    queue = QueueClient(served, "Bearer one")
+    job = await queue.run(prompt(stream=True))
+    await queue.end(job)
+    headers = {"Content-Type": "application/json"}
+    data = None if body is None else json.dumps(body)
+    answer = await queue.call(method, operation.format(job=job), data=data, headers=headers)
+    assert answer.status == 200
+    assert {name: type(answer[name]) for name in shape} == shape
+    assert isinstance(answer.body.get("error", ""), str)

@@ -1,0 +1,281 @@
+"""What SQLite's store promises beyond the contract: the file, the commits, who waits for whom."""
+
+import asyncio
+import sqlite3
+import stat
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, closing, contextmanager
+from pathlib import Path
+
+import pytest
+from harness.jobs import ALICE, HERE, submission
+from harness.stores import T0, WHY, WORKER, ended, found, ids, settle, take
+
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import Input, Job, JobId, Millis
+from proxy.store.base import StoreUnavailableError
+from proxy.store.sqlite.rows import Row
+from proxy.store.sqlite.schema import MIGRATIONS
+from proxy.store.sqlite.store import SqliteStore
+
+
+@asynccontextmanager
+async def opened(path: Path) -> AsyncIterator[SqliteStore]:
+    store = SqliteStore(path)
+    async with store.open():
+        yield store
+
+
+async def submit(store: SqliteStore, *job_ids: str, durable: bool = True) -> list[Job]:
+    return [await store.submit(submission(job_id, durable=durable), T0) for job_id in job_ids]
+
+
+@contextmanager
+def held_up(path: Path) -> Iterator[None]:
+    """Another program keeps the writer waiting, as a backup may."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as other:
+        other.execute("BEGIN IMMEDIATE")
+        yield
+        other.execute("ROLLBACK")
+
+
+# The file
+
+
+async def test_the_file_is_private_and_its_folder_too(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "jobs.db"
+    async with opened(path) as store:
+        await submit(store, "a")
+        modes = {file.name: stat.S_IMODE(file.stat().st_mode) for file in path.parent.iterdir()}
+    assert set(modes.values()) == {0o600}
+    assert {"jobs.db", "jobs.db-wal", "jobs.db.lock", "jobs.db.ballast"} <= set(modes)
+    assert stat.S_IMODE(path.parent.stat().st_mode) == 0o700
+
+
+async def test_a_closed_store_is_one_file(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        await submit(store, "a")
+    assert not (tmp_path / "jobs.db-wal").exists()
+    copy = tmp_path / "elsewhere" / "jobs.db"
+    copy.parent.mkdir()
+    copy.write_bytes(path.read_bytes())
+    async with opened(copy) as store:
+        assert ids(await take(store)) == ["a"]
+
+
+async def test_a_running_store_can_be_copied(tmp_path: Path) -> None:
+    """As docs/durability.md says it."""
+    path, copy = tmp_path / "jobs.db", tmp_path / "copy.db"
+    async with opened(path) as store:
+        await submit(store, "a", "b")
+        await take(store, limit=1)
+        with closing(sqlite3.connect(path)) as other:
+            other.execute("VACUUM INTO ?", (str(copy),))
+        await submit(store, "c")
+    async with opened(copy) as store:
+        assert ids(await store.running()) == ["a"]
+        assert ids(await take(store)) == ["b"]
+
+
+async def test_what_is_under_way_at_the_close_gets_done(tmp_path: Path) -> None:
+    async with opened(tmp_path / "jobs.db") as store:
+        submitting = asyncio.create_task(submit(store, "a"))
+        await asyncio.sleep(0)
+    assert ids(await submitting) == ["a"]
+    async with opened(tmp_path / "jobs.db") as store:
+        assert ids(await take(store)) == ["a"]
+
+
+async def test_rows_have_the_columns_of_the_table(tmp_path: Path) -> None:
+    async with opened(tmp_path / "jobs.db"):
+        with closing(sqlite3.connect(tmp_path / "jobs.db")) as db:
+            columns = [name for _, name, *_ in db.execute("PRAGMA table_info(jobs)")]
+    assert columns == list(Row._fields)
+
+
+async def test_it_gives_room_back_to_the_disk(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        for number in range(40):
+            wanted = submission(f"{number}", durable=True, work=Input(bytes(1_000_000)), retention=Millis(0))
+            await store.submit(wanted, T0)
+        await store.purge(HERE, ALICE, T0, WHY)
+        for _ in range(5):
+            await store.forget(T0, 1_000)
+    assert path.stat().st_size < 20_000_000
+
+
+# Who may open it
+
+
+async def refusal(path: Path) -> str:
+    """Why it cannot be opened."""
+    with pytest.raises(StoreUnavailableError) as refused:
+        async with opened(path):
+            pass
+    message = str(refused.value)
+    assert message.startswith((f"{path} ", f"cannot open {path}: "))
+    assert "\n" not in message
+    return message
+
+
+async def test_a_second_process_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "harness.storm", str(path), "a"),
+        cwd=Path(__file__).parents[2], env={"PYTHONPATH": "tests"}, stdout=subprocess.PIPE,
+    )  # fmt: skip
+    assert process.stdout is not None
+    try:
+        await process.stdout.readline()
+        assert f"in use by another proxy (process {process.pid})" in await refusal(path)
+    finally:
+        process.kill()
+        await process.wait()
+    async with opened(path):
+        pass
+
+
+async def test_the_lock_is_free_after_the_close(tmp_path: Path) -> None:
+    async with opened(tmp_path / "jobs.db"):
+        await refusal(tmp_path / "jobs.db")
+    async with opened(tmp_path / "jobs.db"):
+        pass
+
+
+async def some_jobs(path: Path) -> None:
+    async with opened(path) as store:
+        await asyncio.gather(*(submit(store, f"{number}") for number in range(500)))
+
+
+@pytest.mark.parametrize("first", [0, 4096, 4096 * 2, 4096 * 9])
+async def test_a_damaged_file_is_refused(tmp_path: Path, first: int) -> None:
+    path = tmp_path / "jobs.db"
+    await some_jobs(path)
+    data = bytearray(path.read_bytes())
+    data[first : first + 100] = b"\xff" * 100
+    path.write_bytes(data)
+    message = await refusal(path)
+    assert "damaged" in message
+    assert "docs/durability.md" in message
+    assert path.read_bytes() == data
+
+
+async def test_half_a_file_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    await some_jobs(path)
+    path.write_bytes(path.read_bytes()[: 4096 * 10])
+    assert "damaged" in await refusal(path)
+
+
+async def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    await some_jobs(path)
+    with closing(sqlite3.connect(path)) as db:
+        db.execute(f"PRAGMA user_version = {len(MIGRATIONS) + 1}")
+    assert "newer" in await refusal(path)
+
+
+async def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "theirs.db"
+    with closing(sqlite3.connect(path)) as db:
+        db.execute("CREATE TABLE theirs (a)")
+    before = path.read_bytes()
+    assert "another program" in await refusal(path)
+    assert path.read_bytes() == before
+
+
+async def test_a_folder_is_no_file(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    path.mkdir()
+    assert "Is a directory" in await refusal(path)
+
+
+# Commits
+
+
+async def test_what_comes_together_is_committed_together(tmp_path: Path) -> None:
+    async with opened(tmp_path / "jobs.db") as store:
+        before = store.commits
+        await asyncio.gather(*(submit(store, f"{number}") for number in range(100)))
+        assert store.commits - before < 10
+        jobs = await take(store, limit=100)
+        before = store.commits
+        await asyncio.gather(*(ended(store, job, Event.COMPLETE) for job in jobs))
+        assert store.commits - before < 10
+
+
+async def test_one_bad_write_takes_no_other_with_it(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        bad = store.submit(submission("bad", durable=True, expires_at=Millis(2**70)), T0)
+        results = await asyncio.gather(submit(store, "a"), bad, submit(store, "b"), return_exceptions=True)
+        assert isinstance(results[1], OverflowError)
+        assert await store.find(JobId("bad")) is None
+        assert (await store.counts(HERE)).in_queue == 2
+        assert ids(await take(store)) == ["a", "b"]
+    async with opened(path) as store:
+        assert {job.id for job in await store.running()} == {"a", "b"}
+
+
+async def test_a_caller_that_leaves_while_it_is_written_leaves_the_whole(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        await submit(store, "a", "b", "c")
+        with held_up(path):
+            leaving = [
+                asyncio.create_task(submit(store, "d")),
+                asyncio.create_task(take(store, limit=1)),
+                asyncio.create_task(settle(store, "b", Event.CANCEL)),
+            ]
+            await asyncio.sleep(0)
+            for task in leaving:
+                task.cancel()
+            await asyncio.gather(*leaving, return_exceptions=True)
+        assert ids(await take(store)) == ["c", "d"]
+        assert (await found(store, "a")).status is Status.IN_PROGRESS
+        assert (await found(store, "b")).status is Status.CANCELLED
+        counts = await store.counts(HERE)
+        assert (counts.in_queue, counts.in_progress, counts.cancelled) == (0, 3, 1)
+
+
+# Interactive jobs
+
+
+async def test_interactive_jobs_wait_for_no_disk(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        await submit(store, "durable", durable=True)
+        await take(store)
+        before = store.commits
+        with held_up(path):
+            waiting = asyncio.create_task(settle(store, "durable", Event.COMPLETE))
+            await submit(store, "a", "b", durable=False)
+            [a, b] = await take(store)
+            assert await settle(store, a, Event.RELEASE) is not None
+            await take(store)
+            for job in (a, b):
+                assert await settle(store, job, Event.COMPLETE) is not None
+                assert await store.find(job.id) is not None
+            await submit(store, "c", durable=False)
+            assert ids(await store.purge(HERE, ALICE, T0, WHY)) == ["c"]
+            assert not waiting.done()
+        await waiting
+        assert store.commits == before + 1
+    async with opened(path) as store:
+        assert ids(await store.recent(HERE, ALICE, before=None, limit=9)) == ["durable"]
+
+
+async def test_an_interactive_job_keeps_its_place_among_durable_ones_after_a_start(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        await submit(store, "a", "b")
+    async with opened(path) as store:
+        [c] = await submit(store, "c", durable=False)
+        [d] = await submit(store, "d")
+        assert [store.ahead(job) for job in (c, d)] == [2, 3]
+        taken = await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0)
+        assert ids(taken) == ["a", "b", "c", "d"]

@@ -1,0 +1,127 @@
+"""A process that is killed in the middle of its work loses nothing of what it had acknowledged."""
+
+import asyncio
+import os
+import random
+import sqlite3
+import sys
+from asyncio.subprocess import PIPE
+from collections import defaultdict
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pytest
+from harness.jobs import HERE
+from harness.stores import T0, WORKER
+
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import JobId
+from proxy.store.sqlite.store import SqliteStore
+
+ROOT = Path(__file__).parents[2]
+
+
+@dataclass
+class Ledger:
+    """What was acknowledged."""
+
+    submitted: set[str] = field(default_factory=set)
+    cancelled: set[str] = field(default_factory=set)
+    completed: dict[str, int] = field(default_factory=dict)
+    attempts: defaultdict[str, list[int]] = field(default_factory=lambda: defaultdict(list))
+    cursors: dict[tuple[str, int], int] = field(default_factory=dict)
+
+    def note(self, line: str) -> None:
+        """Take a line of the process into account."""
+        what, job_id, *numbers = [*line.split(), ""]
+        match what:
+            case "submitted":
+                self.submitted.add(job_id)
+            case "cancelled":
+                self.cancelled.add(job_id)
+            case "taken":
+                self.attempts[job_id].append(int(numbers[0]))
+            case "appended":
+                self.cursors[job_id, int(numbers[0])] = int(numbers[1])
+            case Event.COMPLETE:
+                assert job_id not in self.completed
+                self.completed[job_id] = int(numbers[0])
+
+
+async def storm(path: Path, name: str, lines: int, ledger: Ledger) -> None:
+    """Let a process work until it has said so many lines; kill it; note all that it said."""
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "harness.storm", str(path), name),
+        cwd=ROOT, stdout=PIPE, env=os.environ | {"PYTHONPATH": "tests"}, limit=1 << 24,
+    )  # fmt: skip
+    assert process.stdout is not None
+    for number in range(lines):
+        line = await process.stdout.readline()
+        assert line, f"it ended by itself after {number} lines"
+        ledger.note(line.decode())
+    process.kill()
+    for line in (await process.stdout.read()).decode().splitlines():
+        ledger.note(line)
+    await process.wait()
+
+
+def is_whole(path: Path) -> None:
+    """The file is sound, and nothing is half there."""
+    with sqlite3.connect(path) as db:
+        assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
+        assert db.execute("PRAGMA foreign_key_check").fetchall() == []
+        bodiless = "SELECT count(*) FROM jobs WHERE finished_at IS NULL AND number NOT IN (SELECT job FROM works)"
+        assert db.execute(bodiless).fetchall() == [(0,)]
+        early = "SELECT count(*) FROM jobs WHERE finished_at IS NULL AND number IN (SELECT job FROM results)"
+        assert db.execute(early).fetchall() == [(0,)]
+        rows = db.execute("SELECT status, count(*) FROM jobs WHERE finished_at IS NOT NULL GROUP BY status").fetchall()
+        ended = dict(db.execute("SELECT name, number FROM ended").fetchall())
+    db.close()
+    standing = dict(rows)
+    retried = ended.pop(Event.RETRY, 0)
+    failed = ended.pop(Status.FAILED, 0) - retried  # nothing else is retried here
+    assert ended | {Status.FAILED: failed} == {Status.FAILED: 0} | standing
+
+
+async def is_there(path: Path, ledger: Ledger) -> None:
+    """Everything that was acknowledged is in the store."""
+    store = SqliteStore(path)
+    async with store.open():
+        for job_id in ledger.submitted:
+            job = await store.find(JobId(job_id))
+            assert job is not None, f"{job_id} was lost"
+            assert job.attempt >= max(ledger.attempts[job_id], default=0)
+            if job_id in ledger.cancelled:
+                assert job.status is Status.CANCELLED
+            if job_id in ledger.completed:
+                assert (job.status, job.attempt) == (Status.COMPLETED, ledger.completed[job_id])
+                assert job.output == f"{job_id} {job.attempt}".encode()
+            outputs, _ = await store.read(job.id, 0, 99)
+            assert set(outputs) <= {f"{job_id} {job.attempt}".encode()}
+            assert len(outputs) >= ledger.cursors.get((job_id, job.attempt), 0) or job.status is Status.IN_QUEUE
+        counts = await store.counts(HERE)
+        queued = await store.take(HERE, WORKER, limit=10**6, light_limit=0, now=T0)
+        assert counts.in_queue == len(queued)
+        assert counts.in_progress == len(await store.running()) - len(queued)
+    for job_id, attempts in ledger.attempts.items():
+        assert sorted(set(attempts)) == sorted(attempts), f"an attempt of {job_id} was given twice"
+
+
+async def kill_and_look(path: Path, kills: int, most: int) -> None:
+    ledger, chance = Ledger(), random.Random(kills)
+    for number in range(kills):
+        await storm(path, f"{number}", chance.randint(1, most), ledger)
+        is_whole(path)
+    await is_there(path, ledger)
+    assert ledger.submitted
+    assert ledger.completed
+
+
+async def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path) -> None:
+    await kill_and_look(tmp_path / "jobs.db", kills=4, most=1_500)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(1800)
+async def test_a_process_that_is_killed_many_times_loses_nothing(tmp_path: Path) -> None:
+    await kill_and_look(tmp_path / "jobs.db", kills=100, most=5_000)

@@ -1,0 +1,152 @@
+"""A full disk: new jobs are refused before it is full, and what is there gets its end even when it is."""
+
+import asyncio
+import os
+import sqlite3
+import subprocess
+from collections.abc import Iterator
+from contextlib import closing, suppress
+from pathlib import Path
+
+import pytest
+from harness.jobs import HERE, submission
+from harness.stores import T0, ended, found, ids, take
+
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import Input
+from proxy.store.base import StoreFullError
+from proxy.store.sqlite import file
+from proxy.store.sqlite.room import Room
+from proxy.store.sqlite.store import SqliteStore
+from proxy.store.sqlite.writer import Writer, nothing
+
+MEGABYTE = 1_000_000
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A disk of 300 MB, most of which is taken."""
+    mounted = subprocess.run(
+        ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(tmp_path)], capture_output=True, check=False
+    )
+    if mounted.returncode:
+        pytest.skip("a disk to fill: needs root, to mount one of 300 MB")
+    fill(tmp_path / "taken", 250 * MEGABYTE)
+    yield tmp_path
+    subprocess.run(["umount", str(tmp_path)], check=True)
+
+
+def fill(path: Path, size: int = 400 * MEGABYTE) -> None:
+    """Let something else take so much of the disk, or all that is left."""
+    with suppress(OSError), path.open("wb", buffering=0) as file:
+        for _ in range(0, size, MEGABYTE // 10):
+            file.write(bytes(MEGABYTE // 10))
+
+
+async def submit_until_full(store: SqliteStore, name: str) -> list[str]:
+    submitted: list[str] = []
+    with pytest.raises(StoreFullError):
+        while True:
+            job_id = f"{name}-{len(submitted)}"
+            await store.submit(submission(job_id, durable=True, work=Input(bytes(100_000))), T0)
+            submitted.append(job_id)
+    return submitted
+
+
+async def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(small_disk: Path) -> None:
+    path, other, more = small_disk / "jobs.db", small_disk / "other", small_disk / "more"
+    store = SqliteStore(path)
+    async with store.open():
+        fill(other, 30 * MEGABYTE)
+        submitted = await submit_until_full(store, "a")
+        assert len(submitted) > 10
+        assert (small_disk / "jobs.db.ballast").exists()
+        taken = await take(store, limit=5)
+        assert await store.submit(submission(submitted[0], durable=True), T0) == taken[0]
+
+        fill(more)
+        for job in taken:  # the ballast's place is for these
+            await ended(store, job, Event.COMPLETE, output=bytes(MEGABYTE))
+        assert not (small_disk / "jobs.db.ballast").exists()
+        await store.submit(submission("interactive"), T0)
+        with pytest.raises(StoreFullError):
+            await store.submit(submission("late", durable=True), T0)
+
+        other.unlink()
+        more.unlink()
+        await store.submit(submission("late", durable=True), T0)
+        assert (small_disk / "jobs.db.ballast").exists()
+    store = SqliteStore(path)
+    async with store.open():
+        for job_id in submitted[:5]:
+            job = await found(store, job_id)
+            assert (job.status, job.output) == (Status.COMPLETED, bytes(MEGABYTE))
+        assert ids(await take(store, limit=999)) == [*submitted[5:], "late"]
+
+
+async def test_when_nothing_can_be_written_nothing_is_lost(small_disk: Path) -> None:
+    path, other = small_disk / "jobs.db", small_disk / "other"
+    store = SqliteStore(path)
+    async with store.open():
+        fill(other, 30 * MEGABYTE)
+        submitted = await submit_until_full(store, "a")
+        await store.submit(submission("interactive"), T0)
+        [job] = await take(store, limit=1)
+        (small_disk / "jobs.db.ballast").unlink()
+        for size in (MEGABYTE, 10_000, 1):  # whatever room comes of it, something else is quicker
+            fill(small_disk / f"more-{size}")
+            with pytest.raises(StoreFullError):
+                while True:
+                    await store.append(job.id, 1, [bytes(size)])
+        assert ids(await take(store, limit=2)) == ["interactive"]
+        with pytest.raises(StoreFullError):
+            await store.settle(job.id, Event.COMPLETE, now=T0, attempt=1)
+        assert await store.find(job.id) == job
+        other.unlink()
+        await ended(store, job, Event.COMPLETE, attempt=1)
+        assert ids(await take(store, limit=999)) == submitted[1:]
+        assert (await store.counts(HERE)).in_queue == 0
+
+
+async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None:
+    """The same without a disk of its own: SQLite is told how large the file may become."""
+    with file.opened(tmp_path / "jobs.db") as db:
+        db.execute("CREATE TABLE pieces (piece BLOB)")
+        [[pages]] = db.execute("PRAGMA page_count").fetchall()
+        db.execute(f"PRAGMA max_page_count = {pages + 20}").fetchall()
+        writer = Writer(db, Room(tmp_path / "ballast"))
+        writer.start()
+
+        async def write(size: int) -> int:
+            return await writer.do(
+                lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(size),)).rowcount, nothing, nothing
+            )
+
+        undone: list[int] = []
+        results = await asyncio.gather(
+            write(10), write(MEGABYTE), write(20), write(MEGABYTE), write(30), return_exceptions=True
+        )
+        with pytest.raises(StoreFullError):
+            await writer.do(
+                lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(MEGABYTE),)),
+                nothing,
+                lambda: undone.append(1),
+            )
+        assert undone == [1]
+        db_limit = db.execute("PRAGMA max_page_count = 100000").fetchall()
+        assert db_limit == [(100_000,)]
+        assert await write(MEGABYTE) == 1
+        await writer.close()
+    assert [isinstance(result, StoreFullError) for result in results] == [False, True, False, True, False]
+    with closing(sqlite3.connect(tmp_path / "jobs.db")) as db:
+        sizes = [size for (size,) in db.execute("SELECT length(piece) FROM pieces")]
+    assert sizes == [10, 20, 30, MEGABYTE]
+
+
+async def test_a_small_disk_has_a_small_reserve(tmp_path: Path) -> None:
+    store = SqliteStore(tmp_path / "jobs.db")
+    async with store.open():
+        await store.submit(submission("a", durable=True), T0)
+        disk = os.statvfs(tmp_path)
+        size = (tmp_path / "jobs.db.ballast").stat().st_size
+        assert 0 < size <= min(32 * 1024 * 1024, disk.f_blocks * disk.f_frsize // 40)

@@ -1,0 +1,210 @@
+"""The contract of `JobStore`: deadlines, retentions, deliveries."""
+
+from harness.jobs import ALICE, HERE
+from harness.stores import MINUTE, T0, WHY, Submit, ended, found, ids, settle, take
+
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import Delivery, JobId, Millis
+from proxy.store.base import JobStore
+
+HOOK = "https://example.com/hook"
+
+
+# Deadlines
+
+
+async def test_what_is_due_comes_earliest_first(store: JobStore, submit: Submit) -> None:
+    await submit("later", queued_until=Millis(T0 + 2_000))
+    await submit("sooner", queued_until=Millis(T0 + 1_000))
+    await submit("between", queued_until=Millis(T0 + 1_500), durable=True)
+    await submit("never")
+    assert ids(await store.due(Millis(T0 + 999), 10)) == []
+    assert ids(await store.due(Millis(T0 + 1_000), 10)) == ["sooner"]
+    assert ids(await store.due(Millis(T0 + 5_000), 10)) == ["sooner", "between", "later"]
+    assert ids(await store.due(Millis(T0 + 5_000), 2)) == ["sooner", "between"]
+
+
+async def test_a_deadline_follows_the_job(store: JobStore, submit: Submit) -> None:
+    await submit("a", queued_until=Millis(T0 + 1_000), execution_timeout=Millis(60_000))
+    [job] = await take(store)
+    assert ids(await store.due(Millis(T0 + 59_999), 10)) == []
+    assert ids(await store.due(Millis(T0 + 60_000), 10)) == ["a"]
+    await settle(store, job, Event.RELEASE)
+    assert ids(await store.due(Millis(T0 + 999), 10)) == []
+    assert ids(await store.due(Millis(T0 + 1_000), 10)) == ["a"]
+    [job] = await take(store)
+    await settle(store, job, Event.COMPLETE)
+    assert ids(await store.due(Millis(T0 + 999_999), 10)) == []
+
+
+# Retention
+
+
+async def test_an_ended_job_is_kept_for_its_retention(store: JobStore, submit: Submit) -> None:
+    await submit("a", retention=Millis(10_000))
+    [job] = await take(store)
+    if job.submission.durable:
+        await store.append(job.id, 1, [b"1"])
+    await settle(store, job, Event.COMPLETE, now=T0, output=b"2")
+    assert await store.forget(Millis(T0 + 9_999), 10) == 0
+    assert await store.find(job.id) is not None
+    assert await store.forget(Millis(T0 + 10_000), 10) == 1
+    assert await store.find(job.id) is None
+    assert await store.recent(HERE, ALICE, before=None, limit=9) == []
+    assert await store.read(job.id, 0, 9) in (((), 0), ([], 0))
+    assert (await store.counts(HERE)).completed == 1
+    await submit("a")
+    assert (await found(store, "a")).status is Status.IN_QUEUE
+
+
+async def test_no_more_are_forgotten_at_once_than_was_said(store: JobStore, submit: Submit) -> None:
+    await submit(*"abcde", retention=Millis(0))
+    for job in await take(store):
+        await settle(store, job, Event.COMPLETE, now=T0)
+    assert [await store.forget(T0, 2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_a_job_that_has_not_ended_is_never_forgotten(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", retention=Millis(1))
+    await take(store, limit=1)
+    assert await store.forget(Millis(T0 * 1_000), 10) == 0
+
+
+async def test_a_retried_job_is_not_forgotten(store: JobStore, submit: Submit) -> None:
+    await submit("a", durable=True, retention=Millis(10))
+    await take(store)
+    await settle(store, "a", Event.FAIL, now=T0)
+    await settle(store, "a", Event.RETRY, now=T0)
+    assert await store.forget(Millis(T0 * 1_000), 10) == 0
+
+
+# The end of a life
+
+
+async def test_an_unfinished_life_can_be_limited(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", durable=True, expires_at=Millis(T0 + 99_999))
+    await take(store, limit=1)
+    for name in ("a", "b"):
+        before = await found(store, name)
+        limited = await store.limit_life(before.id, Millis(T0 + 1_000))
+        assert limited == await found(store, name) != before
+        assert limited is not None
+        assert limited.submission.expires_at == T0 + 1_000
+    assert ids(await store.due(Millis(T0 + 999), 10)) == []
+    assert ids(await store.due(Millis(T0 + 1_000), 10)) == ["a", "b"]
+
+
+async def test_a_finished_life_can_be_limited(store: JobStore, submit: Submit) -> None:
+    await submit("a", durable=True, retention=Millis(MINUTE))
+    await take(store)
+    await settle(store, "a", Event.COMPLETE, now=T0 + 10, output=b"1")
+    limited = await store.limit_life(JobId("a"), Millis(T0 + 50))
+    assert limited is not None
+    assert (limited.submission.retention, limited.output) == (40, b"1")
+    assert await store.forget(Millis(T0 + 49), 10) == 0
+    assert await store.forget(Millis(T0 + 50), 10) == 1
+
+
+async def test_only_a_durable_life_can_be_limited(store: JobStore, submit: Submit) -> None:
+    await submit("a", durable=False)
+    assert await store.limit_life(JobId("a"), T0) is None
+    assert await store.limit_life(JobId("nobody"), T0) is None
+
+
+# Deliveries
+
+
+async def told(store: JobStore, now: int = T0 + MINUTE, limit: int = 10) -> list[tuple[str, int]]:
+    return [(one.job.id, one.tries) for one in await store.deliveries(Millis(now), limit)]
+
+
+async def ended_with_webhook(store: JobStore, submit: Submit, job_id: str, now: int = T0) -> Delivery:
+    await submit(job_id, durable=True, webhook=HOOK, retention=Millis(0))
+    [job] = await take(store)
+    await settle(store, job, Event.FAIL, now=now)
+    [delivery] = [one for one in await store.deliveries(Millis(now), 10) if one.job.id == job_id]
+    return delivery
+
+
+async def test_the_end_of_a_durable_job_with_a_webhook_is_told(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", "c", durable=True, webhook=HOOK)
+    await submit("silent", durable=True)
+    await submit("interactive", durable=False, webhook=HOOK)
+    assert await told(store) == []
+    await take(store)
+    await settle(store, "a", Event.RELEASE)
+    await settle(store, "c", Event.COMPLETE, now=T0 + 1, output=b'"done"')
+    await settle(store, "b", Event.CANCEL, now=T0 + 2, error=WHY)
+    for name in ("silent", "interactive"):
+        await settle(store, name, Event.COMPLETE)
+    assert await told(store, T0) == []
+    assert await told(store, T0 + 1) == [("c", 0)]
+    assert await told(store) == await told(store) == [("c", 0), ("b", 0)]
+    assert await told(store, limit=1) == [("c", 0)]
+    [delivery, _] = await store.deliveries(Millis(T0 + MINUTE), 10)
+    assert delivery.job == (await found(store, "c")).outline()
+
+
+async def test_deliveries_to_some_receivers_can_be_left_out(store: JobStore, submit: Submit) -> None:
+    for name, hook in (
+        ("a", "https://one.example/x"),
+        ("b", "https://ONE.example:8443/y"),
+        ("c", "http://two.example"),
+    ):
+        await submit(name, durable=True, webhook=hook)
+        await take(store)
+        await settle(store, name, Event.FAIL, now=T0)
+
+    async def besides(*receivers: str, limit: int = 10) -> list[str]:
+        return [one.job.id for one in await store.deliveries(T0, limit, besides=receivers)]
+
+    assert await besides() == ["a", "b", "c"]
+    assert await besides("https://one.example", limit=1) == ["c"]
+    assert await besides("https://two.example") == ["a", "b", "c"]
+    assert await besides("https://one.example", "http://two.example") == []
+
+
+async def test_a_delivery_is_tried_until_it_arrives(store: JobStore, submit: Submit) -> None:
+    delivery = await ended_with_webhook(store, submit, "a")
+    await store.tried(delivery, Millis(T0 + 10_000))
+    assert await told(store, T0 + 9_999) == []
+    assert await told(store, T0 + 10_000) == [("a", 1)]
+    await store.tried(delivery, None)  # the first try again, late
+    assert await told(store) == [("a", 1)]
+    [second] = await store.deliveries(Millis(T0 + 10_000), 10)
+    await store.tried(second, None)
+    await store.tried(second, Millis(T0))
+    assert await told(store) == []
+
+
+async def test_a_retry_takes_a_delivery_back(store: JobStore, submit: Submit) -> None:
+    delivery = await ended_with_webhook(store, submit, "a")
+    await ended(store, "a", Event.RETRY)
+    assert await told(store) == []
+    await store.tried(delivery, Millis(T0))
+    assert await told(store) == []
+    await ended(store, "a", Event.CANCEL)
+    await store.tried(delivery, None)  # this end was told to nobody yet
+    assert await told(store) == [("a", 0)]
+
+
+async def test_a_job_is_not_forgotten_before_its_end_was_told(store: JobStore, submit: Submit) -> None:
+    waiting = await ended_with_webhook(store, submit, "waiting")
+    await submit("over", durable=True, retention=Millis(5))
+    await take(store)
+    await settle(store, "over", Event.COMPLETE, now=T0)
+    assert await store.forget(Millis(T0 + MINUTE), 1) == 1  # what waits stands in nobody's way
+    assert await store.find(JobId("over")) is None
+    await store.tried(waiting, Millis(T0 + 1))
+    assert await store.forget(Millis(T0 + MINUTE), 1) == 0
+    [again] = await store.deliveries(Millis(T0 + 1), 1)
+    await store.tried(again, None)
+    assert await store.forget(Millis(T0 + MINUTE), 1) == 1
+
+
+async def test_a_delivery_of_a_job_that_is_gone_is_harmless(store: JobStore, submit: Submit) -> None:
+    delivery = await ended_with_webhook(store, submit, "a")
+    await store.tried(delivery, None)
+    await store.forget(Millis(T0 + MINUTE), 1)
+    await store.tried(delivery, T0)
+    assert await told(store) == []

@@ -1,0 +1,139 @@
+"""A proxy that is killed loses nothing that it acknowledged: after a restart every job ends, once."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import aiohttp
+import pytest
+from harness.command import Command, command
+from harness.queue import QueueClient, long, prompt
+from harness.waiting import until
+from harness.worker import WorkerProcess, environment, worker_process
+
+TOKEN = "worker-token-of-this-story"
+JOBS = 200
+SLOTS = 20
+
+
+@pytest.fixture
+def port() -> int:
+    """A port that is free now, for two proxies in turn."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        found: int = listener.getsockname()[1]
+    return found
+
+
+@asynccontextmanager
+async def proxy(port: int, folder: Path, **more: str) -> AsyncIterator[Command]:
+    """A proxy as a process, with its files in this folder."""
+    told = {"PROXY_WORKER_TOKEN": TOKEN, "PROXY_LEASE": "3", "PROXY_LIMIT": "run=0 status=0"} | more
+    async with command("proxy", "--port", str(port), "--data-dir", str(folder), **told) as running:
+        await running.says(f"listens on http://127.0.0.1:{port}")
+        yield running
+
+
+@asynccontextmanager
+async def client(port: int) -> AsyncIterator[QueueClient]:
+    connector = aiohttp.TCPConnector(limit=0)
+    async with aiohttp.ClientSession(f"http://127.0.0.1:{port}", connector=connector) as http:
+        yield QueueClient(SimpleNamespace(http=http))  # type: ignore[arg-type]
+
+
+def workers(port: int, **more: Any) -> Any:
+    """A worker that dials again when its proxy has gone."""
+    told = environment(connect=f"http://127.0.0.1:{port}", token=TOKEN, id="w-1", max_concurrency=SLOTS, **more)
+    return worker_process(told=told, name="w-1")
+
+
+async def kill(running: Command) -> None:
+    os.kill(running.process.pid, signal.SIGKILL)
+    await running.process.wait()
+
+
+async def test_two_hundred_acknowledged_jobs_all_end_once(port: int, tmp_path: Path) -> None:
+    async with workers(port) as worker, client(port) as queue:
+        async with proxy(port, tmp_path) as first:
+            await until(lambda: _ready(queue), 20, "the worker is there")
+            value = prompt("kept", max_tokens=10, seed=30_000)
+            jobs = await asyncio.gather(*(queue.run(value) for _ in range(JOBS)))
+            await until(lambda: _completed(queue, SLOTS), what="some have ended, some run, some wait")
+            await kill(first)
+        async with proxy(port, tmp_path) as second:
+            ended = await asyncio.gather(*(queue.end(job) for job in jobs))
+            assert {answer["status"] for answer in ended} == {"COMPLETED"}
+            assert {answer["output"]["output_tokens"] for answer in ended} == {10}
+            counts = (await queue.call("GET", "health")).body
+            assert counts["durable"] is True
+            assert (counts["jobs"]["completed"], counts["jobs"]["inQueue"], counts["jobs"]["inProgress"]) == (
+                JOBS,
+                0,
+                0,
+            )
+            assert await _tokens(worker, queue) <= 10 * (JOBS + SLOTS)  # at most what was under way ran again
+            assert await second.stop(signal.SIGTERM) == 0
+
+
+async def test_a_running_job_survives_a_restart_of_its_proxy(port: int, tmp_path: Path) -> None:
+    async with workers(port) as worker, client(port) as queue:
+        async with proxy(port, tmp_path) as first:
+            await until(lambda: _ready(queue), 20, "the worker is there")
+            job = await queue.run(prompt("runs", max_tokens=100, seed=40_000))
+            await until(lambda: _is(queue, job, "IN_PROGRESS"), what="it runs")
+            await kill(first)
+        async with proxy(port, tmp_path):
+            ended = await queue.end(job)
+            assert (ended["status"], ended["output"]["output_tokens"], ended["retries"]) == ("COMPLETED", 100, 0)
+            assert await _tokens(worker, queue) == 100  # the same run went on
+
+
+async def test_a_worker_that_does_not_come_back_is_nobodys_fault(port: int, tmp_path: Path) -> None:
+    async with client(port) as queue:
+        async with workers(port) as worker:
+            async with proxy(port, tmp_path) as first:
+                await until(lambda: _ready(queue), 20, "the worker is there")
+                job = await queue.run(prompt("again", max_tokens=20, seed=50_000))
+                await until(lambda: _is(queue, job, "IN_PROGRESS"), what="it runs")
+                worker.kill()
+                await kill(first)
+        async with proxy(port, tmp_path):
+            await until(lambda: _is(queue, job, "IN_QUEUE"), 10, "a lease has passed")
+            async with workers(port):
+                ended = await queue.end(job)
+            assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
+
+
+async def test_a_drained_proxy_leaves_its_queue_for_the_next(port: int, tmp_path: Path) -> None:
+    async with client(port) as queue:
+        async with proxy(port, tmp_path) as first:
+            jobs = [await queue.run(long()) for _ in range(3)]
+            assert await first.stop(signal.SIGTERM) == 0
+        async with proxy(port, tmp_path):
+            assert [(await queue.status(job))["status"] for job in jobs] == ["IN_QUEUE"] * 3
+
+
+async def test_a_store_in_memory_says_that_it_is_none(port: int, tmp_path: Path) -> None:
+    async with client(port) as queue, proxy(port, tmp_path, PROXY_STORE="memory:"):
+        assert (await queue.call("GET", "health"))["durable"] is False
+
+
+async def _ready(queue: QueueClient) -> bool:
+    return bool((await queue.call("GET", "health"))["workers"]["ready"])
+
+
+async def _completed(queue: QueueClient, number: int) -> bool:
+    return bool((await queue.call("GET", "health"))["jobs"]["completed"] >= number)
+
+
+async def _is(queue: QueueClient, job: str, status: str) -> bool:
+    return bool((await queue.status(job))["status"] == status)
+
+
+async def _tokens(worker: WorkerProcess, queue: QueueClient) -> float:
+    return await worker.metric(queue.proxy.http, "generation_tokens_total")

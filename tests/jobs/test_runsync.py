@@ -1,0 +1,65 @@
+"""`runsync`: the answer is the job once it has ended, or as far as it is when the wait is over."""
+
+import asyncio
+import re
+from io import BytesIO
+
+import pytest
+from harness.queue import QueueClient, long, prompt
+from harness.waiting import until
+
+MB = 1024 * 1024
+
+
+async def test_the_answer_is_the_job(queue: QueueClient) -> None:
+    answer = await queue.call("POST", "runsync", json={"input": prompt("hi")})
+    assert answer.status == 200
+    assert re.fullmatch(r"sync-[0-9a-f-]{36}-u1", answer["id"])
+    assert answer["status"] == "COMPLETED"
+    assert answer["output"]["text"] == ["hi 0 hi 1 hi 2 "]
+    assert all(isinstance(answer[name], int) for name in ("delayTime", "executionTime", "retries"))
+
+
+async def test_a_wait_that_is_over_gives_the_job_as_it_is(queue: QueueClient, alone: QueueClient) -> None:
+    waiting, running = await asyncio.gather(
+        alone.call("POST", "runsync?wait=1", json={"input": 1}),  # brought to 1000 ms
+        queue.call("POST", "runsync?wait=1000", json={"input": long()}),
+    )
+    assert (waiting.status, waiting["status"]) == (200, "IN_QUEUE")
+    assert (running.status, running["status"]) == (200, "IN_PROGRESS")
+    assert (await queue.call("POST", f"cancel/{running['id']}")).status == 200
+
+
+@pytest.mark.parametrize("wait", ["", "?wait=soon", "?wait=-5", "?wait=99999999999999999999999"])
+async def test_a_strange_wait_is_the_usual_one(queue: QueueClient, wait: str) -> None:
+    assert (await queue.call("POST", f"runsync{wait}", json={"input": prompt()}))["status"] == "COMPLETED"
+
+
+async def test_a_failed_job_is_an_answer_too(queue: QueueClient) -> None:
+    answer = await queue.call("POST", "runsync", json={"input": prompt(tempo=1)})
+    assert (answer.status, answer["status"]) == (200, "FAILED")
+    assert answer["error"] == "sampling_params.tempo: unknown"
+    assert "output" not in answer.body
+
+
+async def test_a_body_may_have_twenty_megabytes(alone: QueueClient) -> None:
+    body = b'{"input": "' + b"x" * (20 * MB - 12) + b'"}'
+    headers = {"Content-Type": "application/json"}
+    assert (await alone.call("POST", "runsync", data=BytesIO(body), headers=headers)).status == 413
+    assert (
+        await alone.call("POST", "runsync?wait=1000", data=BytesIO(body[:-3] + b'"}'), headers=headers)
+    ).status == 200
+
+
+async def test_a_client_that_leaves_lets_its_job_go_on(queue: QueueClient) -> None:
+    call = asyncio.create_task(
+        queue.call("POST", "runsync", json={"input": prompt("left", max_tokens=40, seed=20_000)})
+    )
+    await until(lambda: _newest(queue, "IN_PROGRESS"), what="it runs")
+    call.cancel()
+    await until(lambda: _newest(queue, "COMPLETED"), what="it has ended all the same")
+
+
+async def _newest(queue: QueueClient, status: str) -> bool:
+    newest = (await queue.call("GET", "requests?limit=1"))["requests"][0]
+    return newest["id"].startswith("sync-") and newest["status"] == status

@@ -1,0 +1,412 @@
+"""Webhooks of durable jobs, told to a real receiver."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any
+
+import openai
+import pytest
+import pytest_asyncio
+from aiohttp import web
+from harness.clock import FakeClock
+from harness.jobs import HERE, submission
+from harness.receiver import Receiver, receiver
+from harness.waiting import until
+from structlog.testing import capture_logs
+
+from proxy.delivery.deliveries import Deliveries
+from proxy.delivery.guard import Allowed
+from proxy.delivery.sender import Patience, Sender
+from proxy.delivery.signature import format_secret
+from proxy.jobs.lifecycle import Event
+from proxy.jobs.model import Delivery, Input, Job, Millis, WorkerId
+from proxy.store.base import StoreFullError
+from proxy.store.memory import MemoryStore
+
+KEY = bytes(range(32))
+INPUT = b'{"n": 1.0e5,  "big": 12345678901234567890, "text": "\\u00fc"}'
+OUTPUT = b'[1e400, {"a" : null }]'
+
+
+async def render(job: Job) -> bytes:
+    assert isinstance(job.submission.work, Input)
+    told = (job.id.encode(), job.status.encode(), job.submission.work.body, job.output or b"null")
+    return b'{"id": "%b", "status": "%b", "input": %b, "output": %b}' % told
+
+
+async def lookup(host: str, _: int) -> Sequence[str]:
+    """Every name is this machine."""
+    assert host.endswith(".example")
+    return ["127.0.0.1"]
+
+
+@dataclass
+class Desk:
+    """Deliveries with their store, and time that stands."""
+
+    store: MemoryStore = field(default_factory=MemoryStore)
+    clock: FakeClock = field(default_factory=lambda: FakeClock(time.time_ns() // 1_000_000))  # receivers look at it
+
+    @asynccontextmanager
+    async def open(
+        self, *, patience: Patience | None = None, drain: float = 0, **more: Any
+    ) -> AsyncIterator[Deliveries]:
+        """A proxy's deliveries over this store; several one after the other are restarts."""
+        sender = Sender(KEY, Allowed.read(["127.0.0.1"]), self.clock, lookup=lookup, patience=patience)
+        deliveries = Deliveries(self.store, sender, more.pop("render", render), self.clock, **more)
+        serving = asyncio.create_task(deliveries.serve())
+        try:
+            yield deliveries
+        finally:
+            await deliveries.drain(drain)
+            serving.cancel()
+            with suppress(asyncio.CancelledError):
+                await serving
+
+    async def end(self, job_id: str, webhook: str, event: Event = Event.COMPLETE) -> Job:
+        """A job with a webhook ends."""
+        now = self.clock.now()
+        job = await self.store.submit(submission(job_id, work=Input(INPUT), durable=True, webhook=webhook), now)
+        await self.store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=now)
+        ended = await self.store.settle(job.id, event, now=now, output=OUTPUT)
+        assert ended is not None
+        return ended
+
+    async def is_due(self) -> bool:
+        return bool(await self.store.deliveries(self.clock.now(), 1))
+
+    async def is_due_in(self, millis: int) -> bool:
+        return bool(await self.store.deliveries(Millis(self.clock.now() + millis), 1))
+
+    async def is_noted(self) -> bool:
+        """Whether the last try is written down: nothing is due now."""
+        return not await self.is_due()
+
+
+@pytest.fixture
+def desk() -> Desk:
+    return Desk()
+
+
+@pytest_asyncio.fixture
+async def hook() -> AsyncIterator[Receiver]:
+    async with receiver() as running:
+        yield running
+
+
+async def test_an_end_is_told_once_with_every_byte_and_a_signature(desk: Desk, hook: Receiver) -> None:
+    async with desk.open() as deliveries:
+        job = await desk.end("a", hook.url)
+        deliveries.wake()
+        told = await hook.next()
+        await until(desk.is_noted)
+    assert told.path == "/hook?token=hush"
+    assert told.body == await render(job)
+    assert INPUT in told.body
+    assert OUTPUT in told.body
+    openai.OpenAI(api_key="none").webhooks.verify_signature(told.body, told.headers, secret=format_secret(KEY))
+    assert not await desk.is_due_in(24 * 3600_000)
+    assert hook.told.empty()
+
+
+async def test_the_public_library_accepts_what_arrives(desk: Desk, hook: Receiver) -> None:
+    standardwebhooks = pytest.importorskip("standardwebhooks", reason="pip install standardwebhooks")
+    async with desk.open() as deliveries:
+        await desk.end("a", hook.url)
+        deliveries.wake()
+        told = await hook.next()
+    assert standardwebhooks.Webhook(format_secret(KEY)).verify(told.body, told.headers)["id"] == "a"
+
+
+async def test_a_clock_alone_wakes_the_loop(desk: Desk, hook: Receiver) -> None:
+    async with desk.open():
+        await desk.end("a", hook.url, Event.FAIL)
+        assert b'"FAILED"' in (await hook.next()).body
+
+
+@pytest.mark.parametrize("status", [500, 201, 204, 302, 404])
+async def test_anything_but_200_is_tried_again_after_ten_seconds(desk: Desk, hook: Receiver, status: int) -> None:
+    hook.statuses = [status]
+    async with desk.open() as deliveries:
+        await desk.end("a", hook.url)
+        deliveries.wake()
+        first = await hook.next()
+        await until(desk.is_noted)
+        assert not await desk.is_due_in(9_999)
+        assert await desk.is_due_in(10_000)
+        desk.clock.pass_time(10)
+        deliveries.wake()
+        second = await hook.next()
+        await until(desk.is_noted)
+        assert not await desk.is_due_in(24 * 3600_000)
+    assert first.id == second.id
+    assert first.body == second.body
+    assert int(second.headers["webhook-timestamp"]) - int(first.headers["webhook-timestamp"]) == 10
+    openai.OpenAI(api_key="none").webhooks.verify_signature(second.body, second.headers, secret=format_secret(KEY))
+
+
+async def test_after_three_tries_it_is_given_up_in_one_line_without_secrets(desk: Desk, hook: Receiver) -> None:
+    hook.statuses = [500, 503, 404]
+    with capture_logs() as logs:
+        async with desk.open() as deliveries:
+            await desk.end("a", hook.url)
+            for _ in range(3):
+                deliveries.wake()
+                await hook.next()
+                await until(desk.is_noted)
+                desk.clock.pass_time(10)
+            await until(lambda: any(line["event"] == "delivery.gave_up" for line in logs))
+            assert not await desk.is_due_in(24 * 3600_000)
+    (line,) = [line for line in logs if line["log_level"] != "debug"]
+    assert line == {
+        "event": "delivery.gave_up", "log_level": "warning",
+        "job": "a", "receiver": "http://127.0.0.1", "tries": 3, "why": "status 404",
+    }  # fmt: skip
+    assert "hush" not in str(logs)
+
+
+async def test_a_receiver_that_never_answers_is_cut(desk: Desk, hook: Receiver) -> None:
+    hook.may_answer.clear()
+    with capture_logs() as logs:
+        async with desk.open(patience=Patience(total=0.2)) as deliveries:
+            await desk.end("a", hook.url)
+            deliveries.wake()
+            await hook.next()
+            await until(desk.is_noted)
+            assert await desk.is_due_in(10_000)
+            await until(lambda: hook.now == 0, what="its connection is closed")
+    assert [line["why"] for line in logs if line["event"] == "delivery.failed"] == ["TimeoutError"]
+
+
+async def test_a_receiver_that_is_not_there_is_tried_again(desk: Desk) -> None:
+    async with receiver() as gone:
+        url = gone.url
+    async with desk.open() as deliveries:
+        await desk.end("a", url)
+        deliveries.wake()
+        await until(desk.is_noted)
+        assert await desk.is_due_in(10_000)
+
+
+@pytest.mark.parametrize("status", [200, 500])
+async def test_an_answer_without_end_is_not_read(desk: Desk, hook: Receiver, status: int) -> None:
+    """Its status says all. What the receiver goes on to send stays in the kernel until the connection is closed."""
+    cut: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    async def flood(request: web.Request) -> web.StreamResponse:
+        response = web.StreamResponse(status=status)
+        await response.prepare(request)
+        sent = 0
+        try:
+            while True:
+                await response.write(bytes(64 * 1024))
+                sent += 64 * 1024
+        except (ConnectionError, asyncio.CancelledError):
+            cut.set_result(sent)
+            raise
+
+    hook.answer = flood
+    async with desk.open() as deliveries:
+        await desk.end("a", hook.url)
+        deliveries.wake()
+        await hook.next()
+        assert await asyncio.wait_for(cut, 10) < 64 * 1024 * 1024
+        await until(desk.is_noted)
+        assert await desk.is_due_in(10_000) is (status != 200)
+
+
+async def test_headers_without_end_are_cut(desk: Desk, hook: Receiver) -> None:
+    async def shout(_: web.Request) -> web.Response:
+        return web.Response(headers={f"x-{number}": "y" * 8000 for number in range(200)})
+
+    hook.answer = shout
+    async with desk.open() as deliveries:
+        await desk.end("a", hook.url)
+        deliveries.wake()
+        await hook.next()
+        await until(desk.is_noted)
+        assert await desk.is_due_in(10_000)
+
+
+async def test_a_big_body_arrives_whole(desk: Desk, hook: Receiver) -> None:
+    async def big(_: Job) -> bytes:
+        return b'"' + b"x" * 8_000_000 + b'"'
+
+    async with desk.open(render=big) as deliveries:
+        await desk.end("a", hook.url)
+        deliveries.wake()
+        assert len((await hook.next()).body) == 8_000_002
+
+
+async def test_one_slow_receiver_has_four_at_once_and_holds_up_nobody(desk: Desk, hook: Receiver) -> None:
+    hook.may_answer.clear()
+    async with receiver() as quick, desk.open() as deliveries:
+        for number in range(12):
+            await desk.end(f"slow-{number}", hook.named("slow.example") if number % 2 else hook.named("SLOW.example"))
+        await desk.end("quick", quick.named("quick.example"))
+        deliveries.wake()
+        assert b'"quick"' in (await quick.next()).body
+        waiting = [await hook.next() for _ in range(4)]
+        assert hook.now == 4
+        hook.may_answer.set()
+        waiting += [await hook.next() for _ in range(8)]
+        await until(desk.is_noted)
+    assert hook.most == 4
+    assert len({told.id for told in waiting}) == 12
+    assert hook.told.empty()
+
+
+async def test_thousands_that_wait_for_one_receiver_hold_up_nobody(desk: Desk, hook: Receiver) -> None:
+    hook.may_answer.clear()
+    async with receiver() as quick, desk.open() as deliveries:
+        for number in range(3_000):
+            await desk.end(f"slow-{number}", hook.named("slow.example"))
+        await desk.end("quick", quick.named("quick.example"))
+        deliveries.wake()
+        assert b'"quick"' in (await quick.next()).body
+    assert hook.most == 4
+
+
+async def test_there_is_a_bound_for_all_receivers_together(desk: Desk, hook: Receiver) -> None:
+    hook.may_answer.clear()
+    async with desk.open(most=6) as deliveries:
+        for number in range(20):
+            await desk.end(f"job-{number}", hook.named(f"host-{number}.example"))
+        deliveries.wake()
+        for _ in range(6):
+            await hook.next()
+        hook.may_answer.set()
+        for _ in range(14):
+            await hook.next()
+        await until(desk.is_noted)
+    assert hook.most == 6
+
+
+async def test_bodies_under_way_have_a_bound_too(desk: Desk, hook: Receiver) -> None:
+    rendered: list[str] = []
+
+    async def note(job: Job) -> bytes:
+        rendered.append(job.id)
+        return b"{}"
+
+    hook.may_answer.clear()
+    async with desk.open(render=note, most_bytes=2) as deliveries:
+        await desk.end("a", hook.named("a.example"))
+        await desk.end("b", hook.named("b.example"))
+        deliveries.wake()
+        await hook.next()
+        assert len(rendered) == 1
+        hook.may_answer.set()
+        await hook.next()
+        assert sorted(rendered) == ["a", "b"]
+
+
+async def test_many_ends_reach_a_receiver_that_fails_half_of_them(desk: Desk, hook: Receiver) -> None:
+    tries: dict[str, int] = {}
+
+    async def moody(request: web.Request) -> web.Response:
+        job = request.headers["webhook-id"]
+        tries[job] = tries.get(job, 0) + 1
+        return web.Response(status=500 if tries[job] == 1 and hash(job) % 2 else 200)
+
+    hook.answer = moody
+    async with desk.open() as deliveries:
+        for number in range(500):
+            await desk.end(f"job-{number}", hook.named(f"host-{number % 10}.example"))
+        deliveries.wake()
+        await until(desk.is_noted, 30)
+        desk.clock.pass_time(10)
+        await until(desk.is_noted, 30)
+    assert not await desk.is_due_in(24 * 3600_000)
+    assert len(tries) == 500
+    assert all(number == 1 + hash(job) % 2 for job, number in tries.items())
+
+
+async def test_a_drain_cuts_what_takes_too_long_and_the_next_proxy_tells_it_again(desk: Desk, hook: Receiver) -> None:
+    hook.may_answer.clear()
+    async with desk.open() as deliveries:
+        await desk.end("a", hook.url)
+        deliveries.wake()
+        first = await hook.next()
+    assert await desk.is_due()
+    hook.may_answer.set()
+    async with desk.open():
+        second = await hook.next()
+        await until(desk.is_noted)
+    assert first.id == second.id
+
+
+async def test_a_drain_lets_running_deliveries_end_and_begins_no_more(desk: Desk, hook: Receiver) -> None:
+    hook.may_answer.clear()
+    async with desk.open(drain=10.0, most_of_receiver=1) as deliveries:
+        await desk.end("a", hook.url)
+        await desk.end("b", hook.url)
+        deliveries.wake()
+        told = await hook.next()
+        draining = asyncio.create_task(deliveries.drain(10.0))
+        await asyncio.sleep(0)
+        hook.may_answer.set()
+        await draining
+    (left,) = await desk.store.deliveries(desk.clock.now(), 10)
+    assert {left.job.id, told.id.removesuffix("-0")} == {"a", "b"}
+    assert hook.told.empty()
+
+
+async def test_a_job_that_is_tried_again_takes_its_delivery_back(desk: Desk, hook: Receiver) -> None:
+    """The second waits for its receiver while its job is retried; only the new end is told, by an id of its own."""
+    hook.may_answer.clear()
+    async with desk.open(most_of_receiver=1) as deliveries:
+        await desk.end("a", hook.url)
+        again = await desk.end("b", hook.url, Event.FAIL)
+        deliveries.wake()
+        await hook.next()
+        await desk.store.settle(again.id, Event.RETRY, now=desk.clock.now())
+        hook.may_answer.set()
+        await until(desk.is_noted)
+        await desk.store.settle(again.id, Event.CANCEL, now=desk.clock.now())
+        deliveries.wake()
+        told = await hook.next()
+        await until(desk.is_noted)
+    assert (told.id, b'"CANCELLED"' in told.body) == ("b-1", True)
+    assert hook.told.empty()
+
+
+async def test_a_bug_in_the_rendering_counts_as_a_try(desk: Desk, hook: Receiver) -> None:
+    async def broken(_: Job) -> bytes:
+        raise RuntimeError("a bug")
+
+    with capture_logs() as logs:
+        async with desk.open(render=broken) as deliveries:
+            await desk.end("a", hook.url)
+            for _ in range(3):
+                deliveries.wake()
+                await until(desk.is_noted)
+                desk.clock.pass_time(10)
+    assert [line["event"] for line in logs if line["log_level"] != "debug"] == [
+        *("delivery.broke",) * 3,
+        "delivery.gave_up",
+    ]
+
+
+class FullStore(MemoryStore):
+    """A store whose disk is full."""
+
+    async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:  # noqa: ARG002 - nothing is kept
+        raise StoreFullError
+
+
+async def test_a_full_disk_does_not_make_it_a_flood(desk: Desk, hook: Receiver) -> None:
+    desk.store = FullStore()
+    with capture_logs() as logs:
+        async with desk.open() as deliveries:
+            await desk.end("a", hook.url)
+            deliveries.wake()
+            await hook.next()
+            await until(lambda: any(line["event"] == "delivery.not_noted" for line in logs))
+            for _ in range(3):  # it is due, and the loop looks
+                deliveries.wake()
+                await asyncio.sleep(0)
+    assert hook.told.empty()

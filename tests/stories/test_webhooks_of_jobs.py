@@ -1,0 +1,100 @@
+"""Webhooks from the run call to the receiver, through a whole proxy."""
+
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import openai
+import pytest
+import pytest_asyncio
+from harness.command import command
+from harness.proxy import Proxy, chat, serving
+from harness.receiver import Receiver, receiver, trap
+from harness.worker import worker
+from structlog.testing import capture_logs
+
+from proxy.settings import Settings
+
+
+@pytest_asyncio.fixture
+async def hook() -> AsyncIterator[Receiver]:
+    """A receiver."""
+    async with receiver() as running:
+        yield running
+
+
+@pytest_asyncio.fixture
+async def open_proxy(tmp_path: Path) -> AsyncIterator[Proxy]:
+    """A proxy that may tell receivers of this machine."""
+    async with serving(webhook_allow=["127.0.0.1"], data_dir=tmp_path) as running:
+        yield running
+
+
+async def test_a_completed_job_is_told_as_its_status_says(open_proxy: Proxy, hook: Receiver) -> None:
+    async with worker(open_proxy):
+        order = {"input": {"openai_route": "/v1/chat/completions", "openai_input": chat("hi")}, "webhook": hook.url}
+        async with open_proxy.http.post("/v2/default/run", json=order) as response:
+            job = (await response.json())["id"]
+        told = await hook.next()
+        async with open_proxy.http.get(f"/v2/default/status/{job}") as response:
+            status = await response.json()
+    assert json.loads(told.body) == status | {"input": order["input"], "webhook": hook.url}
+    assert status["status"] == "COMPLETED"
+    assert {"delayTime", "executionTime", "id", "output", "retries", "workerId"} <= set(status)
+    secret = open_proxy.parts.settings.signing_secret()
+    openai.OpenAI(api_key="none").webhooks.verify_signature(told.body, told.headers, secret=secret)
+
+
+async def test_a_cancelled_job_is_told_with_its_input_byte_for_byte(open_proxy: Proxy, hook: Receiver) -> None:
+    body = b'{"webhook": "%b", "input": {"n": 1.0e5,  "big": 12345678901234567890123}}' % hook.url.encode()
+    async with open_proxy.http.post(
+        "/v2/default/run", data=body, headers={"content-type": "application/json"}
+    ) as answer:
+        job = (await answer.json())["id"]
+    async with open_proxy.http.post(f"/v2/default/cancel/{job}") as answer:
+        assert answer.status == 200
+    told = await hook.next()
+    assert b'{"n": 1.0e5,  "big": 12345678901234567890123}' in told.body
+    assert json.loads(told.body)["status"] == "CANCELLED"
+
+
+@pytest.mark.parametrize(
+    "url", ["http://169.254.169.254/latest/", "http://localhost:8000/", "ftp://example.com", "x\n"]
+)
+@pytest.mark.parametrize("operation", ["run", "runsync"])
+async def test_a_bad_webhook_is_told_at_once(open_proxy: Proxy, operation: str, url: str) -> None:
+    async with open_proxy.http.post(f"/v2/default/{operation}", json={"input": 1, "webhook": url}) as response:
+        assert response.status == 400
+        assert (await response.json())["error"].startswith("`webhook`: ")
+
+
+async def test_a_private_receiver_is_nobodys_unless_it_is_allowed() -> None:
+    async with trap() as private, serving() as proxy:
+        for host in ("127.0.0.1", "2130706433", "[::ffff:127.0.0.1]", "localhost"):
+            order = {"input": 1, "webhook": f"http://{host}:{private.port}/"}
+            async with proxy.http.post("/v2/default/run", json=order) as response:
+                assert response.status == 400
+    assert private.connections == 0
+
+
+async def test_a_receivers_secrets_are_in_no_log(open_proxy: Proxy, hook: Receiver) -> None:
+    with capture_logs() as logs:
+        order = {"input": 1, "webhook": hook.url}
+        async with open_proxy.http.post("/v2/default/run", json=order) as response:
+            job = (await response.json())["id"]
+        async with open_proxy.http.post(f"/v2/default/cancel/{job}") as response:
+            assert response.status == 200
+        await hook.next()
+    assert "hush" not in str(logs)
+
+
+async def test_the_secret_can_be_printed(tmp_path: Path) -> None:
+    async with command("webhook-secret", "--data-dir", str(tmp_path)) as shown:
+        assert await shown.process.wait() == 0
+    assert shown.text == Settings(data_dir=tmp_path).signing_secret()
+
+
+async def test_a_receiver_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
+    async with command("proxy", "--data-dir", str(tmp_path), "--webhook-allow", "10.0.0.1/8") as proxy:
+        assert await proxy.process.wait() == 2
+    assert "--webhook-allow (PROXY_WEBHOOK_ALLOW)" in proxy.text

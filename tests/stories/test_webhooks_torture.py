@@ -1,0 +1,96 @@
+"""Ten thousand ends, a receiver that fails every other time, and a proxy that is cut off again and again."""
+
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Sequence
+from contextlib import suppress
+from functools import partial
+from pathlib import Path
+
+import openai
+import pytest
+from aiohttp import web
+from harness.clock import FakeClock
+from harness.jobs import HERE, submission
+from harness.receiver import Receiver, receiver
+from harness.waiting import until
+
+from proxy.delivery.deliveries import Deliveries
+from proxy.delivery.guard import Allowed
+from proxy.delivery.sender import Sender
+from proxy.delivery.signature import format_secret
+from proxy.jobs.lifecycle import Event
+from proxy.jobs.model import Input, Job, Millis, WorkerId
+from proxy.jobs.policy import MAX_TRIES, TRY_AGAIN
+from proxy.store.base import JobStore
+from proxy.store.sqlite.store import SqliteStore
+
+KEY = bytes(range(32))
+JOBS, HOSTS, CUTS = 10_000, 20, 20
+FAILURES = (0, 1, 0, 2, 0, 3)  # of a job's first tries, by its number
+HOUR = 3_600_000
+
+
+async def render(job: Job) -> bytes:
+    return b'{"id":"%b","input":%b}' % (job.id.encode(), job.submission.work.body)
+
+
+async def lookup(_: str, __: int) -> Sequence[str]:
+    return ["127.0.0.1"]
+
+
+async def end_all(store: JobStore, hook: Receiver, now: Millis) -> None:
+    for number in range(JOBS):
+        url = hook.named(f"host-{number % HOSTS}.example")
+        await store.submit(submission(str(number), work=Input(b'{"a": 1}'), durable=True, webhook=url), now)
+    while taken := await store.take(HERE, WorkerId("w"), limit=1_000, light_limit=0, now=now):
+        await asyncio.gather(*(store.settle(job.id, Event.COMPLETE, now=now, output=b"1") for job in taken))
+
+
+def has_grown(tries: Counter[str], number: int) -> bool:
+    return tries.total() >= number
+
+
+async def is_quiet(store: JobStore, clock: FakeClock) -> bool:
+    return not await store.deliveries(clock.now(), 1)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(600)
+async def test_every_end_is_told_or_was_tried_three_times(tmp_path: Path) -> None:
+    clock, tries, acknowledged = FakeClock(time.time_ns() // 1_000_000), Counter[str](), set[str]()
+    client, secret = openai.OpenAI(api_key="none"), format_secret(KEY)
+
+    async def moody(request: web.Request) -> web.Response:
+        told = hook.told.get_nowait()
+        client.webhooks.verify_signature(told.body, told.headers, secret=secret, tolerance=HOUR)
+        tries[told.id] += 1
+        if tries[told.id] <= FAILURES[int(told.id.removesuffix("-0")) % len(FAILURES)]:
+            return web.Response(status=500)
+        acknowledged.add(told.id)
+        return web.Response()
+
+    async with receiver() as hook:
+        hook.answer = moody
+        sender = Sender(KEY, Allowed.read(f"host-{number}.example" for number in range(HOSTS)), clock, lookup=lookup)
+        for cut in range(CUTS + 1):
+            store = SqliteStore(tmp_path / "jobs.db")
+            async with store.open():
+                if cut == 0:
+                    await end_all(store, hook, clock.now())
+                serving = asyncio.create_task(Deliveries(store, sender, render, clock).serve())
+                if cut < CUTS:
+                    await until(partial(has_grown, tries, tries.total() + JOBS // CUTS))
+                else:
+                    for _ in range(MAX_TRIES):
+                        await until(partial(is_quiet, store, clock), 120)
+                        clock.pass_time(TRY_AGAIN / 1000)
+                    assert not await store.deliveries(Millis(clock.now() + HOUR), 1)
+                serving.cancel()
+                with suppress(asyncio.CancelledError):
+                    await serving
+    assert len(tries) == JOBS
+    given_up = {told for told, number in tries.items() if told not in acknowledged and number >= MAX_TRIES}
+    assert len(acknowledged) + len(given_up) == JOBS
+    assert len(given_up) <= JOBS // len(FAILURES) + 1
