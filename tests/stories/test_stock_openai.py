@@ -1,6 +1,7 @@
 """OpenAI calls over stock workers: what both generations of worker-vllm put out becomes the answer of their engine."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from typing import Any
@@ -11,6 +12,7 @@ import pytest
 import pytest_asyncio
 from harness.environments import python
 from harness.proxy import CHAT, Proxy, chat, frames
+from harness.speech import speech
 from harness.stock import stock_proxy, stock_worker
 from harness.waiting import until
 from harness.worker import environment, worker, worker_process
@@ -153,5 +155,25 @@ async def test_own_and_stock_workers_share_the_load_and_answer_alike() -> None:
 
             answers = await asyncio.gather(*(one(number) for number in range(8)))
     assert seen == {own.id, "pod-1"}
-    assert len({len(answer) for answer in answers[::2]}) == 1
-    assert len({len(answer) for answer in answers[1::2]}) == 1
+    streamed = [[said(event) for event in answer[:-1]] for answer in answers[::2]]
+    assert all(words == streamed[0] for words in streamed)
+    assert {said(answer[0]) for answer in answers[1::2]} == {"".join(streamed[0])}
+
+
+async def test_a_form_goes_to_the_worker_that_can_read_it() -> None:
+    async with speech("any") as server, stock_proxy() as proxy, stock_worker(proxy, "openai_calls.py"):
+        async with worker(proxy, upstream=server.url):
+
+            async def one() -> int:
+                form = aiohttp.FormData({"model": "any"})
+                form.add_field("file", b"sound", filename="a.wav")
+                async with proxy.http.post("/v1/audio/transcriptions", data=form) as response:
+                    return response.status
+
+            assert await asyncio.gather(*(one() for _ in range(6))) == [200] * 6
+
+
+def said(event: bytes) -> str:
+    """The text of an event, or of a whole answer."""
+    choice = json.loads(event.removeprefix(b"data: "))["choices"][0]
+    return str(choice.get("delta", choice.get("message")).get("content") or "")
