@@ -58,6 +58,9 @@ class StockChannel:
             await _reply(send, TOO_MANY)
         except TakenNameError:
             await self._refuse(send, RefusedError(409, f"worker {call.worker} is another one here"))
+        except Exception:  # a bug of ours: answered slowly, for a stock worker asks again at once
+            log.exception("stock.bug", worker=call.worker, verb=call.verb)
+            await self._refuse(send, RefusedError(500, "this server failed; the error is in its log"))
 
     def _check(self, call: Call, scope: Any) -> EndpointId:
         authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")

@@ -2,6 +2,7 @@
 
 import asyncio
 from contextlib import suppress
+from functools import partial
 
 import msgspec
 import structlog
@@ -13,6 +14,7 @@ from proxy.channel.stock.results import Result, error_text
 from proxy.channel.stock.roster import Roster
 from proxy.channel.stock.worker import StockWorker
 from proxy.jobs.model import JobError, JobId
+from proxy.service.background import insist
 from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox
 from proxy.service.output import Output
 from proxy.service.recorder import MOST_BYTES, Recorder
@@ -89,7 +91,7 @@ class Posts:
 
     async def _end(self, worker: StockWorker, job_id: JobId, run: Run, result: Result | None) -> None:
         if result is None:
-            await self._runs.refused(worker.member, job_id, run.attempt, NO_JSON)
+            await insist(partial(self._runs.refused, worker.member, job_id, run.attempt, NO_JSON))
         elif result.has_failed and SICK in error_text(bytes(result.error)):
             await self._roster.fell_ill(worker.endpoint, worker.id, SICK, shun=True)
         elif run.answer is not None:
@@ -98,9 +100,9 @@ class Posts:
             if bytes(result.output):
                 self._recorder.put(job_id, run.attempt, result.value, b"", whole=True, more=False)
             error = JobError(ENGINE_ERROR, error_text(bytes(result.error)))
-            await self._runs.failed(worker.member, job_id, run.attempt, error)
+            await insist(partial(self._runs.failed, worker.member, job_id, run.attempt, error))
         else:
-            await self._runs.completed(worker.member, job_id, run.attempt, result.value)
+            await insist(partial(self._runs.completed, worker.member, job_id, run.attempt, result.value))
 
     async def _end_call(self, worker: StockWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
         member, attempt = worker.member, run.attempt
@@ -110,17 +112,17 @@ class Posts:
         elif result.has_failed:
             await self._fail(worker, mailbox, run, read_failure(msgspec.json.decode(result.error)))
         elif answer.has_holes(result.value):
-            await self._runs.refused(member, job_id, attempt, HOLES)
+            await insist(partial(self._runs.refused, member, job_id, attempt, HOLES))
         elif answer.is_stream:
             fits = _send(mailbox, answer, answer.finish(result.value))
             if answer.failure is not None:
                 await self._fail(worker, mailbox, run, answer.failure)
             elif not answer.has_begun:
-                await self._runs.refused(member, job_id, attempt, NOTHING)
+                await insist(partial(self._runs.refused, member, job_id, attempt, NOTHING))
             else:
                 await self._complete(worker, job_id, run, fits=fits)
         elif (found := answer.whole(result.value)) is None:
-            await self._runs.refused(member, job_id, attempt, NOTHING)
+            await insist(partial(self._runs.refused, member, job_id, attempt, NOTHING))
         elif found[0].status >= ERROR_STATUS:
             await self._fail(worker, mailbox, run, Failure("", found[0].status, found[1]))
         else:
@@ -130,7 +132,7 @@ class Posts:
     async def _complete(self, worker: StockWorker, job_id: JobId, run: Run, *, fits: bool) -> None:
         if not fits:
             await self._runs.overflowed(worker.member, job_id, run.attempt)
-        await self._runs.completed(worker.member, job_id, run.attempt)
+        await insist(partial(self._runs.completed, worker.member, job_id, run.attempt))
 
     async def _fail(self, worker: StockWorker, mailbox: Mailbox, run: Run, failure: Failure) -> None:
         """With the status that the engine gave, if it is known and the answer has not begun."""
@@ -138,9 +140,9 @@ class Posts:
         if failure.status and mailbox.head is None:
             mailbox.put_head(Head(failure.status, JSON))
             mailbox.put_chunk(failure.body, more=False)
-            await self._runs.failed(worker.member, mailbox.job_id, run.attempt, error)
+            await insist(partial(self._runs.failed, worker.member, mailbox.job_id, run.attempt, error))
         else:
-            await self._runs.refused(worker.member, mailbox.job_id, run.attempt, error)
+            await insist(partial(self._runs.refused, worker.member, mailbox.job_id, run.attempt, error))
 
     def _mailbox(self, job_id: JobId, run: Run) -> Mailbox | None:
         mailbox = self._output.sink(job_id, run.attempt)
