@@ -258,6 +258,21 @@ async def test_a_caller_that_leaves_while_it_is_written_leaves_the_whole(tmp_pat
         assert (counts.in_queue, counts.in_progress, counts.cancelled) == (0, 3, 1)
 
 
+async def test_a_purge_whose_caller_leaves_purges_some_and_leaves_the_rest_in_line(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        await asyncio.gather(*(submit(store, f"{number}") for number in range(450)))
+        with held_up(path):
+            purging = asyncio.create_task(store.purge(HERE, ALICE, T0, WHY))
+            await asyncio.sleep(0)
+            purging.cancel()
+            await asyncio.gather(purging, return_exceptions=True)
+        rest = await take(store, limit=999)
+        counts = await store.counts(HERE)
+        assert (counts.cancelled, counts.in_progress) == (450 - len(rest), len(rest))
+        assert 0 < len(rest) < 450
+
+
 # Interactive jobs
 
 

@@ -90,6 +90,18 @@ def free(folder: Path) -> int:
     return disk.f_bavail * disk.f_frsize
 
 
+async def test_many_at_once_do_not_use_the_reserve(small_disk: Path) -> None:
+    store = SqliteStore(small_disk / "jobs.db")
+    async with store.open():
+        large = [submission(f"{number}", durable=True, work=Input(bytes(10 * MEGABYTE))) for number in range(9)]
+        results = await asyncio.gather(*(store.submit(one, T0) for one in large), return_exceptions=True)
+        refused = [result for result in results if isinstance(result, StoreFullError)]
+        assert 0 < len(refused) < len(large)
+        disk = os.statvfs(small_disk)
+        assert free(small_disk) > disk.f_blocks * disk.f_frsize // 20 // 2
+        assert (await store.counts(HERE)).in_queue == len(large) - len(refused)
+
+
 async def test_what_is_too_large_takes_no_room(small_disk: Path) -> None:
     store = SqliteStore(small_disk / "jobs.db")
     async with store.open():
@@ -142,7 +154,7 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
 
         async def write(size: int) -> int:
             return await writer.do(
-                lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(size),)).rowcount, nothing, nothing
+                lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(size),)).rowcount, nothing, nothing, size
             )
 
         undone: list[int] = []
@@ -154,6 +166,7 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
                 lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(MEGABYTE),)),
                 nothing,
                 lambda: undone.append(1),
+                MEGABYTE,
             )
         assert undone == [1]
         db_limit = db.execute("PRAGMA max_page_count = 100000").fetchall()

@@ -60,6 +60,7 @@ class Database:
         run: Callable[[sqlite3.Connection], T],
         apply: Callable[[T], None] = nothing,
         undo: Callable[[], None] = nothing,
+        size: int = 0,
     ) -> T:
         """What this gives once it is on the disk; see `Writer.do`."""
-        return await self._writer.do(run, apply, undo)
+        return await self._writer.do(run, apply, undo, size)

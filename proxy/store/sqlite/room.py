@@ -44,6 +44,7 @@ class Room:
 
     def admit(self, size: int) -> None:
         """Count on so many bytes for a new job, or raise `StoreFullError`."""
+        size *= 2  # in SQLite's log first, then in their place
         if self._free - size < self._reserve:
             if not self._is_short:
                 self._is_short = True

@@ -60,6 +60,7 @@ class SqliteStore:
         return await self._database.write(
             lambda db: writes.submit(db, job, self._database.room),
             lambda there: self._books.note(job) if there is job else None,
+            size=len(submission.work.body),
         )
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
@@ -104,7 +105,8 @@ class SqliteStore:
             return None
         sequence = self._books.next_sequence() if event is Event.RETRY else None
         settlement = writes.Settlement(job_id, event, now, attempt, error, counts, output, sequence)
-        return await self._database.write(lambda db: writes.settle(db, settlement), self._note)
+        size = 0 if output is None else len(output)
+        return await self._database.write(lambda db: writes.settle(db, settlement), self._note, size=size)
 
     async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
         waiting = [place for light in (False, True) for place in self._books.pop_owned(endpoint, owner, light=light)]
@@ -158,7 +160,8 @@ class SqliteStore:
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
         if job_id in self._memory:
             return None
-        return await self._database.write(lambda db: writes.append(db, job_id, attempt, outputs))
+        size = sum(map(len, outputs))
+        return await self._database.write(lambda db: writes.append(db, job_id, attempt, outputs), size=size)
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
         if job_id in self._memory:

@@ -27,6 +27,7 @@ from proxy.store.sqlite.room import Room
 T = TypeVar("T")
 
 MOST = 256  # writes in one transaction: then the first of them need not wait for the last of a long line
+MOST_BYTES = 8 * 1024 * 1024  # in one transaction, about: SQLite's log becomes as long as the longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +37,7 @@ class Write:
     run: Callable[[sqlite3.Connection], Any]
     apply: Callable[[Any], None]
     undo: Callable[[], None]
+    size: int
     future: asyncio.Future[Any]
 
 
@@ -65,10 +67,14 @@ class Writer:
         run: Callable[[sqlite3.Connection], T],
         apply: Callable[[T], None],
         undo: Callable[[], None],
+        size: int,
     ) -> T:
-        """Do a write and give what it gives, once it is on the disk and applied; or raise what it raises."""
+        """Do a write of about so many bytes and give what it gives, once it is on the disk and applied.
+
+        Raises what it raises; then it has had no effect.
+        """
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.put(Write(run, apply, undo, future))
+        self._waiting.put(Write(run, apply, undo, size, future))
         return await future
 
     def _serve(self) -> None:
@@ -82,10 +88,11 @@ class Writer:
         self._loop.call_soon_threadsafe(self._closed.set)
 
     def _next(self) -> list[Write | None]:
-        """Everything that waits, at least one; nothing comes after None."""
+        """What waits, at least one and not too much; nothing comes after None."""
         writes = [self._waiting.get()]
+        size = 0
         with suppress(Empty):
-            while writes[-1] is not None and len(writes) < MOST:
+            while (last := writes[-1]) is not None and len(writes) < MOST and (size := size + last.size) < MOST_BYTES:
                 writes.append(self._waiting.get_nowait())
         return writes
 
