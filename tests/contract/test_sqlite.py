@@ -300,6 +300,17 @@ async def test_interactive_jobs_wait_for_no_disk(tmp_path: Path) -> None:
         assert ids(await store.recent(HERE, ALICE, before=None, limit=9)) == ["durable"]
 
 
+@pytest.mark.torture
+async def test_interactive_jobs_are_taken_though_the_file_cannot_be_written(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        await submit(store, "durable")
+        await submit(store, "a", "b", durable=False)
+        with held_up(path):  # for longer than the writer waits
+            assert ids(await take(store, limit=2)) == ["a", "b"]
+        assert ids(await take(store)) == ["durable"]
+
+
 async def test_an_interactive_job_keeps_its_place_among_durable_ones_after_a_start(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:

@@ -11,7 +11,7 @@ commit. Only a place in line is given away before that, so that no two takes ask
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
-from sqlite3 import Connection
+from sqlite3 import Connection, Error
 
 import structlog
 
@@ -194,6 +194,9 @@ class SqliteStore:
                     written = await self._hand_out(endpoint, durable, worker, now)
                     jobs |= {job.id: job for job in written}
                 except StoreFullError:  # they stay in line; the others need no disk
+                    pop = self._books.pop_interactive
+                except Error as error:
+                    log.warning("store.cannot_take", jobs=len(durable), why=str(error))
                     pop = self._books.pop_interactive
             taken += [jobs[place.job_id] for place in places if place.job_id in jobs]
         return taken
