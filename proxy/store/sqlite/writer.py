@@ -27,6 +27,7 @@ from proxy.store.sqlite.room import Room
 T = TypeVar("T")
 
 MOST = 256  # writes in one transaction: then the first of them need not wait for the last of a long line
+FAILURES = (sqlite3.Error, OSError, MemoryError)  # of the file, whatever is written; the callers get them
 MOST_BYTES = 8 * 1024 * 1024  # in one transaction, about: SQLite's log becomes as long as the longest
 
 
@@ -48,7 +49,7 @@ class Writer:
         self._db, self._room = db, room
         self._loop = asyncio.get_running_loop()
         self._waiting: SimpleQueue[Write | None] = SimpleQueue()
-        self._thread = Thread(target=self._serve, name="store writer")
+        self._thread = Thread(target=self._serve, name="store writer", daemon=True)  # else it outlives a crash
         self._closed = asyncio.Event()
         self.commits = 0
 
@@ -122,14 +123,14 @@ class Writer:
                 return self._commit(batch)
             except StoreFullError:
                 self._put_log_away()  # what did not fit has made it longer
-            return [self._alone(write) for write in batch]
-        except (sqlite3.Error, OSError) as error:  # their callers get it
+        except FAILURES as error:
             return [error] * len(batch)
+        return [self._alone(write) for write in batch]
 
     def _alone(self, write: Write) -> Any:
         try:
             return self._commit([write])[0]
-        except StoreFullError as error:
+        except (StoreFullError, *FAILURES) as error:
             self._put_log_away()
             return error
 
@@ -140,11 +141,12 @@ class Writer:
             results = [self._step(write) for write in batch]
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
-            if self._db.in_transaction:
-                self._db.execute("ROLLBACK")
             if _is_full(error):
                 raise StoreFullError("the disk is full") from error
             raise
+        finally:
+            if self._db.in_transaction:
+                self._db.execute("ROLLBACK")
         self.commits += 1
         return results
 
