@@ -23,6 +23,8 @@ from proxy.store.base import JobStore, Signal
 
 log = structlog.get_logger()
 
+LOOK_SECONDS = 5.0  # a hint that was lost, or a disk that was full, costs no more than this
+
 
 class Dispatch:
     """Hands jobs to workers."""
@@ -43,7 +45,7 @@ class Dispatch:
     async def serve(self, endpoint: EndpointId) -> None:
         """Hand out this endpoint's jobs for ever."""
         while True:
-            await self._signal.wait(endpoint, None)
+            await self._signal.wait(endpoint, LOOK_SECONDS)
             await self._hand_out(endpoint)
 
     def wake(self, endpoint: EndpointId) -> None:
