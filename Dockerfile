@@ -44,7 +44,8 @@ RUN --mount=type=secret,id=HF_TOKEN \
     fi
 # Clients of a baked model name it as its hub does, not by its folder, unless they are told otherwise.
 ENV SERVED_MODEL_NAME=${MODEL_NAME}
-VOLUME /root/.cache/huggingface
+# Mounted, and named by HF_HOME, it keeps models; no default, or a Runpod volume (BASE_PATH) would not be used.
+VOLUME /models
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python3", "-m", "worker_vllm"]
 
