@@ -1,11 +1,14 @@
 """Reading a request's body: counted while it comes, checked once, kept as the bytes it was."""
 
 import asyncio
-from typing import Any
+from collections.abc import Callable
+from typing import Any, TypeVar
 
 import msgspec
 
 from proxy.api.errors import ApiError
+
+Decoded = TypeVar("Decoded")
 
 JSON = b"application/json"
 FORM = b"multipart/form-data"
@@ -78,15 +81,29 @@ async def peek(body: bytes) -> Peek:
 
 
 def _peek(body: bytes) -> Peek:
+    return decode_object(body, _decoder, "The body must be a JSON object.", _wrong_model)
+
+
+def _wrong_model(_: msgspec.ValidationError) -> ApiError:
+    return ApiError("invalid_body", "`model` must be a string.", "model")
+
+
+def decode_object(
+    body: bytes,
+    decoder: msgspec.json.Decoder[Decoded],
+    no_object: str,
+    wrong: Callable[[msgspec.ValidationError], ApiError],
+) -> Decoded:
+    """A body that must be UTF-8 and a JSON object, else `ApiError`; `wrong` is what a value of a wrong type is told."""
     try:
         body.decode()
-        return _decoder.decode(body)
+        return decoder.decode(body)
     except UnicodeDecodeError as error:
         raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {error.start}).") from error
     except msgspec.ValidationError as error:
         if body.lstrip()[:1] != b"{":
-            raise ApiError("invalid_body", "The body must be a JSON object.") from error
-        raise ApiError("invalid_body", "`model` must be a string.", "model") from error
+            raise ApiError("invalid_body", no_object) from error
+        raise wrong(error) from error
     except (msgspec.DecodeError, RecursionError) as error:
         detail = str(error) or "it is nested too deeply"
         raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error

@@ -22,7 +22,7 @@ NOISE_SECONDS = 2
 async def whisper() -> AsyncIterator[Proxy]:
     """A line whose worker transcribes instead of generating."""
     if not any(find_spec(reader) for reader in ("soundfile", "av")):
-        pytest.skip("vLLM reads sound files with `soundfile` or `av`; to run them: uv pip install soundfile")
+        pytest.skip("vLLM reads sound files with `soundfile` or `av`; to run them: uv pip install av")
     from harness.whisper import FLAGS, make_whisper  # noqa: PLC0415 - it needs what comes with vLLM
 
     with TemporaryDirectory() as folder:

@@ -103,14 +103,8 @@ class _Texts:
         return []
 
 
-@dataclass(slots=True)
-class _NativeWhole:
-    error: str = ""
-    _parts: list[bytes] = field(default_factory=list)
-
-    async def feed(self, piece: bytes) -> list[Output]:
-        self._parts.append(piece)
-        return []
+class _NativeWhole(_Body):
+    """The same, in the shape of the seed."""
 
     async def end(self) -> list[Output]:
         return [Output(msgspec.json.encode(whole(b"".join(self._parts)).output()), is_whole=True)]

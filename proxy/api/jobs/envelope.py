@@ -9,7 +9,7 @@ from typing import Any, TypeAlias
 
 import msgspec
 
-from proxy.api.body import CHECK_IN_THREAD_ABOVE
+from proxy.api.body import CHECK_IN_THREAD_ABOVE, decode_object
 from proxy.api.errors import ApiError
 from proxy.jobs.model import Millis
 from proxy.service.queue import TTL, Order
@@ -100,15 +100,8 @@ def _check_webhook(url: str, check_url: CheckUrl) -> None:
 
 
 def _decode(body: bytes) -> _Envelope:
-    try:
-        body.decode()
-        return _decoder.decode(body)
-    except UnicodeDecodeError as error:
-        raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {error.start}).") from error
-    except msgspec.ValidationError as error:
-        if body.lstrip()[:1] != b"{":
-            raise ApiError("invalid_body", 'The body must be a JSON object: {"input": ...}.') from error
-        raise ApiError("invalid_body", f"The body has a value of the wrong type: {error}.") from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        detail = str(error) or "it is nested too deeply"
-        raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error
+    return decode_object(body, _decoder, 'The body must be a JSON object: {"input": ...}.', _wrong_type)
+
+
+def _wrong_type(error: msgspec.ValidationError) -> ApiError:
+    return ApiError("invalid_body", f"The body has a value of the wrong type: {error}.")
