@@ -1,0 +1,70 @@
+"""Sending a malformed request, and finding out whether it was served or has upset the order of the answers."""
+
+import asyncio
+
+import h11
+from harness.malformed import Case
+from harness.wire import HeldError, Wire, marker, wire
+
+
+async def attack(url: str, case: Case, *, patience: float = 5.0, repairs: bool = False) -> str:
+    """What went wrong; nothing when it was refused as it should be. One in front may have repaired what it `repairs`.
+
+    A request that can have only one answer follows on the same connection, while that is open.
+    """
+    async with wire(url, patience) as line:
+        try:
+            return await _follow(line, case, repairs=repairs)
+        except HeldError:
+            return "held: neither an answer nor an end"
+        except h11.RemoteProtocolError as error:
+            return f"no answer by the standard: {error}"
+
+
+async def _follow(line: Wire, case: Case, *, repairs: bool) -> str:
+    await line.say(case.raw, ends=case.ends)
+    answer = await line.answer()
+    if answer is None:
+        return ""
+    if not repairs and not 400 <= answer.status < 600:
+        return f"answered with {answer.status}"
+    if answer.is_last:
+        return "" if await line.answer() is None else "another answer behind the last one"
+    following = marker()
+    await line.say(following.raw)
+    second = await line.answer()
+    if second is None or (case.ends and second.is_last):
+        return ""
+    if not following.fits(second):
+        return f"the next request was answered with {second.status} {second.body[:100]!r}"
+    return "" if case.stays or repairs else f"open after {answer.status}"
+
+
+async def is_answered(url: str, patience: float = 5.0) -> str:
+    """What went wrong with plain requests on connections of their own; nothing when each got its own answer."""
+    for _ in range(2):
+        asked = marker()
+        async with wire(url, patience) as line:
+            await line.say(asked.raw)
+            answer = await line.answer()
+        if not asked.fits(answer):
+            told = "nothing" if answer is None else f"{answer.status} {answer.body[:100]!r}"
+            return f"another client was answered with {told}"
+    return ""
+
+
+async def attack_all(url: str, cases: list[Case], at_once: int) -> dict[str, str]:
+    """What went wrong, by case; so many at once."""
+    gate = asyncio.Semaphore(at_once)
+
+    async def one(case: Case) -> str:
+        async with gate:
+            return await attack(url, case)
+
+    found = await asyncio.gather(*map(one, cases))
+    return {case.name: wrong for case, wrong in zip(cases, found, strict=True) if wrong}
+
+
+def listed(wrong: dict[str, str]) -> str:
+    """What went wrong, a case a line."""
+    return "\n".join([f"{len(wrong)} cases", *(f"{name}: {what}" for name, what in wrong.items())])
