@@ -7,26 +7,29 @@ from harness.malformed import Case
 from harness.wire import HeldError, Wire, marker, wire
 
 
-async def attack(url: str, case: Case, *, patience: float = 5.0, repairs: bool = False) -> str:
-    """What went wrong; nothing when it was refused as it should be. One in front may have repaired what it `repairs`.
+MOST_ANSWERS = 4  # to one attack: there are at most three requests in it, in anybody's eyes, and one follows
+
+
+async def attack(url: str, case: Case, *, patience: float = 5.0) -> str:
+    """What went wrong; nothing when it was refused as it should be.
 
     A request that can have only one answer follows on the same connection, while that is open.
     """
     async with wire(url, patience) as line:
         try:
-            return await _follow(line, case, repairs=repairs)
+            return await _refused(line, case)
         except HeldError:
             return "held: neither an answer nor an end"
         except h11.RemoteProtocolError as error:
             return f"no answer by the standard: {error}"
 
 
-async def _follow(line: Wire, case: Case, *, repairs: bool) -> str:
+async def _refused(line: Wire, case: Case) -> str:
     await line.say(case.raw, ends=case.ends)
     answer = await line.answer()
     if answer is None:
         return ""
-    if not repairs and not 400 <= answer.status < 600:
+    if not 400 <= answer.status < 600:
         return f"answered with {answer.status}"
     if answer.is_last:
         return "" if await line.answer() is None else "another answer behind the last one"
@@ -37,7 +40,29 @@ async def _follow(line: Wire, case: Case, *, repairs: bool) -> str:
         return ""
     if not following.fits(second):
         return f"the next request was answered with {second.status} {second.body[:100]!r}"
-    return "" if case.stays or repairs else f"open after {answer.status}"
+    return "" if case.stays else f"open after {answer.status}"
+
+
+async def attack_behind(url: str, case: Case, *, patience: float = 5.0) -> str:
+    """What went wrong; nothing when the server in front has refused it, or made of it what is none any more.
+
+    What is behind the head may be a request in its eyes, and what is answered to its own client is between those two.
+    """
+    async with wire(url, patience) as line:
+        try:
+            await line.say(case.raw, ends=case.ends)
+            following = marker()
+            for number in range(MOST_ANSWERS):
+                answer = await line.answer()
+                if answer is None or answer.is_last or (number and following.fits(answer)):
+                    return ""
+                if number == 0:
+                    await line.say(following.raw)
+        except HeldError:
+            return "held: neither an answer nor an end"
+        except h11.RemoteProtocolError:
+            return ""  # HTTP/0.9, or HTTP/2, which it was asked for
+        return "more answers than requests"
 
 
 async def is_answered(url: str, patience: float = 5.0) -> str:
