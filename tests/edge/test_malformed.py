@@ -10,7 +10,7 @@ AT_ONCE = 16
 
 def test_the_corpus_has_three_hundred_and_each_once() -> None:
     assert len({(case.raw, case.ends) for case in CASES}) == len({case.name for case in CASES}) == len(CASES)
-    assert len(CASES) >= 300
+    assert sum(not case.odd for case in CASES) >= 300
 
 
 async def jobs(proxy: Proxy) -> int:
@@ -25,5 +25,6 @@ async def test_no_malformed_request_is_served() -> None:
         wrong = await attack_all(proxy.url, CASES, AT_ONCE)
         assert await is_answered(proxy.url) == ""
         left = await jobs(proxy)
+        odd = sum(case.odd for case in CASES)
     assert not wrong, listed(wrong)
-    assert left == 0
+    assert left <= odd

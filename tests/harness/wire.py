@@ -1,118 +1,78 @@
-"""A connection on which a test says what bytes it likes, and reads answers by the letter of the standard."""
+"""HTTP as bytes: for what no client would send."""
 
 import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from itertools import count
-from urllib.parse import urlsplit
 
-import h11
+from harness.proxy import Proxy
 
-PIECE = 64 * 1024
-ANSWER_HEAD = 64 * 1024  # the largest head of an answer that is taken
-_numbers = count(1)
+PATIENCE = 20.0
 
 
-class HeldError(Exception):
-    """No answer came, and no end."""
-
-
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class Answer:
-    """One answer, whole."""
+    """One answer that was read off a connection."""
 
     status: int
-    headers: dict[str, str]
+    headers: dict[bytes, bytes]
     body: bytes
-
-    @property
-    def is_last(self) -> bool:
-        """Whether the connection ends behind it, as it says."""
-        return self.headers.get("connection", "").lower() == "close"
 
 
 class Wire:
-    """One connection."""
+    """One connection, as raw as it gets."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float) -> None:
-        self._reader, self._writer, self._patience = reader, writer, patience
-        self._rest = b""
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader, self._writer = reader, writer
 
-    async def say(self, raw: bytes, *, ends: bool = False) -> None:
-        """Send these bytes, as far as the other end takes them."""
-        with suppress(ConnectionError, RuntimeError):
-            self._writer.write(raw)
+    async def send(self, data: bytes) -> None:
+        """Write; that the other end has closed is nothing that the sender would know yet."""
+        self._writer.write(data)
+        with suppress(ConnectionError):
             await self._writer.drain()
-            if ends:
-                self._writer.write_eof()
 
-    async def answer(self, method: str = "GET") -> Answer | None:
-        """The next answer; None when the connection has ended. `h11.RemoteProtocolError` for what is no answer."""
-        reading = h11.Connection(h11.CLIENT, max_incomplete_event_size=ANSWER_HEAD)
-        reading.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
-        reading.send(h11.EndOfMessage())
-        if self._rest:
-            reading.receive_data(self._rest)
-        has_begun = bool(self._rest)
-        found, body = None, bytearray()
-        while True:
-            event = reading.next_event()
-            if event is h11.NEED_DATA:
-                data = await self._read()
-                if not data and not has_begun:
-                    return None
-                has_begun = True
-                reading.receive_data(data)
-            elif isinstance(event, h11.Response):
-                found = event
-            elif isinstance(event, h11.Data):
-                body += event.data
-            elif isinstance(event, h11.EndOfMessage):
-                assert found is not None
-                self._rest = reading.trailing_data[0]
-                headers = {name.decode(): value.decode("latin-1") for name, value in found.headers}
-                return Answer(found.status_code, headers, bytes(body))
+    async def answer(self) -> Answer:
+        """The next answer, with its whole body."""
+        async with asyncio.timeout(PATIENCE):
+            head = await self._reader.readuntil(b"\r\n\r\n")
+            line, *fields = head[:-4].split(b"\r\n")
+            headers = {name.lower(): value for name, _, value in (field.partition(b": ") for field in fields)}
+            if headers.get(b"transfer-encoding") == b"chunked":
+                return Answer(int(line.split()[1]), headers, await self._chunks())
+            body = await self._reader.readexactly(int(headers.get(b"content-length", b"0")))
+            return Answer(int(line.split()[1]), headers, body)
 
-    async def _read(self) -> bytes:
-        try:
-            return await asyncio.wait_for(self._reader.read(PIECE), self._patience)
-        except TimeoutError:
-            raise HeldError from None
-        except ConnectionError:
+    async def rest(self) -> bytes:
+        """All that still comes, until the other end closes; a connection that is reset has ended too."""
+        async with asyncio.timeout(PATIENCE):
+            with suppress(ConnectionError):
+                return await self._reader.read()
             return b""
+
+    async def _chunks(self) -> bytes:
+        body = b""
+        while size := int((await self._reader.readline()).strip(), 16):
+            body += (await self._reader.readexactly(size + 2))[:-2]
+        await self._reader.readline()
+        return body
 
 
 @asynccontextmanager
-async def wire(url: str, patience: float = 5.0) -> AsyncIterator[Wire]:
-    """A connection to this URL; an answer may take `patience` seconds."""
-    parts = urlsplit(url)
-    reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
+async def wire(proxy: Proxy) -> AsyncIterator[Wire]:
+    """A connection to the proxy."""
+    host, _, port = proxy.url.removeprefix("http://").partition(":")
+    reader, writer = await asyncio.open_connection(host, int(port))
     try:
-        yield Wire(reader, writer, patience)
+        yield Wire(reader, writer)
     finally:
-        writer.transport.abort()
+        writer.close()
+        with suppress(ConnectionError):
+            await writer.wait_closed()
 
 
-@dataclass(frozen=True, slots=True)
-class Marker:
-    """A request that only one answer fits."""
-
-    name: str
-    raw: bytes
-
-    def fits(self, answer: Answer | None) -> bool:
-        """Whether this is its own answer."""
-        return (
-            answer is not None
-            and answer.status == 404
-            and answer.headers.get("x-request-id") == self.name
-            and self.name.encode() in answer.body
-        )
-
-
-def marker() -> Marker:
-    """A request like no other."""
-    name = f"marker-{next(_numbers)}"
-    raw = f"GET /v1/models/{name} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {name}\r\n\r\n"
-    return Marker(name, raw.encode())
+def request(
+    line: str = "GET /livez", *fields: str, body: bytes = b"", host: str | None = "localhost", version: str = "1.1"
+) -> bytes:
+    """A request that is well-formed, but for what is given."""
+    lines = [f"{line} HTTP/{version}", *([f"Host: {host}"] if host is not None else []), *fields]
+    return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body

@@ -18,6 +18,7 @@ class Case(NamedTuple):
     raw: bytes
     stays: bool = False  # plain HTTP, though refused: the connection may stay open
     ends: bool = False  # the client sends nothing more, and says so
+    odd: bool = False  # everybody reads it in the same way, and the standard lets one be kind: it may be served
 
 
 def head(line: bytes, *fields: bytes) -> bytes:

@@ -94,8 +94,8 @@ def pairs() -> Iterator[Case]:
     yield Case("two content types", post(length, b"Content-Type: application/json", body=JOB))
     yield Case("two different content types", post(length, b"Content-Type: text/plain", body=JOB))
     keys = (b"Authorization: Bearer a", b"Authorization: Bearer b")
-    yield Case("two keys", head(b"GET /v1/models HTTP/1.1", LOCAL, *keys))
-    yield Case("one key twice", head(b"GET /v1/models HTTP/1.1", LOCAL, keys[0], keys[0]))
+    yield Case("two keys", head(b"GET /v1/models HTTP/1.1", LOCAL, *keys), stays=True)
+    yield Case("one key twice", head(b"GET /v1/models HTTP/1.1", LOCAL, keys[0], keys[0]), stays=True)
     for coding in CODINGS:
         yield Case(f"coding {shown(coding)}", post(length, b"Content-Encoding: " + coding, body=JOB))
     yield Case("two codings", post(length, b"Content-Encoding: identity", b"Content-Encoding: gzip", body=JOB))

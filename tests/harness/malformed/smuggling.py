@@ -53,7 +53,6 @@ def hidden() -> Iterator[Case]:
     yield Case("behind a bad length", post(b"Content-Length: +11", body=JOB + SMUGGLED))
     yield Case("behind a huge length", post(b"Content-Length: 1000000000000", body=SMUGGLED))
     yield Case("behind a coding", post(b"Content-Encoding: gzip", b"Content-Length: 0", body=SMUGGLED))
-    yield Case("behind two keys", post(b"Authorization: a", b"Authorization: b", path=b"/v1/embeddings") + SMUGGLED)
     yield Case("behind a head too large", asks(b"X: " + b"y" * 40_000) + SMUGGLED)
     yield Case("in a value, behind a bare LF", asks(b"X: y\n\n" + SMUGGLED))
     yield Case("in a value, behind a bare CR", asks(b"X: y\r\r" + SMUGGLED))
