@@ -104,8 +104,11 @@ def _check_framing(version: str, seen: dict[bytes, bytes]) -> ApiError | None:
         return ApiError("unsupported_media_type", "Send the body as it is, without a `Content-Encoding`.")
     if seen.get(b"expect", b"100-continue").lower() != b"100-continue":
         return _bad("`Expect` can only be 100-continue.")
-    if seen.get(b"upgrade", b"").lower() == b"websocket" and (coding is not None or length not in (None, b"0")):
-        return _bad("A request for a WebSocket has no body.")
+    if seen.get(b"upgrade", b"").lower() == b"websocket":
+        if coding is not None or length not in (None, b"0"):
+            return _bad("A request for a WebSocket has no body.")
+        if version != VERSIONS[0]:
+            return _bad("Ask for a WebSocket in HTTP/1.1.")
     return None
 
 

@@ -106,6 +106,7 @@ def test_http_1_is_spoken(version: str) -> None:
     assert refused(HOST, version=version) == "bad_request"
     assert not refused(HOST, (b"transfer-encoding", b"chunked"))
     assert refused(HOST, (b"transfer-encoding", b"chunked"), version="1.0") == "bad_request"
+    assert refused(HOST, (b"upgrade", b"websocket"), version="1.0") == "bad_request"
 
 
 def test_a_head_has_a_size() -> None:
