@@ -4,61 +4,82 @@ import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
+from typing import NamedTuple
 from urllib.parse import urlsplit
 
 import h11
 
 PIECE = 64 * 1024
 LARGEST_HEAD = 64 * 1024
+SHOWN = 160  # bytes of it in a fault
 
 
 @dataclass(slots=True)
 class Carried:
-    """What one connection has carried."""
+    """What one connection has carried since both sides were last at rest."""
 
     asked: bytearray = field(default_factory=bytearray)
     told: bytearray = field(default_factory=bytearray)
-    seen: int = 0  # how much of it has been looked at
+    seen: int = 0  # how much of `asked` has been looked at
 
     def faults(self) -> list[str]:
         """What arrived and was neither well-formed nor refused; and answers that nobody had asked for."""
-        asked, is_malformed = _requests(bytes(self.asked))
-        statuses = _statuses(bytes(self.told), asked)
-        if statuses is None:
-            return [f"no answer by the standard: {bytes(self.told[-160:])!r}"]
-        if is_malformed and len(statuses) > len(asked) and statuses[-1] < 400:
-            return [f"answered with {statuses[-1]}: {bytes(self.asked[-160:])!r}"]
-        if len(statuses) > len(asked) + is_malformed:
-            return [f"{len(statuses)} answers to {len(asked)} requests: {bytes(self.asked[-160:])!r}"]
+        self.seen = len(self.asked)
+        asked = _requests(bytes(self.asked))
+        told = _answers(bytes(self.told), asked.methods)
+        if told is None:
+            return [f"no answer by the standard: {bytes(self.told[-SHOWN:])!r}"]
+        if asked.is_malformed and len(told.statuses) > len(asked.methods) and told.statuses[-1] < 400:
+            return [f"answered with {told.statuses[-1]}: {bytes(self.asked[-SHOWN:])!r}"]
+        if len(told.statuses) > len(asked.methods) + asked.is_malformed:
+            return [f"{len(told.statuses)} answers to {asked.methods}: {bytes(self.asked[-SHOWN:])!r}"]
+        if asked.is_whole and told.is_whole and len(told.statuses) == len(asked.methods):
+            self.asked.clear()
+            self.told.clear()
+            self.seen = 0
         return []
 
 
-def _requests(raw: bytes) -> tuple[list[str], bool]:
-    """The methods of the requests in these bytes, and whether malformed ones follow them."""
-    found: list[str] = []
+class Asked(NamedTuple):
+    """The methods of well-formed requests, and what follows them."""
+
+    methods: list[str]
+    is_whole: bool = False  # nothing follows
+    is_malformed: bool = False
+
+
+class Told(NamedTuple):
+    """The statuses of answers, the last of which may be cut."""
+
+    statuses: list[int]
+    is_whole: bool = False
+
+
+def _requests(raw: bytes) -> Asked:
+    methods: list[str] = []
     while raw:
         reading = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
         reading.receive_data(raw)
         try:
             while not isinstance(event := reading.next_event(), h11.EndOfMessage):
                 if event is h11.NEED_DATA:
-                    return found, False
+                    return Asked(methods)
                 if isinstance(event, h11.Request):
                     names = [name for name, _ in event.headers]
                     if b"content-length" in names and b"transfer-encoding" in names:
-                        return found, True  # h11 lets this pass
-                    found.append(event.method.decode())
+                        return Asked(methods, is_malformed=True)  # h11 lets this pass
+                    methods.append(event.method.decode())
         except h11.RemoteProtocolError:
-            return found, True
+            return Asked(methods, is_malformed=True)
         raw, _ = reading.trailing_data
-    return found, False
+    return Asked(methods, is_whole=True)
 
 
-def _statuses(raw: bytes, asked: list[str]) -> list[int] | None:
-    """The statuses of the answers in these bytes; None when they are none. The last one may be cut."""
-    found: list[int] = []
+def _answers(raw: bytes, asked: list[str]) -> Told | None:
+    """None: they are none."""
+    statuses: list[int] = []
     while raw:
-        method = asked[len(found)] if len(found) < len(asked) else "GET"
+        method = asked[len(statuses)] if len(statuses) < len(asked) else "GET"
         reading = h11.Connection(h11.CLIENT, max_incomplete_event_size=LARGEST_HEAD)
         reading.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
         reading.send(h11.EndOfMessage())
@@ -66,13 +87,14 @@ def _statuses(raw: bytes, asked: list[str]) -> list[int] | None:
         try:
             while not isinstance(event := reading.next_event(), h11.EndOfMessage):
                 if isinstance(event, h11.Response):
-                    found.append(event.status_code)
+                    statuses.append(event.status_code)
                 if event is h11.NEED_DATA or event is h11.PAUSED:
-                    return found
+                    return Told(statuses)
         except h11.RemoteProtocolError:
-            return [*found, 101] if raw.startswith(b"HTTP/1.1 101 ") else None  # it is another protocol from here on
+            # A 101 is not expected by h11 here; it is another protocol from there on.
+            return Told([*statuses, 101]) if raw.startswith(b"HTTP/1.1 101 ") else None
         raw, _ = reading.trailing_data
-    return found
+    return Told(statuses, is_whole=True)
 
 
 class Tap:
@@ -88,8 +110,7 @@ class Tap:
         """Those of the connections that have carried something since the last look."""
         found = []
         for one in self.carried:
-            if one.seen < len(one.asked):
-                one.seen = len(one.asked)
+            if one.seen != len(one.asked):
                 found += one.faults()
         return found
 
