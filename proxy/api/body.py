@@ -1,7 +1,9 @@
 """Reading a request's body: counted while it comes, checked once, kept as the bytes it was."""
 
 import asyncio
+import codecs
 from collections.abc import Callable
+from io import BytesIO
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,6 +16,7 @@ Decoded = TypeVar("Decoded")
 JSON = b"application/json"
 FORM = b"multipart/form-data"
 CHECK_IN_THREAD_ABOVE = 256 * 1024  # a megabyte takes about a millisecond, and the event loop has other clients
+TEXT_BYTES = 64 * 1024  # that are looked at together
 
 
 class ClientGoneError(Exception):
@@ -56,7 +59,7 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
     if declared > limit:
         raise too_large
     share.grow(declared)
-    parts, size = [], 0
+    parts, size = BytesIO(), 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -67,9 +70,12 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
             raise too_large
         if size > share.held:
             share.grow(size - share.held)
-        parts.append(part)
-        if not message.get("more_body", False):
-            return parts[0] if len(parts) == 1 else b"".join(parts)
+        is_last = not message.get("more_body", False)
+        if is_last and size == len(part):
+            return part  # it came in one piece, as most do
+        parts.write(part)  # into one growing block: pieces, freed between other things, would leave memory in tatters
+        if is_last:
+            return parts.getvalue()
 
 
 def require_type(content_type: bytes, wanted: bytes) -> None:
@@ -102,11 +108,9 @@ def decode_object(
     wrong: Callable[[msgspec.ValidationError], ApiError],
 ) -> Decoded:
     """A body that must be UTF-8 and a JSON object, else `ApiError`; `wrong` is what a value of a wrong type is told."""
+    check_text(body)
     try:
-        body.decode()
         return decoder.decode(body)
-    except UnicodeDecodeError as error:
-        raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {error.start}).") from error
     except msgspec.ValidationError as error:
         if body.lstrip()[:1] != b"{":
             raise ApiError("invalid_body", no_object) from error
@@ -114,3 +118,18 @@ def decode_object(
     except (msgspec.DecodeError, RecursionError) as error:
         detail = str(error) or "it is nested too deeply"
         raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error
+
+
+def check_text(body: bytes) -> None:
+    """`ApiError` for a body that is not UTF-8.
+
+    Piece by piece: one wide character would make four bytes of each of a whole body's.
+    """
+    at, view = 0, memoryview(body)
+    while at < len(body):
+        piece = view[at : at + TEXT_BYTES]
+        try:
+            _, read = codecs.utf_8_decode(piece, "strict", at + len(piece) == len(body))
+        except UnicodeDecodeError as error:
+            raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {at + error.start}).") from error
+        at += read

@@ -17,7 +17,7 @@ TRIES = 3
 
 async def cut_all(folder: Path, heads: int, bodies: int, seconds: float, **settings: float) -> tuple[list[Drip], float]:
     """So many half requests, all cut within so many seconds; and the p99 of the client that asked meanwhile."""
-    async with alone(folder, **settings) as proxy:
+    async with alone(folder, limit="run=0/0", **settings) as proxy:
         starts = [HALF_HEAD] * heads + [HALF_BODY] * bodies
         async with healthy(proxy.url) as waits, dripping(proxy.url, starts) as drips:
             await until(lambda: all(drip.lasted is not None for drip in drips), seconds, "all are cut")

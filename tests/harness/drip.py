@@ -9,7 +9,7 @@ from urllib.parse import urlsplit
 HALF_HEAD = b"GET /livez HTTP/1.1\r\nHost: localhost\r\nX-Slow: "
 HALF_BODY = (
     b"POST /v2/default/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-    b'Content-Length: 1000000\r\n\r\n{"input":"'
+    b'Content-Length: 20000\r\n\r\n{"input":"'
 )
 DIALS = 128  # at once, well below the backlog
 SLICES = 10  # of a second, in each of which another part of them sends its byte
