@@ -34,6 +34,7 @@ from proxy.delivery.signature import read_secret
 from proxy.edge.crowd import Crowd, places
 from proxy.edge.gate import Gate, RoomApp, WorkerRoom
 from proxy.edge.guard import Door
+from proxy.edge.memory import return_large_blocks
 from proxy.edge.protocol import EdgeProtocol
 from proxy.edge.routes import Room, Table
 from proxy.jobs.model import Job, WorkerId
@@ -230,6 +231,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     Leaving is the drain: running calls finish, within the time that is set for it.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    return_large_blocks()
     async with parts.store.open():
         parts.orphans.find(await parts.store.running())
         async with _serving(parts, listener):
