@@ -50,7 +50,7 @@ class WorkerChannel:
             await _deny(send, 404, f"no endpoint {endpoint_id!r} here: start the proxy with --endpoint {endpoint_id}")
             return
         await send({"type": "websocket.accept"})
-        connection = Connection(send)
+        connection = Connection(send, lambda: self._dispatch.wake(endpoint.id))
         worker: Worker | None = None
         code = 1006
         try:
