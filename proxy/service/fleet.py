@@ -6,7 +6,6 @@ from dataclasses import dataclass, field
 from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.service.ports import WorkerPort
 
-
 MOST_OWED = 32 * 1024 * 1024  # bytes of bodies on their way to one worker; slots alone bound no memory
 
 
