@@ -20,6 +20,7 @@ log = structlog.get_logger()
 REST_SECONDS = 1.0  # after a job that it cannot be given: others take that one meanwhile, and this one gets the next
 REFRESH_SECONDS = 2.0  # a worker that wants to be made anew may end within that, and would take its jobs with it
 REFRESH_HOLD = 0.5  # it ends when its polls are answered
+STOPPED_HOLD = 1.0  # it says that it has let go of its jobs by asking anew
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class Polling(Worker):
 
     @property
     def credit(self) -> int:
-        return self.room if self.port is not None else 0
+        return self.room if self.is_open else 0
 
     @property
     def light_credit(self) -> int:
@@ -38,7 +39,7 @@ class Polling(Worker):
 
     @property
     def is_ready(self) -> bool:
-        return self.port is not None
+        return self.is_open
 
 
 class Books(Protocol):
@@ -98,6 +99,8 @@ class StockWorker:
             run.is_stopped = True
             run.flow.set()
             self._ask_to_stop(job_id)
+            if self._taking is not None:
+                self._taking.end()
 
     def pause(self, job_id: JobId, attempt: int) -> None:
         if (run := self._run(job_id, attempt)) is not None and not run.is_stopped:
@@ -196,6 +199,11 @@ class StockWorker:
     def hold(self, seconds: float) -> float:
         """How long a poll of it is held."""
         return min(seconds, REFRESH_HOLD) if self._clock() < self._ends_until else seconds
+
+    def hold_take(self, seconds: float) -> float:
+        """How long a poll for jobs is held."""
+        is_stopping = any(run.is_stopped for run in self.holdings.runs.values())
+        return min(self.hold(seconds), STOPPED_HOLD) if is_stopping else self.hold(seconds)
 
     def refresh(self) -> None:
         """Tell the fleet how many jobs it may be given now."""
