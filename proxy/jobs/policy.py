@@ -46,6 +46,11 @@ def overdue(job: Job, now: Millis) -> Verdict | None:
     return Verdict(Event.EXPIRE, JobError("expired", "The job's time to live has ended."))
 
 
+def yields(job: Job, now: Millis) -> bool:
+    """Whether jobs of normal priority that came later are served before this one."""
+    return job.submission.low_priority and now < job.created_at + LOW_WAITS
+
+
 def is_body_needed(job: Job) -> bool:
     """Whether anybody can still ask for what the client sent: a worker, a retry, or the webhook, which is told it."""
     if not job.is_terminal:

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.service.ports import WorkerPort
@@ -17,6 +18,13 @@ class Hold:
     durable: bool = False
     received: int = 0
     stopped: float | None = None  # the event loop's time when the worker was told to end it
+
+
+class Load(NamedTuple):
+    """How many slots are taken, of how many."""
+
+    taken: int
+    slots: int
 
 
 @dataclass(slots=True)
@@ -60,6 +68,10 @@ class Worker:
     def is_ready(self) -> bool:
         """Whether it can serve: connected, loaded, and not draining."""
         return self.is_open and self.slots > 0
+
+    def load(self, *, light: bool) -> Load:
+        """Its slots for jobs of this kind."""
+        return Load(self.light_held, self.light_slots) if light else Load(self.held, self.slots)
 
     def hold(self, job: Job, *, since: float, received: int = 0) -> None:
         """Note a run that it was given, or that it has from before this proxy was started."""

@@ -13,7 +13,7 @@ from proxy.channel.stock.line import Closing, Line
 from proxy.channel.stock.liveness import Liveness
 from proxy.channel.stock.polls import Poll
 from proxy.jobs.model import EndpointId, Job, JobId, Request, Work, WorkerId
-from proxy.service.fleet import Worker
+from proxy.service.fleet import Load, Worker
 
 log = structlog.get_logger()
 
@@ -40,6 +40,9 @@ class Polling(Worker):
     @property
     def is_ready(self) -> bool:
         return self.is_open
+
+    def load(self, *, light: bool) -> Load:  # noqa: ARG002 - all its jobs are alike
+        return Load(len(self.holds), max(self.slots, len(self.holds)))
 
 
 class Books(Protocol):
@@ -142,7 +145,7 @@ class StockWorker:
             self._taking.is_replaced = True
             self._taking.end()
         self._taking = Poll(wanted)
-        self.member.slots = self.member.held + wanted
+        self.member.slots = len(self.member.holds) + wanted
         self.refresh()
         return self._taking
 
