@@ -21,6 +21,7 @@ from proxy.service.endpoints import Endpoint
 from proxy.service.keys import Kind, StoredKey, stored_key
 from proxy.service.limits import LIMITS, PER_WORKER, Limit
 from proxy.service.seal import new_key
+from proxy.service.stuck import GRACE_SECONDS
 from proxy.wire.frames import LEASE_SECONDS
 
 SECRETS = ("PROXY_API_KEY", "PROXY_WORKER_TOKEN", "PROXY_WEBHOOK_SECRET")
@@ -69,6 +70,9 @@ class Settings(BaseSettings):
     body_grace: float = Field(10.0, gt=0, description="Seconds in which a body has to bring a KB for each of them.")
     drain: float = Field(30.0, ge=0, description="Seconds that running calls get to finish at shutdown.")
     lease: float = Field(LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost.")
+    stop_grace: float = Field(
+        GRACE_SECONDS, gt=0, description="Seconds a run may take to stop; then a worker that was started here is ended."
+    )
     poll_hold: float = Field(20.0, gt=0, lt=60, description="Seconds that a stock worker's poll is held.")
     ping_lease: float = Field(35.0, gt=0, description="Seconds after which a silent stock worker is lost.")
     line_gap: float = Field(10.0, gt=0, description="Seconds after which a stock worker is lost whose process ended.")

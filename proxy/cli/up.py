@@ -75,6 +75,7 @@ class LocalWorkers:
         self._flags = flags
         command = Command(arguments(list(vllm_flags)), self._environment)
         self.provider = ProcessProvider(command, self._progress.hear, self._log_file)
+        parts.stuck.provided_by(self.provider)
 
     def _environment(self, number: int, worker: WorkerId) -> dict[str, str]:
         metrics_port = self._flags.get("metrics_port")

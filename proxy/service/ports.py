@@ -57,6 +57,12 @@ class Provider(Protocol):
         """Have this many workers. A worker that dies is started again, with a growing pause."""
         ...
 
+    def end(self, worker: WorkerId) -> bool:
+        """End this worker soon, whatever it does, and start another one in its place at once. False if it is not one
+        of these.
+        """
+        ...
+
     def workers(self) -> Sequence[WorkerId]:
         """The workers that are alive, whether they have dialled in yet or not."""
         ...
