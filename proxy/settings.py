@@ -14,6 +14,8 @@ from proxy.api.relay import Gaps
 from proxy.channel.stock.liveness import Patience
 from proxy.delivery.guard import Allowed
 from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
+from proxy.edge.crowd import Pace
+from proxy.edge.head import Hosts, is_host
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.keys import Kind, StoredKey, stored_key
@@ -54,6 +56,17 @@ class Settings(BaseSettings):
         [], description="OPERATION=REQUESTS[/CONCURRENT] that a key may ask in ten seconds and at once; 0 is no limit."
     )
     limit_per_worker: int = Field(PER_WORKER, ge=0, description="Requests in ten seconds for each running worker.")
+    allowed_host: Annotated[list[str], NoDecode] = Field(
+        [], description="Name by which clients call this; without any, every name where a key is needed."
+    )
+    max_connections: int | None = Field(
+        None, gt=0, description="Clients connected at once; else as many as there are descriptors for."
+    )
+    body_budget: int = Field(
+        256 * 1024 * 1024, ge=32 * 1024 * 1024, description="Bytes of all clients' bodies together; above it 503."
+    )
+    head_timeout: float = Field(10.0, gt=0, description="Seconds in which a request's head has to be whole.")
+    body_grace: float = Field(10.0, gt=0, description="Seconds in which a body has to bring a KB for each of them.")
     drain: float = Field(30.0, ge=0, description="Seconds that running calls get to finish at shutdown.")
     lease: float = Field(LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost.")
     poll_hold: float = Field(20.0, gt=0, lt=60, description="Seconds that a stock worker's poll is held.")
@@ -73,7 +86,7 @@ class Settings(BaseSettings):
             _limit(text)
         return value
 
-    @field_validator("api_key", "endpoint", "cors_origin", "limit", "webhook_allow", mode="before")
+    @field_validator("api_key", "endpoint", "cors_origin", "limit", "webhook_allow", "allowed_host", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
@@ -98,6 +111,14 @@ class Settings(BaseSettings):
     @classmethod
     def _receivers(cls, value: list[str]) -> list[str]:
         Allowed.read(value)
+        return value
+
+    @field_validator("allowed_host")
+    @classmethod
+    def _host_names(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if not is_host(text):
+                raise ValueError(f"{text!r}: give a name or an address, without a port")
         return value
 
     @field_validator("store")
@@ -125,6 +146,14 @@ class Settings(BaseSettings):
     def limits(self) -> dict[str, Limit]:
         """What one key may ask of one endpoint."""
         return LIMITS | dict(_limit(text) for text in self.limit)
+
+    def hosts(self) -> Hosts:
+        """The names by which this proxy may be called."""
+        return Hosts(frozenset(name.lower().encode() for name in self.allowed_host), is_open=not self.api_key)
+
+    def pace(self) -> Pace:
+        """How slow a client may be."""
+        return Pace(self.head_timeout, self.body_grace)
 
     def gaps(self) -> Gaps:
         """When a stream's client hears that it is alive."""

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import msgspec
 
 from proxy.api.errors import ApiError
+from proxy.service.budget import Share
 
 Decoded = TypeVar("Decoded")
 
@@ -45,12 +46,16 @@ _RETIRED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
 _decoder = msgspec.json.Decoder(Peek)
 
 
-async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int) -> bytes:
-    """The whole body, at most `limit` bytes, else `ApiError`; `ClientGoneError` when it does not come."""
+async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share: Share) -> bytes:
+    """The whole body, at most `limit` bytes, else `ApiError`; `ClientGoneError` when it does not come.
+
+    It is paid for from the share: before anything is read where its size is declared, else piece by piece.
+    """
     too_large = ApiError("request_too_large", f"The body may be {limit // (1024 * 1024)} MB.")
-    declared = headers.get(b"content-length", b"0")
-    if declared.isdigit() and int(declared) > limit:
+    declared = int(headers.get(b"content-length", b"0"))
+    if declared > limit:
         raise too_large
+    share.grow(declared)
     parts, size = [], 0
     while True:
         message = await receive()
@@ -60,6 +65,8 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int) -> by
         size += len(part)
         if size > limit:
             raise too_large
+        if size > share.held:
+            share.grow(size - share.held)
         parts.append(part)
         if not message.get("more_body", False):
             return parts[0] if len(parts) == 1 else b"".join(parts)

@@ -50,6 +50,10 @@ class Endpoints:
         """The endpoint by this id."""
         return self._endpoints.get(EndpointId(endpoint_id))
 
+    def only(self) -> Endpoint | None:
+        """The endpoint, where there is just one."""
+        return next(iter(self._endpoints.values())) if len(self._endpoints) == 1 else None
+
     def models(self, endpoint: Endpoint) -> Sequence[Model]:
         """What this endpoint serves; empty when nothing was configured and no worker has ever called."""
         return list(self._models[endpoint.id].values())
@@ -67,7 +71,7 @@ class Endpoints:
         for endpoint in self._endpoints.values():
             if model is None or model in self._models[endpoint.id]:
                 return endpoint
-        only = next(iter(self._endpoints.values())) if len(self._endpoints) == 1 else None
+        only = self.only()
         return only if only is not None and not self._models[only.id] else None
 
     def announce(self, endpoint: Endpoint, models: Sequence[Model], *, others: bool) -> None:

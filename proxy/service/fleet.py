@@ -6,6 +6,8 @@ from dataclasses import dataclass, field
 from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.service.ports import WorkerPort
 
+MOST_OWED = 32 * 1024 * 1024  # bytes of bodies on their way to one worker; slots alone bound no memory
+
 
 @dataclass(slots=True)
 class Hold:
@@ -41,12 +43,13 @@ class Worker:
     @property
     def credit(self) -> int:
         """Free slots."""
-        return max(0, self.slots - self.held) if self.port is not None else 0
+        return max(0, self.slots - self.held) if self.port is not None and self.port.backlog < MOST_OWED else 0
 
     @property
     def light_credit(self) -> int:
         """Free room for light jobs."""
-        return max(0, self.light_slots - self.light_held) if self.port is not None else 0
+        is_behind = self.port is None or self.port.backlog >= MOST_OWED
+        return 0 if is_behind else max(0, self.light_slots - self.light_held)
 
     @property
     def is_ready(self) -> bool:

@@ -12,7 +12,7 @@ from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoint
 from proxy.service.fleet import Fleet
-from proxy.service.intake import Intake, QueueFullError
+from proxy.service.intake import Intake
 from proxy.service.news import News
 from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
@@ -72,11 +72,9 @@ class Queue:
     async def submit(self, endpoint: Endpoint, owner: Owner, order: Order) -> Job:
         """Put a job in line; it is in the store when this returns.
 
-        Raises `DrainingError`, `QueueFullError`, or the store's `StoreFullError`.
+        Raises what `Intake.check` does, or the store's `StoreFullError`.
         """
-        self._intake.check_open()
-        if (await self._store.counts(endpoint.id)).in_queue >= endpoint.max_queued:
-            raise QueueFullError
+        await self._intake.check(endpoint)
         now = self._clock.now()
         is_sync = order.sync_wait is not None
         retention = RETENTION if order.sync_wait is None else max(SYNC_RETENTION, order.sync_wait)

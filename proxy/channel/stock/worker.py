@@ -13,7 +13,7 @@ from proxy.channel.stock.line import Closing, Line
 from proxy.channel.stock.liveness import Liveness
 from proxy.channel.stock.polls import Poll
 from proxy.jobs.model import EndpointId, Job, JobId, Request, Work, WorkerId
-from proxy.service.fleet import Worker
+from proxy.service.fleet import MOST_OWED, Worker
 
 log = structlog.get_logger()
 
@@ -30,7 +30,7 @@ class Polling(Worker):
 
     @property
     def credit(self) -> int:
-        return self.room if self.port is not None else 0
+        return self.room if self.port is not None and self.port.backlog < MOST_OWED else 0
 
     @property
     def light_credit(self) -> int:
@@ -81,6 +81,10 @@ class StockWorker:
         self._rests_until = self._ends_until = 0.0
 
     # `WorkerPort`
+
+    @property
+    def backlog(self) -> int:
+        return self._taking.size if self._taking is not None else 0
 
     def offer(self, job: Job) -> None:
         poll, work = self._taking, job.submission.work
