@@ -66,9 +66,10 @@ def test_compose_starts_what_the_dockerfile_builds() -> None:
 
 def test_the_proxy_runs_as_nobody_in_particular_and_no_service_can_become_more() -> None:
     stages = dockerfile.read()
-    user, _, group = stages["proxy"]["USER"].partition(":")
-    assert int(user) >= 1000
-    assert int(group) >= 1000
+    for name in ("proxy", "worker"):
+        user, _, group = stages[name]["USER"].partition(":")
+        assert int(user) >= 1000
+        assert int(group) >= 1000
     assert "EXPOSE" not in {name for name, _ in stages["worker"].instructions}, "a worker dials out"
     for service in yaml.safe_load(COMPOSE.read_text())["services"].values():
         assert service["cap_drop"] == ["ALL"]
