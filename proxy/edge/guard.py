@@ -132,7 +132,8 @@ class GuardProtocol(HttpToolsProtocol):
             fault = too_large_head()
         if fault is None and len(self.pipeline) >= PIPELINED:
             fault = ApiError("bad_request", f"At most {PIPELINED} requests may wait on one connection.")
-        if fault is None and self._is_extra and not door.is_worker(path_of(self.url), self.headers):
+        is_extra = self._is_extra and door.crowd.size > door.crowd.most
+        if fault is None and is_extra and not door.is_worker(path_of(self.url), self.headers):
             fault = ApiError("too_many_connections", "Too many clients are connected. Try again in a moment.")
         if fault is not None:
             self._refusal = fault
