@@ -26,6 +26,7 @@ ReaderOf: TypeAlias = Callable[[Worker], Reader]
 HELLO_SECONDS = 10.0
 MAX_SLOTS = 100_000
 
+
 class WorkerChannel:
     """Lets workers in, and speaks with them."""
 
