@@ -55,6 +55,7 @@ from proxy.service.queue import Queue
 from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
 from proxy.service.seal import Seal
+from proxy.service.stuck import StuckWorkers
 from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings
 from proxy.store.base import JobStore
@@ -96,6 +97,7 @@ class Parts:
     queue: Queue
     recorder: Recorder
     background: Background
+    stuck: StuckWorkers
     sweeper: Sweeper
     deliveries: Deliveries
     roster: Roster
@@ -107,7 +109,7 @@ class Parts:
         """A worker process that was started here has ended: no need to wait for its lease."""
         worker = self.fleet.get(WorkerId(worker_exit.worker))
         if worker is not None:
-            worker.seen = float("-inf")  # the sweeper buries it in its next round
+            worker.has_exited = True  # the sweeper buries it in its next round
 
 
 def compose(settings: Settings, clock: Clock | None = None) -> Parts:
@@ -124,7 +126,8 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     intake = Intake(store, output, dispatch, runs, clock)
     limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, time.monotonic)
     queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock)
-    sweeper = Sweeper(store, fleet, output, runs, orphans, clock, settings.lease)
+    stuck = StuckWorkers(fleet, settings.stop_grace)
+    sweeper = Sweeper(store, fleet, output, runs, orphans, stuck, clock, settings.lease)
     receivers, seal = settings.receivers(), Seal(settings.seal_key())
     check_webhook = partial(check_url, allowed=receivers)
 
@@ -179,6 +182,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         queue,
         recorder,
         background,
+        stuck,
         sweeper,
         deliveries,
         roster,

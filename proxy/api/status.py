@@ -3,12 +3,14 @@
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
+import msgspec
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from proxy.api.dialects import OPENAI
 from proxy.api.errors import ApiError
 from proxy.api.jobs.operations import JobsApi, queue_error
+from proxy.api.openapi.document import document
 from proxy.jobs.model import EndpointId
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
@@ -17,7 +19,7 @@ from proxy.store.base import JobStore
 
 
 class StatusApp:
-    """`/`, `/livez`, `/readyz`, `/health`, `/ping`, and the queue API, on FastAPI."""
+    """`/`, `/livez`, `/readyz`, `/health`, `/ping`, `/openapi.json`, and the queue API, on FastAPI."""
 
     def __init__(self, endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore, jobs: JobsApi) -> None:
         self.fastapi = _fastapi(endpoints, fleet, intake, store, jobs)
@@ -72,6 +74,13 @@ def _fastapi(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore
     async def health() -> dict[str, object]:
         """Jobs and workers, endpoint by endpoint."""
         return {"status": "ok", "endpoints": {one.id: await _health(one.id, fleet, store) for one in endpoints}}
+
+    described = msgspec.json.encode(document(_version()))
+
+    @app.api_route("/openapi.json", methods=["GET", "HEAD"])
+    async def openapi() -> Response:
+        """What a client may ask, as OpenAPI; FastAPI's own would say little, for the handlers take raw requests."""
+        return Response(described, media_type="application/json")
 
     app.include_router(jobs.router())
     return app

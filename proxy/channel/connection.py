@@ -9,7 +9,7 @@ import structlog
 
 from proxy.jobs.model import Input, Job, JobError, JobId, Request
 from proxy.service.background import Background, insist
-from proxy.service.fleet import Worker
+from proxy.service.fleet import MOST_OWED, Worker
 from proxy.service.mailbox import Head
 from proxy.service.output import Output
 from proxy.service.recorder import Recorder
@@ -23,11 +23,15 @@ log = structlog.get_logger()
 class Connection:
     """`WorkerPort` over one WebSocket, and the reader of what comes from the worker."""
 
-    def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]]) -> None:
-        self._send = send
+    def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]], on_room: Callable[[], None]) -> None:
+        self._send, self._on_room = send, on_room
         self._outbox = Outbox()
         self._filled = asyncio.Event()
         self._closing: str | None = None
+
+    @property
+    def backlog(self) -> int:
+        return self._outbox.size
 
     def offer(self, job: Job) -> None:
         work = job.submission.work
@@ -70,8 +74,12 @@ class Connection:
         while True:
             await self._filled.wait()
             self._filled.clear()
+            before = self._outbox.size
             while (message := self._outbox.next_message()) is not None:
                 await self._send({"type": "websocket.send", "bytes": message[0]})
+                if before >= MOST_OWED > self._outbox.size:
+                    self._on_room()
+                before = self._outbox.size
             if self._closing is not None:
                 await self._send({"type": "websocket.close", "code": 1012, "reason": self._closing[:120]})
                 return

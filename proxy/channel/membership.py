@@ -117,15 +117,17 @@ class Membership:
                     await self._runs.lost(worker, job_id, hold.attempt)
                 else:
                     await self._runs.undelivered(worker, job_id, hold.attempt)
+            elif hold.stopped is not None:  # it may not have heard that, or come to it
+                worker.stop(job_id, now=worker.seen)
             elif theirs.sent != hold.received:
-                connection.stop(job_id, hold.attempt)
+                worker.stop(job_id, now=worker.seen)
                 await self._runs.torn(worker, job_id, hold.attempt)
             elif (mailbox := self._output.sink(job_id, hold.attempt)) is not None and mailbox.outcome is None:
                 mailbox.reattach(connection)
             elif hold.durable:
                 self._recorder.begin(job_id, hold.attempt, connection)
             else:
-                connection.stop(job_id, hold.attempt)
+                worker.stop(job_id, now=worker.seen)
 
 
 def _checked(card: bytes) -> bytes:

@@ -26,8 +26,6 @@ ReaderOf: TypeAlias = Callable[[Worker], Reader]
 HELLO_SECONDS = 10.0
 MAX_SLOTS = 100_000
 
-UNAUTHORIZED = 401
-
 
 class WorkerChannel:
     """Lets workers in, and speaks with them."""
@@ -39,7 +37,7 @@ class WorkerChannel:
     async def refuse(self, _scope: Any, receive: Any, send: Any, status: int, sentence: str) -> None:
         """Refuse a handshake: whoever dials has no token, or it is not here that workers dial."""
         await receive()  # websocket.connect
-        await _deny(send, status, sentence if status == UNAUTHORIZED else "workers dial /v2/{endpoint}/worker")
+        await _deny(send, status, sentence)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """One connection of a worker that has the token, from handshake to end."""
@@ -50,7 +48,7 @@ class WorkerChannel:
             await _deny(send, 404, f"no endpoint {endpoint_id!r} here: start the proxy with --endpoint {endpoint_id}")
             return
         await send({"type": "websocket.accept"})
-        connection = Connection(send)
+        connection = Connection(send, lambda: self._dispatch.wake(endpoint.id))
         worker: Worker | None = None
         code = 1006
         try:

@@ -76,8 +76,11 @@ class Gate:
             return False
 
     def _find(self, scope: Any) -> Route:
-        path, method = scope["path"], WEBSOCKET if scope["type"] == "websocket" else scope["method"]
+        is_websocket, path = scope["type"] == "websocket", scope["path"]
+        method = WEBSOCKET if is_websocket else scope["method"]
         route = self._table.find(path)
+        if is_websocket and (route is None or route.room is not Room.CHANNEL):
+            raise ApiError("not_found", "workers dial /v2/{endpoint}/worker")
         if route is None and room_of(path) is Room.OPENAI:
             raise unknown_route(path)
         if route is None:
@@ -109,5 +112,5 @@ class Gate:
             if principal is not None:
                 return principal
         if route.kind is Kind.WORKER:
-            raise ApiError("invalid_api_key", "Wrong worker token: it is what `vllm-serverless token` prints.")
+            raise ApiError("invalid_api_key", "wrong worker token: it is what `vllm-serverless token` prints")
         raise ApiError("invalid_api_key", "Wrong or missing API key: send `Authorization: Bearer KEY`.")

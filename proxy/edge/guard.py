@@ -24,7 +24,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from proxy.api.errors import ApiError
 from proxy.edge.crowd import HURRY_SECONDS, Crowd, Pace
-from proxy.edge.head import HEAD_BYTES, Fields, Hosts, check_head, path_of, too_large_head
+from proxy.edge.head import HEAD_BYTES, Fields, Hosts, check_head, head_size, path_of, too_large_head
 
 log = structlog.get_logger()
 
@@ -50,6 +50,9 @@ class Stage(Enum):
     OVER = auto()
 
 
+IDLE, HEAD, BODY, OVER = Stage
+
+
 class RefusedError(Exception):
     """Leaves the parser's callbacks; what it is about is in the protocol."""
 
@@ -71,11 +74,11 @@ class GuardProtocol(HttpToolsProtocol):
     def __init__(self, door: Door, **uvicorns_own: Any) -> None:
         super().__init__(**uvicorns_own)
         self._door = door
-        self._stage = Stage.IDLE
+        self._stage = IDLE
         self._refusal: ApiError | None = None
         self._active: RequestResponseCycle | None = None  # the request that is being answered
         self._is_extra = False  # on a place that is for workers
-        self._begun = 0  # messages in these bytes
+        self._begun = self._size = 0  # messages in the bytes that just came, and how many these are
         self._fed = self._body = 0  # bytes of this head; of this body with its framing, and without
         self._brought, self._was_paused = 0, False  # bytes of the body in this stretch of time
         self._due = 0.0
@@ -97,9 +100,9 @@ class GuardProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self._stage is Stage.OVER:
+        if self._stage is OVER:
             return
-        stage, self._begun = self._stage, 0
+        stage, self._begun, self._size = self._stage, 0, len(data)
         try:
             self.parser.feed_data(data)
         except httptools.HttpParserUpgrade as upgrade:
@@ -112,34 +115,36 @@ class GuardProtocol(HttpToolsProtocol):
         except httptools.HttpParserError:
             self._refuse(self._refusal or ApiError("bad_request", "This is no HTTP request."))
         else:
-            self._weigh(len(data), stage)
+            self._weigh(stage)
 
     # The parser's callbacks
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self._stage = Stage.HEAD
+        self._stage = HEAD
         self._begun += 1
         self._fed = self._body = self._brought = 0
-
-    def on_header(self, name: bytes, value: bytes) -> None:
-        if self._stage is Stage.HEAD:  # behind a body they are trailers, which nobody here reads
-            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         door, parser = self._door, self.parser
         fault = check_head(self.url, parser.get_http_version(), self.headers, door.hosts)
+        if self._fed + self._size > HEAD_BYTES and head_size(self.url, self.headers) > HEAD_BYTES:
+            fault = too_large_head()
         if fault is None and len(self.pipeline) >= PIPELINED:
             fault = ApiError("bad_request", f"At most {PIPELINED} requests may wait on one connection.")
-        if fault is None and self._is_extra and not door.is_worker(path_of(self.url), self.headers):
+        is_extra = self._is_extra and door.crowd.size > door.crowd.most
+        if fault is None and is_extra and not door.is_worker(path_of(self.url), self.headers):
             fault = ApiError("too_many_connections", "Too many clients are connected. Try again in a moment.")
         if fault is not None:
             self._refusal = fault
             raise RefusedError
-        if parser.should_upgrade() and not self._should_upgrade():
+        upgrades = parser.should_upgrade()
+        if upgrades and not self._should_upgrade():
             return  # it is served, but see `_stay`
         super().on_headers_complete()
-        self._stage, self._fed = Stage.BODY, 0
+        if not upgrades:
+            self.headers = []  # what comes behind a body are trailers, which nobody here reads
+        self._stage, self._fed = BODY, 0
         door.crowd.waited_for.discard(self)
 
     def on_body(self, body: bytes) -> None:
@@ -149,9 +154,9 @@ class GuardProtocol(HttpToolsProtocol):
         self._was_paused |= self.flow.read_paused
 
     def on_message_complete(self) -> None:
-        if self._stage is Stage.BODY:
+        if self._stage is BODY:
             super().on_message_complete()
-        self._stage = Stage.IDLE
+        self._stage = IDLE
         self._door.crowd.waited_for.discard(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
@@ -165,7 +170,7 @@ class GuardProtocol(HttpToolsProtocol):
         if self._refusal is not None:
             if not self.pipeline and not self._is_answering():
                 self._write_refusal(self._refusal)
-        elif self._stage is Stage.BODY and not self._is_answering():
+        elif self._stage is BODY and not self._is_answering():
             self._wait(DISCARD_SECONDS)
 
     # What is refused
@@ -174,11 +179,11 @@ class GuardProtocol(HttpToolsProtocol):
         """The time that this connection was given may be over."""
         if now < self._due:
             return
-        if self._stage is Stage.HEAD and not self.flow.read_paused:
+        if self._stage is HEAD and not self.flow.read_paused:
             self._refuse(ApiError("request_timeout", "The head of the request did not come in time."))
-        elif self._stage is Stage.HEAD:
+        elif self._stage is HEAD:
             self._wait(self._door.pace.head)
-        elif self._stage is not Stage.BODY or not self._is_answering():
+        elif self._stage is not BODY or not self._is_answering():
             self.transport.abort()
         elif self._was_paused or self._brought >= BYTES_PER_SECOND * self._door.pace.body:
             self._was_paused = self.flow.read_paused
@@ -186,17 +191,17 @@ class GuardProtocol(HttpToolsProtocol):
         else:
             self._refuse(ApiError("request_timeout", "The body of the request came too slowly."))
 
-    def _weigh(self, size: int, stage: Stage) -> None:
+    def _weigh(self, stage: Stage) -> None:
         """Bytes have come, and no message ended with them: what is unfinished is bounded, and waited for."""
-        if self._begun == (stage is Stage.IDLE):
-            self._fed += size
-        if self._stage is Stage.HEAD and self._fed > HEAD_BYTES:
+        if self._begun == (stage is IDLE):
+            self._fed += self._size
+        if self._stage is HEAD and self._fed > HEAD_BYTES:
             self._refuse(too_large_head())
-        elif self._stage is Stage.BODY and self._fed > FRAMING_BYTES + FRAMING_SHARE * self._body:
+        elif self._stage is BODY and self._fed > FRAMING_BYTES + FRAMING_SHARE * self._body:
             self._refuse(ApiError("bad_request", "The chunks of the body hold too little."))
-        elif self._stage in (Stage.HEAD, Stage.BODY) and self not in self._door.crowd.waited_for:
+        elif self._stage in (HEAD, BODY) and self not in self._door.crowd.waited_for:
             pace = self._door.pace
-            self._wait(pace.head if self._stage is Stage.HEAD else pace.body)
+            self._wait(pace.head if self._stage is HEAD else pace.body)
 
     def _wait(self, seconds: float) -> None:
         self._brought, self._due = 0, self.loop.time() + seconds
@@ -207,7 +212,7 @@ class GuardProtocol(HttpToolsProtocol):
 
     def _refuse(self, error: ApiError) -> None:
         """Take nothing more from this connection, and say why once what was asked before is answered."""
-        is_of_body, self._stage = self._stage is Stage.BODY, Stage.OVER
+        is_of_body, self._stage = self._stage is BODY, OVER
         self._refusal = error
         self._door.crowd.waited_for.discard(self)
         if is_of_body and self._active is self.cycle:  # the request that is served has no whole body
@@ -232,12 +237,12 @@ class GuardProtocol(HttpToolsProtocol):
         head = b"%b %b HTTP/1.1\r\n%b\r\n" % (self.parser.get_method(), self.url, fields)
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
-        self._stage = Stage.IDLE
+        self._stage = IDLE
         self.data_received(head + rest)
 
     def _write_refusal(self, error: ApiError) -> None:
         log.debug("edge.refused", code=error.code, reason=str(error))
-        self._stage = Stage.OVER
+        self._stage = OVER
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
         body = self._door.tell(path_of(getattr(self, "url", b"")), error)

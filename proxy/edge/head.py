@@ -24,9 +24,6 @@ _HOST = re.compile(
     rb"(?P<name>[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
 )
 _LOOPBACK = re.compile(rb"localhost\.?|127(?:\.[0-9]{1,3}){3}|\[::1\]")
-_WATCHED = frozenset(
-    (b"host", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"expect", b"upgrade")
-)
 _ONCE = (b"host", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"expect")
 
 
@@ -50,22 +47,22 @@ class Hosts:
 
 
 def check_head(target: bytes, version: str, fields: Fields, hosts: Hosts) -> ApiError | None:
-    """Why a request cannot be let through, or None."""
-    size = len(target)
-    seen: dict[bytes, bytes] = {}
-    for name, value in fields:
-        size += len(name) + len(value) + 4
-        if name in _WATCHED:
-            if name in seen and name in _ONCE:
-                return _bad(f"`{name.decode()}` may stand there once.")
-            seen[name] = value
-    if size > HEAD_BYTES or len(fields) > MOST_FIELDS:
+    """Why a request cannot be let through, or None; its size is looked at elsewhere (`head_size`)."""
+    seen = dict(fields)
+    if len(seen) != len(fields) and (twice := _twice(fields)):
+        return _bad(f"`{twice.decode()}` may stand there once.")
+    if len(fields) > MOST_FIELDS:
         return too_large_head()
     if version not in VERSIONS:
         return _bad("Speak HTTP/1.1.")
     if not target.startswith(b"/") or b"#" in target:
         return _bad("The request target must be a path.")
     return _check_host(seen.get(b"host"), hosts) or _check_framing(version, seen)
+
+
+def head_size(target: bytes, fields: Fields) -> int:
+    """How many bytes a head has, about."""
+    return len(target) + sum(len(name) + len(value) + 4 for name, value in fields)
 
 
 def is_host(text: str) -> bool:
@@ -82,6 +79,12 @@ def too_large_head() -> ApiError:
 def path_of(target: bytes) -> str:
     """The path in a request target, as it is written there."""
     return target.partition(b"?")[0].decode("latin-1")
+
+
+def _twice(fields: Fields) -> bytes | None:
+    """A field of those that may stand there once, and does not."""
+    names = [name for name, _ in fields]
+    return next((name for name in _ONCE if names.count(name) > 1), None)
 
 
 def _check_host(value: bytes | None, hosts: Hosts) -> ApiError | None:

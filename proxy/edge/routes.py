@@ -50,7 +50,7 @@ PLACES = ("", "/openai", "/v2/{endpoint}/openai")  # of the OpenAI API
 
 ROUTES: tuple[Route, ...] = (
     *(Route(path, READ, None, Room.STATUS) for path in ("/", "/livez", "/readyz", "/ping")),
-    *(Route(path, READ, Kind.CLIENT, Room.STATUS) for path in ("/health",)),
+    *(Route(path, READ, Kind.CLIENT, Room.STATUS) for path in ("/health", "/openapi.json")),
     *(Route(f"/v2/{{endpoint}}{path}", methods, Kind.CLIENT, Room.QUEUE) for path, methods in OPERATIONS.items()),
     *(
         Route(f"{place}{path}", route.methods, Kind.CLIENT, Room.OPENAI)

@@ -14,6 +14,7 @@ from proxy.service.endpoints import Endpoint
 from proxy.service.fleet import Fleet
 from proxy.service.intake import Intake
 from proxy.service.news import News
+from proxy.service.reason import reason
 from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
 from proxy.store.base import JobStore
@@ -204,15 +205,7 @@ class Queue:
         """Why it waits; empty when it does not."""
         if job.status is not Status.IN_QUEUE:
             return ""
-        workers = self._fleet.of(job.endpoint)
-        if not workers:
-            return "No worker is connected."
-        if not any(worker.is_ready for worker in workers):
-            return f"{len(workers)} worker{'s' if len(workers) > 1 else ''} connected, none of them ready yet."
-        ahead = self._store.ahead(job)
-        if ahead:
-            return f"Behind {ahead} job{'s' if ahead > 1 else ''} in the queue."
-        return "Every slot of the workers is taken." if not self._fleet.next_free(job.endpoint) else "Next in line."
+        return reason(job, self._fleet.of(job.endpoint), self._store.ahead(job), self._clock.now())
 
     @asynccontextmanager
     async def _alone(self, job_id: JobId) -> AsyncIterator[None]:

@@ -105,7 +105,7 @@ class StockChannel:
         poll = worker.take(asked.wanted, is_idle=asked.is_idle)
         is_there = False
         try:
-            is_there = await poll.wait(worker.hold(self._roster.patience.hold), receive)
+            is_there = await poll.wait(worker.hold_take(self._roster.patience.hold), receive)
         finally:
             jobs = worker.taken(poll)
             if not is_there or poll.is_replaced:
