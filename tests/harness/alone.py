@@ -1,5 +1,6 @@
 """A proxy as a process of its own, whose memory and descriptors are its own too."""
 
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -47,10 +48,22 @@ class Alone:
 
 
 @asynccontextmanager
-async def alone(folder: Path, *flags: str, **settings: Any) -> AsyncIterator[Alone]:
-    """A proxy without workers; `settings` are `PROXY_*` variables in lower case."""
+async def alone(folder: Path, *, most_descriptors: int = 0, **settings: Any) -> AsyncIterator[Alone]:
+    """A proxy without workers; `settings` are `PROXY_*` variables in lower case.
+
+    `most_descriptors`: how many the system lets it have, if that is less than it lets this process have.
+    """
+    python = _with_limit(folder, most_descriptors) if most_descriptors else sys.executable
     told = {f"PROXY_{name.upper()}": str(value) for name, value in settings.items()}
     where = ("--port", "0", "--data-dir", str(folder))
-    async with command("proxy", *where, *flags, **told) as running:
+    async with command("proxy", *where, python=python, **told) as running:
         url = (await running.says(r"listens on (http://\S+)\.")).group(1)
         yield Alone(url, running)
+
+
+def _with_limit(folder: Path, descriptors: int) -> str:
+    """A Python that may open so many files."""
+    script = folder / "python"
+    script.write_text(f'#!/bin/sh\nulimit -n {descriptors}\nexec {sys.executable} "$@"\n')
+    script.chmod(0o700)
+    return str(script)
