@@ -64,7 +64,7 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
         message = await receive()
         if message["type"] == "http.disconnect":
             raise ClientGoneError
-        part = message.get("body", b"")
+        part: bytes = message.get("body", b"")
         size += len(part)
         if size > limit:
             raise too_large

@@ -1,4 +1,4 @@
-"""The same requests through nginx and HAProxy, which share connections between clients: nobody gets another's answer."""
+"""The same requests through nginx and HAProxy, which share connections: nobody gets another client's answer."""
 
 import pytest
 from harness.attack import attack_behind, is_answered, listed
@@ -6,6 +6,7 @@ from harness.front import FRONTS, front
 from harness.malformed import CASES, TOKEN
 from harness.proxy import serving
 from harness.tap import tap
+
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", FRONTS)

@@ -18,7 +18,12 @@ LARGEST = 20 * MB
 BUDGET = 256 * MB
 MOST_MEMORY = 512 * MB
 COMPLETION, RUN, RUNSYNC = "/v2/default/openai/v1/completions", "/v2/default/run", "/v2/default/runsync?wait=1000"
-SETTINGS = {"body_budget": BUDGET, "queue_timeout": 3, "limit": "openai=0/0 run=0/0 runsync=0/0", "log_level": "warning"}
+SETTINGS = {
+    "body_budget": BUDGET,
+    "queue_timeout": 3,
+    "limit": "openai=0/0 run=0/0 runsync=0/0",
+    "log_level": "warning",
+}
 
 FILLS = text(LARGEST - MB)
 """Almost as large as may be."""

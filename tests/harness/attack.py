@@ -3,9 +3,9 @@
 import asyncio
 
 import h11
+
 from harness.malformed import Case
 from harness.strict import HeldError, Strict, marker, strict
-
 
 PATIENCE = 15.0  # a request that was answered early has ten seconds to get rid of its body
 BAD_REQUEST = 400

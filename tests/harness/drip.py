@@ -35,7 +35,7 @@ class Drip(asyncio.Protocol):
         """Keep what it was told."""
         self.told += data
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         """It was cut."""
         self.lasted = self._loop.time() - self._began
 

@@ -45,7 +45,7 @@ class Idle(asyncio.Protocol):
         self.heartbeats += data.count(b"\n: ")
         self.tail = (self.tail + data)[-TAIL:]
 
-    def connection_lost(self, exc: Exception | None) -> None:
+    def connection_lost(self, _: Exception | None) -> None:
         """It is over."""
         self.is_over = True
 

@@ -12,7 +12,7 @@ SMUGGLED = b"POST /v2/default/run HTTP/1.1\r\nHost: localhost\r\nContent-Length:
 
 
 class Case(NamedTuple):
-    """Bytes that must not be served. The answer is a refusal and a closed connection, or the closed connection alone."""
+    """Bytes that must not be served. The answer is a refusal and a closed connection, or only the second."""
 
     name: str
     raw: bytes

@@ -8,7 +8,20 @@ METHODS = (
     *(b"get", b"GeT", b"G@T", b"GET\x00", b"\x00GET", b"G\tET", b"\xc7ET", b"GET:", b"XYZZY", b"M" * 20_000),
     *(b"PRI", b"BREW", b'"GET"', b"GET,", b"GETGET"),
 )
-KNOWN = (b"DELETE", b"PUT", b"PATCH", b"TRACE", b"PROPFIND", b"LOCK", b"MKCOL", b"PURGE", b"REPORT", b"POST", b"CONNECT", b"SOURCE")
+KNOWN = (
+    b"DELETE",
+    b"PUT",
+    b"PATCH",
+    b"TRACE",
+    b"PROPFIND",
+    b"LOCK",
+    b"MKCOL",
+    b"PURGE",
+    b"REPORT",
+    b"POST",
+    b"CONNECT",
+    b"SOURCE",
+)
 """Methods that parsers know, and that `/livez` does not take."""
 VERSIONS = (
     *(b"HTTP/0.9", b"HTTP/1.2", b"HTTP/1.9", b"HTTP/2.0", b"HTTP/3.0", b"HTTP/9.9", b"HTTP/1.10", b"HTTP/11.1"),
@@ -26,7 +39,17 @@ TARGETS = (
 ELSEWHERE = (
     *(b"/a/%2e%2e/%00/b", b"/../livez", b"/./livez", b"/a/../livez", b"/livez/../livez", b"//livez", b"/livez//"),
     *(b"/livez/", b"/livez%00", b"/livez%0d%0aX:%20y", b"/livez;x=1", b"/%2flivez", b"/%c0%aflivez", b"/LIVEZ"),
-    *(b"/livez.json", b"//:@/livez@", b"/\\livez", b"/livez%20", b"/%", b"/livez%", b"/%zz", b"/livez%3fx", b"/.%2flivez"),
+    *(
+        b"/livez.json",
+        b"//:@/livez@",
+        b"/\\livez",
+        b"/livez%20",
+        b"/%",
+        b"/livez%",
+        b"/%zz",
+        b"/livez%3fx",
+        b"/.%2flivez",
+    ),
     *(b"/v2/default/health%00", b"/v2/%2e%2e/livez", b"/v2//health", b"/v2/default/Health"),
 )
 """Targets that are well written, and at which there is nothing."""
