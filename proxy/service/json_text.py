@@ -8,6 +8,7 @@ checked one at a time.
 import asyncio
 import codecs
 from collections.abc import Callable
+from functools import cache
 from threading import Lock
 from typing import TypeVar
 
@@ -19,13 +20,12 @@ IN_THREAD_ABOVE = 256 * 1024  # bytes: a megabyte takes a few milliseconds, and 
 SLICE_BYTES = 64 * 1024
 MOST_CONTAINERS = 2_500_000  # lists and objects: they cost most, and with so many, 20 MB are checked within 50 ms
 
-_turn = Lock()  # between two checks the event loop has its turn; with several at once it would wait for all of them
 _value = msgspec.json.Decoder(msgspec.Raw)
 
 
 async def apart(work: Callable[[bytes], Found], text: bytes) -> Found:
     """Do something with a text that takes time by its length: in a thread if it is large."""
-    return await asyncio.to_thread(_in_turn, work, text) if len(text) > IN_THREAD_ABOVE else work(text)
+    return await asyncio.to_thread(_in_turn, _turn(), work, text) if len(text) > IN_THREAD_ABOVE else work(text)
 
 
 def utf8_fault(text: bytes) -> int | None:
@@ -65,6 +65,12 @@ def is_value(text: bytes) -> bool:
     return True
 
 
-def _in_turn(work: Callable[[bytes], Found], text: bytes) -> Found:
-    with _turn:
+@cache
+def _turn() -> Lock:
+    """Between two checks the event loop has its turn; with several at once it would wait for all of them."""
+    return Lock()
+
+
+def _in_turn(turn: Lock, work: Callable[[bytes], Found], text: bytes) -> Found:
+    with turn:
         return work(text)

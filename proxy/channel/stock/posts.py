@@ -41,7 +41,7 @@ class Posts:
         if run is None or run.is_ending or run.is_stopped:
             return
         run.has_arrived = True
-        if not self._put(job_id, run, element):
+        if not await self._put(job_id, run, element):
             await self._runs.overflowed(worker.member, job_id, run.attempt)
         with suppress(TimeoutError):
             async with asyncio.timeout(STALL_SECONDS):
@@ -79,9 +79,9 @@ class Posts:
     def _run(self, worker: StockWorker, job_id: JobId) -> Run | None:
         return worker.holdings.runs.get(job_id) or self._roster.adopt(worker, job_id)
 
-    def _put(self, job_id: JobId, run: Run, element: bytes) -> bool:
+    async def _put(self, job_id: JobId, run: Run, element: bytes) -> bool:
         if run.answer is None:
-            return self._recorder.put(job_id, run.attempt, element, b"", whole=False, more=False)
+            return await self._recorder.put(job_id, run.attempt, element, b"", whole=False, more=False)
         mailbox = self._mailbox(job_id, run)
         if mailbox is None:
             return True
@@ -98,7 +98,7 @@ class Posts:
             await self._end_call(worker, job_id, run, run.answer, result)
         elif result.has_failed:
             if bytes(result.output):
-                self._recorder.put(job_id, run.attempt, result.value, b"", whole=True, more=False)
+                await self._recorder.put(job_id, run.attempt, result.value, b"", whole=True, more=False)
             error = JobError(ENGINE_ERROR, error_text(bytes(result.error)))
             await insist(partial(self._runs.failed, worker.member, job_id, run.attempt, error))
         else:
