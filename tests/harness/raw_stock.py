@@ -1,6 +1,7 @@
 """A stock worker of our own: it speaks the SDK's protocol over plain HTTP, and does nothing by itself."""
 
 import json
+from io import BytesIO
 from typing import Any, Self
 
 import aiohttp
@@ -43,7 +44,7 @@ class Raw:
     async def done(self, job: str, body: Any, *, stream: bool = False) -> int:
         url = f"{self._url}/job-done/{self.name}/{job}?gpu=none&isStream={str(stream).lower()}"
         data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.http.post(url, data=data) as response:
+        async with self.http.post(url, data=BytesIO(data)) as response:
             return response.status
 
     async def chunk(self, job: str, value: Any) -> int:
@@ -54,7 +55,7 @@ class Raw:
     async def chunk_bytes(self, job: str, body: bytes) -> int:
         """A piece of output, as it is."""
         url = f"{self._url}/job-stream/{self.name}/{job}?gpu=none&isStream=false"
-        async with self.http.post(url, data=body) as response:
+        async with self.http.post(url, data=BytesIO(body)) as response:
             return response.status
 
     async def stops(self) -> list[str]:
