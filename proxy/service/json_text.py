@@ -30,6 +30,12 @@ async def apart(work: Callable[[bytes], Found], text: bytes) -> Found:
 
 def utf8_fault(text: bytes) -> int | None:
     """Where a text is not UTF-8; None if all of it is. In slices: a whole one could become four times its bytes."""
+    if len(text) <= SLICE_BYTES:
+        try:
+            text.decode()
+        except UnicodeDecodeError as error:
+            return error.start
+        return None
     decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(text)
     start, pending = 0, 0
     try:
