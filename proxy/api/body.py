@@ -1,52 +1,58 @@
 """Reading a request's body: counted while it comes, checked once, kept as the bytes it was."""
 
-import asyncio
-import codecs
+import re
 from collections.abc import Callable
 from io import BytesIO
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
 from proxy.api.errors import ApiError
 from proxy.service.budget import Share
+from proxy.service.json_text import MOST_CONTAINERS, apart, has_too_much, utf8_fault
 
 Decoded = TypeVar("Decoded")
 
 JSON = b"application/json"
 FORM = b"multipart/form-data"
-CHECK_IN_THREAD_ABOVE = 256 * 1024  # a megabyte takes about a millisecond, and the event loop has other clients
-TEXT_BYTES = 64 * 1024  # that are looked at together
+MODEL_BYTES = 2048  # of a model's name as it is written; it stands in sentences and headers, and no name is longer
 
 
 class ClientGoneError(Exception):
     """The client left before its request was whole."""
 
 
-_NULL = msgspec.Raw(b"null")
+_NULL, _TRUE = msgspec.Raw(b"null"), msgspec.Raw(b"true")
+_OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 
-class Peek(msgspec.Struct):
-    """The fields this proxy looks at. Everything else is between the client and the engine.
+class Peek(NamedTuple):
+    """What this proxy looks at. Everything else is between the client and the engine.
+
+    `is_streaming`: the client asks for a stream. Only a plain `true` is taken for yes; the engine judges the rest.
+    """
+
+    model: str | None = None
+    is_streaming: bool = False
+
+
+class _Fields(msgspec.Struct):
+    """The fields, as they are written: any of them may be as long as the body.
 
     The `guided_*` fields were vLLM's once. It ignores them today, and answers 200 with text that obeys nothing.
     """
 
-    model: str | None = None
-    stream: msgspec.Raw = msgspec.Raw(b"false")
+    model: msgspec.Raw = _NULL
+    stream: msgspec.Raw = _NULL
     guided_json: msgspec.Raw = _NULL
     guided_regex: msgspec.Raw = _NULL
     guided_choice: msgspec.Raw = _NULL
     guided_grammar: msgspec.Raw = _NULL
 
-    @property
-    def is_streaming(self) -> bool:
-        """Whether the client asks for a stream. Only a plain `true` is taken for yes; the engine judges the rest."""
-        return bytes(self.stream) == b"true"
-
 
 _RETIRED = ("guided_json", "guided_regex", "guided_choice", "guided_grammar")
-_decoder = msgspec.json.Decoder(Peek)
+_decoder = msgspec.json.Decoder(_Fields)
+_text: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 
 
 async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share: Share) -> bytes:
@@ -86,19 +92,25 @@ def require_type(content_type: bytes, wanted: bytes) -> None:
 
 async def peek(body: bytes) -> Peek:
     """Check that a body is UTF-8 and a JSON object, and look at `model` and `stream`. `ApiError` says what is wrong."""
-    seen = await asyncio.to_thread(_peek, body) if len(body) > CHECK_IN_THREAD_ABOVE else _peek(body)
-    for name in _RETIRED:
-        if bytes(getattr(seen, name)) != b"null":
-            raise ApiError("invalid_body", f"`{name}` is no longer obeyed: use `structured_outputs` instead.", name)
-    return seen
+    return await apart(_peek, body)
 
 
 def _peek(body: bytes) -> Peek:
-    return decode_object(body, _decoder, "The body must be a JSON object.", _wrong_model)
+    found = decode_object(body, _decoder, "The body must be a JSON object.", _wrong_type)
+    for name in _RETIRED:
+        if getattr(found, name) != _NULL:
+            raise ApiError("invalid_body", f"`{name}` is no longer obeyed: use `structured_outputs` instead.", name)
+    return Peek(read_text("model", found.model, MODEL_BYTES), found.stream == _TRUE)
 
 
-def _wrong_model(_: msgspec.ValidationError) -> ApiError:
-    return ApiError("invalid_body", "`model` must be a string.", "model")
+def read_text(name: str, written: msgspec.Raw, most: int) -> str | None:
+    """A field that is a string, or null; it is built only when it is short enough to be one of these."""
+    try:
+        if len(written) <= most:
+            return _text.decode(written)
+    except msgspec.MsgspecError:
+        raise ApiError("invalid_body", f"`{name}` must be a string.", name) from None
+    raise ApiError("invalid_body", f"`{name}` must be a string of at most {most} bytes.", name)
 
 
 def decode_object(
@@ -108,11 +120,14 @@ def decode_object(
     wrong: Callable[[msgspec.ValidationError], ApiError],
 ) -> Decoded:
     """A body that must be UTF-8 and a JSON object, else `ApiError`; `wrong` is what a value of a wrong type is told."""
-    check_text(body)
+    if (fault := utf8_fault(body)) is not None:
+        raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {fault}).")
+    if has_too_much(body):
+        raise ApiError("invalid_body", f"The body may have {MOST_CONTAINERS} lists and objects, and has more.")
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
-        if body.lstrip()[:1] != b"{":
+        if not _OBJECT.match(body):
             raise ApiError("invalid_body", no_object) from error
         raise wrong(error) from error
     except (msgspec.DecodeError, RecursionError) as error:
@@ -120,16 +135,5 @@ def decode_object(
         raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error
 
 
-def check_text(body: bytes) -> None:
-    """`ApiError` for a body that is not UTF-8.
-
-    Piece by piece: one wide character would make four bytes of each of a whole body's.
-    """
-    at, view = 0, memoryview(body)
-    while at < len(body):
-        piece = view[at : at + TEXT_BYTES]
-        try:
-            _, read = codecs.utf_8_decode(piece, "strict", at + len(piece) == len(body))
-        except UnicodeDecodeError as error:
-            raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {at + error.start}).") from error
-        at += read
+def _wrong_type(error: msgspec.ValidationError) -> ApiError:
+    return ApiError("invalid_body", f"The body has a value of the wrong type: {error}.")

@@ -12,8 +12,9 @@ from typing import Any, TypeAlias
 
 import structlog
 
+from proxy.channel.checks import LOG_CHARACTERS, RefusedError, check_hello
 from proxy.channel.connection import Connection, Reader
-from proxy.channel.membership import Membership, RefusedError
+from proxy.channel.membership import Membership
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Worker
@@ -25,6 +26,8 @@ ReaderOf: TypeAlias = Callable[[Worker], Reader]
 
 HELLO_SECONDS = 10.0
 MAX_SLOTS = 100_000
+TALK_SECONDS = 10.0
+MOST_TALK = 100  # hellos and lines for the log in that time; a worker says a handful while it loads
 
 
 class WorkerChannel:
@@ -77,7 +80,7 @@ class WorkerChannel:
     async def _converse(self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any) -> None:
         reader = self._reader(worker)
         loop = asyncio.get_running_loop()
-        batch = rest
+        batch, talk = rest, Talk()
         while True:
             if worker.port is not connection:
                 raise DisconnectedError(1000)  # the worker has dialled in anew
@@ -91,13 +94,33 @@ class WorkerChannel:
                         worker.light_slots = min(max(light, 0), MAX_SLOTS)
                         self._dispatch.wake(worker.endpoint)
                     case frames.Hello():
+                        if not talk.may_go_on(worker.seen):
+                            raise RefusedError(4400, "a worker that says hello all the time is not listened to")
+                        check_hello(frame)
                         self._membership.announce(worker, frame)
                     case frames.Log(text=text):
-                        log.info("worker.says", worker=worker.id, text=text[:500])
+                        if talk.may_go_on(worker.seen):
+                            log.info("worker.says", worker=worker.id, text=text[:LOG_CHARACTERS])
+                        else:
+                            worker.ignored += 1
                     case frames.Heartbeat():
                         pass
             await asyncio.sleep(0)  # a worker that floods must not keep its own `pause` from leaving
             batch = await _frames(receive)
+
+
+class Talk:
+    """How much a worker says about itself: nobody reads a thousand lines a second, and a disk has to hold them."""
+
+    def __init__(self) -> None:
+        self._since, self._said = float("-inf"), 0
+
+    def may_go_on(self, now: float) -> bool:
+        """Whether what it says now is still not too much."""
+        if now - self._since > TALK_SECONDS:
+            self._since, self._said = now, 0
+        self._said += 1
+        return self._said <= MOST_TALK
 
 
 class DisconnectedError(Exception):

@@ -19,6 +19,7 @@ HEAD_BYTES = 32 * 1024  # browsers and SDKs send one or two KB
 MOST_FIELDS = 100
 VERSIONS = ("1.1", "1.0")
 LAST_PORT = 65_535
+LENGTH_DIGITS = 19  # of a `Content-Length`: the parser takes any number of zeros before it, and Python no such number
 
 _HOST = re.compile(
     rb"(?P<name>[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
@@ -101,7 +102,7 @@ def _check_framing(version: str, seen: dict[bytes, bytes]) -> ApiError | None:
     if coding is not None and (coding.lower() != b"chunked" or b"content-length" in seen or version != VERSIONS[0]):
         return _bad("A body has either a `Content-Length` or `Transfer-Encoding: chunked`.")
     length = seen.get(b"content-length")
-    if length is not None and not (length.isascii() and length.isdigit()):
+    if length is not None and not (length.isdigit() and len(length) <= LENGTH_DIGITS):
         return _bad("`Content-Length` must be a number.")
     if seen.get(b"content-encoding", b"identity").lower() != b"identity":
         return ApiError("unsupported_media_type", "Send the body as it is, without a `Content-Encoding`.")

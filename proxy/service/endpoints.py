@@ -15,6 +15,7 @@ class Model:
     base: bool = True  # False for an adapter on a base model
 
 
+MOST_MODELS = 1_000  # that the workers of one endpoint may announce, all together: a list of them is one answer
 QUEUE_TIMEOUT = Millis(300_000)
 EXECUTION_TIMEOUT = Millis(600_000)
 
@@ -87,7 +88,10 @@ class Endpoints:
             message = f"endpoint {endpoint.id} serves {_names(known)}, this worker {_names(bases)}"
             raise OtherModelError(message)
         kept = self._announced.get(endpoint.id, {}) if others else {}
-        self._announced[endpoint.id] = kept | {model.id: model for model in models}
+        announced = kept | {model.id: model for model in models}
+        if len(announced) > MOST_MODELS:
+            raise OtherModelError(f"endpoint {endpoint.id} has as many models as are kept ({MOST_MODELS})")
+        self._announced[endpoint.id] = announced
         self._models[endpoint.id] = _configured(endpoint) | self._announced[endpoint.id]
 
 

@@ -20,6 +20,7 @@ class Hold:
     durable: bool = False
     received: int = 0
     stopped: float | None = None  # the event loop's time when the worker was told to end it
+    has_ended: bool = False  # the worker has said how; that is being written
 
 
 class Load(NamedTuple):
@@ -43,6 +44,7 @@ class Worker:
     light_slots: int = 0
     holds: dict[JobId, Hold] = field(default_factory=dict)
     light_held: int = 0
+    ignored: int = 0  # frames of runs that it does not hold, or that nobody expects
     is_ending: bool = False  # it was given up, and its process is being ended
     has_exited: bool = False  # its process has ended, so it will not be heard of again
 

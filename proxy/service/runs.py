@@ -96,7 +96,11 @@ class Runs:
 
     async def overflowed(self, worker: Worker, job_id: JobId, attempt: int) -> None:
         """The run sends more than its client may be given."""
-        await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=False, error=OVERFLOW))
+        await self.cut(worker, job_id, attempt, OVERFLOW)
+
+    async def cut(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
+        """The run sends what nobody can be given. The worker keeps its slot until it has ended the run."""
+        await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=False, error=error))
         hold = worker.holds.get(job_id)
         if hold is not None and hold.attempt == attempt:
             worker.stop(job_id, now=asyncio.get_running_loop().time())

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.api.body import JSON, TEXT_BYTES, check_text, peek, require_type
+from proxy.api.body import JSON, peek, require_type
 from proxy.api.errors import ApiError
 
 
@@ -14,16 +14,6 @@ async def test_only_model_and_stream_are_looked_at() -> None:
 @pytest.mark.parametrize("stream", [b"false", b"null", b'"yes"', b"1", b"[]"])
 async def test_only_a_plain_true_is_a_stream(stream: bytes) -> None:
     assert not (await peek(b'{"stream": %b}' % stream)).is_streaming
-
-
-@pytest.mark.parametrize("before", [0, TEXT_BYTES - 3, TEXT_BYTES - 2, TEXT_BYTES - 1, TEXT_BYTES, 3 * TEXT_BYTES - 2])
-def test_text_is_looked_at_in_pieces_and_cut_nowhere(before: int) -> None:
-    wide = b"x" * before + "\U0001f600".encode()
-    check_text(wide)
-    check_text(wide + b"x" * TEXT_BYTES)
-    for bad in (wide[:-1], b"x" * before + b"\xff", b"x" * before + b"\xf0\x9fxx" + b"x" * TEXT_BYTES):
-        with pytest.raises(ApiError, match=rf"at byte {before}\)"):
-            check_text(bad)
 
 
 @pytest.mark.parametrize(

@@ -78,6 +78,7 @@ def test_the_operator_names_the_hosts() -> None:
         [(b"content-length", b"5"), (b"content-length", b"5")],
         [(b"content-length", b"+5")],
         [(b"content-length", b"5, 5")],
+        [(b"content-length", b"0" * 5_000 + b"5")],
         [(b"transfer-encoding", b"gzip, chunked")],
         [(b"transfer-encoding", b"identity")],
         [(b"transfer-encoding", b"chunked"), (b"transfer-encoding", b"chunked")],
