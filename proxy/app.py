@@ -143,7 +143,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     roster = Roster(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
     posts, results = Posts(runs, output, recorder, roster), Budget(RESULT_BYTES)
     stock = StockChannel(endpoints, roster, posts, results, seal.open)
-    bodies = Budget(settings.body_budget)
+    bodies = Budget(settings.body_budget, settings.body_budget // (2 if len(settings.api_key) > 1 else 1))
     openai = OpenAi(endpoints, intake, limits, bodies, lambda: token_hex(12), settings.gaps())
     jobs = JobsApi(
         endpoints, fleet, store, queue, intake, limits, bodies, clock, check_url=check_webhook, seal=seal.close

@@ -69,6 +69,7 @@ class Settings(BaseSettings):
     )
     head_timeout: float = Field(10.0, gt=0, description="Seconds in which a request's head has to be whole.")
     body_grace: float = Field(10.0, gt=0, description="Seconds in which a body has to bring a KB for each of them.")
+    body_timeout: float = Field(120.0, gt=0, description="Seconds in which a body has to be whole.")
     drain: float = Field(30.0, ge=0, description="Seconds that running calls get to finish at shutdown.")
     lease: float = Field(LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost.")
     stop_grace: float = Field(
@@ -164,7 +165,7 @@ class Settings(BaseSettings):
 
     def pace(self) -> Pace:
         """How slow a client may be."""
-        return Pace(self.head_timeout, self.body_grace)
+        return Pace(self.head_timeout, self.body_grace, self.body_timeout)
 
     def gaps(self) -> Gaps:
         """When a stream's client hears that it is alive."""

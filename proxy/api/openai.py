@@ -124,7 +124,7 @@ class OpenAi:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
                 await self._intake.check(chosen)
-            with self._bodies.share() as share:
+            with self._bodies.share(principal.key_id) as share:
                 body = await read_body(receive, headers, BODY_BYTES, share)
                 seen = peek_form(content_type, body) if found.route.is_form else await peek(body)
                 if leave is None and (chosen := self._endpoints.having(seen.model)) is not None:

@@ -22,6 +22,7 @@ class Pace:
 
     head: float = 10.0  # until a head is whole
     body: float = 10.0  # in which a body brings a KB for each second
+    whole: float = 120.0  # until a body is whole: others cannot have the room that it has paid for
 
 
 class Watched(Protocol):
@@ -29,6 +30,10 @@ class Watched(Protocol):
 
     def look(self, now: float) -> None:
         """Judge it: `now` is the event loop's time."""
+        ...
+
+    def make_room(self) -> bool:
+        """Cut it if nothing of it is being served, and say whether it was."""
         ...
 
 
@@ -39,7 +44,7 @@ class Crowd:
         self.most = most
         self.limit = most + max(LEAST_RESERVED, most // RESERVED_SHARE)
         self.size = 0
-        self.waited_for: set[Watched] = set()
+        self._waited_for: dict[Watched, None] = {}  # those who wait longest are the first
 
     def enter(self) -> None:
         """One more has come."""
@@ -49,13 +54,28 @@ class Crowd:
         """One has gone, or has become a worker's channel, which is counted with the workers."""
         self.size -= 1
 
+    def __contains__(self, one: object) -> bool:
+        return one in self._waited_for
+
+    def watch(self, one: Watched) -> None:
+        """Look after this one."""
+        self._waited_for.setdefault(one)
+
+    def unwatch(self, one: Watched) -> None:
+        """It is not waited for."""
+        self._waited_for.pop(one, None)
+
+    def make_room(self) -> bool:
+        """Cut the connection that has been silent for longest: whoever comes may have something to say."""
+        return any(one.make_room() for one in tuple(self._waited_for))
+
     async def serve(self) -> None:
         """Look at those who are waited for, for ever."""
         loop = asyncio.get_running_loop()
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = loop.time()
-            for one in tuple(self.waited_for):
+            for one in tuple(self._waited_for):
                 one.look(now)
 
 

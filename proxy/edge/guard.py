@@ -25,6 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from proxy.api.errors import ApiError
 from proxy.edge.crowd import HURRY_SECONDS, Crowd, Pace
 from proxy.edge.head import HEAD_BYTES, Fields, Hosts, check_head, head_size, path_of, too_large_head
+from proxy.service.keys import Kind, Principal
 
 log = structlog.get_logger()
 
@@ -81,13 +82,13 @@ class GuardProtocol(HttpToolsProtocol):
         self._begun = self._size = 0  # messages in the bytes that just came, and how many these are
         self._fed = self._body = 0  # bytes of this head; of this body with its framing, and without
         self._brought, self._was_paused = 0, False  # bytes of the body in this stretch of time
-        self._due = 0.0
+        self._due = self._whole_by = 0.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
         crowd = self._door.crowd
         crowd.enter()
-        if crowd.size > crowd.limit:
+        if crowd.size > crowd.limit and not crowd.make_room():
             transport.abort()
             return
         self._is_extra = crowd.size > crowd.most
@@ -95,7 +96,7 @@ class GuardProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._door.crowd.leave()
-        self._door.crowd.waited_for.discard(self)
+        self._door.crowd.unwatch(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -108,7 +109,7 @@ class GuardProtocol(HttpToolsProtocol):
         except httptools.HttpParserUpgrade as upgrade:
             if self._should_upgrade():
                 self._door.crowd.leave()
-                self._door.crowd.waited_for.discard(self)
+                self._door.crowd.unwatch(self)
                 self.handle_websocket_upgrade()
             else:
                 self._stay(data[upgrade.args[0] :])
@@ -145,7 +146,7 @@ class GuardProtocol(HttpToolsProtocol):
         if not upgrades:
             self.headers = []  # what comes behind a body are trailers, which nobody here reads
         self._stage, self._fed = BODY, 0
-        door.crowd.waited_for.discard(self)
+        door.crowd.unwatch(self)
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
@@ -157,7 +158,7 @@ class GuardProtocol(HttpToolsProtocol):
         if self._stage is BODY:
             super().on_message_complete()
         self._stage = IDLE
-        self._door.crowd.waited_for.discard(self)
+        self._door.crowd.unwatch(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -185,6 +186,8 @@ class GuardProtocol(HttpToolsProtocol):
             self._wait(self._door.pace.head)
         elif self._stage is not BODY or not self._is_answering():
             self.transport.abort()
+        elif now > self._whole_by and not self._is_workers():
+            self._refuse(ApiError("request_timeout", f"The body took more than {self._door.pace.whole:g} s."))
         elif self._was_paused or self._brought >= BYTES_PER_SECOND * self._door.pace.body:
             self._was_paused = self.flow.read_paused
             self._wait(self._door.pace.body)
@@ -199,13 +202,30 @@ class GuardProtocol(HttpToolsProtocol):
             self._refuse(too_large_head())
         elif self._stage is BODY and self._fed > FRAMING_BYTES + FRAMING_SHARE * self._body:
             self._refuse(ApiError("bad_request", "The chunks of the body hold too little."))
-        elif self._stage in (HEAD, BODY) and self not in self._door.crowd.waited_for:
-            pace = self._door.pace
-            self._wait(pace.head if self._stage is HEAD else pace.body)
+        elif self in self._door.crowd or self._stage is IDLE:
+            return
+        elif self._stage is HEAD:
+            self._wait(self._door.pace.head)
+        else:
+            self._whole_by = self.loop.time() + self._door.pace.whole
+            self._wait(self._door.pace.body)
 
     def _wait(self, seconds: float) -> None:
         self._brought, self._due = 0, self.loop.time() + seconds
-        self._door.crowd.waited_for.add(self)
+        self._door.crowd.watch(self)
+
+    def make_room(self) -> bool:
+        """Cut this connection, if it is in the way of others and nothing of it is being served."""
+        is_served = self._stage is BODY or self._is_answering()
+        if not is_served:
+            self._door.crowd.unwatch(self)
+            self.transport.abort()
+        return not is_served
+
+    def _is_workers(self) -> bool:
+        """Whether a worker posts this: it may have to wait for room, and its result comes only once."""
+        principal: Principal | None = self.cycle.scope["state"].get("principal")
+        return principal is not None and principal.kind is Kind.WORKER
 
     def _is_answering(self) -> bool:
         return self._active is not None and not self._active.response_complete
@@ -214,7 +234,7 @@ class GuardProtocol(HttpToolsProtocol):
         """Take nothing more from this connection, and say why once what was asked before is answered."""
         is_of_body, self._stage = self._stage is BODY, OVER
         self._refusal = error
-        self._door.crowd.waited_for.discard(self)
+        self._door.crowd.unwatch(self)
         if is_of_body and self._active is self.cycle:  # the request that is served has no whole body
             self.cycle.disconnected = True
             self.cycle.message_event.set()

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
@@ -10,6 +11,7 @@ from harness.line import Line
 from harness.proxy import CHAT, Proxy, chat, serving
 from harness.waiting import until
 from harness.wire import Wire, request, wire
+from pydantic import SecretStr
 
 QUICK = 0.5
 JSON_BODY = "Content-Type: application/json"
@@ -107,6 +109,16 @@ async def test_a_body_that_goes_on_slowly_is_read(quick: Proxy) -> None:
             await asyncio.sleep(QUICK / 10)
         answer = await connection.answer()
         assert json.loads(answer.body)["error"]["code"] == "invalid_json"
+
+
+async def test_a_body_that_goes_on_has_an_end_all_the_same() -> None:
+    """Else it would keep the room that it has paid for, for as long as it likes."""
+    async with serving(body_grace=QUICK, body_timeout=2 * QUICK) as proxy, wire(proxy) as connection:
+        await connection.send(request(f"POST {CHAT}", JSON_BODY, "Content-Length: 1000000"))
+        while proxy.parts.bodies.used or not connection.has_answer():
+            await connection.send(b" " * 1000)
+            await asyncio.sleep(QUICK / 10)
+        assert await refused(connection) == (408, "request_timeout")
 
 
 async def test_chunks_may_not_be_mostly_framing(quick: Proxy) -> None:
@@ -208,3 +220,33 @@ async def test_bodies_share_a_budget() -> None:
             assert answer.headers[b"retry-after"] == b"5"
             assert json.loads(answer.body)["error"]["code"] == "overloaded"
         await until(lambda: proxy.parts.bodies.used == 0, 5, "it is given back")
+
+
+async def test_one_key_leaves_half_of_the_budget_to_others() -> None:
+    keys = [SecretStr("alice=alice-secret"), SecretStr("bob=bob-secret")]
+    async with serving(body_budget=64 * 1024 * 1024, endpoint=["default=small"], api_key=keys) as proxy:
+        size = 18 * 1024 * 1024
+
+        def asked(key: str) -> bytes:
+            return request(f"POST {CHAT}", JSON_BODY, f"Authorization: {key}", f"Content-Length: {size}", body=b"{")
+
+        async with wire(proxy) as first, wire(proxy) as second, wire(proxy) as other:
+            await first.send(asked("alice-secret"))
+            await until(lambda: proxy.parts.bodies.used == size, 5, "alice's first body is paid for")
+            await second.send(asked("alice-secret"))
+            assert (await second.answer()).status == 503
+            await other.send(asked("bob-secret"))
+            await until(lambda: proxy.parts.bodies.used == 2 * size, 5, "bob's body is paid for")
+
+
+async def test_silent_connections_give_way_to_those_that_speak() -> None:
+    """All places are taken, also those that are kept for workers, by connections that say nothing."""
+    async with serving(max_connections=20, head_timeout=60.0) as proxy, AsyncExitStack() as stack:
+        crowd = proxy.parts.door.crowd
+        silent = [await stack.enter_async_context(wire(proxy)) for _ in range(crowd.limit)]
+        await until(lambda: crowd.size == crowd.limit, 5, "the house is full")
+        async with wire(proxy) as worker:
+            token = f"Authorization: {proxy.parts.token}"
+            await worker.send(request("GET /v2/default/ping/w-1?job_id=", token))
+            assert (await worker.answer()).status == 200
+        assert await silent[0].rest() == b""  # the one that had been silent for longest

@@ -31,6 +31,10 @@ class Wire:
         with suppress(ConnectionError):
             await self._writer.drain()
 
+    def has_answer(self) -> bool:
+        """Whether something has come that was not read yet."""
+        return bool(self._reader._buffer)  # type: ignore[attr-defined]
+
     async def answer(self) -> Answer:
         """The next answer, with its whole body."""
         async with asyncio.timeout(PATIENCE):

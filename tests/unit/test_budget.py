@@ -27,6 +27,18 @@ def test_a_share_is_given_back_once() -> None:
     assert budget.used == 0
 
 
+def test_no_holder_has_more_than_its_part() -> None:
+    budget = Budget(10, each=5)
+    with budget.share("alice") as first, budget.share("alice") as second, budget.share("bob") as other:
+        first.grow(3)
+        with pytest.raises(BudgetError):
+            second.grow(3)
+        other.grow(5)
+        second.grow(2)
+    assert budget.used == 0
+    assert not budget._held
+
+
 async def test_those_who_wait_have_their_turn_in_order() -> None:
     budget, order = Budget(10), list[int]()
 

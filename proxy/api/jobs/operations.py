@@ -252,7 +252,7 @@ class JobsApi:
 
     def _answering(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
-            share = self._bodies.share()
+            share = self._bodies.share(request.state.principal.key_id)
             asked: Asked | None = None
             try:
                 asked = self._asked(request, share)
