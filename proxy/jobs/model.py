@@ -98,6 +98,10 @@ class Job:
         """Whether it has ended."""
         return self.status in TERMINAL
 
+    def without_body(self) -> "Job":
+        """The job as its client sees it: without what it sent for the worker."""
+        return replace(self, submission=self.submission.without_body())
+
     def outline(self) -> "Job":
         """The job as lists have it: without the request's body, `s3_config` and output, which can be large."""
         return replace(self, submission=self.submission.without_body(), output=None)

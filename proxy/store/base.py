@@ -49,7 +49,11 @@ class JobStore(Protocol):
         ...
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
-        """The job, or None when this owner has none by this id on this endpoint (nothing tells these cases apart)."""
+        """The job, or None when this owner has none by this id on this endpoint (nothing tells these cases apart).
+
+        Without the request's body and `s3_config`: no client is shown them, and one that asks again and again must not
+        bring 20 MB into memory with each question.
+        """
         ...
 
     async def find(self, job_id: JobId) -> Job | None:

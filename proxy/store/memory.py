@@ -57,7 +57,7 @@ class MemoryStore:
         job = self._jobs.get(job_id)
         if job is None or job.endpoint != endpoint or job.submission.owner != owner:
             return None
-        return job
+        return job.without_body()
 
     async def find(self, job_id: JobId) -> Job | None:
         return self._jobs.get(job_id)

@@ -153,8 +153,8 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(job_id=jobs)
     def a_client_looks(self, job_id: str) -> None:
-        job = self.run(self.store.get(HERE, ALICE, JobId(job_id)))
-        assert job == self.run(self.store.find(JobId(job_id)))
+        job = self.run(self.store.find(JobId(job_id)))
+        assert self.run(self.store.get(HERE, ALICE, JobId(job_id))) == (None if job is None else job.without_body())
         if job_id in self.rows:
             self.agree(job, job_id)
         else:

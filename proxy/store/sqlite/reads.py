@@ -16,9 +16,9 @@ SPARE_PAGES, SPARE_PART = 4096, 4  # 16 MB, or a quarter of a bigger file, is ke
 
 
 def get(db: Connection, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
-    """The job, if it is this owner's."""
-    sql = """SELECT jobs.*, body, s3_config, output FROM jobs
-             LEFT JOIN works ON works.job = number LEFT JOIN results ON results.job = number
+    """The job, if it is this owner's, without what was sent for the worker."""
+    sql = """SELECT jobs.*, NULL, NULL, output FROM jobs
+             LEFT JOIN results ON results.job = number
              WHERE id = ? AND endpoint = ? AND owner = ?"""
     return _first(_whole(db.execute(sql, (job_id, endpoint, owner))))
 
