@@ -73,6 +73,7 @@ EXPOSED_HEADERS = [
 KEEP_ALIVE_SECONDS = 75
 FLUSH_SECONDS = 2.0  # for the last bytes to reach the clients, once everything has ended
 BACKLOG = 2048
+ANSWER_BYTES = 256 * 1024 * 1024  # of whole answers on their way to clients
 RESULT_BYTES = 128 * 1024 * 1024  # that stock workers post at once: two of the largest results
 SWITCH_SECONDS = (
     0.0001  # shorter than a busy turn of the event loop: else the store's thread waits seconds for its turn
@@ -102,6 +103,7 @@ class Parts:
     deliveries: Deliveries
     roster: Roster
     bodies: Budget
+    answers: Budget
     door: Door
     app: Any  # the ASGI application
 
@@ -145,8 +147,19 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     stock = StockChannel(endpoints, roster, posts, results, seal.open)
     bodies = Budget(settings.body_budget, settings.body_budget // (2 if len(settings.api_key) > 1 else 1))
     openai = OpenAi(endpoints, intake, limits, bodies, lambda: token_hex(12), settings.gaps())
+    answers = Budget(ANSWER_BYTES)
     jobs = JobsApi(
-        endpoints, fleet, store, queue, intake, limits, bodies, clock, check_url=check_webhook, seal=seal.close
+        endpoints,
+        fleet,
+        store,
+        queue,
+        intake,
+        limits,
+        bodies,
+        answers,
+        clock,
+        check_url=check_webhook,
+        seal=seal.close,
     )
     status = StatusApp(endpoints, fleet, intake, store, jobs)
     rooms: dict[Room, RoomApp] = {
@@ -187,6 +200,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         deliveries,
         roster,
         bodies,
+        answers,
         door,
         app,
     )

@@ -31,7 +31,7 @@ class Share:
     def grow(self, size: int) -> None:
         """Hold so much more, or `BudgetError`. Those who wait are not passed."""
         if not self._budget.take(size, self._holder):
-            raise BudgetError("This server holds as many request bodies as it may. Try again in a moment.")
+            raise BudgetError("This server holds as many bodies as it may. Try again in a moment.")
         self.held += size
 
     async def wait(self, size: int) -> None:

@@ -14,6 +14,7 @@ from fastapi import APIRouter, Request, Response
 from proxy.api.body import JSON, ClientGoneError, read_body, require_type
 from proxy.api.errors import TOLD, ApiError, limit_headers, told
 from proxy.api.jobs import rendering
+from proxy.api.jobs.answer import JsonAnswer
 from proxy.api.jobs.envelope import (
     MAX_TTL,
     MIN_LIFE,
@@ -98,12 +99,14 @@ class JobsApi:
         intake: Intake,
         limits: Limits,
         bodies: Budget,
+        answers: Budget,
         clock: Clock,
         check_url: CheckUrl,
         seal: Seal,
     ) -> None:
         self._endpoints, self._fleet, self._store, self._queue = endpoints, fleet, store, queue
-        self._intake, self._limits, self._bodies, self._clock = intake, limits, bodies, clock
+        self._intake, self._limits, self._clock = intake, limits, clock
+        self._bodies, self._answers = bodies, answers
         self._check_url, self._seal = check_url, seal
 
     def router(self) -> APIRouter:
@@ -258,7 +261,7 @@ class JobsApi:
                 asked = self._asked(request, share)
                 asked.leave, left = self._limits.enter(asked.key, asked.endpoint.id, name)
                 answer = await operation(asked, request.path_params.get("job", ""))
-                response = answer if isinstance(answer, Response) else Response(answer, media_type="application/json")
+                response = answer if isinstance(answer, Response) else JsonAnswer(answer, self._answers)
                 for key, value in limit_headers(left):
                     response.headers[key.decode()] = value.decode()
                 return response
