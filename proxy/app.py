@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_hex
 from typing import Any
@@ -79,7 +79,7 @@ class Parts:
     """The parts of one proxy, connected."""
 
     settings: Settings
-    token: str
+    token: str = field(repr=False)
     endpoints: Endpoints
     fleet: Fleet
     output: Output
@@ -122,9 +122,11 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     check_webhook = partial(check_url, allowed=receivers)
 
     async def notice(job: Job) -> bytes:
-        return rendering.notice(job, await queue.outputs(job), clock.now())
+        webhook = seal.open_webhook(job.submission.webhook or "")
+        return rendering.notice(job, await queue.outputs(job), clock.now(), webhook)
 
-    deliveries = Deliveries(store, Sender(read_secret(settings.signing_secret()), receivers, clock), notice, clock)
+    sender = Sender(read_secret(settings.signing_secret()), receivers, clock)
+    deliveries = Deliveries(store, sender, notice, clock, open_webhook=seal.open_webhook)
     runs.on_delivery = deliveries.wake
     membership = Membership(endpoints, fleet, runs, output, recorder, orphans)
     channel = WorkerChannel(
@@ -133,7 +135,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     roster = Roster(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
     stock = StockChannel(keys, endpoints, roster, Posts(runs, output, recorder, roster), seal.open)
     openai = OpenAi(keys, endpoints, intake, limits, lambda: token_hex(12), settings.gaps())
-    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=check_webhook, seal=seal.close)
+    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=check_webhook, seal=seal)
     app: Any = Gateway(openai, channel, stock, status_app(endpoints, fleet, intake, store, jobs))
     if settings.cors_origin:
         app = CORSMiddleware(

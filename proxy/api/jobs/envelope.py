@@ -13,6 +13,7 @@ from proxy.api.body import CHECK_IN_THREAD_ABOVE, decode_object
 from proxy.api.errors import ApiError
 from proxy.jobs.model import Millis
 from proxy.service.queue import TTL, Order
+from proxy.service.seal import Seal
 
 MIN_EXECUTION, MAX_EXECUTION = 5_000, 7 * 24 * 3600_000
 MIN_TTL, MAX_TTL = 10_000, 7 * 24 * 3600_000
@@ -23,8 +24,6 @@ NULL = b"null"
 
 CheckUrl: TypeAlias = Callable[[str], None]
 """Whether a webhook may go there: raises `ValueError` with a sentence if not."""
-Seal: TypeAlias = Callable[[bytes], bytes]
-"""Encrypts what is only for the worker."""
 
 
 class _Policy(msgspec.Struct, rename="camel"):
@@ -54,13 +53,13 @@ async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Mi
     ttl = _between("policy.ttl", policy.ttl, MIN_TTL, MAX_TTL)
     if found.webhook:
         _check_webhook(found.webhook, check_url)
-    sealed = None if found.s3_config is None else seal(msgspec.json.encode(found.s3_config))
+    sealed = None if found.s3_config is None else seal.close(msgspec.json.encode(found.s3_config))
     return Order(
         value,
         execution_timeout=execution,
         ttl=TTL if ttl is None else ttl,
         low_priority=bool(policy.low_priority),
-        webhook=found.webhook or None,
+        webhook=seal.close_webhook(found.webhook) if found.webhook else None,
         s3_config=sealed,
         sync_wait=sync_wait,
     )

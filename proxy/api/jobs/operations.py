@@ -19,7 +19,6 @@ from proxy.api.jobs.envelope import (
     MIN_LIFE,
     WAIT,
     CheckUrl,
-    Seal,
     read_millis,
     read_order,
     read_wait,
@@ -34,6 +33,7 @@ from proxy.service.intake import DrainingError, QueueFullError
 from proxy.service.keys import Keys, Kind, Principal
 from proxy.service.limits import LimitedError, Limits
 from proxy.service.queue import NotRetriableError, Queue
+from proxy.service.seal import Seal
 from proxy.store.base import JobStore, StoreFullError
 
 log = structlog.get_logger()
