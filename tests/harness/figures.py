@@ -1,0 +1,8 @@
+"""Figures that a test measures, as JSON lines."""
+
+import json
+
+
+def tell(figure: str, value: float, goal: str = "", unit: str = "") -> None:
+    """Print a figure, and what it should be."""
+    print(json.dumps({"figure": figure, "value": value, "goal": goal, "unit": unit}), flush=True)
