@@ -12,6 +12,7 @@ from typing import Any
 from uuid import uuid4
 
 import aiohttp
+
 from harness.proxy import CHAT, chat
 from harness.queue import FINAL, prompt
 
@@ -44,7 +45,7 @@ class Crowd:
     done: Counter[str] = field(default_factory=Counter)
     foreign: list[str] = field(default_factory=list)  # a word of somebody else, and who got it
     unequal: list[str] = field(default_factory=list)  # an answer about somebody else's job that tells that there is one
-    bytes: int = 0
+    looked_at: int = 0  # bytes
 
     async def ask(self, owner: Owner, method: str, path: str, **more: Any) -> tuple[int, bytes, dict[str, str]]:
         """One call, every byte of whose answer is looked at, to the instant at which the client leaves."""
@@ -72,7 +73,7 @@ class Crowd:
 
     def look(self, owner: Owner, content: bytes) -> None:
         """These bytes came to this owner."""
-        self.bytes += len(content)
+        self.looked_at += len(content)
         for found in MARK.findall(content):
             if found.decode() not in owner.mark:
                 self.foreign.append(f"{found.decode()} at {owner.name}")

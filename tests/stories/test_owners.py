@@ -50,7 +50,7 @@ async def everybody_asks(seen: Crowd, requests: int, seed: int) -> None:
 def tell_of(seen: Crowd, requests: int) -> None:
     tell("requests of 50 owners", requests)
     tell("of them left or cancelled", sum(n for kind, n in seen.done.items() if "left" in kind or "cancel" in kind))
-    tell("bytes looked at", seen.bytes, "", "bytes")
+    tell("bytes looked at", seen.looked_at, "", "bytes")
     tell("foreign watermarks", len(seen.foreign), "0")
     tell("questions for another's job", seen.done["asked for another's job"])
     tell("answers that tell of another's job", len(seen.unequal), "0")
