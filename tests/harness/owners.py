@@ -49,7 +49,7 @@ class Crowd:
 
     async def ask(self, owner: Owner, method: str, path: str, **more: Any) -> tuple[int, bytes, dict[str, str]]:
         """One call, every byte of whose answer is looked at, to the instant at which the client leaves."""
-        headers = {"Authorization": f"Bearer {owner.key}"}
+        headers = more.pop("headers", {}) | {"Authorization": f"Bearer {owner.key}"}
         async with self.http.request(method, path, headers=headers, **more) as response:
             self.look(owner, str(response.headers).encode())
             if job := response.headers.get("x-job-id"):
