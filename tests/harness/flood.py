@@ -35,17 +35,18 @@ class Answers:
     without_retry_after: int = 0  # of the refusals
     refusals: list[float] = field(default_factory=list)
     late: float = 0.0  # the most by which a request left after its time: the generator's own fault
+    stood: float = 0.0  # seconds in which the generator stood still, all together; no refusal is blamed for them
 
 
 async def ask(http: aiohttp.ClientSession, number: int, answers: Answers) -> None:
     """One request."""
     path, body = ("/v2/default/run", RUN) if number % QUEUED == 0 else ("/v1/chat/completions", CHAT)
-    begun = time.monotonic()
+    begun = time.monotonic() - answers.stood
     try:
         async with http.post(path, json=body) as response:
             answers.statuses[str(response.status)] += 1
             if response.status != 200:
-                answers.refusals.append((time.monotonic() - begun) * 1000)
+                answers.refusals.append((time.monotonic() - answers.stood - begun) * 1000)
                 answers.without_retry_after += "retry-after" not in response.headers
             await response.read()
     except aiohttp.ClientError as error:
@@ -66,6 +67,7 @@ async def flood(url: str, rate: float, seconds: float) -> Answers:
             due = begun + number / rate
             if (early := due - time.monotonic()) > 0:
                 await asyncio.sleep(early)
+                answers.stood += max(0.0, time.monotonic() - due)
             answers.late = max(answers.late, (time.monotonic() - due) * 1000)
             group.create_task(ask(http, number, answers))
             answers.sent += 1
