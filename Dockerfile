@@ -40,11 +40,15 @@ RUN --mount=type=secret,id=HF_TOKEN \
     if [ -n "$MODEL_NAME" ]; then \
     HF_TOKEN="$(cat /run/secrets/HF_TOKEN 2>/dev/null || true)" python3 -m worker_vllm.bake "$MODEL_NAME" \
     --revision "$MODEL_REVISION" --tokenizer "$TOKENIZER_NAME" --tokenizer-revision "$TOKENIZER_REVISION" \
-    --quantization "$QUANTIZATION"; \
+    --quantization "$QUANTIZATION" && chmod -R a+rX /baked /local_model_args.json; \
     fi
+# A name and a home for the user that it runs as: torch asks for the one and keeps what it compiles in the other.
+RUN useradd --uid 10001 --create-home worker && install --directory --owner worker --group worker --mode 0700 /models
+ENV HOME=/home/worker
 # Clients of a baked model name it as its hub does, not by its folder, unless they are told otherwise.
 ENV SERVED_MODEL_NAME=${MODEL_NAME}
 # Mounted, and named by HF_HOME, it keeps models; no default, or a Runpod volume (BASE_PATH) would not be used.
+USER 10001:10001
 VOLUME /models
 STOPSIGNAL SIGTERM
 ENTRYPOINT ["python3", "-m", "worker_vllm"]

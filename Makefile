@@ -1,7 +1,7 @@
 PYTHON ?= python3
 export ONLY MINUTES
 
-.PHONY: up test torture check lock
+.PHONY: up test torture check lock audit sbom
 
 up:       ## install what is missing, then start the proxy and a worker: make up ARGS="--model ..."
 	@$(PYTHON) scripts/up.py $(ARGS)
@@ -17,3 +17,9 @@ check:    ## format, lint, types, import contracts: make check ARGS=--fix
 
 lock:     ## compile requirements/*.txt anew: make lock ARGS=--upgrade
 	@$(PYTHON) scripts/lock.py $(ARGS)
+
+audit:    ## ask an advisory service about every pinned package: 0 clean, 1 vulnerable, 2 could not be asked
+	@$(PYTHON) scripts/audit.py $(ARGS)
+
+sbom:     ## a CycloneDX list of a base install, dist/sbom.json: make sbom ARGS=PATH
+	@$(PYTHON) scripts/sbom.py $(ARGS)

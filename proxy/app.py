@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_hex
-from typing import Any
+from typing import Any, cast
 
 import structlog
 import uvicorn
@@ -19,23 +19,27 @@ from starlette.middleware.cors import CORSMiddleware
 from proxy.api.jobs import rendering
 from proxy.api.jobs.operations import JobsApi
 from proxy.api.openai import OpenAi
-from proxy.api.protocol import HttpProtocol
-from proxy.api.status import status_app
+from proxy.api.status import StatusApp, error_body
 from proxy.channel.connection import Reader
 from proxy.channel.membership import Membership
 from proxy.channel.protocol import WorkerProtocol
-from proxy.channel.stock.calls import find_call
 from proxy.channel.stock.channel import StockChannel
-from proxy.channel.stock.line import LineProtocol
 from proxy.channel.stock.posts import Posts
 from proxy.channel.stock.roster import Roster
-from proxy.channel.websocket import WorkerChannel, worker_path
+from proxy.channel.websocket import WorkerChannel
 from proxy.delivery.deliveries import Deliveries
 from proxy.delivery.guard import check_url
 from proxy.delivery.sender import Sender
 from proxy.delivery.signature import read_secret
+from proxy.edge.crowd import Crowd, places
+from proxy.edge.gate import Gate, RoomApp, WorkerRoom
+from proxy.edge.guard import Door
+from proxy.edge.memory import return_large_blocks
+from proxy.edge.protocol import EdgeProtocol
+from proxy.edge.routes import Room, Table
 from proxy.jobs.model import Job, WorkerId
 from proxy.service.background import Background, keep
+from proxy.service.budget import Budget
 from proxy.service.clock import Clock, SystemClock
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
@@ -51,6 +55,7 @@ from proxy.service.queue import Queue
 from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
 from proxy.service.seal import Seal
+from proxy.service.stuck import StuckWorkers
 from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings
 from proxy.store.base import JobStore
@@ -68,6 +73,7 @@ EXPOSED_HEADERS = [
 KEEP_ALIVE_SECONDS = 75
 FLUSH_SECONDS = 2.0  # for the last bytes to reach the clients, once everything has ended
 BACKLOG = 2048
+RESULT_BYTES = 128 * 1024 * 1024  # that stock workers post at once: two of the largest results
 SWITCH_SECONDS = (
     0.0001  # shorter than a busy turn of the event loop: else the store's thread waits seconds for its turn
 )
@@ -91,16 +97,19 @@ class Parts:
     queue: Queue
     recorder: Recorder
     background: Background
+    stuck: StuckWorkers
     sweeper: Sweeper
     deliveries: Deliveries
     roster: Roster
+    bodies: Budget
+    door: Door
     app: Any  # the ASGI application
 
     def worker_exited(self, worker_exit: WorkerExit) -> None:
         """A worker process that was started here has ended: no need to wait for its lease."""
         worker = self.fleet.get(WorkerId(worker_exit.worker))
         if worker is not None:
-            worker.seen = float("-inf")  # the sweeper buries it in its next round
+            worker.has_exited = True  # the sweeper buries it in its next round
 
 
 def compose(settings: Settings, clock: Clock | None = None) -> Parts:
@@ -117,7 +126,8 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     intake = Intake(store, output, dispatch, runs, clock)
     limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, time.monotonic)
     queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock)
-    sweeper = Sweeper(store, fleet, output, runs, orphans, clock, settings.lease)
+    stuck = StuckWorkers(fleet, settings.stop_grace)
+    sweeper = Sweeper(store, fleet, output, runs, orphans, stuck, clock, settings.lease)
     receivers, seal = settings.receivers(), Seal(settings.seal_key())
     check_webhook = partial(check_url, allowed=receivers)
 
@@ -130,13 +140,25 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     runs.on_delivery = deliveries.wake
     membership = Membership(endpoints, fleet, runs, output, recorder, orphans)
     channel = WorkerChannel(
-        keys, endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
+        endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
     roster = Roster(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
-    stock = StockChannel(keys, endpoints, roster, Posts(runs, output, recorder, roster), seal.open)
-    openai = OpenAi(keys, endpoints, intake, limits, lambda: token_hex(12), settings.gaps())
-    jobs = JobsApi(keys, endpoints, fleet, store, queue, limits, clock, check_url=check_webhook, seal=seal)
-    app: Any = Gateway(openai, channel, stock, status_app(endpoints, fleet, intake, store, jobs))
+    posts, results = Posts(runs, output, recorder, roster), Budget(RESULT_BYTES)
+    stock = StockChannel(endpoints, roster, posts, results, seal.open)
+    bodies = Budget(settings.body_budget)
+    openai = OpenAi(endpoints, intake, limits, bodies, lambda: token_hex(12), settings.gaps())
+    jobs = JobsApi(endpoints, fleet, store, queue, intake, limits, bodies, clock, check_url=check_webhook, seal=seal)
+    status = StatusApp(endpoints, fleet, intake, store, jobs)
+    rooms: dict[Room, RoomApp] = {
+        Room.STATUS: status,
+        Room.QUEUE: status,
+        Room.OPENAI: openai,
+        Room.STOCK: WorkerRoom(stock),
+        Room.CHANNEL: WorkerRoom(channel),
+    }
+    gate = Gate(keys, Table(), rooms)
+    door = Door(settings.hosts(), settings.pace(), Crowd(places(settings.max_connections)), error_body, gate.is_worker)
+    app: Any = gate
     if settings.cors_origin:
         app = CORSMiddleware(
             app,
@@ -160,30 +182,14 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         queue,
         recorder,
         background,
+        stuck,
         sweeper,
         deliveries,
         roster,
+        bodies,
+        door,
         app,
     )
-
-
-class Gateway:
-    """The ASGI application: the channels of the workers and the OpenAI API in front, FastAPI behind them."""
-
-    def __init__(self, openai: OpenAi, channel: WorkerChannel, stock: StockChannel, status: Any) -> None:
-        self._openai, self._channel, self._stock, self._status = openai, channel, stock, status
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        if scope["type"] == "websocket":
-            await self._channel(worker_path(scope["path"]), scope, receive, send)
-        elif (call := find_call(scope["path"], scope["method"])) is not None:
-            await self._stock(call, scope, receive, send)
-        elif not await self._openai(scope, receive, send):
-            await self._status(scope, receive, send)
-
-
-class Protocol(LineProtocol, HttpProtocol):
-    """HTTP, with what both the relay and the channel of stock workers need from the connection."""
 
 
 class Server(uvicorn.Server):
@@ -229,6 +235,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     Leaving is the drain: running calls finish, within the time that is set for it.
     """
     sys.setswitchinterval(SWITCH_SECONDS)
+    return_large_blocks()
     async with parts.store.open():
         parts.orphans.find(await parts.store.running())
         async with _serving(parts, listener):
@@ -239,7 +246,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
 async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         parts.app,
-        http=Protocol,
+        http=cast("type[EdgeProtocol]", partial(EdgeProtocol, parts.door)),
         ws=WorkerProtocol,
         ws_max_size=SOCKET_BYTES,
         ws_per_message_deflate=False,
@@ -256,6 +263,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
     )
     server = Server(config)
     loops: dict[str, Callable[[], Awaitable[None]]] = {
+        "crowd": parts.door.crowd.serve,
         "sweeper": parts.sweeper.serve,
         "roster": parts.roster.serve,
         "recorder": parts.recorder.serve,

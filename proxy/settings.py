@@ -14,16 +14,20 @@ from proxy.api.relay import Gaps
 from proxy.channel.stock.liveness import Patience
 from proxy.delivery.guard import Allowed
 from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
+from proxy.edge.crowd import Pace
+from proxy.edge.head import Hosts, is_host
+from proxy.exposure import refusal
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
-from proxy.service.keys import Kind, StoredKey, stored_key
+from proxy.service.keys import Kind, StoredKey, parted, stored_key
 from proxy.service.limits import LIMITS, PER_WORKER, Limit
 from proxy.service.seal import new_key
+from proxy.service.stuck import GRACE_SECONDS
 from proxy.wire.frames import LEASE_SECONDS
 
 SECRETS = ("PROXY_API_KEY", "PROXY_WORKER_TOKEN", "PROXY_WEBHOOK_SECRET")
+KEPT_FOR_WORKERS = "worker-token"  # its file in the data directory
 MEMORY, SQLITE = "memory:", "sqlite:///"
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
 _LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>\d{1,9})(/(?P<concurrent>\d{1,9}))?")
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
@@ -54,8 +58,22 @@ class Settings(BaseSettings):
         [], description="OPERATION=REQUESTS[/CONCURRENT] that a key may ask in ten seconds and at once; 0 is no limit."
     )
     limit_per_worker: int = Field(PER_WORKER, ge=0, description="Requests in ten seconds for each running worker.")
+    allowed_host: Annotated[list[str], NoDecode] = Field(
+        [], description="Name by which clients call this; without any, every name where a key is needed."
+    )
+    max_connections: int | None = Field(
+        None, gt=0, description="Clients connected at once; else as many as there are descriptors for."
+    )
+    body_budget: int = Field(
+        256 * 1024 * 1024, ge=32 * 1024 * 1024, description="Bytes of all clients' bodies together; above it 503."
+    )
+    head_timeout: float = Field(10.0, gt=0, description="Seconds in which a request's head has to be whole.")
+    body_grace: float = Field(10.0, gt=0, description="Seconds in which a body has to bring a KB for each of them.")
     drain: float = Field(30.0, ge=0, description="Seconds that running calls get to finish at shutdown.")
     lease: float = Field(LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost.")
+    stop_grace: float = Field(
+        GRACE_SECONDS, gt=0, description="Seconds a run may take to stop; then a worker that was started here is ended."
+    )
     poll_hold: float = Field(20.0, gt=0, lt=60, description="Seconds that a stock worker's poll is held.")
     ping_lease: float = Field(35.0, gt=0, description="Seconds after which a silent stock worker is lost.")
     line_gap: float = Field(10.0, gt=0, description="Seconds after which a stock worker is lost whose process ended.")
@@ -73,7 +91,13 @@ class Settings(BaseSettings):
             _limit(text)
         return value
 
-    @field_validator("api_key", "endpoint", "cors_origin", "limit", "webhook_allow", mode="before")
+    @field_validator("api_key", mode="before")
+    @classmethod
+    def _keys(cls, value: Any) -> Any:
+        """A variable that is set and empty is a key that went missing, not the wish for none."""
+        return (value.split() or [""]) if isinstance(value, str) else value
+
+    @field_validator("endpoint", "cors_origin", "limit", "webhook_allow", "allowed_host", mode="before")
     @classmethod
     def _words(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
@@ -98,6 +122,14 @@ class Settings(BaseSettings):
     @classmethod
     def _receivers(cls, value: list[str]) -> list[str]:
         Allowed.read(value)
+        return value
+
+    @field_validator("allowed_host")
+    @classmethod
+    def _host_names(cls, value: list[str]) -> list[str]:
+        for text in value:
+            if not is_host(text):
+                raise ValueError(f"{text!r}: give a name or an address, without a port")
         return value
 
     @field_validator("store")
@@ -126,6 +158,14 @@ class Settings(BaseSettings):
         """What one key may ask of one endpoint."""
         return LIMITS | dict(_limit(text) for text in self.limit)
 
+    def hosts(self) -> Hosts:
+        """The names by which this proxy may be called."""
+        return Hosts(frozenset(name.lower().encode() for name in self.allowed_host), is_open=not self.api_key)
+
+    def pace(self) -> Pace:
+        """How slow a client may be."""
+        return Pace(self.head_timeout, self.body_grace)
+
     def gaps(self) -> Gaps:
         """When a stream's client hears that it is alive."""
         return Gaps(self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent)
@@ -145,13 +185,17 @@ class Settings(BaseSettings):
             return None
         return Path(self.store.removeprefix(SQLITE)).expanduser() if self.store else self.data_dir / "jobs.db"
 
-    def is_exposed(self) -> bool:
-        """Whether others than this machine can reach it although nobody needs a key."""
-        return self.host not in LOOPBACK and not self.api_key
+    def refusal(self) -> str | None:
+        """Why the proxy must not start with these settings, or None."""
+        path = self.data_dir / KEPT_FOR_WORKERS
+        kept = path.read_text().strip() if path.exists() else ""
+        given = self.worker_token
+        token = (kept or None) if given is None else given.get_secret_value()
+        return refusal(self.host, [parted(key.get_secret_value()) for key in self.api_key], token)
 
     def token(self) -> str:
         """The worker token."""
-        return self._kept("worker-token", self.worker_token, lambda: secrets.token_urlsafe(32))
+        return self._kept(KEPT_FOR_WORKERS, self.worker_token, lambda: secrets.token_urlsafe(32))
 
     def signing_secret(self) -> str:
         """What webhooks are signed with, as their receivers are given it."""

@@ -42,6 +42,7 @@ def main() -> None:
         "base": ["pyproject.toml", "--constraints", str(REQUIREMENTS / "cpu.txt")],
         "test": ["pyproject.toml", "--extra", "test", "--constraints", str(REQUIREMENTS / "cpu.txt")],
         "sdk": ["pyproject.toml", "--extra", "sdk"],
+        "audit": ["--group", "audit"],
         "openai1": ["--group", "openai1"],
         "openai2": ["--group", "openai2"],
     }

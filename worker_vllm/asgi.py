@@ -169,13 +169,16 @@ def _scope(request: Request, authorization: str) -> Scope:
 
 
 async def _let_end(task: "asyncio.Future[None]", path: str, seconds: float) -> None:
-    """Wait until the app has let go of the request; by force if it does not."""
+    """Wait until the app has let go of the request; by force if it does not. One that resists that too is waited for:
+    the proxy does with the worker what it can, and gives its slot to nobody.
+    """
     try:
         await asyncio.wait({task}, timeout=seconds)
     finally:
         if not task.done():
             structlog.get_logger().warning("asgi.app_did_not_end", path=path, seconds=seconds)
             task.cancel()
+    await asyncio.wait({task})
 
 
 def _failure(task: "asyncio.Future[None]") -> BaseException | None:

@@ -152,7 +152,9 @@ class Runtime:
             self._stop(run, run.end("lost", code, message))
         tasks = [run.task for run in self._runs.values() if run.task is not None]
         if tasks:
-            await asyncio.wait(tasks, timeout=STOP_SECONDS)
+            _, deaf = await asyncio.wait(tasks, timeout=STOP_SECONDS)
+            for task in deaf:
+                task.cancel()  # once more: it waits for an engine that does not let go
 
     def _take_no_more(self) -> None:
         """Say so before any end does: a job that is handed back, or lost, must not come straight back here."""

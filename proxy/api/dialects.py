@@ -12,6 +12,7 @@ import msgspec
 from proxy.api.errors import ApiError
 
 DONE = b"data: [DONE]\n\n"
+ERROR_BYTES = 64 * 1024  # of an engine's error that is read
 
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -46,7 +47,10 @@ def _openai_last_events(body: bytes) -> bytes:
 
 def _responses_last_events(body: bytes) -> bytes:
     """The `error` event of the Responses API: the fields of the error object, flat."""
-    error = msgspec.json.decode(body, type=_ErrorBody).error
+    try:
+        error = msgspec.json.decode(body, type=_ErrorBody).error if len(body) <= ERROR_BYTES else {}
+    except msgspec.MsgspecError:
+        error = {}  # what an engine answers need not be JSON
     event = {"type": "error", "code": None, "message": "", "param": None} | error | {"type": "error"}
     return b"event: error\ndata: %b\n\n" % msgspec.json.encode(event | {"sequence_number": 0})
 

@@ -7,7 +7,11 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
+from proxy.service.budget import BudgetError
+from proxy.service.intake import DrainingError, QueueFullError
 from proxy.service.limits import LimitedError, Told
+from proxy.service.queue import NotRetriableError
+from proxy.store.base import StoreFullError
 
 REQUEST = "invalid_request_error"
 SERVER = "server_error"
@@ -23,16 +27,20 @@ class Row(NamedTuple):
 
 
 ERRORS: dict[str, Row] = {
+    "bad_request": Row(400, REQUEST),
     "invalid_json": Row(400, REQUEST),
     "invalid_body": Row(400, REQUEST),
     "invalid_api_key": Row(401, REQUEST),
+    "host_not_allowed": Row(403, REQUEST),
     "not_found": Row(404, REQUEST),
     "endpoint_not_found": Row(404, REQUEST),
     "model_not_found": Row(404, REQUEST),
     "job_not_found": Row(404, REQUEST),
     "not_retriable": Row(409, REQUEST, should_retry=False),
     "method_not_allowed": Row(405, REQUEST),
+    "request_timeout": Row(408, REQUEST),
     "request_too_large": Row(413, REQUEST),
+    "head_too_large": Row(431, REQUEST),
     "unsupported_media_type": Row(415, REQUEST),
     "rate_limited": Row(429, "rate_limit_exceeded"),
     "queue_full": Row(429, "rate_limit_exceeded", retry_after=5),
@@ -44,6 +52,8 @@ ERRORS: dict[str, Row] = {
     "answer_too_large": Row(502, SERVER, should_retry=False),
     "no_workers": Row(503, SERVER, should_retry=True, retry_after=30),
     "store_full": Row(503, SERVER, should_retry=True, retry_after=30),
+    "overloaded": Row(503, SERVER, should_retry=True, retry_after=5),
+    "too_many_connections": Row(503, SERVER, should_retry=True, retry_after=5),
     "server_draining": Row(503, SERVER, should_retry=True, retry_after=5),
     "execution_timeout": Row(504, SERVER, should_retry=False),
     "expired": Row(504, SERVER, should_retry=False),
@@ -83,8 +93,28 @@ class ApiError(Exception):
         return found
 
 
-def limited(error: LimitedError) -> ApiError:
-    """The answer to a request that is one too many."""
+_TOLD: dict[type[Exception], str] = {
+    QueueFullError: "queue_full",
+    DrainingError: "server_draining",
+    NotRetriableError: "not_retriable",
+    BudgetError: "overloaded",
+    StoreFullError: "store_full",
+}
+TOLD: tuple[type[Exception], ...] = (ApiError, LimitedError, *_TOLD)
+"""What is told to the client. Every other exception is a bug."""
+
+
+def told(error: Exception) -> ApiError:
+    """One of `TOLD`, as the client is told it."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, LimitedError):
+        return _limited(error)
+    sentence = "There is no room to keep another job. Try again later." if type(error) is StoreFullError else str(error)
+    return ApiError(_TOLD[type(error)], sentence)
+
+
+def _limited(error: LimitedError) -> ApiError:
     wait = (b"retry-after", str(min(error.seconds, 60)).encode())
     return ApiError("rate_limited", str(error), more=[wait, *limit_headers(error.told)])
 

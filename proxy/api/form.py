@@ -2,8 +2,6 @@
 
 import re
 
-import msgspec
-
 from proxy.api.body import Peek
 
 MOST_PARTS = 64  # that are looked at: a transcription has about ten, and a body of empty ones would have millions
@@ -18,10 +16,7 @@ def peek_form(content_type: bytes, body: bytes) -> Peek:
     fields = _fields(b"--" + found.group(1).rstrip(), body) if found else {}
     model = fields.get(b"model")
     is_streaming = fields.get(b"stream", b"").lower() == b"true"
-    return Peek(
-        model=None if model is None else model.decode(errors="replace"),
-        stream=msgspec.Raw(b"true" if is_streaming else b"false"),
-    )
+    return Peek(None if model is None else model.decode(errors="replace"), is_streaming)
 
 
 def _fields(delimiter: bytes, body: bytes) -> dict[bytes, bytes]:

@@ -16,6 +16,8 @@ STREAM_HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 API_VERSION = b"2020-10-01"
+WITHOUT_BODY = (204, 304)  # a client reads what follows such a head as the next answer
+RESET = 205  # has a body, which is empty
 
 
 class Reply:
@@ -42,7 +44,11 @@ class Reply:
         self, status: int, content_type: bytes, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
     ) -> None:
         """The whole answer at once."""
+        if status in WITHOUT_BODY or status == RESET:
+            body = b""
         own = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
+        if status in WITHOUT_BODY:
+            own = []
         await self._start(status, own + (headers or []))
         await self._send({"type": "http.response.body", "body": b"" if self._only_head else body})
 

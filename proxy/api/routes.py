@@ -1,7 +1,8 @@
 """The one table of what clients may ask of an engine. What is not in it does not exist.
 
 The same routes stand at three places: `/v2/{endpoint}/openai/…`, `/openai/…` and `/v1/…`. The flat two find the
-endpoint by the request's `model`. Responses are not kept, so there is none to get or to cancel by its id.
+endpoint by the request's `model`. `edge.routes` lets in what is here and nothing else. Responses are not kept, so there
+is none to get or to cancel by its id.
 """
 
 import re
@@ -65,11 +66,8 @@ class Match(NamedTuple):
     model: str | None = None  # named in the path
 
 
-def match(path: str, method: str) -> Match | None:
-    """The route at a path; None when the path is none of the OpenAI API's.
-
-    Raises `ApiError` for a path that is, but is not in the table, or not with this method.
-    """
+def match(path: str) -> Match | None:
+    """What a path means; None when it is not in the table."""
     if found := _ENDPOINT.fullmatch(path):
         endpoint, rest = found.group(1), found.group(2)
     elif path.startswith("/openai/"):
@@ -78,14 +76,14 @@ def match(path: str, method: str) -> Match | None:
         endpoint, rest = None, path
     else:
         return None
-    rest = rest.rstrip("/")
+    rest = rest.removesuffix("/")
     route, model = ROUTES.get(rest), None
     if route is None and rest.startswith(_MODELS):
         route, model = MODEL_ROUTE, rest.removeprefix(_MODELS)
-    if route is None:
-        known = ", ".join(path for path in ROUTES if path.startswith("/v1/"))
-        raise ApiError("not_found", f"There is no {rest or '/'} here. Known: {known}.")
-    if method not in route.methods:
-        allowed = ", ".join(route.methods)
-        raise ApiError("method_not_allowed", f"{rest} takes {allowed}, not {method}.", allow=allowed)
-    return Match(route, route.path or rest, endpoint, model)
+    return None if route is None else Match(route, route.path or rest, endpoint, model)
+
+
+def unknown_route(path: str) -> ApiError:
+    """The answer to a path of this API that is not in the table."""
+    known = ", ".join(path for path in ROUTES if path.startswith("/v1/"))
+    return ApiError("not_found", f"There is no {path[:200] or '/'} here. Known: {known}.")

@@ -1,26 +1,55 @@
 """What people and load balancers ask about the proxy itself: FastAPI, off the hot path."""
 
 from importlib.metadata import PackageNotFoundError, version
+from typing import Any
 
-from fastapi import FastAPI, Request, Response
+import msgspec
+from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
-from starlette.exceptions import HTTPException
 
 from proxy.api.dialects import OPENAI
 from proxy.api.errors import ApiError
-from proxy.api.jobs.operations import JobsApi, refusal
+from proxy.api.jobs.operations import JobsApi, queue_error
+from proxy.api.openapi.document import document
 from proxy.jobs.model import EndpointId
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
 from proxy.service.intake import Intake
 from proxy.store.base import JobStore
 
-METHOD_NOT_ALLOWED = 405
+
+class StatusApp:
+    """`/`, `/livez`, `/readyz`, `/health`, `/ping`, `/openapi.json`, and the queue API, on FastAPI."""
+
+    def __init__(self, endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore, jobs: JobsApi) -> None:
+        self.fastapi = _fastapi(endpoints, fleet, intake, store, jobs)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request of a caller who may ask."""
+        await self.fastapi(scope, receive, send)
+
+    async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:
+        """Answer a request that is not let in."""
+        headers = {name.decode(): value.decode() for name, value in error.headers()}
+        body = error_body(scope["path"], error)
+        await Response(body, error.row.status, headers, media_type="application/json")(scope, receive, send)
 
 
-def status_app(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore, jobs: JobsApi) -> FastAPI:
-    """`/`, `/livez`, `/readyz`, `/health`, `/ping`, and OpenAI's error object for every other path."""
-    app = FastAPI(title="vllm-serverless", version=_version(), docs_url=None, redoc_url=None, openapi_url=None)
+def error_body(path: str, error: ApiError) -> bytes:
+    """An error in the words of the API at this path: the queue's, else OpenAI's."""
+    is_queue = path.startswith("/v2/") and not path[4:].partition("/")[2].startswith("openai/")
+    return queue_error(error) if is_queue else OPENAI.error(error)
+
+
+def _fastapi(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore, jobs: JobsApi) -> FastAPI:
+    app = FastAPI(
+        title="vllm-serverless",
+        version=_version(),
+        docs_url=None,
+        redoc_url=None,
+        openapi_url=None,
+        redirect_slashes=False,
+    )
 
     @app.api_route("/", methods=["GET", "HEAD"])
     async def root() -> dict[str, object]:
@@ -36,29 +65,22 @@ def status_app(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobSto
     @app.api_route("/ping", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         """200 once a worker can serve; 503, and why, before that and while the proxy shuts down."""
-        ready = [endpoint.id for endpoint in endpoints if fleet.is_ready(endpoint.id)]
         if intake.is_draining:
             return JSONResponse({"status": "draining"}, 503)
-        return JSONResponse(
-            {"status": "ok" if ready else "no worker is ready", "endpoints": ready}, 200 if ready else 503
-        )
+        is_ready = any(fleet.is_ready(endpoint.id) for endpoint in endpoints)
+        return JSONResponse({"status": "ok" if is_ready else "no worker is ready"}, 200 if is_ready else 503)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, object]:
         """Jobs and workers, endpoint by endpoint."""
         return {"status": "ok", "endpoints": {one.id: await _health(one.id, fleet, store) for one in endpoints}}
 
-    @app.exception_handler(HTTPException)
-    async def refuse(request: Request, error: HTTPException) -> Response:
-        """OpenAI's error object, here too."""
-        code = "method_not_allowed" if error.status_code == METHOD_NOT_ALLOWED else "not_found"
-        if request.url.path.startswith("/v2/"):
-            allow = (error.headers or {}).get("Allow")
-            sentence = f"There is no {request.method} {request.url.path} here."
-            return refusal(ApiError(code, sentence, allow=allow))
-        told = ApiError(code, f"There is no {request.method} {request.url.path} here.")
-        headers = {name.decode(): value.decode() for name, value in told.headers()} | dict(error.headers or {})
-        return Response(OPENAI.error(told), told.row.status, headers, media_type="application/json")
+    described = msgspec.json.encode(document(_version()))
+
+    @app.api_route("/openapi.json", methods=["GET", "HEAD"])
+    async def openapi() -> Response:
+        """What a client may ask, as OpenAPI; FastAPI's own would say little, for the handlers take raw requests."""
+        return Response(described, media_type="application/json")
 
     app.include_router(jobs.router())
     return app

@@ -3,9 +3,9 @@
 import asyncio
 from collections.abc import Sequence
 
-import msgspec
 import structlog
 
+from proxy.channel.checks import ENGINE_CHARACTERS, RefusedError, check_hello
 from proxy.channel.connection import Connection
 from proxy.jobs.model import JobId, WorkerId
 from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
@@ -18,16 +18,7 @@ from proxy.wire import frames
 
 log = structlog.get_logger()
 
-MAX_MODELS = 1_000
 GOODBYE = (1000, 1001)  # close codes of a worker that leaves on purpose
-
-
-class RefusedError(Exception):
-    """The worker may not join: a close code and a sentence."""
-
-    def __init__(self, code: int, reason: str) -> None:
-        super().__init__(reason)
-        self.code = code
 
 
 class Membership:
@@ -41,8 +32,7 @@ class Membership:
 
     async def join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:
         """The worker that says hello, new or come back; `RefusedError` if it may not be here."""
-        if hello.protocol != frames.PROTOCOL:
-            raise RefusedError(4426, f"this proxy speaks protocol {frames.PROTOCOL}, the worker {hello.protocol}")
+        check_hello(hello)
         now = asyncio.get_running_loop().time()
         worker = self._fleet.get(WorkerId(hello.worker))
         if worker is None:
@@ -63,20 +53,15 @@ class Membership:
         for hold in hello.holds:
             if hold.job not in worker.holds and not await self._adopt(worker, hold, connection):
                 connection.stop(JobId(hold.job), hold.attempt)
-        log.info("worker.joined", worker=worker.id, endpoint=endpoint.id, engine=hello.engine, holds=len(hello.holds))
+        log.info("worker.joined", worker=worker.id, endpoint=endpoint.id, engine=worker.engine, holds=len(hello.holds))
         return worker
 
     def announce(self, worker: Worker, hello: frames.Hello) -> None:
-        """Note what it serves; `RefusedError` if its endpoint serves something else."""
-        worker.engine = hello.engine[:200]
+        """Note what it serves, as a checked hello says; `RefusedError` if its endpoint serves something else."""
+        worker.engine = hello.engine[:ENGINE_CHARACTERS]
         if not hello.models:
             return
-        if len(hello.models) > MAX_MODELS:
-            raise RefusedError(4400, f"a worker may announce {MAX_MODELS} models")
-        try:
-            models = [Model(model.id, _checked(model.card), model.base) for model in hello.models]
-        except msgspec.MsgspecError as error:
-            raise RefusedError(4400, f"a model card is no JSON: {error}") from error
+        models = [Model(model.id, model.card, model.base) for model in hello.models]
         endpoint = self._endpoints.get(worker.endpoint)
         others = any(other.has_models and other is not worker for other in self._fleet.of(worker.endpoint))
         try:
@@ -90,6 +75,9 @@ class Membership:
     async def part(self, worker: Worker, code: int) -> None:
         """The connection has ended. A worker that said goodbye, or held nothing, is gone; another one may come back."""
         worker.slots = worker.light_slots = 0
+        if worker.ignored:
+            log.warning("worker.ignored", worker=worker.id, frames=worker.ignored)
+            worker.ignored = 0
         if code in GOODBYE or not worker.holds:
             await self._runs.bury(worker, "it left" if code in GOODBYE else "its connection was lost")
         else:
@@ -117,17 +105,14 @@ class Membership:
                     await self._runs.lost(worker, job_id, hold.attempt)
                 else:
                     await self._runs.undelivered(worker, job_id, hold.attempt)
+            elif hold.stopped is not None:  # it may not have heard that, or come to it
+                worker.stop(job_id, now=worker.seen)
             elif theirs.sent != hold.received:
-                connection.stop(job_id, hold.attempt)
+                worker.stop(job_id, now=worker.seen)
                 await self._runs.torn(worker, job_id, hold.attempt)
             elif (mailbox := self._output.sink(job_id, hold.attempt)) is not None and mailbox.outcome is None:
                 mailbox.reattach(connection)
             elif hold.durable:
                 self._recorder.begin(job_id, hold.attempt, connection)
             else:
-                connection.stop(job_id, hold.attempt)
-
-
-def _checked(card: bytes) -> bytes:
-    msgspec.json.decode(card, type=dict[str, msgspec.Raw])
-    return card
+                worker.stop(job_id, now=worker.seen)

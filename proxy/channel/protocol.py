@@ -13,3 +13,10 @@ class WorkerProtocol(WebSocketsSansIOProtocol):
         wire = transport.get_extra_info("socket")
         keep_little_unsent(wire)
         keep_little_under_way(wire)
+
+    def handle_ping(self) -> None:
+        """Answer it, unless the other side does not read: the answers to its pings would fill the memory."""
+        if self.writable.is_set():
+            super().handle_ping()
+        else:
+            self.conn.data_to_send()

@@ -1,4 +1,4 @@
-"""The worker channel: a plain ASGI application for `GET /v2/{endpoint}/worker`, a WebSocket dialled by the worker.
+"""The worker channel: a plain ASGI application for `/v2/{endpoint}/worker`, a WebSocket dialled by the worker.
 
 The protocol is `proxy.wire.frames`. A handshake that is refused for good is answered with its HTTP status (401, 404);
 a `Hello` that is refused closes with a code from 4400 and a reason that a person can act on. A worker that comes back
@@ -6,19 +6,18 @@ under its name keeps what it holds; see `Hello`.
 """
 
 import asyncio
-import re
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, TypeAlias
 
 import structlog
 
+from proxy.channel.checks import LOG_CHARACTERS, RefusedError, check_hello
 from proxy.channel.connection import Connection, Reader
-from proxy.channel.membership import Membership, RefusedError
+from proxy.channel.membership import Membership
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Worker
-from proxy.service.keys import Keys, Kind
 from proxy.wire import frames
 
 log = structlog.get_logger()
@@ -27,41 +26,32 @@ ReaderOf: TypeAlias = Callable[[Worker], Reader]
 
 HELLO_SECONDS = 10.0
 MAX_SLOTS = 100_000
-
-_PATH = re.compile(r"/v2/([A-Za-z0-9_-]{1,80})/worker")
-
-
-def worker_path(path: str) -> str | None:
-    """The endpoint that a WebSocket's path names, or None when it is none of ours."""
-    found = _PATH.fullmatch(path)
-    return found.group(1) if found else None
+TALK_SECONDS = 10.0
+MOST_TALK = 100  # hellos and lines for the log in that time; a worker says a handful while it loads
 
 
 class WorkerChannel:
     """Lets workers in, and speaks with them."""
 
-    def __init__(
-        self, keys: Keys, endpoints: Endpoints, dispatch: Dispatch, membership: Membership, reader: ReaderOf
-    ) -> None:
-        self._keys, self._endpoints, self._dispatch = keys, endpoints, dispatch
+    def __init__(self, endpoints: Endpoints, dispatch: Dispatch, membership: Membership, reader: ReaderOf) -> None:
+        self._endpoints, self._dispatch = endpoints, dispatch
         self._membership, self._reader = membership, reader
 
-    async def __call__(self, endpoint_id: str | None, scope: Any, receive: Any, send: Any) -> None:
-        """One connection, from handshake to end."""
+    async def refuse(self, _scope: Any, receive: Any, send: Any, status: int, sentence: str) -> None:
+        """Refuse a handshake: whoever dials has no token, or it is not here that workers dial."""
         await receive()  # websocket.connect
-        if endpoint_id is None:
-            await _deny(send, 404, "workers dial /v2/{endpoint}/worker")
-            return
-        authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        if self._keys.authenticate(authorization, Kind.WORKER) is None:
-            await _deny(send, 401, "wrong worker token: give the worker the one that `vllm-serverless token` prints")
-            return
+        await _deny(send, status, sentence)
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """One connection of a worker that has the token, from handshake to end."""
+        await receive()  # websocket.connect
+        endpoint_id = scope["path"].split("/")[2]
         endpoint = self._endpoints.get(endpoint_id)
         if endpoint is None:
             await _deny(send, 404, f"no endpoint {endpoint_id!r} here: start the proxy with --endpoint {endpoint_id}")
             return
         await send({"type": "websocket.accept"})
-        connection = Connection(send)
+        connection = Connection(send, lambda: self._dispatch.wake(endpoint.id))
         worker: Worker | None = None
         code = 1006
         try:
@@ -90,7 +80,7 @@ class WorkerChannel:
     async def _converse(self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any) -> None:
         reader = self._reader(worker)
         loop = asyncio.get_running_loop()
-        batch = rest
+        batch, talk = rest, Talk()
         while True:
             if worker.port is not connection:
                 raise DisconnectedError(1000)  # the worker has dialled in anew
@@ -104,13 +94,33 @@ class WorkerChannel:
                         worker.light_slots = min(max(light, 0), MAX_SLOTS)
                         self._dispatch.wake(worker.endpoint)
                     case frames.Hello():
+                        if not talk.may_go_on(worker.seen):
+                            raise RefusedError(4400, "a worker that says hello all the time is not listened to")
+                        check_hello(frame)
                         self._membership.announce(worker, frame)
                     case frames.Log(text=text):
-                        log.info("worker.says", worker=worker.id, text=text[:500])
+                        if talk.may_go_on(worker.seen):
+                            log.info("worker.says", worker=worker.id, text=text[:LOG_CHARACTERS])
+                        else:
+                            worker.ignored += 1
                     case frames.Heartbeat():
                         pass
             await asyncio.sleep(0)  # a worker that floods must not keep its own `pause` from leaving
             batch = await _frames(receive)
+
+
+class Talk:
+    """How much a worker says about itself: nobody reads a thousand lines a second, and a disk has to hold them."""
+
+    def __init__(self) -> None:
+        self._since, self._said = float("-inf"), 0
+
+    def may_go_on(self, now: float) -> bool:
+        """Whether what it says now is still not too much."""
+        if now - self._since > TALK_SECONDS:
+            self._since, self._said = now, 0
+        self._said += 1
+        return self._said <= MOST_TALK
 
 
 class DisconnectedError(Exception):

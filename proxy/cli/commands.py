@@ -41,6 +41,7 @@ def up(
     store: options.Store = None,
     cors_origin: options.CorsOrigin = None,
     webhook_allow: options.WebhookAllow = None,
+    allowed_host: options.AllowedHost = None,
     queue_timeout: options.QueueTimeout = None,
     drain: options.Drain = None,
     metrics_port: options.MetricsPort = None,
@@ -51,8 +52,8 @@ def up(
     """Start the proxy and local workers. Without --model they serve a tiny demo model."""
     settings = options.settings(
         port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
-        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout, drain=drain,
-        log_level=log_level,
+        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, allowed_host=allowed_host,
+        queue_timeout=queue_timeout, drain=drain, log_level=log_level,
     )  # fmt: skip
     flags: dict[str, object] = {
         "model": model, "served_model_name": served_model_name, "upstream": upstream, "metrics_port": metrics_port,
@@ -73,6 +74,7 @@ def proxy(
     store: options.Store = None,
     cors_origin: options.CorsOrigin = None,
     webhook_allow: options.WebhookAllow = None,
+    allowed_host: options.AllowedHost = None,
     queue_timeout: options.QueueTimeout = None,
     execution_timeout: options.ExecutionTimeout = None,
     lease: options.Lease = None,
@@ -82,8 +84,9 @@ def proxy(
     """Start the proxy alone; workers dial in from wherever they are."""
     settings = options.settings(
         port=port, host=host, api_key=api_key, worker_token=worker_token, endpoint=endpoint, data_dir=data_dir,
-        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, queue_timeout=queue_timeout,
-        execution_timeout=execution_timeout, lease=lease, drain=drain, log_level=log_level,
+        store=store, cors_origin=cors_origin, webhook_allow=webhook_allow, allowed_host=allowed_host,
+        queue_timeout=queue_timeout, execution_timeout=execution_timeout, lease=lease, drain=drain,
+        log_level=log_level,
     )  # fmt: skip
     configure_logging(settings.log_level)
     raise SystemExit(uvloop.run(run(settings, 0, {}, [])))

@@ -25,11 +25,12 @@ REFRESH_SECONDS = 0.25
 
 async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_flags: Sequence[str]) -> int:
     """Run until a signal comes. Gives the exit status: 0 after a drain."""
-    if settings.is_exposed():
-        console.say(
-            f"vllm-serverless: --host {settings.host} can be reached by others, and no key is set. "
-            "Give --api-key KEY (or PROXY_API_KEY), or listen on 127.0.0.1."
-        )
+    try:
+        refused = settings.refusal()
+    except OSError as error:
+        return _no_data_dir(settings, error)
+    if refused:
+        console.say(f"vllm-serverless: {refused}")
         return EX_CONFIG
     try:
         listener = listen(settings)
@@ -37,8 +38,12 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
         where = f"{settings.host} port {settings.port}"
         console.say(f"vllm-serverless: cannot listen on {where}: {error.strerror}. Choose another with --port.")
         return EX_UNAVAILABLE
+    try:
+        parts = compose(settings)
+    except OSError as error:
+        listener.close()
+        return _no_data_dir(settings, error)
     stopped = asyncio.create_task(until_signal())
-    parts = compose(settings)
     url = console.address(settings.host, listener.getsockname()[1])
     async with AsyncExitStack() as stack:
         local = LocalWorkers(parts, url, workers, flags, vllm_flags) if workers else None
@@ -59,6 +64,11 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
     return abs(local.failure) if local is not None else 0
 
 
+def _no_data_dir(settings: Settings, error: OSError) -> int:
+    console.say(f"vllm-serverless: cannot use {settings.data_dir}: {error.strerror}. Choose another with --data-dir.")
+    return EX_UNAVAILABLE
+
+
 class LocalWorkers:
     """The workers that `up` runs, and what a person sees of them."""
 
@@ -75,6 +85,7 @@ class LocalWorkers:
         self._flags = flags
         command = Command(arguments(list(vllm_flags)), self._environment)
         self.provider = ProcessProvider(command, self._progress.hear, self._log_file)
+        parts.stuck.provided_by(self.provider)
 
     def _environment(self, number: int, worker: WorkerId) -> dict[str, str]:
         metrics_port = self._flags.get("metrics_port")

@@ -1,5 +1,6 @@
 """Decisions about a job, as functions of the job and the time."""
 
+from collections.abc import Collection
 from typing import NamedTuple
 
 from proxy.jobs.lifecycle import Event, Status, advance
@@ -45,6 +46,11 @@ def overdue(job: Job, now: Millis) -> Verdict | None:
     return Verdict(Event.EXPIRE, JobError("expired", "The job's time to live has ended."))
 
 
+def yields(job: Job, now: Millis) -> bool:
+    """Whether jobs of normal priority that came later are served before this one."""
+    return job.submission.low_priority and now < job.created_at + LOW_WAITS
+
+
 def is_body_needed(job: Job) -> bool:
     """Whether anybody can still ask for what the client sent: a worker, a retry, or the webhook, which is told it."""
     if not job.is_terminal:
@@ -65,6 +71,14 @@ def after_loss(job: Job, why: JobError, *, output_left: bool) -> Verdict:
         message = f"Given up after {job.failures + 1} runs were lost. The last: {why.message}"
         return Verdict(Event.FAIL, JobError("gave_up", message))
     return Verdict(Event.RELEASE)
+
+
+def is_stuck(stopped: Collection[float | None], now: float, grace: float) -> bool:
+    """Whether a worker does nothing but hold on to runs that it was told to stop, each for longer than the grace.
+
+    `stopped`: for every run that it holds, when it was told to; None if it was not. In seconds.
+    """
+    return bool(stopped) and all(moment is not None and now - moment > grace for moment in stopped)
 
 
 def after_try(delivery: Delivery, now: Millis) -> Millis | None:

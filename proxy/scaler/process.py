@@ -22,6 +22,7 @@ from proxy.service.ports import WorkerExit
 log = structlog.get_logger()
 
 STOP_SECONDS = 45.0  # a worker's own drain (30 s) and the engine's end; then the group is killed
+END_SECONDS = 3.0  # for a worker that is given up: its drain would wait for the very run that does not end
 LINE_BYTES = 64 * 1024
 FINAL_STATUSES = (2, 78)  # wrong usage, wrong configuration: starting it again would change nothing
 
@@ -40,13 +41,32 @@ class Command:
     environment: Callable[[int, WorkerId], Mapping[str, str]]  # of the worker with this number and id
 
 
+@dataclass(slots=True)
+class Life:
+    """A worker that is alive."""
+
+    process: asyncio.subprocess.Process
+    is_ended: bool = False  # it was given up: its end is planned, and no death
+
+    def end(self) -> None:
+        """End it, with little patience."""
+        if not self.is_ended:
+            self.is_ended = True
+            _signal_group(self.process.pid, signal.SIGTERM, only_leader=True)
+            asyncio.get_running_loop().call_later(END_SECONDS, self._kill)
+
+    def _kill(self) -> None:
+        if self.process.returncode is None:  # else its number may be another one's by now
+            _signal_group(self.process.pid, signal.SIGKILL)
+
+
 class ProcessProvider:
     """`Provider` over local processes; a worker that dies is started again after a growing pause."""
 
     def __init__(self, command: Command, say: Say, log_file: Callable[[int], IO[bytes]]) -> None:
         self._command, self._say, self._log_file = command, say, log_file
         self._keepers: list[asyncio.Task[None]] = []
-        self._alive: dict[WorkerId, asyncio.subprocess.Process] = {}
+        self._alive: dict[WorkerId, Life] = {}
         self._on_exit: Callable[[WorkerExit], None] = lambda _: None
 
     @asynccontextmanager
@@ -66,6 +86,12 @@ class ProcessProvider:
         for keeper in surplus:
             keeper.cancel()
 
+    def end(self, worker: WorkerId) -> bool:
+        life = self._alive.get(worker)
+        if life is not None:
+            life.end()
+        return life is not None
+
     def workers(self) -> Sequence[WorkerId]:
         return list(self._alive)
 
@@ -77,8 +103,11 @@ class ProcessProvider:
             while True:
                 began = loop.time()
                 worker = WorkerId(f"w-{uuid4().hex[:8]}")
-                status = await self._run(worker, self._command.environment(number, worker), kept)
-                self._on_exit(WorkerExit(worker, status, planned=False))
+                status, planned = await self._run(worker, self._command.environment(number, worker), kept)
+                self._on_exit(WorkerExit(worker, status, planned))
+                if planned:
+                    log.info("worker.ended", worker=worker, status=status)
+                    continue
                 if status in FINAL_STATUSES:
                     log.error("worker.misconfigured", worker=worker, status=status)
                     return
@@ -86,8 +115,8 @@ class ProcessProvider:
                 log.warning("worker.died", worker=worker, status=status, again_in_seconds=pause(deaths))
                 await asyncio.sleep(pause(deaths))
 
-    async def _run(self, worker: WorkerId, environment: Mapping[str, str], kept: IO[bytes]) -> int:
-        """One life of a worker. Cancelled: ends the worker first."""
+    async def _run(self, worker: WorkerId, environment: Mapping[str, str], kept: IO[bytes]) -> tuple[int, bool]:
+        """One life of a worker: its status, and whether its end was planned. Cancelled: ends the worker first."""
         process = await asyncio.create_subprocess_exec(
             *self._command.arguments,
             stdin=asyncio.subprocess.DEVNULL,
@@ -97,10 +126,10 @@ class ProcessProvider:
             start_new_session=True,
             limit=LINE_BYTES,
         )
-        self._alive[worker] = process
+        life = self._alive[worker] = Life(process)
         reader = asyncio.create_task(self._read(worker, process, kept))
         try:
-            return await process.wait()
+            return await process.wait(), life.is_ended
         except asyncio.CancelledError:
             await _stop(process)
             self._on_exit(WorkerExit(worker, process.returncode or 0, planned=True))

@@ -65,7 +65,9 @@ class Dispatch:
         now, since = self._clock.now(), asyncio.get_running_loop().time()
         jobs = await self._store.take(worker.endpoint, worker.id, limit=limit, light_limit=light_limit, now=now)
         for job in jobs:
-            if worker.port is None:  # it went while the store was asked: nothing was delivered, so nothing was lost
+            if (
+                worker.port is None or worker.is_ending
+            ):  # it went while the store was asked: nothing was delivered, so nothing was lost
                 await self._store.settle(job.id, Event.RELEASE, now=now, attempt=job.attempt)
                 continue
             worker.hold(job, since=since)

@@ -15,6 +15,7 @@ class Model:
     base: bool = True  # False for an adapter on a base model
 
 
+MOST_MODELS = 1_000  # that the workers of one endpoint may announce, all together: a list of them is one answer
 QUEUE_TIMEOUT = Millis(300_000)
 EXECUTION_TIMEOUT = Millis(600_000)
 
@@ -50,6 +51,10 @@ class Endpoints:
         """The endpoint by this id."""
         return self._endpoints.get(EndpointId(endpoint_id))
 
+    def only(self) -> Endpoint | None:
+        """The endpoint, where there is just one."""
+        return next(iter(self._endpoints.values())) if len(self._endpoints) == 1 else None
+
     def models(self, endpoint: Endpoint) -> Sequence[Model]:
         """What this endpoint serves; empty when nothing was configured and no worker has ever called."""
         return list(self._models[endpoint.id].values())
@@ -67,7 +72,7 @@ class Endpoints:
         for endpoint in self._endpoints.values():
             if model is None or model in self._models[endpoint.id]:
                 return endpoint
-        only = next(iter(self._endpoints.values())) if len(self._endpoints) == 1 else None
+        only = self.only()
         return only if only is not None and not self._models[only.id] else None
 
     def announce(self, endpoint: Endpoint, models: Sequence[Model], *, others: bool) -> None:
@@ -83,7 +88,10 @@ class Endpoints:
             message = f"endpoint {endpoint.id} serves {_names(known)}, this worker {_names(bases)}"
             raise OtherModelError(message)
         kept = self._announced.get(endpoint.id, {}) if others else {}
-        self._announced[endpoint.id] = kept | {model.id: model for model in models}
+        announced = kept | {model.id: model for model in models}
+        if len(announced) > MOST_MODELS:
+            raise OtherModelError(f"endpoint {endpoint.id} has as many models as are kept ({MOST_MODELS})")
+        self._announced[endpoint.id] = announced
         self._models[endpoint.id] = _configured(endpoint) | self._announced[endpoint.id]
 
 

@@ -2,11 +2,13 @@
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
 from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.service.ports import WorkerPort
 
 MOST_ILL = 1_000  # that are remembered; stock workers come under ever new names, and nobody may ask how many are ill
+MOST_OWED = 32 * 1024 * 1024  # bytes of bodies on their way to one worker; slots alone bound no memory
 
 
 @dataclass(slots=True)
@@ -18,6 +20,15 @@ class Hold:
     since: float  # the event loop's time when it was offered
     durable: bool = False
     received: int = 0
+    stopped: float | None = None  # the event loop's time when the worker was told to end it
+    has_ended: bool = False  # the worker has said how; that is being written
+
+
+class Load(NamedTuple):
+    """How many slots are taken, of how many."""
+
+    taken: int
+    slots: int
 
 
 @dataclass(slots=True)
@@ -34,6 +45,19 @@ class Worker:
     light_slots: int = 0
     holds: dict[JobId, Hold] = field(default_factory=dict)
     light_held: int = 0
+    ignored: int = 0  # frames of runs that it does not hold, or that nobody expects
+    is_ending: bool = False  # it was given up, and its process is being ended
+    has_exited: bool = False  # its process has ended, so it will not be heard of again
+
+    @property
+    def is_open(self) -> bool:
+        """Whether jobs can be given to it at all."""
+        return self.port is not None and not self.is_ending
+
+    @property
+    def has_way(self) -> bool:
+        """Whether a job would reach it soon: what it was given before is not in the way."""
+        return self.is_open and self.port is not None and self.port.backlog < MOST_OWED
 
     @property
     def held(self) -> int:
@@ -43,17 +67,21 @@ class Worker:
     @property
     def credit(self) -> int:
         """Free slots."""
-        return max(0, self.slots - self.held) if self.port is not None else 0
+        return max(0, self.slots - self.held) if self.has_way else 0
 
     @property
     def light_credit(self) -> int:
         """Free room for light jobs."""
-        return max(0, self.light_slots - self.light_held) if self.port is not None else 0
+        return max(0, self.light_slots - self.light_held) if self.has_way else 0
 
     @property
     def is_ready(self) -> bool:
         """Whether it can serve: connected, loaded, and not draining."""
-        return self.port is not None and self.slots > 0
+        return self.is_open and self.slots > 0
+
+    def load(self, *, light: bool) -> Load:
+        """Its slots for jobs of this kind."""
+        return Load(self.light_held, self.light_slots) if light else Load(self.held, self.slots)
 
     def hold(self, job: Job, *, since: float, received: int = 0) -> None:
         """Note a run that it was given, or that it has from before this proxy was started."""
@@ -61,6 +89,14 @@ class Worker:
         submission = job.submission
         self.holds[job.id] = Hold(job.attempt, submission.light, since, submission.durable, received)
         self.light_held += submission.light
+
+    def stop(self, job_id: JobId, *, now: float) -> None:
+        """Tell it to end a run that it holds. The run keeps its slot until the worker has let go of it."""
+        hold = self.holds.get(job_id)
+        if hold is not None:
+            hold.stopped = now
+            if self.port is not None:  # else it is told when it is back
+                self.port.stop(job_id, hold.attempt)
 
     def let_go(self, job_id: JobId) -> None:
         """Note that it no longer has this run."""

@@ -38,12 +38,9 @@ class Intake:
         """Submit an interactive job, and open the mailbox in which its answer will come.
 
         `patience`: how many seconds the client itself will wait, if it has said so; the job waits no longer than that
-        for a worker. Raises `QueueFullError` or `DrainingError`. The caller gives the mailbox back with `hang_up`.
+        for a worker. Raises what `check` does. The caller gives the mailbox back with `hang_up`.
         """
-        self.check_open()
-        counts = await self._store.counts(endpoint.id)
-        if counts.in_queue >= endpoint.max_queued:
-            raise QueueFullError
+        await self.check(endpoint)
         now = self._clock.now()
         wait = endpoint.queue_timeout if patience is None else min(endpoint.queue_timeout, int(patience * 1000))
         submission = Submission(
@@ -80,10 +77,15 @@ class Intake:
         """How many jobs stand in line before this one."""
         return self._store.ahead(job)
 
-    def check_open(self) -> None:
-        """`DrainingError` when no more jobs are taken."""
+    async def check(self, endpoint: Endpoint) -> None:
+        """`DrainingError` when no more jobs are taken, `QueueFullError` when the endpoint has enough that wait.
+
+        Asked before a body is read, so that a refusal costs little, and again when the job is put in line.
+        """
         if self._draining:
-            raise DrainingError
+            raise DrainingError("This server is shutting down. Try again in a moment.")
+        if (await self._store.counts(endpoint.id)).in_queue >= endpoint.max_queued:
+            raise QueueFullError(f"Endpoint {endpoint.id} has {endpoint.max_queued} jobs waiting. Try again later.")
 
     def refuse(self) -> None:
         """Take no more jobs."""

@@ -35,11 +35,15 @@ class StoredKey:
     principal: Principal
 
 
+def parted(text: str) -> tuple[str, str]:
+    """The owner, or "", and the key in `[OWNER=]KEY`."""
+    owner, _, key = text.partition("=")
+    return (owner, key) if key.strip("=") else ("", text)  # a key may end in base64's own equals signs
+
+
 def stored_key(text: str, kind: Kind) -> StoredKey:
     """`[OWNER=]KEY` as it is kept. An owner without a name is the first 12 hex digits of the key's SHA-256."""
-    owner, separator, key = text.partition("=")
-    if not separator or not key.strip("="):  # a key may end in base64's own equals signs
-        owner, key = "", text
+    owner, key = parted(text)
     digest = sha256(key.encode()).digest()
     key_id = digest.hex()[:KEY_ID_DIGITS]
     return StoredKey(digest, Principal(key_id, Owner(owner or key_id), kind))

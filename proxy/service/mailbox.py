@@ -15,6 +15,7 @@ from proxy.wire.frames import STREAM_WINDOW
 PAUSE_ABOVE = 128 * 1024  # bytes that wait for a slow reader before its worker is paused
 RESUME_BELOW = 32 * 1024
 STREAM_CAP = 1024 * 1024  # a worker that sends this much in spite of `pause` is cut
+PIECE_BYTES = 64  # what a chunk costs beside its bytes: a million of one byte are no megabyte
 DRAIN_BYTES = 64 * 1024  # one write to a client: what it has not read then waits here, not in the socket's buffer
 STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
 
@@ -102,7 +103,8 @@ class Mailbox:
             self._parts, self._parts_size = [], 0
             self._apply_pressure()
             self._wake()
-        return self.backlog <= (STREAM_CAP if self._is_stream else self._max_answer)
+        cost = self.backlog + PIECE_BYTES * (len(self._chunks) + len(self._parts))
+        return cost <= (STREAM_CAP if self._is_stream else self._max_answer)
 
     def end(self, outcome: Outcome) -> None:
         """The job has ended. The first end counts."""

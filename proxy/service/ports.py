@@ -11,6 +11,11 @@ from proxy.jobs.model import Job, JobId, WorkerId
 class WorkerPort(Protocol):
     """The way to one connected worker. Nothing here waits: what is said is queued, and leaves in this order."""
 
+    @property
+    def backlog(self) -> int:
+        """Bytes of jobs that were offered and have not left yet."""
+        ...
+
     def offer(self, job: Job) -> None:
         """Give the worker a job that was taken for it. Its answers name the job's id and attempt."""
         ...
@@ -50,6 +55,12 @@ class Provider(Protocol):
 
     def scale(self, desired: int) -> None:
         """Have this many workers. A worker that dies is started again, with a growing pause."""
+        ...
+
+    def end(self, worker: WorkerId) -> bool:
+        """End this worker soon, whatever it does, and start another one in its place at once. False if it is not one
+        of these.
+        """
         ...
 
     def workers(self) -> Sequence[WorkerId]:

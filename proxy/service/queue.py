@@ -12,8 +12,9 @@ from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoint
 from proxy.service.fleet import Fleet
-from proxy.service.intake import Intake, QueueFullError
+from proxy.service.intake import Intake
 from proxy.service.news import News
+from proxy.service.reason import reason
 from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
 from proxy.store.base import JobStore
@@ -72,11 +73,9 @@ class Queue:
     async def submit(self, endpoint: Endpoint, owner: Owner, order: Order) -> Job:
         """Put a job in line; it is in the store when this returns.
 
-        Raises `DrainingError`, `QueueFullError`, or the store's `StoreFullError`.
+        Raises what `Intake.check` does, or the store's `StoreFullError`.
         """
-        self._intake.check_open()
-        if (await self._store.counts(endpoint.id)).in_queue >= endpoint.max_queued:
-            raise QueueFullError
+        await self._intake.check(endpoint)
         now = self._clock.now()
         is_sync = order.sync_wait is not None
         retention = RETENTION if order.sync_wait is None else max(SYNC_RETENTION, order.sync_wait)
@@ -206,15 +205,7 @@ class Queue:
         """Why it waits; empty when it does not."""
         if job.status is not Status.IN_QUEUE:
             return ""
-        workers = self._fleet.of(job.endpoint)
-        if not workers:
-            return "No worker is connected."
-        if not any(worker.is_ready for worker in workers):
-            return f"{len(workers)} worker{'s' if len(workers) > 1 else ''} connected, none of them ready yet."
-        ahead = self._store.ahead(job)
-        if ahead:
-            return f"Behind {ahead} job{'s' if ahead > 1 else ''} in the queue."
-        return "Every slot of the workers is taken." if not self._fleet.next_free(job.endpoint) else "Next in line."
+        return reason(job, self._fleet.of(job.endpoint), self._store.ahead(job), self._clock.now())
 
     @asynccontextmanager
     async def _alone(self, job_id: JobId) -> AsyncIterator[None]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import structlog
 
 from proxy.jobs.model import JobId
+from proxy.service.json_text import apart, is_value
 from proxy.service.mailbox import PAUSE_ABOVE
 from proxy.service.news import News
 from proxy.service.ports import WorkerPort
@@ -22,6 +23,12 @@ log = structlog.get_logger()
 EVERY_SECONDS = 0.05
 FULL_BYTES = 64 * 1024  # of all jobs together: then it is written at once
 MOST_BYTES = 64 * 1024 * 1024  # of one job's whole output
+METRICS_BYTES = 64 * 1024  # of one piece; ours have 200
+PIECE_BYTES = 64  # what a piece costs beside its bytes: empty ones are not free
+
+
+class NoJsonError(ValueError):
+    """A piece of output is no JSON: it stands in the middle of answers, which nobody could read any more."""
 
 
 @dataclass(slots=True)
@@ -60,12 +67,12 @@ class Recorder:
             return
         recording.port, recording.is_paused, recording.written = port, False, 0
 
-    def put(self, job_id: JobId, attempt: int, data: bytes, metrics: bytes, *, whole: bool, more: bool) -> bool:
-        """A piece of output. False if the job has more of it than may be."""
+    async def put(self, job_id: JobId, attempt: int, data: bytes, metrics: bytes, *, whole: bool, more: bool) -> bool:
+        """A piece of output, which must be JSON: else `NoJsonError`. False if the job has more of it than may be."""
         recording = self._recordings.get(job_id)
         if recording is None or recording.attempt != attempt:
             return True
-        recording.size += len(data)
+        recording.size += len(data) + len(metrics) + PIECE_BYTES
         if recording.size > MOST_BYTES:
             return False
         if more or recording.parts:
@@ -73,6 +80,10 @@ class Recorder:
         if more:
             return True
         value, recording.parts = b"".join(recording.parts) if recording.parts else data, []
+        if not await apart(is_value, value) or (metrics and not _are_metrics(metrics)):
+            raise NoJsonError
+        if self._recordings.get(job_id) is not recording:
+            return True  # it was ended meanwhile
         if whole:
             recording.whole = value
             return True
@@ -156,6 +167,10 @@ class Recorder:
         if is_owed and recording.backlog <= PAUSE_ABOVE and recording.port is not None:
             recording.is_paused, recording.written = False, 0
             recording.port.resume(job_id, recording.attempt)
+
+
+def _are_metrics(metrics: bytes) -> bool:
+    return len(metrics) <= METRICS_BYTES and is_value(metrics)
 
 
 def element(output: bytes, metrics: bytes) -> bytes:

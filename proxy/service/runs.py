@@ -5,6 +5,7 @@ A run ends in one of four ways (`wire.frames.Ending`), or is lost with its worke
 that was thought dead or over a connection that was replaced, changes nothing.
 """
 
+import asyncio
 from collections.abc import Callable, Iterable
 
 import structlog
@@ -95,9 +96,14 @@ class Runs:
 
     async def overflowed(self, worker: Worker, job_id: JobId, attempt: int) -> None:
         """The run sends more than its client may be given."""
-        await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=False, error=OVERFLOW))
-        if worker.port is not None:
-            worker.port.stop(job_id, attempt)
+        await self.cut(worker, job_id, attempt, OVERFLOW)
+
+    async def cut(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
+        """The run sends what nobody can be given. The worker keeps its slot until it has ended the run."""
+        await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=False, error=error))
+        hold = worker.holds.get(job_id)
+        if hold is not None and hold.attempt == attempt:
+            worker.stop(job_id, now=asyncio.get_running_loop().time())
 
     async def bury(self, worker: Worker, why: str) -> None:
         """A worker is gone for good, and with it everything it held."""
@@ -114,14 +120,14 @@ class Runs:
 
     def withdraw(self, jobs: Iterable[Job], error: JobError) -> None:
         """Jobs were ended from outside (cancelled, purged, overdue): tell their clients, stop their runs."""
+        now = asyncio.get_running_loop().time()
         for job in jobs:
             self._recorder.drop(job.id)
             self._tell(job)
             if (mailbox := self._output.get(job.id)) is not None:
                 mailbox.end(Outcome(answered=False, error=error))
-            worker = self._fleet.get(job.worker)
-            if worker is not None and worker.port is not None and job.id in worker.holds:
-                worker.port.stop(job.id, worker.holds[job.id].attempt)
+            if (worker := self._fleet.get(job.worker)) is not None:
+                worker.stop(job.id, now=now)
 
     def _let_go(self, worker: Worker, job_id: JobId, attempt: int) -> Mailbox | None:
         hold = worker.holds.get(job_id)

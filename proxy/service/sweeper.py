@@ -8,6 +8,7 @@ from proxy.service.fleet import Fleet
 from proxy.service.orphans import Orphans
 from proxy.service.output import Output
 from proxy.service.runs import Runs
+from proxy.service.stuck import StuckWorkers
 from proxy.store.base import JobStore
 
 TICK_SECONDS = 0.25
@@ -18,10 +19,18 @@ class Sweeper:
     """Looks at the clock a few times a second."""
 
     def __init__(
-        self, store: JobStore, fleet: Fleet, output: Output, runs: Runs, orphans: Orphans, clock: Clock, lease: float
+        self,
+        store: JobStore,
+        fleet: Fleet,
+        output: Output,
+        runs: Runs,
+        orphans: Orphans,
+        stuck: StuckWorkers,
+        clock: Clock,
+        lease: float,
     ) -> None:
         self._store, self._fleet, self._output, self._runs, self._clock = store, fleet, output, runs, clock
-        self._orphans, self._lease = orphans, lease
+        self._orphans, self._stuck, self._lease = orphans, stuck, lease
 
     async def serve(self) -> None:
         """Sweep for ever."""
@@ -31,6 +40,7 @@ class Sweeper:
             if self._orphans and asyncio.get_running_loop().time() - began > self._lease:
                 await self._orphans.end()
             self._output.tick(asyncio.get_running_loop().time())
+            self._stuck.end(asyncio.get_running_loop().time())
             await self.end_leases()
             await self.end_overdue()
             await self._store.forget(self._clock.now(), BATCH)
@@ -39,7 +49,9 @@ class Sweeper:
         """Bury the workers that were not heard of for a whole lease."""
         now = asyncio.get_running_loop().time()
         for worker in self._fleet:
-            if now - worker.seen > self._lease and (worker.port is None or worker.holds or worker.slots):
+            if worker.has_exited:
+                await self._runs.bury(worker, "its process ended")
+            elif now - worker.seen > self._lease and (worker.port is None or worker.holds or worker.slots):
                 why = "its connection was lost" if worker.port is None else f"silent for {self._lease:g} s"
                 await self._runs.bury(worker, why)
 

@@ -67,6 +67,8 @@ class JobStore(Protocol):
     ) -> Sequence[Job]:
         """Hand out up to `limit` jobs and `light_limit` light jobs, and nothing else ever leaves the queue.
 
+        It may be fewer when their bodies are large, but at least one where there is one: ask again.
+
         Order: normal before low priority, then by sequence; a job of low priority that was created `policy.LOW_WAITS`
         ago or earlier counts as normal. Each is now IN_PROGRESS with this worker, its attempt is one higher than ever
         before, `taken_at` is `now`, and its output log is empty. No two calls ever get the same attempt of a job.

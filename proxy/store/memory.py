@@ -10,7 +10,11 @@ from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId,
 from proxy.jobs.policy import is_body_needed
 from proxy.jobs.webhook import receiver
 from proxy.store.agenda import Agenda
+from proxy.store.base import StoreFullError
 from proxy.store.books import Books
+
+MOST_BYTES = 512 * 1024 * 1024  # of durable jobs; interactive ones are held by their clients' requests
+JOB_BYTES = 1024  # what a job takes beside its bodies, about
 
 
 class MemoryStore:
@@ -21,8 +25,9 @@ class MemoryStore:
 
     durable = False
 
-    def __init__(self, books: Books | None = None) -> None:
-        self._books = books or Books()
+    def __init__(self, books: Books | None = None, most_bytes: int = MOST_BYTES) -> None:
+        self._books, self._most_bytes = books or Books(), most_bytes
+        self._bytes = 0  # of durable jobs and their outputs
         self._jobs: dict[JobId, Job] = {}
         self._outputs: dict[JobId, list[bytes]] = {}
         self._retentions = Agenda()
@@ -43,6 +48,8 @@ class MemoryStore:
     async def submit(self, submission: Submission, now: Millis) -> Job:
         if (known := self._jobs.get(submission.id)) is not None:
             return known
+        if submission.durable and self._bytes + JOB_BYTES + len(submission.work.body) > self._most_bytes:
+            raise StoreFullError(f"jobs take more than {self._most_bytes} bytes of memory")
         job = Job(submission, sequence=self._books.next_sequence(), status=Status.IN_QUEUE, created_at=now)
         return self._note(job)
 
@@ -79,7 +86,7 @@ class MemoryStore:
     def hand_out(self, job_id: JobId, worker: WorkerId, now: Millis) -> Job:
         """Let this job, which has left the queue, be taken."""
         job = self._jobs[job_id]
-        self._outputs.pop(job_id, None)  # the log is the current attempt's
+        self._drop_outputs(job_id)  # the log is the current attempt's
         target = TRANSITIONS[Event.TAKE].target
         return self._note(
             replace(job, status=target, attempt=job.attempt + 1, worker=worker, taken_at=now, drained=0,
@@ -127,8 +134,8 @@ class MemoryStore:
     async def forget(self, now: Millis, limit: int) -> int:
         ended = self._retentions.due(now, limit)
         for job_id in ended:
-            del self._jobs[job_id]
-            self._outputs.pop(job_id, None)
+            self._bytes -= _weigh(self._jobs.pop(job_id))
+            self._drop_outputs(job_id)
             self._retentions.set(job_id, None)
         return len(ended)
 
@@ -171,6 +178,7 @@ class MemoryStore:
             return None
         log = self._outputs.setdefault(job_id, [])
         log.extend(outputs)
+        self._bytes += sum(map(len, outputs))
         return len(log)
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
@@ -191,7 +199,7 @@ class MemoryStore:
     def _retry(self, job: Job, now: Millis) -> Job | None:
         if not job.submission.durable:
             return None
-        self._outputs.pop(job.id, None)
+        self._drop_outputs(job.id)
         self._deliveries.set(job.id, None)
         self._tries.pop(job.id, None)
         again = _postponed(job.submission, Millis(now - job.created_at))
@@ -205,13 +213,23 @@ class MemoryStore:
         self._books.note(job)
         return self._keep(job)
 
+    def _drop_outputs(self, job_id: JobId) -> None:
+        self._bytes -= sum(map(len, self._outputs.pop(job_id, ())))
+
     def _keep(self, job: Job) -> Job:
+        before = self._jobs.get(job.id)
+        self._bytes += _weigh(job) - (_weigh(before) if before is not None else 0)
         self._jobs[job.id] = job
         forgotten_at = None
         if job.finished_at is not None and job.id not in self._tries:
             forgotten_at = Millis(job.finished_at + job.submission.retention)
         self._retentions.set(job.id, forgotten_at)
         return job
+
+
+def _weigh(job: Job) -> int:
+    """The bytes that are counted of a job."""
+    return JOB_BYTES + len(job.submission.work.body) + len(job.output or b"") if job.submission.durable else 0
 
 
 def _postponed(submission: Submission, by: Millis) -> Submission:

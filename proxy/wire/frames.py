@@ -16,6 +16,7 @@ import msgspec
 PROTOCOL = 1
 MESSAGE_BYTES = 256 * 1024  # one message holds this much payload, so a slot's big body never delays another job's token
 PART_BYTES = 64 * 1024  # bodies and chunks longer than this travel in parts, round robin between jobs
+MOST_FRAMES = 8 * 1024  # in one message: with what each costs in `wire.outbox`, `MESSAGE_BYTES` are half as many
 SOCKET_BYTES = 512 * 1024  # the most either side accepts in one message: MESSAGE_BYTES, one last part, and framing
 STREAM_WINDOW = (
     256 * 1024
@@ -161,6 +162,7 @@ class Log(Frame, frozen=True, tag=16, gc=False):
 ToWorker: TypeAlias = Job | Body | Stop | Pause | Resume
 ToProxy: TypeAlias = Hello | Credit | Heartbeat | Head | Chunk | Output | End | Log
 
+_NO_FRAMES = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(list[ToWorker])
 _to_proxy = msgspec.msgpack.Decoder(list[ToProxy])
@@ -179,13 +181,26 @@ def decode_to_worker(message: bytes) -> list[ToWorker]:
     """One message from the proxy, checked; `BadFrameError` if it is none."""
     try:
         return _to_worker.decode(message)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _NO_FRAMES as error:
         raise BadFrameError(str(error)) from error
 
 
 def decode_to_proxy(message: bytes) -> list[ToProxy]:
     """One message from a worker, checked; `BadFrameError` if it is none."""
+    if _count(message) > MOST_FRAMES:  # a frame can be two bytes, and a message of those a quarter of a million
+        raise BadFrameError(f"a message may have {MOST_FRAMES} frames")
     try:
         return _to_proxy.decode(message)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except _NO_FRAMES as error:
         raise BadFrameError(str(error)) from error
+
+
+def _count(message: bytes) -> int:
+    """How many frames a message says that it has, without a look at them."""
+    match message[:1]:
+        case b"\xdc":
+            return int.from_bytes(message[1:3])
+        case b"\xdd":
+            return int.from_bytes(message[1:5])
+        case _:
+            return 0  # fifteen at most, or no message

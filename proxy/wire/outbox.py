@@ -30,6 +30,7 @@ class Outbox:
     def __init__(self) -> None:
         self._control: deque[Frame] = deque()
         self._lanes: OrderedDict[str, Lane] = OrderedDict()
+        self.size = 0  # payload bytes of all lanes that are not yet in a message
 
     def put(self, frame: Frame) -> None:
         """Queue a control frame, ahead of all lanes."""
@@ -43,6 +44,7 @@ class Outbox:
         lane.frames.append(frame)
         if isinstance(frame, PAYLOAD):
             lane.backlog += len(frame.data)
+            self.size += len(frame.data)
 
     def backlog(self, job: str) -> int:
         """Payload bytes of a job that are not yet in a message."""
@@ -51,7 +53,9 @@ class Outbox:
 
     def drop(self, job: str) -> None:
         """Forget what a job still had to send."""
-        self._lanes.pop(job, None)
+        lane = self._lanes.pop(job, None)
+        if lane is not None:
+            self.size -= lane.backlog
 
     def clear_control(self) -> None:
         """Forget the control frames; a new connection begins with its own."""
@@ -85,11 +89,13 @@ class Outbox:
                     frames.append(msgspec.structs.replace(frame, data=part, more=True))
                     lane.offset += PART_BYTES
                     lane.backlog -= PART_BYTES
+                    self.size -= PART_BYTES
                     return used + PART_BYTES
                 if lane.offset:
                     frame = msgspec.structs.replace(frame, data=frame.data[lane.offset :])
                 lane.offset = 0
                 lane.backlog -= rest
+                self.size -= rest
                 used += rest
             frames.append(frame)
             lane.frames.popleft()

@@ -10,10 +10,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from . import hardware, stamp, table
+from . import hardware, stamp, system, table
 from .console import Stages
 from .hardware import Build
 from .install import install, is_current
+from .system import Tool
 from .table import ROOT, Environment
 from .uv import Uv
 
@@ -35,19 +36,34 @@ def prepare(*, vllm: bool, tests: bool, beside: bool = False) -> str:
 
     `tests` adds test tools, and can do without vLLM; `beside` adds the environments that only some tests need.
     """
+    with _undisturbed() as home:
+        rows = [_runtime(home, vllm=vllm, tests=tests), *(table.BESIDE if beside else ())]
+        _bring(rows, home, system.wanted(os.environ, uid=os.geteuid()) if tests and beside else ())
+    return str(home / rows[0].folder / rows[0].proof)
+
+
+def prepare_one(row: Environment) -> str:
+    """Bring one of the environments beside the runtime up to date and return its Python."""
+    with _undisturbed() as home:
+        _bring([row], home, ())
+    if not (home / row.folder / row.proof).exists():
+        sys.exit(1)  # its stage has said why
+    return str(home / row.folder / row.proof)
+
+
+@contextmanager
+def _undisturbed() -> Iterator[Path]:
+    """The folder of the environments, for this process alone; every way to fail ends in a sentence."""
     signal.signal(signal.SIGTERM, _stop)
     home = table.home(os.environ)
     try:
         with _one_at_a_time(home / ".tools"):
-            rows = [_runtime(home, vllm=vllm, tests=tests), *(table.BESIDE if beside else ())]
-            if stale := [row for row in rows if not is_current(row, home)]:
-                _install(stale, home)
+            yield home
     except KeyboardInterrupt:
         sys.exit("\nset-up: stopped. Run the command again to go on; what was downloaded is kept.")
     except OSError as error:
         sys.exit(f"\nset-up: {error}\n{NOT_WRITABLE}")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    return str(home / rows[0].folder / rows[0].proof)
 
 
 def _runtime(home: Path, *, vllm: bool, tests: bool) -> Environment:
@@ -70,15 +86,21 @@ def _fitting_build(*, insists: bool) -> Build:
     return choice.build
 
 
-def _install(rows: Sequence[Environment], home: Path) -> None:
+def _bring(rows: Sequence[Environment], home: Path, tools: Sequence[Tool]) -> None:
+    stale = [row for row in rows if not is_current(row, home)]
+    if not stale and not tools:
+        return
     begun = time.monotonic()
     uv = Uv(home / ".tools", ROOT / "requirements" / "uv.txt", os.environ)
-    stages = Stages(len(rows) + (not uv.is_here()), sys.stdout)
-    if not uv.is_here():
+    has_to_bring_uv = bool(stale) and not uv.is_here()
+    stages = Stages(len(stale) + has_to_bring_uv + bool(tools), sys.stdout)
+    if has_to_bring_uv:
         with stages.stage(f"uv {uv.version}"):
             uv.bring(stages)
-    for row in rows:
+    for row in stale:
         install(row, home, uv, os.environ, stages)
+    if tools:
+        system.install(tools, os.environ, stages)
     print(f"set-up: done in {time.monotonic() - begun:.1f} s", flush=True)
 
 

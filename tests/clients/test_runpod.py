@@ -1,4 +1,4 @@
-"""Runpod's own clients, Python and JavaScript, unmodified: a URL is all that changes. Go's requests are played back."""
+"""Runpod's own clients, unmodified: a URL is all that changes. Go's requests are also played back."""
 
 import asyncio
 import json
@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from harness.environments import node_command, python
+from harness.go import go_client
 from harness.proxy import Proxy, serving
 from harness.queue import QueueClient, long, prompt, said
 from harness.worker import worker
@@ -87,6 +88,26 @@ async def test_the_javascript_client(served: Proxy) -> None:
     assert found["cancel"]["status"] == "CANCELLED"
     assert found["purge"]["status"] == "completed"
     assert "404" in found["nonsense"]
+
+
+@pytest.mark.timeout(300)
+async def test_the_go_client(served: Proxy, tmp_path: Path) -> None:
+    client = await asyncio.to_thread(go_client, HERE / "go", tmp_path)
+    found = await told(client, f"{served.url}/v2")
+    assert found["health"]["workers"]["ready"] == 1
+    for call in ("runSync plain", "statusSync", "status"):
+        assert (found[call]["status"], found[call]["output"]) == ("COMPLETED", PLAIN)
+        assert found[call]["id"]
+    assert found["runSync bad"]["status"] == "FAILED"
+    assert "tempo" in found["runSync bad"]["error"]
+    slow = found["runSync slow"]  # it asks for the status a few times, for four seconds
+    assert slow in ("error: timeout reached", "error: ctx timeout reached") or slow["status"] == "COMPLETED"
+    assert found["run"]["status"] == "IN_QUEUE"
+    assert said(found["stream"]) == PIECES
+    assert found["cancel"]["status"] == "CANCELLED"
+    assert found["stream of the cancelled"] == "ended"
+    assert found["purge"]["status"] == "completed"
+    assert found["nonsense"] == "error: response status 404 Not Found"
 
 
 GO: list[tuple[str, str, Any, dict[str, type]]] = [

@@ -19,6 +19,7 @@ from proxy.store.base import StoreUnavailableError
 from proxy.store.sqlite.rows import Row
 from proxy.store.sqlite.schema import MIGRATIONS
 from proxy.store.sqlite.store import SqliteStore
+from proxy.store.sqlite.writes import TAKE_BYTES
 
 
 @asynccontextmanager
@@ -321,3 +322,18 @@ async def test_an_interactive_job_keeps_its_place_among_durable_ones_after_a_sta
         assert [store.ahead(job) for job in (c, d)] == [2, 3]
         taken = await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0)
         assert ids(taken) == ["a", "b", "c", "d"]
+
+
+# What comes into memory
+
+
+async def test_large_bodies_are_taken_a_few_at_a_time(tmp_path: Path) -> None:
+    """A worker with many slots does not bring a whole queue of large jobs into memory; each of them has its turn."""
+    body = Input(b'"%b"' % (b"x" * (TAKE_BYTES // 2)))
+    async with opened(tmp_path / "jobs.db") as store:
+        names = [str(number) for number in range(5)]
+        for name in names:
+            await store.submit(submission(name, durable=True, work=body), T0)
+        takes = [ids(await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0)) for _ in range(4)]
+        assert takes == [["0", "1"], ["2", "3"], ["4"], []]
+        assert (await store.counts(HERE)).in_progress == len(names)

@@ -4,6 +4,7 @@ import asyncio
 import os
 import signal
 import threading
+from contextlib import suppress
 from typing import Any
 
 import runpod
@@ -24,6 +25,8 @@ async def handler(job: dict[str, Any]) -> Any:
             raise ValueError("no such thing")
         case "wait":
             return await wait(job)
+        case "deaf":
+            await never(job)
         case "progress":
             runpod.serverless.progress_update(job, asked["progress"])
             return await wait(job)
@@ -41,6 +44,14 @@ async def handler(job: dict[str, Any]) -> Any:
         case "configuration":
             return {"s3": job.get("s3Config"), "keys": sorted(job)}
     return {"echo": asked.get("value"), "pid": os.getpid()}
+
+
+async def never(job: dict[str, Any]) -> None:
+    """For ever, whoever wants it to stop."""
+    note("began", job["id"])
+    while True:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
 
 
 async def wait(job: dict[str, Any]) -> str:

@@ -6,7 +6,7 @@ import re
 import signal
 import sys
 from asyncio.subprocess import PIPE, STDOUT, Process
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -45,10 +45,15 @@ class Command:
 
 
 @asynccontextmanager
-async def command(*arguments: str, python: str = sys.executable, **environment: str) -> AsyncIterator[Command]:
-    """`vllm-serverless ARGUMENTS`, by the Python of this or another environment; ended at the end."""
+async def command(
+    *arguments: str, python: str = sys.executable, through: Sequence[str] = (), **environment: str
+) -> AsyncIterator[Command]:
+    """`vllm-serverless ARGUMENTS`, by the Python of this or another environment; ended at the end.
+
+    It is started `through` a command that goes on as it, such as setpriv.
+    """
     process = await asyncio.create_subprocess_exec(
-        *(python, "-m", "proxy.cli", *arguments),
+        *(*through, python, "-m", "proxy.cli", *arguments),
         cwd=ROOT, env=os.environ | environment, stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     running = Command(process)

@@ -9,6 +9,19 @@ import pytest
 from environment import node, table
 
 
+def tool(folder: str, name: str) -> str:
+    """A command of an environment."""
+    return str(_there(folder) / "bin" / name)
+
+
+def uv() -> str:
+    """The pinned uv that the set-up brought."""
+    found = table.home(os.environ) / ".tools" / "uv" / "bin" / "uv"
+    if not found.exists():
+        pytest.skip("uv is not in .tools: `make test` brings it")
+    return str(found)
+
+
 def python(folder: str) -> str:
     """The Python of an environment; without it the test is not run."""
     return str(_there(folder) / "bin" / "python")

@@ -45,13 +45,13 @@ WRONG = [
     (b'{"prompt": "x"}', "`input` is missing"),
     (b'{"input": "\xff"}', "not UTF-8"),
     (b'{"input": ' + b"[" * 20_000 + b"]" * 20_000 + b"}", "nested too deeply|recursion"),
-    (b'{"input": 1, "webhook": 5}', r"\$\.webhook"),
+    (b'{"input": 1, "webhook": 5}', "`webhook` must be a string"),
     (b'{"input": 1, "policy": []}', r"\$\.policy"),
     (b'{"input": 1, "policy": {"ttl": "1"}}', r"\$\.policy\.ttl"),
     (b'{"input": 1, "policy": {"executionTimeout": 4999}}', "`policy.executionTimeout` must be from 5000 to"),
     (b'{"input": 1, "policy": {"ttl": 9999}}', "`policy.ttl` must be from 10000 to 604800000"),
     (b'{"input": 1, "policy": {"ttl": 604800001}}', "`policy.ttl` must be from 10000 to 604800000"),
-    (b'{"input": 1, "s3Config": "x"}', r"\$\.s3Config"),
+    (b'{"input": 1, "s3Config": "x"}', "`s3Config` must be a JSON object"),
 ]
 
 

@@ -1,6 +1,7 @@
 """`status` and `status-sync`: where a job stands, how long it took, why it waits, and how long it is kept."""
 
 import asyncio
+from functools import partial
 
 import pytest
 from harness.clock import FakeClock
@@ -31,10 +32,25 @@ async def test_a_waiting_job_says_why(alone: QueueClient) -> None:
     assert (await alone.status(first))["reason"] == "No worker is connected."
     async with worker(alone.proxy, max_concurrency=1):
         await until(lambda: _is(alone, first, "IN_PROGRESS"), what="the first one runs")
-        assert (await alone.status(second))["reason"] == "Every slot of the workers is taken."
+        assert (await alone.status(second))["reason"] == "Held by a limit: the only slot of 1 worker is taken."
         third = await alone.run(1)
         assert (await alone.status(third))["reason"] == "Behind 1 job in the queue."
         assert "reason" not in (await alone.status(first)).body
+
+
+async def test_a_waiting_job_of_low_priority_says_who_goes_first(timed: QueueClient, clock: FakeClock) -> None:
+    first = "Jobs of normal priority go first until it has waited for 60 s."
+    async with worker(timed.proxy, max_concurrency=1), worker(timed.proxy, max_concurrency=1):
+        running = [await timed.run(long()) for _ in range(2)]
+        for job in running:
+            await until(partial(_is, timed, job, "IN_PROGRESS"), what="it runs")
+        low = await timed.run(1, policy={"lowPriority": True})
+        taken = "Held by a limit: all 2 slots of 2 workers are taken."
+        assert (await timed.status(low))["reason"] == f"{taken} {first}"
+        await timed.run(1)
+        assert (await timed.status(low))["reason"] == f"Behind 1 job in the queue. {first}"
+        clock.pass_time(61)
+        assert (await timed.status(low))["reason"] == "Behind 1 job in the queue."
 
 
 async def _is(queue: QueueClient, job: str, status: str) -> bool:

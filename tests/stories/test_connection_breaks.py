@@ -6,6 +6,7 @@ from typing import Any
 
 from harness.cable import cable
 from harness.proxy import CHAT, Proxy, chat, frames, serving
+from harness.queue import QueueClient, prompt
 from harness.waiting import until
 from harness.worker import worker
 
@@ -80,6 +81,23 @@ async def test_a_client_that_left_during_a_break_is_not_served_further() -> None
             await until(lambda: len(proxy.parts.output) == 0)
         line.flow()
         await until(lambda: _idle(one, proxy))
+
+
+async def test_a_job_that_was_cancelled_during_a_break_is_stopped_after_it() -> None:
+    async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url) as one:
+        queue = QueueClient(proxy)
+        job = await queue.run(prompt(stream=True, max_tokens=100, seed=300_000))
+        await until(lambda: _has_output(queue, job), what="its first output")
+        line.block()
+        line.cut()
+        await until(lambda: all(known.port is None for known in proxy.parts.fleet), what="the worker is away")
+        assert (await queue.call("POST", f"cancel/{job}"))["status"] == "CANCELLED"
+        line.flow()
+        await until(lambda: _idle(one, proxy), what="the engine is idle")
+
+
+async def _has_output(queue: QueueClient, job: str) -> bool:
+    return bool((await queue.stream(job, "?after=0"))["stream"])
 
 
 async def _status(proxy: Proxy, request: dict[str, Any]) -> int:

@@ -64,6 +64,19 @@ def test_compose_starts_what_the_dockerfile_builds() -> None:
     assert services["worker"]["environment"]["WORKER_CONNECT"] == "http://proxy:8000"
 
 
+def test_the_proxy_runs_as_nobody_in_particular_and_no_service_can_become_more() -> None:
+    stages = dockerfile.read()
+    for name in ("proxy", "worker"):
+        user, _, group = stages[name]["USER"].partition(":")
+        assert int(user) >= 1000
+        assert int(group) >= 1000
+    assert "EXPOSE" not in {name for name, _ in stages["worker"].instructions}, "a worker dials out"
+    for service in yaml.safe_load(COMPOSE.read_text())["services"].values():
+        assert service["cap_drop"] == ["ALL"]
+        assert service["security_opt"] == ["no-new-privileges:true"]
+        assert not {"privileged", "cap_add", "network_mode", "pid"} & service.keys()
+
+
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """The proxy's image, built into a folder with its own lines. Packages come from where pip finds them."""

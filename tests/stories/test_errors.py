@@ -23,6 +23,7 @@ REFUSED = [
     ("POST", "/v2/default/openai/v1/chat/completions", '{"model": "nobody"}', JSON, 404, "model_not_found"),
     ("POST", "/v1/sleep", "{}", JSON, 404, "not_found"),
     ("POST", "/v1/load_lora_adapter", "{}", JSON, 404, "not_found"),
+    ("POST", "/v2/a b/openai/v1/score", "{}", JSON, 404, "not_found"),
     ("GET", "/nothing", None, {}, 404, "not_found"),
     ("POST", "/readyz", None, {}, 405, "method_not_allowed"),
     ("GET", CHAT, None, {}, 405, "method_not_allowed"),

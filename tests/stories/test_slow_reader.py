@@ -28,7 +28,7 @@ def standing_reader(proxy: Proxy) -> socket.socket:
     client.connect((host, int(port)))
     body = json.dumps(chat(BIG, **FAST)).encode()
     client.sendall(
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: x\r\nContent-Type: application/json\r\n"
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
         b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
     )
     client.setblocking(False)

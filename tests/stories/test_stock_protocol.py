@@ -1,13 +1,13 @@
 """The traps of the stock SDK's protocol, told with a worker of our own that speaks it over plain HTTP."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
-from typing import Any, Self
+from typing import Any
 
 import aiohttp
 import pytest_asyncio
 from harness.proxy import CHAT, Proxy, serving
+from harness.raw_stock import Raw
 from harness.stock import stock_proxy
 from harness.waiting import until
 
@@ -20,59 +20,6 @@ HOLD = 1.0
 async def proxy() -> AsyncIterator[Proxy]:
     async with stock_proxy(poll_hold=HOLD) as running:
         yield running
-
-
-class Raw:
-    """A worker that does nothing by itself."""
-
-    def __init__(self, proxy: Proxy, name: str = "pod-1") -> None:
-        self.name, self._url = name, f"{proxy.url}/v2/default"
-        self.http = aiohttp.ClientSession(
-            headers={"Authorization": proxy.parts.token}, connector=aiohttp.TCPConnector(limit=0)
-        )
-        self.pings = aiohttp.ClientSession(headers={"Authorization": proxy.parts.token})
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.http.close()
-        await self.pings.close()
-
-    async def take(self, *, busy: bool = False, batch: int = 1) -> Any:
-        """What a poll gives: a job, a list of them, or None."""
-        verb = "job-take" if batch == 1 else "job-take-batch"
-        more = "" if batch == 1 else f"&batch_size={batch}"
-        url = f"{self._url}/{verb}/{self.name}?gpu=none{more}&job_in_progress={int(busy)}"
-        async with self.http.get(url) as response:
-            assert response.status in {200, 204}, response.status
-            return await response.json() if response.status == 200 else None
-
-    async def next_job(self) -> Any:
-        """Poll until there is a job."""
-        while True:
-            if job := await self.take():
-                return job
-
-    async def done(self, job: str, body: Any, *, stream: bool = False) -> int:
-        url = f"{self._url}/job-done/{self.name}/{job}?gpu=none&isStream={str(stream).lower()}"
-        data = body if isinstance(body, bytes) else json.dumps(body).encode()
-        async with self.http.post(url, data=data) as response:
-            return response.status
-
-    async def chunk(self, job: str, value: Any) -> int:
-        url = f"{self._url}/job-stream/{self.name}/{job}?gpu=none&isStream=false"
-        async with self.http.post(url, data=json.dumps({"output": value})) as response:
-            return response.status
-
-    async def stops(self) -> list[str]:
-        async with self.http.get(f"{self._url}/job-stop/{self.name}?gpu=none") as response:
-            return list((await response.json())["jobsToStop"]) if response.status == 200 else []
-
-    async def ping(self, *jobs: str) -> None:
-        query = f"?job_id={','.join(jobs)}" if jobs else ""
-        async with self.pings.get(f"{self._url}/ping/{self.name}{query}") as response:
-            assert response.status == 200
 
 
 async def run(proxy: Proxy, value: Any = 1, **more: Any) -> str:
@@ -118,7 +65,7 @@ async def test_who_has_the_wrong_token_or_no_endpoint_is_refused_slowly(proxy: P
         refused("/v2/default/job-take/w&job_in_progress=0", token),
         refused("/v2/default/job-done/w/j", token),
     ]
-    assert await asyncio.gather(*asked) == [401, 404, 404, 404]
+    assert await asyncio.gather(*asked) == [401, 404, 404, 405]
     assert loop.time() - began >= 2.0
     many = await asyncio.gather(*(refused("/v2/default/ping/w", "wrong") for _ in range(100)))
     assert set(many) == {401, 429}

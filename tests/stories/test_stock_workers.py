@@ -139,6 +139,8 @@ async def test_as_many_jobs_at_once_as_the_worker_asks_for(stock: Stock) -> None
     jobs = [await stock.run("wide", {"do": "wait", "seconds": 3}) for _ in range(9)]
     for job in jobs[:8]:
         await worker.noted("began", job)
+    shown = await stock.status("wide", jobs[8])
+    assert shown["reason"] == "Held by a limit: all 8 slots of 1 worker are taken."
     assert not any(worker.notes("ended", job) for job in jobs)
     for job in jobs:
         assert (await stock.end("wide", job))["output"] == "waited"

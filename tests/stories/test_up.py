@@ -49,6 +49,26 @@ async def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
         await until(lambda: processes(mark) == [])
 
 
+async def test_a_worker_that_cannot_stop_a_job_is_started_again(tmp_path: Path) -> None:
+    impatient = SCRIPTED | {"WORKER_MAX_CONCURRENCY": "1", "PROXY_STOP_GRACE": "0.5"}
+    deaf = {"openai_route": "/v1/completions", "openai_input": {"prompt": "x", "stream": True, "fault": "deaf:1"}}
+    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **impatient) as up:
+        async with aiohttp.ClientSession(await base_url(up)) as http:
+            async with http.post("/v2/default/run", json={"input": deaf}) as response:
+                job = (await response.json())["id"]
+
+            async def has_output() -> bool:
+                async with http.get(f"/v2/default/stream/{job}?after=0") as response:
+                    return bool((await response.json())["stream"])
+
+            await until(has_output, what="its first output")
+            async with http.post(f"/v2/default/cancel/{job}") as response:
+                assert (await response.json())["status"] == "CANCELLED"
+            async with http.post(CHAT, json=chat("again")) as response:
+                assert response.status == 200
+        assert await up.stop(signal.SIGTERM) == 0
+
+
 async def test_a_worker_that_cannot_start_is_explained(tmp_path: Path) -> None:
     wrong = {"WORKER_MAX_CONCURRENCY": "many"}
     async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED | wrong) as up:

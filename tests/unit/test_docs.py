@@ -28,7 +28,9 @@ def test_every_error_is_explained(code: str) -> None:
     assert f"`{code}`" in (DOCS / "errors.md").read_text()
 
 
-@pytest.mark.parametrize("page", [*sorted(DOCS.glob("**/*.md")), ROOT / "README.md"], ids=lambda page: page.name)
+@pytest.mark.parametrize(
+    "page", [*sorted(DOCS.glob("**/*.md")), ROOT / "README.md", ROOT / "SECURITY.md"], ids=lambda page: page.name
+)
 def test_links_lead_somewhere(page: Path) -> None:
     for target in [part.partition(")")[0] for part in page.read_text().split("](")[1:]]:
         if not target.startswith("http"):

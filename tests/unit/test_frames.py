@@ -1,9 +1,31 @@
 """The worker protocol: what is no frame is refused, and an older side can speak with a newer one."""
 
+import re
+from contextlib import suppress
+
 import msgspec
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
-from proxy.wire.frames import BadFrameError, Chunk, Job, decode_to_proxy, decode_to_worker, encode
+from proxy.channel.checks import RefusedError, check_hello, head_fault, told
+from proxy.wire.frames import (
+    BadFrameError,
+    Chunk,
+    Credit,
+    End,
+    Head,
+    Heartbeat,
+    Hello,
+    Hold,
+    Job,
+    Log,
+    Model,
+    Output,
+    decode_to_proxy,
+    decode_to_worker,
+    encode,
+)
 
 
 @pytest.mark.parametrize(
@@ -18,8 +40,24 @@ from proxy.wire.frames import BadFrameError, Chunk, Job, decode_to_proxy, decode
         msgspec.msgpack.encode([[14, "a", 1]]),
         encode([Job("a", 1, "POST", "/", "application/json", 0)]),
         b"\x91" * 100_000,
+        b"\x91\x92\x10\xa1\xff",
+        b"\xdd\xff\xff\xff\xff\x91\x0c",
+        b"\xdc\xff\xff" + b"\x91\x0c" * 65_535,
     ],
-    ids=["empty", "number", "text", "map", "unknown tag", "wrong type", "too short", "other direction", "deep"],
+    ids=[
+        "empty",
+        "number",
+        "text",
+        "map",
+        "unknown tag",
+        "wrong type",
+        "too short",
+        "other direction",
+        "deep",
+        "not utf-8",
+        "claim",
+        "many",
+    ],
 )
 def test_what_is_no_frame_is_refused(message: bytes) -> None:
     with pytest.raises(BadFrameError):
@@ -34,3 +72,36 @@ def test_a_newer_side_may_have_added_fields() -> None:
 def test_an_older_side_may_lack_the_last_fields() -> None:
     older = msgspec.msgpack.encode([[1, "a", 1, "POST", "/v1/completions", "application/json", 2]])
     assert decode_to_worker(older) == [Job("a", 1, "POST", "/v1/completions", "application/json", 2, light=False)]
+
+
+SEEDS = [
+    encode([Hello(1, "w", "e", [Model("m", b"{}")], [Hold("j", 1, 2)]), Credit(1, 2), Heartbeat(), Log("x")]),
+    encode([Head("j", 1, 200, "x"), Chunk("j", 1, b"x", more=True), Output("j", 1, b"1"), End("j", 1, "completed")]),
+]
+
+
+@given(st.sampled_from(SEEDS), st.data())
+def test_bytes_that_are_changed_are_frames_or_none(seed: bytes, data: st.DataObject) -> None:
+    """Whatever comes, the reader has frames or one kind of error to deal with."""
+    message = bytearray(seed)
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(message)))
+        message[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
+    _is_frames_or_refused(bytes(message))
+
+
+@given(st.lists(st.lists(st.integers(0, 20) | st.text() | st.binary() | st.floats() | st.lists(st.none()))))
+def test_anything_in_msgpack_is_frames_or_none(said: list[object]) -> None:
+    _is_frames_or_refused(msgspec.msgpack.encode(said))
+
+
+def _is_frames_or_refused(message: bytes) -> None:
+    with suppress(BadFrameError):
+        for frame in decode_to_proxy(message):
+            if isinstance(frame, Hello):
+                with suppress(RefusedError):
+                    check_hello(frame)
+            elif isinstance(frame, Head) and not head_fault(frame):
+                assert re.fullmatch(r"[ -~]*", frame.content_type)
+            elif isinstance(frame, End):
+                assert told(frame, "code", "").code

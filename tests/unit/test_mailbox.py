@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from proxy.jobs.model import Job, JobId, Outcome
-from proxy.service.mailbox import PAUSE_ABOVE, STREAM_CAP, Head, Mailbox
+from proxy.service.mailbox import PAUSE_ABOVE, PIECE_BYTES, STREAM_CAP, Head, Mailbox
 from proxy.wire.frames import STREAM_WINDOW
 
 STREAM = Head(200, "text/event-stream; charset=utf-8")
@@ -102,8 +102,16 @@ def test_an_answer_that_is_not_streamed_is_never_paused(mailbox: Mailbox, port: 
 
 def test_a_worker_that_ignores_pause_goes_too_far(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
-    assert mailbox.put_chunk(b"x" * STREAM_CAP, more=False)
+    assert mailbox.put_chunk(b"x" * (STREAM_CAP - 2 * PIECE_BYTES), more=False)
     assert not mailbox.put_chunk(b"x", more=False)
+
+
+def test_chunks_without_bytes_are_not_free(mailbox: Mailbox) -> None:
+    mailbox.put_head(STREAM)
+    taken = 0
+    while mailbox.put_chunk(b"", more=taken % 2 == 0):
+        taken += 1
+    assert taken <= 2 * STREAM_CAP // PIECE_BYTES
 
 
 def test_an_answer_has_a_largest_size() -> None:

@@ -82,3 +82,19 @@ def test_a_dropped_job_sends_no_more() -> None:
     outbox.put_in_lane(Chunk("b", 1, b"y"))
     outbox.drop("a")
     assert everything(outbox) == [Chunk("b", 1, b"y")]
+
+
+def test_the_size_is_what_has_not_left() -> None:
+    outbox = Outbox()
+    outbox.put_in_lane(Chunk("a", 1, b"x" * (PART_BYTES * 10)))
+    outbox.put_in_lane(Chunk("b", 1, b"y" * 100))
+    outbox.put_in_lane(End("b", 1, "completed"))
+    assert outbox.size == PART_BYTES * 10 + 100
+    outbox.next_message()
+    assert outbox.size == outbox.backlog("a") + outbox.backlog("b")
+    outbox.drop("b")
+    outbox.drop("a")
+    assert outbox.size == 0
+    outbox.put_in_lane(Chunk("a", 1, b"x" * (PART_BYTES * 10 + 1)))
+    everything(outbox)
+    assert outbox.size == 0

@@ -7,7 +7,7 @@ from harness.jobs import submission
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Delivery, Job, JobError, Millis
-from proxy.jobs.policy import MAX_FAILURES, after_loss, after_try, deadline, overdue
+from proxy.jobs.policy import MAX_FAILURES, after_loss, after_try, deadline, is_stuck, overdue
 
 LOST = JobError("worker_lost", "gone")
 
@@ -75,3 +75,21 @@ def test_a_job_that_kills_its_workers_is_given_up() -> None:
 @pytest.mark.parametrize(("tries", "again_at"), [(0, 70_000), (1, 70_000), (2, None), (3, None)])
 def test_a_delivery_is_tried_three_times_ten_seconds_apart(tries: int, again_at: int | None) -> None:
     assert after_try(Delivery(taken(), tries), Millis(60_000)) == again_at
+
+
+@pytest.mark.parametrize(
+    ("stopped", "stuck"),
+    [
+        ([], False),
+        ([None], False),
+        ([90.0], True),
+        ([90.1], False),
+        ([1.0, 2.0], True),
+        ([1.0, 95.0], False),
+        ([1.0, None], False),
+    ],
+)
+def test_a_worker_is_stuck_when_it_holds_nothing_but_runs_that_should_have_stopped(
+    stopped: list[float | None], stuck: bool
+) -> None:
+    assert is_stuck(stopped, now=100.0, grace=9.95) is stuck

@@ -7,7 +7,7 @@ from harness.jobs import HERE, submission
 
 from proxy.jobs.model import JobId, Millis, WorkerId
 from proxy.service.news import News
-from proxy.service.recorder import MOST_BYTES, Recorder
+from proxy.service.recorder import MOST_BYTES, PIECE_BYTES, NoJsonError, Recorder
 from proxy.store.base import StoreFullError
 from proxy.store.memory import MemoryStore
 
@@ -58,48 +58,66 @@ async def recorder(store: FullStore, port: Port) -> Recorder:
     return recorder
 
 
-def put(recorder: Recorder, data: bytes, *, more: bool = False, whole: bool = False, attempt: int = 1) -> bool:
-    return recorder.put(JOB, attempt, data, b"", whole=whole, more=more)
+async def put(recorder: Recorder, data: bytes, *, more: bool = False, whole: bool = False, attempt: int = 1) -> bool:
+    return await recorder.put(JOB, attempt, data, b"", whole=whole, more=more)
 
 
 async def test_what_could_not_be_written_is_written_later_in_its_place(recorder: Recorder, store: FullStore) -> None:
-    put(recorder, b"1")
+    await put(recorder, b"1")
     store.is_full = True
     with pytest.raises(StoreFullError):
         await recorder.flush_all()
-    put(recorder, b"2")
+    await put(recorder, b"2")
     store.is_full = False
     assert await recorder.close(JOB, 1) is None
     assert (await store.read(JOB, 0, 9))[0] == [b'{"output":1}', b'{"output":2}']
 
 
 async def test_parts_make_one_element(recorder: Recorder, store: FullStore) -> None:
-    put(recorder, b'"a', more=True)
-    put(recorder, b'b"')
+    await put(recorder, b'"a', more=True)
+    await put(recorder, b'b"')
     await recorder.flush_all()
     assert (await store.read(JOB, 0, 9))[0] == [b'{"output":"ab"}']
 
 
 async def test_a_whole_output_is_no_element(recorder: Recorder, store: FullStore) -> None:
-    put(recorder, b"{}", whole=True)
+    await put(recorder, b"{}", whole=True)
     assert await recorder.close(JOB, 1) == b"{}"
     assert (await store.read(JOB, 0, 9))[0] == []
 
 
 async def test_another_attempt_is_not_heard(recorder: Recorder, store: FullStore) -> None:
-    put(recorder, b"1", attempt=2)
+    await put(recorder, b"1", attempt=2)
     await recorder.flush_all()
     assert (await store.read(JOB, 0, 9))[0] == []
 
 
 async def test_a_worker_that_is_ahead_of_the_disk_is_paused_and_goes_on(recorder: Recorder, port: Port) -> None:
     for _ in range(20):
-        put(recorder, b'"' + b"x" * 10_000 + b'"')
+        await put(recorder, b'"' + b"x" * 10_000 + b'"')
     assert port.said == ["pause"]
     await recorder.flush_all()
     assert port.said == ["pause", "resume"]
 
 
 async def test_more_than_may_be_is_told(recorder: Recorder) -> None:
-    assert put(recorder, b"x" * MOST_BYTES, more=True)
-    assert not put(recorder, b"x", more=True)
+    assert await put(recorder, b"x" * (MOST_BYTES - 2 * PIECE_BYTES), more=True)
+    assert not await put(recorder, b"x", more=True)
+
+
+async def test_pieces_without_bytes_are_not_free(recorder: Recorder) -> None:
+    taken = 0
+    while await put(recorder, b"", more=True):
+        taken += 1
+    assert taken <= MOST_BYTES // PIECE_BYTES
+
+
+@pytest.mark.parametrize("value", [b"", b"{", b"1 2", b'1,"status":"x"', b'"\xff"', b"NaN", b"[" * 100_000])
+@pytest.mark.parametrize("whole", [True, False])
+async def test_what_is_no_json_is_not_taken(recorder: Recorder, value: bytes, whole: bool) -> None:
+    await put(recorder, value[:1], whole=whole, more=True)
+    with pytest.raises(NoJsonError):
+        await put(recorder, value[1:], whole=whole)
+    with pytest.raises(NoJsonError):
+        await recorder.put(JOB, 1, b"1", value or b"?", whole=whole, more=False)
+    assert await recorder.close(JOB, 1) is None

@@ -45,11 +45,16 @@ def test_an_endpoint_id_has_a_pattern(wrong: str) -> None:
         Settings(endpoint=[wrong])
 
 
-@pytest.mark.parametrize(
-    ("host", "keys", "exposed"), [("127.0.0.1", [], False), ("0.0.0.0", [], True), ("0.0.0.0", ["k"], False)]
-)
-def test_others_may_only_come_with_a_key(host: str, keys: list[str], exposed: bool) -> None:
-    assert Settings(host=host, api_key=[SecretStr(key) for key in keys]).is_exposed() is exposed
+def test_a_variable_that_is_set_and_empty_is_a_key_that_went_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert Settings().refusal() is None
+    monkeypatch.setenv("PROXY_API_KEY", "")
+    assert "a key is empty" in (Settings().refusal() or "")
+
+
+def test_the_token_that_was_made_is_no_client_key_either(tmp_path: Path) -> None:
+    token = SecretStr(Settings(data_dir=tmp_path).token())
+    assert Settings(data_dir=tmp_path, api_key=[SecretStr("another-key")]).refusal() is None
+    assert "also the worker token" in (Settings(data_dir=tmp_path, api_key=[token]).refusal() or "")
 
 
 def test_the_worker_token_is_made_once_and_kept_from_others(tmp_path: Path) -> None:

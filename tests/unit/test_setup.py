@@ -1,13 +1,15 @@
 """The set-up's decisions: pip's settings for uv, the build of vLLM, pip's wheel from an index."""
 
 import hashlib
+import io
 import os
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from environment import hardware, pip_settings, simple_index
+from environment import hardware, pip_settings, simple_index, system
+from environment.console import Stages
 from environment.hardware import Build, Machine
 from environment.pip_settings import PipSettings
 
@@ -171,3 +173,46 @@ class TestPipWheel:
             simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path)
         bundled = [str(tmp_path / "wheels")]
         assert simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path, bundled).is_file()
+
+
+class TestSystemTools:
+    @pytest.fixture
+    def environ(self, tmp_path: Path) -> dict[str, str]:
+        """A machine that has apt-get and one of the tools; what apt-get is told is taken down."""
+        told = f'echo "$DEBIAN_FRONTEND $RUNLEVEL $*" >> {tmp_path}/told'
+        written(tmp_path / "bin/apt-get", f"#!/bin/sh\n{told}\n").chmod(0o755)
+        written(tmp_path / "bin/haproxy", "#!/bin/sh\n").chmod(0o755)
+        written(tmp_path / "bin/timeout", '#!/bin/sh\nshift 2\nexec "$@"\n').chmod(0o755)
+        return {"PATH": str(tmp_path / "bin")}
+
+    def test_what_is_missing_is_wanted_from_root_and_apt(self, environ: dict[str, str], tmp_path: Path) -> None:
+        absent = tmp_path / "absent"
+        wanted = system.wanted(environ, uid=0, booted=absent)
+        assert [tool.command for tool in wanted] == ["nginx", "ip", "nft"]
+        assert system.wanted(environ, uid=1000, booted=absent) == []
+        assert system.wanted({"PATH": str(absent)}, uid=0, booted=absent) == []
+
+    def test_on_a_machine_with_services_nothing_is_installed(self, environ: dict[str, str], tmp_path: Path) -> None:
+        assert system.wanted(environ, uid=0, booted=tmp_path) == []
+
+    def test_they_come_in_one_stage_which_asks_nothing_and_starts_nothing(
+        self, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PATH", environ["PATH"])  # where the first command is looked for
+        shown = io.StringIO()
+        system.install(system.missing(environ), environ, Stages(1, shown))
+        update, install = (tmp_path / "told").read_text().splitlines()
+        assert update.startswith("noninteractive 1 ")
+        assert update.endswith(" update")
+        assert install.startswith("noninteractive 1 ")
+        assert install.endswith(" install --yes --no-install-recommends iproute2 nftables nginx-light")
+        assert shown.getvalue().startswith("[1/1] for tests: system tools ...")
+
+    def test_a_failure_is_told_and_ends_nothing(
+        self, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setenv("PATH", environ["PATH"])
+        written(tmp_path / "bin/apt-get", "#!/bin/sh\necho E: no such place\nexit 100\n")
+        shown = io.StringIO()
+        system.install(system.missing(environ), environ, Stages(1, shown))
+        assert "cannot be had here:\n    E: no such place" in shown.getvalue()

@@ -2,8 +2,8 @@
 
 `max_tokens` is the number of tokens, `seed` the microseconds between them, and the text is made of the request's last
 message: `"<message> 0 "`, `"<message> 1 "`, ... so that every stream's text is its own. The extra field `fault` breaks
-something: `error_event:N`, `cut:N`, `die:N`, `engine_dead:N`, `hang:N` (after N tokens, 0 without), `status:CODE`,
-`big:BYTES` (an answer of that size), `head_delay:MILLISECONDS`.
+something: `error_event:N`, `cut:N`, `die:N`, `engine_dead:N`, `hang:N` (after N tokens, 0 without; `deaf:N` hangs and
+cannot be stopped), `status:CODE`, `big:BYTES` (an answer of that size), `head_delay:MILLISECONDS`.
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any, Literal, TypeAlias
 
 DEFAULT_TOKENS = 16
 MAX_CONTEXT = 1_048_576  # tokens; more are refused in vLLM's words
-FAULTS = ("error_event", "cut", "die", "engine_dead", "hang", "status", "big", "head_delay")
+FAULTS = ("error_event", "cut", "die", "engine_dead", "hang", "deaf", "status", "big", "head_delay")
 
 Kind = Literal["chat", "completion"]
 Json: TypeAlias = dict[str, Any]

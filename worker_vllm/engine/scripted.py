@@ -6,9 +6,10 @@ import os
 import signal
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 from worker_vllm.asgi import App, Receive, Scope, Send
 from worker_vllm.engine.base import Reading
@@ -129,7 +130,7 @@ class ScriptedEngine:
         finally:
             leaving.cancel()
             playing.cancel()  # no more than a word when it is through
-            await asyncio.wait({playing, leaving})
+            await _ended(playing, leaving)
             self.running -= 1
         if not playing.cancelled():
             playing.result()
@@ -180,6 +181,10 @@ class ScriptedEngine:
                 self.kill_process()
             case "hang":
                 await asyncio.Event().wait()
+            case "deaf":
+                while True:
+                    with suppress(asyncio.CancelledError):
+                        await asyncio.Event().wait()
             case "error_event" | "engine_dead":
                 self.dead = self.dead or fault == "engine_dead"
                 if send is None:
@@ -188,6 +193,13 @@ class ScriptedEngine:
                 await _more(send, error_event(message) + STREAM_END)
                 return False
         return True
+
+
+async def _ended(*tasks: "asyncio.Future[Any]") -> None:
+    """Wait for the end of tasks that were cancelled, by force or not: who plays the deaf has to be it."""
+    while not all(task.done() for task in tasks):
+        with suppress(asyncio.CancelledError):
+            await asyncio.wait(tasks)
 
 
 async def _start(send: Send, status: int, content_type: str) -> None:

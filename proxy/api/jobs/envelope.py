@@ -3,15 +3,15 @@
 Unknown keys are ignored: the clients of the public platform send some.
 """
 
-import asyncio
 from collections.abc import Callable
-from typing import Any, TypeAlias
+from typing import TypeAlias
 
 import msgspec
 
-from proxy.api.body import CHECK_IN_THREAD_ABOVE, decode_object
+from proxy.api.body import decode_object, read_text
 from proxy.api.errors import ApiError
 from proxy.jobs.model import Millis
+from proxy.service.json_text import apart
 from proxy.service.queue import TTL, Order
 from proxy.service.seal import Seal
 
@@ -20,7 +20,9 @@ MIN_TTL, MAX_TTL = 10_000, 7 * 24 * 3600_000
 MIN_LIFE = 1_000  # of `?ttl=` on a job that is there
 MIN_WAIT, MAX_WAIT, WAIT = 1_000, 300_000, 90_000
 WEBHOOK_CHARACTERS = 2_048
-NULL = b"null"
+WEBHOOK_BYTES = 6 * WEBHOOK_CHARACTERS + 2  # as it is written, with an escape for each character
+S3_BYTES = 64 * 1024  # of `s3Config`: names and keys, a few hundred bytes; it is kept apart, and sealed in one piece
+NULL = msgspec.Raw(b"null")
 
 CheckUrl: TypeAlias = Callable[[str], None]
 """Whether a webhook may go there: raises `ValueError` with a sentence if not."""
@@ -33,10 +35,10 @@ class _Policy(msgspec.Struct, rename="camel"):
 
 
 class _Envelope(msgspec.Struct, rename={"s3_config": "s3Config"}):
-    input: msgspec.Raw = msgspec.Raw(NULL)
-    webhook: str | None = None
+    input: msgspec.Raw = NULL
+    webhook: msgspec.Raw = NULL
     policy: _Policy | None = None
-    s3_config: dict[str, Any] | None = None
+    s3_config: msgspec.Raw = NULL  # for the worker, which gets it as it was written
 
 
 _decoder = msgspec.json.Decoder(_Envelope)
@@ -44,23 +46,22 @@ _decoder = msgspec.json.Decoder(_Envelope)
 
 async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Millis | None = None) -> Order:
     """The order in a body; `ApiError` says what is wrong with it."""
-    found = await asyncio.to_thread(_decode, body) if len(body) > CHECK_IN_THREAD_ABOVE else _decode(body)
-    value = bytes(found.input)
-    if value.strip() == NULL:
+    found = await apart(_decode, body)
+    if found.input == NULL:
         raise ApiError("invalid_body", '`input` is missing: send {"input": ...} with any value but null.')
     policy = found.policy or _Policy()
     execution = _between("policy.executionTimeout", policy.execution_timeout, MIN_EXECUTION, MAX_EXECUTION)
     ttl = _between("policy.ttl", policy.ttl, MIN_TTL, MAX_TTL)
-    if found.webhook:
-        _check_webhook(found.webhook, check_url)
-    sealed = None if found.s3_config is None else seal.close(msgspec.json.encode(found.s3_config))
+    webhook = read_text("webhook", found.webhook, WEBHOOK_BYTES)
+    if webhook:
+        _check_webhook(webhook, check_url)
     return Order(
-        value,
+        bytes(found.input),
         execution_timeout=execution,
         ttl=TTL if ttl is None else ttl,
         low_priority=bool(policy.low_priority),
-        webhook=seal.close_webhook(found.webhook) if found.webhook else None,
-        s3_config=sealed,
+        webhook=seal.close_webhook(webhook) if webhook else None,
+        s3_config=_sealed(found.s3_config, seal),
         sync_wait=sync_wait,
     )
 
@@ -85,8 +86,16 @@ def _between(name: str, value: int | None, least: int, most: int) -> Millis | No
     if value is None:
         return None
     if not least <= value <= most:
-        raise ApiError("invalid_body", f"`{name}` must be from {least} to {most} milliseconds, and is {value}.")
+        raise ApiError("invalid_body", f"`{name}` must be from {least} to {most} milliseconds.")
     return Millis(value)
+
+
+def _sealed(config: msgspec.Raw, seal: Seal) -> bytes | None:
+    if config == NULL:
+        return None
+    if len(config) > S3_BYTES or bytes(config)[:1] != b"{":
+        raise ApiError("invalid_body", f"`s3Config` must be a JSON object of at most {S3_BYTES} bytes.")
+    return seal.close(bytes(config))
 
 
 def _check_webhook(url: str, check_url: CheckUrl) -> None:

@@ -12,7 +12,7 @@ import structlog
 from fastapi import APIRouter, Request, Response
 
 from proxy.api.body import JSON, ClientGoneError, read_body, require_type
-from proxy.api.errors import ApiError, limit_headers, limited
+from proxy.api.errors import TOLD, ApiError, limit_headers, told
 from proxy.api.jobs import rendering
 from proxy.api.jobs.envelope import (
     MAX_TTL,
@@ -26,15 +26,16 @@ from proxy.api.jobs.envelope import (
 from proxy.api.jobs.events import event_stream, start, wants_events
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job
+from proxy.service.budget import Budget, Share
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.fleet import Fleet
-from proxy.service.intake import DrainingError, QueueFullError
-from proxy.service.keys import Keys, Kind, Principal
-from proxy.service.limits import LimitedError, Limits
-from proxy.service.queue import NotRetriableError, Queue
+from proxy.service.intake import Intake
+from proxy.service.keys import Principal
+from proxy.service.limits import Limits
+from proxy.service.queue import Queue
 from proxy.service.seal import Seal
-from proxy.store.base import JobStore, StoreFullError
+from proxy.store.base import JobStore
 
 log = structlog.get_logger()
 
@@ -45,13 +46,33 @@ PAGE, MAX_PAGE = 50, 1_000
 GONE = 499  # nobody reads it
 
 
+OPERATIONS: dict[str, tuple[str, ...]] = {
+    "/run": ("POST",),
+    "/runsync": ("POST",),
+    "/status/{job}": ("GET", "POST"),  # the Go client posts what the others get
+    "/status-sync/{job}": ("GET", "POST"),
+    "/stream/{job}": ("GET", "POST"),
+    "/cancel/{job}": ("POST",),
+    "/retry/{job}": ("POST",),
+    "/purge-queue": ("POST",),
+    "/health": ("GET",),
+    "/requests": ("GET",),
+}
+"""What stands below an endpoint, and how it is asked for; `edge.routes` lets in what is here and nothing else."""
+
+
 class Asked:
     """One request: who asks, and which endpoint."""
 
-    def __init__(self, request: Request, endpoint: Endpoint, principal: Principal) -> None:
+    def __init__(self, request: Request, endpoint: Endpoint, principal: Principal, share: Share) -> None:
         self.request, self.endpoint, self.owner = request, endpoint, principal.owner
         self.key = principal.key_id
+        self._share = share
         self.leave: Callable[[], None] = _nothing  # the request is over, for the limits
+
+    def drop_body(self) -> None:
+        """What the body said is in the store: others can have its room."""
+        self._share.give_back()
 
     def query(self, name: str) -> str | None:
         return self.request.query_params.get(name)
@@ -59,7 +80,7 @@ class Asked:
     async def body(self, limit: int) -> bytes:
         headers = dict(self.request.scope["headers"])
         require_type(headers.get(b"content-type", JSON), JSON)
-        return await read_body(self.request.receive, headers, limit)
+        return await read_body(self.request.receive, headers, limit, self._share)
 
 
 Operation = Callable[[Asked, str], Awaitable[bytes | Response]]
@@ -70,52 +91,55 @@ class JobsApi:
 
     def __init__(
         self,
-        keys: Keys,
         endpoints: Endpoints,
         fleet: Fleet,
         store: JobStore,
         queue: Queue,
+        intake: Intake,
         limits: Limits,
+        bodies: Budget,
         clock: Clock,
         check_url: CheckUrl,
         seal: Seal,
     ) -> None:
-        self._keys, self._endpoints, self._fleet, self._store = keys, endpoints, fleet, store
-        self._queue, self._limits, self._clock, self._check_url, self._seal = queue, limits, clock, check_url, seal
+        self._endpoints, self._fleet, self._store, self._queue = endpoints, fleet, store, queue
+        self._intake, self._limits, self._bodies, self._clock = intake, limits, bodies, clock
+        self._check_url, self._seal = check_url, seal
 
     def router(self) -> APIRouter:
-        """The routes. GET and POST are one where the Go client posts what the others get."""
+        """The routes."""
         router = APIRouter(prefix="/v2/{endpoint}")
-        post, either, get = ["POST"], ["GET", "POST"], ["GET"]
-        rows: list[tuple[str, list[str], Operation]] = [
-            ("/run", post, self.run),
-            ("/runsync", post, self.runsync),
-            ("/status/{job_id}", either, self.status),
-            ("/status-sync/{job_id}", either, self.status_sync),
-            ("/stream/{job_id}", either, self.stream),
-            ("/cancel/{job_id}", post, self.cancel),
-            ("/retry/{job_id}", post, self.retry),
-            ("/purge-queue", post, self.purge),
-            ("/health", get, self.health),
-            ("/requests", get, self.requests),
-        ]
-        for path, methods, operation in rows:
+        operations: dict[str, Operation] = {
+            "run": self.run,
+            "runsync": self.runsync,
+            "status": self.status,
+            "status-sync": self.status_sync,
+            "stream": self.stream,
+            "cancel": self.cancel,
+            "retry": self.retry,
+            "purge-queue": self.purge,
+            "health": self.health,
+            "requests": self.requests,
+        }
+        for path, methods in OPERATIONS.items():
             name = path.split("/")[1]
-            router.add_api_route(
-                path, self._answering(name, operation), methods=methods, name=name, summary=operation.__doc__
-            )
+            answer = self._answering(name, operations[name])
+            router.add_api_route(path, answer, methods=[*methods], name=name, summary=operations[name].__doc__)
         return router
 
     async def run(self, asked: Asked, _: str) -> bytes:
         """Put a job in the queue."""
+        await self._intake.check(asked.endpoint)
         order = await read_order(await asked.body(RUN_BYTES), self._check_url, self._seal)
         return rendering.brief(await self._queue.submit(asked.endpoint, asked.owner, order))
 
     async def runsync(self, asked: Asked, _: str) -> bytes:
         """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
         wait = read_wait(asked.query("wait"))
+        await self._intake.check(asked.endpoint)
         order = await read_order(await asked.body(RUNSYNC_BYTES), self._check_url, self._seal, wait)
         job = await self._queue.submit(asked.endpoint, asked.owner, order)
+        asked.drop_body()
         ended = await self._queue.wait_end(asked.endpoint, asked.owner, job.id, wait / 1000)
         return await self._shown(ended or job)
 
@@ -228,57 +252,47 @@ class JobsApi:
 
     def _answering(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
+            share = self._bodies.share()
             asked: Asked | None = None
             try:
-                asked = self._asked(request)
-                asked.leave, told = self._limits.enter(asked.key, asked.endpoint.id, name)
-                answer = await operation(asked, request.path_params.get("job_id", ""))
+                asked = self._asked(request, share)
+                asked.leave, left = self._limits.enter(asked.key, asked.endpoint.id, name)
+                answer = await operation(asked, request.path_params.get("job", ""))
                 response = answer if isinstance(answer, Response) else Response(answer, media_type="application/json")
-                for key, value in limit_headers(told):
+                for key, value in limit_headers(left):
                     response.headers[key.decode()] = value.decode()
                 return response
-            except LimitedError as error:
-                return refusal(limited(error))
-            except ApiError as error:
-                return refusal(error)
+            except TOLD as error:
+                return refusal(told(error))
             except ClientGoneError:
                 return Response(status_code=GONE)
-            except QueueFullError:
-                return refusal(ApiError("queue_full", "The queue of this endpoint is full. Try again later."))
-            except DrainingError:
-                return refusal(ApiError("server_draining", "This server is shutting down. Try again in a moment."))
-            except StoreFullError:
-                return refusal(ApiError("store_full", "There is no room to keep another job. Try again later."))
-            except NotRetriableError as error:
-                return refusal(ApiError("not_retriable", str(error)))
             except Exception:  # a bug of ours: the client gets an error it can read, the log gets the rest
                 log.exception("api.bug", path=request.url.path)
                 return refusal(ApiError("internal_error", "This server failed. The error is in its log."))
             finally:
+                share.give_back()
                 if asked is not None:
                     asked.leave()
 
         return respond
 
-    def _asked(self, request: Request) -> Asked:
-        """Who asks: purge's own documentation sends two `Authorization` headers, of which one is right."""
-        given = request.headers.getlist("authorization") or [""]
-        found = (self._keys.authenticate(value, Kind.CLIENT) for value in given)
-        principal = next((one for one in found if one is not None), None)
-        if principal is None:
-            raise ApiError("invalid_api_key", "Wrong or missing API key: send `Authorization: Bearer KEY`.")
+    def _asked(self, request: Request, share: Share) -> Asked:
         name = request.path_params["endpoint"]
         endpoint = self._endpoints.get(name)
         if endpoint is None:
             raise ApiError("endpoint_not_found", f"There is no endpoint {name[:80]!r} here.")
-        return Asked(request, endpoint, principal)
+        return Asked(request, endpoint, request.state.principal, share)
 
 
 def refusal(error: ApiError) -> Response:
     """An error as this API tells it."""
     headers = {name.decode(): value.decode() for name, value in error.headers()}
-    body = msgspec.json.encode({"error": error.message})
-    return Response(body, error.row.status, headers, media_type="application/json")
+    return Response(queue_error(error), error.row.status, headers, media_type="application/json")
+
+
+def queue_error(error: ApiError) -> bytes:
+    """The body of an error as this API tells it."""
+    return msgspec.json.encode({"error": error.message})
 
 
 def _nothing() -> None:

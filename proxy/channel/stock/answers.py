@@ -6,8 +6,9 @@ as objects that were events; it leaves as whole events. Nothing here waits or kn
 
 import msgspec
 
-from proxy.channel.stock.failures import Failure, is_error_object, read_failure
-from proxy.channel.stock.results import NULL, elements
+from proxy.channel.stock.failures import Failure, find_failure, is_error_object
+from proxy.channel.stock.results import NULL, TooManyElementsError, elements
+from proxy.service.json_text import IN_THREAD_ABOVE
 from proxy.service.mailbox import EVENT_STREAM, Head
 
 EVENTS = f"{EVENT_STREAM}; charset=utf-8"
@@ -15,6 +16,7 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
 QUOTE = b'"'
+DEPTH = 2  # of lists in a piece of a stream; what is deeper is no batch of events
 BLANK_LINES = (b"\n\n", b"\r\n\r\n")  # what ends an event
 
 
@@ -26,7 +28,10 @@ class Answer:
     """The answer of one run, as it comes."""
 
     def __init__(self, body: bytes) -> None:
-        self.is_stream = bytes(msgspec.json.decode(body, type=_Asked).stream) == b"true"
+        self.is_stream = False
+        self.unread = body  # what the client asked, until it has been looked at
+        if len(body) <= IN_THREAD_ABOVE:
+            self.read(body)
         self.has_begun = False  # events have come
         self.failure: Failure | None = None  # what came was an error
         self.received = 0  # elements
@@ -39,19 +44,24 @@ class Answer:
         """Bytes that are kept here."""
         return len(self._rest) + sum(map(len, self._kept))
 
+    def read(self, body: bytes) -> None:
+        """Look at what the client asked: before anything else."""
+        self.is_stream = bytes(msgspec.json.decode(body, type=_Asked).stream) == b"true"
+        self.unread = b""
+
     def put(self, element: bytes) -> bytes:
         """An element, as JSON. Gives the events that are whole now."""
         self.received += 1
         if not self.is_stream:
             self._kept.append(element)
             return b""
-        return self._events(element)
+        return self._events(element, DEPTH)
 
     def finish(self, output: bytes) -> bytes:
         """The run is complete, with this result. Gives what is left of the events."""
         if not self.is_stream or self.failure is not None:
             return b""
-        late = b"" if self.received else b"".join(self._events(one) for one in elements(output) or [output])
+        late = b"" if self.received else b"".join(self._events(one, DEPTH) for one in elements(output) or [output])
         rest, self._rest = self._rest, b""
         if rest.strip():
             late += rest + b"\n\n"
@@ -59,7 +69,10 @@ class Answer:
 
     def has_holes(self, output: bytes) -> bool:
         """Whether pieces of a stream were lost: its result, where it has one, lists them all."""
-        listed = elements(output) if self.is_stream and self.received else None
+        try:
+            listed = elements(output) if self.is_stream and self.received else None
+        except TooManyElementsError:
+            return False  # it cannot be said
         return bool(listed) and len(listed or ()) != self.received
 
     def whole(self, output: bytes) -> tuple[Head, bytes] | None:
@@ -72,14 +85,14 @@ class Answer:
             return Head(200, TEXT), "".join(msgspec.json.decode(one, type=str) for one in found).encode()
         return (Head(200, JSON), output) if len(found) > 1 and elements(output) else None
 
-    def _events(self, element: bytes) -> bytes:
+    def _events(self, element: bytes, depth: int) -> bytes:
         if element.startswith(QUOTE):
             return self._whole_events(msgspec.json.decode(element, type=str).encode())
-        listed = elements(element)
+        listed = elements(element) if depth else None
         if listed is not None:
-            return b"".join(map(self._events, listed))
+            return b"".join(self._events(one, depth - 1) for one in listed)
         if not self.has_begun and is_error_object(element):
-            self.failure = read_failure(msgspec.json.decode(element))
+            self.failure = find_failure(element)
             return b""
         if element == NULL:
             return b""
@@ -96,13 +109,13 @@ class Answer:
 
 def _unwrapped(element: bytes) -> tuple[Head, bytes]:
     if not element.startswith(QUOTE):
-        failure = read_failure(msgspec.json.decode(element)) if is_error_object(element) else None
+        failure = find_failure(element) if is_error_object(element) else None
         if failure is not None and failure.status:
             return Head(failure.status, JSON), failure.body
         return Head(200, JSON), element
     text = msgspec.json.decode(element, type=str).encode()
     try:
-        msgspec.json.decode(text)
-    except msgspec.MsgspecError:
+        msgspec.json.decode(text, type=msgspec.Raw)
+    except (msgspec.MsgspecError, RecursionError):
         return Head(200, TEXT), text
     return Head(200, JSON), text

@@ -9,7 +9,7 @@ from typing import Any
 
 import structlog
 
-from proxy.channel.stock.calls import Call, read_ping, read_take
+from proxy.channel.stock.calls import Call, find_call, read_ping, read_take
 from proxy.channel.stock.line import LINE, Line
 from proxy.channel.stock.offers import Unseal, write_jobs
 from proxy.channel.stock.posts import Posts
@@ -17,14 +17,15 @@ from proxy.channel.stock.results import read_result
 from proxy.channel.stock.roster import Roster, RosterFullError, TakenNameError
 from proxy.channel.stock.worker import StockWorker
 from proxy.jobs.model import EndpointId, JobId
+from proxy.service.budget import Budget, Share
 from proxy.service.endpoints import Endpoints
-from proxy.service.keys import Keys, Kind
 from proxy.service.recorder import MOST_BYTES
 from proxy.wire.frames import STREAM_WINDOW
 
 log = structlog.get_logger()
 
 REFUSAL_SECONDS = 2.0
+PATH_SHOWN = 200  # characters of a path in the log
 MOST_REFUSALS = 64  # that wait at once; the others are told 429
 POST_BYTES = MOST_BYTES + STREAM_WINDOW  # the output, and what stands around it
 OK, NONE, TOO_MANY = 200, 204, 429
@@ -41,15 +42,16 @@ class RefusedError(Exception):
 class StockChannel:
     """Speaks with stock workers."""
 
-    def __init__(self, keys: Keys, endpoints: Endpoints, roster: Roster, posts: Posts, unseal: Unseal) -> None:
-        self._keys, self._endpoints, self._roster, self._posts = keys, endpoints, roster, posts
+    def __init__(self, endpoints: Endpoints, roster: Roster, posts: Posts, bodies: Budget, unseal: Unseal) -> None:
+        self._endpoints, self._roster, self._posts, self._bodies = endpoints, roster, posts, bodies
         self._unseal = unseal
         self._refusals = 0
 
-    async def __call__(self, call: Call, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one call."""
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer one call of a worker that has the token."""
+        call = find_call(scope["path"])
         try:
-            endpoint = self._check(call, scope)
+            endpoint = self._check(call)
             await self._serve(call, endpoint, scope, receive, send)
         except RefusedError as refused:
             log.warning("worker.refused", worker=call.worker, code=refused.status, reason=str(refused))
@@ -62,10 +64,12 @@ class StockChannel:
             log.exception("stock.bug", worker=call.worker, verb=call.verb)
             await self._refuse(send, RefusedError(500, "this server failed; the error is in its log"))
 
-    def _check(self, call: Call, scope: Any) -> EndpointId:
-        authorization = dict(scope["headers"]).get(b"authorization", b"").decode("latin-1")
-        if self._keys.authenticate(authorization, Kind.WORKER) is None:
-            raise RefusedError(401, "wrong worker token: RUNPOD_AI_API_KEY is what `vllm-serverless token` prints")
+    async def refuse(self, scope: Any, _: Any, send: Any, status: int, sentence: str) -> None:
+        """Answer one that has no token, or whose call is none."""
+        log.warning("worker.refused", path=scope["path"][:PATH_SHOWN], code=status, reason=sentence)
+        await self._refuse(send, RefusedError(status, sentence))
+
+    def _check(self, call: Call) -> EndpointId:
         endpoint = self._endpoints.get(call.endpoint)
         if endpoint is None:
             raise RefusedError(404, f"no endpoint {call.endpoint!r} here: start the proxy with --endpoint")
@@ -84,7 +88,8 @@ class StockChannel:
                 await self._ping(call, endpoint, scope["query_string"])
                 await _reply(send, OK)
             case _:
-                await self._post(call, endpoint, line, receive)
+                length = dict(scope["headers"]).get(b"content-length", b"")
+                await self._post(call, endpoint, line, length, receive)
                 await _reply(send, OK)
 
     def _asking(self, endpoint: EndpointId, call: Call, line: Line) -> StockWorker:
@@ -100,7 +105,7 @@ class StockChannel:
         poll = worker.take(asked.wanted, is_idle=asked.is_idle)
         is_there = False
         try:
-            is_there = await poll.wait(worker.hold(self._roster.patience.hold), receive)
+            is_there = await poll.wait(worker.hold_take(self._roster.patience.hold), receive)
         finally:
             jobs = worker.taken(poll)
             if not is_there or poll.is_replaced:
@@ -137,7 +142,12 @@ class StockChannel:
                 self._roster.adopt(worker, JobId(job_id))
             worker.pinged(ping.jobs)
 
-    async def _post(self, call: Call, endpoint: EndpointId, line: Line, receive: Any) -> None:
+    async def _post(self, call: Call, endpoint: EndpointId, line: Line, length: bytes, receive: Any) -> None:
+        with self._bodies.share() as share:
+            await share.wait(min(int(length), POST_BYTES) if length else POST_BYTES)
+            await self._take_post(call, endpoint, line, share, receive)
+
+    async def _take_post(self, call: Call, endpoint: EndpointId, line: Line, share: Share, receive: Any) -> None:
         body, is_whole = await _read(receive)
         job_id = JobId(call.job)
         worker = self._roster.find(endpoint, call.worker)
@@ -158,6 +168,7 @@ class StockChannel:
         if call.verb == "job-done":
             await self._posts.result(worker, job_id, result)
         elif result is not None and bytes(result.output):
+            share.give_back()  # its way on has bounds of its own, and waiting on it must not keep results waiting
             await self._posts.chunk(worker, job_id, bytes(result.output))
 
     async def _refuse(self, send: Any, refused: RefusedError) -> None:

@@ -12,12 +12,14 @@ class Poll:
     def __init__(self, room: int = 0) -> None:
         self.room = room  # jobs that it may still be given
         self.jobs: list[Job] = []
+        self.size = 0  # bytes of their bodies
         self.is_replaced = False
         self._ready = asyncio.Event()
 
     def give(self, job: Job) -> None:
         """A job for it. What else is given in this turn of the event loop goes with it."""
         self.jobs.append(job)
+        self.size += len(job.submission.work.body)
         self.room -= 1
         self._ready.set()
 

@@ -4,21 +4,21 @@ import asyncio
 from contextlib import suppress
 from functools import partial
 
-import msgspec
 import structlog
 
 from proxy.channel.stock.answers import EVENTS, JSON, Answer
-from proxy.channel.stock.failures import SICK, Failure, read_failure
+from proxy.channel.stock.failures import SICK, Failure, find_failure
 from proxy.channel.stock.holdings import Run
-from proxy.channel.stock.results import Result, error_text
+from proxy.channel.stock.results import Result, TooManyElementsError, error_text
 from proxy.channel.stock.roster import Roster
 from proxy.channel.stock.worker import StockWorker
 from proxy.jobs.model import JobError, JobId
 from proxy.service.background import insist
+from proxy.service.json_text import apart
 from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox
 from proxy.service.output import Output
 from proxy.service.recorder import MOST_BYTES, Recorder
-from proxy.service.runs import WORKER_LOST, Runs
+from proxy.service.runs import OVERFLOW, WORKER_LOST, Runs
 
 log = structlog.get_logger()
 
@@ -41,7 +41,7 @@ class Posts:
         if run is None or run.is_ending or run.is_stopped:
             return
         run.has_arrived = True
-        if not self._put(job_id, run, element):
+        if not await self._put(job_id, run, element):
             await self._runs.overflowed(worker.member, job_id, run.attempt)
         with suppress(TimeoutError):
             async with asyncio.timeout(STALL_SECONDS):
@@ -66,7 +66,7 @@ class Posts:
             run.is_ending = False  # after a failure of ours the SDK posts it again
         if worker.holdings.runs.get(job_id) is run:
             del worker.holdings.runs[job_id]
-        if result is not None and result.stop_pod:
+        if result is not None and result.refreshes:
             worker.refreshes()
 
     async def too_large(self, worker: StockWorker, job_id: JobId) -> None:
@@ -79,13 +79,18 @@ class Posts:
     def _run(self, worker: StockWorker, job_id: JobId) -> Run | None:
         return worker.holdings.runs.get(job_id) or self._roster.adopt(worker, job_id)
 
-    def _put(self, job_id: JobId, run: Run, element: bytes) -> bool:
+    async def _put(self, job_id: JobId, run: Run, element: bytes) -> bool:
         if run.answer is None:
-            return self._recorder.put(job_id, run.attempt, element, b"", whole=False, more=False)
+            return await self._recorder.put(job_id, run.attempt, element, b"", whole=False, more=False)
         mailbox = self._mailbox(job_id, run)
         if mailbox is None:
             return True
-        events = run.answer.put(element)
+        if run.answer.unread:
+            await apart(run.answer.read, run.answer.unread)
+        try:
+            events = await apart(run.answer.put, element)
+        except TooManyElementsError:
+            return False
         limit = STREAM_CAP if run.answer.is_stream else MOST_BYTES
         return _send(mailbox, run.answer, events) and run.answer.backlog <= limit
 
@@ -98,30 +103,38 @@ class Posts:
             await self._end_call(worker, job_id, run, run.answer, result)
         elif result.has_failed:
             if bytes(result.output):
-                self._recorder.put(job_id, run.attempt, result.value, b"", whole=True, more=False)
+                await self._recorder.put(job_id, run.attempt, result.value, b"", whole=True, more=False)
             error = JobError(ENGINE_ERROR, error_text(bytes(result.error)))
             await insist(partial(self._runs.failed, worker.member, job_id, run.attempt, error))
         else:
             await insist(partial(self._runs.completed, worker.member, job_id, run.attempt, result.value))
 
     async def _end_call(self, worker: StockWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
-        member, attempt = worker.member, run.attempt
+        try:
+            await self._answer(worker, job_id, run, answer, result)
+        except TooManyElementsError:
+            await insist(partial(self._runs.refused, worker.member, job_id, run.attempt, OVERFLOW))
+
+    async def _answer(self, worker: StockWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
+        member, attempt, value = worker.member, run.attempt, result.value
+        if answer.unread:
+            await apart(answer.read, answer.unread)
         mailbox = self._mailbox(job_id, run)
         if mailbox is None:  # its client has left
             await self._runs.released(member, job_id, attempt)
         elif result.has_failed:
-            await self._fail(worker, mailbox, run, read_failure(msgspec.json.decode(result.error)))
-        elif answer.has_holes(result.value):
+            await self._fail(worker, mailbox, run, find_failure(bytes(result.error)))
+        elif await apart(answer.has_holes, value):
             await insist(partial(self._runs.refused, member, job_id, attempt, HOLES))
         elif answer.is_stream:
-            fits = _send(mailbox, answer, answer.finish(result.value))
+            fits = _send(mailbox, answer, await apart(answer.finish, value))
             if answer.failure is not None:
                 await self._fail(worker, mailbox, run, answer.failure)
             elif not answer.has_begun:
                 await insist(partial(self._runs.refused, member, job_id, attempt, NOTHING))
             else:
                 await self._complete(worker, job_id, run, fits=fits)
-        elif (found := answer.whole(result.value)) is None:
+        elif (found := await apart(answer.whole, value)) is None:
             await insist(partial(self._runs.refused, member, job_id, attempt, NOTHING))
         elif found[0].status >= ERROR_STATUS:
             await self._fail(worker, mailbox, run, Failure("", found[0].status, found[1]))

@@ -1,16 +1,25 @@
 """What a stock worker posts: the shapes of `job-done` and `job-stream`. Values stay the bytes that they were."""
 
-import asyncio
-import json
-from typing import Any
+import re
 
 import msgspec
 
 from proxy.jobs.lifecycle import Status
+from proxy.service.json_text import apart, has_too_much, utf8_fault
 
-THREAD_ABOVE = 256 * 1024  # bytes: a megabyte takes about a millisecond, and the event loop has other clients
 ABSENT = msgspec.Raw(b"")
 NULL = b"null"
+TRUE = b"true"
+ERROR_BYTES = 256 * 1024  # of an error; what is longer is cut, and not taken apart
+MEND_BYTES = 4 * 1024 * 1024  # of a result that Python wrote and nobody else can read; more takes too long to mend
+MOST_ELEMENTS = 250_000  # of a list that is taken apart: each costs about 100 bytes beside its own
+IN_PROGRESS = b'"%b"' % Status.IN_PROGRESS.encode()
+
+_NO_NUMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")|-?Infinity|NaN', re.DOTALL)
+
+
+class TooManyElementsError(ValueError):
+    """A list has more elements than are taken apart."""
 
 
 class Result(msgspec.Struct):
@@ -18,13 +27,18 @@ class Result(msgspec.Struct):
 
     output: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
-    status: Any = None
-    stop_pod: Any = msgspec.field(default=None, name="stopPod")
+    status: msgspec.Raw = ABSENT
+    stop_pod: msgspec.Raw = msgspec.field(default=ABSENT, name="stopPod")
 
     @property
     def is_progress(self) -> bool:
         """Whether it is not the end, but how far the job is."""
-        return bool(self.status == Status.IN_PROGRESS)
+        return bytes(self.status) == IN_PROGRESS
+
+    @property
+    def refreshes(self) -> bool:
+        """Whether the worker is to be made anew after this job."""
+        return bytes(self.stop_pod) == TRUE
 
     @property
     def has_failed(self) -> bool:
@@ -39,37 +53,45 @@ class Result(msgspec.Struct):
 
 _decoder = msgspec.json.Decoder(Result)
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
+_one_decoder = msgspec.json.Decoder(tuple[msgspec.Raw])  # gives up at a second element
 
 
 async def read_result(body: bytes) -> Result | None:
     """The result in a body; None when it is none."""
-    return await asyncio.to_thread(_read, body) if len(body) > THREAD_ABOVE else _read(body)
+    return await apart(_read, body)
 
 
 def _read(body: bytes) -> Result | None:
+    if utf8_fault(body) is not None or has_too_much(body):
+        return None
     try:
         return _decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError):
         pass
-    try:  # Python's own writer, which the SDK uses, lets NaN and Infinity through, which JSON does not have
-        mended = json.dumps(json.loads(body, parse_constant=_no_number), ensure_ascii=False)
-        return _decoder.decode(mended.encode())
-    except (ValueError, RecursionError, msgspec.MsgspecError):
+    if len(body) > MEND_BYTES:
         return None
-
-
-def _no_number(_: str) -> None:
-    return None
+    try:  # Python's own writer, which the SDK uses, lets NaN and Infinity through, which JSON does not have
+        return _decoder.decode(_NO_NUMBER.sub(lambda found: found[1] or NULL, body))
+    except (msgspec.MsgspecError, RecursionError):
+        return None
 
 
 def elements(value: bytes) -> list[bytes] | None:
-    """The elements of a JSON list, each as it was; None when it is no list."""
+    """The elements of a JSON list, each as it was; None when it is no list. Raises `TooManyElementsError`."""
     if value[:1] != b"[":
         return None
+    try:  # what most answers are, however much is in it
+        return [bytes(_one_decoder.decode(value)[0])]
+    except msgspec.ValidationError:
+        pass
+    if value.count(b",") >= MOST_ELEMENTS:
+        raise TooManyElementsError
     return [bytes(element) for element in _list_decoder.decode(value)]
 
 
 def error_text(error: bytes) -> str:
     """An error as a string, which is all that clients take: of another JSON value its text."""
+    if len(error) > ERROR_BYTES:
+        return error[:ERROR_BYTES].decode(errors="replace")
     value = msgspec.json.decode(error)
     return value if isinstance(value, str) else error.decode()

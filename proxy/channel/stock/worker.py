@@ -13,13 +13,14 @@ from proxy.channel.stock.line import Closing, Line
 from proxy.channel.stock.liveness import Liveness
 from proxy.channel.stock.polls import Poll
 from proxy.jobs.model import EndpointId, Job, JobId, Request, Work, WorkerId
-from proxy.service.fleet import Worker
+from proxy.service.fleet import Load, Worker
 
 log = structlog.get_logger()
 
 REST_SECONDS = 1.0  # after a job that it cannot be given: others take that one meanwhile, and this one gets the next
 REFRESH_SECONDS = 2.0  # a worker that wants to be made anew may end within that, and would take its jobs with it
 REFRESH_HOLD = 0.5  # it ends when its polls are answered
+STOPPED_HOLD = 1.0  # it says that it has let go of its jobs by asking anew
 
 
 @dataclass(slots=True)
@@ -30,7 +31,7 @@ class Polling(Worker):
 
     @property
     def credit(self) -> int:
-        return self.room if self.port is not None else 0
+        return self.room if self.has_way else 0
 
     @property
     def light_credit(self) -> int:
@@ -38,7 +39,10 @@ class Polling(Worker):
 
     @property
     def is_ready(self) -> bool:
-        return self.port is not None
+        return self.is_open
+
+    def load(self, *, light: bool) -> Load:  # noqa: ARG002 - all its jobs are alike
+        return Load(len(self.holds), max(self.slots, len(self.holds)))
 
 
 class Books(Protocol):
@@ -82,6 +86,10 @@ class StockWorker:
 
     # `WorkerPort`
 
+    @property
+    def backlog(self) -> int:
+        return self._taking.size if self._taking is not None else 0
+
     def offer(self, job: Job) -> None:
         poll, work = self._taking, job.submission.work
         if poll is not None and poll.room > 0 and self.holdings.may_have(job.id) and not _is_form(work):
@@ -98,6 +106,8 @@ class StockWorker:
             run.is_stopped = True
             run.flow.set()
             self._ask_to_stop(job_id)
+            if self._taking is not None:
+                self._taking.end()
 
     def pause(self, job_id: JobId, attempt: int) -> None:
         if (run := self._run(job_id, attempt)) is not None and not run.is_stopped:
@@ -139,7 +149,7 @@ class StockWorker:
             self._taking.is_replaced = True
             self._taking.end()
         self._taking = Poll(wanted)
-        self.member.slots = self.member.held + wanted
+        self.member.slots = len(self.member.holds) + wanted
         self.refresh()
         return self._taking
 
@@ -196,6 +206,11 @@ class StockWorker:
     def hold(self, seconds: float) -> float:
         """How long a poll of it is held."""
         return min(seconds, REFRESH_HOLD) if self._clock() < self._ends_until else seconds
+
+    def hold_take(self, seconds: float) -> float:
+        """How long a poll for jobs is held."""
+        is_stopping = any(run.is_stopped for run in self.holdings.runs.values())
+        return min(self.hold(seconds), STOPPED_HOLD) if is_stopping else self.hold(seconds)
 
     def refresh(self) -> None:
         """Tell the fleet how many jobs it may be given now."""

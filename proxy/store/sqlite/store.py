@@ -184,7 +184,8 @@ class SqliteStore:
     async def _take(self, endpoint: EndpointId, worker: WorkerId, limit: int, now: Millis, *, light: bool) -> list[Job]:
         taken: list[Job] = []
         pop = self._books.pop
-        while places := pop(endpoint, limit - len(taken), now, light=light):  # again for those that ended meanwhile
+        is_enough = False  # bytes at once
+        while not is_enough and (places := pop(endpoint, limit - len(taken), now, light=light)):
             jobs = {
                 place.job_id: self._memory.hand_out(place.job_id, worker, now) for place in places if not place.durable
             }
@@ -192,7 +193,8 @@ class SqliteStore:
             if durable:
                 try:
                     written = await self._hand_out(endpoint, durable, worker, now)
-                    jobs |= {job.id: job for job in written}
+                    jobs |= {job.id: job for job in written.jobs}
+                    is_enough = bool(written.left)
                 except StoreFullError:  # they stay in line; the others need no disk
                     pop = self._books.pop_interactive
                 except Error as error:
@@ -203,10 +205,14 @@ class SqliteStore:
 
     async def _hand_out(
         self, endpoint: EndpointId, places: Sequence[Place], worker: WorkerId, now: Millis
-    ) -> list[Job]:
+    ) -> writes.Taken:
+        def note(taken: writes.Taken) -> None:
+            self._note_all(taken.jobs)
+            self._books.put_back(endpoint, taken.left)
+
         return await self._database.write(
             lambda db: writes.take(db, places, worker, now),
-            self._note_all,
+            note,
             lambda: self._books.put_back(endpoint, places),
         )
 

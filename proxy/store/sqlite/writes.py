@@ -8,7 +8,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from sqlite3 import Connection
-from typing import Any
+from typing import Any, NamedTuple
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event
 from proxy.jobs.model import Delivery, Job, JobError, JobId, Millis, WorkerId
@@ -20,6 +20,7 @@ from proxy.store.sqlite.rows import Row, new_row, read_job
 
 SOURCES = {event: json.dumps(sorted(transition.sources)) for event, transition in TRANSITIONS.items()}
 ROW_BYTES = 1024  # what a job takes beside its body, about
+TAKE_BYTES = 32 * 1024 * 1024  # of bodies in one take, and the rest of the last one: they come into memory with it
 PAGES_AT_ONCE = 2_000  # given back to the disk in one write, 8 MB: others wait for it
 
 INSERT = "INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
@@ -104,18 +105,29 @@ def submit(db: Connection, job: Job, room: Room) -> Job:
     return job
 
 
-def take(db: Connection, places: Sequence[Place], worker: WorkerId, now: Millis) -> list[Job]:
-    """Let those of these jobs be taken that still stand in these places."""
+class Taken(NamedTuple):
+    """The jobs that were taken, and the places that were not come to: enough bytes for once."""
+
+    jobs: list[Job]
+    left: Sequence[Place]
+
+
+def take(db: Connection, places: Sequence[Place], worker: WorkerId, now: Millis) -> Taken:
+    """Let those of these jobs be taken that still stand in these places, up to `TAKE_BYTES` of their bodies."""
     target = TRANSITIONS[Event.TAKE].target
     common = {"event": Event.TAKE, "target": target, "sources": SOURCES[Event.TAKE], "worker": worker, "now": now}
-    taken = []
-    for place in places:
+    taken: list[Job] = []
+    size = 0
+    for number, place in enumerate(places):
+        if size >= TAKE_BYTES:
+            return Taken(taken, places[number:])
         row = _change(db, TAKE, common | {"id": place.job_id, "sequence": place.sequence})
         if row is not None:
             if row.attempt > 1:
                 db.execute("DELETE FROM outputs WHERE job = ?", (row.number,))
             taken.append(_with_body(db, row))
-    return taken
+            size += len(taken[-1].submission.work.body)
+    return Taken(taken, ())
 
 
 def settle(db: Connection, settlement: Settlement) -> Job | None:

@@ -1,12 +1,15 @@
 """What worker-vllm puts out, as the answer of its engine."""
 
 import json
+import tracemalloc
+from collections.abc import Callable
+from contextlib import suppress
 
 import pytest
 
 from proxy.channel.stock.answers import DONE, Answer
-from proxy.channel.stock.failures import read_failure
-from proxy.channel.stock.results import elements, error_text, read_result
+from proxy.channel.stock.failures import find_failure, read_failure
+from proxy.channel.stock.results import TooManyElementsError, elements, error_text, read_result
 
 STREAM, WHOLE = b'{"stream": true}', b'{"stream": false}'
 
@@ -109,13 +112,62 @@ def test_an_exception_is_told_without_its_trace() -> None:
 async def test_results_keep_their_bytes_and_python_numbers_are_mended() -> None:
     result = await read_result(b'{"output": {"x": 1.0,  "y": []}, "stopPod": true}')
     assert result is not None
-    assert (result.value, result.has_failed, result.stop_pod) == (b'{"x": 1.0,  "y": []}', False, True)
+    assert (result.value, result.has_failed, result.refreshes) == (b'{"x": 1.0,  "y": []}', False, True)
     mended = await read_result(b'{"output": [NaN, Infinity, -Infinity, 1]}')
     assert mended is not None
     assert elements(mended.value) == [b"null", b"null", b"null", b"1"]
     assert [await read_result(body) for body in (b"", b"[]", b"<html>", b'{"output"', b"[" * 100_000)] == [None] * 5
 
 
+async def test_a_text_that_looks_like_a_number_of_python_stays_a_text() -> None:
+    mended = await read_result(b'{"output": ["NaN", "\\"-Infinity", NaN, {"NaN": -Infinity}], "error": null}')
+    assert mended is not None
+    assert mended.value == b'["NaN", "\\"-Infinity", null, {"NaN": null}]'
+
+
+@pytest.mark.parametrize("body", [b'{"output": "\xff"}', b'{"output": "\\ud800"}', b'{"output": ' + b"[" * 100_000])
+async def test_a_result_that_could_not_be_passed_on_is_none(body: bytes) -> None:
+    assert await read_result(body) is None
+
+
+HOSTILE = [
+    (elements, b"[" + b"[]," * 6_000_000 + b"1]"),
+    (elements, b"[[" + b"[]," * 6_000_000 + b"1]]"),
+    (Answer(WHOLE).whole, b"[[" + b"[]," * 6_000_000 + b"1]]"),
+    (Answer(WHOLE).whole, b'[{"object":[' + b"[]," * 6_000_000 + b"1]}]"),
+    (Answer(WHOLE).whole, b'[{"object":"error","x":[' + b"[]," * 6_000_000 + b"1]}]"),
+    (Answer(WHOLE).whole, b'["' + b"[]," * 6_000_000 + b'1"]'),
+    (Answer(STREAM).put, b"[" * 400 + b"1," * 4_000_000 + b"1" + b"]" * 400),
+    (Answer(STREAM).put, b"[" + b"[[[[1]]]]," * 1_500_000 + b"1]"),
+    (Answer(STREAM).finish, b"[" + b"[]," * 6_000_000 + b"1]"),
+    (Answer(STREAM).put, b'{"object":[' + b"[]," * 6_000_000 + b"1]}"),
+    (find_failure, b'{"a":[' + b"[]," * 6_000_000 + b"1]}"),
+    (find_failure, b'"' + b"{'a':[],}" * 1_000_000 + b'"'),
+    (find_failure, b"[" * 100_000),
+]
+
+
+@pytest.mark.parametrize(("take", "value"), HOSTILE, ids=range(len(HOSTILE)))
+def test_a_hostile_output_costs_a_few_times_its_bytes(take: Callable[[bytes], object], value: bytes) -> None:
+    tracemalloc.start()
+    try:
+        with suppress(TooManyElementsError):
+            take(value)
+        assert tracemalloc.get_traced_memory()[1] < 5 * len(value) + 1_000_000
+    finally:
+        tracemalloc.stop()
+
+
 @pytest.mark.parametrize(("error", "told"), [(b'"text"', "text"), (b'{"a": 1}', '{"a": 1}'), (b"[1]", "[1]")])
 def test_an_error_is_a_string(error: bytes, told: str) -> None:
     assert error_text(error) == told
+
+
+DEEP = ["{" + unit * 10_000 for unit in ("(", "1:{", "-", "a.", "1+", "not ", "lambda:")]
+
+
+@pytest.mark.parametrize("text", DEEP)
+def test_a_deep_error_breaks_nothing(text: str) -> None:
+    """Python's own reader fails with other errors after such a text, whatever it is given."""
+    assert read_failure(text).message == text
+    assert read_failure(repr({"message": 'a "b" \' \n', "code": 404, "x": [None, True, (1.5, {})]})).status == 404

@@ -116,18 +116,10 @@ def test_a_lost_worker_is_not_given_again_what_its_pings_still_list() -> None:
 
 
 def test_what_paths_and_queries_mean() -> None:
-    call = find_call("/v2/ep/job-done/w-1/j-1", "POST")
-    assert call is not None
+    call = find_call("/v2/ep/job-done/w-1/j-1")
     assert (call.endpoint, call.verb, call.worker, call.job, call.fault) == ("ep", "job-done", "w-1", "j-1", "")
-    assert find_call("/v2/ep/run", "POST") is None
-    assert find_call("/v2/ep/ping", "GET") is None
-    for path, method in (
-        *(("/v2/ep/job-take/w&job_in_progress=0", "GET"), ("/v2/ep/job-take/w", "POST"), ("/v2/ep/job-done/w", "POST")),
-        *(("/v2/ep/job-take/w/j", "GET"), ("/v2/ep/job-take/w w", "GET")),
-    ):
-        found = find_call(path, method)
-        assert found is not None
-        assert found.fault
+    for rest in ("job-take/w&job_in_progress=0", "job-done/w", "job-take/w/j", "job-take/w w", "job-done/w/j/k"):
+        assert find_call(f"/v2/ep/{rest}").fault
     assert read_take("job-take-batch", b"gpu=x&batch_size=4&job_in_progress=0") == (4, True)
     assert read_take("job-take", b"batch_size=4&job_in_progress=1") == (1, False)
     assert read_take("job-take-batch", b"batch_size=99999999999") == (1000, False)

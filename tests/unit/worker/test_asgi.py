@@ -148,6 +148,29 @@ async def test_a_status_may_be_an_enum_member() -> None:
     assert await fetch(app_of(status=HTTPStatus.BAD_REQUEST), GET) == (400, b"")
 
 
+async def test_an_app_that_resists_force_too_is_waited_for() -> None:
+    forced, may_end = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send({"type": "http.response.start", "status": 200, "headers": []})
+        try:
+            await asyncio.Event().wait()
+        finally:
+            forced.set()
+            await may_end.wait()
+
+    async def ask() -> None:
+        async with aclosing(call(app, GET, leave_seconds=0.01)) as answer:  # type: ignore[type-var]
+            await anext(answer)
+
+    async with asyncio.timeout(DEADLINE):
+        asking = asyncio.create_task(ask())
+        await forced.wait()
+        assert not asking.done()
+        may_end.set()
+        await asking
+
+
 async def test_an_app_that_ignores_the_disconnect_is_ended_by_force() -> None:
     gone = asyncio.Event()
 

@@ -1,5 +1,6 @@
 import asyncio
 from collections.abc import AsyncIterator
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -19,8 +20,8 @@ from proxy.wire.frames import (
     Resume,
     Stop,
 )
-from tests.unit.worker.support import CHAT, FakeProxy, chat, fake_proxy, until, working
-from worker_vllm.asgi import Request
+from tests.unit.worker.support import CHAT, AppEngine, FakeProxy, chat, fake_proxy, until, working
+from worker_vllm.asgi import Receive, Request, Scope, Send
 from worker_vllm.engine.scripted import ScriptedEngine
 from worker_vllm.runtime import BACKLOG_HIGH
 
@@ -328,3 +329,29 @@ async def test_a_draining_worker_hands_back_what_still_comes(proxy: FakeProxy, e
         await line.send_job("j", chat())
 
         assert (await line.wait_for(End, "j")).ending == "released"
+
+
+@pytest.mark.torture
+async def test_a_worker_ends_without_the_runs_of_an_engine_that_lets_go_of_nothing(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
+    begun, may_end = asyncio.Event(), asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["path"] != CHAT:
+            await engine.serve(scope, receive, send)
+            return
+        begun.set()
+        while not may_end.is_set():
+            with suppress(asyncio.CancelledError):
+                await may_end.wait()
+
+    async with working(AppEngine(app), proxy.url) as worker:
+        line = await proxy.next_line()
+        await line.send_job("j", chat())
+        await begun.wait()
+        await worker.runtime.lose_all("worker_stopped", "the worker stops")
+
+        end = await line.wait_for(End, "j")
+        assert (end.ending, end.code) == ("lost", "worker_stopped")
+        may_end.set()

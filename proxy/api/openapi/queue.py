@@ -1,0 +1,81 @@
+"""The queue API: the operations of `api.jobs`, each with what it takes and gives."""
+
+from dataclasses import dataclass
+
+from proxy.api.jobs.events import EVENT_STREAM
+from proxy.api.jobs.operations import OPERATIONS, JobsApi
+from proxy.api.openapi.answers import KEY, LIMITED, MISSING, refusals, success
+from proxy.api.openapi.node import Node, as_json, operation_id, schema
+from proxy.api.openapi.parameters import parameters
+
+PREFIX = "/v2/{endpoint}"
+KEYS: list[Node] = [{"bearer": []}, {"key": []}]
+_LINKED = ("/status/{job}", "/status-sync/{job}", "/stream/{job}", "/cancel/{job}", "/retry/{job}")
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """What one operation takes and gives, besides what all of them do."""
+
+    answer: str  # the schema of its 200
+    summary: str | None
+    takes: tuple[str, ...] = ()  # parameters
+    has_order: bool = False
+    refuses: tuple[int, ...] = ()
+    has_events: bool = False
+
+
+SHAPES: dict[str, Shape] = {
+    "run": Shape("JobBrief", JobsApi.run.__doc__, has_order=True, refuses=(413,)),
+    "runsync": Shape("Job", JobsApi.runsync.__doc__, ("wait",), has_order=True, refuses=(413,)),
+    "status": Shape("Job", JobsApi.status.__doc__, ("ttl",)),
+    "status-sync": Shape("Job", JobsApi.status_sync.__doc__, ("wait",)),
+    "stream": Shape("Stream", JobsApi.stream.__doc__, ("hold", "after", "last-event-id"), has_events=True),
+    "cancel": Shape("JobBrief", JobsApi.cancel.__doc__),
+    "retry": Shape("JobBrief", JobsApi.retry.__doc__, refuses=(409,)),
+    "purge-queue": Shape("Purged", JobsApi.purge.__doc__),
+    "health": Shape("EndpointHealth", JobsApi.health.__doc__),
+    "requests": Shape("Requests", JobsApi.requests.__doc__, ("limit", "before", "status")),
+}
+
+
+def queue_paths() -> dict[str, Node]:
+    """The paths below an endpoint."""
+    return {f"{PREFIX}{path}": _path(path, methods) for path, methods in OPERATIONS.items()}
+
+
+def _path(path: str, methods: tuple[str, ...]) -> Node:
+    ids = ["endpoint", *(["job"] if path.endswith("{job}") else [])]
+    shape = SHAPES[path.split("/")[1]]
+    item: Node = {"parameters": parameters(*ids)}
+    return item | {method.lower(): _operation(method, path, shape) for method in methods}
+
+
+def _operation(method: str, path: str, shape: Shape) -> Node:
+    content = as_json(schema(shape.answer))
+    if shape.has_events:
+        content[EVENT_STREAM] = {"schema": {"type": "string"}}
+    answer = success(content, "Done.", limited=True)
+    if shape.has_order:
+        answer["links"] = _links()
+    operation: Node = {
+        "operationId": operation_id(method, PREFIX + path),
+        "summary": shape.summary,
+        "tags": ["queue"],
+        "security": KEYS,
+        "parameters": parameters(*shape.takes),
+        "responses": {"200": answer} | refusals("queue", (KEY, MISSING, LIMITED, *shape.refuses)),
+    }
+    if shape.has_order:
+        operation["requestBody"] = {"required": True, "content": as_json(schema("Order"))}
+    return operation
+
+
+def _links() -> Node:
+    """From a job that was submitted to what can be asked about it."""
+    of_job = {"path.endpoint": "$request.path.endpoint", "path.job": "$response.body#/id"}
+    return {
+        operation_id(method, path): {"operationId": operation_id(method, PREFIX + path), "parameters": of_job}
+        for path in _LINKED
+        for method in OPERATIONS[path]
+    }

@@ -1,0 +1,257 @@
+"""uvicorn's HTTP protocol with a guard in front: what comes is bounded in size and in time before it is a request.
+
+uvicorn itself waits for ever for the rest of a head or a body, takes heads of any size, and writes the refusal of a
+pipelined request into the middle of the answer before it. Here a connection is in one of four stages:
+
+  IDLE  nothing has come yet, which has its time, or between two requests, which uvicorn's keep-alive timer ends
+  HEAD  a head has begun: it has to be whole in time
+  BODY  a body has begun: in each stretch of time it has to bring something; so has what is left of it, for a while,
+        when its request was answered early
+  OVER  a refusal has been written, or waits for the answer before it; what still comes is dropped, so that the other
+        side reads the refusal instead of a reset connection
+
+The time is looked at by the `Crowd`, not by a timer per connection; a request that comes in one piece costs none of it.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any, TypeAlias
+
+import httptools
+import structlog
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+
+from proxy.api.errors import ApiError
+from proxy.edge.crowd import HURRY_SECONDS, Crowd, Pace
+from proxy.edge.head import HEAD_BYTES, Fields, Hosts, check_head, head_size, path_of, too_large_head
+
+log = structlog.get_logger()
+
+BYTES_PER_SECOND = 1024
+LINGER_SECONDS = 2.0  # a client that was refused gets this long to read it
+DISCARD_SECONDS = 10.0  # and one that was answered before its body was here, to get rid of that
+FRAMING_BYTES = 64 * 1024  # chunk sizes, extensions and trailers beside a body
+FRAMING_SHARE = 8  # and so many for each byte of it: a body in chunks of one byte is odd, but true
+PIPELINED = 32  # requests that wait for an answer before them
+
+Tell: TypeAlias = Callable[[str, ApiError], bytes]
+"""The JSON body of a refusal, in the words of the API at this path."""
+IsWorker: TypeAlias = Callable[[str, Fields], bool]
+"""Whether a request (path and fields) is one of a worker with its token."""
+
+
+class Stage(Enum):
+    """Where a connection stands."""
+
+    IDLE = auto()
+    HEAD = auto()
+    BODY = auto()
+    OVER = auto()
+
+
+IDLE, HEAD, BODY, OVER = Stage
+
+
+class RefusedError(Exception):
+    """Leaves the parser's callbacks; what it is about is in the protocol."""
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What all connections share."""
+
+    hosts: Hosts
+    pace: Pace
+    crowd: Crowd
+    tell: Tell
+    is_worker: IsWorker
+
+
+class GuardProtocol(HttpToolsProtocol):
+    """One connection."""
+
+    def __init__(self, door: Door, **uvicorns_own: Any) -> None:
+        super().__init__(**uvicorns_own)
+        self._door = door
+        self._stage = IDLE
+        self._refusal: ApiError | None = None
+        self._active: RequestResponseCycle | None = None  # the request that is being answered
+        self._is_extra = False  # on a place that is for workers
+        self._begun = self._size = 0  # messages in the bytes that just came, and how many these are
+        self._fed = self._body = 0  # bytes of this head; of this body with its framing, and without
+        self._brought, self._was_paused = 0, False  # bytes of the body in this stretch of time
+        self._due = 0.0
+
+    def connection_made(self, transport: Any) -> None:
+        super().connection_made(transport)
+        crowd = self._door.crowd
+        crowd.enter()
+        if crowd.size > crowd.limit:
+            transport.abort()
+            return
+        self._is_extra = crowd.size > crowd.most
+        self._wait(min(HURRY_SECONDS, self._door.pace.head) if self._is_extra else self._door.pace.head)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._door.crowd.leave()
+        self._door.crowd.waited_for.discard(self)
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        self._unset_keepalive_if_required()
+        if self._stage is OVER:
+            return
+        stage, self._begun, self._size = self._stage, 0, len(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserUpgrade as upgrade:
+            if self._should_upgrade():
+                self._door.crowd.leave()
+                self._door.crowd.waited_for.discard(self)
+                self.handle_websocket_upgrade()
+            else:
+                self._stay(data[upgrade.args[0] :])
+        except httptools.HttpParserError:
+            self._refuse(self._refusal or ApiError("bad_request", "This is no HTTP request."))
+        else:
+            self._weigh(stage)
+
+    # The parser's callbacks
+
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._stage = HEAD
+        self._begun += 1
+        self._fed = self._body = self._brought = 0
+
+    def on_headers_complete(self) -> None:
+        door, parser = self._door, self.parser
+        fault = check_head(self.url, parser.get_http_version(), self.headers, door.hosts)
+        if self._fed + self._size > HEAD_BYTES and head_size(self.url, self.headers) > HEAD_BYTES:
+            fault = too_large_head()
+        if fault is None and len(self.pipeline) >= PIPELINED:
+            fault = ApiError("bad_request", f"At most {PIPELINED} requests may wait on one connection.")
+        is_extra = self._is_extra and door.crowd.size > door.crowd.most
+        if fault is None and is_extra and not door.is_worker(path_of(self.url), self.headers):
+            fault = ApiError("too_many_connections", "Too many clients are connected. Try again in a moment.")
+        if fault is not None:
+            self._refusal = fault
+            raise RefusedError
+        upgrades = parser.should_upgrade()
+        if upgrades and not self._should_upgrade():
+            return  # it is served, but see `_stay`
+        super().on_headers_complete()
+        if not upgrades:
+            self.headers = []  # what comes behind a body are trailers, which nobody here reads
+        self._stage, self._fed = BODY, 0
+        door.crowd.waited_for.discard(self)
+
+    def on_body(self, body: bytes) -> None:
+        self._body += len(body)
+        self._brought += len(body)
+        super().on_body(body)
+        self._was_paused |= self.flow.read_paused
+
+    def on_message_complete(self) -> None:
+        if self._stage is BODY:
+            super().on_message_complete()
+        self._stage = IDLE
+        self._door.crowd.waited_for.discard(self)
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._active = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self.transport.is_closing():
+            return
+        if self._refusal is not None:
+            if not self.pipeline and not self._is_answering():
+                self._write_refusal(self._refusal)
+        elif self._stage is BODY and not self._is_answering():
+            self._wait(DISCARD_SECONDS)
+
+    # What is refused
+
+    def look(self, now: float) -> None:
+        """The time that this connection was given may be over."""
+        if now < self._due:
+            return
+        if self._stage is HEAD and not self.flow.read_paused:
+            self._refuse(ApiError("request_timeout", "The head of the request did not come in time."))
+        elif self._stage is HEAD:
+            self._wait(self._door.pace.head)
+        elif self._stage is not BODY or not self._is_answering():
+            self.transport.abort()
+        elif self._was_paused or self._brought >= BYTES_PER_SECOND * self._door.pace.body:
+            self._was_paused = self.flow.read_paused
+            self._wait(self._door.pace.body)
+        else:
+            self._refuse(ApiError("request_timeout", "The body of the request came too slowly."))
+
+    def _weigh(self, stage: Stage) -> None:
+        """Bytes have come, and no message ended with them: what is unfinished is bounded, and waited for."""
+        if self._begun == (stage is IDLE):
+            self._fed += self._size
+        if self._stage is HEAD and self._fed > HEAD_BYTES:
+            self._refuse(too_large_head())
+        elif self._stage is BODY and self._fed > FRAMING_BYTES + FRAMING_SHARE * self._body:
+            self._refuse(ApiError("bad_request", "The chunks of the body hold too little."))
+        elif self._stage in (HEAD, BODY) and self not in self._door.crowd.waited_for:
+            pace = self._door.pace
+            self._wait(pace.head if self._stage is HEAD else pace.body)
+
+    def _wait(self, seconds: float) -> None:
+        self._brought, self._due = 0, self.loop.time() + seconds
+        self._door.crowd.waited_for.add(self)
+
+    def _is_answering(self) -> bool:
+        return self._active is not None and not self._active.response_complete
+
+    def _refuse(self, error: ApiError) -> None:
+        """Take nothing more from this connection, and say why once what was asked before is answered."""
+        is_of_body, self._stage = self._stage is BODY, OVER
+        self._refusal = error
+        self._door.crowd.waited_for.discard(self)
+        if is_of_body and self._active is self.cycle:  # the request that is served has no whole body
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            if self.cycle.response_started:
+                self.transport.abort()
+            else:
+                self._write_refusal(error)
+        elif not self._is_answering():
+            self._write_refusal(error)
+        elif is_of_body:
+            self.pipeline.popleft()
+
+    def _stay(self, rest: bytes) -> None:
+        """Serve a request that asks for another protocol (Java's client, for one, asks for HTTP/2) in this one.
+
+        The parser reads no body behind such a head. So another one is given the same request without that wish.
+        """
+        kept = [field for field in self.headers if field[0] not in (b"connection", b"upgrade", b"http2-settings")]
+        fields = b"".join(b"%b: %b\r\n" % field for field in kept)
+        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (self.parser.get_method(), self.url, fields)
+        self.parser = httptools.HttpRequestParser(self)
+        self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
+        self._stage = IDLE
+        self.data_received(head + rest)
+
+    def _write_refusal(self, error: ApiError) -> None:
+        log.debug("edge.refused", code=error.code, reason=str(error))
+        self._stage = OVER
+        self._unset_keepalive_if_required()
+        self.flow.resume_reading()
+        body = self._door.tell(path_of(getattr(self, "url", b"")), error)
+        fields = [
+            (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
+            (b"connection", b"close"), *error.headers(),
+        ]  # fmt: skip
+        head = b"".join(b"%b: %b\r\n" % field for field in fields)
+        self.transport.write(STATUS_LINE[error.row.status] + head + b"\r\n" + body)
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+        self._wait(LINGER_SECONDS)

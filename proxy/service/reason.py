@@ -1,0 +1,38 @@
+"""Why a job waits, in a sentence for its client."""
+
+from collections.abc import Sequence
+
+from proxy.jobs.model import Job, Millis
+from proxy.jobs.policy import LOW_WAITS, yields
+from proxy.service.fleet import Worker
+
+
+def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
+    """Why this queued job waits: for workers, for jobs before it, or because the workers run all that they may."""
+    if not workers:
+        return "No worker is connected."
+    ready = [worker for worker in workers if worker.is_ready]
+    if not ready:
+        return f"{_count(len(workers), 'worker')} connected, none of them ready yet."
+    later = (
+        f" Jobs of normal priority go first until it has waited for {LOW_WAITS // 1000} s." if yields(job, now) else ""
+    )
+    if ahead:
+        return f"Behind {_count(ahead, 'job')} in the queue.{later}"
+    if limit := _limit(ready, light=job.submission.light):
+        return f"Held by a limit: {limit}.{later}"
+    return "Next in line."
+
+
+def _limit(ready: Sequence[Worker], *, light: bool) -> str:
+    """What is used up; empty as long as there is room. Between two polls a stock worker may have some for a moment."""
+    loads = [worker.load(light=light) for worker in ready]
+    taken, slots = sum(load.taken for load in loads), sum(load.slots for load in loads)
+    if not slots or taken < slots:
+        return ""
+    name, whose = "light slot" if light else "slot", _count(len(ready), "worker")
+    return f"the only {name} of {whose} is taken" if slots == 1 else f"all {slots} {name}s of {whose} are taken"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}"

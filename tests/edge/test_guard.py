@@ -1,0 +1,210 @@
+"""The guard in front of HTTP, over raw sockets: what is refused, in which words, and that nothing else is disturbed."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from harness.line import Line
+from harness.proxy import CHAT, Proxy, chat, serving
+from harness.waiting import until
+from harness.wire import Wire, request, wire
+
+QUICK = 0.5
+JSON_BODY = "Content-Type: application/json"
+
+
+@pytest_asyncio.fixture(scope="module")
+async def quick() -> AsyncIterator[Proxy]:
+    """A proxy with little patience."""
+    async with serving(head_timeout=QUICK, body_grace=QUICK) as running:
+        yield running
+
+
+async def refused(connection: Wire) -> tuple[int, str]:
+    """The status and the code of a refusal, behind which the connection ends."""
+    answer = await connection.answer()
+    assert answer.headers[b"connection"] == b"close"
+    assert await connection.rest() == b""
+    told = json.loads(answer.body)["error"]
+    return answer.status, told if isinstance(told, str) else told["code"]
+
+
+@pytest.mark.parametrize(
+    ("asked", "status", "code"),
+    [
+        (request(host=None), 400, "bad_request"),
+        (request("GET /livez", "Host: localhost"), 400, "bad_request"),
+        (request(host="localhost/health?x="), 400, "bad_request"),
+        (request(host="evil.example"), 403, "host_not_allowed"),
+        (request("GET http://localhost/livez"), 400, "bad_request"),
+        (request("GET /livez", "A: " + "b" * 40_000), 431, "head_too_large"),
+        (request("GET /livez", *["A: b"] * 101), 431, "head_too_large"),
+        (request(f"POST {CHAT}", JSON_BODY, "Content-Encoding: gzip", "Content-Length: 2", body=b"{}"), 415, ""),
+        (request(f"POST {CHAT}", "Content-Length: 2", "Transfer-Encoding: chunked", body=b"{}"), 400, "bad_request"),
+        (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "bad_request"),
+        (b"GET /livez HTTP/1.1\nHost: localhost\n\n", 400, "bad_request"),
+    ],
+    ids=lambda value: repr(value[:40]) if isinstance(value, bytes) else "",
+)
+async def test_a_head_that_can_be_read_in_two_ways_is_refused(
+    quick: Proxy, asked: bytes, status: int, code: str
+) -> None:
+    async with wire(quick) as connection:
+        await connection.send(asked)
+        found = await refused(connection)
+        assert found == (status, code or "unsupported_media_type")
+
+
+async def test_the_queue_api_is_told_in_its_own_words(quick: Proxy) -> None:
+    async with wire(quick) as connection:
+        await connection.send(request("POST /v2/default/run", host="evil.example"))
+        status, told = await refused(connection)
+        assert (status, told) == (403, "This proxy does not go by that name: see --allowed-host.")
+
+
+async def test_a_head_without_an_end_is_refused_before_it_is_large(quick: Proxy) -> None:
+    async with wire(quick) as connection:
+        await connection.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nA: ")
+        for _ in range(64):
+            await connection.send(b"a" * 1024)
+        assert (await refused(connection))[1] == "head_too_large"
+
+
+@pytest.mark.parametrize("sent", [b"G", b"GET /livez HTTP/1.1\r\nHost: local"])
+async def test_a_head_has_to_be_there_in_time(quick: Proxy, sent: bytes) -> None:
+    async with wire(quick) as connection:
+        await connection.send(sent)
+        assert await refused(connection) == (408, "request_timeout")
+
+
+async def test_one_that_says_nothing_is_cut(quick: Proxy) -> None:
+    async with wire(quick) as connection:
+        assert await connection.rest() == b""
+
+
+async def test_a_second_head_has_the_same_time(quick: Proxy) -> None:
+    async with wire(quick) as connection:
+        await connection.send(request())
+        assert (await connection.answer()).status == 200
+        await connection.send(b"GET /livez HT")
+        assert await refused(connection) == (408, "request_timeout")
+
+
+async def test_a_body_has_to_go_on(quick: Proxy) -> None:
+    async with wire(quick) as connection:
+        await connection.send(request(f"POST {CHAT}", JSON_BODY, "Content-Length: 100", body=b"{"))
+        assert await refused(connection) == (408, "request_timeout")
+
+
+async def test_a_body_that_goes_on_slowly_is_read(quick: Proxy) -> None:
+    """Twice the time that a silent one would have, but a KB for each second of it."""
+    async with wire(quick) as connection:
+        await connection.send(request(f"POST {CHAT}", JSON_BODY, "Content-Length: 20000"))
+        for _ in range(20):
+            await connection.send(b" " * 1000)
+            await asyncio.sleep(QUICK / 10)
+        answer = await connection.answer()
+        assert json.loads(answer.body)["error"]["code"] == "invalid_json"
+
+
+async def test_chunks_may_not_be_mostly_framing(quick: Proxy) -> None:
+    async with wire(quick) as connection:
+        await connection.send(request(f"POST {CHAT}", JSON_BODY, "Transfer-Encoding: chunked", body=b"1;"))
+        for _ in range(100):
+            await connection.send(b"x" * 1024)
+        assert (await refused(connection))[0] == 400
+
+
+async def test_trailers_say_nothing(line: Line) -> None:
+    body = json.dumps(chat()).encode()
+    trailers = b"%x\r\n%b\r\n0\r\nHost: evil.example\r\nAuthorization: other\r\n\r\n" % (len(body), body)
+    async with wire(line.proxy) as connection:
+        await connection.send(request(f"POST {CHAT}", JSON_BODY, "Transfer-Encoding: chunked", body=trailers))
+        assert (await connection.answer()).status == 200
+        await connection.send(request())
+        assert (await connection.answer()).status == 200
+
+
+async def test_a_bad_request_waits_for_the_answer_before_it(line: Line) -> None:
+    """Its refusal must not be written into the middle of a stream."""
+    body = json.dumps(chat(stream=True, max_tokens=20, seed=5_000)).encode()
+    good = request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {len(body)}", body=body)
+    async with wire(line.proxy) as connection:
+        await connection.send(good + b"nonsense\r\n\r\n")
+        answer = await connection.answer()
+        assert answer.status == 200
+        assert answer.body.endswith(b"data: [DONE]\n\n")
+        assert await refused(connection) == (400, "bad_request")
+
+
+async def test_requests_in_a_row_are_answered_in_their_order(line: Line) -> None:
+    async with wire(line.proxy) as connection:
+        await connection.send(b"".join(request("GET /v1/models", f"X-Request-ID: r-{number}") for number in range(20)))
+        for number in range(20):
+            assert (await connection.answer()).headers[b"x-request-id"] == b"r-%d" % number
+
+
+async def test_a_row_of_requests_is_not_endless(line: Line) -> None:
+    body = json.dumps(chat(stream=True, max_tokens=200, seed=5_000)).encode()
+    good = request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {len(body)}", body=body)
+    async with wire(line.proxy) as connection:
+        await connection.send(good + request() * 1000)
+        assert (await connection.answer()).body.endswith(b"data: [DONE]\n\n")
+        answers = (await connection.rest()).count(b"HTTP/1.1 ")
+        assert 1 < answers < 100
+
+
+async def test_an_early_answer_ends_a_body_that_never_comes(quick: Proxy) -> None:
+    """It is refused by its size alone; what was promised is not waited for."""
+    async with wire(quick) as connection:
+        await connection.send(request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {10**12}", body=b"{"))
+        assert (await connection.answer()).status == 413
+        assert await connection.rest() == b""
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+async def test_one_that_would_rather_speak_http_2_is_served_in_http_1(line: Line, parts: int) -> None:
+    """Java's client asks for it with its first request, whatever that is; uvicorn would lose the body."""
+    body = json.dumps(chat()).encode()
+    wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA")
+    asked = request(f"POST {CHAT}", JSON_BODY, *wish, f"Content-Length: {len(body)}", body=body)
+    async with wire(line.proxy) as connection:
+        at = len(asked) // parts
+        await connection.send(asked[:at])
+        await asyncio.sleep(0.05)  # so that it comes in two pieces
+        await connection.send(asked[at:])
+        answer = await connection.answer()
+        assert answer.status == 200
+        assert json.loads(answer.body)["choices"]
+        await connection.send(request())
+        assert (await connection.answer()).status == 200
+
+
+async def test_expect_is_answered_once_the_body_is_wanted() -> None:
+    async with serving(api_key=["k=secret"], endpoint=["default=small"]) as proxy:
+        head = request(f"POST {CHAT}", JSON_BODY, "Expect: 100-continue", "Content-Length: 2", host="any.example")
+        async with wire(proxy) as connection:
+            await connection.send(head)
+            assert (await connection.answer()).status == 401
+        async with wire(proxy) as connection:
+            await connection.send(head.replace(b"Expect", b"Authorization: secret\r\nExpect"))
+            assert (await connection.answer()).status == 100
+            await connection.send(b"[]")
+            assert (await connection.answer()).status == 400
+
+
+async def test_bodies_share_a_budget() -> None:
+    """What there is no room for is refused before it is read, and there is room again once others are through."""
+    async with serving(body_budget=32 * 1024 * 1024, endpoint=["default=small"]) as proxy:
+        size = 18 * 1024 * 1024
+        async with wire(proxy) as first, wire(proxy) as second:
+            await first.send(request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {size}", body=b"{"))
+            await until(lambda: proxy.parts.bodies.used == size, 5, "the first body is paid for")
+            await second.send(request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {size}"))
+            answer = await second.answer()
+            assert answer.status == 503
+            assert answer.headers[b"retry-after"] == b"5"
+            assert json.loads(answer.body)["error"]["code"] == "overloaded"
+        await until(lambda: proxy.parts.bodies.used == 0, 5, "it is given back")

@@ -1,0 +1,54 @@
+"""Clients that never finish their requests: each is cut in time, and nobody else waits for it."""
+
+import re
+from pathlib import Path
+
+import pytest
+from harness.alone import alone
+from harness.drip import HALF_BODY, HALF_HEAD, Drip, dripping
+from harness.figures import tell
+from harness.healthy import healthy
+from harness.waiting import until
+
+REFUSAL = re.compile(rb"HTTP/1\.1 408 [^\r]*\r\n(?=.*\r\nconnection: close\r\n).*", re.DOTALL | re.IGNORECASE)
+HEAD_SECONDS, BODY_SECONDS = 12.0, 130.0
+TRIES = 3
+
+
+async def cut_all(folder: Path, heads: int, bodies: int, seconds: float, **settings: float) -> tuple[list[Drip], float]:
+    """So many half requests, all cut within so many seconds; and the p99 of the client that asked meanwhile."""
+    async with alone(folder, limit="run=0/0", **settings) as proxy:
+        starts = [HALF_HEAD] * heads + [HALF_BODY] * bodies
+        async with healthy(proxy.url) as waits, dripping(proxy.url, starts) as drips:
+            await until(lambda: all(drip.lasted is not None for drip in drips), seconds, "all are cut")
+        assert waits.statuses == {200}
+        assert all(REFUSAL.fullmatch(drip.told) or not drip.told for drip in drips)
+        assert sum(drip.told != b"" for drip in drips) > len(drips) / 2, "most are told why"
+        return drips, waits.p99()
+
+
+def lasted(drips: list[Drip]) -> float:
+    return max((drip.lasted or 0.0 for drip in drips), default=0.0)
+
+
+def report(heads: list[Drip], bodies: list[Drip], p99: float) -> None:
+    tell("slow heads cut", lasted(heads), f"<= {HEAD_SECONDS}", "s")
+    tell("slow bodies cut", lasted(bodies), f"<= {BODY_SECONDS}", "s")
+    tell("healthy p99 beside slow clients", p99 * 1000, "< 100", "ms")
+
+
+async def test_who_never_finishes_a_request_is_cut(tmp_path: Path) -> None:
+    drips, p99 = await cut_all(tmp_path, 300, 60, 30.0, head_timeout=2.0, body_grace=2.0)
+    report(drips[:300], drips[300:], p99)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(600)
+async def test_five_thousand_half_heads_and_a_thousand_slow_bodies(tmp_path: Path) -> None:
+    for _ in range(TRIES):
+        drips, p99 = await cut_all(tmp_path, 5_000, 1_000, BODY_SECONDS + 20)
+        heads, bodies = drips[:5_000], drips[5_000:]
+        report(heads, bodies, p99)
+        if lasted(heads) <= HEAD_SECONDS and lasted(bodies) <= BODY_SECONDS and p99 < 0.1:
+            return
+    pytest.fail(f"not in {TRIES} tries: see the figures above")

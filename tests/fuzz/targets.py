@@ -1,0 +1,131 @@
+"""What is fuzzed: a function for each reader of other people's bytes. It raises when what was read breaks a promise.
+
+`python targets.py NAME RUNS SECONDS [CORPUS]` runs one until so many executions or seconds are over.
+"""
+
+import re
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from ipaddress import ip_address
+from urllib.parse import urlsplit
+
+import atheris
+
+with atheris.instrument_imports(include=["proxy"]):
+    import msgspec
+    from yarl import URL
+
+    from proxy.channel.checks import RefusedError, check_hello, head_fault, told
+    from proxy.channel.stock.answers import Answer
+    from proxy.delivery.addresses import is_public
+    from proxy.delivery.guard import Allowed, BadWebhookError, read_url
+    from proxy.edge.head import HEAD_BYTES, MOST_FIELDS, Hosts, check_head
+    from proxy.wire import frames
+
+NOBODY = Allowed()
+STREAM = b'{"stream": true}'
+PLAIN = re.compile(r"[ -~]{0,200}")
+
+
+def decoder(data: bytes) -> None:
+    """A message is frames that keep their promises, or `BadFrameError`."""
+    with suppress(frames.BadFrameError):
+        found = frames.decode_to_proxy(data)
+        assert len(found) <= frames.MOST_FRAMES
+        assert frames.decode_to_proxy(frames.encode(list(found))) == found
+        for frame in found:
+            if isinstance(frame, frames.Hello):
+                with suppress(RefusedError):
+                    check_hello(frame)
+                    assert re.fullmatch(r"[A-Za-z0-9_-]{1,80}", frame.worker)
+                    assert all(isinstance(msgspec.json.decode(model.card), dict) for model in frame.models)
+            elif isinstance(frame, frames.Head) and not head_fault(frame):
+                assert 200 <= frame.status <= 599
+                assert PLAIN.fullmatch(frame.content_type)
+            elif isinstance(frame, frames.End):
+                assert re.fullmatch(r"[a-z0-9_]+", told(frame, "code", "").code)
+
+
+def reframer(data: bytes) -> None:
+    """However a stream is cut into pieces, it leaves as the same events, each of them whole."""
+    provider = atheris.FuzzedDataProvider(data)
+    sizes = [provider.ConsumeIntInRange(1, 40) for _ in range(provider.ConsumeIntInRange(1, 8))]
+    text = provider.ConsumeUnicodeNoSurrogates(4_000).replace("|", "\n\n")
+    answer, sent, start = Answer(STREAM), b"", 0
+    while start < len(text):
+        size = sizes[answer.received % len(sizes)]
+        piece = answer.put(msgspec.json.encode(text[start : start + size]))
+        assert not piece or piece.endswith((b"\n\n", b"\r\n\r\n"))
+        sent, start = sent + piece, start + size
+    rest = answer.finish(b"[]")
+    whole = text.encode()
+    assert whole.startswith(sent)
+    assert rest in (b"", whole[len(sent) :] + b"\n\n")
+    assert rest or not whole[len(sent) :].strip()
+
+
+def webhooks(data: bytes) -> None:
+    """What may be told has one public host, whoever reads its URL."""
+    text = atheris.FuzzedDataProvider(data).ConsumeUnicodeNoSurrogates(300)
+    for prefix in ("", "http://", "https://", "http://example.com", "http://[", "https://1"):
+        url = prefix + text
+        with suppress(BadWebhookError):
+            read = read_url(url, NOBODY)
+            split = urlsplit(url)
+            assert split.hostname == (URL(url).host or "").lower() == (read.raw_host or "").lower()
+            assert split.username is split.password is None
+            assert split.port in (None, read.port)
+            with suppress(ValueError):
+                assert is_public(ip_address(split.hostname or ""))
+
+
+def head(data: bytes) -> None:
+    """What is let through has one host and one way to tell where its body ends."""
+    provider = atheris.FuzzedDataProvider(data)
+    names = [b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect", b"upgrade", b"authorization"]
+    fields = [
+        (names[provider.ConsumeIntInRange(0, len(names) - 1)], provider.ConsumeBytes(provider.ConsumeIntInRange(0, 30)))
+        for _ in range(provider.ConsumeIntInRange(0, 6))
+    ]
+    if provider.ConsumeBool():
+        fields.insert(0, (b"host", b"localhost"))
+    target = provider.ConsumeBytes(40)
+    if check_head(target, "1.1", fields, Hosts(is_open=True)) is not None:
+        return
+    given = dict(fields)
+    assert target.startswith(b"/")
+    assert len(fields) <= MOST_FIELDS
+    assert len(target) < HEAD_BYTES
+    once = [name for name, _ in fields if name not in (b"authorization", b"upgrade")]
+    assert len(once) == len(set(once))
+    assert re.fullmatch(rb"(localhost\.?|127[.0-9]+|\[::1\])(:[0-9]{1,5})?", given[b"host"], re.IGNORECASE)
+    assert not (b"content-length" in given and b"transfer-encoding" in given)
+    int(given.get(b"content-length", b"0"))
+
+
+TARGETS: dict[str, Callable[[bytes], None]] = {
+    "decoder": decoder,
+    "reframer": reframer,
+    "webhooks": webhooks,
+    "head": head,
+}
+
+
+def main() -> None:
+    """Fuzz one of them; the process ends with an error when a promise is broken."""
+    name, runs, seconds = sys.argv[1:4]
+    told_it = [
+        sys.argv[0],
+        f"-runs={runs}",
+        f"-max_total_time={seconds}",
+        "-max_len=4096",
+        "-timeout=10",
+        *sys.argv[4:],
+    ]
+    atheris.Setup(told_it, TARGETS[name])
+    atheris.Fuzz()
+
+
+if __name__ == "__main__":
+    main()

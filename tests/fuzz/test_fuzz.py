@@ -1,0 +1,62 @@
+"""Readers of other people's bytes, given millions of them: none breaks, and what they let through keeps its promise."""
+
+import asyncio
+import os
+import re
+import sys
+from asyncio.subprocess import PIPE, STDOUT
+from pathlib import Path
+
+import pytest
+from harness.figures import tell
+
+from proxy.wire.frames import Chunk, Credit, End, Head, Heartbeat, Hello, Hold, Log, Model, Output, encode
+
+pytest.importorskip("atheris", reason="needs atheris: pip install atheris (Linux x86_64, Python 3.11 to 3.13)")
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+QUICK_SECONDS = 15
+RUNS = 1_000_000  # of the long form
+LONGEST_SECONDS = 1_500
+
+SEEDS = {
+    "decoder": [
+        encode([Hello(1, "w", "e", [Model("m", b"{}")], [Hold("j", 1, 2)]), Credit(1, 2), Heartbeat(), Log("x")]),
+        encode([Head("j", 1, 200, "x"), Chunk("j", 1, b"x", more=True), Output("j", 1, b"1"), End("j", 1, "failed")]),
+    ],
+    "reframer": [b"data: 1\n\ndata: 2\r\n\r\n: x\n\n"],
+    "webhooks": [b"https://example.com:8443/a?b#c", b"http://[2606:4700::1]/", b"http://127.0.0.1/", b"1.1.1.1@a"],
+    "head": [b"/v1/models localhost 127.0.0.1:80 chunked 5 100-continue websocket"],
+}
+
+
+async def fuzz(name: str, folder: Path, runs: int, seconds: int) -> int:
+    """Fuzz a target in a process of its own; how often it was given something."""
+    for number, seed in enumerate(SEEDS[name]):
+        (folder / str(number)).write_bytes(seed)
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, str(HERE / "targets.py"), name, str(runs), str(seconds), str(folder)),
+        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=PIPE, stderr=STDOUT,
+    )  # fmt: skip
+    said = (await process.communicate())[0].decode(errors="replace")
+    assert process.returncode == 0, said[-4_000:]
+    done = re.search(r"Done (\d+) runs", said)
+    assert done is not None, said[-4_000:]
+    return int(done.group(1))
+
+
+@pytest.mark.parametrize("name", SEEDS)
+async def test_a_reader_keeps_its_promise_for_a_moment(name: str, tmp_path: Path) -> None:
+    done = await fuzz(name, tmp_path, -1, QUICK_SECONDS)
+    tell(f"fuzz.{name}", done, "0 crashes", "executions")
+    assert done > 0
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(LONGEST_SECONDS + 60)
+@pytest.mark.parametrize("name", SEEDS)
+async def test_a_reader_keeps_its_promise(name: str, tmp_path: Path) -> None:
+    done = await fuzz(name, tmp_path, RUNS, LONGEST_SECONDS)
+    tell(f"fuzz.{name}", done, f">= {RUNS}, 0 crashes", "executions")
+    assert done >= RUNS

@@ -1,0 +1,67 @@
+"""A client that means no harm, in a process of its own, and how long it waits while others do."""
+
+import http.client
+import json
+import select
+import sys
+import time
+from asyncio import create_subprocess_exec
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from urllib.parse import urlsplit
+
+PAUSE_SECONDS = 0.02
+PATIENCE = 60.0
+READY = b"asking\n"
+
+
+@dataclass(slots=True)
+class Waits:
+    """What the client was answered, and after how many seconds; known once it has left."""
+
+    statuses: set[int] = field(default_factory=set)
+    seconds: list[float] = field(default_factory=list)
+
+    def p99(self) -> float:
+        """The wait that one in a hundred exceeds."""
+        return sorted(self.seconds)[int(len(self.seconds) * 0.99)]
+
+
+@asynccontextmanager
+async def healthy(url: str) -> AsyncIterator[Waits]:
+    """Ask again and again, each time on a connection of its own, until this is left."""
+    process = await create_subprocess_exec(sys.executable, "-I", __file__, url, stdin=PIPE, stdout=PIPE)
+    waits = Waits()
+    try:
+        assert process.stdout is not None
+        assert await process.stdout.readline() == READY
+        yield waits
+    finally:
+        told, _ = await process.communicate(b"")
+    found = json.loads(told)
+    waits.statuses.update(found["statuses"])
+    waits.seconds += found["seconds"]
+
+
+def ask(url: str) -> None:
+    """Ask until nobody listens any more; then tell."""
+    statuses: list[int] = []
+    seconds: list[float] = []
+    sys.stdout.buffer.write(READY)
+    sys.stdout.flush()
+    while not select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
+        began = time.monotonic()
+        asking = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
+        asking.request("GET", "/v1/models")
+        answer = asking.getresponse()
+        answer.read()
+        asking.close()
+        statuses.append(answer.status)
+        seconds.append(time.monotonic() - began)
+    print(json.dumps({"statuses": sorted(set(statuses)), "seconds": seconds}))
+
+
+if __name__ == "__main__":
+    ask(sys.argv[1])

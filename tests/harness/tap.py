@@ -1,0 +1,148 @@
+"""A cable that remembers what it carried, and reads it again by the letter of the standard."""
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import h11
+
+PIECE = 64 * 1024
+LARGEST_HEAD = 64 * 1024
+SHOWN = 160  # bytes of it in a fault
+
+
+@dataclass(slots=True)
+class Carried:
+    """What one connection has carried since both sides were last at rest."""
+
+    asked: bytearray = field(default_factory=bytearray)
+    told: bytearray = field(default_factory=bytearray)
+    seen: int = 0  # how much of `asked` has been looked at
+
+    def faults(self) -> list[str]:
+        """What arrived and was neither well-formed nor refused; and answers that nobody had asked for."""
+        self.seen = len(self.asked)
+        asked = _requests(bytes(self.asked))
+        told = _answers(bytes(self.told), asked.methods)
+        if told is None:
+            return [f"no answer by the standard: {bytes(self.told[-SHOWN:])!r}"]
+        if asked.is_malformed and len(told.statuses) > len(asked.methods) and told.statuses[-1] < 400:
+            return [f"answered with {told.statuses[-1]}: {bytes(self.asked[-SHOWN:])!r}"]
+        if len(told.statuses) > len(asked.methods) + asked.is_malformed:
+            return [f"{len(told.statuses)} answers to {asked.methods}: {bytes(self.asked[-SHOWN:])!r}"]
+        if asked.is_whole and told.is_whole and len(told.statuses) == len(asked.methods):
+            self.asked.clear()
+            self.told.clear()
+            self.seen = 0
+        return []
+
+
+class Asked(NamedTuple):
+    """The methods of well-formed requests, and what follows them."""
+
+    methods: list[str]
+    is_whole: bool = False  # nothing follows
+    is_malformed: bool = False
+
+
+class Told(NamedTuple):
+    """The statuses of answers, the last of which may be cut."""
+
+    statuses: list[int]
+    is_whole: bool = False
+
+
+def _requests(raw: bytes) -> Asked:
+    methods: list[str] = []
+    while raw:
+        reading = h11.Connection(h11.SERVER, max_incomplete_event_size=LARGEST_HEAD)
+        reading.receive_data(raw)
+        try:
+            while not isinstance(event := reading.next_event(), h11.EndOfMessage):
+                if event is h11.NEED_DATA:
+                    return Asked(methods)
+                if isinstance(event, h11.Request):
+                    names = [name for name, _ in event.headers]
+                    if b"content-length" in names and b"transfer-encoding" in names:
+                        return Asked(methods, is_malformed=True)  # h11 lets this pass
+                    methods.append(event.method.decode())
+        except h11.RemoteProtocolError:
+            return Asked(methods, is_malformed=True)
+        raw, _ = reading.trailing_data
+    return Asked(methods, is_whole=True)
+
+
+def _answers(raw: bytes, asked: list[str]) -> Told | None:
+    """None: they are none."""
+    statuses: list[int] = []
+    while raw:
+        method = asked[len(statuses)] if len(statuses) < len(asked) else "GET"
+        reading = h11.Connection(h11.CLIENT, max_incomplete_event_size=LARGEST_HEAD)
+        reading.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
+        reading.send(h11.EndOfMessage())
+        reading.receive_data(raw)
+        try:
+            while not isinstance(event := reading.next_event(), h11.EndOfMessage):
+                if isinstance(event, h11.Response):
+                    statuses.append(event.status_code)
+                if event is h11.NEED_DATA or event is h11.PAUSED:
+                    return Told(statuses)
+        except h11.RemoteProtocolError:
+            # A 101 is not expected by h11 here; it is another protocol from there on.
+            return Told([*statuses, 101]) if raw.startswith(b"HTTP/1.1 101 ") else None
+        raw, _ = reading.trailing_data
+    return Told(statuses, is_whole=True)
+
+
+class Tap:
+    """Carries TCP connections to a target."""
+
+    def __init__(self, target: str) -> None:
+        parts = urlsplit(target)
+        self._host, self._port = parts.hostname, parts.port
+        self.carried: list[Carried] = []
+        self.url = ""
+
+    def new_faults(self) -> list[str]:
+        """Those of the connections that have carried something since the last look."""
+        found = []
+        for one in self.carried:
+            if one.seen != len(one.asked):
+                found += one.faults()
+        return found
+
+    async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        """One connection."""
+        carried = Carried()
+        self.carried.append(carried)
+        other_reader, other_writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            await asyncio.gather(
+                self._pump(reader, other_writer, carried.asked), self._pump(other_reader, writer, carried.told)
+            )
+        finally:
+            writer.close()
+            other_writer.close()
+
+    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, into: bytearray) -> None:
+        with suppress(ConnectionError):
+            while piece := await reader.read(PIECE):
+                into += piece
+                writer.write(piece)
+                await writer.drain()
+        writer.close()
+
+
+@asynccontextmanager
+async def tap(target: str) -> AsyncIterator[Tap]:
+    """A tap before a URL; its own URL is `url`."""
+    tapping = Tap(target)
+    server = await asyncio.start_server(tapping.carry, "127.0.0.1", 0)
+    tapping.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+    try:
+        yield tapping
+    finally:
+        server.close()

@@ -1,0 +1,144 @@
+"""What a client sends costs about its bytes: no body, number or name holds up the others or fills the memory."""
+
+import asyncio
+import http.client
+import json
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import NamedTuple
+from urllib.parse import urlsplit
+
+import pytest
+import pytest_asyncio
+from harness import hostile
+from harness.figures import tell
+from harness.lag import watching
+from harness.proxy import CHAT, Proxy, serving
+
+MB = 1024 * 1024
+MEMORY_ABOVE = 40 * MB  # beyond the body itself
+RUNSYNC = "/v2/default/runsync?wait=1000"
+
+
+class Told(NamedTuple):
+    """What a client was told."""
+
+    status: int
+    body: bytes
+
+
+def ask(url: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Told:
+    """One request of a client in a thread: what it costs is not in the event loop."""
+    place = urlsplit(url)
+    connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
+    try:
+        connection.putrequest(method, path, skip_accept_encoding=True)
+        for name, value in ({"Content-Type": "application/json"} | (headers or {})).items():
+            connection.putheader(name, value)
+        if body is not None:
+            connection.putheader("Content-Length", str(len(body)))
+        connection.endheaders(body)
+        answer = connection.getresponse()
+        return Told(answer.status, answer.read())
+    finally:
+        connection.close()
+
+
+def forget() -> int:
+    """Forget how much memory this process ever had; what it has now."""
+    Path("/proc/self/clear_refs").write_text("5")
+    return resident("VmRSS")
+
+
+def resident(row: str) -> int:
+    """Bytes of memory of this process: now (VmRSS), or the most since it was last forgotten (VmHWM)."""
+    status = Path("/proc/self/status").read_text()
+    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(row))
+
+
+@pytest_asyncio.fixture(scope="module", loop_scope="module")
+async def strict() -> AsyncIterator[Proxy]:
+    """A proxy without workers. Its endpoints have a model each, and limits of their own."""
+    async with serving(endpoint=["default=demo", *(f"e{one}=demo{one}" for one in range(5))]) as running:
+        yield running
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("path", [CHAT, RUNSYNC])
+async def test_a_hostile_body_costs_its_bytes(strict: Proxy, path: str) -> None:
+    longest, most, kept = 0.0, 0, 0
+    for name, body in hostile.bodies().items():
+        before = forget()
+        async with watching() as lag:
+            told = await asyncio.to_thread(ask, strict.url, "POST", path, body)
+        used = resident("VmHWM") - before - len(body)
+        longest = max(longest, lag.longest)
+        assert told.status in ({400, 404} if path == CHAT else {200, 400}), (name, told.status, told.body[:200])
+        assert len(told.body) < 1000, name
+        json.loads(told.body)
+        if told.status == 200:  # it is in the store now, which is another cost
+            kept = max(kept, used)
+            continue
+        most = max(most, used)
+        assert used < MEMORY_ABOVE, (name, used)
+    tell(f"cost.body.lag {path}", round(longest * 1000, 1), "<= 50", "ms")
+    tell(f"cost.body.memory {path}", round(most / MB, 1), "<= 40", "MB")
+    if kept:
+        tell(f"cost.body.memory {path} of one that is kept", round(kept / MB, 1), unit="MB")
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_hostile_option_is_refused(strict: Proxy) -> None:
+    for name, body in hostile.options().items():
+        told = await asyncio.to_thread(ask, strict.url, "POST", RUNSYNC, body)
+        assert told.status == 400, (name, told)
+        assert len(told.body) < 1000, name
+
+
+LONG = "x" * 30_000
+DIGITS = "9" * 10_000
+READS = ("status", "stream", "status-sync")
+NAMES = (LONG, "%00", "%ff%fe", "%ed%a0%80", "..%2f..", "%0d%0aX:1")
+NUMBERS = (DIGITS, "-1", "NaN", "1e9", "%00", "%d9%a1", "1_0", "%ff")
+ASKED = [
+    *(f"/v2/default/{verb}/{name}" for verb in READS for name in NAMES),
+    *(
+        f"/v2/default/{verb}/x?{name}={value}"
+        for verb in READS
+        for name in ("ttl", "wait", "after")
+        for value in NUMBERS
+    ),
+    *(f"/v2/e{one}/requests?{name}={NUMBERS[one]}" for name in ("before", "limit", "status") for one in range(5)),
+    "/v2/default/requests?" + "&".join(f"a{number}=" for number in range(4_000)),
+    "/v2/default/requests?" + "&" * 30_000,
+    "/v2/default/requests?" + "%" * 30_000,
+    f"/v2/default/requests?status={LONG}",
+    f"/v1/models/{LONG}",
+    "/v1/models/%00",
+    "/v1/models/%ff",
+    f"/v1/{LONG}",
+    f"/v2/{LONG}/status/x",
+]
+HEADERS = [
+    *(("x-request-id", LONG), ("x-request-id", "\x7f"), ("Last-Event-ID", DIGITS), ("Last-Event-ID", "\xb2")),
+    *(("x-stainless-read-timeout", DIGITS), ("x-stainless-read-timeout", "nan"), ("Authorization", LONG)),
+    *(("Accept", "text/event-stream, " * 1_500), ("Content-Type", "application/json;" + LONG)),
+]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+async def test_a_hostile_name_or_number_is_refused(strict: Proxy) -> None:
+    for path in ASKED:
+        told = await asyncio.to_thread(ask, strict.url, "GET", path)
+        assert told.status in {200, 400, 404, 431}, (path[:200], told)
+        assert len(told.body) < 4000, path[:200]
+
+
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize(("name", "value"), HEADERS, ids=range(len(HEADERS)))
+async def test_a_hostile_header_is_refused_or_means_nothing(strict: Proxy, name: str, value: str) -> None:
+    given = {name: value} | ({"Accept": "text/event-stream"} if name == "Last-Event-ID" else {})
+    looked = await asyncio.to_thread(ask, strict.url, "GET", "/v2/default/stream/nothing", None, given)
+    asked = await asyncio.to_thread(ask, strict.url, "POST", CHAT, hostile.around(b"1"), given)
+    assert {looked.status, asked.status} <= {400, 404, 431}, (looked, asked)
+    assert len(looked.body + asked.body) < 2000

@@ -1,0 +1,75 @@
+"""JSON of others is checked without being built: whatever it is, that costs no memory and says the same as a parser."""
+
+import json
+import tracemalloc
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from proxy.service.json_text import MOST_CONTAINERS, SLICE_BYTES, has_too_much, is_value, utf8_fault
+
+MB = 1024 * 1024
+VALUES = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
+    max_leaves=12,
+)
+
+
+@given(st.integers(-4, 4), st.binary(max_size=8), st.text(max_size=8))
+def test_a_fault_is_found_where_it_is_also_between_two_slices(offset: int, tail: bytes, text: str) -> None:
+    whole = b"a" * (SLICE_BYTES + offset) + text.encode() + tail
+    fault = None
+    try:
+        whole.decode()
+    except UnicodeDecodeError as error:
+        fault = error.start
+    assert utf8_fault(whole) == fault
+
+
+@given(VALUES)
+def test_what_a_writer_writes_is_a_value(value: object) -> None:
+    assert is_value(json.dumps(value).encode())
+    assert is_value(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
+
+
+@given(VALUES, st.data())
+def test_what_no_parser_reads_is_none(value: object, data: st.DataObject) -> None:
+    text = bytearray(json.dumps(value).encode())
+    for _ in range(data.draw(st.integers(0, 3))):
+        text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
+    try:
+        json.loads(text.decode(), parse_constant=int)
+    except ValueError:
+        assert not is_value(bytes(text))
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b" ", b"1 2", b'1,"x":2', b"}", b"NaN", b"-Infinity", b"01", b"\xef\xbb\xbf1", b'"\xff"', b"[1]]", b"'a'"],
+)
+def test_what_would_break_a_text_around_it_is_no_value(text: bytes) -> None:
+    assert not is_value(text)
+
+
+@pytest.mark.parametrize(
+    "unit",
+    [b"[],", b"[[[[]]]],", b"0,", b'{"k":1},', b'"",', "\U0001f600".encode()],
+    ids=["lists", "nested", "numbers", "objects", "strings", "wide characters"],
+)
+def test_a_check_takes_no_memory(unit: bytes) -> None:
+    quote = b'"' if unit[0] > 127 else b""
+    text = b"[" + quote + unit * (8 * MB // len(unit)) + quote.ljust(1, b"1") + b"]"
+    tracemalloc.start()
+    try:
+        assert utf8_fault(text) is None
+        is_value(text)
+        assert tracemalloc.get_traced_memory()[1] < MB
+    finally:
+        tracemalloc.stop()
+
+
+def test_what_would_hold_the_lock_for_too_long_is_too_much() -> None:
+    assert not has_too_much(b"[]" * MOST_CONTAINERS)
+    assert has_too_much(b"[]" * MOST_CONTAINERS + b"{")

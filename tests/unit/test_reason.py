@@ -1,0 +1,80 @@
+"""Why a job waits, as a function of the job, the workers and the time."""
+
+import pytest
+from harness.jobs import HERE, submission
+
+from proxy.channel.stock.worker import Polling
+from proxy.jobs.lifecycle import Status
+from proxy.jobs.model import Job, Millis, WorkerId
+from proxy.service.fleet import Worker
+from proxy.service.ports import WorkerPort
+from proxy.service.reason import reason
+
+LATER = " Jobs of normal priority go first until it has waited for 60 s."
+
+
+class Port(WorkerPort):
+    """A connection on which nothing is said."""
+
+
+def queued(name: str = "a", **changed: object) -> Job:
+    return Job(submission(name, **changed), sequence=1, status=Status.IN_QUEUE, created_at=Millis(0))
+
+
+def busy(slots: int, taken: int, *, light: int = 0) -> Worker:
+    found = Worker(WorkerId("w"), HERE, Port(), seen=0.0, slots=slots, light_slots=2)
+    for number in range(taken):
+        found.hold(queued(f"job-{number}"), since=0.0)
+    for number in range(light):
+        found.hold(queued(f"light-{number}", light=True), since=0.0)
+    return found
+
+
+def polling(slots: int, taken: int) -> Worker:
+    found = Polling(WorkerId("s"), HERE, Port(), seen=0.0, slots=slots)
+    for number in range(taken):
+        found.hold(queued(f"job-{number}", light=number == 0), since=0.0)
+    return found
+
+
+@pytest.mark.parametrize(
+    ("workers", "ahead", "said"),
+    [
+        ([], 0, "No worker is connected."),
+        ([busy(0, 0)], 3, "1 worker connected, none of them ready yet."),
+        ([busy(1, 1)], 1, "Behind 1 job in the queue."),
+        ([busy(1, 1)], 2, "Behind 2 jobs in the queue."),
+        ([busy(1, 1)], 0, "Held by a limit: the only slot of 1 worker is taken."),
+        ([busy(4, 4, light=2)], 0, "Held by a limit: all 4 slots of 1 worker are taken."),
+        ([busy(4, 4), busy(2, 2), busy(0, 0)], 0, "Held by a limit: all 6 slots of 2 workers are taken."),
+        ([busy(4, 4), busy(2, 1)], 0, "Next in line."),
+        ([polling(8, 8)], 0, "Held by a limit: all 8 slots of 1 worker are taken."),
+        ([polling(1, 1), busy(1, 1)], 0, "Held by a limit: all 2 slots of 2 workers are taken."),
+        ([polling(1, 0)], 0, "Next in line."),
+    ],
+)
+def test_a_job_waits_for_workers_or_for_others_or_is_held_by_a_limit(
+    workers: list[Worker], ahead: int, said: str
+) -> None:
+    assert reason(queued(), workers, ahead, Millis(0)) == said
+
+
+def test_a_light_job_has_slots_of_its_own() -> None:
+    light = queued(light=True)
+    assert reason(light, [busy(1, 1, light=1)], 0, Millis(0)) == "Next in line."
+    held = "Held by a limit: all 2 light slots of 1 worker are taken."
+    assert reason(light, [busy(1, 0, light=2)], 0, Millis(0)) == held
+
+
+@pytest.mark.parametrize(("now", "later"), [(0, LATER), (59_999, LATER), (60_000, "")])
+def test_a_job_of_low_priority_lets_others_go_first_for_a_minute(now: int, later: str) -> None:
+    low = queued(low_priority=True)
+    held = "Held by a limit: the only slot of 1 worker is taken."
+    assert reason(low, [busy(1, 1)], 0, Millis(now)) == f"{held}{later}"
+    assert reason(low, [busy(1, 1)], 1, Millis(now)) == f"Behind 1 job in the queue.{later}"
+
+
+def test_a_worker_that_is_being_ended_is_not_ready() -> None:
+    given_up = busy(1, 1)
+    given_up.is_ending = True
+    assert reason(queued(), [given_up], 0, Millis(0)) == "1 worker connected, none of them ready yet."
