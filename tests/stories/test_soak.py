@@ -20,7 +20,7 @@ from harness.command import ROOT
 from harness.figures import tell
 from harness.owners import Crowd, Owner, one_request, owners
 from harness.proxy import CHAT, chat
-from harness.queue import prompt
+from harness.queue import FINAL, prompt
 from harness.receiver import Receiver, receiver
 from harness.slope import slope
 from harness.worker import environment, worker_process
@@ -133,10 +133,15 @@ async def ask(seen: Crowd, owner: Owner) -> None:
 
 
 async def let_go(seen: Crowd, owner: Owner) -> None:
-    """An owner wants nothing more of its jobs: they are forgotten during the soak and not half an hour later."""
-    jobs, owner.jobs = owner.jobs[:-5], owner.jobs[-5:]
-    for job in jobs:
-        await seen.ask(owner, "GET", f"/v2/default/status/{job}?ttl=1000")
+    """An owner wants nothing more of what has ended: it is forgotten during the soak and not half an hour later.
+
+    All of it, also what a client asked for that left before it was told an id.
+    """
+    owner.jobs[:] = owner.jobs[-5:]
+    for status in FINAL:
+        _, body, _ = await seen.ask(owner, "GET", f"/v2/default/requests?limit=200&status={status}")
+        for row in json.loads(body)["requests"]:
+            await seen.ask(owner, "GET", f"/v2/default/status/{row['id']}?ttl=1000")
 
 
 async def soak(seen: Crowd, hook: Receiver, seconds: float) -> None:
@@ -147,7 +152,7 @@ async def soak(seen: Crowd, hook: Receiver, seconds: float) -> None:
         for number in range(int(RATE * seconds)):
             await asyncio.sleep(max(0.0, begun + number / RATE - loop.time()))
             owner = chance.choice(seen.owners)
-            kind = chance.choices(("ask", "err", "be told", "let go"), (60, 20, 10, 10))[0]
+            kind = chance.choices(("ask", "err", "be told", "let go"), (65, 22, 11, 2))[0]
             seen.done[kind] += 1
             match kind:
                 case "ask":
