@@ -7,7 +7,7 @@ import socket
 import sys
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from secrets import token_hex
 from typing import Any, cast
@@ -86,7 +86,7 @@ class Parts:
     """The parts of one proxy, connected."""
 
     settings: Settings
-    token: str
+    token: str = field(repr=False)
     endpoints: Endpoints
     fleet: Fleet
     output: Output
@@ -134,9 +134,11 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     check_webhook = partial(check_url, allowed=receivers)
 
     async def notice(job: Job) -> bytes:
-        return rendering.notice(job, await queue.outputs(job), clock.now())
+        webhook = seal.open_webhook(job.submission.webhook or "")
+        return rendering.notice(job, await queue.outputs(job), clock.now(), webhook)
 
-    deliveries = Deliveries(store, Sender(read_secret(settings.signing_secret()), receivers, clock), notice, clock)
+    sender = Sender(read_secret(settings.signing_secret()), receivers, clock)
+    deliveries = Deliveries(store, sender, notice, clock, open_webhook=seal.open_webhook)
     runs.on_delivery = deliveries.wake
     membership = Membership(endpoints, fleet, runs, output, recorder, orphans)
     channel = WorkerChannel(
@@ -159,7 +161,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         answers,
         clock,
         check_url=check_webhook,
-        seal=seal.close,
+        seal=seal,
     )
     status = StatusApp(endpoints, fleet, intake, store, jobs)
     rooms: dict[Room, RoomApp] = {

@@ -1,7 +1,7 @@
 """Open the WebSocket to the proxy, and tell a refusal, which a person must mend, from trouble that passes."""
 
 import asyncio
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 import structlog
@@ -33,7 +33,7 @@ class Link:
     """Where the proxy is, and who calls."""
 
     url: str
-    token: str
+    token: str = field(repr=False)
     worker: str
 
 

@@ -21,6 +21,7 @@ from proxy.jobs.webhook import receiver
 from proxy.service.background import Background
 from proxy.service.clock import Clock
 from proxy.service.news import Follower
+from proxy.service.seal import OtherSealError
 from proxy.store.base import JobStore, StoreFullError
 
 log = structlog.get_logger()
@@ -32,6 +33,8 @@ MOST_BYTES = 64 * 1024 * 1024  # of bodies at once; the last one may go beyond
 
 Render: TypeAlias = Callable[[Job], Awaitable[bytes]]
 """What a receiver is told about a job that has ended."""
+OpenWebhook: TypeAlias = Callable[[str], str]
+"""The URL of a webhook, of what is kept of it; `OtherSealError` if nobody can read it any more."""
 
 
 class Deliveries:
@@ -44,11 +47,13 @@ class Deliveries:
         render: Render,
         clock: Clock,
         *,
+        open_webhook: OpenWebhook = str,  # it is kept as it is
         most: int = MOST,
         most_of_receiver: int = MOST_OF_RECEIVER,
         most_bytes: int = MOST_BYTES,
     ) -> None:
         self._store, self._sender, self._render, self._clock = store, sender, render, clock
+        self._open_webhook = open_webhook
         self._most, self._most_of_receiver, self._most_bytes = most, most_of_receiver, most_bytes
         self._news, self._running, self._is_open = Follower(), Background(), True
         self._waiting: dict[JobId, Delivery] = {}
@@ -120,8 +125,8 @@ class Deliveries:
 
     async def _tell(self, session: ClientSession, delivery: Delivery) -> str | None:
         """One try; None when there is nothing left to tell, else why it failed."""
-        webhook = delivery.job.submission.webhook or ""
         try:
+            webhook = self._open_webhook(delivery.job.submission.webhook or "")
             async with self._memory:
                 await self._memory.wait_for(lambda: self._bytes < self._most_bytes)
                 body = await self._body(delivery)
@@ -132,6 +137,8 @@ class Deliveries:
                 async with self._memory:
                     self._bytes -= len(body)
                     self._memory.notify()
+        except OtherSealError as error:
+            return str(error)
         except Exception:  # a bug of ours: it counts as a try, so that it ends
             log.exception("delivery.broke", job=delivery.job.id)
             return "internal error"

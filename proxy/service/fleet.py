@@ -7,6 +7,7 @@ from typing import NamedTuple
 from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.service.ports import WorkerPort
 
+MOST_ILL = 1_000  # that are remembered; stock workers come under ever new names, and nobody may ask how many are ill
 MOST_OWED = 32 * 1024 * 1024  # bytes of bodies on their way to one worker; slots alone bound no memory
 
 
@@ -128,7 +129,10 @@ class Fleet:
 
     def report(self, worker_id: WorkerId, endpoint: EndpointId, until: float) -> None:
         """A worker says that it cannot serve: it is shown as unhealthy until then, or until it is here again."""
+        self._ill.pop(worker_id, None)
         self._ill[worker_id] = (endpoint, until)
+        if len(self._ill) > MOST_ILL:
+            del self._ill[next(iter(self._ill))]  # the one that said so first
 
     def unhealthy(self, endpoint: EndpointId, now: float) -> int:
         """How many workers of the endpoint have said so."""

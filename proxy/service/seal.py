@@ -1,12 +1,20 @@
-"""Secrets that a job brings for its worker (`s3Config`), sealed for as long as the store has them: AES-256-GCM."""
+"""Secrets that a job brings (`s3Config`, its webhook), sealed for as long as the store has them: AES-256-GCM."""
 
 import base64
 from secrets import token_bytes
 
+from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+
+from proxy.jobs.webhook import receiver
 
 KEY_BYTES = 32
 NONCE_BYTES = 12  # fresh for each secret
+BEFORE_SEALED = " "  # stands in no URL that a webhook may have
+
+
+class OtherSealError(ValueError):
+    """It was sealed with another key, or has been changed since."""
 
 
 class Seal:
@@ -21,8 +29,20 @@ class Seal:
         return nonce + self._cipher.encrypt(nonce, secret, None)
 
     def open(self, sealed: bytes) -> bytes:
-        """The secret; `InvalidTag` if it was sealed with another key or has been changed."""
-        return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
+        """The secret, or `OtherSealError`."""
+        try:
+            return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
+        except InvalidTag:
+            raise OtherSealError("it was sealed with another key than this data directory's `seal-key`") from None
+
+    def close_webhook(self, url: str) -> str:
+        """A webhook's URL as it is kept. Whom it tells can be read still: a store shares out deliveries by that."""
+        return f"{receiver(url)}{BEFORE_SEALED}{base64.b64encode(self.close(url.encode())).decode()}"
+
+    def open_webhook(self, kept: str) -> str:
+        """The URL, or `OtherSealError`. One that was kept before URLs were sealed is itself."""
+        _, separator, sealed = kept.partition(BEFORE_SEALED)
+        return self.open(base64.b64decode(sealed)).decode() if separator else kept
 
 
 def new_key() -> str:

@@ -29,14 +29,12 @@ async def test_no_answer_shows_it() -> None:
         assert SECRET not in str(shown)
 
 
-async def test_no_file_and_no_log_shows_the_bucket(tmp_path: Path) -> None:
-    """The URL of a webhook is needed as it is; the bucket's keys are sealed, with a key that is not in the store."""
+async def test_no_file_and_no_log_shows_it(tmp_path: Path) -> None:
+    """What is needed later, the bucket's keys and the webhook's URL, is sealed with a key that is not in the store."""
     async with command("proxy", "--port", "0", "--data-dir", str(tmp_path), "--log-level", "debug") as running:
         url = (await running.says(r"listens on (http://\S+)\.")).group(1)
         async with serving() as proxy:
-            async with proxy.http.post(
-                f"{url}/v2/default/run", json={"input": 1, "s3Config": OPTIONS["s3Config"]}
-            ) as response:
+            async with proxy.http.post(f"{url}/v2/default/run", json={"input": 1, **OPTIONS}) as response:
                 assert response.status == 200
         await until(lambda: any(tmp_path.glob("jobs.db*")), what="there is a file")
         assert SECRET not in running.text

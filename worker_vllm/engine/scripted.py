@@ -38,7 +38,7 @@ class ScriptedEngine:
     stage: Stage = print
     kill_process: Callable[[], None] = field(default=lambda: os.kill(os.getpid(), signal.SIGKILL))
     name: str = "scripted"
-    authorization: str = ""
+    authorization: str = field(default="", repr=False)
     dead: bool = False
     running: int = 0
     prompt_tokens: int = 0

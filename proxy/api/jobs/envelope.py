@@ -13,6 +13,7 @@ from proxy.api.errors import ApiError
 from proxy.jobs.model import Millis
 from proxy.service.json_text import apart
 from proxy.service.queue import TTL, Order
+from proxy.service.seal import Seal
 
 MIN_EXECUTION, MAX_EXECUTION = 5_000, 7 * 24 * 3600_000
 MIN_TTL, MAX_TTL = 10_000, 7 * 24 * 3600_000
@@ -25,8 +26,6 @@ NULL = msgspec.Raw(b"null")
 
 CheckUrl: TypeAlias = Callable[[str], None]
 """Whether a webhook may go there: raises `ValueError` with a sentence if not."""
-Seal: TypeAlias = Callable[[bytes], bytes]
-"""Encrypts what is only for the worker."""
 
 
 class _Policy(msgspec.Struct, rename="camel"):
@@ -61,7 +60,7 @@ async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Mi
         execution_timeout=execution,
         ttl=TTL if ttl is None else ttl,
         low_priority=bool(policy.low_priority),
-        webhook=webhook or None,
+        webhook=seal.close_webhook(webhook) if webhook else None,
         s3_config=_sealed(found.s3_config, seal),
         sync_wait=sync_wait,
     )
@@ -96,7 +95,7 @@ def _sealed(config: msgspec.Raw, seal: Seal) -> bytes | None:
         return None
     if len(config) > S3_BYTES or bytes(config)[:1] != b"{":
         raise ApiError("invalid_body", f"`s3Config` must be a JSON object of at most {S3_BYTES} bytes.")
-    return seal(bytes(config))
+    return seal.close(bytes(config))
 
 
 def _check_webhook(url: str, check_url: CheckUrl) -> None:

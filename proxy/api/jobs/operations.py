@@ -20,7 +20,6 @@ from proxy.api.jobs.envelope import (
     MIN_LIFE,
     WAIT,
     CheckUrl,
-    Seal,
     read_millis,
     read_order,
     read_wait,
@@ -36,6 +35,7 @@ from proxy.service.intake import Intake
 from proxy.service.keys import Principal
 from proxy.service.limits import Limits
 from proxy.service.queue import Queue
+from proxy.service.seal import Seal
 from proxy.store.base import JobStore
 
 log = structlog.get_logger()

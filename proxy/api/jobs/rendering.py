@@ -29,12 +29,12 @@ def full(job: Job, elements: Sequence[bytes], now: Millis, reason: str = "", pro
     return b"{" + b",".join(_fields(job, elements, now, reason, progress)) + b"}"
 
 
-def notice(job: Job, elements: Sequence[bytes], now: Millis) -> bytes:
-    """What a webhook is told: what `status` shows, the input, and where it was sent."""
+def notice(job: Job, elements: Sequence[bytes], now: Millis, webhook: str) -> bytes:
+    """What a webhook is told: what `status` shows, the input, and where it is told, as its client wrote it."""
     fields = list(_fields(job, elements, now, ""))
     if isinstance(job.submission.work, Input):
         fields.append(b'"input":' + job.submission.work.body)
-    fields.append(b'"webhook":' + _text(job.submission.webhook or ""))
+    fields.append(b'"webhook":' + _text(webhook))
     return b"{" + b",".join(fields) + b"}"
 
 

@@ -1,0 +1,133 @@
+"""Ten times as much as the workers can do: they do all they can, the rest is refused at once, and nobody is lost."""
+
+import asyncio
+import json
+import os
+import statistics
+import sys
+from asyncio.subprocess import PIPE
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+from harness.command import ROOT
+from harness.figures import tell
+from harness.flood import JOB_SECONDS
+from harness.proxy import CHAT, Proxy, chat, serving
+from harness.waiting import until
+from harness.worker import worker
+
+from proxy.jobs.model import Counts, EndpointId
+from proxy.service.limits import LIMITS
+
+HERE = EndpointId("default")
+WORKERS, SLOTS = 2, 4
+CAPACITY = WORKERS * SLOTS / JOB_SECONDS  # jobs in a second
+TIMES = 10
+MAX_QUEUED = 32
+NO_LIMITS = [f"{name}=0/0" for name in LIMITS]
+SECONDS, SECONDS_OF_TORTURE = 6.0, 120.0
+GOODPUT, REFUSAL_MILLIS, RECOVERY_SECONDS, TRIES = 0.95, 20.0, 5.0, 3
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What came of it."""
+
+    answers: dict[str, Any]
+    goodput: float  # of what the workers can do
+    recovery: float  # seconds until a call takes no longer than it must
+
+    @property
+    def refusal(self) -> float:
+        """Milliseconds in which 99 of 100 refusals were there."""
+        return statistics.quantiles(self.answers["refusals"], n=100)[98]
+
+    def tell(self) -> None:
+        tell("offered load", self.answers["sent"], "", "requests")
+        tell("goodput under ten times the load", round(self.goodput, 3), f">= {GOODPUT}", "of capacity")
+        tell("refusal p50", round(statistics.median(self.answers["refusals"]), 1), "", "ms")
+        tell("refusal p99", round(self.refusal, 1), f"< {REFUSAL_MILLIS:g}", "ms")
+        tell("latest request of the generator", round(self.answers["late"], 1), "", "ms")
+        tell("back to normal after", round(self.recovery, 2), f"<= {RECOVERY_SECONDS:g}", "s")
+
+
+@asynccontextmanager
+async def overloaded() -> AsyncIterator[Proxy]:
+    """A proxy whose leases are short, and workers whose speed is known."""
+    async with AsyncExitStack() as stack:
+        proxy = await stack.enter_async_context(serving(max_queued=MAX_QUEUED, limit=NO_LIMITS, lease=2.0))
+        for _ in range(WORKERS):
+            await stack.enter_async_context(worker(proxy, environment={"MAX_CONCURRENCY": str(SLOTS)}))
+        yield proxy
+
+
+async def flooded(proxy: Proxy, seconds: float) -> Measured:
+    """Flood it, from a process of its own."""
+    loop, before = asyncio.get_running_loop(), {id(one) for one in proxy.parts.fleet}
+    path = os.pathsep.join(str(ROOT / name) for name in ("", "tests"))
+    process = await asyncio.create_subprocess_exec(
+        *(sys.executable, "-m", "harness.flood", proxy.url, str(TIMES * CAPACITY), str(seconds)),
+        cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=PIPE, limit=1 << 24,
+    )  # fmt: skip
+    assert process.stdout is not None
+    assert await process.stdout.readline() == b"begun\n"
+    await until(lambda: _is_full(proxy), what="the queue is full")
+    begun, done = loop.time(), await _counts(proxy)
+    assert await process.stdout.readline() == b"ended\n"
+    ended, then = loop.time(), await _counts(proxy)
+    await until(lambda: _is_normal(proxy), 60, "a call takes no longer than it must")
+    recovery = loop.time() - ended
+    answers = json.loads(await process.stdout.readline())
+    assert await process.wait() == 0
+    assert {id(one) for one in proxy.parts.fleet} == before, "a worker was lost"
+    last = await _counts(proxy)
+    assert (last.failed, last.timed_out, last.cancelled) == (0, 0, 0)
+    return Measured(answers, (then.completed - done.completed) / (ended - begun) / CAPACITY, recovery)
+
+
+def has_been_honest(answers: dict[str, Any]) -> None:
+    """Every request was either served or told when to come back."""
+    assert set(answers["statuses"]) == {"200", "429"}, answers["statuses"]
+    assert sum(answers["statuses"].values()) == answers["sent"]
+    assert answers["statuses"]["429"] > answers["sent"] / 2, "else it was no overload"
+    assert answers["without_retry_after"] == 0
+
+
+async def _counts(proxy: Proxy) -> Counts:
+    return await proxy.parts.store.counts(HERE)
+
+
+async def _is_full(proxy: Proxy) -> bool:
+    return (await _counts(proxy)).in_queue >= MAX_QUEUED
+
+
+async def _is_normal(proxy: Proxy) -> bool:
+    loop = asyncio.get_running_loop()
+    begun = loop.time()
+    async with proxy.http.post(CHAT, json=chat(max_tokens=5, seed=10_000)) as response:
+        await response.read()
+        return response.status == 200 and loop.time() - begun < 0.25
+
+
+async def test_what_is_too_much_is_refused_and_no_worker_is_lost() -> None:
+    async with overloaded() as proxy:
+        measured = await flooded(proxy, SECONDS)
+        measured.tell()
+        has_been_honest(measured.answers)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(600)
+async def test_ten_times_the_load_costs_no_work() -> None:
+    for tries_left in reversed(range(TRIES)):
+        async with overloaded() as proxy:
+            measured = await flooded(proxy, SECONDS_OF_TORTURE)
+        measured.tell()
+        has_been_honest(measured.answers)
+        is_fast = measured.refusal < REFUSAL_MILLIS and measured.recovery <= RECOVERY_SECONDS
+        if measured.goodput >= GOODPUT and is_fast:
+            return
+        assert tries_left, measured

@@ -1,0 +1,209 @@
+"""A soak: for minutes everything at once, thirty times a second, and the proxy holds no more at the end than before."""
+
+import asyncio
+import json
+import os
+import random
+import signal
+import sys
+from asyncio.subprocess import PIPE, Process
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from statistics import fmean
+
+import aiohttp
+import pytest
+from harness.command import ROOT
+from harness.figures import tell
+from harness.owners import Crowd, Owner, one_request, owners
+from harness.proxy import CHAT, chat
+from harness.queue import FINAL, prompt
+from harness.receiver import Receiver, receiver
+from harness.slope import slope
+from harness.worker import environment, worker_process
+
+from proxy.service.limits import LIMITS
+
+MINUTES = float(os.environ.get("MINUTES") or 10)
+WARM = 0.35  # of the time is for caches to fill, and for the first jobs to be forgotten
+RATE = 30.0  # requests in a second
+OWNERS = 8
+REBIRTH_SECONDS = 15.0  # a worker is killed and another one dials in
+GROWTH_AN_HOUR = 1024 * 1024  # bytes
+DISTURBED = 0.02  # of all requests, at most
+TABLES = ("mailboxes", "followers", "drains", "recordings", "background", "roster", "ill")
+
+
+@dataclass
+class Watched:
+    """A proxy that says what it holds."""
+
+    process: Process
+    url: str
+    samples: list[dict[str, int]] = field(default_factory=list)
+
+    async def listen(self) -> None:
+        """Take down what it says."""
+        assert self.process.stdout is not None
+        async for line in self.process.stdout:
+            self.samples.append(json.loads(line))
+
+    def of(self, name: str, *, begin: float = 0.0) -> list[float]:
+        """The samples of one figure, without the first part."""
+        found = [float(sample[name]) for sample in self.samples if name in sample]
+        return found[int(len(found) * begin) :]
+
+
+@asynccontextmanager
+async def watched(folder: Path, keys: list[Owner]) -> AsyncIterator[Watched]:
+    """A proxy in a process of its own."""
+    told = {
+        "PROXY_PORT": "0",
+        "PROXY_DATA_DIR": str(folder),
+        "PROXY_API_KEY": " ".join(f"{owner.name}={owner.key}" for owner in keys),
+        "PROXY_WORKER_TOKEN": "token",
+        "PROXY_WEBHOOK_ALLOW": "127.0.0.1",
+        "PROXY_LIMIT": " ".join(f"{name}=0/0" for name in LIMITS),
+        "PROXY_LEASE": "2",
+        "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("", "tests")),
+    }
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-m", "harness.watched", cwd=ROOT, env=os.environ | told, stdout=PIPE
+    )
+    assert process.stdout is not None
+    running = Watched(process, (await process.stdout.readline()).decode().strip())
+    listening = asyncio.create_task(running.listen())
+    try:
+        yield running
+    finally:
+        process.send_signal(signal.SIGTERM)
+        await asyncio.wait_for(process.wait(), 30)
+        await listening
+
+
+async def reborn(url: str) -> None:
+    """A worker that is killed again and again; the next one has another name."""
+    number = 0
+    while True:
+        number += 1
+        told = environment(connect=url, token="token", id=f"reborn-{number}", log_level="warning")
+        async with worker_process(told=told) as running:
+            await asyncio.sleep(REBIRTH_SECONDS)
+            running.kill()
+
+
+async def err(seen: Crowd, owner: Owner) -> None:
+    """One of the many ways to be wrong."""
+    wrong = [
+        ("POST", CHAT, {"data": b"{", "headers": {"Content-Type": "application/json"}}),
+        ("POST", CHAT, {"json": chat() | {"model": f"none-{owner.chance.random()}"}}),
+        ("POST", CHAT, {"json": chat(fault="cut:1", stream=owner.chance.random() < 0.5)}),
+        ("POST", CHAT, {"json": chat(fault="status:500")}),
+        ("POST", "/v2/default/run", {"json": {}}),
+        ("POST", "/v2/default/runsync", {"json": {"input": {"prompt": 1}}}),
+        ("GET", f"/v2/default/status/{owner.chance.random()}", {}),
+        ("GET", f"/v2/none-{owner.chance.random()}/health", {}),
+        ("GET", f"/{owner.chance.random()}", {}),
+    ]
+    method, path, more = owner.chance.choice(wrong)
+    async with seen.http.request(method, path, **more) as response:  # without a key
+        assert response.status >= 400
+    await seen.ask(owner, method, path, **more)
+
+
+async def be_told(seen: Crowd, owner: Owner, hook: Receiver) -> None:
+    """A job with a webhook; its receiver fails now and then."""
+    hook.statuses[:] = [owner.chance.choice([200, 200, 500])]
+    order = {"input": prompt(owner.mark), "webhook": hook.url, "s3Config": {"accessId": "a", "accessSecret": "b"}}
+    status, _, _ = await seen.ask(owner, "POST", "/v2/default/run", json=order)
+    assert status == 200
+    while not hook.told.empty():
+        hook.told.get_nowait()
+
+
+async def ask(seen: Crowd, owner: Owner) -> None:
+    """Anything. An answer may break off when its worker is killed, and be no whole one then."""
+    try:
+        await one_request(seen, owner)
+    except AssertionError:
+        seen.done["disturbed"] += 1
+
+
+async def let_go(seen: Crowd, owner: Owner) -> None:
+    """An owner wants nothing more of what has ended: it is forgotten during the soak and not half an hour later.
+
+    All of it, also what a client asked for that left before it was told an id.
+    """
+    owner.jobs[:] = owner.jobs[-5:]
+    for status in FINAL:
+        _, body, _ = await seen.ask(owner, "GET", f"/v2/default/requests?limit=200&status={status}")
+        for row in json.loads(body)["requests"]:
+            await seen.ask(owner, "GET", f"/v2/default/status/{row['id']}?ttl=1000")
+
+
+async def soak(seen: Crowd, hook: Receiver, seconds: float) -> None:
+    """All requests, each at its time, whatever the others do."""
+    loop, chance = asyncio.get_running_loop(), random.Random(1)
+    begun = loop.time()
+    async with asyncio.TaskGroup() as group:
+        for number in range(int(RATE * seconds)):
+            await asyncio.sleep(max(0.0, begun + number / RATE - loop.time()))
+            owner = chance.choice(seen.owners)
+            kind = chance.choices(("ask", "err", "be told", "let go"), (65, 22, 11, 2))[0]
+            seen.done[kind] += 1
+            match kind:
+                case "ask":
+                    group.create_task(ask(seen, owner))
+                case "err":
+                    group.create_task(err(seen, owner))
+                case "be told":
+                    group.create_task(be_told(seen, owner, hook))
+                case _:
+                    group.create_task(let_go(seen, owner))
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(MINUTES * 60 + 300)
+async def test_a_soak_leaves_nothing_behind(tmp_path: Path) -> None:
+    people = owners(OWNERS, 1)
+    async with AsyncExitStack() as stack:
+        hook = await stack.enter_async_context(receiver())
+        proxy = await stack.enter_async_context(watched(tmp_path, people))
+        for number in range(2):
+            told = environment(connect=proxy.url, token="token", id=f"w-{number}", log_level="warning")
+            await stack.enter_async_context(worker_process(told=told))
+        connector = aiohttp.TCPConnector(limit=0)
+        http = await stack.enter_async_context(aiohttp.ClientSession(proxy.url, connector=connector))
+        seen = Crowd(http, people)
+        dying = asyncio.create_task(reborn(proxy.url))
+        try:
+            await soak(seen, hook, MINUTES * 60)
+        finally:
+            dying.cancel()
+            await asyncio.gather(dying, return_exceptions=True)
+        assert seen.foreign == []
+        assert seen.done["disturbed"] <= DISTURBED * RATE * MINUTES * 60
+        weigh(proxy, seen.done, (tmp_path / "jobs.db").stat().st_size)
+
+
+def weigh(proxy: Watched, done: Counter[str], size: int) -> None:
+    """What it held over the time."""
+    tell("requests of the soak", sum(done.values()))
+    memory = slope(proxy.of("rss", begin=WARM))
+    growth, doubt = memory.each * 3600, memory.doubt * 3600
+    tell("memory at the end", proxy.of("rss")[-1] / 2**20, "", "MB")
+    tell("growth of memory", round(growth / 2**20, 2), "< 1, or not told from 0", "MB/h")
+    tell("doubt about it", round(doubt / 2**20, 2), "", "MB/h")
+    tell("size of the store's file", size / 2**20, "", "MB")
+    flat = {}
+    for name in ("fds", "tasks", "objects", *TABLES):
+        samples = proxy.of(name, begin=WARM)
+        half = len(samples) // 2
+        flat[name] = fmean(samples[:half]), fmean(samples[half:])
+        tell(f"{name}, first and second half", round(flat[name][0], 1), "flat", str(round(flat[name][1], 1)))
+    assert memory.is_flat or growth < GROWTH_AN_HOUR, memory
+    for name, (first, second) in flat.items():
+        assert second <= first * 1.1 + 3, f"{name} grow"

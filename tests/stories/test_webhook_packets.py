@@ -1,0 +1,70 @@
+"""Not a packet: the real sender, a real name server and all tricks, in a network where every packet is seen."""
+
+import asyncio
+import json
+import os
+import shutil
+import sys
+from asyncio.subprocess import PIPE
+from typing import Any
+
+import pytest
+from harness import tricks
+from harness.besieged import PRIVATE, PUBLIC, PUBLIC_V6, REDIRECTS, TRIES
+from harness.command import ROOT
+from harness.figures import tell
+
+SECONDS = 100
+UNSHARE = ("unshare", "--net", "--mount")
+PROBE = """ip link add out type veth peer name in && ip link set lo up && ip address add fd00::1/128 dev lo &&
+mount --bind /etc/hosts /etc/resolv.conf"""
+NOT_DIALLED = {"0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "fe80::1", "ff02::1", "ff0e::1"}  # as written
+
+
+async def in_a_namespace(*command: str) -> tuple[int | None, bytes]:
+    """Run a command in a network of its own; its status and what it printed."""
+    path = os.pathsep.join(str(ROOT / name) for name in ("", "tests"))
+    process = await asyncio.create_subprocess_exec(
+        *UNSHARE, *command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=PIPE
+    )
+    try:
+        printed, _ = await asyncio.wait_for(process.communicate(), SECONDS)
+    finally:
+        if process.returncode is None:
+            process.kill()
+    return process.returncode, printed
+
+
+async def skip_without_namespaces() -> None:
+    has_tools = all(map(shutil.which, ("unshare", "ip", "mount")))
+    status = (await in_a_namespace("sh", "-c", PROBE))[0] if has_tools else None
+    if status != 0:
+        pytest.skip("needs network namespaces: root with CAP_SYS_ADMIN, IPv6, and apt-get install iproute2 util-linux")
+
+
+async def test_no_trick_gets_a_packet_to_what_is_private() -> None:
+    await skip_without_namespaces()
+    status, printed = await in_a_namespace(sys.executable, "-m", "harness.besieged")
+    assert status == 0
+    plain, guarded = [json.loads(line) for line in printed.splitlines()]
+
+    seen = set(plain["packets"])
+    assert set(PRIVATE) - seen <= NOT_DIALLED, "else a packet would not be noticed"
+    assert PUBLIC in seen
+
+    private = {address: number for address, number in guarded["packets"].items() if address not in (PUBLIC, PUBLIC_V6)}
+    tell("tries to make a webhook reach a private address", guarded["tried"])
+    tell("packets to a private address", sum(private.values()), "0")
+    assert private == {}
+    assert set(guarded["names"]) == {"127.0.0.1", "127.0.0.53"}
+    assert_the_rest_arrived(guarded)
+
+
+def assert_the_rest_arrived(guarded: dict[str, Any]) -> None:
+    """What may be told was: names while they led to a public address, and what was sent elsewhere by a redirect."""
+    assert guarded["tried"] > sum(len(set(family(1))) for family in tricks.FAMILIES)
+    rebound = [url for url in guarded["acknowledged"] if "rebind" in url]
+    assert len(rebound) == len(PRIVATE) * TRIES / 2
+    assert [url for url in guarded["acknowledged"] if url.endswith("/good")] == guarded["acknowledged"][len(rebound) :]
+    assert sum(path.startswith("/to/") for path in guarded["asked"]) == REDIRECTS
+    assert guarded["asked"].count("/good") == 3
