@@ -4,11 +4,12 @@ Most deadlines never come: a job ends long before. A heap would keep each of the
 traffic at the default; here a moment that is changed or cancelled is gone at once.
 """
 
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from proxy.jobs.model import JobId, Millis
 
 BUCKET = 1024  # milliseconds that share one bucket
+EMPTY = 1_024  # empty buckets that may stay; a day of traffic would leave one for each second of it
 
 
 class Agenda:
@@ -18,6 +19,7 @@ class Agenda:
         self._moments: dict[JobId, Millis] = {}
         self._buckets: dict[int, set[JobId]] = {}
         self._order: list[int] = []  # a heap of the buckets' numbers
+        self._empty = 0  # buckets
 
     def __len__(self) -> int:
         return len(self._moments)
@@ -26,7 +28,7 @@ class Agenda:
         """Note a job's moment in the place of its earlier one; None is never."""
         before = self._moments.pop(job_id, None)
         if before is not None:
-            self._buckets[before // BUCKET].discard(job_id)
+            self._leave(before // BUCKET, job_id)
         if moment is not None:
             self._moments[job_id] = moment
             number = moment // BUCKET
@@ -34,6 +36,8 @@ class Agenda:
             if bucket is None:
                 bucket = self._buckets[number] = set()
                 heappush(self._order, number)
+            elif not bucket:
+                self._empty -= 1
             bucket.add(job_id)
 
     def due(self, now: Millis, limit: int) -> list[JobId]:
@@ -44,6 +48,7 @@ class Agenda:
             number = heappop(self._order)
             if not self._buckets[number]:
                 del self._buckets[number]
+                self._empty -= 1
                 continue
             looked_at.append(number)
             came = [job_id for job_id in self._buckets[number] if self._moments[job_id] <= now]
@@ -51,3 +56,15 @@ class Agenda:
         for number in looked_at:
             heappush(self._order, number)
         return found[:limit]
+
+    def _leave(self, number: int, job_id: JobId) -> None:
+        bucket = self._buckets[number]
+        bucket.discard(job_id)
+        if bucket:
+            return
+        self._empty += 1
+        if self._empty > max(EMPTY, len(self._buckets) // 2):  # the half: so it costs each moment next to nothing
+            self._buckets = {one: jobs for one, jobs in self._buckets.items() if jobs}
+            self._order = list(self._buckets)
+            heapify(self._order)
+            self._empty = 0
