@@ -18,7 +18,7 @@ OPEN = r"^/(livez|readyz|ping)?$"
 QUICK, LONG, KEYLESS = 1_000, 20_000, 500
 FOUND = (200, 409)  # of a job that is there
 SERVER_ERROR = 500
-MINUTES = float(os.environ.get("MINUTES", "5"))
+MINUTES = float(os.environ.get("MINUTES") or 5)
 
 
 @pytest_asyncio.fixture
