@@ -9,7 +9,7 @@ from heapq import heapify, heappop, heappush
 from proxy.jobs.model import JobId, Millis
 
 BUCKET = 1024  # milliseconds that share one bucket
-EMPTY = 1_024  # empty buckets that may stay; a day of traffic would leave one for each second of it
+EMPTY = 64  # empty buckets that may stay; a day of traffic would leave one for each second of it
 
 
 class Agenda:
