@@ -194,7 +194,8 @@ def weigh(proxy: Watched, done: Counter[str], size: int) -> None:
     tell("requests of the soak", sum(done.values()))
     memory = slope(proxy.of("rss", begin=WARM))
     growth, doubt = memory.each * 3600, memory.doubt * 3600
-    tell("memory at the end", proxy.of("rss")[-1] / 2**20, "", "MB")
+    for minute, memory_then in enumerate(proxy.of("rss")[::60]):  # whether it climbs or took one step
+        tell(f"memory after {minute} minutes", round(memory_then / 2**20, 2), "", "MB")
     tell("growth of memory", round(growth / 2**20, 2), "< 1, or not told from 0", "MB/h")
     tell("doubt about it", round(doubt / 2**20, 2), "", "MB/h")
     tell("size of the store's file", size / 2**20, "", "MB")
