@@ -308,6 +308,7 @@ async def drain(parts: Parts) -> None:
         log.warning("drain.cut", calls=len(parts.output))
         await parts.intake.end_running()
         await parts.output.wait_empty(FLUSH_SECONDS)
+    parts.queue.let_go()
     for worker in parts.fleet:
         if worker.port is not None:
             worker.port.close("the proxy is shutting down")

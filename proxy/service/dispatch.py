@@ -64,18 +64,20 @@ class Dispatch:
     async def _give(self, worker: Worker, *, limit: int, light_limit: int) -> bool:
         now, since = self._clock.now(), asyncio.get_running_loop().time()
         jobs = await self._store.take(worker.endpoint, worker.id, limit=limit, light_limit=light_limit, now=now)
-        for job in jobs:
-            if (
-                worker.port is None or worker.is_ending
-            ):  # it went while the store was asked: nothing was delivered, so nothing was lost
+        port = worker.port
+        if port is None or worker.is_ending:  # it went meanwhile: nothing was delivered, so nothing was lost
+            for job in jobs:
                 await self._store.settle(job.id, Event.RELEASE, now=now, attempt=job.attempt)
-                continue
+            return bool(jobs)
+        for (
+            job
+        ) in jobs:  # all in one turn of the event loop: who ends one of them must find its run, to have it stopped
             worker.hold(job, since=since)
             if (mailbox := self._output.get(job.id)) is not None:
-                mailbox.begin(job.attempt, worker.port)
+                mailbox.begin(job.attempt, port)
             elif job.submission.durable:
-                self._recorder.begin(job.id, job.attempt, worker.port)
+                self._recorder.begin(job.id, job.attempt, port)
                 self._news.tell(job.id)
-            worker.port.offer(job)
+            port.offer(job)
             log.debug("job.taken", job=job.id, attempt=job.attempt, worker=worker.id)
         return bool(jobs)

@@ -33,6 +33,9 @@ class News:
     def __init__(self) -> None:
         self._followers: dict[JobId, set[Follower]] = {}
 
+    def __len__(self) -> int:
+        return sum(map(len, self._followers.values()))
+
     @contextmanager
     def follow(self, job_id: JobId) -> Iterator[Follower]:
         """Follow a job for as long as the context lasts."""
@@ -50,3 +53,8 @@ class News:
         """Something about this job changed."""
         for follower in self._followers.get(job_id, ()):
             follower.tell()
+
+    def tell_all(self) -> None:
+        """Nobody need wait any longer."""
+        for job_id in self._followers:
+            self.tell(job_id)

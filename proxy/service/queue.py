@@ -69,6 +69,7 @@ class Queue:
         self._store, self._fleet, self._dispatch, self._runs = store, fleet, dispatch, runs
         self._recorder, self._news, self._intake, self._clock = recorder, news, intake, clock
         self._drains: dict[JobId, _Drain] = {}
+        self.is_over = False  # nobody waits here any more
 
     async def submit(self, endpoint: Endpoint, owner: Owner, order: Order) -> Job:
         """Put a job in line; it is in the store when this returns.
@@ -109,9 +110,14 @@ class Queue:
             while True:
                 job = await self.get(endpoint, owner, job_id)
                 left = deadline - asyncio.get_running_loop().time()
-                if job is None or job.is_terminal or left <= 0:
+                if job is None or job.is_terminal or left <= 0 or self.is_over:
                     return job
                 await follower.wait(left)
+
+    def let_go(self) -> None:
+        """Answer everyone who waits with what there is: the proxy shuts down, and their jobs go on without it."""
+        self.is_over = True
+        self._news.tell_all()
 
     async def outputs(self, job: Job) -> Sequence[bytes]:
         """All elements of its output log, each a JSON object with `output`, and `metrics` where there are some."""
@@ -130,7 +136,7 @@ class Queue:
                 limit = END if job.is_terminal else PAGE
                 elements, cursor = await self._store.read(job.id, after, limit)
                 left = deadline - asyncio.get_running_loop().time()
-                if elements or job.is_terminal or left <= 0:
+                if elements or job.is_terminal or left <= 0 or self.is_over:
                     return job, elements, cursor
                 await follower.wait(left)
 

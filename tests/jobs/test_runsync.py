@@ -5,8 +5,11 @@ import re
 from io import BytesIO
 
 import pytest
+from harness.proxy import serving
 from harness.queue import QueueClient, long, prompt
 from harness.waiting import until
+
+from proxy.app import drain
 
 MB = 1024 * 1024
 
@@ -63,3 +66,21 @@ async def test_a_client_that_leaves_lets_its_job_go_on(queue: QueueClient) -> No
 async def _newest(queue: QueueClient, status: str) -> bool:
     newest = (await queue.call("GET", "requests?limit=1"))["requests"][0]
     return newest["id"].startswith("sync-") and newest["status"] == status
+
+
+async def test_whoever_waits_at_a_shutdown_is_answered_with_what_there_is() -> None:
+    """Their jobs stay, and the next start goes on with them."""
+    async with serving() as proxy:
+        queue = QueueClient(proxy)
+        job = await queue.run("waits")
+        asked = [
+            queue.call("POST", "runsync", json={"input": "waits too"}),
+            queue.call("GET", f"status-sync/{job}"),
+            queue.call("GET", f"stream/{job}?wait=60000"),
+            queue.call("GET", f"stream/{job}?wait=60000&after=0"),
+        ]
+        waiting = [asyncio.create_task(each) for each in asked]
+        await until(lambda: len(proxy.parts.queue._news) == len(waiting), 10, "all wait")
+        await drain(proxy.parts)
+        for answer in await asyncio.wait_for(asyncio.gather(*waiting), 10):
+            assert (answer.status, answer["status"]) == (200, "IN_QUEUE")

@@ -55,6 +55,7 @@ async def event_stream(
                 place = place_now
                 if job.is_terminal:
                     yield _event(msgspec.json.encode({"status": job.status}), event="end")
+                if job.is_terminal or queue.is_over:
                     return
         finally:
             leave()
