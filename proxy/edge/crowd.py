@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 LOOK_SECONDS = 0.5
+AT_ONCE = 50  # looks in one turn of the event loop: thousands may be late at the same moment, and others must not be
 OWN_DESCRIPTORS = 128  # for the store, webhooks, logs and local workers
 RESERVED_SHARE = 8  # one in so many places is for workers only
 LEAST_RESERVED = 32
@@ -75,8 +76,11 @@ class Crowd:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             now = loop.time()
-            for one in tuple(self._waited_for):
-                one.look(now)
+            for number, one in enumerate(tuple(self._waited_for), 1):
+                if one in self._waited_for:
+                    one.look(now)
+                if number % AT_ONCE == 0:
+                    await asyncio.sleep(0)
 
 
 def places(wanted: int | None) -> int:
