@@ -51,6 +51,7 @@ ROUTES: dict[str, Route] = {
     **{f"{version}/tokenize": LIGHT._replace(path="/tokenize") for version in ("", "/v1")},
     **{f"{version}/detokenize": LIGHT._replace(path="/detokenize") for version in ("", "/v1")},
 }
+PLACES = ("", "/openai", "/v2/{endpoint}/openai")  # where they stand; at the first only those below /v1
 MODEL_ROUTE = ROUTES["/v1/models"]  # and /v1/models/{id}, where an id may contain slashes
 
 _ENDPOINT = re.compile(r"/v2/([A-Za-z0-9_-]{1,80})/openai(/.*)")
@@ -81,6 +82,13 @@ def match(path: str) -> Match | None:
     if route is None and rest.startswith(_MODELS):
         route, model = MODEL_ROUTE, rest.removeprefix(_MODELS)
     return None if route is None else Match(route, route.path or rest, endpoint, model)
+
+
+def is_openai(path: str) -> bool:
+    """Whether a path belongs to this API, whatever may be there."""
+    if path.startswith("/v2/"):
+        return path[4:].partition("/")[2].startswith("openai/")
+    return path.startswith(("/v1/", "/openai/"))
 
 
 def unknown_route(path: str) -> ApiError:

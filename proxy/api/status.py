@@ -11,6 +11,7 @@ from proxy.api.dialects import OPENAI
 from proxy.api.errors import ApiError
 from proxy.api.jobs.operations import JobsApi, queue_error
 from proxy.api.openapi.document import document
+from proxy.api.routes import is_openai
 from proxy.jobs.model import EndpointId
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
@@ -37,8 +38,7 @@ class StatusApp:
 
 def error_body(path: str, error: ApiError) -> bytes:
     """An error in the words of the API at this path: the queue's, else OpenAI's."""
-    is_queue = path.startswith("/v2/") and not path[4:].partition("/")[2].startswith("openai/")
-    return queue_error(error) if is_queue else OPENAI.error(error)
+    return queue_error(error) if path.startswith("/v2/") and not is_openai(path) else OPENAI.error(error)
 
 
 def _fastapi(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore, jobs: JobsApi) -> FastAPI:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from proxy.api.jobs.operations import OPERATIONS
+from proxy.api.routes import PLACES, is_openai
 from proxy.api.routes import ROUTES as OPENAI_ROUTES
 from proxy.channel.stock.calls import METHODS as STOCK_METHODS
 from proxy.service.keys import Kind
@@ -46,7 +47,6 @@ class Route:
 
 
 READ = ("GET", "HEAD")
-PLACES = ("", "/openai", "/v2/{endpoint}/openai")  # of the OpenAI API
 
 ROUTES: tuple[Route, ...] = (
     *(Route(path, READ, None, Room.STATUS) for path in ("/", "/livez", "/readyz", "/ping")),
@@ -107,8 +107,6 @@ class Table:
 
 def room_of(path: str) -> Room:
     """Who says that there is nothing at this path."""
-    if path.startswith(("/v1/", "/openai/")):
+    if is_openai(path):
         return Room.OPENAI
-    if path.startswith("/v2/"):
-        return Room.OPENAI if path[4:].partition("/")[2].startswith("openai/") else Room.QUEUE
-    return Room.STATUS
+    return Room.QUEUE if path.startswith("/v2/") else Room.STATUS

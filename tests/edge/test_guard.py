@@ -106,7 +106,7 @@ async def test_a_body_that_goes_on_slowly_is_read(quick: Proxy) -> None:
         await connection.send(request(f"POST {CHAT}", JSON_BODY, "Content-Length: 20000"))
         for _ in range(20):
             await connection.send(b" " * 1000)
-            await asyncio.sleep(QUICK / 10)
+            await asyncio.sleep(QUICK / 10)  # the pace of this client, not a wait
         answer = await connection.answer()
         assert json.loads(answer.body)["error"]["code"] == "invalid_json"
 
@@ -183,9 +183,10 @@ async def test_one_that_would_rather_speak_http_2_is_served_in_http_1(line: Line
     wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA")
     asked = request(f"POST {CHAT}", JSON_BODY, *wish, f"Content-Length: {len(body)}", body=body)
     async with wire(line.proxy) as connection:
-        at = len(asked) // parts
+        at, crowd = len(asked) // parts, line.proxy.parts.door.crowd
         await connection.send(asked[:at])
-        await asyncio.sleep(0.05)  # so that it comes in two pieces
+        if parts > 1:
+            await until(lambda: any(one._size == at for one in crowd._waited_for), 5, "the first piece is there")
         await connection.send(asked[at:])
         answer = await connection.answer()
         assert answer.status == 200

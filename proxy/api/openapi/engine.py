@@ -9,9 +9,8 @@ from proxy.api.openapi.answers import ENGINE_HEADERS, KEY, LIMITED, MISSING, ref
 from proxy.api.openapi.node import Node, as_json, operation_id, schema
 from proxy.api.openapi.parameters import parameters
 from proxy.api.openapi.schemas import OBJECT
-from proxy.api.routes import ROUTES, Route, Serves
+from proxy.api.routes import PLACES, ROUTES, Route, Serves
 
-PLACES = ("", "/openai", "/v2/{endpoint}/openai")
 KEYS: list[Node] = [{"bearer": []}, {"key": []}, {"anthropic": []}]
 MODELS = "/v1/models"
 FAILURES = (KEY, MISSING, 409, 413, LIMITED, 500, 502, 504)
