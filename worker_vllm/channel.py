@@ -29,8 +29,7 @@ from proxy.wire.frames import (
 from proxy.wire.outbox import Outbox
 from worker_vllm.dialling import Link, RefusedError, dial, refusal_of_close
 
-BACKOFF_FIRST = 0.5  # seconds; doubled at each failure, drawn at random below it: proxies that come back meet no herd
-BACKOFF_MOST = 15.0
+BACKOFF_FIRST = 0.5  # seconds; doubled at each failure
 FLUSH_SECONDS = 5.0  # how long closing waits for the last frames to leave
 GOING_AWAY = 1001
 PROTOCOL_ERROR = 1002
@@ -119,7 +118,7 @@ class Channel:
                 self.tried.set()
             if self._closing.is_set():
                 return
-            pause = random.uniform(BACKOFF_FIRST / 2, min(BACKOFF_MOST, BACKOFF_FIRST * 2**failures))
+            pause = pause_before_dialling(failures, self._patience.heartbeat)
             if self._patience.orphan is not None:
                 away = time.monotonic() - reached
                 if away >= self._patience.orphan:
@@ -209,6 +208,16 @@ class Channel:
             await asyncio.sleep(self._patience.heartbeat)
             self._accepted = True
             self._outbox.put(Heartbeat())
+
+
+def pause_before_dialling(failures: int, heartbeat: float) -> float:
+    """Seconds to wait after so many failed attempts in a row, drawn at random: a proxy that comes back meets no herd.
+
+    Never more than a heartbeat. A proxy that was started again gives its workers one lease to come back with what they
+    run, and a lease is several heartbeats: whoever tries as often as it would have spoken is not late.
+    """
+    most = min(heartbeat, BACKOFF_FIRST * 2**failures)
+    return random.uniform(most / 2, most)
 
 
 async def _wait(signal: Coroutine[None, None, bool], seconds: float) -> None:

@@ -9,7 +9,7 @@ from websockets.http11 import Response
 
 from proxy.wire.frames import PROTOCOL, Chunk, Credit, Frame, Heartbeat, Hello, Log, ToWorker
 from tests.unit.worker.support import DEADLINE, fake_proxy, until
-from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox
+from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox, pause_before_dialling
 from worker_vllm.dialling import Link, RefusedError
 
 
@@ -148,3 +148,11 @@ async def test_a_message_of_another_protocol_closes_the_connection() -> None:
         assert isinstance((await proxy.next_line()).frames[0], Hello)  # it dials again
         await channel.close()
         await running
+
+
+@pytest.mark.parametrize("failures", [0, 1, 4, 10])
+def test_a_worker_dials_as_often_as_it_would_speak_so_that_its_runs_survive_any_absence(failures: int) -> None:
+    pauses = {pause_before_dialling(failures, heartbeat=5.0) for _ in range(200)}
+    assert max(pauses) <= 5.0
+    assert min(pauses) >= 0.25  # not in a hurry either
+    assert len(pauses) > 100  # drawn at random
