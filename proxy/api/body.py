@@ -9,12 +9,15 @@ import msgspec
 
 from proxy.api.errors import ApiError
 from proxy.service.budget import Share
-from proxy.service.json_text import MOST_CONTAINERS, apart, has_too_much, utf8_fault
+from proxy.service.json_text import MOST_STEPS, apart, has_too_much, utf8_fault
 
 Decoded = TypeVar("Decoded")
 
 JSON = b"application/json"
 FORM = b"multipart/form-data"
+TOO_MUCH = (
+    f"The body has too much in it: {MOST_STEPS // 2:,} values, keys and escapes are the most, or twice as many blanks."
+)
 MODEL_BYTES = 2048  # of a model's name as it is written; it stands in sentences and headers, and no name is longer
 
 
@@ -122,8 +125,8 @@ def decode_object(
     """A body that must be UTF-8 and a JSON object, else `ApiError`; `wrong` is what a value of a wrong type is told."""
     if (fault := utf8_fault(body)) is not None:
         raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {fault}).")
-    if has_too_much(body):
-        raise ApiError("invalid_body", f"The body may have {MOST_CONTAINERS} lists and objects, and has more.")
+    if has_too_much(body, MOST_STEPS):
+        raise ApiError("invalid_body", TOO_MUCH)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:

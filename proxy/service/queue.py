@@ -72,7 +72,7 @@ class Queue:
         self.is_over = False  # nobody waits here any more
 
     async def submit(self, endpoint: Endpoint, owner: Owner, order: Order) -> Job:
-        """Put a job in line; it is in the store when this returns.
+        """Put a job in line; it is in the store when this returns. The answer has its body no more.
 
         Raises what `Intake.check` does, or the store's `StoreFullError`.
         """
@@ -97,7 +97,7 @@ class Queue:
         )
         job = await self._store.submit(submission, now)
         self._dispatch.wake(endpoint.id)
-        return job
+        return job.without_body()
 
     async def get(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
         """The job."""

@@ -2,6 +2,7 @@
 
 MB = 1024 * 1024
 BIG = 18 * MB
+MOST = 2_990_000  # values: a few less than a body may have
 
 
 def around(value: bytes, field: bytes = b"input") -> bytes:
@@ -23,6 +24,10 @@ def bodies() -> dict[str, bytes]:
         "objects": around(filled(b'{"k":[]},')),
         "numbers": around(filled(b"0,")),
         "strings": around(filled(b'"",')),
+        "as many numbers as may be": b'{"input":[%b1],"model":"%b"}' % (b"-1," * MOST, b"a" * (BIG - 3 * MOST)),
+        "as many keys as may be": around(b"{" + b'"k":1,' * (MOST // 2) + b'"k":1}'),
+        "as many escapes as may be": around(b'"' + b"\\u00e9" * MOST + b'"'),
+        "as many blanks as may be": around(b"1" + b" " * 2 * MOST),
         "deep": around(b"[" * 10_000_000),
         "deep and whole": around(b"[" * 9_000_000 + b"]" * 9_000_000),
         "deep objects": around(b'{"k":' * 3_000_000),

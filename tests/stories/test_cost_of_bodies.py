@@ -3,6 +3,7 @@
 import asyncio
 import http.client
 import json
+import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import NamedTuple
@@ -17,6 +18,7 @@ from harness.proxy import CHAT, Proxy, serving
 
 MB = 1024 * 1024
 MEMORY_ABOVE = 40 * MB  # beyond the body itself
+STANDSTILL, TRIES = 0.05, 3  # seconds, the best of so many: what remains is the machine's other work
 RUNSYNC = "/v2/default/runsync?wait=1000"
 
 
@@ -63,28 +65,45 @@ async def strict() -> AsyncIterator[Proxy]:
         yield running
 
 
+class Cost(NamedTuple):
+    """What one body cost the proxy: how long its event loop stood still, and its memory beside the body itself."""
+
+    seconds: float
+    memory: int
+
+
+async def cost(proxy: Proxy, path: str, name: str, body: bytes) -> Cost:
+    """Send a body, look at its answer, and say what it cost."""
+    before = forget()
+    async with watching() as lag:
+        told = await asyncio.to_thread(ask, proxy.url, "POST", path, body)
+    assert told.status in ({400, 404} if path == CHAT else {200, 400}), (name, told.status, told.body[:200])
+    assert len(told.body) < 1000, name
+    json.loads(told.body)
+    return Cost(lag.longest, resident("VmHWM") - before - len(body))
+
+
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("path", [CHAT, RUNSYNC])
 async def test_a_hostile_body_costs_its_bytes(strict: Proxy, path: str) -> None:
-    longest, most, kept = 0.0, 0, 0
-    for name, body in hostile.bodies().items():
-        before = forget()
-        async with watching() as lag:
-            told = await asyncio.to_thread(ask, strict.url, "POST", path, body)
-        used = resident("VmHWM") - before - len(body)
-        longest = max(longest, lag.longest)
-        assert told.status in ({400, 404} if path == CHAT else {200, 400}), (name, told.status, told.body[:200])
-        assert len(told.body) < 1000, name
-        json.loads(told.body)
-        if told.status == 200:  # it is in the store now, which is another cost
-            kept = max(kept, used)
-            continue
-        most = max(most, used)
-        assert used < MEMORY_ABOVE, (name, used)
-    tell(f"cost.body.lag {path}", round(longest * 1000, 1), "<= 50", "ms")
-    tell(f"cost.body.memory {path}", round(most / MB, 1), "<= 40", "MB")
-    if kept:
-        tell(f"cost.body.memory {path} of one that is kept", round(kept / MB, 1), unit="MB")
+    costs = {name: await cost(strict, path, name, body) for name, body in hostile.bodies().items()}
+    slowest, dearest = (max(costs, key=lambda name, field=field: costs[name][field]) for field in (0, 1))
+    tell(f"cost.body.lag {path} {slowest}", round(costs[slowest].seconds * 1000, 1), "<= 50", "ms")
+    tell(f"cost.body.memory {path} {dearest}", round(costs[dearest].memory / MB, 1), "<= 40", "MB")
+    assert costs[dearest].memory < MEMORY_ABOVE, dearest
+
+
+@pytest.mark.torture
+@pytest.mark.asyncio(loop_scope="module")
+@pytest.mark.parametrize("path", [CHAT, RUNSYNC])
+async def test_a_hostile_body_holds_nobody_up(strict: Proxy, path: str) -> None:
+    best: dict[str, float] = {}
+    for _ in range(TRIES):  # of all bodies in turn: a machine is slow for seconds at a time
+        for name, body in hostile.bodies().items():
+            best[name] = min(best.get(name, math.inf), (await cost(strict, path, name, body)).seconds)
+    for name in sorted(best, key=best.__getitem__)[-5:]:
+        tell(f"cost.body.lag {path} {name}", round(best[name] * 1000, 1), "<= 50", "ms")
+    assert max(best.values()) <= STANDSTILL
 
 
 @pytest.mark.asyncio(loop_scope="module")

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.service.json_text import MOST_CONTAINERS, SLICE_BYTES, has_too_much, is_value, utf8_fault
+from proxy.service.json_text import MOST_STEPS, SLICE_BYTES, has_too_much, is_value, utf8_fault
 
 MB = 1024 * 1024
 VALUES = st.recursive(
@@ -70,6 +70,18 @@ def test_a_check_takes_no_memory(unit: bytes) -> None:
         tracemalloc.stop()
 
 
-def test_what_would_hold_the_lock_for_too_long_is_too_much() -> None:
-    assert not has_too_much(b"[]" * MOST_CONTAINERS)
-    assert has_too_much(b"[]" * MOST_CONTAINERS + b"{")
+@pytest.mark.parametrize("unit", [b"[]", b"{}", b"0,", b'"":', b"\\n", b"\\u00e9", b"  ", b"\t\n", b" \r"])
+def test_what_would_hold_the_lock_for_too_long_is_too_much(unit: bytes) -> None:
+    most = MOST_STEPS // 2 * unit
+    assert not has_too_much(most, MOST_STEPS)
+    assert has_too_much(most + unit, MOST_STEPS)
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"a" * 20 * MB, "\u00e9\U0001f600".encode() * 3 * MB, b"0.1234567," * 2 * MB, b"words as they stand. " * MB],
+    ids=["base64", "wide characters", "embeddings", "prose"],
+)
+def test_what_people_send_is_not_too_much(text: bytes) -> None:
+    assert len(text) >= 18 * MB
+    assert not has_too_much(text, MOST_STEPS)

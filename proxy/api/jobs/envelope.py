@@ -46,8 +46,8 @@ _decoder = msgspec.json.Decoder(_Envelope)
 
 async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Millis | None = None) -> Order:
     """The order in a body; `ApiError` says what is wrong with it."""
-    found = await apart(_decode, body)
-    if found.input == NULL:
+    found, given = await apart(_decode, body)
+    if given == bytes(NULL):
         raise ApiError("invalid_body", '`input` is missing: send {"input": ...} with any value but null.')
     policy = found.policy or _Policy()
     execution = _between("policy.executionTimeout", policy.execution_timeout, MIN_EXECUTION, MAX_EXECUTION)
@@ -56,7 +56,7 @@ async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Mi
     if webhook:
         _check_webhook(webhook, check_url)
     return Order(
-        bytes(found.input),
+        given,
         execution_timeout=execution,
         ttl=TTL if ttl is None else ttl,
         low_priority=bool(policy.low_priority),
@@ -107,8 +107,11 @@ def _check_webhook(url: str, check_url: CheckUrl) -> None:
         raise ApiError("invalid_body", f"`webhook`: {error}") from None
 
 
-def _decode(body: bytes) -> _Envelope:
-    return decode_object(body, _decoder, 'The body must be a JSON object: {"input": ...}.', _wrong_type)
+def _decode(body: bytes) -> tuple[_Envelope, bytes]:
+    """What is in a body, and its input apart, so that the body need not be kept."""
+    found = decode_object(body, _decoder, 'The body must be a JSON object: {"input": ...}.', _wrong_type)
+    given, found.input = bytes(found.input), NULL
+    return found, given
 
 
 def _wrong_type(error: msgspec.ValidationError) -> ApiError:

@@ -133,15 +133,15 @@ class JobsApi:
     async def run(self, asked: Asked, _: str) -> bytes:
         """Put a job in the queue."""
         await self._intake.check(asked.endpoint)
-        order = await read_order(await asked.body(RUN_BYTES), self._check_url, self._seal)
-        return rendering.brief(await self._queue.submit(asked.endpoint, asked.owner, order))
+        order = read_order(await asked.body(RUN_BYTES), self._check_url, self._seal)
+        return rendering.brief(await self._queue.submit(asked.endpoint, asked.owner, await order))
 
     async def runsync(self, asked: Asked, _: str) -> bytes:
         """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
         wait = read_wait(asked.query("wait"))
         await self._intake.check(asked.endpoint)
-        order = await read_order(await asked.body(RUNSYNC_BYTES), self._check_url, self._seal, wait)
-        job = await self._queue.submit(asked.endpoint, asked.owner, order)
+        order = read_order(await asked.body(RUNSYNC_BYTES), self._check_url, self._seal, wait)
+        job = await self._queue.submit(asked.endpoint, asked.owner, await order)  # nothing of the body is kept here
         asked.drop_body()
         ended = await self._queue.wait_end(asked.endpoint, asked.owner, job.id, wait / 1000)
         return await self._shown(ended or job)

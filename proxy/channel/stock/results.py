@@ -5,7 +5,7 @@ import re
 import msgspec
 
 from proxy.jobs.lifecycle import Status
-from proxy.service.json_text import apart, has_too_much, utf8_fault
+from proxy.service.json_text import MOST_OUTPUT_STEPS, apart, has_too_much, utf8_fault
 
 ABSENT = msgspec.Raw(b"")
 NULL = b"null"
@@ -62,7 +62,7 @@ async def read_result(body: bytes) -> Result | None:
 
 
 def _read(body: bytes) -> Result | None:
-    if utf8_fault(body) is not None or has_too_much(body):
+    if utf8_fault(body) is not None or has_too_much(body, MOST_OUTPUT_STEPS):
         return None
     try:
         return _decoder.decode(body)

@@ -20,6 +20,7 @@ from proxy.store.sqlite.rows import Row, new_row, read_job
 
 SOURCES = {event: json.dumps(sorted(transition.sources)) for event, transition in TRANSITIONS.items()}
 ROW_BYTES = 1024  # what a job takes beside its body, about
+PIECE_BYTES = 1024 * 1024  # a larger body is written in such pieces: SQLite copies what is bound to a statement twice
 TAKE_BYTES = 32 * 1024 * 1024  # of bodies in one take, and the rest of the last one: they come into memory with it
 PAGES_AT_ONCE = 2_000  # given back to the disk in one write, 8 MB: others wait for it
 
@@ -100,9 +101,19 @@ def submit(db: Connection, job: Job, room: Room) -> Job:
         return known
     work = job.submission.work
     room.admit(len(work.body) + ROW_BYTES)
-    number = db.execute(INSERT, new_row(job)).lastrowid
-    db.execute("INSERT INTO works VALUES (?, ?, ?)", (number, work.body, job.submission.s3_config))
+    ((number,),) = db.execute(f"{INSERT} RETURNING number", new_row(job)).fetchall()
+    _write_body(db, number, work.body, job.submission.s3_config)
     return job
+
+
+def _write_body(db: Connection, number: int, body: bytes, s3_config: bytes | None) -> None:
+    if len(body) <= PIECE_BYTES:
+        db.execute("INSERT INTO works VALUES (?, ?, ?)", (number, body, s3_config))
+        return
+    db.execute("INSERT INTO works VALUES (?, zeroblob(?), ?)", (number, len(body), s3_config))
+    with memoryview(body) as view, db.blobopen("works", "body", number) as blob:
+        for start in range(0, len(body), PIECE_BYTES):
+            blob.write(view[start : start + PIECE_BYTES])
 
 
 class Taken(NamedTuple):
