@@ -20,9 +20,9 @@ from pathlib import Path
 
 import uvloop
 
-from proxy.app import SWITCH_SECONDS
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import EndpointId, Input, Job, JobId, Millis, Owner, Submission, WorkerId
+from proxy.serving import SWITCH_SECONDS
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.sqlite.store import SqliteStore

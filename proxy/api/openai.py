@@ -11,6 +11,7 @@ from proxy.api.dialects import ANTHROPIC
 from proxy.api.errors import TOLD, ApiError, limit_headers, told
 from proxy.api.form import peek_form
 from proxy.api.models import model_card, model_list
+from proxy.api.protocol import abort_of
 from proxy.api.relay import Gaps, Relay
 from proxy.api.reply import Reply
 from proxy.api.routes import BODY_BYTES, Match, Serves, match, unknown_route
@@ -23,7 +24,6 @@ from proxy.service.limits import Limits
 
 log = structlog.get_logger()
 
-ABORT = "vllm_serverless.abort"  # the ASGI extension of `api.protocol`: cuts the connection
 PATIENCE = b"x-stainless-read-timeout"  # the Python SDK's: it gives up after so many seconds
 PATIENCE_MARGIN = 5.0
 MODEL_SHOWN = 200  # characters of a model's name in an error
@@ -40,11 +40,12 @@ class OpenAi:
         intake: Intake,
         limits: Limits,
         bodies: Budget,
+        answers: Budget,
         new_id: Callable[[], str],
         gaps: Gaps,
     ) -> None:
         self._endpoints, self._intake, self._limits, self._bodies = endpoints, intake, limits, bodies
-        self._new_id, self._gaps = new_id, gaps
+        self._answers, self._new_id, self._gaps = answers, new_id, gaps
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request of a caller who may ask."""
@@ -79,7 +80,8 @@ class OpenAi:
         request_id = headers.get(b"x-request-id", b"")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = b"req_" + self._new_id().encode()
-        reply = Reply(send, [(b"x-request-id", request_id)], only_head=scope["method"] == "HEAD")
+        only_head = scope["method"] == "HEAD"
+        reply = Reply(send, [(b"x-request-id", request_id)], self._answers, abort_of(scope), only_head=only_head)
         if found is not None:
             reply.speak(found.route.dialect)
             if found.route.dialect is ANTHROPIC:
@@ -136,7 +138,7 @@ class OpenAi:
                     chosen, principal.owner, request, light=found.route.is_light, patience=_patience(headers)
                 )
                 reply.add_header(b"x-job-id", job.id.encode())
-                mailbox.abort = scope.get("extensions", {}).get(ABORT, mailbox.abort)
+                mailbox.abort = abort_of(scope)
                 gaps = self._gaps if seen.is_streaming else None
                 await Relay(self._intake, job, mailbox, reply, gaps=gaps).run(receive)
         finally:

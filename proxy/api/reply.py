@@ -5,10 +5,13 @@ bytes of its body, or, for a stream that has to wait, `200` with a heartbeat.
 """
 
 import time
+from collections.abc import Callable
 from typing import Any
 
 from proxy.api.dialects import OPENAI, Dialect
 from proxy.api.errors import ApiError
+from proxy.api.whole import LARGE_BYTES, send_body
+from proxy.service.budget import Budget
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),
@@ -23,9 +26,18 @@ RESET = 205  # has a body, which is empty
 class Reply:
     """The answer to one request; `headers` go out with it, whatever it becomes."""
 
-    def __init__(self, send: Any, headers: list[tuple[bytes, bytes]], *, only_head: bool = False) -> None:
-        self._send = send
+    def __init__(
+        self,
+        send: Any,
+        headers: list[tuple[bytes, bytes]],
+        answers: Budget,
+        abort: Callable[[], None],
+        *,
+        only_head: bool = False,
+    ) -> None:
+        self._send, self._abort = send, abort
         self._headers = headers
+        self._answers = answers
         self._begun = time.perf_counter()
         self._only_head = only_head
         self._dialect = OPENAI
@@ -43,14 +55,19 @@ class Reply:
     async def whole(
         self, status: int, content_type: bytes, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
     ) -> None:
-        """The whole answer at once."""
+        """The whole answer; `BudgetError`, and nothing is sent, if it is large and there is no room for it now."""
         if status in WITHOUT_BODY or status == RESET:
             body = b""
         own = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
         if status in WITHOUT_BODY:
             own = []
-        await self._start(status, own + (headers or []))
-        await self._send({"type": "http.response.body", "body": b"" if self._only_head else body})
+        if self._only_head:
+            body = b""
+        with self._answers.share() as share:
+            if len(body) > LARGE_BYTES:
+                share.grow(len(body))
+            await self._start(status, own + (headers or []))
+            await send_body(self._send, body, self._abort)
 
     async def error(self, error: ApiError) -> None:
         """An error of this proxy: with its own status, or as the last event of a stream that has begun."""

@@ -9,7 +9,8 @@ from fastapi.responses import JSONResponse
 
 from proxy.api.dialects import OPENAI
 from proxy.api.errors import ApiError
-from proxy.api.jobs.operations import JobsApi, queue_error
+from proxy.api.jobs.operations import JobsApi
+from proxy.api.jobs.refusal import queue_error
 from proxy.api.openapi.document import document
 from proxy.api.routes import is_openai
 from proxy.jobs.model import EndpointId

@@ -8,12 +8,13 @@ from typing import IO
 
 import structlog
 
-from proxy.app import Parts, compose, listen, running, until_signal
+from proxy.app import Parts, compose
 from proxy.cli import console
 from proxy.cli.worker import DEMO, arguments, environment
 from proxy.jobs.model import WorkerId
 from proxy.scaler.process import FINAL_STATUSES, Command, ProcessProvider
 from proxy.service.ports import WorkerExit
+from proxy.serving import listen, running, until_signal
 from proxy.settings import Settings
 from proxy.store.base import StoreUnavailableError
 

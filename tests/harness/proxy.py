@@ -10,8 +10,9 @@ from typing import Any
 import aiohttp
 from openai import AsyncOpenAI
 
-from proxy.app import Parts, compose, listen, running
+from proxy.app import Parts, compose
 from proxy.service.clock import Clock
+from proxy.serving import listen, running
 from proxy.settings import Settings
 
 CHAT = "/v1/chat/completions"

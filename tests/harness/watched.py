@@ -13,7 +13,8 @@ from pathlib import Path
 import structlog
 import uvloop
 
-from proxy.app import Parts, compose, listen, running, until_signal
+from proxy.app import Parts, compose
+from proxy.serving import listen, running, until_signal
 from proxy.settings import Settings
 
 PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -9,7 +9,7 @@ from harness.proxy import serving
 from harness.queue import QueueClient, long, prompt
 from harness.waiting import until
 
-from proxy.app import drain
+from proxy.serving import drain
 
 MB = 1024 * 1024
 

@@ -3,7 +3,7 @@
 import socket
 from pathlib import Path
 
-from proxy.app import listen
+from proxy.serving import listen
 from proxy.settings import Settings
 
 

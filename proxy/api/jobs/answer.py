@@ -1,19 +1,12 @@
-"""An answer that may be large: a job's whole output has up to 64 MB, and its clients may be many and slow.
+"""An answer of the queue API."""
 
-It is paid for like a body that comes in, leaves in parts as its client reads them, and is given up with a client that
-reads nothing.
-"""
-
-import asyncio
 from typing import Any
 
 from fastapi import Response
 
-from proxy.api.openai import ABORT
+from proxy.api.protocol import abort_of
+from proxy.api.whole import LARGE_BYTES, send_body
 from proxy.service.budget import Budget
-
-LARGE_BYTES = 64 * 1024  # what is smaller fits into the socket's own buffer, and is not worth counting
-STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
 
 
 class JsonAnswer(Response):
@@ -27,17 +20,7 @@ class JsonAnswer(Response):
         if len(content) > LARGE_BYTES:
             self._share.grow(len(content))
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+    async def __call__(self, scope: Any, _: Any, send: Any) -> None:
         with self._share:
-            if not self._share.held:
-                await super().__call__(scope, receive, send)
-                return
             await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
-            body = memoryview(self.body)
-            try:
-                for start in range(0, len(body), LARGE_BYTES):
-                    part, has_more = bytes(body[start : start + LARGE_BYTES]), start + LARGE_BYTES < len(body)
-                    async with asyncio.timeout(STALL_SECONDS):
-                        await send({"type": "http.response.body", "body": part, "more_body": has_more})
-            except TimeoutError:
-                scope["extensions"][ABORT]()
+            await send_body(send, bytes(self.body), abort_of(scope))

@@ -4,17 +4,17 @@ Every answer is JSON and every error `{"error": "<sentence>"}` without an `id`: 
 it gets, and takes what has an id for a job.
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable
 
 import msgspec
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from proxy.api.body import JSON, ClientGoneError, read_body, require_type
+from proxy.api.body import ClientGoneError
 from proxy.api.errors import TOLD, ApiError, limit_headers, told
 from proxy.api.jobs import rendering
 from proxy.api.jobs.answer import JsonAnswer
+from proxy.api.jobs.asked import Asked, nothing
 from proxy.api.jobs.envelope import (
     MAX_TTL,
     MIN_LIFE,
@@ -25,25 +25,22 @@ from proxy.api.jobs.envelope import (
     read_wait,
 )
 from proxy.api.jobs.events import event_stream, start, wants_events
-from proxy.jobs.lifecycle import Status
+from proxy.api.jobs.overview import Overview
+from proxy.api.jobs.refusal import refusal
 from proxy.jobs.model import Job
 from proxy.service.budget import Budget, Share
 from proxy.service.clock import Clock
-from proxy.service.endpoints import Endpoint, Endpoints
-from proxy.service.fleet import Fleet
+from proxy.service.endpoints import Endpoints
 from proxy.service.intake import Intake
-from proxy.service.keys import Principal
 from proxy.service.limits import Limits
 from proxy.service.queue import Queue
 from proxy.service.seal import Seal
-from proxy.store.base import JobStore
 
 log = structlog.get_logger()
 
 RUN_BYTES = 10 * 1024 * 1024
 RUNSYNC_BYTES = 20 * 1024 * 1024
 HOLD_SECONDS = 5.0  # `stream` without `?wait=`: Runpod's Python client gives up reading after 10 s
-PAGE, MAX_PAGE = 50, 1_000
 GONE = 499  # nobody reads it
 
 
@@ -62,28 +59,6 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 """What stands below an endpoint, and how it is asked for; `edge.routes` lets in what is here and nothing else."""
 
 
-class Asked:
-    """One request: who asks, and which endpoint."""
-
-    def __init__(self, request: Request, endpoint: Endpoint, principal: Principal, share: Share) -> None:
-        self.request, self.endpoint, self.owner = request, endpoint, principal.owner
-        self.key = principal.key_id
-        self._share = share
-        self.leave: Callable[[], None] = _nothing  # the request is over, for the limits
-
-    def drop_body(self) -> None:
-        """What the body said is in the store: others can have its room."""
-        self._share.give_back()
-
-    def query(self, name: str) -> str | None:
-        return self.request.query_params.get(name)
-
-    async def body(self, limit: int) -> bytes:
-        headers = dict(self.request.scope["headers"])
-        require_type(headers.get(b"content-type", JSON), JSON)
-        return await read_body(self.request.receive, headers, limit, self._share)
-
-
 Operation = Callable[[Asked, str], Awaitable[bytes | Response]]
 
 
@@ -93,8 +68,7 @@ class JobsApi:
     def __init__(
         self,
         endpoints: Endpoints,
-        fleet: Fleet,
-        store: JobStore,
+        overview: Overview,
         queue: Queue,
         intake: Intake,
         limits: Limits,
@@ -104,7 +78,7 @@ class JobsApi:
         check_url: CheckUrl,
         seal: Seal,
     ) -> None:
-        self._endpoints, self._fleet, self._store, self._queue = endpoints, fleet, store, queue
+        self._endpoints, self._overview, self._queue = endpoints, overview, queue
         self._intake, self._limits, self._clock = intake, limits, clock
         self._bodies, self._answers = bodies, answers
         self._check_url, self._seal = check_url, seal
@@ -121,8 +95,8 @@ class JobsApi:
             "cancel": self.cancel,
             "retry": self.retry,
             "purge-queue": self.purge,
-            "health": self.health,
-            "requests": self.requests,
+            "health": self._overview.health,
+            "requests": self._overview.requests,
         }
         for path, methods in OPERATIONS.items():
             name = path.split("/")[1]
@@ -133,15 +107,16 @@ class JobsApi:
     async def run(self, asked: Asked, _: str) -> bytes:
         """Put a job in the queue."""
         await self._intake.check(asked.endpoint)
-        order = read_order(await asked.body(RUN_BYTES), self._check_url, self._seal)
-        return rendering.brief(await self._queue.submit(asked.endpoint, asked.owner, await order))
+        order = await read_order(await asked.body(RUN_BYTES), self._check_url, self._seal)
+        return rendering.brief(await self._queue.submit(asked.endpoint, asked.owner, order))
 
     async def runsync(self, asked: Asked, _: str) -> bytes:
         """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
         wait = read_wait(asked.query("wait"))
         await self._intake.check(asked.endpoint)
-        order = read_order(await asked.body(RUNSYNC_BYTES), self._check_url, self._seal, wait)
-        job = await self._queue.submit(asked.endpoint, asked.owner, await order)  # nothing of the body is kept here
+        order = await read_order(await asked.body(RUNSYNC_BYTES), self._check_url, self._seal, wait)
+        job = await self._queue.submit(asked.endpoint, asked.owner, order)
+        del order
         asked.drop_body()
         ended = await self._queue.wait_end(asked.endpoint, asked.owner, job.id, wait / 1000)
         return await self._shown(ended or job)
@@ -166,7 +141,7 @@ class JobsApi:
         headers = asked.request.headers
         if wants_events(headers.get("accept", "")):
             place = start(headers.get("last-event-id"), read_millis("after", after, 0, 2**53))
-            leave, asked.leave = asked.leave, _nothing  # it lasts for as long as its stream
+            leave, asked.leave = asked.leave, nothing  # it lasts for as long as its stream
             events = await event_stream(self._queue, asked.endpoint, asked.owner, job_id, place, leave)
             if events is None:
                 leave()
@@ -196,54 +171,6 @@ class JobsApi:
         """Cancel every job that waits."""
         removed = await self._queue.purge(asked.endpoint, asked.owner)
         return msgspec.json.encode({"removed": removed, "status": "completed"})
-
-    async def health(self, asked: Asked, _: str) -> bytes:
-        """Jobs and workers of the endpoint."""
-        counts = await self._store.counts(asked.endpoint.id)
-        workers = self._fleet.of(asked.endpoint.id)
-        ready = sum(worker.is_ready for worker in workers)
-        running = sum(bool(worker.holds) for worker in workers)
-        jobs = {
-            "completed": counts.completed,
-            "failed": counts.failed,
-            "inProgress": counts.in_progress,
-            "inQueue": counts.in_queue,
-            "retried": counts.retried,
-        }
-        states = {
-            "idle": sum(worker.is_ready and not worker.holds for worker in workers),
-            "initializing": len(workers) - ready,
-            "ready": ready,
-            "running": running,
-            "throttled": 0,
-            "unhealthy": self._fleet.unhealthy(asked.endpoint.id, asyncio.get_running_loop().time()),
-        }
-        return msgspec.json.encode({"jobs": jobs, "workers": states, "durable": self._store.durable})
-
-    async def requests(self, asked: Asked, _: str) -> bytes:
-        """Recent jobs, newest first: `?limit=`, `?before=` (the last page's `next`), `?status=`."""
-        limit = read_millis("limit", asked.query("limit"), 1, MAX_PAGE) or PAGE
-        before = read_millis("before", asked.query("before"), 1, 2**53)
-        wanted = asked.query("status")
-        if wanted is not None and wanted not in set(Status):
-            raise ApiError("invalid_body", f"`status` must be one of {', '.join(Status)}.")
-        status = None if wanted is None else Status(wanted)
-        jobs = await self._queue.recent(asked.endpoint, asked.owner, before=before, limit=limit, status=status)
-        now = self._clock.now()
-        rows = [
-            {
-                "id": job.id,
-                "status": job.status,
-                "createdAt": job.created_at,
-                "delayTime": rendering.delay(job, now),
-                "executionTime": rendering.execution(job, now),
-                "retries": job.failures,
-                "workerId": job.worker,
-            }
-            for job in jobs
-        ]
-        following = jobs[-1].sequence if len(jobs) == limit else None
-        return msgspec.json.encode({"requests": rows, "next": following})
 
     async def _job(self, asked: Asked, job_id: str) -> Job:
         return _found(await self._queue.get(asked.endpoint, asked.owner, job_id), job_id)
@@ -285,21 +212,6 @@ class JobsApi:
         if endpoint is None:
             raise ApiError("endpoint_not_found", f"There is no endpoint {name[:80]!r} here.")
         return Asked(request, endpoint, request.state.principal, share)
-
-
-def refusal(error: ApiError) -> Response:
-    """An error as this API tells it."""
-    headers = {name.decode(): value.decode() for name, value in error.headers()}
-    return Response(queue_error(error), error.row.status, headers, media_type="application/json")
-
-
-def queue_error(error: ApiError) -> bytes:
-    """The body of an error as this API tells it."""
-    return msgspec.json.encode({"error": error.message})
-
-
-def _nothing() -> None:
-    pass
 
 
 def _found(job: Job | None, job_id: str) -> Job:

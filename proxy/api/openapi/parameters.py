@@ -1,7 +1,8 @@
 """What stands in paths, queries and request headers."""
 
 from proxy.api.jobs.envelope import MAX_TTL, MAX_WAIT, MIN_LIFE, MIN_WAIT, WAIT
-from proxy.api.jobs.operations import HOLD_SECONDS, MAX_PAGE, PAGE
+from proxy.api.jobs.operations import HOLD_SECONDS
+from proxy.api.jobs.overview import MAX_PAGE, PAGE
 from proxy.api.openapi.node import Node, ref, schema, whole
 
 NAME = "^[A-Za-z0-9_-]{1,80}$"  # of endpoints and jobs

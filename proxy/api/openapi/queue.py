@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from proxy.api.jobs.events import EVENT_STREAM
 from proxy.api.jobs.operations import OPERATIONS, JobsApi
+from proxy.api.jobs.overview import Overview
 from proxy.api.openapi.answers import KEY, LIMITED, MISSING, refusals, success
 from proxy.api.openapi.node import Node, as_json, operation_id, schema
 from proxy.api.openapi.parameters import parameters
@@ -34,8 +35,8 @@ SHAPES: dict[str, Shape] = {
     "cancel": Shape("JobBrief", JobsApi.cancel.__doc__),
     "retry": Shape("JobBrief", JobsApi.retry.__doc__, refuses=(409,)),
     "purge-queue": Shape("Purged", JobsApi.purge.__doc__),
-    "health": Shape("EndpointHealth", JobsApi.health.__doc__),
-    "requests": Shape("Requests", JobsApi.requests.__doc__, ("limit", "before", "status")),
+    "health": Shape("EndpointHealth", Overview.health.__doc__),
+    "requests": Shape("Requests", Overview.requests.__doc__, ("limit", "before", "status")),
 }
 
 

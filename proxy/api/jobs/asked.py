@@ -1,0 +1,36 @@
+"""One request of the queue API, as its operations see it."""
+
+from collections.abc import Callable
+
+from fastapi import Request
+
+from proxy.api.body import JSON, read_body, require_type
+from proxy.service.budget import Share
+from proxy.service.endpoints import Endpoint
+from proxy.service.keys import Principal
+
+
+class Asked:
+    """One request: who asks, and which endpoint."""
+
+    def __init__(self, request: Request, endpoint: Endpoint, principal: Principal, share: Share) -> None:
+        self.request, self.endpoint, self.owner = request, endpoint, principal.owner
+        self.key = principal.key_id
+        self._share = share
+        self.leave: Callable[[], None] = nothing  # the request is over, for the limits
+
+    def drop_body(self) -> None:
+        """What the body said is in the store: others can have its room."""
+        self._share.give_back()
+
+    def query(self, name: str) -> str | None:
+        return self.request.query_params.get(name)
+
+    async def body(self, limit: int) -> bytes:
+        headers = dict(self.request.scope["headers"])
+        require_type(headers.get(b"content-type", JSON), JSON)
+        return await read_body(self.request.receive, headers, limit, self._share)
+
+
+def nothing() -> None:
+    """There is nothing to leave, or it was left to somebody else."""
