@@ -20,6 +20,7 @@ from harness.worker import WorkerProcess, environment, worker_process
 TOKEN = "worker-token-of-this-story"
 JOBS = 200
 SLOTS = 20
+DIALS = 12  # in vain, and a pause that doubles would be minutes long
 
 
 @pytest.fixture
@@ -93,6 +94,20 @@ async def test_a_running_job_survives_a_restart_of_its_proxy(port: int, tmp_path
             assert await _tokens(worker, queue) == 100  # the same run went on
 
 
+async def test_a_running_job_survives_however_long_its_proxy_is_away(port: int, tmp_path: Path) -> None:
+    async with workers(port) as worker, client(port) as queue:
+        async with proxy(port, tmp_path) as first:
+            await until(lambda: _ready(queue), 20, "the worker is there")
+            job = await queue.run(prompt("runs on", max_tokens=300, seed=40_000))
+            await until(lambda: _is(queue, job, "IN_PROGRESS"), what="it runs")
+            await kill(first)
+        await until(lambda: _failed_dials(worker) >= DIALS, 60, "the worker has tried many times")
+        async with proxy(port, tmp_path):
+            ended = await queue.end(job)
+            assert (ended["status"], ended["output"]["output_tokens"], ended["retries"]) == ("COMPLETED", 300, 0)
+            assert await _tokens(worker, queue) == 300  # it came back within its lease, patient as it was
+
+
 async def test_a_worker_that_does_not_come_back_is_nobodys_fault(port: int, tmp_path: Path) -> None:
     async with client(port) as queue:
         async with workers(port) as worker:
@@ -121,6 +136,10 @@ async def test_a_drained_proxy_leaves_its_queue_for_the_next(port: int, tmp_path
 async def test_a_store_in_memory_says_that_it_is_none(port: int, tmp_path: Path) -> None:
     async with client(port) as queue, proxy(port, tmp_path, PROXY_STORE="memory:"):
         assert (await queue.call("GET", "health"))["durable"] is False
+
+
+def _failed_dials(worker: WorkerProcess) -> int:
+    return sum("channel.unreachable" in line for line in worker.lines)
 
 
 async def _ready(queue: QueueClient) -> bool:
