@@ -89,7 +89,9 @@ class Settings(BaseSettings):
     orphan_seconds: float | None = Field(
         default=None, ge=1, description="exit when the proxy was out of reach this long"
     )
-    heartbeat_seconds: float = Field(default=5, gt=0, le=10, description="how often the lease is renewed, and a proxy dialled")
+    heartbeat_seconds: float = Field(
+        default=5, gt=0, le=10, description="how often the lease is renewed, and a proxy dialled"
+    )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
 
     vllm_api_key: SecretStr = Field(default=SecretStr(""), validation_alias="VLLM_API_KEY", description="vLLM's key")
