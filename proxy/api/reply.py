@@ -10,7 +10,7 @@ from typing import Any
 
 from proxy.api.dialects import OPENAI, Dialect
 from proxy.api.errors import ApiError
-from proxy.api.whole import LARGE_BYTES, send_body
+from proxy.api.whole import paid, send_body
 from proxy.service.budget import Budget
 
 STREAM_HEADERS = [
@@ -63,9 +63,7 @@ class Reply:
             own = []
         if self._only_head:
             body = b""
-        with self._answers.share() as share:
-            if len(body) > LARGE_BYTES:
-                share.grow(len(body))
+        with paid(body, self._answers):
             await self._start(status, own + (headers or []))
             await send_body(self._send, body, self._abort)
 

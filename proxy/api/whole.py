@@ -1,14 +1,25 @@
 """Sending a whole answer that may be large: a job's output has up to 64 MB, as has an engine's, and clients are slow.
 
-It leaves in parts as its client reads them, and is given up with a client that reads nothing.
+It is paid for like a body that comes in, leaves in parts as its client reads them, and is given up with a client that
+reads nothing.
 """
 
 import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from proxy.service.budget import Budget, Share
+
 LARGE_BYTES = 64 * 1024  # what is smaller fits into the socket's own buffer, and is not worth counting
 STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
+
+
+def paid(body: bytes, answers: Budget) -> Share:
+    """What an answer holds of the budget, to be given back once it has left; `BudgetError` if there is no room now."""
+    share = answers.share()
+    if len(body) > LARGE_BYTES:
+        share.grow(len(body))
+    return share
 
 
 async def send_body(send: Any, body: bytes, abort: Callable[[], None]) -> None:

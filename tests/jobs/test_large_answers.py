@@ -8,10 +8,12 @@ from contextlib import ExitStack, contextmanager
 from io import BytesIO
 from typing import Any
 
+import pytest
 from harness.proxy import Proxy, serving
 from harness.queue import QueueClient
 from harness.waiting import until
 
+from proxy.api.whole import STALL_SECONDS
 from proxy.app import ANSWER_BYTES
 
 OUTPUT = "x" * (50 * 1024 * 1024)
@@ -83,6 +85,21 @@ async def test_answers_of_the_openai_api_have_the_same_end() -> None:
         status, text = await whole
         assert (status, json.loads(text)) == (200, output)
         assert answers.used == 0
+
+
+@pytest.mark.torture
+async def test_a_reader_that_stands_for_more_than_a_minute_is_cut() -> None:
+    async with serving() as proxy:
+        queue, answers = QueueClient(proxy), proxy.parts.answers
+        job = await queue.run("large")
+        assert await take_and_answer(proxy, OUTPUT) == job
+        with (
+            standing_reader(proxy, f"/v2/default/status/{job}"),
+            standing_reader(proxy, EMBEDDINGS, b'{"model": "any", "input": "x"}'),
+        ):
+            await take_and_answer(proxy, {"object": "list", "data": OUTPUT})
+            await until(lambda: answers.used >= 2 * len(OUTPUT), 20, "both are on their way")
+            await until(lambda: answers.used == 0, STALL_SECONDS + 10, "both are cut")
 
 
 async def _embeddings(proxy: Proxy, body: bytes) -> tuple[int, bytes]:

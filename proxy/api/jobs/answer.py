@@ -5,7 +5,7 @@ from typing import Any
 from fastapi import Response
 
 from proxy.api.protocol import abort_of
-from proxy.api.whole import LARGE_BYTES, send_body
+from proxy.api.whole import paid, send_body
 from proxy.service.budget import Budget
 
 
@@ -16,9 +16,7 @@ class JsonAnswer(Response):
 
     def __init__(self, content: bytes, budget: Budget) -> None:
         super().__init__(content)
-        self._share = budget.share()
-        if len(content) > LARGE_BYTES:
-            self._share.grow(len(content))
+        self._share = paid(content, budget)
 
     async def __call__(self, scope: Any, _: Any, send: Any) -> None:
         with self._share:

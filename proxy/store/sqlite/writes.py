@@ -24,7 +24,7 @@ PIECE_BYTES = 1024 * 1024  # a larger body is written in such pieces: SQLite cop
 TAKE_BYTES = 32 * 1024 * 1024  # of bodies in one take, and the rest of the last one: they come into memory with it
 PAGES_AT_ONCE = 2_000  # given back to the disk in one write, 8 MB: others wait for it
 
-INSERT = "INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)"
+INSERT = "INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING number"
 
 TAKE = """
 UPDATE jobs SET status = :target, attempt = attempt + 1, worker = :worker, taken_at = :now, drained = 0,
@@ -101,7 +101,7 @@ def submit(db: Connection, job: Job, room: Room) -> Job:
         return known
     work = job.submission.work
     room.admit(len(work.body) + ROW_BYTES)
-    ((number,),) = db.execute(f"{INSERT} RETURNING number", new_row(job)).fetchall()
+    ((number,),) = db.execute(INSERT, new_row(job)).fetchall()
     _write_body(db, number, work.body, job.submission.s3_config)
     return job
 
