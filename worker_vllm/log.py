@@ -7,6 +7,8 @@ from collections.abc import Callable
 
 import structlog
 
+from proxy.wire.escaping import escape_controls
+
 Stage = Callable[[str], None]
 """Tell people what the worker is doing now, in a few words."""
 
@@ -22,11 +24,17 @@ def configure_logging(level: str) -> None:
             structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
             structlog.processors.format_exc_info,
             structlog.processors.LogfmtRenderer(key_order=["time", "level", "event"]),
+            _escape,
         ],
         wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
         logger_factory=structlog.PrintLoggerFactory(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+def _escape(_logger: object, _method: str, line: str) -> str:
+    """Escape control characters in a rendered line: its values may come from the proxy or an engine."""
+    return escape_controls(line)
 
 
 def stage_log(started: float) -> Stage:

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 
 import structlog
 
+from proxy.wire.escaping import escape_controls
 from worker_vllm import worker
 from worker_vllm.ending import EX_USAGE, Ended
 from worker_vllm.log import configure_logging
@@ -17,10 +18,10 @@ def main(arguments: Sequence[str]) -> int:
     try:
         ended = _run(arguments)
     except SettingsError as error:
-        print(error, file=sys.stderr)
+        print(escape_controls(str(error)), file=sys.stderr)
         return EX_USAGE
     if ended.line:
-        print(ended.line, file=sys.stderr)
+        print(escape_controls(ended.line), file=sys.stderr)
     structlog.get_logger().info("worker.ended", code=ended.code)
     return ended.code
 

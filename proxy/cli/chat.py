@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from proxy.wire.escaping import NEWLINE_AND_TAB, escape_controls
+
 if TYPE_CHECKING:
     from openai import OpenAI
 
@@ -35,7 +37,7 @@ class Conversation:
 
 def run(base_url: str, model: str | None, api_key: str, system: str | None) -> int:
     """Chat until the person ends it. Gives the exit status."""
-    console = Console(highlight=False)
+    console = Console(highlight=False, markup=False, emoji=False)  # what is printed is foreign text
     try:
         import openai  # noqa: PLC0415 - only this command needs it
     except ImportError:
@@ -48,9 +50,9 @@ def run(base_url: str, model: str | None, api_key: str, system: str | None) -> i
         console.print(f"{base_url} serves no model yet. Name one with --model.")
         return EX_UNAVAILABLE
     except openai.OpenAIError as error:
-        console.print(f"{base_url}: {_why(error)}", markup=False)
+        console.print(f"{base_url}: {_why(error)}")
         return EX_UNAVAILABLE
-    console.print(f"{name} at {base_url}. {HELP}", markup=False, style="dim")
+    console.print(f"{escape_controls(name)} at {base_url}. {HELP}", style="dim")
     conversation = Conversation(system)
     for question in _questions():
         if question == "/clear":
@@ -63,13 +65,14 @@ def run(base_url: str, model: str | None, api_key: str, system: str | None) -> i
             for piece, count in _pieces(client, name, conversation.messages(question)):
                 answer += piece
                 tokens = count or tokens
-                console.print(piece, end="", markup=False, soft_wrap=True)
+                shown = escape_controls(piece, keep=NEWLINE_AND_TAB)
+                console.print(shown, end="", soft_wrap=True)
             seconds = time.monotonic() - began
             console.print(f"\n{tokens} tokens, {tokens / seconds:.0f} a second", style="dim")
         except KeyboardInterrupt:
             console.print("\nstopped", style="dim")
         except openai.OpenAIError as error:
-            console.print(f"\n{_why(error)}", style="red", markup=False)
+            console.print(f"\n{_why(error)}", style="red")
             continue
         conversation.note(question, answer)
     return 0
@@ -101,4 +104,5 @@ def _pieces(client: "OpenAI", model: str, messages: list[Any]) -> Iterator[tuple
 def _why(error: Exception) -> str:
     """An error in a line, with the server's own words where it has said some."""
     body = getattr(error, "body", None)
-    return str(body.get("message") or error) if isinstance(body, dict) else str(error)
+    text = str(body.get("message") or error) if isinstance(body, dict) else str(error)
+    return escape_controls(text)

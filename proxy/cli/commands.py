@@ -11,7 +11,8 @@ from proxy.cli import options, stock_worker
 from proxy.cli import worker as process
 from proxy.cli.chat import run as run_chat
 from proxy.cli.doctor import run as run_doctor
-from proxy.cli.up import configure_logging, run
+from proxy.cli.up import run
+from proxy.log.lines import configure_logging
 
 cli = typer.Typer(
     help="A serverless endpoint for vLLM: OpenAI clients in front, GPU workers that dial in behind.",

@@ -8,8 +8,10 @@ from collections.abc import Sequence
 
 from rich.console import Console
 from rich.status import Status
+from rich.text import Text
 
 from proxy.jobs.model import WorkerId
+from proxy.wire.escaping import NEWLINE_AND_TAB, escape_controls
 
 KEPT_LINES = 25  # of a worker's output, shown when it cannot start
 _STAGE = re.compile(r'event=worker\.stage text=(?:"([^"]*)"|(\S+))')
@@ -19,7 +21,7 @@ class Progress:
     """The stages of the workers with the time they take: one live line on a terminal, else a line for each stage."""
 
     def __init__(self) -> None:
-        self._console = Console(stderr=True, highlight=False)
+        self._console = Console(stderr=True, highlight=False, emoji=False)
         self._began = time.monotonic()
         self._live: Status | None = None
         self._text = "starting"
@@ -33,7 +35,7 @@ class Progress:
     def begin(self) -> None:
         """Show the live line, if this is a terminal."""
         if self._console.is_terminal:
-            self._live = self._console.status(self._text)
+            self._live = self._console.status(Text(self._text))
             self._live.start()
 
     def end(self) -> None:
@@ -45,10 +47,10 @@ class Progress:
     def refresh(self) -> None:
         """Let the time go on."""
         if self._live is not None:
-            self._live.update(f"{self._text} [dim]({self.seconds:.0f} s)[/]")
+            self._live.update(Text.assemble(self._text, (f" ({self.seconds:.0f} s)", "dim")))
 
     def hear(self, worker: WorkerId, line: str) -> None:
-        """A line of a worker's output."""
+        """A line of a worker's output, which the provider has escaped."""
         self.last_lines.append(line)
         if found := _STAGE.search(line):
             text = found.group(1) or found.group(2)
@@ -76,6 +78,7 @@ def address(host: str, port: int) -> str:
 
 def ready_text(url: str, models: Sequence[str], *, seconds: float, needs_key: bool, is_demo: bool, logs: str) -> str:
     """What to do now: lines that work when pasted."""
+    models = [escape_controls(model) for model in models]
     model = models[0] if models else "MODEL"
     key = "YOUR_KEY" if needs_key else "none"
     header = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
@@ -88,7 +91,7 @@ Ready after {seconds:.0f} s.
 
   base URL  {url}/v1
   model     {", ".join(models)}
-  key       {"one of --api-key" if needs_key else "none needed on this machine"}
+  key       {"one of the API keys" if needs_key else "none needed on this machine"}
 {toy if is_demo else ""}
 With curl:
 
@@ -108,5 +111,5 @@ Logs of the workers: {logs}. Ctrl-C finishes what is running and ends everything
 
 
 def say(text: str) -> None:
-    """A line for the person, not for a log."""
-    print(text, file=sys.stderr, flush=True)
+    """Print lines for the person who runs the command, not for a log."""
+    print(escape_controls(text, keep=NEWLINE_AND_TAB), file=sys.stderr, flush=True)

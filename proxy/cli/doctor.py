@@ -16,6 +16,8 @@ from rich.console import Console
 from websockets.exceptions import InvalidHandshake, InvalidStatus
 from websockets.sync.client import connect as dial
 
+from proxy.wire.escaping import escape_controls
+
 PYTHONS = ((3, 11), (3, 14))  # first and last that vLLM has wheels for
 FREE_BYTES = 5 * 1024**3  # a small model and vLLM's caches
 SECONDS = 5.0
@@ -47,12 +49,13 @@ def examine(connect: str, endpoint: str, token: str, port: int, data_dir: Path) 
 
 def run(connect: str, endpoint: str, token: str, port: int, data_dir: Path) -> int:
     """Print the findings. Gives the exit status: 1 when something is not well."""
-    console = Console(highlight=False, soft_wrap=True)
+    console = Console(highlight=False, soft_wrap=True, emoji=False)
     is_well = True
     for finding in examine(connect, endpoint, token, port, data_dir):
         is_well = is_well and finding.is_well
         console.print("[green]ok [/]" if finding.is_well else "[red]NOT[/]", end=" ")
-        console.print(f"{finding.name + ' ':.<14} {finding.seen}", markup=False)
+        seen = escape_controls(finding.seen)  # it may be the text of whatever answers at that URL
+        console.print(f"{finding.name + ' ':.<14} {seen}", markup=False)
         if not finding.is_well:
             console.print(f"    {finding.mend}", markup=False)
     return 0 if is_well else 1

@@ -1,12 +1,9 @@
 """`up` and `proxy`: run the proxy here, and as many local workers as wanted."""
 
 import asyncio
-import logging
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from typing import IO
-
-import structlog
 
 from proxy.app import Parts, compose
 from proxy.cli import console
@@ -151,18 +148,3 @@ class LocalWorkers:
     def _log_file(self, number: int) -> IO[bytes]:
         self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         return (self._logs / f"worker-{number + 1}.log").open("wb")
-
-
-def configure_logging(level: str) -> None:
-    """Events with fields, as `key=value` lines on stderr."""
-    structlog.configure(
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True, key="time"),
-            structlog.processors.format_exc_info,
-            structlog.processors.LogfmtRenderer(key_order=["time", "level", "event"]),
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
-        cache_logger_on_first_use=True,
-    )
-    logging.basicConfig(level=logging.WARNING)

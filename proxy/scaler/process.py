@@ -18,6 +18,7 @@ import structlog
 from proxy.jobs.model import WorkerId
 from proxy.scaler.backoff import deaths_in_row, pause
 from proxy.service.ports import WorkerExit
+from proxy.wire.escaping import escape_controls
 
 log = structlog.get_logger()
 
@@ -28,7 +29,7 @@ FINAL_STATUSES = (2, 78)  # wrong usage, wrong configuration: starting it again 
 
 
 class Say(Protocol):
-    """Hears every line that a worker writes."""
+    """Receives every line that a worker writes, with control characters escaped."""
 
     def __call__(self, worker: WorkerId, line: str) -> None: ...
 
@@ -148,9 +149,10 @@ class ProcessProvider:
                 continue
             if not line:
                 return
-            kept.write(line)
+            text = escape_controls(line.decode(errors="replace").rstrip(), keep="\t")
+            kept.write(f"{text}\n".encode())
             kept.flush()
-            self._say(worker, line.decode(errors="replace").rstrip())
+            self._say(worker, text)
 
 
 async def _stop(process: asyncio.subprocess.Process) -> None:
