@@ -29,18 +29,29 @@ def refusal(host: str, keys: Sequence[tuple[str, str]], token: str | None) -> st
     """
     if any(_is_missing(owner, key) for owner, key in keys):
         return (
-            "--api-key (PROXY_API_KEY): a key is empty. Give KEY or OWNER=KEY, or nothing at all on this machine alone."
+            "--api-key-file (PROXY_API_KEY): a key is empty. "
+            "Give KEY or OWNER=KEY, or nothing at all on this machine alone."
         )
     if token is not None and not token.strip():
-        return "--worker-token (PROXY_WORKER_TOKEN): it is empty. Give a token, or nothing at all: then one is made."
+        return (
+            "--worker-token-file (PROXY_WORKER_TOKEN): it is empty. Give a token, or nothing at all: then one is made."
+        )
     if token is not None and token in [key for _, key in keys]:
-        return "--api-key (PROXY_API_KEY): a key is also the worker token. Clients that know it could pose as workers."
+        return (
+            "--api-key-file (PROXY_API_KEY): a key is also the worker token. "
+            "Clients that know it could pose as workers."
+        )
+    if len({key for _, key in keys}) < len(set(keys)):
+        return (
+            "--api-key-file (PROXY_API_KEY): two owners have the same key. "
+            "Make one of their own for each, with: openssl rand -hex 24"
+        )
     if is_loopback(host):
         return None
     if not keys:
         return (
             f"--host {host} can be reached by others, and no key is set. "
-            "Give --api-key KEY (or PROXY_API_KEY), or listen on 127.0.0.1."
+            "Give --api-key-file PATH (or PROXY_API_KEY), or listen on 127.0.0.1."
         )
     if min(len(secret) for secret in (*(key for _, key in keys), *([] if token is None else [token]))) < SHORTEST_KEY:
         return (

@@ -5,9 +5,9 @@ import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, SecretStr, field_validator
+from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from proxy.api.relay import Gaps
@@ -24,12 +24,35 @@ from proxy.service.limits import LIMITS, PER_WORKER, Limit
 from proxy.service.seal import new_key
 from proxy.service.stuck import GRACE_SECONDS
 from proxy.wire.frames import LEASE_SECONDS
+from proxy.wire.secret_file import read_secret as read_token
+from proxy.wire.secret_file import read_secrets as read_keys
 
-SECRETS = ("PROXY_API_KEY", "PROXY_WORKER_TOKEN", "PROXY_WEBHOOK_SECRET")
+SECRETS = (
+    *("PROXY_API_KEY", "PROXY_API_KEY_FILE", "PROXY_WORKER_TOKEN", "PROXY_WORKER_TOKEN_FILE"),
+    "PROXY_WEBHOOK_SECRET",
+)
+WORKER_TOKENS = ("WORKER_TOKEN", "WORKER_TOKEN_FILE")
 KEPT_FOR_WORKERS = "worker-token"  # its file in the data directory
 MEMORY, SQLITE = "memory:", "sqlite:///"
 _LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>\d{1,9})(/(?P<concurrent>\d{1,9}))?")
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
+
+
+def _keys_in(path: Any) -> Any:
+    """The keys in a file. A variable that is set and empty is a file that went missing."""
+    if not isinstance(path, str | Path):
+        return path
+    return [SecretStr(key) for key in read_keys(_named(path))]
+
+
+def _token_in(path: Any) -> Any:
+    return SecretStr(read_token(_named(path))) if isinstance(path, str | Path) else path
+
+
+def _named(path: str | Path) -> Path:
+    if not str(path):
+        raise ValueError("the path is empty: give the path of a file, or unset it")
+    return Path(path)
 
 
 class Settings(BaseSettings):
@@ -40,7 +63,13 @@ class Settings(BaseSettings):
     host: str = Field("127.0.0.1", description="Address to listen on. Any other than loopback needs an API key.")
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
     api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="[OWNER=]KEY that clients send.")
+    api_key_file: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_keys_in)] = Field(
+        (), description="File with one [OWNER=]KEY a line that clients send; only its owner may read it."
+    )
     worker_token: SecretStr | None = Field(None, description="What workers send; made and kept in the data directory.")
+    worker_token_file: Annotated[SecretStr | None, BeforeValidator(_token_in)] = Field(
+        None, description="File with what workers send; only its owner may read it."
+    )
     endpoint: Annotated[list[str], NoDecode] = Field(["default"], description="ID[=MODEL,...] of an endpoint.")
     data_dir: Path = Field(Path(".data"), description="Where the token and the logs of local workers are kept.")
     store: str = Field(
@@ -97,6 +126,12 @@ class Settings(BaseSettings):
     def _keys(cls, value: Any) -> Any:
         """A variable that is set and empty is a key that went missing, not the wish for none."""
         return (value.split() or [""]) if isinstance(value, str) else value
+
+    @model_validator(mode="after")
+    def _one_token(self) -> Self:
+        if self.worker_token is not None and self.worker_token_file is not None:
+            raise ValueError("PROXY_WORKER_TOKEN and PROXY_WORKER_TOKEN_FILE are both set: unset one of them")
+        return self
 
     @field_validator("endpoint", "cors_origin", "limit", "webhook_allow", "allowed_host", mode="before")
     @classmethod
@@ -161,7 +196,7 @@ class Settings(BaseSettings):
 
     def hosts(self) -> Hosts:
         """The names by which this proxy may be called."""
-        return Hosts(frozenset(name.lower().encode() for name in self.allowed_host), is_open=not self.api_key)
+        return Hosts(frozenset(name.lower().encode() for name in self.allowed_host), is_open=not self.client_keys())
 
     def pace(self) -> Pace:
         """How slow a client may be."""
@@ -175,9 +210,13 @@ class Settings(BaseSettings):
         """How long stock workers are waited for."""
         return Patience(self.poll_hold, self.ping_lease, self.line_gap)
 
+    def client_keys(self) -> list[str]:
+        """Return the `[OWNER=]KEY` of all clients, from both sources."""
+        return [key.get_secret_value() for key in (*self.api_key, *self.api_key_file)]
+
     def keys(self, worker_token: str) -> list[StoredKey]:
         """All keys, as digests."""
-        clients = [stored_key(key.get_secret_value(), Kind.CLIENT) for key in self.api_key]
+        clients = [stored_key(key, Kind.CLIENT) for key in self.client_keys()]
         return [*clients, stored_key(f"workers={worker_token}", Kind.WORKER)]
 
     def store_file(self) -> Path | None:
@@ -190,13 +229,16 @@ class Settings(BaseSettings):
         """Why the proxy must not start with these settings, or None."""
         path = self.data_dir / KEPT_FOR_WORKERS
         kept = path.read_text().strip() if path.exists() else ""
-        given = self.worker_token
+        given = self._given_token()
         token = (kept or None) if given is None else given.get_secret_value()
-        return refusal(self.host, [parted(key.get_secret_value()) for key in self.api_key], token)
+        return refusal(self.host, [parted(key) for key in self.client_keys()], token)
 
     def token(self) -> str:
         """The worker token."""
-        return self._kept(KEPT_FOR_WORKERS, self.worker_token, lambda: secrets.token_urlsafe(32))
+        return self._kept(KEPT_FOR_WORKERS, self._given_token(), lambda: secrets.token_urlsafe(32))
+
+    def _given_token(self) -> SecretStr | None:
+        return self.worker_token if self.worker_token is not None else self.worker_token_file
 
     def signing_secret(self) -> str:
         """What webhooks are signed with, as their receivers are given it."""
@@ -238,6 +280,10 @@ def _limit(text: str) -> tuple[str, Limit]:
 
 
 def worker_environment(overrides: dict[str, str]) -> dict[str, str]:
-    """The environment for a worker's process: this one's, without the proxy's own secrets, and what is given."""
-    inherited = {name: value for name, value in os.environ.items() if name not in SECRETS}
+    """Return the environment for a worker's process: this one's, without the proxy's own secrets, and `overrides`.
+
+    Of the worker token's two variables only the given one stays.
+    """
+    replaced = WORKER_TOKENS if any(name in overrides for name in WORKER_TOKENS) else ()
+    inherited = {name: value for name, value in os.environ.items() if name not in (*SECRETS, *replaced)}
     return inherited | overrides

@@ -4,6 +4,7 @@ import logging
 import sys
 import time
 from collections.abc import Callable
+from typing import Any
 
 import structlog
 
@@ -32,9 +33,9 @@ def configure_logging(level: str) -> None:
     )
 
 
-def _escape(_logger: object, _method: str, line: str) -> str:
+def _escape(_logger: object, _method: str, line: Any) -> str:
     """Escape control characters in a rendered line: its values may come from the proxy or an engine."""
-    return escape_controls(line)
+    return escape_controls(str(line))
 
 
 def stage_log(started: float) -> Stage:

@@ -8,11 +8,21 @@ import json
 import os
 import secrets
 from pathlib import Path
-from typing import Any, Literal, Self
+from typing import Annotated, Any, Literal, Self
 from urllib.parse import urlsplit, urlunsplit
 
-from pydantic import AliasChoices, Field, SecretStr, ValidationError, field_validator, model_validator
+from pydantic import (
+    AliasChoices,
+    BeforeValidator,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from proxy.wire.secret_file import read_secret
 
 EngineKind = Literal["vllm", "scripted", "upstream"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -27,6 +37,10 @@ class SettingsError(ValueError):
     """A setting is wrong. Its text is one line that names the variable and the mend."""
 
 
+def _secret_in(path: Any) -> Any:
+    return SecretStr(read_secret(Path(path))) if isinstance(path, str | Path) else path
+
+
 def _worker_id() -> str:
     return f"w-{secrets.token_hex(4)}"
 
@@ -39,6 +53,9 @@ class Settings(BaseSettings):
     connect: str = Field(default="", description="base URL of the proxy, such as http://127.0.0.1:8000")
     endpoint: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,80}$", description="the endpoint to work for")
     token: SecretStr = Field(default=SecretStr(""), description="the worker token (`vllm-serverless token` prints it)")
+    token_file: Annotated[SecretStr | None, BeforeValidator(_secret_in)] = Field(
+        default=None, description="a file with the worker token; only its owner may read it"
+    )
     id: str = Field(default_factory=_worker_id, pattern=r"^[A-Za-z0-9_-]{1,80}$", description="this worker's name")
 
     engine: EngineKind = Field(default="vllm", description="vllm, scripted (for tests), or upstream (an OpenAI server)")
@@ -118,6 +135,8 @@ class Settings(BaseSettings):
 
     @model_validator(mode="after")
     def _is_enough(self) -> Self:
+        if self.token_file is not None and self.token.get_secret_value():
+            raise ValueError("WORKER_TOKEN and WORKER_TOKEN_FILE are both set: unset one of them")
         if self.engine == "upstream" and not self.upstream:
             raise ValueError("WORKER_UPSTREAM is not set: WORKER_ENGINE=upstream needs the URL of an OpenAI server")
         return self
@@ -126,6 +145,11 @@ class Settings(BaseSettings):
     def engine_kind(self) -> EngineKind:
         """The engine to run: an upstream URL decides for itself."""
         return "upstream" if self.upstream else self.engine
+
+    @property
+    def worker_token(self) -> str:
+        """The worker token, from either source."""
+        return (self.token_file or self.token).get_secret_value()
 
     @property
     def worker_url(self) -> str:

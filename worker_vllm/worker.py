@@ -173,7 +173,7 @@ async def _first(signal_wait: Coroutine[None, None, bool], task: "asyncio.Task[E
 
 
 def _link(settings: Settings) -> Link:
-    return Link(settings.worker_url, settings.token.get_secret_value(), settings.id)
+    return Link(settings.worker_url, settings.worker_token, settings.id)
 
 
 def _patience(settings: Settings) -> Patience:

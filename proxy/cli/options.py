@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 from pydantic import ValidationError
 
+from proxy.cli.console import say
+from proxy.cli.credentials import EX_USAGE, flag_of, overridden, warn_of_flag
 from proxy.settings import Settings
-
-EX_USAGE = 2
 
 
 def _help(setting: str) -> str:
@@ -19,8 +19,10 @@ def _help(setting: str) -> str:
 
 Host = Annotated[str | None, typer.Option(help=_help("host"))]
 Port = Annotated[int | None, typer.Option(help=_help("port"))]
-ApiKey = Annotated[list[str] | None, typer.Option(help=_help("api_key") + " Repeatable.")]
-WorkerToken = Annotated[str | None, typer.Option(help=_help("worker_token"))]
+ApiKey = Annotated[list[str] | None, typer.Option(hidden=True)]  # for one more release
+ApiKeyFile = Annotated[Path | None, typer.Option(help=_help("api_key_file"))]
+WorkerToken = Annotated[str | None, typer.Option(hidden=True)]  # for one more release
+WorkerTokenFile = Annotated[Path | None, typer.Option(help=_help("worker_token_file"))]
 Endpoints = Annotated[list[str] | None, typer.Option(help=_help("endpoint") + " Repeatable.")]
 DataDir = Annotated[Path | None, typer.Option(help=_help("data_dir"))]
 Store = Annotated[str | None, typer.Option(help=_help("store"))]
@@ -49,11 +51,15 @@ MaxConcurrency = Annotated[int | None, typer.Option(help="Calls that a worker ru
 
 def settings(**flags: Any) -> Settings:
     """Settings from the environment and the flags that were given; ends the program with one line when one is wrong."""
+    given = {name: value for name, value in flags.items() if value not in (None, [])}
+    for name, variable in (("api_key", "PROXY_API_KEY"), ("worker_token", "PROXY_WORKER_TOKEN")):
+        if name in given:
+            warn_of_flag(name, variable)
     try:
-        return Settings(**{name: value for name, value in flags.items() if value not in (None, [])})
+        return Settings(**given | overridden("worker_token", given))
     except ValidationError as error:
         for wrong in error.errors():
-            name = str(wrong["loc"][0])
-            flag = name.replace("_", "-")
-            typer.echo(f"vllm-serverless: --{flag} (PROXY_{name.upper()}): {wrong['msg']}", err=True)
+            name = str(wrong["loc"][0]) if wrong["loc"] else ""
+            where = f"{flag_of(name)} (PROXY_{name.upper()}): " if name else ""
+            say(f"vllm-serverless: {where}{wrong['msg'].removeprefix('Value error, ')}")
         sys.exit(EX_USAGE)

@@ -23,6 +23,11 @@ def environment(url: str, endpoint: str, token: str, pod: str, ping_millis: int 
     }
 
 
+def env_file(told: dict[str, str]) -> str:
+    """Return the lines of a file for `docker run --env-file`, which takes every value as it is."""
+    return "\n".join(f"{name}={value}" for name, value in told.items())
+
+
 def shown(told: dict[str, str], *, docker: bool) -> str:
     """As lines for a shell, or as flags of `docker run`; quoted, for what a `$` stands for is the SDK's to say."""
     lead, end = ("-e ", " \\\n") if docker else ("export ", "\n")

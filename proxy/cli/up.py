@@ -138,7 +138,7 @@ class LocalWorkers:
                 self._url,
                 [model.id for model in self._parts.endpoints.models(first)],
                 seconds=self._progress.seconds,
-                needs_key=bool(self._parts.settings.api_key),
+                needs_key=bool(self._parts.settings.client_keys()),
                 is_demo=self._is_demo,
                 logs=f"{self._logs}/",
             ),

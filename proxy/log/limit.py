@@ -52,6 +52,7 @@ class LineLimit:
         Args:
             now: the time.
             all_of_them: also those whose minute is not over, because the process ends.
+
         """
         due = [
             (name, entry)

@@ -19,6 +19,7 @@ def escape_controls(text: str, keep: str = "") -> str:
     Args:
         text: any text.
         keep: characters to pass through, such as `NEWLINE_AND_TAB` for text that is shown as it is.
+
     """
     return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 

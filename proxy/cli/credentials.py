@@ -1,0 +1,82 @@
+"""Keys and tokens on the command line: from a file or a variable, and from a deprecated flag."""
+
+import sys
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from proxy.cli.console import say
+from proxy.wire.secret_file import SecretFileError, read_secrets
+
+EX_USAGE = 2
+
+Token = Annotated[str | None, typer.Option(envvar="WORKER_TOKEN", hidden=True)]
+TokenFile = Annotated[
+    Path | None,
+    typer.Option(
+        envvar="WORKER_TOKEN_FILE",
+        show_envvar=False,
+        help="File with the worker token; only its owner may read it. [WORKER_TOKEN_FILE, WORKER_TOKEN]",
+    ),
+]
+ChatKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", hidden=True)]
+ChatKeyFile = Annotated[
+    Path | None,
+    typer.Option(help="File with the API key; its first line counts. Or set OPENAI_API_KEY."),
+]
+
+
+def warn_of_flag(name: str, variable: str) -> None:
+    """Warn that a secret was given as a flag, which works for one more release."""
+    flag = flag_of(name)
+    say(
+        f"vllm-serverless: {flag} is deprecated and will be removed in the next release: other users"
+        f" can read it in the process list. Use {flag}-file PATH or the variable {variable}."
+    )
+
+
+def overridden(name: str, given: dict[str, Any]) -> dict[str, None]:
+    """Return None for the other source of a secret, so that a flag wins over that one's variable."""
+    file = f"{name}_file"
+    if (name in given) == (file in given):
+        return {}
+    return {(name if file in given else file): None}
+
+
+def flag_of(name: str) -> str:
+    """Return the flag of a parameter."""
+    return f"--{name.replace('_', '-')}"
+
+
+def from_command_line(context: typer.Context, name: str) -> bool:
+    """Return whether a parameter was given as a flag, not by its variable."""
+    source = context.get_parameter_source(name)
+    return source is not None and source.name == "COMMANDLINE"
+
+
+def secret_of(context: typer.Context, name: str, variable: str) -> str:
+    """Return the secret that a command was given by `NAME` or `NAME_file`, or an empty text.
+
+    A flag wins over a variable, and a file over a value. Ends the program if the file cannot be used.
+    """
+    value: str | None = context.params[name]
+    path: Path | None = context.params[f"{name}_file"]
+    is_flag = from_command_line(context, name)
+    if value is not None and is_flag:
+        warn_of_flag(name, variable)
+    if path is None or (is_flag and not from_command_line(context, f"{name}_file")):
+        return value or ""
+    try:
+        return read_secrets(path)[0]
+    except SecretFileError as error:
+        say(f"vllm-serverless: {flag_of(name)}-file: {error}")
+        sys.exit(EX_USAGE)
+
+
+def worker_token_flags(context: typer.Context) -> dict[str, object]:
+    """Return the worker token as far as flags give it; its variables go on to the worker by themselves."""
+    if from_command_line(context, "token"):
+        warn_of_flag("token", "WORKER_TOKEN")
+    flags = ("token", "token_file")
+    return {name: context.params[name] for name in flags if from_command_line(context, name)}
