@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 WINDOW_SECONDS = 60.0
 LINES = 10  # of one name in any window
-BYTES = 8_000  # of all names together in one window, so that an hour stays below 1 MB
+BYTES = 6_000  # of all names together, after which none is admitted in this window
 
 
 @dataclass(slots=True)

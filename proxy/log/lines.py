@@ -21,6 +21,7 @@ from proxy.wire.escaping import escape_controls, shorten
 STRANGERS = frozenset({"api.bug", "edge.refused", "worker.refused"})
 FOREIGN_CHARACTERS = 200  # of a value in a line that a stranger caused
 VALUE_CHARACTERS = 1_000  # of any other value
+LINE_BYTES = 8_000  # of a line that a stranger caused; with `limit.BYTES`, an hour stays below 1 MB
 TRACE_CHARACTERS = 6_000  # of a traceback: its beginning, and twice as much of its end
 OWN = ("event", "level", "time", "exception")
 SITE, IS_LIMITED = "_site", "_is_limited"  # fields between the processors, never written
@@ -76,7 +77,9 @@ class Lines:
             fields["exception"] = _middle_cut(fields["exception"])
         line = escape_controls(str(self._render(None, "", fields)))
         if is_limited:
-            self._limit.spend(len(line.encode()), self._clock())
+            data = line.encode()[:LINE_BYTES]
+            self._limit.spend(len(data), self._clock())
+            return data.decode(errors="ignore")
         return line
 
     def _set_timer(self) -> None:
