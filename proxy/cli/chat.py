@@ -28,11 +28,12 @@ class Conversation:
     def messages(self, question: str) -> list[dict[str, str]]:
         """What to send: the system's words, all turns, the new question."""
         begin = [{"role": "system", "content": self.system}] if self.system else []
-        return [*begin, *self.turns, {"role": "user", "content": question}]
+        return [*begin, *self.turns, {"role": "user", "content": _encodable(question)}]
 
     def note(self, question: str, answer: str) -> None:
         """Remember a turn."""
-        self.turns += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
+        said = {"user": question, "assistant": answer}
+        self.turns += [{"role": role, "content": _encodable(text)} for role, text in said.items()]
 
 
 def run(base_url: str, model: str | None, api_key: str, system: str | None) -> int:
@@ -76,6 +77,11 @@ def run(base_url: str, model: str | None, api_key: str, system: str | None) -> i
             continue
         conversation.note(question, answer)
     return 0
+
+
+def _encodable(text: str) -> str:
+    """Return `text` with halves of characters joined, and lone ones replaced: those cannot be sent."""
+    return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _questions() -> Iterator[str]:

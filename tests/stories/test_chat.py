@@ -1,72 +1,17 @@
 """`chat` in a real terminal: it answers, stops when told to, and goes on."""
 
 import asyncio
-import os
-import pty
-import re
-import sys
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager, suppress
-from pathlib import Path
+from contextlib import AbstractAsyncContextManager
 
 from harness.line import Line
 from harness.proxy import serving
+from harness.terminal import Terminal, terminal
 from harness.waiting import until
 
-ROOT = Path(__file__).parents[2]
-_COLOURS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
-
-class Terminal:
-    """What a person sees, and types."""
-
-    def __init__(self, master: int) -> None:
-        self._master = master
-        self._seen = bytearray()
-        self._from = 0
-        asyncio.get_running_loop().add_reader(master, self._read)
-
-    @property
-    def text(self) -> str:
-        """What came since the last thing that was waited for."""
-        return _COLOURS.sub("", self._seen.decode(errors="replace"))[self._from :]
-
-    def type(self, text: str) -> None:
-        """Type."""
-        os.write(self._master, text.encode())
-
-    async def shows(self, text: str) -> None:
-        """Wait until this is on the screen; what comes after it is what is waited for next."""
-        await until(lambda: text in self.text, 20, f"{text!r} in {self.text!r}")
-        self._from += self.text.index(text) + len(text)
-
-    def _read(self) -> None:
-        with suppress(OSError):
-            self._seen += os.read(self._master, 65536)
-
-    def close(self) -> None:
-        """No more."""
-        asyncio.get_running_loop().remove_reader(self._master)
-        os.close(self._master)
-
-
-@asynccontextmanager
-async def chatting(*flags: str) -> AsyncIterator[tuple[Terminal, asyncio.subprocess.Process]]:
+def chatting(*flags: str) -> AbstractAsyncContextManager[tuple[Terminal, asyncio.subprocess.Process]]:
     """The command in a terminal of its own."""
-    master, slave = pty.openpty()
-    process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "proxy.cli", "chat", *flags),
-        cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-    )  # fmt: skip
-    os.close(slave)
-    terminal = Terminal(master)
-    try:
-        yield terminal, process
-    finally:
-        if process.returncode is None:
-            process.kill()
-        await process.wait()
-        terminal.close()
+    return terminal("chat", *flags)
 
 
 async def test_a_conversation(line: Line) -> None:

@@ -17,8 +17,8 @@ KEY = "open-sesame"
 
 
 async def test_a_worker_elsewhere_joins_with_the_token(tmp_path: Path) -> None:
-    flags = ("--port", "0", "--data-dir", str(tmp_path), "--api-key", f"team={KEY}", "--endpoint", "mine")
-    async with command("proxy", *flags) as proxy:
+    flags = ("--port", "0", "--data-dir", str(tmp_path), "--endpoint", "mine")
+    async with command("proxy", *flags, PROXY_API_KEY=f"team={KEY}") as proxy:
         url = (await proxy.says(r"listens on (http://\S+)\.")).group(1)
         async with command("token", "--data-dir", str(tmp_path)) as shown:
             await shown.process.wait()
@@ -46,8 +46,9 @@ async def test_a_worker_without_its_settings_says_which(tmp_path: Path) -> None:
 
 async def test_a_stock_worker_is_told_everything_by_its_environment() -> None:
     async with serving(worker_token="hush") as proxy:
-        flags = ("default", "--connect", proxy.url, "--worker-token", "hush")
-        async with command("worker-env", *flags) as shown, command("worker-env", *flags, "--docker") as docker:
+        flags = ("worker-env", "default", "--connect", proxy.url)
+        told = {"PROXY_WORKER_TOKEN": "hush"}
+        async with command(*flags, **told) as shown, command(*flags, "--docker", **told) as docker:
             assert (await shown.process.wait(), await docker.process.wait()) == (0, 0)
         assert all(line.startswith("export ") for line in shown.lines)
         assert all(line.startswith("-e ") for line in docker.lines)

@@ -9,14 +9,14 @@ from harness.command import command
 from harness.proxy import Proxy
 
 
-async def told(*flags: str) -> tuple[int, str]:
+async def told(*flags: str, token: str = "") -> tuple[int, str]:
     """Its exit status and what it says."""
-    async with command("doctor", *flags, COLUMNS="200") as doctor:
+    async with command("doctor", *flags, COLUMNS="200", WORKER_TOKEN=token) as doctor:
         return await doctor.process.wait(), doctor.text
 
 
 async def test_everything_is_well(proxy: Proxy) -> None:
-    status, text = await told("--connect", proxy.url, "--token", proxy.parts.token)
+    status, text = await told("--connect", proxy.url, token=proxy.parts.token)
     assert re.search(r"ok  Python \.+ 3\.", text)
     assert re.search(r"ok  GPU \.+ ", text)
     assert re.search(r"ok  disk \.+ .* GiB free", text)
@@ -27,15 +27,17 @@ async def test_everything_is_well(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize(
-    ("flags", "says"),
+    ("token", "flags", "says"),
     [
-        (("--token", "wrong"), "wrong worker token"),
-        (("--token", "{token}", "--endpoint", "nowhere"), "no endpoint 'nowhere' here"),
+        ("wrong", (), "wrong worker token"),
+        ("{token}", ("--endpoint", "nowhere"), "no endpoint 'nowhere' here"),
     ],
 )
-async def test_a_refusal_is_the_proxys_own_sentence(proxy: Proxy, flags: tuple[str, ...], says: str) -> None:
-    given = [flag.format(token=proxy.parts.token) for flag in flags]
-    status, text = await told("--connect", proxy.url, *given)
+async def test_a_refusal_is_the_proxys_own_sentence(
+    proxy: Proxy, token: str, flags: tuple[str, ...], says: str
+) -> None:
+    given = token.format(token=proxy.parts.token)
+    status, text = await told("--connect", proxy.url, *flags, token=given)
     assert status == 1
     assert says in text
     assert "WORKER_TOKEN" in text

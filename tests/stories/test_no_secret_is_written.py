@@ -257,7 +257,9 @@ async def test_up_and_its_workers_write_none(canaries: Canaries, tmp_path: Path)
         async with aiohttp.ClientSession(url) as http:
             await Snoop(http, canaries).ask("POST", CHAT, told["PROXY_API_KEY"], json=chat("hi"))
         tokens = (told["PROXY_WORKER_TOKEN"], canaries.new("wrong"))
-        doctors = await asyncio.gather(*(printed("doctor", "--connect", url, "--token", one, **told) for one in tokens))
+        doctors = await asyncio.gather(
+            *(printed("doctor", "--connect", url, **told | {"WORKER_TOKEN": one}) for one in tokens)
+        )
     canaries.add("seal-key", (tmp_path / "seal-key").read_text().strip())
     canaries.see("up", up.text)
     canaries.see("doctor", "".join(doctors))

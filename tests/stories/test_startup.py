@@ -29,7 +29,7 @@ REFUSED: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
     (EXPOSED, "up", ("--host", "::", "--store", "memory:"), {"PROXY_WORKER_TOKEN": "t" * 24}),
     (SHORT, "proxy", (), {"PROXY_HOST": "::ffff:0.0.0.0", "PROXY_API_KEY": "alice=seven77"}),
     (EMPTY, "up", (), {"PROXY_API_KEY": ""}),
-    (SAME, "proxy", ("--api-key", "k" * 24, "--worker-token", "k" * 24, "--store", "memory:"), {}),
+    (SAME, "proxy", ("--store", "memory:"), {"PROXY_API_KEY": "k" * 24, "PROXY_WORKER_TOKEN": "k" * 24}),
     (NO_TOKEN, "proxy", (), {"PROXY_WORKER_TOKEN": ""}),
 )
 

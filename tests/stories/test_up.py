@@ -111,7 +111,7 @@ async def test_it_does_not_open_itself_to_others_without_a_key(tmp_path: Path) -
     async with command("up", "--host", "0.0.0.0", "--data-dir", str(tmp_path)) as up:
         assert await up.process.wait() == 78
         assert up.text.count("\n") == 0
-        assert "--api-key" in up.text
+        assert "--api-key-file" in up.text
 
 
 @pytest.mark.parametrize(("flag", "value"), [("--endpoint", "a b"), ("--port", "99999"), ("--queue-timeout", "-1")])

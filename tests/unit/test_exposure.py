@@ -27,6 +27,7 @@ KEYS: dict[str, tuple[str, ...]] = {
     "an owner without a key": ("alice=",),
     "an owner with a blank key": ("alice=  ",),
     "an empty key beside a good one": (GOOD, ""),
+    "the same of two owners": (f"alice={GOOD}", f"bob={GOOD}"),
     "the token as a key": (TOKEN,),
     "the token as an owner's key": (f"alice={TOKEN}",),
 }
@@ -48,9 +49,11 @@ def word(host: str, keys: str, token: str) -> str | None:
     if "empty" in keys or "blank" in keys or "without" in keys:
         return "a key is empty"
     if token in {"an empty token", "a blank token"}:
-        return "--worker-token (PROXY_WORKER_TOKEN): it is empty"
+        return "--worker-token-file (PROXY_WORKER_TOKEN): it is empty"
     if "the token" in keys and token == "a token":
         return "also the worker token"
+    if "same" in keys:
+        return "two owners have the same key"
     if host in ALONE:
         return None
     if keys == "no key":

@@ -1,0 +1,69 @@
+"""Keys and tokens on the command line, without a process."""
+
+import re
+from pathlib import Path
+
+import pytest
+from typer.testing import CliRunner
+
+from proxy.cli.commands import cli
+from proxy.cli.credentials import overridden
+
+KEY = "open-sesame-1"
+COMMANDS = ("up", "proxy", "worker", "chat", "doctor", "worker-env")
+
+
+def run(*arguments: str, **environment: str) -> tuple[int, str]:
+    """A command's status and what it prints."""
+    ended = CliRunner().invoke(cli, arguments, env={"COLUMNS": "200", **environment})
+    return ended.exit_code, ended.output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_no_help_offers_a_flag_with_a_secret(name: str) -> None:
+    status, text = run(name, "--help", TERM="dumb")
+    assert status == 0
+    assert re.search(r"--(api-key|worker-token|token)-file\b", text)
+    assert not re.search(r"--(api-key|worker-token|token)[^-\w]", text)
+
+
+@pytest.mark.parametrize("flag", ["--env-file", "--docker"])
+def test_a_flag_wins_over_the_variable_of_the_other_source(tmp_path: Path, flag: str) -> None:
+    path = tmp_path / "token"
+    path.touch(mode=0o600)
+    path.write_text(KEY)
+    file = ("--worker-token-file", str(path))
+    for given, told in (
+        (file, {"PROXY_WORKER_TOKEN": "not-this-one"}),
+        (("--worker-token", KEY), {"PROXY_WORKER_TOKEN_FILE": str(tmp_path / "nothing")}),
+        ((), {"PROXY_WORKER_TOKEN_FILE": str(path)}),
+    ):
+        status, text = run("worker-env", *given, flag, **told)
+        assert (status, text.count(f"RUNPOD_AI_API_KEY={KEY}")) == (0, 1)
+    status, text = run("worker-env", *file, "--worker-token", KEY)
+    assert status == 2
+    assert "both set" in text
+
+
+def test_the_lines_of_an_env_file_are_as_docker_reads_them(tmp_path: Path) -> None:
+    status, text = run("worker-env", "mine", "--env-file", PROXY_DATA_DIR=str(tmp_path))
+    assert status == 0
+    assert not [line for line in text.splitlines() if not re.fullmatch(r"[A-Z_]+=[\w:/$?.=-]+", line)]
+    assert "RUNPOD_WEBHOOK_GET_JOB=http://127.0.0.1:8000/v2/mine/job-take/$ID?gpu=any" in text.splitlines()
+
+
+@pytest.mark.parametrize("command", ["proxy --api-key-file", "chat --api-key-file", "doctor --token-file"])
+def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, command: str) -> None:
+    path = tmp_path / "keys"
+    path.write_text(KEY)
+    path.chmod(0o640)
+    status, text = run(*command.split(), str(path), WORKER_CONNECT="")
+    assert status == 2
+    assert re.fullmatch(r"vllm-serverless: --.*-file.*: .*/keys is open to other users \(mode 0640\)\. Run: .*\n", text)
+    assert KEY not in text
+
+
+def test_only_the_source_that_was_not_given_is_overridden() -> None:
+    assert overridden("token", {"token": "x"}) == {"token_file": None}
+    assert overridden("token", {"token_file": "x"}) == {"token": None}
+    assert overridden("token", {}) == overridden("token", {"token": 1, "token_file": 2}) == {}
