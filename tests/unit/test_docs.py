@@ -1,5 +1,6 @@
 """The documentation names what there is."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,18 @@ def test_every_setting_of_the_proxy_is_explained(name: str) -> None:
 def test_every_setting_of_a_worker_is_explained(name: str) -> None:
     alias = WorkerSettings.model_fields[name].validation_alias
     assert f"`{alias if isinstance(alias, str) else f'WORKER_{name.upper()}'}`" in (DOCS / "worker.md").read_text()
+
+
+@pytest.mark.parametrize(
+    "page",
+    [*sorted(DOCS.glob("**/*.md")), ROOT / "README.md", ROOT / "Dockerfile", ROOT / "deploy" / "compose.yaml"],
+    ids=lambda page: page.name,
+)
+def test_no_example_puts_a_secret_into_arguments(page: Path) -> None:
+    """`--api-key KEY` and `--env PROXY_API_KEY=KEY` can be read in the process list."""
+    examples = [line for line in page.read_text().splitlines() if "vllm-serverless" in line or "docker" in line]
+    flags = re.compile(r"--(api-key|worker-token|token)[ =]|(--env|-e)[ =]\w*(KEY|TOKEN)=")
+    assert not [line for line in examples if flags.search(line)]
 
 
 @pytest.mark.parametrize("code", ERRORS)
