@@ -27,8 +27,9 @@ from proxy.wire.frames import LEASE_SECONDS
 
 SECRETS = ("PROXY_API_KEY", "PROXY_WORKER_TOKEN", "PROXY_WEBHOOK_SECRET")
 KEPT_FOR_WORKERS = "worker-token"  # its file in the data directory
+YEAR = 31_536_000  # seconds; milliseconds of it fit every store
 MEMORY, SQLITE = "memory:", "sqlite:///"
-_LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>\d{1,9})(/(?P<concurrent>\d{1,9}))?")
+_LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>[0-9]{1,9})(/(?P<concurrent>[0-9]{1,9}))?")
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -51,11 +52,13 @@ class Settings(BaseSettings):
     webhook_allow: Annotated[list[str], NoDecode] = Field(
         [], description="Host or network that webhooks may go to although it is private."
     )
-    queue_timeout: float = Field(300.0, gt=0, description="Seconds an OpenAI call waits for a worker before 503.")
-    execution_timeout: float = Field(600.0, gt=0, description="Seconds one call may run.")
+    queue_timeout: float = Field(
+        300.0, gt=0, le=YEAR, description="Seconds an OpenAI call waits for a worker before 503."
+    )
+    execution_timeout: float = Field(600.0, gt=0, le=YEAR, description="Seconds one call may run.")
     max_queued: int = Field(10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429.")
     limit: Annotated[list[str], NoDecode] = Field(
-        [], description="OPERATION=REQUESTS[/CONCURRENT] that a key may ask in ten seconds and at once; 0 is no limit."
+        [], description="OPERATION=REQUESTS[/CONCURRENT] per key in ten seconds and at once; 0 lifts a limit, alone both."
     )
     limit_per_worker: int = Field(PER_WORKER, ge=0, description="Requests in ten seconds for each running worker.")
     allowed_host: Annotated[list[str], NoDecode] = Field(
@@ -233,8 +236,12 @@ def _limit(text: str) -> tuple[str, Limit]:
         known = ", ".join(LIMITS)
         message = f"{text!r}: a limit is OPERATION=REQUESTS or OPERATION=REQUESTS/CONCURRENT, of {known}"
         raise ValueError(message)
-    concurrent = int(found["concurrent"]) if found["concurrent"] else LIMITS[found["operation"]].concurrent
-    return found["operation"], Limit(int(found["requests"]) or None, concurrent or None)
+    requests = int(found["requests"])
+    if found["concurrent"] is not None:
+        concurrent = int(found["concurrent"])
+    else:  # 0 alone lifts both limits
+        concurrent = (LIMITS[found["operation"]].concurrent or 0) if requests else 0
+    return found["operation"], Limit(requests or None, concurrent or None)
 
 
 def worker_environment(overrides: dict[str, str]) -> dict[str, str]:

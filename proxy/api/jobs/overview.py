@@ -7,7 +7,7 @@ import msgspec
 from proxy.api.errors import ApiError
 from proxy.api.jobs import rendering
 from proxy.api.jobs.asked import Asked
-from proxy.api.jobs.envelope import read_millis
+from proxy.api.jobs.envelope import read_number
 from proxy.jobs.lifecycle import Status
 from proxy.service.clock import Clock
 from proxy.service.fleet import Fleet
@@ -48,8 +48,8 @@ class Overview:
 
     async def requests(self, asked: Asked, _: str) -> bytes:
         """Recent jobs, newest first: `?limit=`, `?before=` (the last page's `next`), `?status=`."""
-        limit = read_millis("limit", asked.query("limit"), 1, MAX_PAGE) or PAGE
-        before = read_millis("before", asked.query("before"), 1, 2**53)
+        limit = read_number("limit", asked.query("limit"), 1, MAX_PAGE) or PAGE
+        before = read_number("before", asked.query("before"), 1, 2**53)
         wanted = asked.query("status")
         if wanted is not None and wanted not in set(Status):
             raise ApiError("invalid_body", f"`status` must be one of {', '.join(Status)}.")
