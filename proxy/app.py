@@ -94,13 +94,14 @@ class Parts:
             worker.has_exited = True  # the sweeper buries it in its next round
 
 
-def compose(settings: Settings, clock: Clock | None = None) -> Parts:
-    """Make the parts. Nothing runs yet and nothing is opened."""
+def compose(settings: Settings, clock: Clock | None = None, store: JobStore | None = None) -> Parts:
+    """Make the parts, with the configured store unless one is given. Nothing runs yet and nothing is opened."""
     clock = clock or SystemClock()
     token = settings.token()
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store, fleet, output, news, background = _store(settings), Fleet(), Output(), News(), Background()
+    store = store or _store(settings)
+    fleet, output, news, background = Fleet(), Output(), News(), Background()
     recorder = Recorder(store, news)
     dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
     runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
@@ -132,7 +133,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     openai = OpenAi(endpoints, intake, limits, bodies, answers, lambda: token_hex(12), settings.gaps())
     jobs = JobsApi(
         endpoints,
-        Overview(store, fleet, queue, clock),
+        Overview(store, fleet, queue, clock, seal),
         queue,
         intake,
         limits,

@@ -58,7 +58,8 @@ class Settings(BaseSettings):
     execution_timeout: float = Field(600.0, gt=0, le=YEAR, description="Seconds one call may run.")
     max_queued: int = Field(10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429.")
     limit: Annotated[list[str], NoDecode] = Field(
-        [], description="OPERATION=REQUESTS[/CONCURRENT] per key in ten seconds and at once; 0 lifts a limit, alone both."
+        [],
+        description="OPERATION=REQUESTS[/CONCURRENT] per key in ten seconds and at once; 0 lifts a limit, alone both.",
     )
     limit_per_worker: int = Field(PER_WORKER, ge=0, description="Requests in ten seconds for each running worker.")
     allowed_host: Annotated[list[str], NoDecode] = Field(
