@@ -26,6 +26,7 @@ from proxy.delivery.signature import read_secret
 from proxy.edge.crowd import Crowd, places
 from proxy.edge.gate import Gate, RoomApp, WorkerRoom
 from proxy.edge.guard import Door
+from proxy.edge.origins import Origins
 from proxy.edge.routes import Room, Table
 from proxy.jobs.model import Job, WorkerId
 from proxy.service.background import Background
@@ -151,7 +152,8 @@ def compose(settings: Settings, clock: Clock | None = None, store: JobStore | No
         Room.STOCK: WorkerRoom(stock),
         Room.CHANNEL: WorkerRoom(channel),
     }
-    gate = Gate(keys, Table(), rooms)
+    table = Table()
+    gate = Gate(keys, table, rooms)
     door = Door(settings.hosts(), settings.pace(), Crowd(places(settings.max_connections)), error_body, gate.is_worker)
     app: Any = gate
     if settings.cors_origin:
@@ -163,6 +165,8 @@ def compose(settings: Settings, clock: Clock | None = None, store: JobStore | No
             expose_headers=EXPOSED_HEADERS,
             max_age=600,
         )
+    if not settings.api_key:
+        app = Origins(app, gate.refuse, table, settings.cors_origin)
     return Parts(
         settings,
         token,

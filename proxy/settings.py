@@ -16,6 +16,7 @@ from proxy.delivery.guard import Allowed
 from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
 from proxy.edge.crowd import Pace
 from proxy.edge.head import Hosts, is_host
+from proxy.edge.origins import ANY, read_origin
 from proxy.exposure import refusal
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
@@ -47,7 +48,9 @@ class Settings(BaseSettings):
     store: str = Field(
         "", description="Where jobs are: sqlite:///PATH, or memory:; else jobs.db in the data directory."
     )
-    cors_origin: Annotated[list[str], NoDecode] = Field([], description="Origin of a web page that may call this.")
+    cors_origin: Annotated[list[str], NoDecode] = Field(
+        [], description="Origin of a web page that may call this, or *."
+    )
     webhook_secret: SecretStr | None = Field(None, description="Signs webhooks; made and kept in the data directory.")
     webhook_allow: Annotated[list[str], NoDecode] = Field(
         [], description="Host or network that webhooks may go to although it is private."
@@ -106,6 +109,12 @@ class Settings(BaseSettings):
     @classmethod
     def _words(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        """Return the origins as browsers write them, since CORS compares texts."""
+        return [_origin(text) for text in value]
 
     @field_validator("endpoint")
     @classmethod
@@ -228,6 +237,15 @@ class Settings(BaseSettings):
                 return kept
         path.write_text(f"{make()}\n")
         return path.read_text().strip()
+
+
+def _origin(text: str) -> str:
+    if text in (ANY, "null"):
+        return text
+    origin = read_origin(text.removesuffix("/"))
+    if origin is None:
+        raise ValueError(f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or {ANY}")
+    return str(origin)
 
 
 def _limit(text: str) -> tuple[str, Limit]:

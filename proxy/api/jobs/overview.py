@@ -81,7 +81,7 @@ class Overview:
         return self._seal.close_number(sequence, _context(asked))
 
     def _read_cursor(self, asked: Asked) -> int | None:
-        """Return the sequence in `?before=`. The last release gave the sequence itself; that is taken for one release."""
+        """Return the sequence in `?before=`. The last release gave it as it is, which is accepted for one release."""
         text = asked.query("before")
         if not text:
             return None
