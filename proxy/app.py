@@ -26,6 +26,7 @@ from proxy.delivery.signature import read_secret
 from proxy.edge.crowd import Crowd, places
 from proxy.edge.gate import Gate, RoomApp, WorkerRoom
 from proxy.edge.guard import Door
+from proxy.edge.origins import Origins
 from proxy.edge.routes import Room, Table
 from proxy.jobs.model import Job, WorkerId
 from proxy.service.background import Background
@@ -94,13 +95,14 @@ class Parts:
             worker.has_exited = True  # the sweeper buries it in its next round
 
 
-def compose(settings: Settings, clock: Clock | None = None) -> Parts:
-    """Make the parts. Nothing runs yet and nothing is opened."""
+def compose(settings: Settings, clock: Clock | None = None, store: JobStore | None = None) -> Parts:
+    """Make the parts, with the configured store unless one is given. Nothing runs yet and nothing is opened."""
     clock = clock or SystemClock()
     token = settings.token()
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store, fleet, output, news, background = _store(settings), Fleet(), Output(), News(), Background()
+    store = store or _store(settings)
+    fleet, output, news, background = Fleet(), Output(), News(), Background()
     recorder = Recorder(store, news)
     dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
     runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
@@ -132,7 +134,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
     openai = OpenAi(endpoints, intake, limits, bodies, answers, lambda: token_hex(12), settings.gaps())
     jobs = JobsApi(
         endpoints,
-        Overview(store, fleet, queue, clock),
+        Overview(store, fleet, queue, clock, seal),
         queue,
         intake,
         limits,
@@ -150,7 +152,8 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         Room.STOCK: WorkerRoom(stock),
         Room.CHANNEL: WorkerRoom(channel),
     }
-    gate = Gate(keys, Table(), rooms)
+    table = Table()
+    gate = Gate(keys, table, rooms)
     door = Door(settings.hosts(), settings.pace(), Crowd(places(settings.max_connections)), error_body, gate.is_worker)
     app: Any = gate
     if settings.cors_origin:
@@ -162,6 +165,8 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
             expose_headers=EXPOSED_HEADERS,
             max_age=600,
         )
+    if not settings.api_key:
+        app = Origins(app, gate.refuse, table, settings.cors_origin)
     return Parts(
         settings,
         token,

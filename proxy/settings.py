@@ -16,6 +16,7 @@ from proxy.delivery.guard import Allowed
 from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
 from proxy.edge.crowd import Pace
 from proxy.edge.head import Hosts, is_host
+from proxy.edge.origins import ANY, read_origin
 from proxy.exposure import refusal
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
@@ -33,8 +34,9 @@ SECRETS = (
 )
 WORKER_TOKENS = ("WORKER_TOKEN", "WORKER_TOKEN_FILE")
 KEPT_FOR_WORKERS = "worker-token"  # its file in the data directory
+YEAR = 31_536_000  # seconds; milliseconds of it fit every store
 MEMORY, SQLITE = "memory:", "sqlite:///"
-_LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>\d{1,9})(/(?P<concurrent>\d{1,9}))?")
+_LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>[0-9]{1,9})(/(?P<concurrent>[0-9]{1,9}))?")
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -75,16 +77,21 @@ class Settings(BaseSettings):
     store: str = Field(
         "", description="Where jobs are: sqlite:///PATH, or memory:; else jobs.db in the data directory."
     )
-    cors_origin: Annotated[list[str], NoDecode] = Field([], description="Origin of a web page that may call this.")
+    cors_origin: Annotated[list[str], NoDecode] = Field(
+        [], description="Origin of a web page that may call this, or *."
+    )
     webhook_secret: SecretStr | None = Field(None, description="Signs webhooks; made and kept in the data directory.")
     webhook_allow: Annotated[list[str], NoDecode] = Field(
         [], description="Host or network that webhooks may go to although it is private."
     )
-    queue_timeout: float = Field(300.0, gt=0, description="Seconds an OpenAI call waits for a worker before 503.")
-    execution_timeout: float = Field(600.0, gt=0, description="Seconds one call may run.")
+    queue_timeout: float = Field(
+        300.0, gt=0, le=YEAR, description="Seconds an OpenAI call waits for a worker before 503."
+    )
+    execution_timeout: float = Field(600.0, gt=0, le=YEAR, description="Seconds one call may run.")
     max_queued: int = Field(10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429.")
     limit: Annotated[list[str], NoDecode] = Field(
-        [], description="OPERATION=REQUESTS[/CONCURRENT] that a key may ask in ten seconds and at once; 0 is no limit."
+        [],
+        description="OPERATION=REQUESTS[/CONCURRENT] per key in ten seconds and at once; 0 lifts a limit, alone both.",
     )
     limit_per_worker: int = Field(PER_WORKER, ge=0, description="Requests in ten seconds for each running worker.")
     allowed_host: Annotated[list[str], NoDecode] = Field(
@@ -137,6 +144,12 @@ class Settings(BaseSettings):
     @classmethod
     def _words(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
+
+    @field_validator("cors_origin")
+    @classmethod
+    def _origins(cls, value: list[str]) -> list[str]:
+        """Return the origins as browsers write them, since CORS compares texts."""
+        return [_origin(text) for text in value]
 
     @field_validator("endpoint")
     @classmethod
@@ -268,6 +281,15 @@ class Settings(BaseSettings):
         return path.read_text().strip()
 
 
+def _origin(text: str) -> str:
+    if text in (ANY, "null"):
+        return text
+    origin = read_origin(text.removesuffix("/"))
+    if origin is None:
+        raise ValueError(f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or {ANY}")
+    return str(origin)
+
+
 def _limit(text: str) -> tuple[str, Limit]:
     """`OPERATION=REQUESTS[/CONCURRENT]`, read."""
     found = _LIMIT.fullmatch(text)
@@ -275,8 +297,12 @@ def _limit(text: str) -> tuple[str, Limit]:
         known = ", ".join(LIMITS)
         message = f"{text!r}: a limit is OPERATION=REQUESTS or OPERATION=REQUESTS/CONCURRENT, of {known}"
         raise ValueError(message)
-    concurrent = int(found["concurrent"]) if found["concurrent"] else LIMITS[found["operation"]].concurrent
-    return found["operation"], Limit(int(found["requests"]) or None, concurrent or None)
+    requests = int(found["requests"])
+    if found["concurrent"] is not None:
+        concurrent = int(found["concurrent"])
+    else:  # 0 alone lifts both limits
+        concurrent = (LIMITS[found["operation"]].concurrent or 0) if requests else 0
+    return found["operation"], Limit(requests or None, concurrent or None)
 
 
 def worker_environment(overrides: dict[str, str]) -> dict[str, str]:

@@ -17,6 +17,7 @@ ERROR_BYTES = 64 * 1024  # of an engine's error that is read
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
     401: "authentication_error",
+    403: "permission_error",
     404: "not_found_error",
     405: "invalid_request_error",
     413: "request_too_large",

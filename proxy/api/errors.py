@@ -32,6 +32,7 @@ ERRORS: dict[str, Row] = {
     "invalid_body": Row(400, REQUEST),
     "invalid_api_key": Row(401, REQUEST),
     "host_not_allowed": Row(403, REQUEST),
+    "foreign_origin": Row(403, REQUEST),
     "not_found": Row(404, REQUEST),
     "endpoint_not_found": Row(404, REQUEST),
     "model_not_found": Row(404, REQUEST),

@@ -11,6 +11,7 @@ from proxy.api.dialects import ANTHROPIC
 from proxy.api.errors import TOLD, ApiError, limit_headers, told
 from proxy.api.form import peek_form
 from proxy.api.models import model_card, model_list
+from proxy.api.numbers import read_seconds
 from proxy.api.protocol import abort_of
 from proxy.api.relay import Gaps, Relay
 from proxy.api.reply import Reply
@@ -26,6 +27,7 @@ log = structlog.get_logger()
 
 PATIENCE = b"x-stainless-read-timeout"  # the Python SDK's: it gives up after so many seconds
 PATIENCE_MARGIN = 5.0
+MOST_PATIENCE = 31_536_000.0  # seconds, a year: no job waits for longer
 MODEL_SHOWN = 200  # characters of a model's name in an error
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,80}")
@@ -154,12 +156,12 @@ class OpenAi:
 
 
 def _patience(headers: dict[bytes, bytes]) -> float | None:
-    """How long the client waits at most, as its SDK says it: its job need not wait longer, and must answer before."""
-    try:
-        seconds = float(headers[PATIENCE])
-    except (KeyError, ValueError):
-        return None
-    return max(seconds - PATIENCE_MARGIN, seconds / 2) if 0 < seconds < float("inf") else None
+    """Return how long the client waits at most, as its SDK says it: its job need not wait longer, and answers before.
+
+    A value that is not a number of seconds in range says nothing.
+    """
+    seconds = read_seconds(headers.get(PATIENCE, b""), MOST_PATIENCE)
+    return None if seconds is None else max(seconds - PATIENCE_MARGIN, seconds / 2)
 
 
 def _unknown(model: str, endpoint: Endpoint | None) -> ApiError:

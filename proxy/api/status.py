@@ -12,7 +12,7 @@ from proxy.api.errors import ApiError
 from proxy.api.jobs.operations import JobsApi
 from proxy.api.jobs.refusal import queue_error
 from proxy.api.openapi.document import document
-from proxy.api.routes import is_openai
+from proxy.api.routes import is_openai, match
 from proxy.jobs.model import EndpointId
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
@@ -38,8 +38,11 @@ class StatusApp:
 
 
 def error_body(path: str, error: ApiError) -> bytes:
-    """An error in the words of the API at this path: the queue's, else OpenAI's."""
-    return queue_error(error) if path.startswith("/v2/") and not is_openai(path) else OPENAI.error(error)
+    """Return the body of an error in the dialect of the API at this path: the queue's, else the route's."""
+    if path.startswith("/v2/") and not is_openai(path):
+        return queue_error(error)
+    found = match(path)
+    return (OPENAI if found is None else found.route.dialect).error(error)
 
 
 def _fastapi(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore, jobs: JobsApi) -> FastAPI:

@@ -61,9 +61,13 @@ class Gate:
             route = self._find(scope)
             scope["state"]["principal"] = self._admit(route, scope["headers"])
         except ApiError as error:
-            await self._rooms[self._refusing_room(scope)].refuse(scope, receive, send, error)
+            await self.refuse(scope, receive, send, error)
             return
         await self._rooms[route.room](scope, receive, send)
+
+    async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:
+        """Answer a request with an error, in the dialect of its path."""
+        await self._rooms[self._refusing_room(scope)].refuse(scope, receive, send, error)
 
     def is_worker(self, path: str, fields: Fields) -> bool:
         """Whether this is a request of a worker with its token: for those there is always a place."""

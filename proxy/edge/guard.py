@@ -13,10 +13,11 @@ pipelined request into the middle of the answer before it. Here a connection is 
 The time is looked at by the `Crowd`, not by a timer per connection; a request that comes in one piece costs none of it.
 """
 
+import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, cast
 
 import httptools
 import structlog
@@ -24,7 +25,16 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from proxy.api.errors import ApiError
 from proxy.edge.crowd import HURRY_SECONDS, Crowd, Pace
-from proxy.edge.head import HEAD_BYTES, Fields, Hosts, check_head, head_size, path_of, too_large_head
+from proxy.edge.head import (
+    HEAD_BYTES,
+    Fields,
+    Hosts,
+    check_head,
+    head_size,
+    longest_line,
+    path_of,
+    too_large_head,
+)
 from proxy.service.keys import Kind, Principal
 
 log = structlog.get_logger()
@@ -34,6 +44,8 @@ LINGER_SECONDS = 2.0  # a client that was refused gets this long to read it
 DISCARD_SECONDS = 10.0  # and one that was answered before its body was here, to get rid of that
 FRAMING_BYTES = 64 * 1024  # chunk sizes, extensions and trailers beside a body
 FRAMING_SHARE = 8  # and so many for each byte of it: a body in chunks of one byte is odd, but true
+HANDSHAKE_LINE_BYTES = 8_000  # the WebSocket library takes 8,192 and does not answer a handshake with longer ones
+UPGRADE_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 PIPELINED = 32  # requests that wait for an answer before them
 
 Tell: TypeAlias = Callable[[str, ApiError], bytes]
@@ -101,22 +113,20 @@ class GuardProtocol(HttpToolsProtocol):
 
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
-        if self._stage is OVER:
-            return
-        stage, self._begun, self._size = self._stage, 0, len(data)
-        try:
-            self.parser.feed_data(data)
-        except httptools.HttpParserUpgrade as upgrade:
-            if self._should_upgrade():
-                self._door.crowd.leave()
-                self._door.crowd.unwatch(self)
-                self.handle_websocket_upgrade()
+        while self._stage is not OVER:
+            stage, self._begun, self._size = self._stage, 0, len(data)
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserUpgrade as upgrade:
+                if self._should_upgrade():
+                    self._hand_over(data[upgrade.args[0] :])
+                    return
+                data = self._without_upgrade() + data[upgrade.args[0] :]
+            except httptools.HttpParserError:
+                self._refuse(self._refusal or ApiError("bad_request", "Malformed HTTP request."))
             else:
-                self._stay(data[upgrade.args[0] :])
-        except httptools.HttpParserError:
-            self._refuse(self._refusal or ApiError("bad_request", "This is no HTTP request."))
-        else:
-            self._weigh(stage)
+                self._weigh(stage)
+                return
 
     # The parser's callbacks
 
@@ -129,6 +139,9 @@ class GuardProtocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         door, parser = self._door, self.parser
         fault = check_head(self.url, parser.get_http_version(), self.headers, door.hosts)
+        upgrades = parser.should_upgrade()
+        if upgrades:
+            fault = self._check_upgrade() or fault
         if self._fed + self._size > HEAD_BYTES and head_size(self.url, self.headers) > HEAD_BYTES:
             fault = too_large_head()
         if fault is None and len(self.pipeline) >= PIPELINED:
@@ -139,9 +152,8 @@ class GuardProtocol(HttpToolsProtocol):
         if fault is not None:
             self._refusal = fault
             raise RefusedError
-        upgrades = parser.should_upgrade()
         if upgrades and not self._should_upgrade():
-            return  # it is served, but see `_stay`
+            return  # it is served, but see `_without_upgrade`
         super().on_headers_complete()
         if not upgrades:
             self.headers = []  # what comes behind a body are trailers, which nobody here reads
@@ -247,18 +259,47 @@ class GuardProtocol(HttpToolsProtocol):
         elif is_of_body:
             self.pipeline.popleft()
 
-    def _stay(self, rest: bytes) -> None:
-        """Serve a request that asks for another protocol (Java's client, for one, asks for HTTP/2) in this one.
+    def _check_upgrade(self) -> ApiError | None:
+        """Return why a request that leaves HTTP cannot be served, or None.
 
-        The parser reads no body behind such a head. So another one is given the same request without that wish.
+        CONNECT upgrades whatever its fields are, so `_without_upgrade` could not end it.
         """
-        kept = [field for field in self.headers if field[0] not in (b"connection", b"upgrade", b"http2-settings")]
+        method = self.parser.get_method()
+        if method == b"CONNECT":
+            return ApiError("bad_request", "CONNECT is not supported: this server is not a forward proxy.")
+        if not self._should_upgrade():
+            return None
+        if method != b"GET":
+            return ApiError("bad_request", "A WebSocket handshake must be a GET request.")
+        if self._is_answering():
+            return ApiError("bad_request", "A WebSocket handshake cannot be pipelined behind another request.")
+        if longest_line(self.url, self.headers) > HANDSHAKE_LINE_BYTES:
+            return ApiError("head_too_large", f"A WebSocket handshake may have lines of {HANDSHAKE_LINE_BYTES} bytes.")
+        return None
+
+    def _hand_over(self, rest: bytes) -> None:
+        """Let the WebSocket protocol have the connection, and what came behind the handshake."""
+        self._door.crowd.leave()
+        self._door.crowd.unwatch(self)
+        self.handle_websocket_upgrade()
+        if rest and not self.transport.is_closing():
+            cast("asyncio.Protocol", self.transport.get_protocol()).data_received(rest)
+
+    def _without_upgrade(self) -> bytes:
+        """Start a new parser and return the head that was just parsed without its `Upgrade`, to be parsed again.
+
+        A server may ignore `Upgrade` (Java's client asks for HTTP/2 with its first request), but the parser does not
+        read a body behind it. The new head has no `Upgrade` field, so it is never sent through here twice.
+        """
+        kept = [field for field in self.headers if field[0] not in UPGRADE_FIELDS]
+        if any(name == b"connection" and _has_token(value, b"close") for name, value in self.headers):
+            kept.append((b"connection", b"close"))
         fields = b"".join(b"%b: %b\r\n" % field for field in kept)
-        head = b"%b %b HTTP/1.1\r\n%b\r\n" % (self.parser.get_method(), self.url, fields)
+        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._stage = IDLE
-        self.data_received(head + rest)
+        return line + fields + b"\r\n"
 
     def _write_refusal(self, error: ApiError) -> None:
         log.debug("edge.refused", code=error.code, reason=str(error))
@@ -275,3 +316,8 @@ class GuardProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._wait(LINGER_SECONDS)
+
+
+def _has_token(value: bytes, token: bytes) -> bool:
+    """Whether a comma-separated field has this token, which is in lower case."""
+    return token in [one.strip() for one in value.lower().split(b",")]

@@ -66,6 +66,11 @@ def head_size(target: bytes, fields: Fields) -> int:
     return len(target) + sum(len(name) + len(value) + 4 for name, value in fields)
 
 
+def longest_line(target: bytes, fields: Fields) -> int:
+    """Return the length of the longest line of a head, without method and version."""
+    return max(len(target), *(len(name) + len(value) + 2 for name, value in fields))
+
+
 def is_host(text: str) -> bool:
     """Whether this is a name or an address as a `Host` field has it, without a port."""
     found = _HOST.fullmatch(text.encode("utf-8", "replace"))

@@ -144,6 +144,8 @@ class Queue:
         self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float
     ) -> tuple[Job, Sequence[bytes]] | None:
         """Elements that no client has drained yet. A cancelled job is told once with what is left, then gone (None)."""
+        if await self.get(endpoint, owner, job_id) is None:
+            return None  # before the lock: waiting for it would say that the job exists and that its owner reads it
         async with self._alone(JobId(job_id)):
             job = await self.get(endpoint, owner, job_id)
             found = None if job is None else await self.read(endpoint, owner, job_id, job.drained, seconds)

@@ -1,4 +1,4 @@
-"""Secrets that a job brings (`s3Config`, its webhook), sealed for as long as the store has them: AES-256-GCM."""
+"""What is not for others to read: secrets that a job brings (`s3Config`, its webhook) and cursors. AES-256-GCM."""
 
 import base64
 from secrets import token_bytes
@@ -10,6 +10,7 @@ from proxy.jobs.webhook import receiver
 
 KEY_BYTES = 32
 NONCE_BYTES = 12  # fresh for each secret
+NUMBER_BYTES = 8
 BEFORE_SEALED = " "  # stands in no URL that a webhook may have
 
 
@@ -34,6 +35,21 @@ class Seal:
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
         except InvalidTag:
             raise OtherSealError("it was sealed with another key than this data directory's `seal-key`") from None
+
+    def close_number(self, number: int, context: str) -> str:
+        """Return a number as an opaque text of always the same length, which opens only in this context."""
+        nonce = token_bytes(NONCE_BYTES)
+        sealed = nonce + self._cipher.encrypt(nonce, number.to_bytes(NUMBER_BYTES), context.encode())
+        return base64.urlsafe_b64encode(sealed).decode()
+
+    def open_number(self, text: str, context: str) -> int:
+        """Return the number; `OtherSealError` for any text that `close_number` did not make with this context."""
+        try:
+            sealed = base64.b64decode(text, b"-_", validate=True)
+            opened = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context.encode())
+        except (InvalidTag, ValueError):
+            raise OtherSealError("it was not sealed here, or for another context") from None
+        return int.from_bytes(opened)
 
     def close_webhook(self, url: str) -> str:
         """A webhook's URL as it is kept. Whom it tells can be read still: a store shares out deliveries by that."""

@@ -59,6 +59,23 @@ async def test_a_head_that_can_be_read_in_two_ways_is_refused(
         assert found == (status, code or "unsupported_media_type")
 
 
+@pytest.mark.parametrize("target", ["/v1/models", "/v2/default/run", "/v1/messages", "localhost:443", "*"])
+async def test_connect_is_refused_in_the_dialect_of_its_path(quick: Proxy, target: str) -> None:
+    """The parser leaves HTTP with any CONNECT, so parsing it once more would never end."""
+    async with wire(quick) as connection:
+        await connection.send(request(f"CONNECT {target}"))
+        answer = await connection.answer()
+        assert answer.status == 400
+        assert await connection.rest() == b""
+    told = json.loads(answer.body)
+    sentence = "CONNECT is not supported: this server is not a forward proxy."
+    if target == "/v2/default/run":
+        assert told == {"error": sentence}
+    else:
+        assert told["error"]["message"] == sentence
+    assert (told.get("type") == "error") == (target == "/v1/messages")
+
+
 async def test_the_queue_api_is_told_in_its_own_words(quick: Proxy) -> None:
     async with wire(quick) as connection:
         await connection.send(request("POST /v2/default/run", host="evil.example"))

@@ -3,17 +3,24 @@
 `python targets.py NAME RUNS SECONDS [CORPUS]` runs one until so many executions or seconds are over.
 """
 
+import asyncio
+import logging
 import re
+import socket
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from ipaddress import ip_address
+from itertools import pairwise
+from typing import Any
 from urllib.parse import urlsplit
 
 import atheris
+import structlog
 
 with atheris.instrument_imports(include=["proxy"]):
     import msgspec
+    from harness.parsed import Parsed
     from yarl import URL
 
     from proxy.channel.checks import RefusedError, check_hello, head_fault, told
@@ -23,6 +30,9 @@ with atheris.instrument_imports(include=["proxy"]):
     from proxy.edge.head import HEAD_BYTES, MOST_FIELDS, Hosts, check_head
     from proxy.wire import frames
 
+structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
+_loop = asyncio.new_event_loop()
+_connections = Parsed(socket.socket())
 NOBODY = Allowed()
 STREAM = b'{"stream": true}'
 PLAIN = re.compile(r"[ -~]{0,200}")
@@ -104,11 +114,52 @@ def head(data: bytes) -> None:
     int(given.get(b"content-length", b"0"))
 
 
+GUARD_METHODS = ("GET", "POST", "HEAD", "CONNECT", "OPTIONS", "PRI", "M-SEARCH")
+GUARD_TARGETS = (
+    " /v1/models HTTP/1.1",
+    " * HTTP/1.1",
+    " localhost:80 HTTP/1.1",
+    " http://localhost/ HTTP/1.1",
+    " / HTTP/1.0",
+)
+GUARD_FIELDS = (
+    *("Connection: Upgrade", "Connection: close", "Proxy-Connection: upgrade", "Upgrade: h2c", "Upgrade: websocket"),
+    *("Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Expect: 100-continue"),
+    *("Content-Length: 3", "Transfer-Encoding: chunked", "X: y"),
+)
+GUARD_BODIES = (b"", b"abc", b"3\r\nabc\r\n0\r\n\r\n", b"0\r\n\r\n")
+
+
+def guard(data: bytes) -> None:
+    """However a connection's bytes are cut, they get the same answers, and no exception leaves the protocol."""
+    provider = atheris.FuzzedDataProvider(data)
+    raw = b"".join(_guard_request(provider) for _ in range(provider.ConsumeIntInRange(1, 3)))
+    cuts = sorted(provider.ConsumeIntInRange(0, len(raw)) for _ in range(3))
+    pieces = [raw[start:end] for start, end in pairwise([0, *cuts, len(raw)]) if start < end]
+    whole, cut = (_loop.run_until_complete(_connections.answer(sent)) for sent in ([raw], pieces))
+    assert cut == whole, (pieces, cut, whole)
+    assert _connections.crowd.size == 0
+
+
+def _guard_request(provider: Any) -> bytes:
+    def one_of(values: Sequence[Any]) -> Any:
+        return values[provider.ConsumeIntInRange(0, len(values) - 1)]
+
+    line = one_of(GUARD_METHODS) + one_of(GUARD_TARGETS)
+    fields = [one_of(GUARD_FIELDS) for _ in range(provider.ConsumeIntInRange(0, 6))]
+    raw = "\r\n".join([line, "Host: localhost", *fields, "", ""]).encode() + bytes(one_of(GUARD_BODIES))
+    if provider.ConsumeIntInRange(0, 7):
+        return raw
+    at = provider.ConsumeIntInRange(0, len(raw))
+    return raw[:at] + bytes(provider.ConsumeBytes(3)) + raw[at:]
+
+
 TARGETS: dict[str, Callable[[bytes], None]] = {
     "decoder": decoder,
     "reframer": reframer,
     "webhooks": webhooks,
     "head": head,
+    "guard": guard,
 }
 
 

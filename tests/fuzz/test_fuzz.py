@@ -16,7 +16,7 @@ pytest.importorskip("atheris", reason="needs atheris: pip install atheris (Linux
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-QUICK_SECONDS = 15
+QUICK_SECONDS = 12
 RUNS = 1_000_000  # of the long form
 LONGEST_SECONDS = 1_500
 
@@ -27,6 +27,7 @@ SEEDS = {
     ],
     "reframer": [b"data: 1\n\ndata: 2\r\n\r\n: x\n\n"],
     "webhooks": [b"https://example.com:8443/a?b#c", b"http://[2606:4700::1]/", b"http://127.0.0.1/", b"1.1.1.1@a"],
+    "guard": [b"", bytes(range(64)), bytes(range(255, 127, -1))],
     "head": [b"/v1/models localhost 127.0.0.1:80 chunked 5 100-continue websocket"],
 }
 
@@ -37,7 +38,7 @@ async def fuzz(name: str, folder: Path, runs: int, seconds: int) -> int:
         (folder / str(number)).write_bytes(seed)
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, str(HERE / "targets.py"), name, str(runs), str(seconds), str(folder)),
-        cwd=folder, env={**os.environ, "PYTHONPATH": str(ROOT)}, stdout=PIPE, stderr=STDOUT,
+        cwd=folder, env={**os.environ, "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}, stdout=PIPE, stderr=STDOUT,
     )  # fmt: skip
     said = (await process.communicate())[0].decode(errors="replace")
     assert process.returncode == 0, said[-4_000:]

@@ -14,6 +14,7 @@ from proxy.app import Parts, compose
 from proxy.service.clock import Clock
 from proxy.serving import listen, running
 from proxy.settings import Settings
+from proxy.store.base import JobStore
 
 CHAT = "/v1/chat/completions"
 
@@ -37,11 +38,13 @@ class Proxy:
 
 
 @asynccontextmanager
-async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[Proxy]:
-    """A proxy with these settings, on a free port; drained at the end."""
+async def serving(
+    clock: Clock | None = None, job_store: JobStore | None = None, **settings: Any
+) -> AsyncIterator[Proxy]:
+    """A proxy with these settings, and perhaps a store of the test's own, on a free port; drained at the end."""
     with TemporaryDirectory() as folder:
         wanted = Settings(**{"port": 0, "data_dir": Path(folder), "drain": 2.0} | settings)
-        parts = compose(wanted, clock)
+        parts = compose(wanted, clock, job_store)
         listener = listen(wanted)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with (

@@ -1,8 +1,14 @@
 """`requests`: recent jobs, newest first, in pages, and nothing of what they say."""
 
+import re
+from pathlib import Path
+
 import pytest
 from harness.proxy import serving
 from harness.queue import QueueClient, prompt
+from pydantic import SecretStr
+
+from proxy.jobs.model import JobId
 
 
 async def test_newest_first_in_pages(alone: QueueClient) -> None:
@@ -12,6 +18,50 @@ async def test_newest_first_in_pages(alone: QueueClient) -> None:
     assert [row["id"] for page in (first, second) for row in page["requests"]] == jobs[::-1]
     assert second["next"] is None
     assert "hidden" not in str(first.body)
+
+
+async def test_a_cursor_tells_nothing_and_serves_its_owner_alone(tmp_path: Path) -> None:
+    """It had the number of jobs that all owners had submitted."""
+    keys = [SecretStr("alice=alice-secret"), SecretStr("bob=bob-secret")]
+    told = {"api_key": keys, "data_dir": tmp_path, "endpoint": ["default", "other"], "limit": ["requests=0"]}
+    async with serving(**told) as proxy:
+        alice, bob = (QueueClient(proxy, f"{name}-secret") for name in ("alice", "bob"))
+        jobs = [await bob.run(1) for _ in range(3)]
+        cursors = [(await bob.call("GET", "requests?limit=1"))["next"] for _ in range(2)]
+        for _ in range(20):
+            await alice.run(1)
+        await bob.run(1)
+        cursors.append((await bob.call("GET", "requests?limit=1"))["next"])
+        assert len({len(cursor) for cursor in cursors}) == 1
+        assert len(set(cursors)) == 3
+        assert all(re.fullmatch(r"[A-Za-z0-9_-]{48}", cursor) for cursor in cursors)
+        for client in (alice, QueueClient(proxy, bob.key, "other")):
+            answer = await client.call("GET", f"requests?before={cursors[0]}")
+            assert answer.status == 400
+            assert answer.body == (await client.call("GET", "requests?before=nonsense")).body
+    async with serving(**told) as proxy:  # it outlives the proxy
+        listed = await QueueClient(proxy, "bob-secret").call("GET", f"requests?before={cursors[0]}")
+        assert [row["id"] for row in listed["requests"]] == jobs[1::-1]
+
+
+async def test_a_changed_cursor_is_refused(alone: QueueClient) -> None:
+    for _ in range(2):
+        await alone.run(1)
+    cursor = (await alone.call("GET", "requests?limit=1"))["next"]
+    changed = (cursor[:-1], cursor + "A", cursor[1:] + cursor[0], cursor.swapcase(), "A" * 48, "%C3%BC", "=")
+    for wrong in changed:
+        answer = await alone.call("GET", f"requests?before={wrong}")
+        assert answer.status == 400
+        assert "`before` must be the `next`" in answer["error"]
+
+
+async def test_a_cursor_of_the_last_release_is_taken(alone: QueueClient) -> None:
+    """They were numbers. To be removed with the next release."""
+    jobs = [await alone.run(1) for _ in range(3)]
+    last = await alone.proxy.parts.store.find(JobId(jobs[2]))
+    assert last is not None
+    older = await alone.call("GET", f"requests?before={last.sequence}")
+    assert [row["id"] for row in older["requests"]] == jobs[1::-1]
 
 
 async def test_only_those_of_a_status(alone: QueueClient) -> None:

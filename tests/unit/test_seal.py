@@ -36,3 +36,22 @@ def test_of_a_webhook_only_its_receiver_can_be_read() -> None:
 
 def test_a_webhook_from_before_they_were_sealed_is_itself() -> None:
     assert Seal(new_key()).open_webhook(WEBHOOK) == WEBHOOK
+
+
+def test_a_number_opens_in_its_own_context_only() -> None:
+    seal = Seal(new_key())
+    numbers = (0, 1, 2**53)
+    sealed = [seal.close_number(number, "alice") for number in numbers]
+    assert [seal.open_number(text, "alice") for text in sealed] == [*numbers]
+    assert {len(text) for text in sealed} == {48}
+    for text, context in (
+        (sealed[0], "bob"),
+        (sealed[0][:-4], "alice"),
+        ("", "alice"),
+        ("\u00fc", "alice"),
+        ("!", "alice"),
+    ):
+        with pytest.raises(OtherSealError):
+            seal.open_number(text, context)
+    with pytest.raises(OtherSealError):
+        Seal(new_key()).open_number(sealed[0], "alice")

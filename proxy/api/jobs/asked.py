@@ -7,7 +7,9 @@ from fastapi import Request
 from proxy.api.body import JSON, read_body, require_type
 from proxy.service.budget import Share
 from proxy.service.endpoints import Endpoint
-from proxy.service.keys import Principal
+from proxy.service.keys import ANONYMOUS, Principal
+
+OF_PAGES = (b"origin", b"sec-fetch-site")  # a page can send a body without a type anywhere, with no preflight request
 
 
 class Asked:
@@ -16,6 +18,7 @@ class Asked:
     def __init__(self, request: Request, endpoint: Endpoint, principal: Principal, share: Share) -> None:
         self.request, self.endpoint, self.owner = request, endpoint, principal.owner
         self.key = principal.key_id
+        self._is_open = principal is ANONYMOUS
         self._share = share
         self.leave: Callable[[], None] = nothing  # the request is over, for the limits
 
@@ -27,8 +30,10 @@ class Asked:
         return self.request.query_params.get(name)
 
     async def body(self, limit: int) -> bytes:
+        """Read the body. Without a type it is JSON, unless a web page sent it to a proxy without a key."""
         headers = dict(self.request.scope["headers"])
-        require_type(headers.get(b"content-type", JSON), JSON)
+        default = b"" if self._is_open and not headers.keys().isdisjoint(OF_PAGES) else JSON
+        require_type(headers.get(b"content-type", default), JSON)
         return await read_body(self.request.receive, headers, limit, self._share)
 
 

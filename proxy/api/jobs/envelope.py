@@ -10,6 +10,7 @@ import msgspec
 
 from proxy.api.body import decode_object, read_text
 from proxy.api.errors import ApiError
+from proxy.api.numbers import read_floor, read_whole
 from proxy.jobs.model import Millis
 from proxy.service.json_text import apart
 from proxy.service.queue import TTL, Order
@@ -18,7 +19,7 @@ from proxy.service.seal import Seal
 MIN_EXECUTION, MAX_EXECUTION = 5_000, 7 * 24 * 3600_000
 MIN_TTL, MAX_TTL = 10_000, 7 * 24 * 3600_000
 MIN_LIFE = 1_000  # of `?ttl=` on a job that is there
-MIN_WAIT, MAX_WAIT, WAIT = 1_000, 300_000, 90_000
+MIN_WAIT, MAX_WAIT, WAIT = 1_000, 300_000, Millis(90_000)
 WEBHOOK_CHARACTERS = 2_048
 WEBHOOK_BYTES = 6 * WEBHOOK_CHARACTERS + 2  # as it is written, with an escape for each character
 S3_BYTES = 64 * 1024  # of `s3Config`: names and keys, a few hundred bytes; it is kept apart, and sealed in one piece
@@ -66,20 +67,33 @@ async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Mi
     )
 
 
-def read_millis(name: str, text: str | None, least: int, most: int) -> Millis | None:
-    """A number of milliseconds in a query, within its bounds; None where it is not given."""
-    if text is None or text == "":
+def read_number(name: str, text: str | None, least: int, most: int, unit: str = "") -> int | None:
+    """Return a whole number in a query within its bounds, or None where it is not given; else raise `ApiError`."""
+    if not text:
         return None
-    if not text.isascii() or not text.isdigit():
-        raise ApiError("invalid_body", f"`{name}` must be a whole number of milliseconds.")
-    return _between(name, int(text[:20]), least, most)
+    value = read_whole(text)
+    if value is None or not least <= value <= most:
+        raise ApiError("invalid_body", f"`{name}` must be a whole number{unit} from {least} to {most}.", name)
+    return value
 
 
-def read_wait(text: str | None) -> Millis:
-    """How long a client wants to be held; what is out of range is brought into it, as the SDKs expect."""
-    if text is None or not text.isascii() or not text.isdigit():
-        return Millis(WAIT)
-    return Millis(min(max(int(text[:20]), MIN_WAIT), MAX_WAIT))
+def read_millis(name: str, text: str | None, least: int, most: int) -> Millis | None:
+    """Return a number of milliseconds as `read_number` does."""
+    value = read_number(name, text, least, most, " of milliseconds")
+    return None if value is None else Millis(value)
+
+
+def read_wait(text: str | None) -> Millis | None:
+    """Return how long a client wants to be held, or None where it does not say; `ApiError` if it is not a number.
+
+    A number out of range is brought into it: the SDKs send whatever is left of their own timeout, also fractions.
+    """
+    if not text:
+        return None
+    value = read_floor(text)
+    if value is None:
+        raise ApiError("invalid_body", "`wait` must be a number of milliseconds.", "wait")
+    return Millis(min(max(value, MIN_WAIT), MAX_WAIT))
 
 
 def _between(name: str, value: int | None, least: int, most: int) -> Millis | None:

@@ -11,11 +11,13 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from proxy.api.errors import ApiError
 from proxy.api.jobs.rendering import split
+from proxy.api.numbers import read_whole
 from proxy.jobs.model import Owner
 from proxy.service.endpoints import Endpoint
 from proxy.service.queue import Queue
 
 EVENT_STREAM = "text/event-stream"
+LARGEST_CURSOR = 2**53  # what every client's numbers can hold
 LOOK_SECONDS = 60.0  # between two looks at a job that says nothing
 PING_SECONDS = 15
 STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
@@ -26,13 +28,14 @@ def wants_events(accept: str) -> bool:
     return any(part.partition(";")[0].strip().lower() == EVENT_STREAM for part in accept.split(","))
 
 
-def start(last_event_id: str | None, after: int | None) -> int:
+def start(last_event_id: str | None, after: int) -> int:
     """Where to begin: behind the event that the client had last, or where it says."""
     if last_event_id:
-        if not last_event_id.isascii() or not last_event_id.isdigit():
+        cursor = read_whole(last_event_id)
+        if cursor is None or cursor > LARGEST_CURSOR:
             raise ApiError("invalid_body", "`Last-Event-ID` must be the id of an event of this stream.")
-        return int(last_event_id[:15])
-    return after or 0
+        return cursor
+    return after
 
 
 async def event_stream(

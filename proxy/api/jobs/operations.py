@@ -21,10 +21,11 @@ from proxy.api.jobs.envelope import (
     WAIT,
     CheckUrl,
     read_millis,
+    read_number,
     read_order,
     read_wait,
 )
-from proxy.api.jobs.events import event_stream, start, wants_events
+from proxy.api.jobs.events import LARGEST_CURSOR, event_stream, start, wants_events
 from proxy.api.jobs.overview import Overview
 from proxy.api.jobs.refusal import refusal
 from proxy.jobs.model import Job
@@ -112,7 +113,7 @@ class JobsApi:
 
     async def runsync(self, asked: Asked, _: str) -> bytes:
         """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
-        wait = read_wait(asked.query("wait"))
+        wait = read_wait(asked.query("wait")) or WAIT
         await self._intake.check(asked.endpoint)
         order = await read_order(await asked.body(RUNSYNC_BYTES), self._check_url, self._seal, wait)
         job = await self._queue.submit(asked.endpoint, asked.owner, order)
@@ -131,29 +132,30 @@ class JobsApi:
 
     async def status_sync(self, asked: Asked, job_id: str) -> bytes:
         """Where a job stands once it has ended, or after `?wait=` milliseconds."""
-        wait = read_wait(asked.query("wait"))
+        wait = read_wait(asked.query("wait")) or WAIT
         job = await self._queue.wait_end(asked.endpoint, asked.owner, job_id, wait / 1000)
         return await self._shown(_found(job, job_id))
 
     async def stream(self, asked: Asked, job_id: str) -> bytes | Response:
         """Output that no client has had yet; with `?after=` that behind so many elements, and nothing is drained."""
-        wait, after = asked.query("wait"), asked.query("after")
+        wait = read_wait(asked.query("wait"))
+        after = asked.query("after")
+        cursor = read_number("after", after, 0, LARGEST_CURSOR) or 0
         headers = asked.request.headers
         if wants_events(headers.get("accept", "")):
-            place = start(headers.get("last-event-id"), read_millis("after", after, 0, 2**53))
+            place = start(headers.get("last-event-id"), cursor)
             leave, asked.leave = asked.leave, nothing  # it lasts for as long as its stream
             events = await event_stream(self._queue, asked.endpoint, asked.owner, job_id, place, leave)
             if events is None:
                 leave()
                 raise _missing(job_id)
             return events
-        seconds = HOLD_SECONDS if wait is None else min(read_wait(wait), WAIT) / 1000
+        seconds = HOLD_SECONDS if wait is None else min(wait, WAIT) / 1000
         if after is None:
             drained = await self._queue.drain(asked.endpoint, asked.owner, job_id, seconds)
             if drained is None:
                 raise _missing(job_id)
             return rendering.stream(*drained)
-        cursor = read_millis("after", after, 0, 2**53) or 0
         read = await self._queue.read(asked.endpoint, asked.owner, job_id, cursor, seconds)
         if read is None:
             raise _missing(job_id)

@@ -1,27 +1,32 @@
 """The operations that look at many jobs: how an endpoint is, and what was asked of it lately."""
 
 import asyncio
+from contextlib import suppress
 
 import msgspec
 
 from proxy.api.errors import ApiError
 from proxy.api.jobs import rendering
 from proxy.api.jobs.asked import Asked
-from proxy.api.jobs.envelope import read_millis
+from proxy.api.jobs.envelope import read_number
+from proxy.api.numbers import read_whole
 from proxy.jobs.lifecycle import Status
 from proxy.service.clock import Clock
 from proxy.service.fleet import Fleet
 from proxy.service.queue import Queue
+from proxy.service.seal import OtherSealError, Seal
 from proxy.store.base import JobStore
 
 PAGE, MAX_PAGE = 50, 1_000
+LARGEST_SEQUENCE = 2**53
 
 
 class Overview:
     """Answers `health` and `requests`."""
 
-    def __init__(self, store: JobStore, fleet: Fleet, queue: Queue, clock: Clock) -> None:
+    def __init__(self, store: JobStore, fleet: Fleet, queue: Queue, clock: Clock, seal: Seal) -> None:
         self._store, self._fleet, self._queue, self._clock = store, fleet, queue, clock
+        self._seal = seal
 
     async def health(self, asked: Asked, _: str) -> bytes:
         """Jobs and workers of the endpoint."""
@@ -48,8 +53,8 @@ class Overview:
 
     async def requests(self, asked: Asked, _: str) -> bytes:
         """Recent jobs, newest first: `?limit=`, `?before=` (the last page's `next`), `?status=`."""
-        limit = read_millis("limit", asked.query("limit"), 1, MAX_PAGE) or PAGE
-        before = read_millis("before", asked.query("before"), 1, 2**53)
+        limit = read_number("limit", asked.query("limit"), 1, MAX_PAGE) or PAGE
+        before = self._read_cursor(asked)
         wanted = asked.query("status")
         if wanted is not None and wanted not in set(Status):
             raise ApiError("invalid_body", f"`status` must be one of {', '.join(Status)}.")
@@ -68,5 +73,29 @@ class Overview:
             }
             for job in jobs
         ]
-        following = jobs[-1].sequence if len(jobs) == limit else None
+        following = self._cursor(asked, jobs[-1].sequence) if len(jobs) == limit else None
         return msgspec.json.encode({"requests": rows, "next": following})
+
+    def _cursor(self, asked: Asked, sequence: int) -> str:
+        """Return a cursor without the sequence, which counts the jobs of all owners."""
+        return self._seal.close_number(sequence, _context(asked))
+
+    def _read_cursor(self, asked: Asked) -> int | None:
+        """Return the sequence in `?before=`. The last release gave it as it is, which is accepted for one release."""
+        text = asked.query("before")
+        if not text:
+            return None
+        sequence = read_whole(text)
+        if sequence is None:
+            with suppress(OtherSealError):
+                return self._seal.open_number(text, _context(asked))
+        if sequence is None or not 1 <= sequence <= LARGEST_SEQUENCE:
+            raise ApiError(
+                "invalid_body", "`before` must be the `next` of an earlier answer to this request.", "before"
+            )
+        return sequence
+
+
+def _context(asked: Asked) -> str:
+    """Whose cursor it is: of no use to another owner, nor on another endpoint."""
+    return f"requests {asked.endpoint.id} {asked.owner}"

@@ -12,7 +12,7 @@ LONGEST_RETRY = 60  # seconds; the OpenAI SDK for Python does not retry at all a
 MEANINGS = {
     400: "The request is not as it should be; the sentence names what.",
     401: "Wrong or missing key.",
-    403: "The proxy does not go by the name in `Host`.",
+    403: "The name in `Host` is not one of the proxy's, or no key is set and a web page of another origin asks.",
     404: "There is no such endpoint, job or model, or none that this key may see.",
     408: "The request came too slowly.",
     409: "The job's status does not allow it.",

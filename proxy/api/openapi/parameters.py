@@ -43,7 +43,7 @@ PARAMETERS: Node = {
         "header", "Last-Event-ID", {"type": "string", "pattern": "^[0-9]+$"}, "Where a stream of events is taken up."
     ),
     "limit": _query("limit", whole(1, MAX_PAGE, default=PAGE), "Rows of a page."),
-    "before": _query("before", whole(1, LARGEST), "The last page's `next`."),
+    "before": _query("before", {"type": "string"}, "The last page's `next`."),
     "status": _query("status", schema("Status"), "Only jobs that stand there."),
     "x-request-id": _parameter(
         "header",

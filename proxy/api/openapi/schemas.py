@@ -72,7 +72,7 @@ SCHEMAS: Node = {
     "Requests": record(
         {
             "requests": {"type": "array", "items": schema("RequestRow")},
-            "next": {"type": ["integer", "null"], "description": "`before` of the next page."},
+            "next": {"type": ["string", "null"], "description": "`before` of the next page, an opaque text."},
         }
     ),
     "RequestRow": record(

@@ -64,8 +64,9 @@ class SqliteStore:
         )
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
-        if job_id in self._memory:
-            return await self._memory.get(endpoint, owner, job_id)
+        job = await self._memory.get(endpoint, owner, job_id)
+        if job is not None:
+            return job  # another owner's takes as long as one that is not there
         return await self._database.read(lambda db: reads.get(db, endpoint, owner, job_id))
 
     async def find(self, job_id: JobId) -> Job | None:

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from harness.malformed.case import LOCAL, Case, get, head, shown
+from harness.malformed.case import LOCAL, Case, asks, get, head, shown
 
 METHODS = (
     *(b"get", b"GeT", b"G@T", b"GET\x00", b"\x00GET", b"G\tET", b"\xc7ET", b"GET:", b"XYZZY", b"M" * 20_000),
@@ -19,7 +19,6 @@ KNOWN = (
     b"PURGE",
     b"REPORT",
     b"POST",
-    b"CONNECT",
     b"SOURCE",
 )
 """Methods that parsers know, and that `/livez` does not take."""
@@ -61,7 +60,9 @@ def methods() -> Iterator[Case]:
         yield Case(f"method {shown(method)}", head(b"%b /livez HTTP/1.1" % method, LOCAL))
     for method in KNOWN:
         yield Case(f"method {shown(method)}", head(b"%b /livez HTTP/1.1" % method, LOCAL), stays=True)
-    yield Case("CONNECT with an authority", head(b"CONNECT localhost:80 HTTP/1.1", LOCAL))
+    for target in (b"/livez", b"/v1/models", b"localhost:80", b"http://localhost/livez", b"*"):
+        yield Case(f"CONNECT {shown(target)}", head(b"CONNECT %b HTTP/1.1" % target, LOCAL))
+    yield Case("CONNECT and a request behind it", head(b"CONNECT /livez HTTP/1.1", LOCAL) + asks())
     yield Case("OPTIONS *", head(b"OPTIONS * HTTP/1.1", LOCAL))
     yield Case("HTTP/2 preface", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes((0, 0, 0, 4, 0, 0, 0, 0, 0)))
 

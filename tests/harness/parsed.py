@@ -1,0 +1,142 @@
+"""The guard over a transport in memory: what it answers to bytes that arrive in exactly these pieces.
+
+A socket would join the pieces again. The protocol, its parser and the application behind it are the real ones.
+"""
+
+import asyncio
+import json
+import re
+import socket
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Any, NamedTuple, cast
+
+import uvicorn
+from uvicorn.server import ServerState
+
+from proxy.api.status import error_body
+from proxy.channel.protocol import WorkerProtocol
+from proxy.edge.crowd import Crowd, Pace
+from proxy.edge.guard import Door
+from proxy.edge.head import Hosts
+from proxy.edge.protocol import EdgeProtocol
+
+QUIET_TURNS = 3  # of the event loop without a new byte: then the application has nothing more to say
+MOST_TURNS = 200
+DATE = re.compile(rb"\r\nDate: [^\r]*")
+
+
+class MemoryTransport(asyncio.Transport):
+    """Keeps what is written. `wire` is a socket that is not connected, for those who set its options."""
+
+    def __init__(self, protocol: asyncio.Protocol, wire: socket.socket) -> None:
+        super().__init__({"socket": wire, "peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        self._protocol: asyncio.BaseProtocol = protocol
+        self.written = bytearray()
+        self._is_closing = False
+
+    def write(self, data: bytes | bytearray | memoryview) -> None:
+        if not self._is_closing:
+            self.written += data
+
+    def can_write_eof(self) -> bool:
+        return True
+
+    def write_eof(self) -> None:
+        pass
+
+    def close(self) -> None:
+        self._is_closing = True
+
+    abort = close
+
+    def is_closing(self) -> bool:
+        return self._is_closing
+
+    def is_reading(self) -> bool:
+        return True
+
+    def pause_reading(self) -> None:
+        pass
+
+    def resume_reading(self) -> None:
+        pass
+
+    def set_write_buffer_limits(self, high: int | None = None, low: int | None = None) -> None:
+        pass
+
+    def get_protocol(self) -> asyncio.BaseProtocol:
+        return self._protocol
+
+    def set_protocol(self, protocol: asyncio.BaseProtocol) -> None:
+        self._protocol = protocol
+
+
+class Written(NamedTuple):
+    """What the server wrote, without the time, and whether it has closed the connection."""
+
+    written: bytes
+    is_closing: bool
+
+
+class Parsed:
+    """Connections that are made of pieces."""
+
+    def __init__(self, wire: socket.socket) -> None:
+        """Let the connections share this socket, which is not connected."""
+        self._wire = wire
+        self.crowd = Crowd(1_000_000)
+        door = Door(Hosts(is_open=True), Pace(), self.crowd, error_body, lambda _path, _fields: False)
+        self._config = uvicorn.Config(
+            echo, http=cast("type[EdgeProtocol]", partial(EdgeProtocol, door)), ws=WorkerProtocol,
+            ws_ping_interval=None, lifespan="off", log_config=None, access_log=False, server_header=False,
+            date_header=False,
+        )  # fmt: skip
+        self._config.load()
+
+    async def answer(self, pieces: Iterable[bytes]) -> Written:
+        """Feed these pieces to a new connection, which the client then closes."""
+        state = ServerState()
+        protocol = self._config.http_protocol_class(config=self._config, server_state=state, app_state={})  # type: ignore[union-attr,call-arg,operator]
+        transport = MemoryTransport(protocol, self._wire)
+        protocol.connection_made(transport)
+        for piece in pieces:
+            if transport.is_closing():
+                break
+            cast("asyncio.Protocol", transport.get_protocol()).data_received(piece)
+        seen, quiet = -1, 0
+        for _ in range(MOST_TURNS):
+            quiet = quiet + 1 if len(transport.written) == seen and not state.tasks else 0
+            if quiet == QUIET_TURNS:
+                break
+            seen = len(transport.written)
+            await asyncio.sleep(0)
+        found = Written(DATE.sub(b"", transport.written), transport.is_closing())
+        cast("asyncio.Protocol", transport.get_protocol()).connection_lost(None)
+        await asyncio.sleep(0)
+        return found
+
+
+async def echo(scope: Any, receive: Any, send: Any) -> None:
+    """Answer with what was asked; a WebSocket is accepted."""
+    if scope["type"] == "websocket":
+        await receive()
+        await send({"type": "websocket.accept"})
+        return
+    body, more = b"", True
+    while more:
+        message = await receive()
+        body, more = body + message.get("body", b""), message.get("more_body", False)
+    told = {"method": scope["method"], "path": scope["path"], "body": body.decode("latin-1")}
+    data = json.dumps(told).encode()
+    headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
+    await send({"type": "http.response.start", "status": 200, "headers": headers})
+    await send({"type": "http.response.body", "body": data})
+
+
+@asynccontextmanager
+async def parsed() -> AsyncIterator[Parsed]:
+    """The guard, without a network."""
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as wire:
+        yield Parsed(wire)

@@ -1,0 +1,131 @@
+"""Every number that a client sends: a query that is not one is refused by name, a header that is not one is ignored."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import pytest_asyncio
+from harness.line import Line
+from harness.proxy import CHAT, Proxy, chat, serving
+from harness.queue import QueueClient, body
+from yarl import URL
+
+from proxy.api.jobs.envelope import MAX_EXECUTION, MAX_TTL, MIN_EXECUTION, MIN_TTL
+from proxy.api.jobs.operations import OPERATIONS
+from proxy.api.openapi.document import document
+from proxy.service.limits import LIMITS
+
+HUGE = "9" * 400
+STRANGE = (
+    *("nan", "inf", "-inf", "Infinity", "1e400", "1e3", "-1", "-0", "%2B5", "+5", "%205", "5%20", "1_0", "0x10"),
+    *("%D9%A3", "%EF%BC%95", "%C2%B2", "5%00", "1,000", "soon", "true", "null", "%0A5"),
+)
+"""As they stand in a URL."""
+WRONG = {
+    ("status", "ttl"): (*STRANGE, "1.5", "0", "999", "604800001", HUGE),
+    ("stream", "after"): (*STRANGE, "1.5", str(2**53 + 1), HUGE),
+    ("stream", "wait"): (*STRANGE, "1.x", ".5"),
+    ("status-sync", "wait"): (*STRANGE, "1.x", ".5"),
+    ("runsync", "wait"): (*STRANGE, "1.x", ".5"),
+    ("requests", "limit"): (*STRANGE, "1.5", "0", "1001", HUGE),
+    ("requests", "before"): (*STRANGE, "1.5", "0", str(2**53 + 1), HUGE),
+}
+RIGHT = {
+    ("status", "ttl"): ("604800000", "0000000000000000000000600000", ""),
+    ("stream", "after"): ("0", str(2**53), "000000000000000000000000000000007", ""),
+    ("stream", "wait"): ("0", "1", "1500.5", HUGE, ""),
+    ("status-sync", "wait"): ("0", "1", "1500.5", HUGE, ""),
+    ("requests", "limit"): ("1", "1000", ""),
+    ("requests", "before"): ("1", str(2**53), ""),
+}
+MILLISECONDS = {"ttl", "wait"}
+PATIENCE = (
+    *("nan", "inf", "-inf", "1e306", "1e400", "-1", "0", "1_0", "+5", HUGE, "", "soon", "1e-400", "\u00b2", "0x10"),
+    *("600", "600.0", "0.5", "1e+16"),
+)
+NOT_IN_JSON = ("nan", "NaN", "inf", "Infinity", "1_0", "+10000", "0x10", "010000", "\u0661", "")
+NOT_A_TIME = ("1e400", "-1", "0", HUGE, "10000.5", '"10000"', "true", "[]", "{}", "1e99")
+
+
+@pytest_asyncio.fixture(scope="module")
+async def unlimited() -> AsyncIterator[Proxy]:
+    async with serving(limit=[f"{name}=0" for name in LIMITS]) as proxy:
+        yield proxy
+
+
+@pytest_asyncio.fixture(scope="module")
+async def ended(unlimited: Proxy) -> str:
+    """A job that nobody has to wait for."""
+    client = QueueClient(unlimited)
+    job = await client.run(1)
+    await client.call("POST", f"cancel/{job}")
+    return job
+
+
+async def ask(proxy: Proxy, operation: str, job: str, query: str) -> tuple[int, str]:
+    path = next(path for path in OPERATIONS if path.split("/")[1] == operation).replace("{job}", job)
+    url = URL(f"{proxy.url}/v2/default{path}?{query}", encoded=True)
+    async with proxy.http.request(OPERATIONS[path.replace(job, "{job}")][0], url, **body({"input": 1})) as response:
+        return response.status, await response.text()
+
+
+def test_every_number_in_a_query_is_here() -> None:
+    described = document("1")
+    parameters = described["components"]["parameters"]  # type: ignore[index]
+    found = {
+        (path.split("/")[3], parameters[ref["$ref"].rpartition("/")[2]]["name"])
+        for path, item in described["paths"].items()  # type: ignore[attr-defined]
+        for method, operation in item.items()
+        if path.startswith("/v2/{endpoint}/") and "/openai/" not in path and method != "parameters"
+        for ref in operation["parameters"]
+    }
+    assert {one for one in found if one[1] not in {"status", "Last-Event-ID"}} == set(WRONG)
+
+
+@pytest.mark.parametrize(("operation", "name"), WRONG)
+async def test_a_query_that_is_not_a_number_in_range_is_refused_by_its_name(
+    unlimited: Proxy, ended: str, operation: str, name: str
+) -> None:
+    for value in WRONG[operation, name]:
+        status, text = await ask(unlimited, operation, ended, f"{name}={value}")
+        assert (status, f"`{name}`" in text) == (400, True), (value, text)
+        assert ("milliseconds" in text) == (name in MILLISECONDS)
+
+
+@pytest.mark.parametrize(("operation", "name"), RIGHT)
+async def test_a_number_in_range_is_taken(unlimited: Proxy, ended: str, operation: str, name: str) -> None:
+    for value in RIGHT[operation, name]:
+        drains_nothing = "&after=0" if (operation, name) == ("stream", "wait") else ""
+        assert (await ask(unlimited, operation, ended, f"{name}={value}{drains_nothing}"))[0] == 200, value
+
+
+@pytest.mark.parametrize("value", ["nan", "-1", "1_0", "+5", HUGE, str(2**53 + 1), "1e3"])
+async def test_the_id_of_an_event_is_refused_alike(unlimited: Proxy, ended: str, value: str) -> None:
+    headers = {"Accept": "text/event-stream", "Last-Event-ID": value}
+    assert (await QueueClient(unlimited).call("GET", f"stream/{ended}", headers=headers)).status == 400
+
+
+@pytest.mark.parametrize("field", ["executionTimeout", "ttl"])
+async def test_a_policy_has_whole_milliseconds_in_range(unlimited: Proxy, field: str) -> None:
+    least, most = {"executionTimeout": (MIN_EXECUTION, MAX_EXECUTION), "ttl": (MIN_TTL, MAX_TTL)}[field]
+    bad = (*NOT_IN_JSON, *NOT_A_TIME, str(least - 1), str(most + 1))
+    for value, status in [*((one, 400) for one in bad), *((one, 200) for one in (str(least), str(most), "null"))]:
+        data = f'{{"input": 1, "policy": {{"{field}": {value}}}}}'.encode()
+        headers = {"Content-Type": "application/json"}
+        answer = await QueueClient(unlimited).call("POST", "run", data=data, headers=headers)
+        assert answer.status == status, (value, answer.body)
+
+
+async def test_a_patience_that_is_not_a_number_in_range_is_ignored(line: Line) -> None:
+    for value in PATIENCE:
+        headers = {"X-Stainless-Read-Timeout": value}
+        async with line.proxy.http.post(CHAT, json=chat(max_tokens=1), headers=headers) as response:
+            assert response.status == 200, (value, await response.text())
+
+
+async def test_no_header_of_an_sdk_makes_a_500(line: Line) -> None:
+    """Whichever of them is read one day."""
+    names = ("Read-Timeout", "Timeout", "Retry-Count", "Max-Retries")
+    for value in (HUGE, "1e306", "nan", "-1"):
+        headers = {f"X-Stainless-{name}": value for name in names} | {"Retry-After": value, "Retry-After-Ms": value}
+        async with line.proxy.http.post(CHAT, json=chat(max_tokens=1), headers=headers) as response:
+            assert response.status == 200

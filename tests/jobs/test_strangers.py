@@ -1,0 +1,81 @@
+"""To everybody but its owner a job is one that does not exist, down to what is asked of the store."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+from harness.proxy import CHAT, Proxy, chat, serving
+from harness.queue import QueueClient
+from harness.recorded import RecordedStore, recorded
+from harness.stores import STORES
+from harness.waiting import until
+from pydantic import SecretStr
+
+from proxy.api.jobs.operations import OPERATIONS
+from proxy.service.limits import LIMITS
+
+UNKNOWN = "00000000-0000-4000-8000-000000000000-u1"
+OF_ONE_JOB = [(method, path) for path, methods in OPERATIONS.items() if "{job}" in path for method in methods]
+QUERIES = {
+    "/status/{job}": ("", "?ttl=60000"),
+    "/status-sync/{job}": ("?wait=90000",),
+    "/stream/{job}": ("", "?wait=90000", "?after=0&wait=90000"),
+}
+EVENTS = {"Accept": "text/event-stream"}
+
+
+@dataclass(frozen=True)
+class Street:
+    """Alice's jobs, one of each kind, while she waits for the output of the first, and bob."""
+
+    proxy: Proxy
+    store: RecordedStore
+    jobs: list[str]
+    reading: asyncio.Task[object]
+
+    async def asks(self, method: str, operation: str, job: str, headers: dict[str, str]) -> tuple[object, list[str]]:
+        """What bob is answered, and what is asked of the store for it."""
+        self.store.calls.clear()
+        answer = await QueueClient(self.proxy, "bob-secret").call(method, operation.format(job=job), headers=headers)
+        told = answer.status, json.dumps(answer.body).replace(job, UNKNOWN)
+        return told, [call.replace(job, UNKNOWN) for call in self.store.naming(job, "bob")]
+
+
+@pytest_asyncio.fixture(params=STORES)
+async def street(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Street]:
+    store, given = recorded(STORES[request.param](tmp_path))
+    keys = [SecretStr("alice=alice-secret"), SecretStr("bob=bob-secret")]
+    async with AsyncExitStack() as stack:
+        limit = [f"{name}=0" for name in LIMITS]
+        proxy = await stack.enter_async_context(serving(job_store=given, api_key=keys, limit=limit))
+        alice = QueueClient(proxy, "alice-secret")
+        waiting, cancelled = await alice.run(1), await alice.run(1)
+        await alice.call("POST", f"cancel/{cancelled}")
+        headers = {"Authorization": "alice-secret"}
+        call = asyncio.create_task(proxy.http.post(CHAT, json=chat(), headers=headers))
+        await until(lambda: len(proxy.parts.output) == 1, what="the call is in the queue")
+        interactive = next(iter(proxy.parts.output)).job_id
+        reading = asyncio.create_task(alice.stream(waiting, "?wait=90000"))
+        await until(lambda: bool(store.naming(f"read('{waiting}'")), what="alice waits for output")
+        yield Street(proxy, store, [waiting, cancelled, interactive], reading)
+        for task in (reading, call):
+            task.cancel()
+        await asyncio.gather(reading, call, return_exceptions=True)
+
+
+async def test_anothers_job_asks_the_store_what_an_unknown_one_does(street: Street) -> None:
+    for method, path in OF_ONE_JOB:
+        for query in QUERIES.get(path, ("",)):
+            for headers in ({}, EVENTS) if path.startswith("/stream") else ({},):
+                operation = path[1:] + query
+                unknown = await street.asks(method, operation, UNKNOWN, headers)
+                assert unknown[0][0] == 404  # type: ignore[index]
+                assert unknown[1], "the store is asked"
+                for job in street.jobs:
+                    assert await street.asks(method, operation, job, headers) == unknown, (operation, job)
+    assert not street.reading.done(), "alice was not waited for"

@@ -1,0 +1,80 @@
+"""What is a number in a query or a header, and what only Python takes for one."""
+
+import time
+
+import pytest
+from harness.jobs import HERE
+from pydantic import ValidationError
+
+from proxy.api.numbers import LARGEST, read_floor, read_seconds, read_whole
+from proxy.service.limits import LIMITS, Limit, LimitedError, Limits
+from proxy.settings import Settings
+
+NOT_NUMBERS = (
+    *("", " ", "nan", "inf", "Infinity", "-inf", "-1", "+5", " 5", "5 ", "5\n", "1_0", "0x10", "1,0", "soon", "True"),
+    *("\u0663", "\uff15", "\u00b2", "5\x00", "1e", "--1"),
+)
+
+
+@pytest.mark.parametrize("text", [*NOT_NUMBERS, "1e3", "1.5", "1e400", "1."])
+def test_only_digits_are_a_whole_number(text: str) -> None:
+    assert read_whole(text) is None
+
+
+def test_a_whole_number_may_be_as_long_as_it_likes() -> None:
+    assert read_whole("0") == read_whole("0" * 30_000) == 0
+    assert read_whole("0" * 30_000 + "7") == 7
+    assert read_whole("9" * 18) == 10**18 - 1
+    assert read_whole("9" * 19) == read_whole("9" * 30_000) == LARGEST
+
+
+@pytest.mark.parametrize("text", [*NOT_NUMBERS, "1e3", "1.x", ".5", "1.5.1", "1.-5"])
+def test_a_number_with_a_fraction_has_digits_on_both_sides(text: str) -> None:
+    assert read_floor(text) is None
+
+
+def test_of_a_fraction_the_whole_part_counts() -> None:
+    assert [read_floor(text) for text in ("1500", "1500.9", "1500.", "0.5")] == [1500, 1500, 1500, 0]
+
+
+@pytest.mark.parametrize("text", [*NOT_NUMBERS, "0", "0.0", "1e306", "1e400", "9" * 400, "1e-400", ".5", "31536001"])
+def test_a_header_that_is_not_a_number_in_range_says_nothing(text: str) -> None:
+    assert read_seconds(text.encode(), 31_536_000.0) is None
+
+
+@pytest.mark.parametrize("seconds", [600, 600.0, 0.5, 1e-05, 31_536_000])
+def test_a_timeout_is_read_as_python_writes_it(seconds: float) -> None:
+    assert read_seconds(str(seconds).encode(), 31_536_000.0) == seconds
+
+
+@pytest.mark.parametrize("operation", LIMITS)
+def test_a_limit_of_0_is_no_limit(operation: str) -> None:
+    limits = Limits(Settings(limit=[f"{operation}=0"]).limits(), 0, lambda _: 0, time.monotonic)
+    for _ in range(1_000):
+        limits.enter("key", HERE, operation)
+
+
+@pytest.mark.parametrize(
+    ("text", "limit"),
+    [("openai=0", (None, None)), ("openai=0/7", (None, 7)), ("openai=7/0", (7, None)), ("openai=7", (7, 400)),
+     ("openai=0/0", (None, None)), ("purge-queue=7", (7, None))],
+)  # fmt: skip
+def test_each_of_the_two_limits_can_be_lifted(text: str, limit: tuple[int | None, int | None]) -> None:
+    assert Settings(limit=[text]).limits()[text.partition("=")[0]] == Limit(*limit)
+
+
+def test_what_is_left_of_a_limit_holds() -> None:
+    limits = Limits(Settings(limit=["openai=0/1"]).limits(), 0, lambda _: 0, time.monotonic)
+    leave, told = limits.enter("key", HERE, "openai")
+    assert told is None
+    with pytest.raises(LimitedError):
+        limits.enter("key", HERE, "openai")
+    leave()
+    limits.enter("key", HERE, "openai")
+
+
+@pytest.mark.parametrize("name", ["queue_timeout", "execution_timeout"])
+@pytest.mark.parametrize("value", ["inf", "nan", "1e306", "0", "-1"])
+def test_a_timeout_that_is_no_time_is_refused_at_the_start(name: str, value: str) -> None:
+    with pytest.raises(ValidationError):
+        Settings(**{name: value})
