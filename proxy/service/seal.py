@@ -1,12 +1,12 @@
 """Secrets that a job brings (`s3Config`, its webhook), sealed for as long as the store has them: AES-256-GCM."""
 
 import base64
-from secrets import token_bytes
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from proxy.jobs.webhook import receiver
+from proxy.service.ids import RandomBytes
 
 KEY_BYTES = 32
 NONCE_BYTES = 12  # fresh for each secret
@@ -20,12 +20,13 @@ class OtherSealError(ValueError):
 class Seal:
     """Seals and opens with one key, which is kept beside the store and not in it."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, random_bytes: RandomBytes) -> None:
         self._cipher = AESGCM(base64.b64decode(key))
+        self._random_bytes = random_bytes
 
     def close(self, secret: bytes) -> bytes:
         """The secret as it is kept."""
-        nonce = token_bytes(NONCE_BYTES)
+        nonce = self._random_bytes(NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, secret, None)
 
     def open(self, sealed: bytes) -> bytes:
@@ -45,6 +46,6 @@ class Seal:
         return self.open(base64.b64decode(sealed)).decode() if separator else kept
 
 
-def new_key() -> str:
+def new_key(random_bytes: RandomBytes) -> str:
     """A key as it is written down."""
-    return base64.b64encode(token_bytes(KEY_BYTES)).decode()
+    return base64.b64encode(random_bytes(KEY_BYTES)).decode()

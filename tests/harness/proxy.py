@@ -14,6 +14,7 @@ from proxy.app import Parts, compose
 from proxy.service.clock import Clock
 from proxy.serving import listen, running
 from proxy.settings import Settings
+from proxy.system import System
 
 CHAT = "/v1/chat/completions"
 
@@ -41,7 +42,7 @@ async def serving(clock: Clock | None = None, **settings: Any) -> AsyncIterator[
     """A proxy with these settings, on a free port; drained at the end."""
     with TemporaryDirectory() as folder:
         wanted = Settings(**{"port": 0, "data_dir": Path(folder), "drain": 2.0} | settings)
-        parts = compose(wanted, clock)
+        parts = compose(wanted, System() if clock is None else System(clock=clock))
         listener = listen(wanted)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with (

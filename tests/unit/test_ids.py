@@ -1,0 +1,38 @@
+"""Ids follow from the random bytes that they are made of."""
+
+import re
+from random import Random
+from secrets import token_bytes
+
+from proxy.service.ids import Ids
+
+UUID4 = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
+
+
+def drawn(ids: Ids) -> list[str]:
+    """Some ids of each kind."""
+    return [
+        make()
+        for make in (
+            ids.interactive_job,
+            lambda: ids.durable_job(is_sync=False),
+            lambda: ids.durable_job(is_sync=True),
+            ids.request,
+        )
+        for _ in range(3)
+    ]
+
+
+def test_the_same_seed_gives_the_same_ids() -> None:
+    first = drawn(Ids(Random(1).randbytes))
+    assert drawn(Ids(Random(1).randbytes)) == first
+    assert len(set(first)) == len(first)
+    assert not set(drawn(Ids(Random(2).randbytes))) & set(first)
+
+
+def test_ids_have_the_form_that_clients_know() -> None:
+    ids = Ids(token_bytes)
+    assert re.fullmatch(f"{UUID4}-i1", ids.interactive_job())
+    assert re.fullmatch(f"{UUID4}-u1", ids.durable_job(is_sync=False))
+    assert re.fullmatch(f"sync-{UUID4}-u1", ids.durable_job(is_sync=True))
+    assert re.fullmatch("[0-9a-f]{24}", ids.request())
