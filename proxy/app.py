@@ -102,7 +102,7 @@ def compose(settings: Settings, system: System | None = None) -> Parts:
     token = settings.token()
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store, fleet, output, news, background = _store(settings), Fleet(), Output(), News(), Background()
+    store, fleet, output, news, background = _store(settings, system), Fleet(), Output(), News(), Background()
     recorder = Recorder(store, news)
     dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
     runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
@@ -189,9 +189,9 @@ def compose(settings: Settings, system: System | None = None) -> Parts:
     )
 
 
-def _store(settings: Settings) -> JobStore:
+def _store(settings: Settings, system: System) -> JobStore:
     path = settings.store_file()
-    return MemoryStore() if path is None else SqliteStore(path)
+    return MemoryStore() if path is None else SqliteStore(path, system.disk, system.start_runner)
 
 
 def _loop_time() -> float:

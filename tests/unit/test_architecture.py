@@ -89,7 +89,7 @@ def test_importing_does_nothing_at_module_level() -> None:
 
 
 def test_sets_hold_values_not_objects() -> None:
-    """A set of objects iterates in the order of their addresses, which no seed repeats: such a set is a dict of None."""
+    """Sets of objects iterate in the order of memory addresses, which no seed repeats. Use a dict of None instead."""
     found = {
         f"{named(path)}: {ast.unparse(node)}"
         for path in SOURCES
