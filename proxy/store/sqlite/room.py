@@ -21,7 +21,7 @@ SMALL_DISK = 20  # of a small disk this part is reserved, and half of it is ball
 
 
 class Room:
-    """Whether another job may come in. Used by the writer's thread alone."""
+    """Whether another job may come in. Used by the writer alone."""
 
     def __init__(self, ballast: Path, disk: Disk) -> None:
         self._ballast = ballast
