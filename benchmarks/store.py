@@ -26,6 +26,7 @@ from proxy.serving import SWITCH_SECONDS
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.sqlite.store import SqliteStore
+from proxy.system import SystemDisk, ThreadRunner
 
 HERE, WORKER, NOW = EndpointId("default"), WorkerId("w-1"), Millis(1_000_000)
 BODY = bytes(1_000)
@@ -141,7 +142,7 @@ def megabytes(path: Path) -> float:
 
 async def queue(path: Path) -> None:
     """Memory of a long queue, and how long a start with it takes."""
-    store = SqliteStore(path)
+    store = SqliteStore(path, SystemDisk(), ThreadRunner)
     async with store.open():
         gc.collect()
         before = resident()
@@ -152,7 +153,7 @@ async def queue(path: Path) -> None:
         print(f"{QUEUED} queued jobs of 1 KB: {(resident() - before) / 1e6:.0f} MB of memory, "
               f"{megabytes(path):.0f} MB of file")  # fmt: skip
         await timed("take one of many and settle it", 1, 1_000, lambda _: _one(store))
-    store = SqliteStore(path)
+    store = SqliteStore(path, SystemDisk(), ThreadRunner)
     begun = time.perf_counter()
     async with store.open():
         print(f"opened with them in {time.perf_counter() - begun:.2f} s")
@@ -169,7 +170,7 @@ async def main(folder: Path) -> None:
     print(f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}")
     bare(folder / "bare.db")
     async with AsyncExitStack() as stack:
-        store = SqliteStore(folder / "jobs.db")
+        store = SqliteStore(folder / "jobs.db", SystemDisk(), ThreadRunner)
         await stack.enter_async_context(store.open())
         await interactive(MemoryStore(), "memory")
         await interactive(store, "sqlite")

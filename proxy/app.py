@@ -1,9 +1,8 @@
 """The composition root: makes the parts and connects them. `serving` runs them."""
 
-import time
+import asyncio
 from dataclasses import dataclass, field
 from functools import partial
-from secrets import token_hex
 from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
@@ -31,10 +30,10 @@ from proxy.edge.routes import Room, Table
 from proxy.jobs.model import Job, WorkerId
 from proxy.service.background import Background
 from proxy.service.budget import Budget
-from proxy.service.clock import Clock, SystemClock
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
+from proxy.service.ids import Ids
 from proxy.service.intake import Intake
 from proxy.service.keys import Keys
 from proxy.service.limits import Limits
@@ -53,6 +52,7 @@ from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.signal import LocalSignal
 from proxy.store.sqlite.store import SqliteStore
+from proxy.system import System
 
 EXPOSED_HEADERS = [
     *("x-request-id", "x-job-id", "x-should-retry", "retry-after", "retry-after-ms", "openai-processing-ms"),
@@ -95,24 +95,26 @@ class Parts:
             worker.has_exited = True  # the sweeper buries it in its next round
 
 
-def compose(settings: Settings, clock: Clock | None = None, store: JobStore | None = None) -> Parts:
+def compose(settings: Settings, system: System | None = None, store: JobStore | None = None) -> Parts:
     """Make the parts, with the configured store unless one is given. Nothing runs yet and nothing is opened."""
-    clock = clock or SystemClock()
+    system = system or System()
+    clock = system.clock
+    ids = Ids(system.random_bytes)
     token = settings.token()
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store = store or _store(settings)
+    store = store or _store(settings, system)
     fleet, output, news, background = Fleet(), Output(), News(), Background()
     recorder = Recorder(store, news)
     dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
     runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
     orphans = Orphans(store, runs)
-    intake = Intake(store, output, dispatch, runs, clock)
-    limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, time.monotonic)
-    queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock)
+    intake = Intake(store, output, dispatch, runs, clock, ids)
+    limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, _loop_time)
+    queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock, ids)
     stuck = StuckWorkers(fleet, settings.stop_grace)
     sweeper = Sweeper(store, fleet, output, runs, orphans, stuck, clock, settings.lease)
-    receivers, seal = settings.receivers(), Seal(settings.seal_key())
+    receivers, seal = settings.receivers(), Seal(settings.seal_key(), system.random_bytes)
     check_webhook = partial(check_url, allowed=receivers)
 
     async def notice(job: Job) -> bytes:
@@ -131,7 +133,7 @@ def compose(settings: Settings, clock: Clock | None = None, store: JobStore | No
     stock = StockChannel(endpoints, roster, posts, results, seal.open)
     bodies = Budget(settings.body_budget, settings.body_budget // (2 if len(settings.client_keys()) > 1 else 1))
     answers = Budget(ANSWER_BYTES)
-    openai = OpenAi(endpoints, intake, limits, bodies, answers, lambda: token_hex(12), settings.gaps())
+    openai = OpenAi(endpoints, intake, limits, bodies, answers, ids.request, settings.gaps())
     jobs = JobsApi(
         endpoints,
         Overview(store, fleet, queue, clock, seal),
@@ -192,6 +194,11 @@ def compose(settings: Settings, clock: Clock | None = None, store: JobStore | No
     )
 
 
-def _store(settings: Settings) -> JobStore:
+def _store(settings: Settings, system: System) -> JobStore:
     path = settings.store_file()
-    return MemoryStore() if path is None else SqliteStore(path)
+    return MemoryStore() if path is None else SqliteStore(path, system.disk, system.start_runner)
+
+
+def _loop_time() -> float:
+    """The monotonic clock of the running event loop, in seconds."""
+    return asyncio.get_running_loop().time()

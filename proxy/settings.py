@@ -259,7 +259,7 @@ class Settings(BaseSettings):
 
     def seal_key(self) -> str:
         """What the secrets that jobs bring are sealed with, in the store."""
-        return self._kept("seal-key", None, new_key)
+        return self._kept("seal-key", None, lambda: new_key(secrets.token_bytes))
 
     def receivers(self) -> Allowed:
         """The private receivers that webhooks may go to."""

@@ -5,9 +5,7 @@ the outbox keeps what waits; the peer's next `Hello` tells the proxy what each r
 """
 
 import asyncio
-import random
-import time
-from collections.abc import Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Protocol
@@ -27,7 +25,7 @@ from proxy.wire.frames import (
     decode_to_worker,
 )
 from proxy.wire.outbox import Outbox
-from worker_vllm.dialling import Link, RefusedError, dial, refusal_of_close
+from worker_vllm.dialling import Dialler, Link, RefusedError, dial, refusal_of_close
 
 BACKOFF_FIRST = 0.5  # seconds; doubled at each failure
 FLUSH_SECONDS = 5.0  # how long closing waits for the last frames to leave
@@ -90,8 +88,9 @@ class Patience:
 class Channel:
     """One worker's connection to its proxy, made again whenever it breaks."""
 
-    def __init__(self, link: Link, outbox: WakingOutbox, peer: Peer, patience: Patience) -> None:
+    def __init__(self, link: Link, outbox: WakingOutbox, peer: Peer, patience: Patience, dialler: Dialler) -> None:
         self._link = link
+        self._dialler = dialler
         self._outbox = outbox
         self._peer = peer
         self._patience = patience
@@ -104,23 +103,24 @@ class Channel:
 
     async def run(self) -> None:
         """Stay connected until `close`. `RefusedError`: the proxy does not want us; `OrphanedError`: it is gone."""
-        failures, reached = 0, time.monotonic()
+        clock = asyncio.get_running_loop().time
+        failures, reached = 0, clock()
         while not self._closing.is_set():
             try:
                 if await self._connection():
-                    failures, reached = 0, time.monotonic()
+                    failures, reached = 0, clock()
             except RefusedError as refusal:
                 if not self._accepted and not self._closing.is_set():
                     raise
-                reached = time.monotonic()
+                reached = clock()
                 self._log.warning("channel.refused", reason=str(refusal))
             finally:
                 self.tried.set()
             if self._closing.is_set():
                 return
-            pause = pause_before_dialling(failures, self._patience.heartbeat)
+            pause = pause_before_dialling(failures, self._patience.heartbeat, self._dialler.uniform)
             if self._patience.orphan is not None:
-                away = time.monotonic() - reached
+                away = clock() - reached
                 if away >= self._patience.orphan:
                     raise OrphanedError(f"no proxy at {self._link.url} for {away:.0f} s")
                 pause = min(pause, self._patience.orphan - away)
@@ -146,7 +146,7 @@ class Channel:
 
     async def _connection(self) -> bool:
         """One connection from dialling to its end. True if there was one."""
-        socket = await dial(self._link, self._closing)
+        socket = await dial(self._link, self._closing, self._dialler.connect)
         if socket is None:
             return False
         try:
@@ -210,14 +210,14 @@ class Channel:
             self._outbox.put(Heartbeat())
 
 
-def pause_before_dialling(failures: int, heartbeat: float) -> float:
+def pause_before_dialling(failures: int, heartbeat: float, uniform: Callable[[float, float], float]) -> float:
     """Seconds to wait after so many failed attempts in a row, drawn at random: a proxy that comes back meets no herd.
 
     Never more than a heartbeat. A proxy that was started again gives its workers one lease to come back with what they
     run, and a lease is several heartbeats: whoever tries as often as it would have spoken is not late.
     """
     most = min(heartbeat, BACKOFF_FIRST * 2**failures)
-    return random.uniform(most / 2, most)
+    return uniform(most / 2, most)
 
 
 async def _wait(signal: Coroutine[None, None, bool], seconds: float) -> None:

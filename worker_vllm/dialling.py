@@ -1,11 +1,13 @@
 """Open the WebSocket to the proxy, and tell a refusal, which a person must mend, from trouble that passes."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import structlog
-from websockets.asyncio.client import ClientConnection, connect
+from websockets.asyncio.client import ClientConnection
 from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
 
 from proxy.wire.frames import SOCKET_BYTES
@@ -28,6 +30,18 @@ ADVICE = {
 }
 
 
+Connect: TypeAlias = Callable[..., Awaitable[ClientConnection]]
+"""Open a WebSocket, as `websockets.asyncio.client.connect` does."""
+
+
+@dataclass(frozen=True, slots=True)
+class Dialler:
+    """The means of dialling: a simulation has others than the network and chance."""
+
+    connect: Connect
+    uniform: Callable[[float, float], float]  # a random number between two
+
+
 @dataclass(frozen=True, slots=True)
 class Link:
     """Where the proxy is, and who calls."""
@@ -41,7 +55,7 @@ class RefusedError(Exception):
     """The proxy does not want this worker; its text is one line that says why."""
 
 
-async def dial(link: Link, closing: asyncio.Event) -> ClientConnection | None:
+async def dial(link: Link, closing: asyncio.Event, connect: Connect) -> ClientConnection | None:
     """An open connection, or None when the proxy is out of reach for now or `closing` is set; else `RefusedError`."""
     log = structlog.get_logger()
     try:

@@ -15,7 +15,7 @@ from contextlib import suppress
 
 from proxy.wire.frames import PROTOCOL, Credit, Frame, Hello, Log, ToWorker
 from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox
-from worker_vllm.dialling import Link, RefusedError
+from worker_vllm.dialling import Dialler, Link, RefusedError
 
 FIRST_TRY_SECONDS = 3.0  # how long a start waits for the first answer of the proxy, to fail early rather than late
 JOIN_SECONDS = 5.0
@@ -49,8 +49,9 @@ class Loading:
     When the proxy refuses the worker, `failure` says so and the process gets a SIGINT, which ends the start.
     """
 
-    def __init__(self, link: Link, engine: str, patience: Patience) -> None:
+    def __init__(self, link: Link, engine: str, patience: Patience, dialler: Dialler) -> None:
         self._link, self._engine, self._patience = link, engine, patience
+        self._dialler = dialler
         self._tried = threading.Event()
         self._thread = threading.Thread(target=self._main, name="loading", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -102,7 +103,7 @@ class Loading:
     async def _keep(self) -> None:
         self._outbox = WakingOutbox()
         peer = _Announcement(self._link.worker, self._engine)
-        self._channel = Channel(self._link, self._outbox, peer, self._patience)
+        self._channel = Channel(self._link, self._outbox, peer, self._patience, self._dialler)
         self._loop = asyncio.get_running_loop()
         running = asyncio.create_task(self._channel.run())
         self._stop = running.cancel

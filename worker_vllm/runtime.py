@@ -64,7 +64,7 @@ class Runtime:
         self._outbox = outbox
         self._group = group
         self._output_format = output_format
-        self._gauges = Gauges(engine.read)
+        self._gauges = Gauges(engine.read, asyncio.get_running_loop().time)
         self._runs: dict[str, Run] = {}
         self._is_draining = False
         self._idle = asyncio.Event()  # no run is in the books

@@ -1,7 +1,6 @@
 """Watch the engine: has it died, or does it stand still while jobs wait for it? Neither mends itself."""
 
 import asyncio
-import time
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -32,12 +31,13 @@ class EngineGone:
 
 async def watch(engine: Engine, work: Work, patience: float) -> EngineGone:
     """Returns when the engine is dead, or has done nothing for `patience` seconds although a run waits for it."""
-    seen, since = (-1, -1), time.monotonic()
+    clock = asyncio.get_running_loop().time
+    seen, since = (-1, -1), clock()
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         if engine.dead:
             return EngineGone("engine_dead", "the engine died")
-        now, state = time.monotonic(), (engine.progress(), work.moves)
+        now, state = clock(), (engine.progress(), work.moves)
         if state != seen or not work.is_waiting_for_engine:
             seen, since = state, now
         elif now - since >= patience:

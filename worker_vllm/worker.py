@@ -2,16 +2,18 @@
 
 import asyncio
 import os
+import random
 import signal
 import time
 from collections.abc import Coroutine, Sequence
 
 import structlog
 import uvloop
+from websockets.asyncio.client import connect
 
 from proxy.wire.frames import Log
 from worker_vllm.channel import GOING_AWAY, Channel, OrphanedError, Patience, WakingOutbox
-from worker_vllm.dialling import Link, RefusedError
+from worker_vllm.dialling import Dialler, Link, RefusedError
 from worker_vllm.ending import EX_CONFIG, EX_FAILED, EX_OK, EX_SOFTWARE, EX_UNAVAILABLE, Ended
 from worker_vllm.engine.base import Engine, EngineError, read_models
 from worker_vllm.engine.choice import make_engine
@@ -30,7 +32,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> Ended:
     """Work for a proxy; `arguments` are flags for vLLM. `SettingsError` if there is no proxy to work for."""
     link = _link(settings)
     _let_signals_interrupt()
-    loading = Loading(link, settings.engine_kind, _patience(settings))
+    loading = Loading(link, settings.engine_kind, _patience(settings), _dialler())
     try:
         loading.start()
         ended = uvloop.run(_work(settings, arguments, loading))
@@ -111,7 +113,7 @@ async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _St
     outbox = WakingOutbox()
     async with asyncio.TaskGroup() as group:
         runtime = Runtime(settings.id, engine, models, slots, outbox, group, settings.output_format)
-        channel = Channel(_link(settings), outbox, runtime, _patience(settings))
+        channel = Channel(_link(settings), outbox, runtime, _patience(settings), _dialler())
         loading.retire()
         connecting = group.create_task(_connect(channel))
         await _first(channel.connected.wait(), connecting, TAKE_OVER_SECONDS)
@@ -174,6 +176,10 @@ async def _first(signal_wait: Coroutine[None, None, bool], task: "asyncio.Task[E
 
 def _link(settings: Settings) -> Link:
     return Link(settings.worker_url, settings.worker_token, settings.id)
+
+
+def _dialler() -> Dialler:
+    return Dialler(connect, random.uniform)
 
 
 def _patience(settings: Settings) -> Patience:

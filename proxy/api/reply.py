@@ -4,7 +4,7 @@ The head is held back until there is something true to say with it. Then it is e
 bytes of its body, or, for a stream that has to wait, `200` with a heartbeat.
 """
 
-import time
+import asyncio
 from collections.abc import Callable
 from typing import Any
 
@@ -38,7 +38,8 @@ class Reply:
         self._send, self._abort = send, abort
         self._headers = headers
         self._answers = answers
-        self._begun = time.perf_counter()
+        self._clock = asyncio.get_running_loop().time
+        self._begun = self._clock()
         self._only_head = only_head
         self._dialect = OPENAI
         self.has_begun = False  # a head has gone out
@@ -99,6 +100,6 @@ class Reply:
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.has_begun = True
-        took = round((time.perf_counter() - self._begun) * 1000)
+        took = round((self._clock() - self._begun) * 1000)
         timing = [(b"openai-processing-ms", str(took).encode()), (b"openai-version", API_VERSION)]
         await self._send({"type": "http.response.start", "status": status, "headers": headers + self._headers + timing})

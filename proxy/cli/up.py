@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
+from secrets import token_hex
 from typing import IO
 
 from proxy.app import Parts, compose
@@ -82,7 +83,7 @@ class LocalWorkers:
         self.failure = 0
         self._flags = flags
         command = Command(arguments(list(vllm_flags)), self._environment)
-        self.provider = ProcessProvider(command, self._progress.hear, self._log_file)
+        self.provider = ProcessProvider(command, self._progress.hear, self._log_file, new_worker_id)
         parts.stuck.provided_by(self.provider)
 
     def _environment(self, number: int, worker: WorkerId) -> dict[str, str]:
@@ -148,3 +149,8 @@ class LocalWorkers:
     def _log_file(self, number: int) -> IO[bytes]:
         self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
         return (self._logs / f"worker-{number + 1}.log").open("wb")
+
+
+def new_worker_id() -> WorkerId:
+    """A worker id that no other worker has."""
+    return WorkerId(f"w-{token_hex(4)}")

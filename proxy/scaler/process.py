@@ -11,7 +11,6 @@ from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import IO, Protocol
-from uuid import uuid4
 
 import structlog
 
@@ -64,8 +63,15 @@ class Life:
 class ProcessProvider:
     """`Provider` over local processes; a worker that dies is started again after a growing pause."""
 
-    def __init__(self, command: Command, say: Say, log_file: Callable[[int], IO[bytes]]) -> None:
+    def __init__(
+        self,
+        command: Command,
+        say: Say,
+        log_file: Callable[[int], IO[bytes]],
+        new_id: Callable[[], WorkerId],
+    ) -> None:
         self._command, self._say, self._log_file = command, say, log_file
+        self._new_id = new_id
         self._keepers: list[asyncio.Task[None]] = []
         self._alive: dict[WorkerId, Life] = {}
         self._on_exit: Callable[[WorkerExit], None] = lambda _: None
@@ -103,7 +109,7 @@ class ProcessProvider:
         with self._log_file(number) as kept:
             while True:
                 began = loop.time()
-                worker = WorkerId(f"w-{uuid4().hex[:8]}")
+                worker = self._new_id()
                 status, planned = await self._run(worker, self._command.environment(number, worker), kept)
                 self._on_exit(WorkerExit(worker, status, planned))
                 if planned:

@@ -17,13 +17,14 @@ class Background:
     """Tasks of the proxy."""
 
     def __init__(self) -> None:
-        self._tasks: set[asyncio.Task[None]] = set()
+        # dict, not set: sets of objects iterate in the order of memory addresses
+        self._tasks: dict[asyncio.Task[None], None] = {}
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
         """Do this beside everything else."""
         task = asyncio.create_task(self._run(work, name), name=name)
-        self._tasks.add(task)
-        task.add_done_callback(self._tasks.discard)
+        self._tasks[task] = None
+        task.add_done_callback(self._tasks.pop)
 
     async def finish(self, seconds: float) -> None:
         """Wait until all is done; what is not done by then is ended."""

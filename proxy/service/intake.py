@@ -1,12 +1,11 @@
 """How jobs come in, and how their clients take them back."""
 
-from uuid import uuid4
-
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Job, JobError, JobId, Millis, Owner, Request, Submission
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoint
+from proxy.service.ids import Ids
 from proxy.service.mailbox import Mailbox
 from proxy.service.output import Output
 from proxy.service.runs import Runs
@@ -28,8 +27,9 @@ class DrainingError(Exception):
 class Intake:
     """Takes jobs in for clients that wait for them here."""
 
-    def __init__(self, store: JobStore, output: Output, dispatch: Dispatch, runs: Runs, clock: Clock) -> None:
+    def __init__(self, store: JobStore, output: Output, dispatch: Dispatch, runs: Runs, clock: Clock, ids: Ids) -> None:
         self._store, self._output, self._dispatch, self._runs, self._clock = store, output, dispatch, runs, clock
+        self._ids = ids
         self._draining = False
 
     async def call(
@@ -44,7 +44,7 @@ class Intake:
         now = self._clock.now()
         wait = endpoint.queue_timeout if patience is None else min(endpoint.queue_timeout, int(patience * 1000))
         submission = Submission(
-            id=JobId(f"{uuid4()}-i1"),
+            id=self._ids.interactive_job(),
             endpoint=endpoint.id,
             owner=owner,
             work=request,

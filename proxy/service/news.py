@@ -31,7 +31,8 @@ class News:
     """The followers of jobs."""
 
     def __init__(self) -> None:
-        self._followers: dict[JobId, set[Follower]] = {}
+        # dict, not set: sets of objects iterate in the order of memory addresses
+        self._followers: dict[JobId, dict[Follower, None]] = {}
 
     def __len__(self) -> int:
         return sum(map(len, self._followers.values()))
@@ -40,12 +41,12 @@ class News:
     def follow(self, job_id: JobId) -> Iterator[Follower]:
         """Follow a job for as long as the context lasts."""
         follower = Follower()
-        self._followers.setdefault(job_id, set()).add(follower)
+        self._followers.setdefault(job_id, {})[follower] = None
         try:
             yield follower
         finally:
             others = self._followers[job_id]
-            others.discard(follower)
+            del others[follower]
             if not others:
                 del self._followers[job_id]
 

@@ -4,7 +4,6 @@ import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from uuid import uuid4
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, Job, JobError, JobId, Millis, Owner, Submission
@@ -12,6 +11,7 @@ from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoint
 from proxy.service.fleet import Fleet
+from proxy.service.ids import Ids
 from proxy.service.intake import Intake
 from proxy.service.news import News
 from proxy.service.reason import reason
@@ -65,9 +65,11 @@ class Queue:
         news: News,
         intake: Intake,
         clock: Clock,
+        ids: Ids,
     ) -> None:
         self._store, self._fleet, self._dispatch, self._runs = store, fleet, dispatch, runs
         self._recorder, self._news, self._intake, self._clock = recorder, news, intake, clock
+        self._ids = ids
         self._drains: dict[JobId, _Drain] = {}
         self.is_over = False  # nobody waits here any more
 
@@ -78,10 +80,9 @@ class Queue:
         """
         await self._intake.check(endpoint)
         now = self._clock.now()
-        is_sync = order.sync_wait is not None
         retention = RETENTION if order.sync_wait is None else max(SYNC_RETENTION, order.sync_wait)
         submission = Submission(
-            id=JobId(f"{'sync-' if is_sync else ''}{uuid4()}-u1"),
+            id=self._ids.durable_job(is_sync=order.sync_wait is not None),
             endpoint=endpoint.id,
             owner=owner,
             work=Input(order.input),

@@ -1,12 +1,12 @@
 """What is not for others to read: secrets that a job brings (`s3Config`, its webhook) and cursors. AES-256-GCM."""
 
 import base64
-from secrets import token_bytes
 
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from proxy.jobs.webhook import receiver
+from proxy.service.ids import RandomBytes
 
 KEY_BYTES = 32
 NONCE_BYTES = 12  # fresh for each secret
@@ -21,12 +21,13 @@ class OtherSealError(ValueError):
 class Seal:
     """Seals and opens with one key, which is kept beside the store and not in it."""
 
-    def __init__(self, key: str) -> None:
+    def __init__(self, key: str, random_bytes: RandomBytes) -> None:
         self._cipher = AESGCM(base64.b64decode(key))
+        self._random_bytes = random_bytes
 
     def close(self, secret: bytes) -> bytes:
         """The secret as it is kept."""
-        nonce = token_bytes(NONCE_BYTES)
+        nonce = self._random_bytes(NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, secret, None)
 
     def open(self, sealed: bytes) -> bytes:
@@ -38,7 +39,7 @@ class Seal:
 
     def close_number(self, number: int, context: str) -> str:
         """Return a number as an opaque text of always the same length, which opens only in this context."""
-        nonce = token_bytes(NONCE_BYTES)
+        nonce = self._random_bytes(NONCE_BYTES)
         sealed = nonce + self._cipher.encrypt(nonce, number.to_bytes(NUMBER_BYTES), context.encode())
         return base64.urlsafe_b64encode(sealed).decode()
 
@@ -61,6 +62,6 @@ class Seal:
         return self.open(base64.b64decode(sealed)).decode() if separator else kept
 
 
-def new_key() -> str:
+def new_key(random_bytes: RandomBytes) -> str:
     """A key as it is written down."""
-    return base64.b64encode(token_bytes(KEY_BYTES)).decode()
+    return base64.b64encode(random_bytes(KEY_BYTES)).decode()

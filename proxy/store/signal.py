@@ -9,7 +9,9 @@ class LocalSignal:
 
     def __init__(self) -> None:
         self._woken: set[str] = set()
-        self._waiting: defaultdict[str, set[asyncio.Future[None]]] = defaultdict(set)
+        # dict, not set: sets of objects iterate in the order of memory addresses
+        self._waiting: defaultdict[str, dict[asyncio.Future[None], None]]
+        self._waiting = defaultdict(dict)
 
     def wake(self, key: str) -> None:
         waiting = self._waiting.pop(key, None)
@@ -25,7 +27,7 @@ class LocalSignal:
             self._woken.discard(key)
             return True
         future = asyncio.get_running_loop().create_future()
-        self._waiting[key].add(future)
+        self._waiting[key][future] = None
         try:
             async with asyncio.timeout(seconds):
                 await future
@@ -33,7 +35,7 @@ class LocalSignal:
             return False
         finally:
             if (waiting := self._waiting.get(key)) is not None:
-                waiting.discard(future)
+                waiting.pop(future, None)
                 if not waiting:
                     del self._waiting[key]
         return True

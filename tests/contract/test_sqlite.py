@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from harness.jobs import ALICE, HERE, submission
-from harness.stores import T0, WHY, WORKER, ended, found, ids, settle, take
+from harness.stores import T0, WHY, WORKER, ended, found, ids, settle, sqlite_store, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, Job, JobId, Millis
@@ -24,7 +24,7 @@ from proxy.store.sqlite.writes import TAKE_BYTES
 
 @asynccontextmanager
 async def opened(path: Path) -> AsyncIterator[SqliteStore]:
-    store = SqliteStore(path)
+    store = sqlite_store(path)
     async with store.open():
         yield store
 

@@ -13,11 +13,10 @@ from pathlib import Path
 
 import pytest
 from harness.jobs import HERE
-from harness.stores import T0, WORKER
+from harness.stores import T0, WORKER, sqlite_store
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import JobId
-from proxy.store.sqlite.store import SqliteStore
 
 ROOT = Path(__file__).parents[2]
 
@@ -86,7 +85,7 @@ def is_whole(path: Path) -> None:
 
 async def is_there(path: Path, ledger: Ledger) -> None:
     """Everything that was acknowledged is in the store."""
-    store = SqliteStore(path)
+    store = sqlite_store(path)
     async with store.open():
         for job_id in ledger.submitted:
             job = await store.find(JobId(job_id))
@@ -126,13 +125,12 @@ ALONE = """
 import asyncio, sys
 from pathlib import Path
 from harness.storm import say
-from harness.stores import T0, take
+from harness.stores import T0, take, sqlite_store
 from harness.jobs import submission
 from proxy.jobs.lifecycle import Event
-from proxy.store.sqlite.store import SqliteStore
 
 async def main():
-    store = SqliteStore(Path(sys.argv[1]))
+    store = sqlite_store(Path(sys.argv[1]))
     async with store.open():
         say("acknowledged", "open")
         for number in range(20):

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 from harness.jobs import HERE, submission
-from harness.stores import T0, ended, found, ids, take
+from harness.stores import T0, ended, found, ids, sqlite_store, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, JobId
@@ -19,6 +19,7 @@ from proxy.store.sqlite import file
 from proxy.store.sqlite.room import Room
 from proxy.store.sqlite.store import SqliteStore
 from proxy.store.sqlite.writer import Writer, nothing
+from proxy.system import SystemDisk, ThreadRunner
 
 MEGABYTE = 1_000_000
 
@@ -55,7 +56,7 @@ async def submit_until_full(store: SqliteStore, name: str) -> list[str]:
 
 async def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(small_disk: Path) -> None:
     path, other, more = small_disk / "jobs.db", small_disk / "other", small_disk / "more"
-    store = SqliteStore(path)
+    store = sqlite_store(path)
     async with store.open():
         fill(other, 30 * MEGABYTE)
         submitted = await submit_until_full(store, "a")
@@ -76,7 +77,7 @@ async def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(small_di
         more.unlink()
         await store.submit(submission("late", durable=True), T0)
         assert (small_disk / "jobs.db.ballast").exists()
-    store = SqliteStore(path)
+    store = sqlite_store(path)
     async with store.open():
         for job_id in submitted[:5]:
             job = await found(store, job_id)
@@ -91,7 +92,7 @@ def free(folder: Path) -> int:
 
 
 async def test_many_at_once_do_not_use_the_reserve(small_disk: Path) -> None:
-    store = SqliteStore(small_disk / "jobs.db")
+    store = sqlite_store(small_disk / "jobs.db")
     async with store.open():
         large = [submission(f"{number}", durable=True, work=Input(bytes(10 * MEGABYTE))) for number in range(9)]
         results = await asyncio.gather(*(store.submit(one, T0) for one in large), return_exceptions=True)
@@ -103,7 +104,7 @@ async def test_many_at_once_do_not_use_the_reserve(small_disk: Path) -> None:
 
 
 async def test_what_is_too_large_takes_no_room(small_disk: Path) -> None:
-    store = SqliteStore(small_disk / "jobs.db")
+    store = sqlite_store(small_disk / "jobs.db")
     async with store.open():
         await store.submit(submission("large", durable=True), T0)
         await store.submit(submission("small", durable=True), T0)
@@ -121,7 +122,7 @@ async def test_what_is_too_large_takes_no_room(small_disk: Path) -> None:
 
 async def test_when_nothing_can_be_written_nothing_is_lost(small_disk: Path) -> None:
     path, other = small_disk / "jobs.db", small_disk / "other"
-    store = SqliteStore(path)
+    store = sqlite_store(path)
     async with store.open():
         fill(other, 30 * MEGABYTE)
         submitted = await submit_until_full(store, "a")
@@ -145,11 +146,11 @@ async def test_when_nothing_can_be_written_nothing_is_lost(small_disk: Path) -> 
 
 async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None:
     """The same without a disk of its own: SQLite is told how large the file may become."""
-    with file.opened(tmp_path / "jobs.db") as db:
+    with file.opened(tmp_path / "jobs.db", SystemDisk()) as db:
         db.execute("CREATE TABLE pieces (piece BLOB)")
         [[pages]] = db.execute("PRAGMA page_count").fetchall()
         db.execute(f"PRAGMA max_page_count = {pages + 20}").fetchall()
-        writer = Writer(db, Room(tmp_path / "ballast"))
+        writer = Writer(db, Room(tmp_path / "ballast", SystemDisk()), ThreadRunner)
         writer.start()
 
         async def write(size: int) -> int:
@@ -180,7 +181,7 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
 
 
 async def test_a_small_disk_has_a_small_reserve(tmp_path: Path) -> None:
-    store = SqliteStore(tmp_path / "jobs.db")
+    store = sqlite_store(tmp_path / "jobs.db")
     async with store.open():
         await store.submit(submission("a", durable=True), T0)
         disk = os.statvfs(tmp_path)

@@ -13,6 +13,7 @@ from harness.proxy import Proxy
 from harness.stock import HANDLERS
 from harness.waiting import until
 from proxy.cli import stock_worker
+from proxy.cli.up import new_worker_id
 from proxy.cli.worker import arguments
 from proxy.jobs.model import WorkerId
 from proxy.scaler.process import Command, ProcessProvider
@@ -85,7 +86,7 @@ async def provided(proxy: Proxy, command: Command) -> AsyncIterator[Provided]:
     def say(worker: WorkerId, line: str) -> None:
         lines.append(line)
 
-    provider = ProcessProvider(command, say, _nowhere)
+    provider = ProcessProvider(command, say, _nowhere, new_worker_id)
     running = Provided(proxy, provider, lines)
     proxy.parts.stuck.provided_by(provider)
 

@@ -15,6 +15,7 @@ from proxy.service.clock import Clock
 from proxy.serving import listen, running
 from proxy.settings import Settings
 from proxy.store.base import JobStore
+from proxy.system import System
 
 CHAT = "/v1/chat/completions"
 
@@ -44,7 +45,8 @@ async def serving(
     """A proxy with these settings, and perhaps a store of the test's own, on a free port; drained at the end."""
     with TemporaryDirectory() as folder:
         wanted = Settings(**{"port": 0, "data_dir": Path(folder), "drain": 2.0} | settings)
-        parts = compose(wanted, clock, job_store)
+        system = System() if clock is None else System(clock=clock)
+        parts = compose(wanted, system, job_store)
         listener = listen(wanted)
         url = f"http://127.0.0.1:{listener.getsockname()[1]}"
         async with (

@@ -10,10 +10,17 @@ from proxy.jobs.model import EndpointId, Job, JobError, JobId, Millis, WorkerId
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.sqlite.store import SqliteStore
+from proxy.system import SystemDisk, ThreadRunner
+
+
+def sqlite_store(path: Path) -> SqliteStore:
+    """The store in this file, on the real disk and with a real thread."""
+    return SqliteStore(path, SystemDisk(), ThreadRunner)
+
 
 STORES: dict[str, Callable[[Path], JobStore]] = {
     "memory": lambda _: MemoryStore(),
-    "sqlite": lambda folder: SqliteStore(folder / "jobs.db"),
+    "sqlite": lambda folder: sqlite_store(folder / "jobs.db"),
 }
 """The stores that the contract is held to: a new one adds a line here, and no test."""
 

@@ -11,6 +11,7 @@ import sys
 from pathlib import Path
 
 from harness.jobs import HERE, submission
+from harness.stores import sqlite_store
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Job, JobId, Millis, WorkerId
 from proxy.store.sqlite.store import SqliteStore
@@ -65,7 +66,7 @@ async def run(store: SqliteStore, job: Job, chance: random.Random) -> None:
 
 async def storm(path: Path, name: str) -> None:
     """Everything at once, for ever."""
-    store = SqliteStore(path)
+    store = sqlite_store(path)
     async with store.open():
         for job in await store.running():
             await store.settle(job.id, Event.RELEASE, now=NOW, attempt=job.attempt)

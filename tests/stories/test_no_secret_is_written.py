@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from secrets import token_bytes
 from typing import Any
 
 import aiohttp
@@ -297,7 +298,7 @@ async def test_no_value_shows_a_secret_when_it_is_printed(canaries: Canaries, tm
     canaries.add("seal-key", settings.seal_key())
     canaries.add("webhook-secret", settings.signing_secret())
     secrets = orders(canaries, f"https://example.com/{canaries.new('path')}?t={canaries.new('query')}")
-    order = await read_order(json.dumps({"input": 1, **secrets}).encode(), str, Seal(settings.seal_key()))
+    order = await read_order(json.dumps({"input": 1, **secrets}).encode(), str, Seal(settings.seal_key(), token_bytes))
     worker = WorkerSettings(token=SecretStr(token), connect="http://127.0.0.1", upstream_key=SecretStr(key))
     for value in (settings, parts, order, settings.keys(token), worker, Link("ws://127.0.0.1", token, "w")):
         canaries.see(type(value).__name__, f"{value!r} {value!s}")

@@ -14,6 +14,7 @@ from aiohttp import web
 from harness.clock import FakeClock
 from harness.jobs import HERE, submission
 from harness.receiver import Receiver, receiver
+from harness.stores import sqlite_store
 from harness.waiting import until
 
 from proxy.delivery.deliveries import Deliveries
@@ -24,7 +25,6 @@ from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Input, Job, Millis, WorkerId
 from proxy.jobs.policy import MAX_TRIES, TRY_AGAIN
 from proxy.store.base import JobStore
-from proxy.store.sqlite.store import SqliteStore
 
 KEY = bytes(range(32))
 JOBS, HOSTS, CUTS = 10_000, 20, 20
@@ -75,7 +75,7 @@ async def test_every_end_is_told_or_was_tried_three_times(tmp_path: Path) -> Non
         hook.answer = moody
         sender = Sender(KEY, Allowed.read(f"host-{number}.example" for number in range(HOSTS)), clock, lookup=lookup)
         for cut in range(CUTS + 1):
-            store = SqliteStore(tmp_path / "jobs.db")
+            store = sqlite_store(tmp_path / "jobs.db")
             async with store.open():
                 if cut == 0:
                     await end_all(store, hook, clock.now())

@@ -13,7 +13,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request, Response
 
 from proxy.wire.frames import Chunk, Credit, End, Hello, Log
-from tests.unit.worker.support import DEADLINE, FakeProxy, chat, fake_proxy
+from tests.unit.worker.support import DEADLINE, DIALLER, FakeProxy, chat, fake_proxy
 from worker_vllm.channel import Patience
 from worker_vllm.dialling import Link
 from worker_vllm.loading import Loading
@@ -152,7 +152,7 @@ async def test_an_orphan_ends(start: Start) -> None:
 
 async def test_a_loading_connection_may_be_ended_twice(proxy: FakeProxy) -> None:
     """Its thread may end by itself, when the proxy replaces the connection, just as somebody asks it to."""
-    loading = Loading(Link(proxy.url, "token", "w-twice"), "scripted", Patience(5.0))
+    loading = Loading(Link(proxy.url, "token", "w-twice"), "scripted", Patience(5.0), DIALLER)
     await asyncio.to_thread(loading.start)
     for _ in range(2):
         await asyncio.to_thread(loading.close)

@@ -16,6 +16,23 @@ PROXY = [path for path in SOURCES if path.is_relative_to(ROOT / "proxy")]
 # They run what they read, or guess what it is; forms are looked into by our own code, and one client is enough.
 UNSAFE_MODULES = {"dill", "httpx", "jsonpickle", "marshal", "multipart", "pickle", "python_multipart", "shelve", "yaml"}
 UNSAFE_CALLS = {"__import__", "compile", "eval", "exec"}
+PATH_METHODS = {
+    *(
+        "chmod",
+        "exists",
+        "glob",
+        "is_dir",
+        "is_file",
+        "iterdir",
+        "mkdir",
+        "read_bytes",
+        "read_text",
+        "rename",
+        "resolve",
+    ),
+    *("rmdir", "stat", "touch", "unlink", "write_bytes", "write_text"),
+}
+HASHED_BY_VALUE = {"JobId", "Status", "bytes", "int", "str"}
 SQL = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|PRAGMA|BEGIN|SAVEPOINT|ATTACH)\b")
 
 
@@ -85,6 +102,38 @@ def test_importing_does_nothing_at_module_level() -> None:
     }
     unknown = {(path, call) for path, call in found if call not in harmless and call.split(".")[-1] not in harmless}
     assert not {entry for entry in unknown if not entry[1].startswith(("msgspec.", "re."))}
+
+
+def test_the_core_touches_no_file_but_through_its_disk() -> None:
+    """The linter (TID251) keeps clock, chance and operating system away; the methods of a path are for this test."""
+    found = {
+        f"{named(path)}: {ast.unparse(node)}"
+        for path in PROXY
+        if path.relative_to(ROOT / "proxy").parts[0] in {"channel", "jobs", "service", "store"}
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Call)
+        and (
+            (isinstance(node.func, ast.Name) and node.func.id == "open")
+            or (
+                isinstance(node.func, ast.Attribute)
+                and node.func.attr in PATH_METHODS
+                and not ast.unparse(node.func.value).endswith("_disk")
+            )
+        )
+    }
+    assert not found
+
+
+def test_sets_hold_values_not_objects() -> None:
+    """Sets of objects iterate in the order of memory addresses, which no seed repeats. Use a dict of None instead."""
+    found = {
+        f"{named(path)}: {ast.unparse(node)}"
+        for path in SOURCES
+        for node in ast.walk(ast.parse(path.read_text()))
+        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"set", "frozenset", "WeakSet", "MutableSet"}
+        if ast.unparse(node.slice) not in HASHED_BY_VALUE
+    }
+    assert not found
 
 
 @pytest.mark.parametrize("path", PROXY, ids=named)

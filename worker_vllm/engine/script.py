@@ -7,7 +7,6 @@ cannot be stopped), `status:CODE`, `big:BYTES` (an answer of that size), `head_d
 """
 
 import json
-import uuid
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
@@ -52,7 +51,7 @@ class Script:
         return "".join(self.token(index) for index in range(self.tokens))
 
 
-def read_script(body: bytes, kind: Kind, default_model: str) -> Script:
+def read_script(body: bytes, kind: Kind, default_model: str, answer_id: str) -> Script:
     """The script in a request's body; `BadRequestError` where vLLM would answer 400."""
     try:
         request = json.loads(body)
@@ -76,7 +75,7 @@ def read_script(body: bytes, kind: Kind, default_model: str) -> Script:
     options = given if isinstance(given, dict) else {}
     return Script(
         kind=kind,
-        id=uuid.uuid4().hex,
+        id=answer_id,
         model=str(request.get("model") or default_model),
         text=script_text,
         tokens=tokens,

@@ -10,6 +10,7 @@ from contextlib import suppress
 from dataclasses import dataclass, field
 from types import TracebackType
 from typing import Any, Self
+from uuid import uuid4
 
 from worker_vllm.asgi import App, Receive, Scope, Send
 from worker_vllm.engine.base import Reading
@@ -37,6 +38,8 @@ class ScriptedEngine:
     slots: int = DEFAULT_SLOTS
     stage: Stage = print
     kill_process: Callable[[], None] = field(default=lambda: os.kill(os.getpid(), signal.SIGKILL))
+    clock: Callable[[], float] = field(default=time.monotonic)  # finer than the event loop's
+    new_id: Callable[[], str] = field(default=lambda: uuid4().hex)
     name: str = "scripted"
     authorization: str = field(default="", repr=False)
     dead: bool = False
@@ -115,7 +118,7 @@ class ScriptedEngine:
     async def _generate(self, kind: Kind, receive: Receive, send: Send) -> None:
         body = (await receive()).get("body", b"")
         try:
-            script = read_script(body, kind, self.served_name)
+            script = read_script(body, kind, self.served_name, self.new_id())
         except BadRequestError as error:
             await _reply(send, 400, error_body(str(error)))
             return
@@ -156,12 +159,12 @@ class ScriptedEngine:
         frame = stream_frame(script)
         if send is not None:
             await _more(send, frame.first)
-        due = time.monotonic()
+        due = self.clock()
         for index in range(script.tokens):
             if script.fault and index == script.fault_at and not await self._fault(script.fault, send):
                 return False
             due += script.pace
-            if script.pace and (early := due - time.monotonic()) > LATE_SECONDS:
+            if script.pace and (early := due - self.clock()) > LATE_SECONDS:
                 await asyncio.sleep(early)
             elif not script.pace and index % BREATH == BREATH - 1:
                 await asyncio.sleep(0)

@@ -1,6 +1,5 @@
 """The engine's load as the seed's `metrics` object shows it: throughputs over time, cache, running, pending."""
 
-import time
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Any
@@ -24,9 +23,7 @@ class Load:
 class Gauges:
     """Reads an engine's load, seldom enough to cost nothing."""
 
-    def __init__(
-        self, read: Callable[[], Awaitable[Reading | None]], clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, read: Callable[[], Awaitable[Reading | None]], clock: Callable[[], float]) -> None:
         self._read = read
         self._clock = clock
         self._load: Load | None = None

@@ -116,7 +116,8 @@ class EngineThread:
             models = await read_models(engine)
             if not models:
                 raise EngineError("the engine serves no model")
-            self._loop, self._engine, self._gauges = asyncio.get_running_loop(), engine, Gauges(engine.read)
+            self._loop, self._engine = asyncio.get_running_loop(), engine
+            self._gauges = Gauges(engine.read, self._loop.time)
             self._model = models[0].id
             self.slots = self._settings.max_concurrency or engine.slots
             async with serve_metrics(engine.app, self._settings.metrics_port):

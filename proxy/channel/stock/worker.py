@@ -78,7 +78,7 @@ class StockWorker:
         self.is_closed = False
         self._books = books
         self._clock = asyncio.get_running_loop().time
-        self._lines: set[Line] = set()
+        self._lines: dict[Line, None] = {}
         self._taking: Poll | None = None
         self._stopping: Poll | None = None
         self._stops: list[str] = []
@@ -136,7 +136,7 @@ class StockWorker:
         """A request of its working process came on this connection."""
         self.asked_at = self.life.heard = self._clock()
         if line not in self._lines:
-            self._lines.add(line)
+            self._lines[line] = None
             self.life.opened()
             line.watch(lambda closing: self._closed(line, closing))
 
@@ -240,7 +240,7 @@ class StockWorker:
                 poll.end()
 
     def _closed(self, line: Line, closing: Closing) -> None:
-        self._lines.discard(line)
+        self._lines.pop(line, None)
         self.life.closed(closing, self._clock())
         log.debug("stock.line_closed", worker=self.id, lines=self.life.lines, abrupt=closing.is_abrupt)
 

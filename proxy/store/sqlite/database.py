@@ -1,4 +1,4 @@
-"""The open file with its two threads: one that writes, and one that reads what is committed."""
+"""The open file: one runner that writes, and one thread that reads what is committed."""
 
 import asyncio
 import sqlite3
@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import TypeVar
 
 from proxy.store.sqlite import file
+from proxy.store.sqlite.disk import Disk
 from proxy.store.sqlite.room import Room
-from proxy.store.sqlite.writer import Writer, nothing
+from proxy.store.sqlite.writer import StartRunner, Writer, nothing
 
 T = TypeVar("T")
 
@@ -22,9 +23,11 @@ class Database:
     _reader: sqlite3.Connection
     _pool: ThreadPoolExecutor
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, disk: Disk, start_runner: StartRunner) -> None:
         self._path = path
-        self.room = Room(Path(f"{path}.ballast"))
+        self._disk = disk
+        self._start_runner = start_runner
+        self.room = Room(Path(f"{path}.ballast"), disk)
 
     @property
     def commits(self) -> int:
@@ -33,18 +36,18 @@ class Database:
 
     @asynccontextmanager
     async def open(self, load: Callable[[sqlite3.Connection], None]) -> AsyncIterator[None]:
-        """Open the file, `load` from it, and start the threads. Leaving writes what waits and closes everything."""
+        """Open the file, `load` from it, and start to write. Leaving writes what waits and closes everything."""
         with ExitStack() as stack:
 
             def begin() -> sqlite3.Connection:
-                db = stack.enter_context(file.opened(self._path))
+                db = stack.enter_context(file.opened(self._path, self._disk))
                 load(db)
                 return db
 
             db = await asyncio.to_thread(begin)  # a big file is looked at for a while
             self._reader = stack.enter_context(closing(file.reader(self._path)))
             self._pool = stack.enter_context(ThreadPoolExecutor(1, "store reader"))
-            self._writer = Writer(db, self.room)
+            self._writer = Writer(db, self.room, self._start_runner)
             self._writer.start()
             try:
                 yield

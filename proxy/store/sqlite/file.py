@@ -1,7 +1,5 @@
 """The file: opened by one process at a time, looked at before it is used, brought to the newest schema."""
 
-import fcntl
-import os
 import sqlite3
 from collections.abc import Iterator
 from contextlib import ExitStack, closing, contextmanager
@@ -9,23 +7,23 @@ from pathlib import Path
 from typing import Any
 
 from proxy.store.base import StoreUnavailableError
+from proxy.store.sqlite.disk import Disk, LockedError
 from proxy.store.sqlite.schema import APPLICATION_ID, MIGRATIONS
 
 OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
 CACHE_KIB = 16 * 1024  # of pages in memory: random ids would otherwise be read from the file again and again
 LOG_BYTES = 64 * 1024 * 1024  # SQLite's log shrinks to this once it was put away
 BUSY_SECONDS = 5.0  # that another program, such as a backup, may keep the file for itself
-DIRECTORY_MODE, FILE_MODE = 0o700, 0o600
 
 
 @contextmanager
-def opened(path: Path) -> Iterator[sqlite3.Connection]:
+def opened(path: Path, disk: Disk) -> Iterator[sqlite3.Connection]:
     """The writer's connection to the file, which is made if it is missing. Raises `StoreUnavailableError`."""
     with ExitStack() as stack:
         try:
-            path.parent.mkdir(mode=DIRECTORY_MODE, parents=True, exist_ok=True)
-            stack.enter_context(_locked(path))
-            db = stack.enter_context(closing(_connect(path)))
+            disk.make_folder(path.parent)
+            stack.enter_context(_locked(path, disk))
+            db = stack.enter_context(closing(_connect(path, disk)))
             _check(db, path)
             _prepare(db, path)
         except (OSError, sqlite3.OperationalError) as error:
@@ -43,27 +41,24 @@ def reader(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Keep every other process away. The lock ends with the process, however that ends."""
-    with os.fdopen(_private(f"{path}.lock"), "r+") as lock:
+def _locked(path: Path, disk: Disk) -> Iterator[None]:
+    """Keep every other process away."""
+    with ExitStack() as stack:
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            who = lock.read().strip() or "unknown"
+            stack.enter_context(disk.lock(Path(f"{path}.lock")))
+        except LockedError as error:
+            who = error.holder or "unknown"
             message = f"{path} is in use by another proxy (process {who}). Stop that one, or give another --store."
             raise StoreUnavailableError(message) from None
-        lock.truncate(0)
-        lock.write(f"{os.getpid()}\n")
-        lock.flush()
         yield
 
 
-def _connect(path: Path) -> sqlite3.Connection:
+def _connect(path: Path, disk: Disk) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < OLDEST_SQLITE:
         needed = ".".join(map(str, OLDEST_SQLITE))
         message = f"this Python has SQLite {sqlite3.sqlite_version}, and {needed} is needed: use another, or memory:."
         raise StoreUnavailableError(message)
-    os.close(_private(str(path)))
+    disk.make_file(path)  # before SQLite does, which would let others read it
     return sqlite3.connect(path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
 
 
@@ -106,7 +101,3 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
 def _ask(db: sqlite3.Connection, question: str) -> Any:
     [[answer]] = db.execute(question).fetchall()
     return answer
-
-
-def _private(path: str) -> int:
-    return os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)

@@ -5,38 +5,39 @@ outputs and their ends. Should others fill the disk all the same, the ballast is
 but its place. It is made again when there is room.
 """
 
-import os
 from contextlib import suppress
 from pathlib import Path
 
 import structlog
 
 from proxy.store.base import StoreFullError
+from proxy.store.sqlite.disk import Disk
 
 log = structlog.get_logger()
 
 RESERVE = 256 * 1024 * 1024  # bytes that stay free for what must be written
 BALLAST = 32 * 1024 * 1024  # bytes to give up: several times what SQLite's log has before it is put away
 SMALL_DISK = 20  # of a small disk this part is reserved, and half of it is ballast
-PIECE = 1024 * 1024
 
 
 class Room:
-    """Whether another job may come in. Used by the writer's thread alone."""
+    """Whether another job may come in. Used by the writer alone."""
 
-    def __init__(self, ballast: Path) -> None:
+    def __init__(self, ballast: Path, disk: Disk) -> None:
         self._ballast = ballast
+        self._disk = disk
         self._reserve = self._size = self._free = 0
         self._is_short = False
 
     def look(self) -> None:
         """See how much is free now; make the ballast if it is missing and there is room."""
-        disk = os.statvfs(self._ballast.parent)
-        self._free = disk.f_bavail * disk.f_frsize
-        self._reserve = min(RESERVE, disk.f_blocks * disk.f_frsize // SMALL_DISK)
+        space = self._disk.space(self._ballast.parent)
+        self._free = space.free
+        self._reserve = min(RESERVE, space.total // SMALL_DISK)
         self._size = min(BALLAST, self._reserve // 2)
-        if self._free > self._reserve + self._size and not self._ballast.exists():
-            self._fill()
+        if self._free > self._reserve + self._size and not self._disk.exists(self._ballast):
+            with suppress(OSError):  # without it the reserve is smaller, and that is all
+                self._disk.allocate(self._ballast, self._size)
             self._free -= self._size
         if self._is_short and self._free > self._reserve:
             self._is_short = False
@@ -54,18 +55,6 @@ class Room:
 
     def give_up(self) -> None:
         """The disk is full: let go of the ballast."""
-        if self._ballast.exists():
+        if self._disk.exists(self._ballast):
             log.error("store.gave_up_ballast", file=str(self._ballast))
-            self._ballast.unlink()
-
-    def _fill(self) -> None:
-        with suppress(OSError):  # without it the reserve is smaller, and that is all
-            descriptor = os.open(self._ballast, os.O_CREAT | os.O_WRONLY | os.O_EXCL, 0o600)
-            try:
-                if hasattr(os, "posix_fallocate"):
-                    os.posix_fallocate(descriptor, 0, self._size)
-                else:
-                    for _ in range(0, self._size, PIECE):
-                        os.write(descriptor, bytes(PIECE))
-            finally:
-                os.close(descriptor)
+            self._disk.remove(self._ballast)

@@ -24,6 +24,8 @@ from proxy.store.memory import MemoryStore
 from proxy.store.ready import Place
 from proxy.store.sqlite import reads, writes
 from proxy.store.sqlite.database import Database
+from proxy.store.sqlite.disk import Disk
+from proxy.store.sqlite.writer import StartRunner
 
 log = structlog.get_logger()
 
@@ -35,8 +37,8 @@ class SqliteStore:
 
     durable = True
 
-    def __init__(self, path: Path) -> None:
-        self._database = Database(path)
+    def __init__(self, path: Path, disk: Disk, start_runner: StartRunner) -> None:
+        self._database = Database(path, disk, start_runner)
         self._books = Books()
         self._memory = MemoryStore(self._books)
 

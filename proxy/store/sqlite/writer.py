@@ -1,4 +1,4 @@
-"""The one thread that writes, with group commit.
+"""The one writer, with group commit.
 
 Whatever waits to be written is written in its order, in one transaction and with one commit; so the cost of a commit is
 shared by all that came while the last one went on. Only after it, on the event loop and in the same order, is each
@@ -14,12 +14,11 @@ log (3.7.0 to 3.51.2) needs to never happen.
 
 import asyncio
 import sqlite3
+from collections import deque
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
-from threading import Thread
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeAlias, TypeVar
 
 from proxy.store.base import StoreFullError
 from proxy.store.sqlite.room import Room
@@ -42,26 +41,49 @@ class Write:
     future: asyncio.Future[Any]
 
 
-class Writer:
-    """Writes through one connection, which is its own from now on."""
+class Runner(Protocol):
+    """Calls a writer's step: in a thread in production, as a callback of the event loop in a simulation."""
 
-    def __init__(self, db: sqlite3.Connection, room: Room) -> None:
+    def wake(self) -> None:
+        """Call the step once more, soon and after the steps of earlier wakes, unless one has returned False."""
+        ...
+
+    def join(self) -> None:
+        """Wait for the end of the step that has returned False."""
+        ...
+
+
+StartRunner: TypeAlias = Callable[[Callable[[], bool]], Runner]
+"""Make the runner of this step."""
+
+
+class Writer:
+    """Writes through one connection, which is its own from now on.
+
+    The runner calls `step`; everything else is called on the event loop.
+    """
+
+    _runner: Runner
+
+    def __init__(self, db: sqlite3.Connection, room: Room, start_runner: StartRunner) -> None:
         self._db, self._room = db, room
+        self._start_runner = start_runner
         self._loop = asyncio.get_running_loop()
-        self._waiting: SimpleQueue[Write | None] = SimpleQueue()
-        self._thread = Thread(target=self._serve, name="store writer", daemon=True)  # else it outlives a crash
+        self._waiting: deque[Write] = deque()
+        self._is_closing = False
         self._closed = asyncio.Event()
         self.commits = 0
 
     def start(self) -> None:
         """Begin to write."""
-        self._thread.start()
+        self._runner = self._start_runner(self.step)
 
     async def close(self) -> None:
         """Write what waits, then end."""
-        self._waiting.put(None)
+        self._is_closing = True
+        self._runner.wake()
         await self._closed.wait()
-        self._thread.join()
+        self._runner.join()
 
     async def do(
         self,
@@ -75,27 +97,32 @@ class Writer:
         Raises what it raises; then it has had no effect.
         """
         future: asyncio.Future[T] = self._loop.create_future()
-        self._waiting.put(Write(run, apply, undo, size, future))
+        self._waiting.append(Write(run, apply, undo, size, future))
+        self._runner.wake()
         return await future
 
-    def _serve(self) -> None:
-        is_open = True
-        while is_open:
-            writes = self._next()
-            is_open = writes[-1] is not None
-            batch = [write for write in writes if write is not None]
-            results = self._write(batch) if batch else []
-            self._loop.call_soon_threadsafe(self._tell, batch, results)
-        self._loop.call_soon_threadsafe(self._closed.set)
+    def step(self) -> bool:
+        """Write the next batch, if anything waits, and have the event loop apply the results.
 
-    def _next(self) -> list[Write | None]:
-        """What waits, at least one and not too much; nothing comes after None."""
-        writes = [self._waiting.get()]
+        Returns False when the writer is closing and everything is written: there will be nothing more to do.
+        """
+        batch = self._next()
+        if batch:
+            self._loop.call_soon_threadsafe(self._tell, batch, self._write(batch))
+        if not self._is_closing or self._waiting:
+            return True
+        self._loop.call_soon_threadsafe(self._closed.set)
+        return False
+
+    def _next(self) -> list[Write]:
+        """Take what waits, up to one transaction."""
+        batch: list[Write] = []
         size = 0
-        with suppress(Empty):
-            while (last := writes[-1]) is not None and len(writes) < MOST and (size := size + last.size) < MOST_BYTES:
-                writes.append(self._waiting.get_nowait())
-        return writes
+        while self._waiting and len(batch) < MOST and size < MOST_BYTES:
+            write = self._waiting.popleft()
+            batch.append(write)
+            size += write.size
+        return batch
 
     def _tell(self, batch: Sequence[Write], results: Sequence[Any]) -> None:
         for write, result in zip(batch, results, strict=True):

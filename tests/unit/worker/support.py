@@ -3,20 +3,23 @@
 import asyncio
 import contextlib
 import json
+import random
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
+from websockets.asyncio.client import connect
 from websockets.asyncio.server import Server, ServerConnection, serve
 
 from proxy.wire.frames import Body, Chunk, End, Frame, Hello, Job, JobFrame, ToProxy, decode_to_proxy, encode
 from worker_vllm.asgi import App, Receive, Request, Scope, Send
 from worker_vllm.channel import Channel, Patience, WakingOutbox
-from worker_vllm.dialling import Link
+from worker_vllm.dialling import Dialler, Link
 from worker_vllm.engine.base import Engine, Reading, read_models
 from worker_vllm.runtime import Runtime
 
 DEADLINE = 30.0  # seconds; a test that waits longer has failed
+DIALLER = Dialler(connect, random.uniform)
 CHAT = "/v1/chat/completions"
 FrameType = TypeVar("FrameType", bound=Frame)
 
@@ -143,7 +146,7 @@ async def working(engine: Engine, url: str, slots: int = 4, patience: Patience |
     models = await read_models(engine)
     async with asyncio.TaskGroup() as group:
         runtime = Runtime("w-test", engine, models, slots, outbox, group)
-        channel = Channel(Link(url, "token", "w-test"), outbox, runtime, patience or Patience(5.0))
+        channel = Channel(Link(url, "token", "w-test"), outbox, runtime, patience or Patience(5.0), DIALLER)
         running = group.create_task(channel.run())
         try:
             yield Worker(runtime, channel, outbox, running)

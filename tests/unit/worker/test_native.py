@@ -1,6 +1,7 @@
 """The shapes of native answers, and what goes with their streams."""
 
 import json
+import time
 from typing import Any
 
 import pytest
@@ -36,7 +37,9 @@ async def outputs(
     """What comes of an input, and how it ended."""
     found: list[Output] = []
     try:
-        async for output in answer_input(engine, Gauges(engine.read), json.dumps(value).encode(), "demo", form):
+        async for output in answer_input(
+            engine, Gauges(engine.read, time.monotonic), json.dumps(value).encode(), "demo", form
+        ):
             found.append(output)  # noqa: PERF401 - what came before the exception counts
     except (InputFailedError, RunLostError) as error:
         return found, error

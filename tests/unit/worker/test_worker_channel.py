@@ -1,16 +1,19 @@
 import asyncio
+import random
 from collections.abc import Sequence
 from http import HTTPStatus
+from typing import Any
 
 import pytest
+from websockets.asyncio.client import ClientConnection, connect
 from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request as HandshakeRequest
 from websockets.http11 import Response
 
 from proxy.wire.frames import PROTOCOL, Chunk, Credit, Frame, Heartbeat, Hello, Log, ToWorker
-from tests.unit.worker.support import DEADLINE, fake_proxy, until
+from tests.unit.worker.support import DEADLINE, DIALLER, fake_proxy, until
 from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox, pause_before_dialling
-from worker_vllm.dialling import Link, RefusedError
+from worker_vllm.dialling import Dialler, Link, RefusedError
 
 
 class QuietPeer:
@@ -38,7 +41,7 @@ class QuietPeer:
 
 def channel_to(url: str, patience: Patience | None = None) -> tuple[Channel, WakingOutbox, QuietPeer]:
     outbox, peer = WakingOutbox(), QuietPeer()
-    return Channel(Link(url, "secret", "w"), outbox, peer, patience or Patience(5.0)), outbox, peer
+    return Channel(Link(url, "secret", "w"), outbox, peer, patience or Patience(5.0), DIALLER), outbox, peer
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 426])
@@ -152,7 +155,40 @@ async def test_a_message_of_another_protocol_closes_the_connection() -> None:
 
 @pytest.mark.parametrize("failures", [0, 1, 4, 10])
 def test_a_worker_dials_as_often_as_it_would_speak_so_that_its_runs_survive_any_absence(failures: int) -> None:
-    pauses = {pause_before_dialling(failures, heartbeat=5.0) for _ in range(200)}
+    pauses = {pause_before_dialling(failures, 5.0, random.uniform) for _ in range(200)}
     assert max(pauses) <= 5.0
     assert min(pauses) >= 0.25  # not in a hurry either
     assert len(pauses) > 100  # drawn at random
+
+
+def test_pauses_follow_from_their_source_of_randomness() -> None:
+    first, second = random.Random(1).uniform, random.Random(1).uniform
+    assert [pause_before_dialling(2, 5.0, first) for _ in range(9)] == [
+        pause_before_dialling(2, 5.0, second) for _ in range(9)
+    ]
+
+
+async def test_a_channel_dials_and_waits_by_the_means_that_it_is_given() -> None:
+    dialled: list[str] = []
+    drawn: list[tuple[float, float]] = []
+
+    async def connect_at_third(url: str, **options: Any) -> ClientConnection:
+        dialled.append(url)
+        if len(dialled) < 3:
+            raise ConnectionRefusedError
+        return await connect(proxy.url, **options)
+
+    def draw(low: float, high: float) -> float:
+        drawn.append((low, high))
+        return 0.0
+
+    async with fake_proxy() as proxy:
+        dialler = Dialler(connect_at_third, draw)
+        channel = Channel(Link("ws://elsewhere", "token", "w"), WakingOutbox(), QuietPeer(), Patience(5.0), dialler)
+        running = asyncio.create_task(channel.run())
+        await proxy.next_line()
+        await channel.close()
+        await running
+
+    assert dialled == ["ws://elsewhere"] * 3
+    assert drawn == [(0.25, 0.5), (0.5, 1.0)]

@@ -1,0 +1,113 @@
+"""What the proxy takes from the operating system, in one value.
+
+`app.compose` passes it on. A simulation gives a value of its own, so that a run follows from its seed alone. The
+monotonic clock, timers, sockets and all other threads come from the event loop, which a simulation replaces as a whole.
+"""
+
+import fcntl
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from queue import SimpleQueue
+from secrets import token_bytes
+from threading import Thread
+
+from proxy.jobs.model import Millis
+from proxy.service.clock import Clock
+from proxy.service.ids import RandomBytes
+from proxy.store.sqlite.disk import Disk, LockedError, Space
+from proxy.store.sqlite.writer import StartRunner
+
+FOLDER_MODE = 0o700
+FILE_MODE = 0o600
+PIECE_BYTES = 1024 * 1024
+
+
+class SystemClock:
+    """Wall time at the start, monotonic from there: a clock that is set back or forward changes no deadline."""
+
+    def __init__(self) -> None:
+        self._offset = time.time_ns() - time.monotonic_ns()
+
+    def now(self) -> Millis:
+        """Milliseconds since the epoch."""
+        return Millis((time.monotonic_ns() + self._offset) // 1_000_000)
+
+
+class SystemDisk:
+    """`Disk` of this machine."""
+
+    def make_folder(self, folder: Path) -> None:
+        folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
+
+    def make_file(self, path: Path) -> None:
+        os.close(os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE))
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        with os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE), "r+") as lock:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise LockedError(lock.read().strip()) from None
+            lock.truncate(0)
+            lock.write(f"{os.getpid()}\n")
+            lock.flush()
+            yield
+
+    def space(self, folder: Path) -> Space:
+        system = os.statvfs(folder)
+        return Space(system.f_bavail * system.f_frsize, system.f_blocks * system.f_frsize)
+
+    def exists(self, path: Path) -> bool:
+        return path.exists()
+
+    def allocate(self, path: Path, size: int) -> None:
+        descriptor = os.open(path, os.O_CREAT | os.O_WRONLY | os.O_EXCL, FILE_MODE)
+        try:
+            if hasattr(os, "posix_fallocate"):
+                os.posix_fallocate(descriptor, 0, size)
+            else:
+                for _ in range(0, size, PIECE_BYTES):
+                    os.write(descriptor, bytes(PIECE_BYTES))
+        finally:
+            os.close(descriptor)
+
+    def remove(self, path: Path) -> None:
+        path.unlink()
+
+
+class ThreadRunner:
+    """`Runner` that calls the step in a thread of its own."""
+
+    def __init__(self, step: Callable[[], bool]) -> None:
+        self._step = step
+        self._wakes: SimpleQueue[None] = SimpleQueue()
+        # A daemon, or the process would not end after a crash of the event loop.
+        self._thread = Thread(target=self._run, name="store writer", daemon=True)
+        self._thread.start()
+
+    def wake(self) -> None:
+        self._wakes.put(None)
+
+    def join(self) -> None:
+        self._thread.join()
+
+    def _run(self) -> None:
+        is_open = True
+        while is_open:
+            self._wakes.get()
+            is_open = self._step()
+
+
+@dataclass(frozen=True, slots=True)
+class System:
+    """The parts of the operating system; those of the real one by default."""
+
+    clock: Clock = field(default_factory=SystemClock)
+    random_bytes: RandomBytes = token_bytes
+    disk: Disk = field(default_factory=SystemDisk)
+    start_runner: StartRunner = ThreadRunner

@@ -1,0 +1,131 @@
+"""The store runs without a thread of its own for writing, and without the real disk beside SQLite."""
+
+import asyncio
+import sqlite3
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+from harness.jobs import submission
+from harness.stores import T0, ended, ids, take
+
+from proxy.jobs.lifecycle import Event
+from proxy.store.base import StoreFullError, StoreUnavailableError
+from proxy.store.sqlite import file
+from proxy.store.sqlite.disk import LockedError, Space
+from proxy.store.sqlite.room import Room
+from proxy.store.sqlite.store import SqliteStore
+from proxy.store.sqlite.writer import MOST, Writer
+from proxy.system import SystemDisk
+
+GIGABYTE = 1_000_000_000
+
+
+class InlineRunner:
+    """Calls each step as a callback of the event loop."""
+
+    def __init__(self, step: Callable[[], bool]) -> None:
+        self._step = step
+
+    def wake(self) -> None:
+        asyncio.get_running_loop().call_soon(self._step)
+
+    def join(self) -> None:
+        """Steps run on the event loop, so none runs now."""
+
+
+class MemoryDisk:
+    """A disk of which only the sizes of files are kept; folders and locks are names."""
+
+    def __init__(self, free: int = GIGABYTE) -> None:
+        self.free = free
+        self.files: dict[Path, int] = {}
+        self.locks: dict[Path, str] = {}
+
+    def make_folder(self, folder: Path) -> None:
+        """Each folder exists."""
+
+    def make_file(self, path: Path) -> None:
+        self.files.setdefault(path, 0)
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        if path in self.locks:
+            raise LockedError(self.locks[path])
+        self.locks[path] = "1"
+        yield
+        del self.locks[path]
+
+    def space(self, folder: Path) -> Space:  # noqa: ARG002 - one file system
+        return Space(self.free, 100 * GIGABYTE)
+
+    def exists(self, path: Path) -> bool:
+        return path in self.files
+
+    def allocate(self, path: Path, size: int) -> None:
+        self.files[path] = size
+        self.free -= size
+
+    def remove(self, path: Path) -> None:
+        self.free += self.files.pop(path)
+
+
+async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> None:
+    applied: list[int] = []
+    undone: list[int] = []
+    number = MOST * 2 + 1
+    with file.opened(tmp_path / "jobs.db", SystemDisk()) as db:
+        db.execute("CREATE TABLE numbers (number INTEGER UNIQUE)")
+        writer = Writer(db, Room(tmp_path / "ballast", MemoryDisk()), InlineRunner)
+        writer.start()
+
+        async def write(one: int) -> int:
+            return await writer.do(
+                lambda db: db.execute("INSERT INTO numbers VALUES (?)", (one,)).rowcount,
+                lambda _: applied.append(one),
+                lambda: undone.append(one),
+                0,
+            )
+
+        results = await asyncio.gather(*map(write, [*range(number), 0]), return_exceptions=True)
+        assert writer.commits == 3
+        late = asyncio.create_task(write(number))
+        await asyncio.sleep(0)  # until the write is in the queue
+        await writer.close()
+        assert await late == 1
+        rows = [row[0] for row in db.execute("SELECT number FROM numbers ORDER BY rowid")]
+    assert results[:-1] == [1] * number
+    assert isinstance(results[-1], sqlite3.IntegrityError)
+    assert rows == applied == [*range(number + 1)]
+    assert undone == [0]
+    assert "store writer" not in {thread.name for thread in threading.enumerate()}
+
+
+async def test_a_store_goes_by_the_space_that_its_disk_reports(tmp_path: Path) -> None:
+    disk, ballast = MemoryDisk(), tmp_path / "jobs.db.ballast"
+    store = SqliteStore(tmp_path / "jobs.db", disk, InlineRunner)
+    async with store.open():
+        await store.submit(submission("first", durable=True), T0)
+        assert disk.exists(ballast)
+        disk.free = 0
+        with pytest.raises(StoreFullError):
+            await store.submit(submission("second", durable=True), T0)
+        await store.submit(submission("interactive"), T0)
+        taken = await take(store)
+        assert ids(taken) == ["first", "interactive"]
+        await ended(store, taken[0], Event.COMPLETE, output=b"1")
+        disk.free = GIGABYTE
+        await store.submit(submission("second", durable=True), T0)
+        assert ids(await take(store)) == ["second"]
+    assert not ballast.exists()
+
+
+async def test_a_store_names_the_process_that_holds_its_lock(tmp_path: Path) -> None:
+    disk = MemoryDisk()
+    disk.locks[tmp_path / "jobs.db.lock"] = "4711"
+    store = SqliteStore(tmp_path / "jobs.db", disk, InlineRunner)
+    with pytest.raises(StoreUnavailableError, match=r"in use by another proxy \(process 4711\)"):
+        async with store.open():
+            pass
