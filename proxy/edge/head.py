@@ -68,7 +68,7 @@ def head_size(target: bytes, fields: Fields) -> int:
 
 def longest_line(target: bytes, fields: Fields) -> int:
     """Return the length of the longest line of a head, without method and version."""
-    return max(len(target), *(len(name) + len(value) + 2 for name, value in fields))
+    return max([len(target), *(len(name) + len(value) + 2 for name, value in fields)])
 
 
 def is_host(text: str) -> bool:

@@ -1,4 +1,4 @@
-"""Web pages of other origins, where nobody needs a key: they are refused, whatever they ask and however they ask it.
+"""The origin check of a proxy without a key: requests of web pages of other origins are refused, whatever they ask.
 
 A browser sends a page's request to any address that the browser can reach, this machine's own included, and CORS only
 keeps the page from reading the answer. With a key there is nothing to do: a page does not know it.

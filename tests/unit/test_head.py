@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.edge.head import MOST_FIELDS, Hosts, check_head, head_size, is_host
+from proxy.edge.head import MOST_FIELDS, Hosts, check_head, head_size, is_host, longest_line
 
 HOST = (b"host", b"localhost:8000")
 LONGEST_HOST = b"a" * 254
@@ -115,6 +115,11 @@ def test_a_head_has_a_size() -> None:
     fields = [(b"a", b"b")] * (MOST_FIELDS - 1)
     assert not refused(HOST, *fields)
     assert refused(HOST, *fields, (b"a", b"b")) == "head_too_large"
+
+
+def test_the_longest_line_of_a_head() -> None:
+    assert longest_line(b"/path", []) == 5
+    assert longest_line(b"/path", [(b"a", b"b"), (b"name", b"value")]) == 11
 
 
 def test_an_allowed_host_has_no_port() -> None:
