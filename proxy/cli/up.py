@@ -38,7 +38,7 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
         console.say(f"vllm-serverless: cannot listen on {where}: {error.strerror}. Choose another with --port.")
-        return EX_UNAVAILABLE
+        return EX_CONFIG
     try:
         parts = compose(settings)
     except OSError as error:
