@@ -3,17 +3,20 @@
 import re
 import sys
 import time
-from collections import deque
+from collections import defaultdict, deque
 from collections.abc import Sequence
 
 from rich.console import Console
 from rich.status import Status
 from rich.text import Text
 
+from proxy.cli.root_cause import root_cause
 from proxy.jobs.model import WorkerId
 from proxy.wire.escaping import NEWLINE_AND_TAB, escape_controls
 
-KEPT_LINES = 25  # of a worker's output, shown when it cannot start
+KEPT_LINES = 2000  # of a worker's output, in which the cause is looked for when it cannot start
+KEPT_CHARACTERS = 2000  # of one of these lines: vLLM logs its whole state in one
+SHOWN_LINES = 25  # of its end, where no cause is found
 _STAGE = re.compile(r'event=worker\.stage text=(?:"([^"]*)"|(\S+))')
 
 
@@ -25,7 +28,7 @@ class Progress:
         self._began = time.monotonic()
         self._live: Status | None = None
         self._text = "starting"
-        self.last_lines: deque[str] = deque(maxlen=KEPT_LINES)
+        self._said: defaultdict[WorkerId, deque[str]] = defaultdict(lambda: deque(maxlen=KEPT_LINES))
 
     @property
     def seconds(self) -> float:
@@ -50,8 +53,8 @@ class Progress:
             self._live.update(Text.assemble(self._text, (f" ({self.seconds:.0f} s)", "dim")))
 
     def hear(self, worker: WorkerId, line: str) -> None:
-        """A line of a worker's output, which the provider has escaped."""
-        self.last_lines.append(line)
+        """Take a line of a worker's output, which the provider has escaped."""
+        self._said[worker].append(line[:KEPT_CHARACTERS])
         if found := _STAGE.search(line):
             text = found.group(1) or found.group(2)
             if self._live is None:
@@ -60,14 +63,20 @@ class Progress:
                 self._text = f"{worker}: {text}"
                 self.refresh()
 
-    def fail(self, status: int) -> None:
-        """A worker cannot start: what it said last."""
+    def forget(self, worker: WorkerId) -> None:
+        """Drop what a worker has printed: it has ended, and another one takes its place."""
+        self._said.pop(worker, None)
+
+    def fail(self, worker: WorkerId, status: int, logs: str) -> None:
+        """Say why a worker cannot start: the cause that its output names, else the end of its output."""
         self.end()
-        self._console.print(
-            f"A worker could not start (exit status {status}). The end of what it said:", style="bold red"
-        )
-        for line in self.last_lines:
-            self._console.print(f"  {line}", markup=False)
+        said = self._said[worker]
+        cause = root_cause(said)
+        ended = f"killed by signal {-status}" if status < 0 else f"exit status {status}"
+        self._console.print(f"A worker could not start ({ended}):", style="bold red")
+        for line in cause.splitlines() or list(said)[-SHOWN_LINES:]:
+            self._console.print(f"  {line}", markup=False, soft_wrap=True)
+        self._console.print(f"All that it printed is in {logs}.", markup=False, soft_wrap=True)
 
 
 def address(host: str, port: int) -> str:

@@ -22,6 +22,7 @@ PYTHONS = ((3, 11), (3, 14))  # first and last that vLLM has wheels for
 FREE_BYTES = 5 * 1024**3  # a small model and vLLM's caches
 SECONDS = 5.0
 NVIDIA = ("nvidia-smi", "-L")
+COMPILER = (sys.executable, "-m", "worker_vllm.engine.compiler")  # the worker knows what torch looks for
 
 
 class Finding(NamedTuple):
@@ -83,6 +84,13 @@ def _engine() -> Iterator[Finding]:
     yield Finding("vLLM", fits, f"{name} {found}", mend)
     torch = _installed("torch")
     yield Finding("torch", bool(torch), torch or "not installed", "Run `make up` again: the environment is not whole.")
+    yield _compiler("gpu" if cards else "cpu")
+
+
+def _compiler(device: str) -> Finding:
+    """Whether kernels can be compiled. vLLM also runs without them, so this is never wrong."""
+    asked = subprocess.run([*COMPILER, device], capture_output=True, text=True, timeout=SECONDS, check=False)
+    return Finding("compiler", is_well=True, seen=asked.stdout.strip() or asked.stderr.strip())
 
 
 def _disk(data_dir: Path) -> Finding:

@@ -36,7 +36,7 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
         console.say(f"vllm-serverless: cannot listen on {where}: {error.strerror}. Choose another with --port.")
-        return EX_UNAVAILABLE
+        return EX_CONFIG
     try:
         parts = compose(settings)
     except OSError as error:
@@ -81,6 +81,7 @@ class LocalWorkers:
         self._failed = asyncio.Event()
         self._was_ready = False
         self.failure = 0
+        self._failed_worker = WorkerId("")
         self._flags = flags
         command = Command(arguments(list(vllm_flags)), self._environment)
         self.provider = ProcessProvider(command, self._progress.hear, self._log_file, new_worker_id)
@@ -104,7 +105,10 @@ class LocalWorkers:
         self._parts.worker_exited(worker_exit)
         if not worker_exit.planned and (not self._was_ready or worker_exit.status in FINAL_STATUSES):
             self.failure = worker_exit.status
+            self._failed_worker = worker_exit.worker
             self._failed.set()
+        else:
+            self._progress.forget(worker_exit.worker)
 
     async def run(self, stopped: asyncio.Task[None]) -> None:
         """Start them, say when they are ready, and wait until stopped or until they cannot start."""
@@ -120,7 +124,7 @@ class LocalWorkers:
                 self._tell_ready()
                 await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
-                self._progress.fail(self.failure)
+                self._progress.fail(self._failed_worker, self.failure, f"{self._logs}/")
         finally:
             self._progress.end()
             failed.cancel()

@@ -3,8 +3,9 @@
 import sys
 
 if sys.version_info < (3, 11) or sys.version_info >= (3, 15):
-    sys.exit(
+    sys.stderr.write(
         "vllm-serverless needs Python 3.11 to 3.14; this is Python %d.%d (%s).\n"
-        "Put a supported python3 first in PATH, or name one: make up PYTHON=python3.12"
+        "Put a supported python3 first in PATH, or name one: make up PYTHON=python3.12\n"
         % (sys.version_info[0], sys.version_info[1], sys.executable)
     )
+    sys.exit(78)

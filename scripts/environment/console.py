@@ -31,6 +31,7 @@ class Stages:
         self._name = ""
         self._begun = 0.0
         self._note_at = 0.0
+        self._progress = ""
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
@@ -39,6 +40,7 @@ class Stages:
         self._name = name
         self._begun = time.monotonic()
         self._note_at = FIRST_NOTE_S
+        self._progress = ""
         self._show()
         try:
             yield
@@ -50,6 +52,11 @@ class Stages:
             self._write("\n" if self._live else "")
             raise
         self._write(("\r" if self._live else "") + self._line() + "\n")
+
+    def progress(self, text: str) -> None:
+        """Show how far a stage is."""
+        self._progress = f", {text}"
+        self._show()
 
     def run(self, argv: Sequence[str], env: Mapping[str, str], hint: str) -> None:
         """Run a command to its end; when it fails, print all it said and what to do, and exit."""
@@ -87,7 +94,7 @@ class Stages:
 
     def _line(self) -> str:
         elapsed = time.monotonic() - self._begun
-        return f"[{self._number}/{self._total}] {self._name + ' ':.<{NAME_WIDTH}} {elapsed:.1f} s"
+        return f"[{self._number}/{self._total}] {self._name + ' ':.<{NAME_WIDTH}} {elapsed:.1f} s{self._progress}"
 
     def _show(self) -> None:
         elapsed = time.monotonic() - self._begun

@@ -5,10 +5,12 @@ from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
-from . import node, packages, stamp
+from . import byte_code, node, packages, stamp
 from .console import Stages, UnavailableError
 from .table import ROOT, RUNTIME, Environment
 from .uv import Uv
+
+BYTE_CODE = "byte code of what a start imports"
 
 
 def is_current(row: Environment, home: Path) -> bool:
@@ -41,3 +43,6 @@ def install(row: Environment, home: Path, uv: Uv, environ: Mapping[str, str], st
             shutil.rmtree(place)  # so that the tests do not find it
             raise
         stamp.write(place, replace(want, locks=kept_locks | want.locks))
+    if not row.is_beside:
+        with stages.stage(BYTE_CODE):
+            byte_code.compile_imports(place, [ROOT / "proxy", ROOT / "worker_vllm"], stages.progress)

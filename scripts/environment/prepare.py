@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from types import FrameType
 
-from . import hardware, stamp, system, table
+from . import hardware, resources, stamp, suitability, system, table
 from .console import Stages
 from .hardware import Build
 from .install import install, is_current
@@ -24,20 +24,20 @@ NOT_WRITABLE = (
 )
 NO_VLLM = """\
 vLLM cannot be installed here: {reason}.
-The proxy and a worker run here all the same, in front of any OpenAI-compatible server (SGLang, llama.cpp,
-vLLM on another machine):
-
-    make up ARGS="--upstream http://127.0.0.1:8000"
-"""
+The proxy and a worker can run here, in front of any OpenAI-compatible server (SGLang, llama.cpp, vLLM on another
+machine): make up ARGS="--upstream http://127.0.0.1:8000\""""
 
 
-def prepare(*, vllm: bool, tests: bool, beside: bool = False) -> str:
+def prepare(*, vllm: bool, tests: bool, beside: bool = False, workers: int = 0) -> str:
     """Bring the environments up to date and return the runtime's Python.
 
-    `tests` adds test tools, and can do without vLLM; `beside` adds the environments that only some tests need.
+    `tests` adds test tools, and can do without vLLM; `beside` adds the environments that only some tests need. The
+    machine must have memory for as many `workers` on its CPU.
     """
     with _undisturbed() as home:
         rows = [_runtime(home, vllm=vllm, tests=tests), *(table.BESIDE if beside else ())]
+        if vllm and workers and rows[0].build is Build.CPU:
+            suitability.refuse([suitability.memory_short(resources.free_memory(), workers)], os.environ)
         _bring(rows, home, system.wanted(os.environ, uid=os.geteuid()) if tests and beside else ())
     return str(home / rows[0].folder / rows[0].proof)
 
@@ -80,9 +80,10 @@ def _runtime(home: Path, *, vllm: bool, tests: bool) -> Environment:
 def _fitting_build(*, insists: bool) -> Build:
     choice = hardware.choose(hardware.look(), os.environ.get("VLLM_SERVERLESS_BUILD"))
     if choice.build is Build.NONE:
-        print(NO_VLLM.format(reason=choice.reason), flush=True)
+        text = NO_VLLM.format(reason=choice.reason)
         if insists:
-            sys.exit(1)
+            suitability.end(text)
+        print(text, flush=True)
     return choice.build
 
 
@@ -92,8 +93,14 @@ def _bring(rows: Sequence[Environment], home: Path, tools: Sequence[Tool]) -> No
         return
     begun = time.monotonic()
     uv = Uv(home / ".tools", ROOT / "requirements" / "uv.txt", os.environ)
+    for row in stale:
+        if not row.is_beside and not (home / row.folder / row.proof).exists():
+            disks = resources.free_disk([home / row.folder, uv.cache()])
+            short = [suitability.disk_short(free, row.build, place) for free, place in disks]
+            suitability.refuse(short, os.environ)
     has_to_bring_uv = bool(stale) and not uv.is_here()
-    stages = Stages(len(stale) + has_to_bring_uv + bool(tools), sys.stdout)
+    has_byte_code = any(not row.is_beside for row in stale)
+    stages = Stages(has_to_bring_uv + len(stale) + has_byte_code + bool(tools), sys.stdout)
     if has_to_bring_uv:
         with stages.stage(f"uv {uv.version}"):
             uv.bring(stages)

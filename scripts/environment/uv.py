@@ -67,15 +67,15 @@ class Uv:
         told = pip_settings.for_uv(self.settings, self._environ, system_certificates=_has_system_certificates())
         fixed = {"UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
         own = {name: value for name, value in self._environ.items() if name not in {"VIRTUAL_ENV", "UV_PYTHON"}}
-        return {**own, **self._cache(), **told, **fixed}
+        return {**own, "UV_CACHE_DIR": str(self.cache()), **told, **fixed}
 
-    def _cache(self) -> dict[str, str]:
-        """A cache beside uv for users without a home to write to."""
+    def cache(self) -> Path:
+        """Return the folder of uv's downloads: its own choice, or one beside uv without a home to write to."""
+        if named := self._environ.get("UV_CACHE_DIR"):
+            return Path(named)
         home = Path(self._environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
         nearest = next((place for place in (home, *home.parents) if place.exists()), Path("/"))
-        if "UV_CACHE_DIR" in self._environ or os.access(nearest, os.W_OK | os.X_OK):
-            return {}
-        return {"UV_CACHE_DIR": str(self._tools / "cache")}
+        return home / "uv" if os.access(nearest, os.W_OK | os.X_OK) else self._tools / "cache"
 
 
 def pinned_version(pins: Path) -> str:

@@ -1,13 +1,19 @@
 """`make up`'s story: one command, and the lines it prints work when pasted."""
 
 import asyncio
+import re
+import shutil
 import sys
+import sysconfig
 from asyncio.subprocess import PIPE
 from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
+import aiohttp
 import pytest
-from harness.command import command, family, processes
+from harness.command import ROOT, Command, command, family, processes
+from harness.machine import hidden_folder, path_without_compilers
 from harness.real import START_SECONDS
 from harness.waiting import until
 
@@ -22,9 +28,21 @@ async def run(*arguments: str, stdin: str = "") -> str:
     return out.decode()
 
 
-async def test_up_from_nothing_to_an_answer(tmp_path: Path) -> None:
+async def logprobs(up: Command) -> Any:
+    """The log probabilities of an answer: what vLLM compiles a function for, even when it runs eager."""
+    url = (await up.says(r"base URL\s+(http://\S+)")).group(1)
+    body = {"model": "demo", "prompt": "What is", "max_tokens": 2, "logprobs": 1}
+    async with aiohttp.ClientSession() as http, http.post(f"{url}/completions", json=body) as response:
+        answer = await response.json()
+        assert response.status == 200, answer
+        return answer["choices"][0]["logprobs"]["token_logprobs"]
+
+
+async def test_up_from_nothing_to_an_answer_on_a_machine_without_a_compiler(tmp_path: Path) -> None:
     mark = f"story-{uuid4()}"
-    async with command("up", "--port", "0", "--data-dir", str(tmp_path), MARK=mark) as up:
+    place = ("--port", "0", "--data-dir", str(tmp_path / "data"))
+    bare = {"PATH": path_without_compilers(tmp_path / "bin"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    async with command("up", *place, through=("env", "-u", "CC", "-u", "CXX"), **bare, MARK=mark) as up:
         await up.says("importing vLLM", 60)
         await up.says("loading demo", 120)
         await up.says(r"^Ready after \d+ s\.", START_SECONDS)
@@ -38,10 +56,42 @@ async def test_up_from_nothing_to_an_answer(tmp_path: Path) -> None:
         snippet = up.lines[begin : begin + 5]
         printed = await run(sys.executable, "-", stdin="\n".join(snippet))
         assert "vllm-serverless worker --connect URL" in printed
+        assert len(await logprobs(up)) == 2
+        assert list((tmp_path / "cache").rglob("*.cpp")) == [], "the demo compiles no kernel"
         leaders = processes(mark)
         assert len(family(leaders)) >= 4  # the proxy, the worker, and vLLM's own two
         assert await up.stop() == 0
         await until(lambda: family(leaders) == [], what="no process is left")
+
+
+async def test_kernels_that_cannot_be_compiled_are_done_without_and_it_says_so(tmp_path: Path) -> None:
+    through = hidden_folder(sysconfig.get_path("include"))
+    wanted = {"ENFORCE_EAGER": "false", "XDG_CACHE_HOME": str(tmp_path / "cache")}
+    async with command("up", "--port", "0", "--data-dir", str(tmp_path), through=through, **wanted) as up:
+        await up.says(
+            r"Python's headers \(\S+/Python\.h\) not found: vLLM runs without compiled kernels", START_SECONDS
+        )
+        assert "apt install g++ python3-dev" in up.text
+        await up.says(r"^Ready after \d+ s\.", START_SECONDS)
+        assert len(await logprobs(up)) == 2
+
+
+async def test_a_broken_model_is_named_as_the_cause(tmp_path: Path) -> None:
+    model = tmp_path / "broken"
+    shutil.copytree(ROOT / "worker_vllm" / "demo", model)
+    with (model / "model.safetensors").open("r+b") as weights:
+        weights.truncate(100_000)
+    eager = ("--enforce-eager", "--dtype", "bfloat16", "--max-model-len", "512")
+    place = ("--port", "0", "--data-dir", str(tmp_path / "data"))
+    small = {"VLLM_CPU_KVCACHE_SPACE": "1"}
+    async with command("up", "--model", str(model), *place, "--", *eager, **small) as up:
+        await up.says("A worker could not start", START_SECONDS)
+        assert await asyncio.wait_for(up.process.wait(), 30) == 1
+        await up.says("All that it printed is in")
+    told = up.text.partition("A worker could not start")[2].splitlines()
+    assert told[0] == " (exit status 1):"
+    assert re.match(r"  safetensors\S*SafetensorError: Error while deserializing header", told[1])
+    assert len(told) == 3
 
 
 async def test_what_does_not_fit_vllm_is_explained(tmp_path: Path) -> None:

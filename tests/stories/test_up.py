@@ -81,7 +81,7 @@ async def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
     async with command("proxy", "--port", "0", "--data-dir", str(tmp_path)) as first:
         port = (await first.says(r"http://127.0.0.1:(\d+)")).group(1)
         async with command("up", "--port", port, "--data-dir", str(tmp_path)) as second:
-            assert await second.process.wait() == 69
+            assert await second.process.wait() == 78
             assert re.fullmatch(rf"vllm-serverless: cannot listen on .* port {port}: .* --port\.", second.text)
 
 

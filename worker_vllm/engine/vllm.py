@@ -23,6 +23,7 @@ from prometheus_client.samples import Sample
 from worker_vllm.asgi import App, Request, fetch
 from worker_vllm.engine.arguments import parse, strict
 from worker_vllm.engine.base import GAUGES, EngineError, Reading, reading_of
+from worker_vllm.engine.compiler import DISABLE, decide, include_folder, kernel_cache
 from worker_vllm.engine.processes import kill_children, pin_children
 from worker_vllm.log import Stage
 from worker_vllm.settings import DEMO, Settings, set_default_environment
@@ -138,6 +139,8 @@ class VllmEngine:
         seam = _seam()
         set_default_environment(_cpu_environment())
         args = _parse(seam, self._variables, self._arguments)
+        if note := _decide_compiling(args, self._variables):
+            self._stage(note)
         self._stage(f"loading {args.served_model_name[0] if args.served_model_name else args.model}")
         self._client = await self._stack.enter_async_context(seam.build_async_engine_client(args))
         tasks = await self._client.get_supported_tasks()
@@ -162,7 +165,7 @@ class VllmEngine:
         self._api_key = keys[0] if keys else ""
 
     async def _warm_up(self, args: Any) -> None:
-        """One short answer with logprobs: the first one compiles for 11-17 s, better now than under a client."""
+        """One short answer with logprobs: where kernels are compiled, the first one takes 11-17 s."""
         model = args.served_model_name[0] if args.served_model_name else args.model
         body = json.dumps({"model": model, "prompt": "a", "max_tokens": 2, "logprobs": 1, "temperature": 0}).encode()
         request = Request("POST", "/v1/completions", "application/json", body)
@@ -195,6 +198,7 @@ def _environment(settings: Settings, variables: Mapping[str, str]) -> dict[str, 
         defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
     if settings.model == DEMO or Path(settings.model).is_dir():
         defaults["HF_HUB_OFFLINE"] = "1"
+    defaults |= kernel_cache(variables, Path.home())
     if settings.base_path.is_dir() and not CACHE_VARIABLES & variables.keys():
         cache = str(settings.base_path / "huggingface-cache" / "hub")
         defaults |= {"HF_HOME": cache, "HF_HUB_CACHE": cache}
@@ -207,6 +211,26 @@ def _cpu_environment() -> dict[str, str]:
         return {}
     cpu = _only_cpu()
     return {"VLLM_CPU_KVCACHE_SPACE": "4"} | ({} if cpu is None else {"VLLM_CPU_OMP_THREADS_BIND": str(cpu)})
+
+
+def _decide_compiling(args: Any, variables: Mapping[str, str]) -> str:
+    """Let torch compile nothing where it must not or cannot; return a sentence if that was wanted.
+
+    Engine processes start later and read the variable. In this process torch has read it, so its setting changes too.
+    """
+    is_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
+    decision = decide(variables, include_folder(), is_cpu=is_cpu, is_eager=_is_eager(args))
+    if decision.disables:
+        set_default_environment({DISABLE: "1"})
+        importlib.import_module("torch._dynamo.config").disable = True  # type: ignore[attr-defined]
+    args.enforce_eager = args.enforce_eager or decision.forces_eager
+    return decision.note
+
+
+def _is_eager(args: Any) -> bool:
+    """Whether vLLM compiles no model: --enforce-eager, -O0, or a compilation mode of NONE."""
+    mode = getattr(args.compilation_config, "mode", None)
+    return args.enforce_eager or getattr(args, "optimization_level", None) == 0 or mode == 0
 
 
 def _only_cpu() -> int | None:
