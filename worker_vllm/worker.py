@@ -111,7 +111,8 @@ async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _St
     outbox = WakingOutbox()
     async with asyncio.TaskGroup() as group:
         runtime = Runtime(settings.id, engine, models, slots, outbox, group, settings.output_format)
-        channel = Channel(_link(settings), outbox, runtime, _patience(settings))
+        link, patience = _link(settings), _patience(settings)
+        channel = Channel(link, outbox, runtime, patience, was_accepted=loading.was_accepted)
         loading.retire()
         connecting = group.create_task(_connect(channel))
         await _first(channel.connected.wait(), connecting, TAKE_OVER_SECONDS)

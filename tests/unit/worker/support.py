@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
 from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosedError
 
 from proxy.wire.frames import Body, Chunk, End, Frame, Hello, Job, JobFrame, ToProxy, decode_to_proxy, encode
 from worker_vllm.asgi import App, Receive, Request, Scope, Send
@@ -35,6 +36,7 @@ class Line:
     frames: list[ToProxy] = field(default_factory=list)
     messages: list[list[ToProxy]] = field(default_factory=list)
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    is_over: bool = False
 
     async def send(self, *frames: Frame) -> None:
         await self.socket.send(encode(list(frames)))
@@ -70,13 +72,14 @@ class Line:
         return [frame for frame in self.of(job) if isinstance(frame, End)]
 
     async def read(self) -> None:
-        async for message in self.socket:
-            assert isinstance(message, bytes)
-            frames = decode_to_proxy(message)
-            async with self.news:
-                self.messages.append(frames)
-                self.frames += frames
-                self.news.notify_all()
+        with contextlib.suppress(ConnectionClosedError):
+            async for message in self.socket:
+                assert isinstance(message, bytes)
+                frames = decode_to_proxy(message)
+                async with self.news:
+                    self.messages.append(frames)
+                    self.frames += frames
+                    self.news.notify_all()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -105,17 +108,25 @@ class FakeProxy:
         return f"ws://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v2/default/worker"
 
     async def next_line(self) -> Line:
-        """The next connection that has said hello."""
+        """The next connection that has said hello; one that its worker gave up before that is left out."""
         async with asyncio.timeout(DEADLINE):
-            line = await self.lines.get()
-        await line.wait_for(Hello)
-        return line
+            while True:
+                line = await self.lines.get()
+                await line.until(lambda line=line: line.is_over or bool(line.frames))  # type: ignore[misc]
+                if line.frames:
+                    await line.wait_for(Hello)
+                    return line
 
     async def serve(self, socket: ServerConnection) -> None:
         line = Line(socket)
         self.lines.put_nowait(line)
         await self.reads.wait()
-        await line.read()
+        try:
+            await line.read()
+        finally:
+            async with line.news:
+                line.is_over = True
+                line.news.notify_all()
 
 
 @contextlib.asynccontextmanager
