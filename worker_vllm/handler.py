@@ -123,7 +123,7 @@ def _by_event(piece: bytes, route: Route) -> EngineFailedError | None:
 
 def _check_alive(engine: Engine) -> None:
     if engine.dead:
-        raise RunLostError("engine_dead", "the engine died while it ran this job")
+        raise RunLostError("engine_dead", engine.failure)
 
 
 def _sentence(error: CutShortError) -> str:

@@ -172,6 +172,7 @@ class AppEngine:
         self.authorization = ""
         self.slots = 4
         self.dead = dead
+        self.failure = "the engine died"
         self.known: dict[str, frozenset[str]] = {}
         self.reading: Reading | None = None
 
