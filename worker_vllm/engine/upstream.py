@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server, reached over HTTP: an ASGI app that passes requests on and streams the answers back.
 
-A stream is cut anew at blank lines, so that each piece holds whole events. An answer that breaks off stays so: the app
-ends without the last part of its body, and the handler tells the job as lost.
+Bodies are passed on packet by packet. An answer that breaks off stays so: the app ends without the last part of its
+body, and the handler reports the run as lost.
 """
 
 import asyncio
@@ -24,11 +24,9 @@ CONNECT_SECONDS = 10.0
 CONNECT_AGAIN_SECONDS = 0.5
 START_EVERY_SECONDS = 0.5
 START_SECONDS = 600.0  # how long a server that loads its model is waited for
-EVENT_BYTES = 1024 * 1024  # an event longer than this is passed on in pieces
 METRICS_PATH = "/metrics"
 NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 PASSED_ON = (b"content-type", b"accept", b"authorization")
-BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class UpstreamEngine:
@@ -116,13 +114,9 @@ class UpstreamEngine:
                 content_type = response.headers.get("content-type", "")
                 start = [(b"content-type", content_type.encode("latin-1"))]
                 await send({"type": "http.response.start", "status": response.status, "headers": start})
-                kept = b""
-                is_stream = content_type.startswith("text/event-stream")
                 async for data in response.content.iter_any():
-                    whole, kept = cut_at_blank_line(kept + data) if is_stream else (data, b"")
-                    if whole:
-                        await send({"type": "http.response.body", "body": whole, "more_body": True})
-                await send({"type": "http.response.body", "body": kept, "more_body": False})
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (aiohttp.ClientError, OSError) as error:
             structlog.get_logger().warning("upstream.call_failed", path=scope["path"], error=repr(error))
             raise EngineError("the connection to the upstream server was lost") from None
@@ -157,12 +151,6 @@ class UpstreamEngine:
                 if status < HTTPStatus.BAD_REQUEST:
                     return
             await asyncio.sleep(START_EVERY_SECONDS)
-
-
-def cut_at_blank_line(data: bytes) -> tuple[bytes, bytes]:
-    """What ends with a whole event, and the rest. A rest that grows too long counts as whole."""
-    end = max(data.rfind(line) + len(line) if line in data else 0 for line in BLANK_LINES)
-    return (data, b"") if len(data) - end > EVENT_BYTES else (data[:end], data[end:])
 
 
 def _session() -> aiohttp.ClientSession:

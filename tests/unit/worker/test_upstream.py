@@ -9,9 +9,10 @@ from aiohttp import web
 from proxy.wire.frames import End
 from tests.unit.worker.support import CHAT, DEADLINE, chat, fake_proxy, until, working
 from worker_vllm.asgi import CutShortError, Head, Request, call, fetch
+from worker_vllm.cutting import Part
 from worker_vllm.engine.base import EngineError, read_models
 from worker_vllm.engine.health import Pace
-from worker_vllm.engine.upstream import EVENT_BYTES, UpstreamEngine, cut_at_blank_line
+from worker_vllm.engine.upstream import UpstreamEngine
 from worker_vllm.handler import RunLostError, handle
 from worker_vllm.watch import watch
 
@@ -125,13 +126,13 @@ async def test_models_come_from_the_server(server: Server) -> None:
     assert [(model.id, model.base) for model in models] == [("base", True), ("lora", False)]
 
 
-async def test_pieces_are_cut_anew_at_blank_lines(server: Server) -> None:
+async def test_packets_become_whole_events(server: Server) -> None:
     async with engine_of(server) as engine:
-        pieces = [piece async for piece in call(engine.app, chat())]
+        head, *parts = [part async for part in handle(engine, chat())]
 
-    assert pieces[0] == Head(200, "text/event-stream")
-    assert b"".join(piece for piece in pieces[1:] if isinstance(piece, bytes)) == b"".join(server.pieces)
-    assert all(isinstance(piece, bytes) and piece.endswith(b"\n\n") for piece in pieces[1:])
+    assert head == Head(200, "text/event-stream")
+    assert b"".join(part.data for part in parts if isinstance(part, Part)) == b"".join(server.pieces)
+    assert all(isinstance(part, Part) and part.data.endswith(b"\n\n") for part in parts)
 
 
 async def test_the_request_arrives_as_it_was_sent(server: Server) -> None:
@@ -268,18 +269,3 @@ async def test_a_missing_key_is_told(server: Server) -> None:
     with pytest.raises(EngineError, match="WORKER_UPSTREAM_KEY"):
         async with engine_of(server):
             pass
-
-
-@pytest.mark.parametrize(
-    ("data", "whole", "kept"),
-    [
-        (b"", b"", b""),
-        (b"data: 1", b"", b"data: 1"),
-        (b"data: 1\n\n", b"data: 1\n\n", b""),
-        (b"data: 1\n\ndata: 2\n\nda", b"data: 1\n\ndata: 2\n\n", b"da"),
-        (b"data: 1\r\n\r\nda", b"data: 1\r\n\r\n", b"da"),
-        (b"x" * (EVENT_BYTES + 1), b"x" * (EVENT_BYTES + 1), b""),
-    ],
-)
-def test_cut_at_blank_line(data: bytes, whole: bytes, kept: bytes) -> None:
-    assert cut_at_blank_line(data) == (whole, kept)
