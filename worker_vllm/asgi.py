@@ -51,10 +51,10 @@ class CutShortError(Exception):
 async def call(
     app: App, request: Request, authorization: str = "", leave_seconds: float = LEAVE_SECONDS
 ) -> AsyncIterator[Head | bytes]:
-    """The app's answer: one head, then its body. What the app sent in one loop turn comes as one piece.
+    """The app's answer: one head, then its body. What the app sent in one loop turn is joined, unless it is large.
 
-    Only whole sends are joined, so a piece of an event stream holds whole events. Ends normally only if the answer is
-    whole, else with `CutShortError`. Closing this iterator, or cancelling the task in it, ends the request in the app.
+    Ends normally only if the answer is whole, else with `CutShortError`. Closing this iterator, or cancelling the task
+    in it, ends the request in the app.
     """
     exchange = _Exchange(request, authorization)
     task = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
@@ -132,7 +132,10 @@ class _Exchange:
             pieces.append(self._head)
             self._head = None
         if self._unread:
-            pieces.append(self._unread[0] if len(self._unread) == 1 else b"".join(self._unread))
+            if self._unread_bytes > UNREAD_BYTES:  # a copy of what is large would cost as much again
+                pieces += self._unread
+            else:
+                pieces.append(self._unread[0] if len(self._unread) == 1 else b"".join(self._unread))
             self._unread.clear()
             self._unread_bytes = 0
             self._room.set()

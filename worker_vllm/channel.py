@@ -12,7 +12,6 @@ from typing import Protocol
 
 import structlog
 from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import ConnectionClosed
 
 from proxy.wire.frames import (
     BadFrameError,
@@ -25,7 +24,17 @@ from proxy.wire.frames import (
     decode_to_worker,
 )
 from proxy.wire.outbox import Outbox
-from worker_vllm.dialling import Dialler, Link, RefusedError, dial, refusal_of_close
+from worker_vllm.dialling import (
+    OPEN_SECONDS,
+    ConnectionLostError,
+    Dialler,
+    Link,
+    RefusedError,
+    dial,
+    hang_up,
+    losing_connection,
+    refusal_of_close,
+)
 
 BACKOFF_FIRST = 0.5  # seconds; doubled at each failure
 FLUSH_SECONDS = 5.0  # how long closing waits for the last frames to leave
@@ -83,12 +92,23 @@ class Patience:
 
     heartbeat: float
     orphan: float | None = None
+    open: float = OPEN_SECONDS  # for a connection to be opened
 
 
 class Channel:
     """One worker's connection to its proxy, made again whenever it breaks."""
 
-    def __init__(self, link: Link, outbox: WakingOutbox, peer: Peer, patience: Patience, dialler: Dialler) -> None:
+    def __init__(
+        self,
+        link: Link,
+        outbox: WakingOutbox,
+        peer: Peer,
+        patience: Patience,
+        dialler: Dialler,
+        *,
+        was_accepted: bool = False,
+    ) -> None:
+        """`was_accepted`: the proxy has kept an earlier connection of this worker: address and token are right."""
         self._link = link
         self._dialler = dialler
         self._outbox = outbox
@@ -97,7 +117,8 @@ class Channel:
         self._log = structlog.get_logger().bind(worker=link.worker)
         self._socket: ClientConnection | None = None
         self._closing = asyncio.Event()
-        self._accepted = False  # the proxy has kept a connection of ours; from then on no refusal is final
+        self._was_accepted = was_accepted
+        self.accepted = False  # the proxy has kept a connection of ours; from then on no refusal is final
         self.tried = asyncio.Event()  # the first attempt has succeeded or failed
         self.connected = asyncio.Event()
 
@@ -110,7 +131,7 @@ class Channel:
                 if await self._connection():
                     failures, reached = 0, clock()
             except RefusedError as refusal:
-                if not self._accepted and not self._closing.is_set():
+                if self._is_final(refusal) and not self._closing.is_set():
                     raise
                 reached = clock()
                 self._log.warning("channel.refused", reason=str(refusal))
@@ -138,15 +159,19 @@ class Channel:
             await _wait(self._outbox.empty.wait(), FLUSH_SECONDS)
         self._closing.set()
         if self._socket is not None:
-            await self._socket.close(code, reason)
+            await hang_up(self._socket, code, reason)
 
     def retire(self) -> None:
         """From now on neither dial again nor take a refusal seriously: another channel takes over."""
         self._closing.set()
 
+    def _is_final(self, refusal: RefusedError) -> bool:
+        """Whether the worker must end. Not for an HTTP status where the proxy is known: something else answered."""
+        return not self.accepted and not (self._was_accepted and refusal.by_handshake)
+
     async def _connection(self) -> bool:
         """One connection from dialling to its end. True if there was one."""
-        socket = await dial(self._link, self._closing, self._dialler.connect)
+        socket = await dial(self._link, self._closing, self._dialler.connect, self._patience.open)
         if socket is None:
             return False
         try:
@@ -156,7 +181,7 @@ class Channel:
             self._socket = None
             self.connected.clear()
             self._peer.disconnected()
-            await socket.close()
+            await hang_up(socket)
         refusal = refusal_of_close(socket)
         self._log.info("channel.closed", code=socket.close_code, reason=socket.close_reason)
         if refusal is not None:
@@ -175,18 +200,19 @@ class Channel:
                 group.create_task(self._write(socket))
                 group.create_task(self._beat())
                 group.create_task(self._read(socket))
-        except* ConnectionClosed:
-            pass  # told by the socket's close code
+        except* ConnectionLostError as lost:
+            self._log.debug("channel.lost", errors=[str(error) for error in lost.exceptions])
 
     async def _read(self, socket: ClientConnection) -> None:
         while True:
-            message = await socket.recv()
-            self._accepted = True
+            with losing_connection():
+                message = await socket.recv()
+            self.accepted = True
             try:
                 frames = decode_to_worker(message if isinstance(message, bytes) else message.encode())
             except BadFrameError as error:
                 self._log.error("channel.bad_frame", error=str(error))
-                await socket.close(PROTOCOL_ERROR, "bad frame")
+                await hang_up(socket, PROTOCOL_ERROR, "bad frame")
                 continue  # `recv` ends this loop
             for frame in frames:
                 self._peer.receive(frame)
@@ -201,12 +227,13 @@ class Channel:
                 continue
             payload, frames = message
             self._peer.sent(frames)
-            await socket.send(payload)
+            with losing_connection():
+                await socket.send(payload)
 
     async def _beat(self) -> None:
         while True:
             await asyncio.sleep(self._patience.heartbeat)
-            self._accepted = True
+            self.accepted = True
             self._outbox.put(Heartbeat())
 
 

@@ -1,14 +1,15 @@
-"""Open the WebSocket to the proxy, and tell a refusal, which a person must mend, from trouble that passes."""
+"""Open the WebSocket to the proxy, and tell a refusal, which a person must resolve, from a failure that passes."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
 import structlog
-from websockets.asyncio.client import ClientConnection
-from websockets.exceptions import InvalidHandshake, InvalidStatus, InvalidURI
+from websockets.asyncio.client import ClientConnection, connect
+from websockets.exceptions import InvalidStatus, InvalidURI
 
 from proxy.wire.frames import SOCKET_BYTES
 from proxy.wire.sockets import keep_little_unsent
@@ -18,6 +19,9 @@ PING_SECONDS = 5.0  # a dead proxy is noticed within ping and pong, which is one
 PONG_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
 WRITE_BYTES = 64 * 1024  # what the socket may hold back; the rest waits in the outbox, where lanes take turns
+NORMAL = 1000
+SHOWN = 200  # characters of what a server answers
+REDIRECTS = range(300, 400)
 FINAL_STATUS = (401, 403, 404, 409, 426)
 FINAL_CODES = range(4400, 4500)
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
@@ -31,7 +35,7 @@ ADVICE = {
 
 
 Connect: TypeAlias = Callable[..., Awaitable[ClientConnection]]
-"""Open a WebSocket, as `websockets.asyncio.client.connect` does."""
+"""Open a WebSocket, as `Handshake` does."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,39 +58,56 @@ class Link:
 class RefusedError(Exception):
     """The proxy does not want this worker; its text is one line that says why."""
 
+    def __init__(self, message: str, *, by_handshake: bool = False) -> None:
+        super().__init__(message)
+        self.by_handshake = by_handshake  # by an HTTP status, which a server in front of the proxy can answer too
 
-async def dial(link: Link, closing: asyncio.Event, connect: Connect) -> ClientConnection | None:
-    """An open connection, or None when the proxy is out of reach for now or `closing` is set; else `RefusedError`."""
-    log = structlog.get_logger()
+
+class ConnectionLostError(Exception):
+    """The connection cannot be used, or was not opened; its text says what happened."""
+
+
+async def dial(
+    link: Link, closing: asyncio.Event, connect: Connect, open_seconds: float = OPEN_SECONDS
+) -> ClientConnection | None:
+    """Open a connection; None when the proxy is out of reach for now or `closing` is set.
+
+    Final, as `RefusedError`: an address that cannot be dialled, and an answer with one of `FINAL_STATUS`. Everything
+    else that can go wrong between here and the proxy may be over at the next try.
+    """
     try:
-        socket = await connect(
-            link.url,
-            additional_headers={"Authorization": f"Bearer {link.token}"},
-            user_agent_header="vllm-serverless-worker",
-            compression=None,
-            max_size=SOCKET_BYTES,
-            open_timeout=OPEN_SECONDS,
-            ping_interval=PING_SECONDS,
-            ping_timeout=PONG_SECONDS,
-            close_timeout=CLOSE_SECONDS,
-            write_limit=WRITE_BYTES,
-            proxy=None if urlsplit(link.url).hostname in LOOPBACK else True,
-        )
-    except InvalidStatus as error:
-        status, reason = error.response.status_code, bytes(error.response.body or b"")[:500].decode(errors="replace")
-        if status in FINAL_STATUS:
-            raise RefusedError(_line(link, status, reason.strip())) from None
-        log.warning("channel.unreachable", url=link.url, status=status, reason=reason.strip())
-    except InvalidURI as error:
-        raise RefusedError(f"WORKER_CONNECT is no address to dial: {error}") from None
-    except (OSError, TimeoutError, InvalidHandshake) as error:
-        log.warning("channel.unreachable", url=link.url, error=str(error) or type(error).__name__)
-    else:
-        keep_little_unsent(socket.transport.get_extra_info("socket"))
-        if not closing.is_set():
-            return socket
-        await socket.close()
-    return None
+        handshake = _handshake(link, connect, open_seconds)
+    except (InvalidURI, ValueError) as error:  # a port out of range is a ValueError
+        raise RefusedError(f"WORKER_CONNECT is not an address to dial: {error}") from None
+    try:
+        with losing_connection():
+            socket = await handshake
+            keep_little_unsent(socket.transport.get_extra_info("socket"))
+    except ConnectionLostError as lost:
+        refusal = _refusal_of_handshake(link, lost.__cause__)
+        if refusal is not None:
+            raise refusal from None
+        structlog.get_logger().warning("channel.unreachable", url=link.url, error=str(lost))
+        return None
+    if closing.is_set():
+        await hang_up(socket)
+        return None
+    return socket
+
+
+@contextmanager
+def losing_connection() -> Iterator[None]:
+    """Raise `ConnectionLostError` for whatever the WebSocket library, its event loop or TLS raises in here."""
+    try:
+        yield
+    except Exception as error:  # each of the three adds kinds of its own, and none is a reason to end
+        raise ConnectionLostError(_sentence(error)) from error
+
+
+async def hang_up(socket: ClientConnection, code: int = NORMAL, reason: str = "") -> None:
+    """Close a connection, which may be lost already."""
+    with suppress(ConnectionLostError), losing_connection():
+        await socket.close(code, reason)
 
 
 def refusal_of_close(socket: ClientConnection) -> RefusedError | None:
@@ -97,5 +118,48 @@ def refusal_of_close(socket: ClientConnection) -> RefusedError | None:
     return RefusedError(socket.close_reason or ADVICE.get(code - 4000, f"the proxy closed the connection with {code}"))
 
 
-def _line(link: Link, status: int, reason: str) -> str:
-    return f"{link.url} answered {status}: {reason or ADVICE[status]}"
+class Handshake(connect):
+    """Follows no redirect. A login or status page elsewhere must not answer for the proxy, as 404 for example."""
+
+    def process_redirect(self, exc: Exception) -> Exception:
+        return exc
+
+
+def _handshake(link: Link, connect: Connect, open_seconds: float) -> Awaitable[ClientConnection]:
+    return connect(
+        link.url,
+        additional_headers={"Authorization": f"Bearer {link.token}"},
+        user_agent_header="vllm-serverless-worker",
+        compression=None,
+        max_size=SOCKET_BYTES,
+        open_timeout=open_seconds,
+        ping_interval=PING_SECONDS,
+        ping_timeout=PONG_SECONDS,
+        close_timeout=CLOSE_SECONDS,
+        write_limit=WRITE_BYTES,
+        proxy=None if urlsplit(link.url).hostname in LOOPBACK else True,
+    )
+
+
+def _refusal_of_handshake(link: Link, error: BaseException | None) -> RefusedError | None:
+    if not isinstance(error, InvalidStatus) or error.response.status_code not in FINAL_STATUS:
+        return None
+    return RefusedError(f"{link.url} answered {_answer(error)}", by_handshake=True)
+
+
+def _sentence(error: Exception) -> str:
+    """An error in one line, with its cause: `InvalidMessage` alone does not say that the connection was closed."""
+    if isinstance(error, InvalidStatus):
+        return f"answered {_answer(error)}"
+    text = str(error) or type(error).__name__
+    return f"{text} ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else text
+
+
+def _answer(error: InvalidStatus) -> str:
+    """Status and reason of an answer that is not the proxy's, or is its refusal."""
+    response = error.response
+    places = response.headers.get_all("Location")
+    if places and response.status_code in REDIRECTS:
+        return f"{response.status_code}: redirects to {places[0][:SHOWN]}; set WORKER_CONNECT to where the proxy is"
+    said = bytes(response.body or b"")[:SHOWN].decode(errors="replace").strip()
+    return f"{response.status_code}: {said or ADVICE.get(response.status_code, response.reason_phrase)}"

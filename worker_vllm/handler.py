@@ -12,9 +12,11 @@ from dataclasses import dataclass
 from http import HTTPStatus
 
 from worker_vllm.asgi import CutShortError, Head, Request, call
+from worker_vllm.cutting import Cutter, Events, Part, Pieces
 from worker_vllm.engine.base import Engine
 
 EVENT_STREAM = "text/event-stream"
+ERROR_BYTES = 64 * 1024  # of an event that comes in parts: an error event says at its beginning that it is one
 
 
 class EngineFailedError(Exception):
@@ -76,32 +78,37 @@ def route_of(path: str) -> Route | None:
     return next((route for pattern, route in _COMPILED if pattern.fullmatch(plain)), None)
 
 
-def carries_error(piece: bytes, route: Route) -> bool:
-    """Does an event in this piece of a stream begin as an error event?"""
-    return any(piece.startswith(event) or b"\n\n" + event in piece for event in route.error_events)
+def carries_error(part: Part, route: Route) -> bool:
+    """Whether an event in this part of a stream begins as an error event. Of a cut event only its beginning is read."""
+    if not part.begins:
+        return False
+    data = part.data[:ERROR_BYTES] if part.more else part.data
+    return any(data.startswith(event) or b"\n\n" + event in data for event in route.error_events)
 
 
-async def handle(engine: Engine, request: Request) -> AsyncIterator[Head | bytes]:
-    """The answer: a head, then bytes. A normal end is a completed job; else `EngineFailedError` or `RunLostError`."""
+async def handle(engine: Engine, request: Request) -> AsyncIterator[Head | Part]:
+    """The answer: a head, then its body. Raises `EngineFailedError` or `RunLostError` if the job is not completed."""
     route = route_of(request.path)
     if route is None:
-        for piece in _not_found(request):
-            yield piece
+        for given in _not_found(request):
+            yield given
         raise EngineFailedError("http_404", f"no such route: {request.path}")
     outcome: EngineFailedError | None = None
-    is_stream = False
+    cutter: Cutter = Pieces()
     try:
         async with aclosing(call(engine.app, request, engine.authorization)) as answer:  # type: ignore[type-var]
             async for piece in answer:
                 if isinstance(piece, Head):
-                    is_stream = piece.content_type.startswith(EVENT_STREAM)
-                    failed = _by_status(piece)
-                else:
-                    failed = _by_event(piece, route) if is_stream else None
-                if failed is not None:
-                    _check_alive(engine)
-                    outcome = outcome or failed
-                yield piece
+                    cutter = Events() if piece.content_type.startswith(EVENT_STREAM) else cutter
+                    outcome = _by_status(piece, engine)
+                    yield piece
+                    continue
+                for part in cutter.feed(piece):
+                    outcome = outcome or _by_event(part, route, engine)
+                    yield part
+            for part in cutter.end():
+                outcome = outcome or _by_event(part, route, engine)
+                yield part
     except CutShortError as error:
         _check_alive(engine)
         raise RunLostError("worker_lost", _sentence(error)) from error
@@ -109,27 +116,29 @@ async def handle(engine: Engine, request: Request) -> AsyncIterator[Head | bytes
         raise outcome
 
 
-def _by_status(head: Head) -> EngineFailedError | None:
+def _by_status(head: Head, engine: Engine) -> EngineFailedError | None:
     if head.status < HTTPStatus.BAD_REQUEST:
         return None
+    _check_alive(engine)
     return EngineFailedError(f"http_{head.status}", f"the engine answered {head.status}")
 
 
-def _by_event(piece: bytes, route: Route) -> EngineFailedError | None:
-    if not carries_error(piece, route):
+def _by_event(part: Part, route: Route, engine: Engine) -> EngineFailedError | None:
+    if not carries_error(part, route):
         return None
+    _check_alive(engine)
     return EngineFailedError("error_event", "the stream carries an error event")
 
 
 def _check_alive(engine: Engine) -> None:
     if engine.dead:
-        raise RunLostError("engine_dead", "the engine died while it ran this job")
+        raise RunLostError("engine_dead", engine.failure)
 
 
 def _sentence(error: CutShortError) -> str:
     return f"{error}: {error.__cause__!r}" if error.__cause__ is not None else str(error)
 
 
-def _not_found(request: Request) -> tuple[Head, bytes]:
+def _not_found(request: Request) -> tuple[Head, Part]:
     error = {"message": f"Not Found: {request.path}", "type": "NotFoundError", "param": None, "code": 404}
-    return Head(404, "application/json"), json.dumps({"error": error}).encode()
+    return Head(404, "application/json"), Part(json.dumps({"error": error}).encode())

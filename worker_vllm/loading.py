@@ -61,6 +61,11 @@ class Loading:
         self._is_over = False
         self.failure: RefusedError | OrphanedError | None = None
 
+    @property
+    def was_accepted(self) -> bool:
+        """Whether the proxy has kept this connection."""
+        return self._channel is not None and self._channel.accepted
+
     def start(self) -> None:
         """Dial, and give the proxy a moment to answer."""
         self._thread.start()

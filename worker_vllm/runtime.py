@@ -233,7 +233,7 @@ class Runtime:
                     run.has_window = piece.content_type.startswith(EVENT_STREAM)
                     self._outbox.put_in_lane(frames.Head(job, attempt, piece.status, piece.content_type))
                     continue
-                await self._put(run, Chunk(job, attempt, piece))
+                await self._put(run, Chunk(job, attempt, piece.data, piece.more))
         return run.end("completed")
 
     async def _answer_input(self, run: Run) -> End:
@@ -253,6 +253,7 @@ class Runtime:
         if not run.may_send or self._outbox.backlog(frame.job) > BACKLOG_HIGH:
             await self._room(run)
         run.unanswered += len(frame.data) if run.has_window else 0
+        run.in_event = run.in_event + len(frame.data) if frame.more else 0
         self._outbox.put_in_lane(frame)
 
     async def _room(self, run: Run) -> None:

@@ -101,7 +101,7 @@ class Settings(BaseSettings):
         default=30, ge=0, le=86400, description="how long running jobs may go on after SIGTERM"
     )
     progress_seconds: float = Field(
-        default=120, ge=1, le=86400, description="the engine hangs after this long standing still"
+        default=120, ge=1, le=86400, description="vLLM hangs after this long without progress; not for an upstream"
     )
     orphan_seconds: float | None = Field(
         default=None, ge=1, description="exit when the proxy was out of reach this long"

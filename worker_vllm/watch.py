@@ -1,4 +1,4 @@
-"""Watch the engine: has it died, or does it stand still while jobs wait for it? Neither mends itself."""
+"""Watch the engine: whether it has died, or makes no progress while jobs wait for it. It recovers from neither."""
 
 import asyncio
 from dataclasses import dataclass
@@ -30,15 +30,20 @@ class EngineGone:
 
 
 async def watch(engine: Engine, work: Work, patience: float) -> EngineGone:
-    """Returns when the engine is dead, or has done nothing for `patience` seconds although a run waits for it."""
+    """Return when the engine is dead, or has made no progress for `patience` seconds although a run waits for it.
+
+    An engine whose `progress` is None never hangs.
+    """
     clock = asyncio.get_running_loop().time
-    seen, since = (-1, -1), clock()
+    seen: tuple[int | None, int] = (-1, -1)
+    since = clock()
     while True:
         await asyncio.sleep(LOOK_SECONDS)
         if engine.dead:
-            return EngineGone("engine_dead", "the engine died")
-        now, state = clock(), (engine.progress(), work.moves)
-        if state != seen or not work.is_waiting_for_engine:
+            return EngineGone("engine_dead", engine.failure)
+        now, progress = clock(), engine.progress()
+        state = (progress, work.moves)
+        if progress is None or state != seen or not work.is_waiting_for_engine:
             seen, since = state, now
         elif now - since >= patience:
             return EngineGone("engine_hung", f"the engine made no progress for {patience:.0f} s")

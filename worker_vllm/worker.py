@@ -9,11 +9,10 @@ from collections.abc import Coroutine, Sequence
 
 import structlog
 import uvloop
-from websockets.asyncio.client import connect
 
 from proxy.wire.frames import Log
 from worker_vllm.channel import GOING_AWAY, Channel, OrphanedError, Patience, WakingOutbox
-from worker_vllm.dialling import Dialler, Link, RefusedError
+from worker_vllm.dialling import Dialler, Handshake, Link, RefusedError
 from worker_vllm.ending import EX_CONFIG, EX_FAILED, EX_OK, EX_SOFTWARE, EX_UNAVAILABLE, Ended
 from worker_vllm.engine.base import Engine, EngineError, read_models
 from worker_vllm.engine.choice import make_engine
@@ -113,7 +112,9 @@ async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _St
     outbox = WakingOutbox()
     async with asyncio.TaskGroup() as group:
         runtime = Runtime(settings.id, engine, models, slots, outbox, group, settings.output_format)
-        channel = Channel(_link(settings), outbox, runtime, _patience(settings), _dialler())
+        link, patience = _link(settings), _patience(settings)
+        was_accepted = loading.was_accepted
+        channel = Channel(link, outbox, runtime, patience, _dialler(), was_accepted=was_accepted)
         loading.retire()
         connecting = group.create_task(_connect(channel))
         await _first(channel.connected.wait(), connecting, TAKE_OVER_SECONDS)
@@ -179,7 +180,7 @@ def _link(settings: Settings) -> Link:
 
 
 def _dialler() -> Dialler:
-    return Dialler(connect, random.uniform)
+    return Dialler(Handshake, random.uniform)
 
 
 def _patience(settings: Settings) -> Patience:

@@ -48,7 +48,7 @@ ERRORS: dict[str, Row] = {
     "job_cancelled": Row(409, SERVER, should_retry=False),
     "engine_error": Row(500, SERVER, should_retry=False),
     "internal_error": Row(500, SERVER, should_retry=False),
-    "worker_lost": Row(502, SERVER, should_retry=False),  # it was lost after output had left: it has run
+    "worker_lost": Row(502, SERVER, should_retry=False),  # it has run
     "gave_up": Row(502, SERVER, should_retry=False),
     "answer_too_large": Row(502, SERVER, should_retry=False),
     "no_workers": Row(503, SERVER, should_retry=True, retry_after=30),

@@ -5,15 +5,16 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from http import HTTPStatus
+from http.client import HTTPException
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
-from typing import NamedTuple
-from urllib.error import URLError
+from typing import Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
 from urllib.request import ProxyHandler, build_opener
 
 from rich.console import Console
-from websockets.exceptions import InvalidHandshake, InvalidStatus
+from websockets.exceptions import InvalidStatus
 from websockets.sync.client import connect as dial
 
 from proxy.wire.escaping import escape_controls
@@ -21,6 +22,9 @@ from proxy.wire.escaping import escape_controls
 PYTHONS = ((3, 11), (3, 14))  # first and last that vLLM has wheels for
 FREE_BYTES = 5 * 1024**3  # a small model and vLLM's caches
 SECONDS = 5.0
+SHOWN = 200  # characters of what a server answers
+REFUSALS = (401, 403, 404)  # of the proxy; every other status comes from something in front of it
+FRONT = "Something between here and the proxy lets no WebSocket through: see its configuration."
 NVIDIA = ("nvidia-smi", "-L")
 COMPILER = (sys.executable, "-m", "worker_vllm.engine.compiler")  # the worker knows what torch looks for
 
@@ -34,16 +38,21 @@ class Finding(NamedTuple):
     mend: str = ""
 
 
-def examine(connect: str, endpoint: str, token: str, port: int, data_dir: Path) -> Iterator[Finding]:
-    """All findings, as they come. `connect` may be empty: then only this machine is looked at."""
+def examine(
+    connect: str, endpoint: str, token: str, port: int, data_dir: Path, seconds: float = SECONDS
+) -> Iterator[Finding]:
+    """All findings, as they come. `connect` may be empty: then only this machine is looked at.
+
+    `seconds`: how long the proxy may take for an answer.
+    """
     yield _python()
     yield from _engine()
     yield _disk(data_dir)
     if connect:
-        reached = _proxy(connect)
+        reached = _proxy(connect, seconds)
         yield reached
         if reached.is_well:
-            yield _worker_token(connect, endpoint, token)
+            yield _worker_token(connect, endpoint, token, seconds)
     else:
         yield _port(port)
 
@@ -111,32 +120,37 @@ def _port(port: int) -> Finding:
     return Finding("port", is_well=True, seen=f"{port} is free")
 
 
-def _proxy(url: str) -> Finding:
+def _proxy(url: str, seconds: float) -> Finding:
     opener = build_opener(ProxyHandler({})) if urlsplit(url).hostname in {"127.0.0.1", "localhost"} else build_opener()
+    mend = "Start it (vllm-serverless proxy), or correct --connect (WORKER_CONNECT): its base URL, without /v1."
     try:
-        with opener.open(f"{url.rstrip('/')}/livez", timeout=SECONDS) as answer:
-            return Finding("proxy", answer.status == 200, f"{url} answers", "Is this the proxy's own URL?")  # noqa: PLR2004
-    except (URLError, ValueError, OSError) as error:
-        why = getattr(error, "reason", None) or error
-        mend = "Start it (vllm-serverless proxy), or mend --connect (WORKER_CONNECT): its base URL, without /v1."
-        return Finding("proxy", is_well=False, seen=f"{url}: {why}", mend=mend)
+        with opener.open(f"{url.rstrip('/')}/livez", timeout=seconds) as answer:
+            return Finding("proxy", answer.status == HTTPStatus.OK, f"{url} answers", "Is this the proxy's own URL?")
+    except (OSError, ValueError, HTTPException) as error:
+        return Finding(
+            "proxy", is_well=False, seen=f"{url}: {_why(getattr(error, 'reason', None) or error)}", mend=mend
+        )
 
 
-def _worker_token(url: str, endpoint: str, token: str) -> Finding:
+def _worker_token(url: str, endpoint: str, token: str, seconds: float) -> Finding:
     parts = urlsplit(url.rstrip("/"))
     scheme = "wss" if parts.scheme == "https" else "ws"
     address = urlunsplit((scheme, parts.netloc, f"{parts.path}/v2/{endpoint}/worker", "", ""))
     headers = {"Authorization": f"Bearer {token}"}
-    is_local = parts.hostname in {"127.0.0.1", "localhost"}
+    proxy: Literal[True] | None = None if parts.hostname in {"127.0.0.1", "localhost"} else True
     try:
-        with dial(address, additional_headers=headers, open_timeout=SECONDS, proxy=None if is_local else True):
+        with dial(address, additional_headers=headers, open_timeout=seconds, close_timeout=seconds, proxy=proxy):
             return Finding("worker token", is_well=True, seen=f"accepted for endpoint {endpoint}")
     except InvalidStatus as refused:
-        seen = (refused.response.body or b"").decode(errors="replace") or f"HTTP {refused.response.status_code}"
-        return Finding("worker token", is_well=False, seen=seen, mend="See WORKER_TOKEN and WORKER_ENDPOINT.")
-    except (InvalidHandshake, OSError) as error:
-        mend = "Something between here and the proxy lets no WebSocket through: see its configuration."
-        return Finding("worker token", is_well=False, seen=str(error), mend=mend)
+        status, body = refused.response.status_code, bytes(refused.response.body or b"").decode(errors="replace")
+        mend = "See WORKER_TOKEN and WORKER_ENDPOINT." if status in REFUSALS else FRONT
+        return Finding("worker token", is_well=False, seen=f"HTTP {status} {body}"[:SHOWN].strip(), mend=mend)
+    except Exception as error:  # noqa: BLE001 - the WebSocket library adds kinds of its own to those of TLS and sockets
+        return Finding("worker token", is_well=False, seen=_why(error), mend=FRONT)
+
+
+def _why(error: object) -> str:
+    return str(error)[:SHOWN].strip() or type(error).__name__
 
 
 def _cards() -> list[str]:

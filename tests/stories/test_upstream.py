@@ -50,6 +50,20 @@ async def test_a_client_that_leaves_frees_the_upstream(front: Proxy, line: Line,
     await until(lambda: _running(line, 0), 1.0, "it is idle again")
 
 
+async def test_only_its_execution_timeout_ends_a_call_that_is_silent(line: Line) -> None:
+    async with (
+        serving(execution_timeout=3.0) as proxy,
+        worker(proxy, upstream=line.proxy.url, progress_seconds=1) as one,
+    ):
+        async with proxy.http.post(CHAT, json=chat("late", max_tokens=1, fault="head_delay:1600")) as response:
+            assert (await response.json())["choices"][0]["message"]["content"] == "late 0 "
+        async with proxy.http.post(CHAT, json=chat("never", fault="head_delay:60000")) as response:
+            assert (response.status, (await response.json())["error"]["code"]) == (504, "execution_timeout")
+        async with proxy.http.post(CHAT, json=chat("next", max_tokens=1)) as response:
+            assert (await response.json())["choices"][0]["message"]["content"] == "next 0 "
+        assert one.process.returncode is None
+
+
 async def _post(proxy: Proxy, request: dict[str, Any]) -> None:
     async with proxy.http.post(CHAT, json=request) as response:
         await response.read()

@@ -3,14 +3,19 @@
 import asyncio
 import json
 import os
+import re
 import signal
+from collections.abc import Mapping
 from typing import Any
 
 import openai
 import pytest
 from harness.proxy import CHAT, Proxy, chat, frames, serving
+from harness.puppet import puppet
 from harness.waiting import until
 from harness.worker import WorkerProcess, worker
+
+from proxy.wire.frames import Credit, End
 
 SLOW: dict[str, Any] = {"max_tokens": 100, "seed": 20_000}
 
@@ -88,6 +93,20 @@ async def test_a_job_that_kills_its_workers_is_given_up(proxy: Proxy) -> None:
     assert survivor.process.returncode is not None
 
 
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_job_whose_run_was_lost_and_that_waits_in_vain_says_so(stream: bool) -> None:
+    async with serving(queue_timeout=0.6) as proxy, puppet(proxy, slots=1) as one:
+        call = asyncio.create_task(_error(proxy, chat(stream=stream)))
+        job = await one.job()
+        await one.say(Credit(0, 0), End(job.job, job.attempt, "lost", "engine_dead", "the engine died"))
+        status, headers, error = await call
+    assert error["code"] == "worker_lost"
+    assert re.fullmatch(
+        r"1 run of this was lost, and no worker was free to run it again within \d+ s\.", error["message"]
+    )
+    assert stream or (status, headers["x-should-retry"]) == (502, "false")
+
+
 async def test_a_hung_worker_is_lost_after_its_lease(proxy: Proxy) -> None:
     async with worker(proxy) as one:
         call = asyncio.create_task(_text(proxy, chat("again", fault="head_delay:300")))
@@ -149,6 +168,13 @@ async def _text(proxy: Proxy, request: dict[str, Any]) -> tuple[int, str]:
             answer = await response.json()
             return response.status, answer["choices"][0]["message"]["content"]
         return response.status, _text_of((await frames(response))[:-1])
+
+
+async def _error(proxy: Proxy, request: dict[str, Any]) -> tuple[int, Mapping[str, str], dict[str, Any]]:
+    async with proxy.http.post(CHAT, json=request) as response:
+        body = await response.read()
+        text = body.split(b"data: ")[-2] if request.get("stream") and response.status == 200 else body
+        return response.status, response.headers, json.loads(text)["error"]
 
 
 async def _at_least(one: WorkerProcess, proxy: Proxy, name: str, wanted: float) -> bool:

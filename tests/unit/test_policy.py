@@ -31,6 +31,14 @@ def test_a_queued_job_waits_until_its_queue_deadline() -> None:
     assert "within 3 s" in verdict.error.message
 
 
+@pytest.mark.parametrize(("failures", "says"), [(1, "1 run of this was lost"), (2, "2 runs of this were lost")])
+def test_a_job_that_waited_in_vain_after_lost_runs_says_so(failures: int, says: str) -> None:
+    verdict = overdue(replace(queued(queued_until=Millis(4_000)), failures=failures), Millis(4_000))
+    assert verdict is not None
+    message = f"{says}, and no worker was free to run it again within 3 s."
+    assert verdict.error == JobError("worker_lost", message)
+
+
 def test_the_queue_deadline_ends_with_the_queue() -> None:
     assert overdue(taken(queued_until=Millis(4_000)), Millis(10_000)) is None
 

@@ -74,14 +74,21 @@ class Engine(Protocol):
     def dead(self) -> bool:
         """True once the engine is gone. It never comes back: the worker ends and is started again."""
 
+    @property
+    def failure(self) -> str:
+        """Why the engine is dead, in a sentence that clients may read."""
+
     def fields(self, path: str) -> frozenset[str]:
         """The names that the body of a route may have; none if the engine cannot tell."""
 
     async def read(self) -> Reading | None:
         """Its load now; None if it does not tell."""
 
-    def progress(self) -> int:
-        """A number that changes whenever the engine gets anything done. A guard against hanging, no metric."""
+    def progress(self) -> int | None:
+        """A number that changes whenever the engine gets anything done. A guard against hanging, not a metric.
+
+        None: the engine cannot say, and finds out in another way that it is `dead`.
+        """
 
     def kill(self) -> None:
         """End the engine's processes at once, for an engine that does not stop."""

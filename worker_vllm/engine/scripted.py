@@ -43,6 +43,7 @@ class ScriptedEngine:
     name: str = "scripted"
     authorization: str = field(default="", repr=False)
     dead: bool = False
+    failure: str = "the engine died"
     running: int = 0
     prompt_tokens: int = 0
     generation_tokens: int = 0

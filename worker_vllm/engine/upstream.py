@@ -1,7 +1,7 @@
 """Any OpenAI-compatible server, reached over HTTP: an ASGI app that passes requests on and streams the answers back.
 
-A stream is cut anew at blank lines, so that each piece holds whole events. An answer that breaks off stays so: the app
-ends without the last part of its body, and the handler tells the job as lost.
+Bodies are passed on packet by packet. An answer that breaks off stays so: the app ends without the last part of its
+body, and the handler reports the run as lost.
 """
 
 import asyncio
@@ -16,36 +16,40 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from worker_vllm.asgi import App, CutShortError, Receive, Request, Scope, Send, fetch
 from worker_vllm.engine.base import MODELS_PATH, EngineError, Reading, reading_of
+from worker_vllm.engine.health import HEALTH_PATH, Health, Pace
 from worker_vllm.log import Stage
 
 DEFAULT_SLOTS = 64
 CONNECT_SECONDS = 10.0
-PROBE_EVERY_SECONDS = 5.0
-PROBE_SECONDS = 10.0
-PROBES_LOST = 3  # this many in a row: the server is gone
+CONNECT_AGAIN_SECONDS = 0.5
 START_EVERY_SECONDS = 0.5
 START_SECONDS = 600.0  # how long a server that loads its model is waited for
-EVENT_BYTES = 1024 * 1024  # an event longer than this is passed on in pieces
-HEALTH_PATH = "/health"
 METRICS_PATH = "/metrics"
+NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
 PASSED_ON = (b"content-type", b"accept", b"authorization")
-BLANK_LINES = (b"\n\n", b"\r\n\r\n", b"\r\r")
 
 
 class UpstreamEngine:
     """See `Engine`."""
 
-    def __init__(self, url: str, key: str, stage: Stage, probe_every: float = PROBE_EVERY_SECONDS) -> None:
+    def __init__(self, url: str, key: str, stage: Stage, pace: Pace = Pace()) -> None:  # noqa: B008 - immutable
         self._url = url.removesuffix("/v1")
         self._stage = stage
-        self._probe_every = probe_every
+        self._pace = pace
         self._stack = AsyncExitStack()
         self._session: aiohttp.ClientSession | None = None
-        self._moves = 0
+        self._health: Health | None = None
         self.name = f"upstream {self._url}"
         self.authorization = f"Bearer {key}" if key else ""
         self.slots = DEFAULT_SLOTS
-        self.dead = False
+
+    @property
+    def dead(self) -> bool:
+        return bool(self.failure)
+
+    @property
+    def failure(self) -> str:
+        return self._health.failure if self._health is not None else ""
 
     @property
     def app(self) -> App:
@@ -63,26 +67,26 @@ class UpstreamEngine:
         except (CutShortError, ValueError):
             return None
 
-    def progress(self) -> int:
-        return self._moves
+    def progress(self) -> None:
+        """A call that sends nothing for long is no sign of a hang (see `health`)."""
 
     def kill(self) -> None:
         """Its processes are not ours."""
 
     async def __aenter__(self) -> Self:
         self._session = await self._stack.enter_async_context(_session())
+        health = Health(self._session, self._url, self.authorization, self._pace)
         self._stage(f"waiting for {self._url}")
         try:
-            await asyncio.wait_for(self._until_up(), START_SECONDS)
+            await asyncio.wait_for(self._until_up(health), START_SECONDS)
         except TimeoutError:
             await self._stack.aclose()
             raise EngineError(f"{self._url}{MODELS_PATH} does not answer: see WORKER_UPSTREAM") from None
         except BaseException:
             await self._stack.aclose()
             raise
-        path = HEALTH_PATH if await self._answers(HEALTH_PATH) else MODELS_PATH
-        probing = asyncio.create_task(self._probe(path))
-        self._stack.push_async_callback(_end, probing)
+        self._health = health
+        self._stack.push_async_callback(_end, asyncio.create_task(health.watch()))
         return self
 
     async def __aexit__(
@@ -105,54 +109,48 @@ class UpstreamEngine:
             passing.result()
 
     async def _pass_on(self, scope: Scope, body: bytes, send: Send) -> None:
+        try:
+            async with await self._asked(scope, body) as response:
+                content_type = response.headers.get("content-type", "")
+                start = [(b"content-type", content_type.encode("latin-1"))]
+                await send({"type": "http.response.start", "status": response.status, "headers": start})
+                async for data in response.content.iter_any():
+                    await send({"type": "http.response.body", "body": data, "more_body": True})
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
+        except (aiohttp.ClientError, OSError) as error:
+            structlog.get_logger().warning("upstream.call_failed", path=scope["path"], error=repr(error))
+            raise EngineError("the connection to the upstream server was lost") from None
+
+    async def _asked(self, scope: Scope, body: bytes) -> aiohttp.ClientResponse:
+        """Send a request; return the beginning of its response.
+
+        A server that cannot be connected to may be restarting. Nothing of the request was sent then, so it is tried
+        again until the server is lost, unless it asks for the server's health itself.
+        """
         assert self._session is not None  # noqa: S101 - the engine has started
         headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in PASSED_ON}
-        query = scope["query_string"].decode()
-        url = f"{self._url}{scope['path']}{'?' + query if query else ''}"
-        request = self._session.request(scope["method"], url, data=body or None, headers=headers, allow_redirects=False)
-        async with request as response:
-            content_type = response.headers.get("content-type", "")
-            start = [(b"content-type", content_type.encode("latin-1"))]
-            await send({"type": "http.response.start", "status": response.status, "headers": start})
-            kept = b""
-            is_stream = content_type.startswith("text/event-stream")
-            async for data in response.content.iter_any():
-                self._moves += 1
-                whole, kept = cut_at_blank_line(kept + data) if is_stream else (data, b"")
-                if whole:
-                    await send({"type": "http.response.body", "body": whole, "more_body": True})
-            await send({"type": "http.response.body", "body": kept, "more_body": False})
+        path, query = scope["path"], scope["query_string"].decode()
+        url = f"{self._url}{path}{'?' + query if query else ''}"
+        while True:
+            try:
+                return await self._session.request(
+                    scope["method"], url, data=body or None, headers=headers, allow_redirects=False
+                )
+            except NOT_SENT:
+                if self.dead or path in (HEALTH_PATH, METRICS_PATH):
+                    raise
+            await asyncio.sleep(CONNECT_AGAIN_SECONDS)
 
-    async def _until_up(self) -> None:
-        while not await self._answers(MODELS_PATH):  # noqa: ASYNC110 - another process has no event to wait for
-            await asyncio.sleep(START_EVERY_SECONDS)
-
-    async def _probe(self, path: str) -> None:
-        """Ask for the server's health for as long as it answers."""
-        lost = 0
-        while lost < PROBES_LOST:
-            await asyncio.sleep(self._probe_every)
-            lost = 0 if await self._answers(path) else lost + 1
-        structlog.get_logger().error("upstream.gone", url=self._url, probes=lost)
-        self.dead = True
-
-    async def _answers(self, path: str) -> bool:
-        assert self._session is not None  # noqa: S101 - the engine has started
-        headers = {"authorization": self.authorization} if self.authorization else {}
-        timeout = aiohttp.ClientTimeout(total=PROBE_SECONDS)
-        try:
-            async with self._session.get(self._url + path, headers=headers, timeout=timeout) as response:
-                if path == MODELS_PATH and response.status == HTTPStatus.UNAUTHORIZED:
+    async def _until_up(self, health: Health) -> None:
+        """Wait until the server lists its models, or answers what waiting does not change."""
+        while True:
+            with suppress(aiohttp.ClientError, OSError):
+                status = await health.status(MODELS_PATH)
+                if status == HTTPStatus.UNAUTHORIZED:
                     raise EngineError(f"{self._url} wants an API key: see WORKER_UPSTREAM_KEY")
-                return response.status == HTTPStatus.OK
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            return False
-
-
-def cut_at_blank_line(data: bytes) -> tuple[bytes, bytes]:
-    """What ends with a whole event, and the rest. A rest that grows too long counts as whole."""
-    end = max(data.rfind(line) + len(line) if line in data else 0 for line in BLANK_LINES)
-    return (data, b"") if len(data) - end > EVENT_BYTES else (data[:end], data[end:])
+                if status < HTTPStatus.BAD_REQUEST:
+                    return
+            await asyncio.sleep(START_EVERY_SECONDS)
 
 
 def _session() -> aiohttp.ClientSession:

@@ -95,6 +95,10 @@ class VllmEngine:
     def dead(self) -> bool:
         return self._client is not None and bool(self._client.errored)
 
+    @property
+    def failure(self) -> str:
+        return "the engine died"
+
     def fields(self, path: str) -> frozenset[str]:
         """Asked of the route's own request model, so that it is true for every version."""
         endpoints = (getattr(route, "endpoint", None) for route in self._app.routes if route.path == path)

@@ -8,18 +8,18 @@ from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, Self, TypeVar
 
-from websockets.asyncio.client import connect
 from websockets.asyncio.server import Server, ServerConnection, serve
+from websockets.exceptions import ConnectionClosedError
 
 from proxy.wire.frames import Body, Chunk, End, Frame, Hello, Job, JobFrame, ToProxy, decode_to_proxy, encode
 from worker_vllm.asgi import App, Receive, Request, Scope, Send
 from worker_vllm.channel import Channel, Patience, WakingOutbox
-from worker_vllm.dialling import Dialler, Link
+from worker_vllm.dialling import Dialler, Handshake, Link
 from worker_vllm.engine.base import Engine, Reading, read_models
 from worker_vllm.runtime import Runtime
 
 DEADLINE = 30.0  # seconds; a test that waits longer has failed
-DIALLER = Dialler(connect, random.uniform)
+DIALLER = Dialler(Handshake, random.uniform)
 CHAT = "/v1/chat/completions"
 FrameType = TypeVar("FrameType", bound=Frame)
 
@@ -38,6 +38,7 @@ class Line:
     frames: list[ToProxy] = field(default_factory=list)
     messages: list[list[ToProxy]] = field(default_factory=list)
     news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    is_over: bool = False
 
     async def send(self, *frames: Frame) -> None:
         await self.socket.send(encode(list(frames)))
@@ -73,13 +74,14 @@ class Line:
         return [frame for frame in self.of(job) if isinstance(frame, End)]
 
     async def read(self) -> None:
-        async for message in self.socket:
-            assert isinstance(message, bytes)
-            frames = decode_to_proxy(message)
-            async with self.news:
-                self.messages.append(frames)
-                self.frames += frames
-                self.news.notify_all()
+        with contextlib.suppress(ConnectionClosedError):
+            async for message in self.socket:
+                assert isinstance(message, bytes)
+                frames = decode_to_proxy(message)
+                async with self.news:
+                    self.messages.append(frames)
+                    self.frames += frames
+                    self.news.notify_all()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -108,17 +110,25 @@ class FakeProxy:
         return f"ws://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v2/default/worker"
 
     async def next_line(self) -> Line:
-        """The next connection that has said hello."""
+        """The next connection that has said hello; one that its worker gave up before that is left out."""
         async with asyncio.timeout(DEADLINE):
-            line = await self.lines.get()
-        await line.wait_for(Hello)
-        return line
+            while True:
+                line = await self.lines.get()
+                await line.until(lambda line=line: line.is_over or bool(line.frames))  # type: ignore[misc]
+                if line.frames:
+                    await line.wait_for(Hello)
+                    return line
 
     async def serve(self, socket: ServerConnection) -> None:
         line = Line(socket)
         self.lines.put_nowait(line)
         await self.reads.wait()
-        await line.read()
+        try:
+            await line.read()
+        finally:
+            async with line.news:
+                line.is_over = True
+                line.news.notify_all()
 
 
 @contextlib.asynccontextmanager
@@ -164,6 +174,7 @@ class AppEngine:
         self.authorization = ""
         self.slots = 4
         self.dead = dead
+        self.failure = "the engine died"
         self.known: dict[str, frozenset[str]] = {}
         self.reading: Reading | None = None
 

@@ -25,7 +25,7 @@ async def play(engine: AppEngine, path: str) -> tuple[list[Head | bytes], Except
     pieces: list[Head | bytes] = []
     try:
         async for piece in handle(engine, Request("POST", path)):
-            pieces.append(piece)  # noqa: PERF401 - what came before the exception counts
+            pieces += [piece if isinstance(piece, Head) else piece.data]  # what came before the exception counts
     except (EngineFailedError, RunLostError) as error:
         return pieces, error
     return pieces, None

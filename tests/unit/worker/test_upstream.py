@@ -1,36 +1,84 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncIterator
+from typing import Literal, TypeAlias
 
 import pytest
 from aiohttp import web
 
-from tests.unit.worker.support import CHAT, DEADLINE, chat, until
-from worker_vllm.asgi import CutShortError, Head, call, fetch
+from proxy.wire.frames import End
+from tests.unit.worker.support import CHAT, DEADLINE, chat, fake_proxy, until, working
+from worker_vllm.asgi import CutShortError, Head, Request, call, fetch
+from worker_vllm.cutting import Part
 from worker_vllm.engine.base import EngineError, read_models
-from worker_vllm.engine.upstream import EVENT_BYTES, UpstreamEngine, cut_at_blank_line
+from worker_vllm.engine.health import Pace
+from worker_vllm.engine.upstream import UpstreamEngine
+from worker_vllm.handler import RunLostError, handle
+from worker_vllm.watch import watch
+
+QUICK = Pace(every=0.005, timeout=0.2)
+SELDOM = Pace(every=60.0)
+Health: TypeAlias = int | Literal["silent", "slow", "reset"]
 
 
 class Server:
-    """An OpenAI-compatible server whose chat answers as a test says."""
+    """An OpenAI-compatible server whose answers are as a test says."""
 
     def __init__(self) -> None:
         self.url = ""
         self.gone = asyncio.Event()  # a client left in the middle
-        self.healthy = True
         self.key = ""
         self.seen: list[web.Request] = []
         self.pieces = [b"data: 1\n", b"\ndata: 2\n\ndata: [DO", b"NE]\n\n"]
-        self.taken = asyncio.Event()
+        self.may_answer = asyncio.Event()  # to a chat
+        self.may_answer.set()
         self.cut = False
+        self.healths: list[Health] = [200]  # what the next health probes get; the last one stays
+        self.lists: list[Health] = [200]  # and the same for lists of models
+        self.probes: list[str] = []  # paths, since the engine has started
+        self._runner: web.AppRunner | None = None
 
-    async def models(self, request: web.Request) -> web.Response:
+    async def start(self, port: int = 0) -> int:
+        """Listen; return the port."""
+        app = web.Application()
+        app.router.add_get("/v1/models", self.models)
+        app.router.add_get("/health", self.health)
+        app.router.add_post(CHAT, self.chat)
+        self._runner = web.AppRunner(app, handler_cancellation=True)
+        await self._runner.setup()
+        await web.TCPSite(self._runner, "127.0.0.1", port, reuse_address=True).start()
+        port = self._runner.addresses[0][1]
+        self.url = f"http://127.0.0.1:{port}"
+        return int(port)
+
+    async def stop(self) -> None:
+        """Listen no more, and break what is open."""
+        if self._runner is not None:
+            await self._runner.cleanup()
+
+    async def models(self, request: web.Request) -> web.StreamResponse:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return web.Response(status=401)
-        return web.json_response({"data": [{"id": "base"}, {"id": "lora", "parent": "base"}]})
+        status = await self._probed(request, self.lists)
+        return web.json_response({"data": [{"id": "base"}, {"id": "lora", "parent": "base"}]}, status=status)
 
-    async def health(self, _: web.Request) -> web.Response:
-        return web.Response(status=200 if self.healthy else 500)
+    async def health(self, request: web.Request) -> web.StreamResponse:
+        return web.Response(status=await self._probed(request, self.healths))
+
+    async def _probed(self, request: web.Request, script: list[Health]) -> int:
+        self.probes.append(request.path)
+        health = script.pop(0) if len(script) > 1 else script[0]
+        match health:
+            case "silent":
+                await asyncio.Event().wait()
+            case "slow":
+                await asyncio.sleep(0.05)
+            case "reset":
+                assert request.transport is not None
+                request.transport.abort()
+            case int():
+                return health
+        return 200
 
     async def chat(self, request: web.Request) -> web.StreamResponse:
         self.seen.append(request)
@@ -38,6 +86,7 @@ class Server:
         if b'"endless"' in body:
             return await self.endless(request)
         response = web.StreamResponse(headers={"content-type": "text/event-stream"})
+        await self.may_answer.wait()
         await response.prepare(request)
         for piece in self.pieces:
             await response.write(piece)
@@ -61,21 +110,13 @@ class Server:
 @pytest.fixture
 async def server() -> AsyncIterator[Server]:
     server = Server()
-    app = web.Application()
-    app.router.add_get("/v1/models", server.models)
-    app.router.add_get("/health", server.health)
-    app.router.add_post(CHAT, server.chat)
-    runner = web.AppRunner(app, handler_cancellation=True)
-    await runner.setup()
-    site = web.TCPSite(runner, "127.0.0.1", 0)
-    await site.start()
-    server.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
+    await server.start()
     yield server
-    await runner.cleanup()
+    await server.stop()
 
 
-def engine_of(server: Server, key: str = "") -> UpstreamEngine:
-    return UpstreamEngine(server.url, key, lambda _: None)
+def engine_of(server: Server, key: str = "", pace: Pace = QUICK) -> UpstreamEngine:
+    return UpstreamEngine(server.url, key, lambda _: None, pace)
 
 
 async def test_models_come_from_the_server(server: Server) -> None:
@@ -85,13 +126,13 @@ async def test_models_come_from_the_server(server: Server) -> None:
     assert [(model.id, model.base) for model in models] == [("base", True), ("lora", False)]
 
 
-async def test_pieces_are_cut_anew_at_blank_lines(server: Server) -> None:
+async def test_packets_become_whole_events(server: Server) -> None:
     async with engine_of(server) as engine:
-        pieces = [piece async for piece in call(engine.app, chat())]
+        head, *parts = [part async for part in handle(engine, chat())]
 
-    assert pieces[0] == Head(200, "text/event-stream")
-    assert b"".join(piece for piece in pieces[1:] if isinstance(piece, bytes)) == b"".join(server.pieces)
-    assert all(isinstance(piece, bytes) and piece.endswith(b"\n\n") for piece in pieces[1:])
+    assert head == Head(200, "text/event-stream")
+    assert b"".join(part.data for part in parts if isinstance(part, Part)) == b"".join(server.pieces)
+    assert all(isinstance(part, Part) and part.data.endswith(b"\n\n") for part in parts)
 
 
 async def test_the_request_arrives_as_it_was_sent(server: Server) -> None:
@@ -113,11 +154,29 @@ async def test_a_cut_body_stays_cut(server: Server) -> None:
             await fetch(engine.app, chat())
 
 
-async def test_an_unreachable_server_is_no_answer(server: Server) -> None:
+async def test_a_call_waits_for_a_server_that_is_restarted(server: Server) -> None:
+    async with engine_of(server, pace=SELDOM) as engine:
+        await server.stop()
+        asking = asyncio.create_task(fetch(engine.app, chat()))
+        await asyncio.wait({asking}, timeout=0.1)
+        await server.start(int(server.url.rpartition(":")[2]))
+        assert await asking == (200, b"".join(server.pieces))
+
+
+async def test_a_call_to_a_server_that_is_lost_is_lost(server: Server) -> None:
     async with engine_of(server) as engine:
-        engine._url = "http://127.0.0.1:1"
-        with pytest.raises(CutShortError):
-            await fetch(engine.app, chat())
+        await server.stop()
+        with pytest.raises(RunLostError, match="failed 3 health probes in a row, the last with: no connection") as lost:
+            _ = [piece async for piece in handle(engine, chat())]
+        assert lost.value.code == "engine_dead"
+
+
+async def test_the_health_of_a_server_that_cannot_be_reached_is_told_at_once(server: Server) -> None:
+    async with engine_of(server, pace=SELDOM) as engine:
+        await server.stop()
+        with pytest.raises(CutShortError) as cut:
+            await fetch(engine.app, Request("GET", "/health"))
+    assert "127.0.0.1" not in repr(cut.value.__cause__)  # a client may be given it
 
 
 async def test_leaving_closes_the_connection(server: Server) -> None:
@@ -129,11 +188,80 @@ async def test_leaving_closes_the_connection(server: Server) -> None:
             await server.gone.wait()
 
 
-async def test_a_server_that_is_gone_is_a_dead_engine(server: Server) -> None:
-    async with UpstreamEngine(server.url, "", lambda _: None, probe_every=0.01) as engine:
-        assert not engine.dead
-        server.healthy = False
+async def test_a_call_that_is_silent_for_long_is_no_hang(server: Server) -> None:
+    server.may_answer.clear()
+    async with engine_of(server) as engine, fake_proxy() as proxy, working(engine, proxy.url) as worker:
+        watching = asyncio.create_task(watch(engine, worker.runtime, 0.1))
+        line = await proxy.next_line()
+        await line.send_job("j", chat())
+        await until(lambda: bool(server.seen))
+        await asyncio.wait({watching}, timeout=0.7)
+        server.may_answer.set()
+        assert (await line.wait_for(End, "j")).ending == "completed"
+        assert not watching.done()
+        watching.cancel()
+
+    assert line.text("j") == b"".join(server.pieces)
+
+
+async def test_a_server_that_is_lost_ends_the_worker(server: Server) -> None:
+    async with engine_of(server) as engine, fake_proxy() as proxy, working(engine, proxy.url) as worker:
+        await server.stop()
+        async with asyncio.timeout(DEADLINE):
+            gone = await watch(engine, worker.runtime, 60)
+
+    assert gone.code == "engine_dead"
+    assert gone.message == "the upstream server failed 3 health probes in a row, the last with: no connection"
+
+
+@pytest.mark.parametrize(
+    ("healths", "lists", "fault"),
+    [
+        ([500], [200], "HTTP 500"),
+        ([503], [200], "HTTP 503"),
+        (["silent"], [200], "timeout"),
+        (["reset"], [200], "connection lost"),
+        ([200, 502, "silent", "reset"], [200], "connection lost"),
+        ([404], [200, 500], "HTTP 500"),
+        ([404], [200, "silent"], "timeout"),
+    ],
+)
+async def test_three_probes_in_a_row_that_fail_end_it(
+    server: Server, healths: list[Health], lists: list[Health], fault: str
+) -> None:
+    server.healths, server.lists = healths, lists
+    failing = "/health" if healths != [404] else "/v1/models"
+    async with engine_of(server) as engine:
+        server.probes.clear()
         await until(lambda: engine.dead)
+        assert engine.failure.endswith(f"the last with: {fault}")
+    if "reset" not in healths:  # which aiohttp asks once more by itself
+        assert server.probes.count(failing) == 3 + healths.count(200)
+
+
+@pytest.mark.parametrize(
+    ("healths", "lists"),
+    [
+        ([200], [200]),
+        (["slow"], [200]),
+        ([429], [200]),
+        ([408], [200]),
+        ([500, "silent", 200, "reset", 503, 200], [200]),
+        *[([status], [200]) for status in (301, 401, 403, 404, 405, 410, 501)],
+        ([404], [200, 401]),
+        ([404], [200, 429]),
+        ([404], [200, "slow"]),
+        ([404], [200, 500, "silent", 200]),
+    ],
+)
+async def test_a_server_that_answers_is_alive(server: Server, healths: list[Health], lists: list[Health]) -> None:
+    server.healths, server.lists = healths, lists
+    async with engine_of(server) as engine:
+        server.probes.clear()
+        await until(lambda: len(server.probes) > 6 or engine.dead)
+        assert not engine.dead
+    is_missing = isinstance(healths[0], int) and healths[0] not in (200, 408, 429, 500)
+    assert server.probes.count("/health") == (1 if is_missing else len(server.probes))  # it is asked for once
 
 
 async def test_a_missing_key_is_told(server: Server) -> None:
@@ -141,18 +269,3 @@ async def test_a_missing_key_is_told(server: Server) -> None:
     with pytest.raises(EngineError, match="WORKER_UPSTREAM_KEY"):
         async with engine_of(server):
             pass
-
-
-@pytest.mark.parametrize(
-    ("data", "whole", "kept"),
-    [
-        (b"", b"", b""),
-        (b"data: 1", b"", b"data: 1"),
-        (b"data: 1\n\n", b"data: 1\n\n", b""),
-        (b"data: 1\n\ndata: 2\n\nda", b"data: 1\n\ndata: 2\n\n", b"da"),
-        (b"data: 1\r\n\r\nda", b"data: 1\r\n\r\n", b"da"),
-        (b"x" * (EVENT_BYTES + 1), b"x" * (EVENT_BYTES + 1), b""),
-    ],
-)
-def test_cut_at_blank_line(data: bytes, whole: bytes, kept: bytes) -> None:
-    assert cut_at_blank_line(data) == (whole, kept)

@@ -58,6 +58,27 @@ async def test_a_refused_handshake_is_final_and_says_why(status: int) -> None:
             await channel.run()
 
 
+async def test_a_refused_handshake_is_not_final_once_the_worker_was_accepted_while_it_loaded() -> None:
+    """What answers so is something in front of the proxy; the model that was loaded meanwhile is worth waiting."""
+    tries = 0
+
+    def refuse(socket: ServerConnection, _: HandshakeRequest) -> Response | None:
+        nonlocal tries
+        tries += 1
+        return socket.respond(HTTPStatus.NOT_FOUND, "no such tunnel") if tries < 3 else None
+
+    async def refuse_hello(socket: ServerConnection) -> None:
+        await socket.close(4409, "another model")
+
+    async with serve(refuse_hello, "127.0.0.1", 0, process_request=refuse) as server:
+        link = Link(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", "secret", "w")
+        channel = Channel(link, WakingOutbox(), QuietPeer(), Patience(0.02), DIALLER, was_accepted=True)
+        with pytest.raises(RefusedError, match="another model"):  # the proxy's own word stays final
+            await channel.run()
+
+    assert tries == 3
+
+
 async def test_a_refused_hello_is_final_and_says_why() -> None:
     async def refuse(socket: ServerConnection) -> None:
         await socket.recv()

@@ -1,0 +1,95 @@
+"""Whatever answers where the proxy should be, a worker keeps its runs and dials again."""
+
+import asyncio
+
+import pytest
+import uvloop
+from harness.misbehaving import BEHAVIOURS, Behaviour, misbehaving
+
+from proxy.wire.frames import Chunk, End, Hello, Hold
+from tests.unit.worker.support import AppEngine, chat, fake_proxy, until, working
+from worker_vllm.asgi import Receive, Scope, Send
+from worker_vllm.channel import Patience
+from worker_vllm.dialling import Handshake, Link, RefusedError, dial
+
+OPEN_SECONDS = 0.2
+PATIENCE = Patience(0.02, open=OPEN_SECONDS)
+
+
+AT_FIRST = ("closes at once", "302 to a page", "307 to no address", "308 to two addresses", "503", "closes with a code")
+
+
+class Halves:
+    """An app whose answer has two events; the second waits."""
+
+    def __init__(self) -> None:
+        self.may_end = asyncio.Event()
+
+    async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
+        headers = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        if scope["method"] == "GET":  # the list of models
+            await send({"type": "http.response.body", "body": b'{"data": []}'})
+            return
+        await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
+        await self.may_end.wait()
+        await send({"type": "http.response.body", "body": b"data: 2\n\n"})
+
+
+@pytest.mark.parametrize("name", BEHAVIOURS)
+def test_a_worker_keeps_its_runs_and_dials_until_the_proxy_is_back(name: str) -> None:
+    uvloop.run(_keeps_its_runs(BEHAVIOURS[name]))  # the worker's own loop: they differ in what they raise
+
+
+async def _keeps_its_runs(behaviour: Behaviour) -> None:
+    app = Halves()
+    async with fake_proxy() as proxy:
+        with misbehaving(proxy.url) as (front, place):
+            async with working(AppEngine(app), f"ws://{place}/v2/default/worker", patience=PATIENCE) as worker:
+                line = await proxy.next_line()
+                await line.send_job("j", chat())
+                await line.wait_for(Chunk, "j")
+                front.break_with(behaviour)
+                await until(lambda: front.tries > 1)
+                assert not worker.running.done()
+                front.behaviour = None
+                again = await proxy.next_line()
+                assert (await again.wait_for(Hello)).holds == [Hold("j", 1, sent=2)]
+                app.may_end.set()
+                assert (await again.wait_for(End, "j")).ending == "completed"
+
+    assert again.text("j") == b"data: 2\n\n"
+
+
+@pytest.mark.parametrize("name", AT_FIRST)
+def test_a_first_connection_that_fails_is_tried_again(name: str) -> None:
+    """The same before the proxy has ever been reached; there, only a refusal is final."""
+    uvloop.run(_connects_in_the_end(BEHAVIOURS[name]))
+
+
+async def _connects_in_the_end(behaviour: Behaviour) -> None:
+    async with fake_proxy() as proxy:
+        with misbehaving(proxy.url) as (front, place):
+            front.behaviour = behaviour
+            async with working(AppEngine(Halves()), f"ws://{place}/v2/default/worker", patience=PATIENCE) as worker:
+                await until(lambda: front.tries > 1)
+                assert not worker.running.done()
+                front.behaviour = None
+                await proxy.next_line()
+
+
+def test_no_tls_no_name_and_no_listener_are_tried_again() -> None:
+    uvloop.run(_are_tried_again())
+
+
+async def _are_tried_again() -> None:
+    async with fake_proxy() as proxy:
+        tls = proxy.url.replace("ws:", "wss:")
+        for url in (tls, "ws://127.0.0.1:1/", "ws://name.invalid/", f"ws://{'a' * 64}.invalid/"):
+            assert await dial(Link(url, "token", "w"), asyncio.Event(), Handshake, OPEN_SECONDS) is None
+
+
+@pytest.mark.parametrize("url", ["ws://127.0.0.1:99999/", "http://127.0.0.1/", "ws:///worker"])
+async def test_what_is_no_address_is_final(url: str) -> None:
+    with pytest.raises(RefusedError, match="WORKER_CONNECT"):
+        await dial(Link(url, "token", "w"), asyncio.Event(), Handshake, OPEN_SECONDS)
