@@ -4,7 +4,7 @@ An engine's app sends a stream in whole events, an HTTP server in packets. A par
 that is longer than `EVENT_BYTES` is cut: its parts but the last have `more`, and nothing may come between them.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
 EVENT_BYTES = 256 * 1024  # an event up to this size is kept until it is whole
@@ -24,21 +24,21 @@ class Part(NamedTuple):
 class Cutter(Protocol):
     """Makes parts of the pieces of one body."""
 
-    def feed(self, data: bytes) -> Iterator[Part]:
+    def feed(self, data: bytes) -> Iterable[Part]:
         """Take the next piece. The parts are made as they are asked for, and have to be asked for to the last."""
 
-    def end(self) -> Iterator[Part]:
+    def end(self) -> Iterable[Part]:
         """The body is whole: what is left of it."""
 
 
 class Pieces:
     """A body that is not a stream of events: every piece is a part."""
 
-    def feed(self, data: bytes) -> Iterator[Part]:
-        yield Part(data)
+    def feed(self, data: bytes) -> Iterable[Part]:
+        return (Part(data),)
 
-    def end(self) -> Iterator[Part]:
-        yield from ()
+    def end(self) -> Iterable[Part]:
+        return ()
 
 
 class Events:
@@ -49,10 +49,15 @@ class Events:
         self._kept = b""  # no blank line is in it
         self._is_inside = False  # an event has been passed on in part
 
-    def feed(self, data: bytes) -> Iterator[Part]:
+    def feed(self, data: bytes) -> Iterable[Part]:
         if not self._kept and not self._is_inside and len(data) <= self._limit and data.endswith(BLANK_LINES):
-            yield Part(data, begins=True)
-            return
+            return (Part(data, begins=True),)
+        return self._cut(data)
+
+    def end(self) -> Iterable[Part]:
+        return (Part(self._kept, begins=not self._is_inside),) if self._kept or self._is_inside else ()
+
+    def _cut(self, data: bytes) -> Iterator[Part]:
         searched = len(self._kept) - OVERLAP
         data = self._kept + data
         start = 0
@@ -70,10 +75,6 @@ class Events:
             start, self._is_inside = end, more
             yield part
         self._kept = data[start:]
-
-    def end(self) -> Iterator[Part]:
-        if self._kept or self._is_inside:
-            yield Part(self._kept, begins=not self._is_inside)
 
     def _end(self, data: bytes, start: int, stop: int) -> int:
         """Where to cut in this range: after the event that has begun, else after as many as there are; 0: nowhere."""
