@@ -77,6 +77,7 @@ class Parts:
     orphans: Orphans
     queue: Queue
     recorder: Recorder
+    news: News
     background: Background
     stuck: StuckWorkers
     sweeper: Sweeper
@@ -115,7 +116,10 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
 
     async def notice(job: Job) -> bytes:
         webhook = seal.open_webhook(job.submission.webhook or "")
-        return rendering.notice(job, await queue.outputs(job), clock.now(), webhook)
+        found = await queue.outputs(job) if job.output is None else (job, ())
+        if found is None or found[0].retries != job.retries:  # a retry takes the delivery back
+            return b""
+        return rendering.notice(job, found[1], clock.now(), webhook)
 
     sender = Sender(read_secret(settings.signing_secret()), receivers, clock)
     deliveries = Deliveries(store, sender, notice, clock, open_webhook=seal.open_webhook)
@@ -175,6 +179,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         orphans,
         queue,
         recorder,
+        news,
         background,
         stuck,
         sweeper,
