@@ -59,6 +59,9 @@ EXPOSED_HEADERS = [
 ]
 ANSWER_BYTES = 256 * 1024 * 1024  # of whole answers on their way to clients
 RESULT_BYTES = 128 * 1024 * 1024  # that stock workers post at once: two of the largest results
+PASSING_BYTES = (
+    128 * 1024 * 1024
+)  # of streams that stock workers have posted by more than 1 MB, until they are passed on
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +88,7 @@ class Parts:
     roster: Roster
     bodies: Budget
     answers: Budget
+    passing: Budget
     door: Door
     app: Any  # the ASGI application
 
@@ -129,7 +133,8 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
     roster = Roster(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
-    posts, results = Posts(runs, output, recorder, roster), Budget(RESULT_BYTES)
+    results, passing = Budget(RESULT_BYTES), Budget(PASSING_BYTES)
+    posts = Posts(runs, output, recorder, roster, passing)
     stock = StockChannel(endpoints, roster, posts, results, seal.open)
     bodies = Budget(settings.body_budget, settings.body_budget // (2 if len(settings.api_key) > 1 else 1))
     answers = Budget(ANSWER_BYTES)
@@ -187,6 +192,7 @@ def compose(settings: Settings, clock: Clock | None = None) -> Parts:
         roster,
         bodies,
         answers,
+        passing,
         door,
         app,
     )
