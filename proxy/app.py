@@ -60,6 +60,9 @@ EXPOSED_HEADERS = [
 ]
 ANSWER_BYTES = 256 * 1024 * 1024  # of whole answers on their way to clients
 RESULT_BYTES = 128 * 1024 * 1024  # that stock workers post at once: two of the largest results
+PASSING_BYTES = (
+    128 * 1024 * 1024
+)  # of streams that stock workers have posted by more than 1 MB, until they are passed on
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,6 +81,7 @@ class Parts:
     orphans: Orphans
     queue: Queue
     recorder: Recorder
+    news: News
     background: Background
     stuck: StuckWorkers
     sweeper: Sweeper
@@ -85,6 +89,7 @@ class Parts:
     roster: Roster
     bodies: Budget
     answers: Budget
+    passing: Budget
     door: Door
     app: Any  # the ASGI application
 
@@ -119,7 +124,10 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
 
     async def notice(job: Job) -> bytes:
         webhook = seal.open_webhook(job.submission.webhook or "")
-        return rendering.notice(job, await queue.outputs(job), clock.now(), webhook)
+        found = await queue.outputs(job) if job.output is None else (job, ())
+        if found is None or found[0].retries != job.retries:  # a retry takes the delivery back
+            return b""
+        return rendering.notice(job, found[1], clock.now(), webhook)
 
     sender = Sender(read_secret(settings.signing_secret()), receivers, clock)
     deliveries = Deliveries(store, sender, notice, clock, open_webhook=seal.open_webhook)
@@ -129,7 +137,8 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
         endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
     roster = Roster(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
-    posts, results = Posts(runs, output, recorder, roster), Budget(RESULT_BYTES)
+    results, passing = Budget(RESULT_BYTES), Budget(PASSING_BYTES)
+    posts = Posts(runs, output, recorder, roster, passing)
     stock = StockChannel(endpoints, roster, posts, results, seal.open)
     bodies = Budget(settings.body_budget, settings.body_budget // (2 if len(settings.client_keys()) > 1 else 1))
     answers = Budget(ANSWER_BYTES)
@@ -182,6 +191,7 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
         orphans,
         queue,
         recorder,
+        news,
         background,
         stuck,
         sweeper,
@@ -189,6 +199,7 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
         roster,
         bodies,
         answers,
+        passing,
         door,
         app,
     )

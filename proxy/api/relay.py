@@ -1,6 +1,10 @@
 """From a job's mailbox to its client: the hot path of every OpenAI call.
 
 One wait and one write for everything that came in a turn of the event loop. The client's leaving wakes the same wait.
+
+A client that leaves cancels its job, unless it has the whole answer: the last event of a stream has been written to a
+connection that was open. From then on the run's own end decides the outcome, if it comes within `END_SECONDS`;
+otherwise the job is completed and the run is stopped.
 """
 
 import asyncio
@@ -8,12 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from proxy.api.errors import ApiError
+from proxy.api.last_event import LastEvent
 from proxy.api.reply import Reply
 from proxy.jobs.model import Job
 from proxy.service.intake import Intake
 from proxy.service.mailbox import Head, Mailbox
 
 WHOLE = float("inf")
+END_SECONDS = 2.0  # from a stream's last event to the worker's word of how the run ended; usually a millisecond
+BLANK_LINE = b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,17 +41,22 @@ class Relay:
         self._clock = asyncio.get_running_loop().time
         self._spoke = self._clock()  # when the client last heard something, or something changed for it
         self._was_taken = False
+        self._last = LastEvent()
 
     async def run(self, receive: Any) -> None:
         """Until the answer is complete or the client has left; then its job has ended, one way or the other."""
         mailbox = self._mailbox
         watcher = asyncio.ensure_future(_watch(receive, mailbox))
         try:
-            while not mailbox.abandoned:
+            while not mailbox.abandoned or mailbox.is_whole:
                 if (head := mailbox.head) is not None and head.is_stream and (data := mailbox.drain()):
                     await self._write(data)
                 elif mailbox.outcome is not None:
                     await self._finish(head)
+                    return
+                elif mailbox.is_whole and self._clock() >= self._spoke + END_SECONDS:
+                    await self._intake.passed_on(mailbox)
+                    await self._reply.end()
                     return
                 else:
                     await self._wait()
@@ -59,10 +71,15 @@ class Relay:
         mailbox.writing(self._spoke)
         await self._reply.events(data)
         mailbox.writing(None)
+        self._last.feed(data, more=mailbox.is_mid_event)
+        mailbox.is_whole = self._last.has_come and (mailbox.is_whole or not mailbox.abandoned)
 
     async def _wait(self) -> None:
-        """Wait for the mailbox to change, and keep a stream's client company meanwhile."""
-        if self._gaps is None:
+        """Wait for the mailbox to change, and send heartbeats to a stream's client meanwhile, between two events."""
+        if self._mailbox.is_whole:
+            await self._mailbox.wait(self._spoke + END_SECONDS)
+            return
+        if self._gaps is None or self._mailbox.is_mid_event:
             await self._mailbox.wait(None)
             return
         now = self._clock()
@@ -84,6 +101,8 @@ class Relay:
         if outcome is None or head is None or not outcome.answered:
             code = outcome.error.code if outcome and outcome.error else "internal_error"
             message = outcome.error.message if outcome and outcome.error else "The worker ended without an answer."
+            if self._mailbox.is_mid_event:  # the error is an event of its own, not the end of half of another one
+                await reply.events(BLANK_LINE)
             await reply.error(ApiError(code, message))
         elif head.is_stream:
             await reply.end()

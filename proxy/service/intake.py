@@ -62,10 +62,13 @@ class Intake:
         return job, mailbox
 
     async def hang_up(self, mailbox: Mailbox) -> None:
-        """The client's call is over. If its job is not, it ends now: nobody is there to read it."""
+        """Close the call's mailbox. If its job has not ended, it ends now; see `Relay` for how."""
         self._output.close(mailbox.job_id)
-        if mailbox.outcome is None:
-            await self.cancel(mailbox.job_id, CLIENT_LEFT)
+        await self._end(mailbox, CLIENT_LEFT)
+
+    async def passed_on(self, mailbox: Mailbox) -> None:
+        """Complete a job whose client has the whole answer, and whose run has not ended."""
+        await self._runs.passed_on(mailbox.job_id, mailbox.attempt)
 
     async def cancel(self, job_id: JobId, why: JobError) -> None:
         """End a job, wherever it stands; one that has ended stays as it is."""
@@ -105,4 +108,12 @@ class Intake:
     async def end_running(self) -> None:
         """End what is still running; its clients are told why."""
         for mailbox in self._output:
-            await self.cancel(mailbox.job_id, DRAINING)
+            await self._end(mailbox, DRAINING)
+
+    async def _end(self, mailbox: Mailbox, why: JobError) -> None:
+        if mailbox.outcome is not None:
+            return
+        if mailbox.is_whole:
+            await self.passed_on(mailbox)
+        else:
+            await self.cancel(mailbox.job_id, why)

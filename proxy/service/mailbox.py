@@ -17,6 +17,7 @@ RESUME_BELOW = 32 * 1024
 STREAM_CAP = 1024 * 1024  # a worker that sends this much in spite of `pause` is cut
 PIECE_BYTES = 64  # what a chunk costs beside its bytes: a million of one byte are no megabyte
 DRAIN_BYTES = 64 * 1024  # one write to a client: what it has not read then waits here, not in the socket's buffer
+EVENT_BYTES = 256 * 1024  # an event up to this size reaches its client whole or not at all; a larger one goes in pieces
 STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
 
 EVENT_STREAM = "text/event-stream"
@@ -45,16 +46,21 @@ class Mailbox:
         self.head: Head | None = None
         self.outcome: Outcome | None = None
         self.left = False  # output has gone to the client, so this attempt is the only one it may ever see
+        self.is_whole = False  # the last event of a stream has been written to the client: it has the whole answer
+        self.is_mid_event = False  # what was drained ends in the middle of an event
         self.abandoned = False  # the client has left
         self.is_taken = False  # a worker has it now
         self.abort: Callable[[], None] = _nothing  # cuts the client's connection
         self._max_answer = max_answer
-        self._chunks: list[bytes] = []
+        self._chunks: list[tuple[bytes, bool]] = []  # each with whether it ends in the middle of an event
         self._backlog = 0  # bytes of the chunks
-        self._parts: list[bytes] = []  # of a chunk that has not come whole
+        self._parts: list[bytes] = []  # of an event that has not come whole, and is held back
         self._parts_size = 0
+        self._in_pieces = False  # the event that comes is too large to be held back
         self._paused = False
-        self._drained = 0  # bytes since the worker was last told to go on
+        self._drained = (
+            0  # bytes since the worker was last allowed to go on; below 0: it may send some that it has sent
+        )
         self._port: WorkerPort | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._alarm: float | None = None
@@ -90,19 +96,22 @@ class Mailbox:
         self._wake()
 
     def put_chunk(self, data: bytes, *, more: bool) -> bool:
-        """A piece of the answer; a part waits for the rest, so that a relay never sees half an event.
+        """Take a piece of the answer; `more` means that the next piece continues the same event.
 
-        False if this is more than a client's answer may be: the run is to be ended.
+        An event is passed on once it is whole, or, above `EVENT_BYTES`, as its pieces come: then only what its reader
+        has not taken is kept. An answer that is not a stream is one event. Returns False if this is more than is kept
+        for one client: the run is to be ended.
         """
         if more or self._parts:
             self._parts.append(data)
             self._parts_size += len(data)
-        if not more:
-            self._chunks.append(b"".join(self._parts) if self._parts else data)
-            self._backlog += len(self._chunks[-1])
-            self._parts, self._parts_size = [], 0
-            self._apply_pressure()
-            self._wake()
+            if not more or (self._is_stream and (self._in_pieces or self._parts_size > EVENT_BYTES)):
+                data, self._parts, self._parts_size = b"".join(self._parts), [], 0
+                self._pass_on(data, more=more)
+            else:
+                self._let_go_on()  # the worker must not wait for what is held back until it sends the rest
+        else:
+            self._pass_on(data, more=False)
         cost = self.backlog + PIECE_BYTES * (len(self._chunks) + len(self._parts))
         return cost <= (STREAM_CAP if self._is_stream else self._max_answer)
 
@@ -131,21 +140,20 @@ class Mailbox:
     def drain(self, limit: float = DRAIN_BYTES) -> bytes:
         """Take out what has come, whole chunks, up to about `limit` bytes; empty when nothing waits."""
         if self._backlog <= limit:
-            data = b"".join(self._chunks)
-            self._chunks.clear()
+            taken, self._chunks = self._chunks, []
         else:
             size = count = 0
             while size < limit:
-                size += len(self._chunks[count])
+                size += len(self._chunks[count][0])
                 count += 1
-            data = b"".join(self._chunks[:count])
+            taken = self._chunks[:count]
             del self._chunks[:count]
+        if taken:
+            self.is_mid_event = taken[-1][1]
+        data = taken[0][0] if len(taken) == 1 else b"".join([chunk for chunk, _ in taken])
         self._backlog -= len(data)
         self._drained += len(data)
-        is_owed = self._paused or self._drained >= STREAM_WINDOW // 2
-        if is_owed and self._is_stream and self._backlog < RESUME_BELOW and self._port is not None:
-            self._paused, self._drained = False, 0
-            self._port.resume(self.job_id, self.attempt)
+        self._let_go_on()
         return data
 
     def writing(self, since: float | None) -> None:
@@ -165,12 +173,28 @@ class Mailbox:
     def _forget(self) -> None:
         self.head = None
         self._chunks, self._backlog = [], 0
-        self._parts, self._parts_size = [], 0
+        self._parts, self._parts_size, self._in_pieces = [], 0, False
         self._paused, self._drained = False, 0
 
     @property
     def _is_stream(self) -> bool:
         return self.head is not None and self.head.is_stream
+
+    def _pass_on(self, data: bytes, *, more: bool) -> None:
+        """Let the relay have this; `more` means that it ends in the middle of an event."""
+        self._in_pieces = more
+        self._chunks.append((data, more))
+        self._backlog += len(data)
+        self._apply_pressure()
+        self._wake()
+
+    def _let_go_on(self) -> None:
+        """Allow the worker to send more once its reader has taken enough. What is held back counts as taken."""
+        passed = self._drained + self._parts_size
+        is_owed = self._paused or passed >= STREAM_WINDOW // 2
+        if is_owed and self._is_stream and self._backlog < RESUME_BELOW and self._port is not None:
+            self._paused, self._drained = False, -self._parts_size
+            self._port.resume(self.job_id, self.attempt)
 
     def _apply_pressure(self) -> None:
         if self._backlog > PAUSE_ABOVE and not self._paused and self._is_stream and self._port is not None:

@@ -120,25 +120,32 @@ class Queue:
         self.is_over = True
         self._news.tell_all()
 
-    async def outputs(self, job: Job) -> Sequence[bytes]:
-        """All elements of its output log, each a JSON object with `output`, and `metrics` where there are some."""
-        return (await self._store.read(job.id, 0, END))[0]
+    async def outputs(self, job: Job) -> tuple[Job, Sequence[bytes]] | None:
+        """Return the job as it is now with all elements of its output log, both of one moment.
+
+        An element is a JSON object with `output`, and `metrics` if there are any. None: the job is forgotten.
+        """
+        found = await self._store.look(job.endpoint, job.submission.owner, job.id, 0, END)
+        return None if found is None else found[:2]
 
     async def read(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, after: int, seconds: float
+        self, endpoint: Endpoint, owner: Owner, job_id: str, after: int | None, seconds: float
     ) -> tuple[Job, Sequence[bytes], int] | None:
-        """Elements behind the first `after`, as soon as there are some or the job has ended, and the cursor then."""
+        """Elements behind the first `after`, as soon as there are some or the job has ended, and the cursor then.
+
+        `after` None: those that no client has drained yet. Another run may begin during the wait, with a log of its
+        own: so the job and its log are always looked at together.
+        """
         deadline = asyncio.get_running_loop().time() + seconds
         with self._news.follow(JobId(job_id)) as follower:
             while True:
-                job = await self.get(endpoint, owner, job_id)
-                if job is None:
+                found = await self._store.look(endpoint.id, owner, JobId(job_id), after, PAGE)
+                if found is None:
                     return None
-                limit = END if job.is_terminal else PAGE
-                elements, cursor = await self._store.read(job.id, after, limit)
+                job, elements, _ = found
                 left = deadline - asyncio.get_running_loop().time()
                 if elements or job.is_terminal or left <= 0 or self.is_over:
-                    return job, elements, cursor
+                    return found
                 await follower.wait(left)
 
     async def drain(
@@ -148,21 +155,18 @@ class Queue:
         if await self.get(endpoint, owner, job_id) is None:
             return None  # before the lock: waiting for it would say that the job exists and that its owner reads it
         async with self._alone(JobId(job_id)):
-            job = await self.get(endpoint, owner, job_id)
-            found = None if job is None else await self.read(endpoint, owner, job_id, job.drained, seconds)
-            if job is None or found is None:
+            found = await self.read(endpoint, owner, job_id, None, seconds)
+            if found is None:
                 return None
-            after, elements, cursor = found
-            if after.attempt != job.attempt:  # another run of it began meanwhile: its log begins anew
-                return after, ()
-            if after.status is Status.CANCELLED:
-                _, end = await self._store.read(after.id, 0, END)
+            job, elements, cursor = found
+            if job.status is Status.CANCELLED:
+                _, end = await self._store.read(job.id, 0, END)
                 if job.drained > end:
                     return None
                 cursor = end + 1  # past the end: that it was cancelled has been told
             if cursor != job.drained:
-                await self._store.drain(after.id, after.attempt, cursor)
-            return after, elements
+                await self._store.drain(job.id, job.attempt, cursor)
+            return job, elements
 
     async def cancel(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
         """End a job, wherever it stands. One that has ended stays as it is."""

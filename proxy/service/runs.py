@@ -94,6 +94,12 @@ class Runs:
         else:
             await self._requeue(job.id, job.attempt, counts=False)
 
+    async def passed_on(self, job_id: JobId, attempt: int) -> None:
+        """The client has the whole answer, and the worker does not end the run: complete the job, and stop the run."""
+        job = await self._finish(job_id, attempt, Event.COMPLETE, Outcome(answered=True))
+        if job is not None and (worker := self._fleet.get(job.worker)) is not None:
+            worker.stop(job_id, now=asyncio.get_running_loop().time())
+
     async def overflowed(self, worker: Worker, job_id: JobId, attempt: int) -> None:
         """The run sends more than its client may be given."""
         await self.cut(worker, job_id, attempt, OVERFLOW)
@@ -141,6 +147,9 @@ class Runs:
         if job is None or job.attempt != attempt or job.is_terminal:
             return
         mailbox = self._output.sink(job_id, attempt)
+        if mailbox is not None and mailbox.is_whole:  # there is nothing left to lose
+            await self._finish(job_id, attempt, Event.COMPLETE, Outcome(answered=True))
+            return
         has_left = mailbox.left if mailbox is not None else job.drained > 0
         verdict = after_loss(job, error, output_left=has_left)
         log.warning("run.lost", job=job_id, attempt=attempt, worker=worker.id, why=error.message, then=verdict.event)
@@ -162,17 +171,18 @@ class Runs:
 
     async def _finish(
         self, job_id: JobId, attempt: int, event: Event, outcome: Outcome, output: bytes | None = None
-    ) -> None:
+    ) -> Job | None:
         settled = await self._store.settle(
             job_id, event, now=self._clock.now(), attempt=attempt, error=outcome.error, output=output
         )
         if settled is None:
             log.debug("run.late", job=job_id, attempt=attempt, ending=event)
-            return
+            return None
         self._recorder.drop(job_id)
         self._tell(settled)
         if (mailbox := self._output.sink(job_id, attempt)) is not None:
             mailbox.end(outcome)
+        return settled
 
     def _tell(self, job: Job) -> None:
         """A job has ended."""

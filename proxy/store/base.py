@@ -146,6 +146,16 @@ class JobStore(Protocol):
         """
         ...
 
+    async def look(
+        self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+    ) -> tuple[Job, Sequence[bytes], int] | None:
+        """Return what `get` and `read` return, both of one moment; None as `get`.
+
+        So the outputs belong to the attempt and the status that the job has. `cursor` None is the job's `drained`. The
+        limit applies to an unfinished job only: of one that has ended, all outputs behind the cursor are returned.
+        """
+        ...
+
     async def drain(self, job_id: JobId, attempt: int, cursor: int) -> None:
         """Note that a client has taken this attempt's outputs up to `cursor`. Never goes back."""
         ...

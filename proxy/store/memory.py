@@ -185,6 +185,17 @@ class MemoryStore:
         part = self._outputs.get(job_id, [])[cursor : cursor + limit]
         return part, cursor + len(part)
 
+    async def look(
+        self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+    ) -> tuple[Job, Sequence[bytes], int] | None:
+        job = await self.get(endpoint, owner, job_id)
+        if job is None:
+            return None
+        start = job.drained if cursor is None else cursor
+        log = self._outputs.get(job_id, [])
+        part = log[start:] if job.is_terminal else log[start : start + limit]
+        return job, part, start + len(part)
+
     async def drain(self, job_id: JobId, attempt: int, cursor: int) -> None:
         job = self._jobs.get(job_id)
         if job is not None and job.attempt == attempt and job.drained < cursor:

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,8 @@ from harness.line import Line
 from harness.proxy import CHAT, chat, serving
 from harness.waiting import until
 from harness.worker import worker
+
+from proxy.jobs.model import EndpointId
 
 HERE = Path(__file__).parent
 SCRIPT = str(HERE / "openai_client.py")
@@ -75,6 +78,17 @@ async def test_a_client_that_leaves_its_stream_frees_the_engine_and_can_go_on(li
     assert "error" not in told
     await until(lambda: _is_idle(line), GONE_SECONDS, "the engine is idle")
     assert FULL.items() <= (await other.call(url, chat())).items()
+
+
+async def test_every_call_that_was_read_to_its_end_is_completed(line: Line, other: Client) -> None:
+    """Some clients close their connection as soon as they have read `[DONE]`."""
+    before = await line.proxy.parts.store.counts(EndpointId("default"))
+    for number in range(20):
+        told = await other.call(f"{line.proxy.url}/v1", chat(stream=True) | (USAGE if number % 2 else {}))
+        assert FULL.items() <= told.items(), told
+    await until(lambda: not len(line.proxy.parts.output), what="the calls are over")
+    after = await line.proxy.parts.store.counts(EndpointId("default"))
+    assert after == replace(before, completed=before.completed + 20)
 
 
 async def test_a_client_that_loses_patience_frees_the_engine_and_can_go_on(line: Line, other: Client) -> None:

@@ -166,6 +166,18 @@ class StoreModel(RuleBasedStateMachine):
         part, after = self.run(self.store.read(JobId(job_id), cursor, limit))
         assert (list(part), after) == (expected, cursor + len(expected))
 
+    @rule(job_id=jobs, cursor=st.none() | st.integers(0, 4), limit=st.integers(0, 4))
+    def a_client_looks_at_both(self, job_id: str, cursor: int | None, limit: int) -> None:
+        found = self.run(self.store.look(HERE, ALICE, JobId(job_id), cursor, limit))
+        row = self.rows.get(job_id)
+        assert (found is None) == (row is None)
+        if row is not None and found is not None:
+            start = row.drained if cursor is None else cursor
+            rest = row.log[start:]
+            expected = rest[:limit] if row.status in UNFINISHED else rest
+            assert (list(found[1]), found[2]) == (expected, start + len(expected))
+            assert found[0] == self.run(self.store.get(HERE, ALICE, JobId(job_id)))
+
     @rule(job_id=jobs, cursor=st.integers(0, 4), attempt=st.integers(0, 3))
     def a_client_drains(self, job_id: str, cursor: int, attempt: int) -> None:
         self.run(self.store.drain(JobId(job_id), attempt, cursor))

@@ -2,10 +2,11 @@
 
 import asyncio
 
+from harness.jobs import ALICE, HERE
 from harness.stores import Submit, found, settle, take
 
-from proxy.jobs.lifecycle import Event
-from proxy.jobs.model import JobId
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import EndpointId, JobId, Owner
 from proxy.store.base import JobStore
 
 A = JobId("a")
@@ -98,3 +99,42 @@ async def test_what_was_taken_of_another_attempt_does_not_count(store: JobStore,
     assert (await found(store, "a")).drained == 0
     await store.drain(A, 1, 1)
     assert (await found(store, "a")).drained == 0
+
+
+async def look(store: JobStore, cursor: int | None, limit: int = 9) -> tuple[Status, int, list[bytes], int]:
+    found = await store.look(HERE, ALICE, A, cursor, limit)
+    assert found is not None
+    job, part, after = found
+    assert job == await store.get(HERE, ALICE, A)
+    return job.status, job.attempt, list(part), after
+
+
+async def test_a_job_and_its_output_are_looked_at_together(store: JobStore, submit: Submit) -> None:
+    await submit("a", durable=True)
+    assert await look(store, None) == (Status.IN_QUEUE, 0, [], 0)
+    await take(store)
+    await store.append(A, 1, [b"one", b"two", b"three"])
+    assert await look(store, 0, 2) == (Status.IN_PROGRESS, 1, [b"one", b"two"], 2)
+    await store.drain(A, 1, 1)
+    assert await look(store, None, 1) == (Status.IN_PROGRESS, 1, [b"two"], 2)
+    assert await look(store, 7) == (Status.IN_PROGRESS, 1, [], 7)
+    await settle(store, "a", Event.RELEASE)
+    await take(store)
+    await store.append(A, 2, [b"1", b"2", b"3", b"4"])
+    assert await look(store, None, 2) == (Status.IN_PROGRESS, 2, [b"1", b"2"], 2)
+    await settle(store, "a", Event.COMPLETE)
+    assert await look(store, None, 2) == (Status.COMPLETED, 2, [b"1", b"2", b"3", b"4"], 4)
+    assert await look(store, 3, 0) == (Status.COMPLETED, 2, [b"4"], 4)
+
+
+async def test_nobody_looks_at_a_job_of_another_owner(store: JobStore, submit: Submit) -> None:
+    await submit("a")
+    assert await store.look(HERE, Owner("bob"), A, 0, 9) is None
+    assert await store.look(EndpointId("other"), ALICE, A, 0, 9) is None
+    assert await store.look(HERE, ALICE, JobId("b"), 0, 9) is None
+
+
+async def test_a_look_at_an_interactive_job_has_no_output(store: JobStore, submit: Submit) -> None:
+    await submit("a", durable=False)
+    assert await look(store, None) == (Status.IN_QUEUE, 0, [], 0)
+    assert await look(store, 3) == (Status.IN_QUEUE, 0, [], 3)

@@ -48,9 +48,7 @@ class Raw:
             return response.status
 
     async def chunk(self, job: str, value: Any) -> int:
-        url = f"{self._url}/job-stream/{self.name}/{job}?gpu=none&isStream=false"
-        async with self.http.post(url, data=json.dumps({"output": value})) as response:
-            return response.status
+        return await self.chunk_bytes(job, json.dumps({"output": value}).encode())
 
     async def chunk_bytes(self, job: str, body: bytes) -> int:
         """A piece of output, as it is."""

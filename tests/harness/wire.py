@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from harness.proxy import Proxy
 
 PATIENCE = 20.0
+LOOK_BACK = 128 * 1024
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,22 @@ class Wire:
             body = await self._reader.readexactly(int(headers.get(b"content-length", b"0")))
             return Answer(int(line.split()[1]), headers, body)
 
+    async def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
+        with suppress(ConnectionError):
+            await self._writer.wait_closed()
+
+    async def heard(self, mark: bytes) -> bytes:
+        """Read until this has come."""
+        data = bytearray()
+        async with asyncio.timeout(PATIENCE):
+            while mark not in data[-LOOK_BACK:]:
+                part = await self._reader.read(LOOK_BACK // 2)
+                assert part, bytes(data[-1000:])
+                data += part
+        return bytes(data)
+
     async def rest(self) -> bytes:
         """All that still comes, until the other end closes; a connection that is reset has ended too."""
         async with asyncio.timeout(PATIENCE):
@@ -65,13 +82,11 @@ class Wire:
 async def wire(proxy: Proxy) -> AsyncIterator[Wire]:
     """A connection to the proxy."""
     host, _, port = proxy.url.removeprefix("http://").partition(":")
-    reader, writer = await asyncio.open_connection(host, int(port))
+    one = Wire(*await asyncio.open_connection(host, int(port)))
     try:
-        yield Wire(reader, writer)
+        yield one
     finally:
-        writer.close()
-        with suppress(ConnectionError):
-            await writer.wait_closed()
+        await one.close()
 
 
 def request(

@@ -5,7 +5,7 @@ import asyncio
 import pytest
 
 from proxy.jobs.model import Job, JobId, Outcome
-from proxy.service.mailbox import PAUSE_ABOVE, PIECE_BYTES, STREAM_CAP, Head, Mailbox
+from proxy.service.mailbox import EVENT_BYTES, PAUSE_ABOVE, PIECE_BYTES, STREAM_CAP, Head, Mailbox
 from proxy.wire.frames import STREAM_WINDOW
 
 STREAM = Head(200, "text/event-stream; charset=utf-8")
@@ -66,6 +66,67 @@ def test_half_an_event_is_not_seen(mailbox: Mailbox) -> None:
     assert mailbox.drain() == b""
     mailbox.put_chunk(b"\n\n", more=False)
     assert mailbox.drain() == b"data: 1\n\n"
+
+
+def test_a_large_event_is_passed_on_as_its_pieces_come(mailbox: Mailbox) -> None:
+    mailbox.put_head(STREAM)
+    part = b"x" * (EVENT_BYTES // 4)
+    for _ in range(4):
+        assert mailbox.put_chunk(part, more=True)
+        assert mailbox.drain() == b""
+    assert mailbox.put_chunk(b"yz", more=True)
+    assert (mailbox.drain(), mailbox.is_mid_event) == (4 * part + b"yz", True)
+    assert mailbox.put_chunk(b"z", more=True)
+    assert mailbox.put_chunk(b"\n\n", more=False)
+    assert mailbox.put_chunk(b"data: 1\n\n", more=False)
+    assert mailbox.drain(1) == b"z"
+    assert mailbox.is_mid_event
+    assert mailbox.drain(1) == b"\n\n"
+    assert not mailbox.is_mid_event
+    assert mailbox.put_chunk(b"data: 2", more=True)  # the next one is held back again
+    assert (mailbox.drain(), mailbox.is_mid_event) == (b"data: 1\n\n", False)
+
+
+def test_an_event_of_any_size_passes_a_reader_that_keeps_up(mailbox: Mailbox) -> None:
+    mailbox.put_head(STREAM)
+    for _ in range(100):
+        assert mailbox.put_chunk(b"x" * 100_000, more=True)
+        mailbox.drain()
+        assert mailbox.backlog <= EVENT_BYTES
+
+
+def test_a_reader_that_is_behind_is_given_up_in_the_middle_of_an_event(mailbox: Mailbox) -> None:
+    mailbox.put_head(STREAM)
+    taken = 0
+    while mailbox.put_chunk(b"x" * 10_000, more=True):
+        taken += 1
+    assert taken <= STREAM_CAP // 10_000
+
+
+def test_a_worker_with_a_window_is_never_left_waiting_for_what_is_held_back(mailbox: Mailbox, port: Port) -> None:
+    """It sends a window and waits: also where all of it is held back, it is allowed to send the rest."""
+    mailbox.put_head(STREAM)
+    for size in (1, 1_000, 16 * 1024, 64 * 1024):
+        unanswered = resumed = 0
+        for _ in range(4 * STREAM_WINDOW // size if size > 1 else 10):
+            assert unanswered < STREAM_WINDOW
+            assert mailbox.put_chunk(b"x" * size, more=True)
+            mailbox.drain()
+            unanswered += size
+            if len(port.told) > resumed:
+                resumed, unanswered = len(port.told), 0
+        mailbox.put_chunk(b"\n\n", more=False)
+        mailbox.drain()
+        port.told.clear()
+
+
+def test_an_answer_that_is_not_a_stream_is_never_cut_into_pieces(mailbox: Mailbox) -> None:
+    mailbox.put_head(JSON)
+    for _ in range(10):
+        mailbox.put_chunk(b"x" * EVENT_BYTES, more=True)
+    assert mailbox.drain(float("inf")) == b""
+    mailbox.put_chunk(b"", more=False)
+    assert len(mailbox.drain(float("inf"))) == 10 * EVENT_BYTES
 
 
 def test_a_slow_reader_pauses_its_worker_once_and_resumes_it_once(mailbox: Mailbox, port: Port) -> None:

@@ -4,7 +4,8 @@ Every answer is JSON and every error `{"error": "<sentence>"}` without an `id`: 
 it gets, and takes what has an id for a job.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
+from typing import TypeVar
 
 import msgspec
 import structlog
@@ -38,6 +39,8 @@ from proxy.service.queue import Queue
 from proxy.service.seal import Seal
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 RUN_BYTES = 10 * 1024 * 1024
 RUNSYNC_BYTES = 20 * 1024 * 1024
@@ -178,7 +181,9 @@ class JobsApi:
         return _found(await self._queue.get(asked.endpoint, asked.owner, job_id), job_id)
 
     async def _shown(self, job: Job) -> bytes:
-        elements = await self._queue.outputs(job) if job.submission.durable and job.is_terminal else ()
+        elements: Sequence[bytes] = ()
+        if job.submission.durable and job.is_terminal and job.output is None:  # it may have changed since it was read
+            job, elements = _found(await self._queue.outputs(job), job.id)
         reason, progress = self._queue.reason(job), self._queue.progress(job)
         return rendering.full(job, elements, self._clock.now(), reason, progress)
 
@@ -216,10 +221,10 @@ class JobsApi:
         return Asked(request, endpoint, request.state.principal, share)
 
 
-def _found(job: Job | None, job_id: str) -> Job:
-    if job is None:
+def _found(found: T | None, job_id: str) -> T:
+    if found is None:
         raise _missing(job_id)
-    return job
+    return found
 
 
 def _missing(job_id: str) -> ApiError:

@@ -169,7 +169,9 @@ class StockChannel:
             await self._posts.result(worker, job_id, result)
         elif result is not None and bytes(result.output):
             share.give_back()  # its way on has bounds of its own, and waiting on it must not keep results waiting
-            await self._posts.chunk(worker, job_id, bytes(result.output))
+            element = bytes(result.output)
+            del body, result
+            await self._posts.chunk(worker, job_id, element)
 
     async def _refuse(self, send: Any, refused: RefusedError) -> None:
         if self._refusals >= MOST_REFUSALS:

@@ -1,12 +1,13 @@
 """What a stock worker posts about a job goes to where it belongs: the mailbox of a call, or the recording of a job."""
 
 import asyncio
+from collections.abc import Iterator
 from contextlib import suppress
 from functools import partial
 
 import structlog
 
-from proxy.channel.stock.answers import EVENTS, JSON, Answer
+from proxy.channel.stock.answers import BLANK_LINES, EVENTS, JSON, Answer
 from proxy.channel.stock.failures import SICK, Failure, find_failure
 from proxy.channel.stock.holdings import Run
 from proxy.channel.stock.results import Result, TooManyElementsError, error_text
@@ -14,11 +15,13 @@ from proxy.channel.stock.roster import Roster
 from proxy.channel.stock.worker import StockWorker
 from proxy.jobs.model import JobError, JobId
 from proxy.service.background import insist
+from proxy.service.budget import Budget, BudgetError
 from proxy.service.json_text import apart
 from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox
 from proxy.service.output import Output
 from proxy.service.recorder import MOST_BYTES, Recorder
 from proxy.service.runs import OVERFLOW, WORKER_LOST, Runs
+from proxy.wire.frames import PART_BYTES
 
 log = structlog.get_logger()
 
@@ -26,14 +29,16 @@ ENGINE_ERROR = "engine_error"
 PROGRESS_BYTES = 1024 * 1024
 NOTHING = JobError(ENGINE_ERROR, "The worker ended without an answer.")
 NO_JSON = JobError(ENGINE_ERROR, "The worker's result is no JSON that could be read.")
+ERROR_EVENT = JobError("error_event", "the stream carries an error event")
 HOLES = JobError(WORKER_LOST.code, "Some of the answer was lost on its way from the worker.")
 
 
 class Posts:
     """Takes chunks and results. The first result of a run counts; what comes after it, or too late, changes nothing."""
 
-    def __init__(self, runs: Runs, output: Output, recorder: Recorder, roster: Roster) -> None:
+    def __init__(self, runs: Runs, output: Output, recorder: Recorder, roster: Roster, passing: Budget) -> None:
         self._runs, self._output, self._recorder, self._roster = runs, output, recorder, roster
+        self._passing = passing  # bytes of large events that wait for their readers
 
     async def chunk(self, worker: StockWorker, job_id: JobId, element: bytes) -> None:
         """A piece of output. Returns when the next one may come."""
@@ -91,8 +96,33 @@ class Posts:
             events = await apart(run.answer.put, element)
         except TooManyElementsError:
             return False
-        limit = STREAM_CAP if run.answer.is_stream else MOST_BYTES
-        return _send(mailbox, run.answer, events) and run.answer.backlog <= limit
+        return run.answer.backlog <= MOST_BYTES and await self._pass(mailbox, run, run.answer, events)
+
+    async def _pass(self, mailbox: Mailbox, run: Run, answer: Answer, events: bytes) -> bool:
+        """Put events into the mailbox. False if they are more than is kept for a reader that does not take them.
+
+        What is more than that waits here for the reader, and with it the post that brought it.
+        """
+        pieces = _pieces(events, more=answer.is_mid_event) if events else iter(())
+        with self._passing.share() as share:
+            try:
+                if len(events) > STREAM_CAP:
+                    share.grow(2 * len(events))  # with the post itself
+                async with asyncio.timeout(STALL_SECONDS):
+                    for piece, more in pieces:
+                        if self._mailbox(mailbox.job_id, run) is not mailbox or run.is_stopped:
+                            return True  # nobody wants it any longer
+                        if mailbox.head is None:
+                            mailbox.put_head(Head(200, EVENTS))
+                        if not mailbox.put_chunk(piece, more=more):
+                            return False
+                        if mailbox.backlog > STREAM_CAP // 2:
+                            await run.flow.wait()
+            except BudgetError:
+                return False
+            except TimeoutError:
+                pass
+        return all(mailbox.put_chunk(piece, more=more) for piece, more in pieces)
 
     async def _end(self, worker: StockWorker, job_id: JobId, run: Run, result: Result | None) -> None:
         if result is None:
@@ -127,11 +157,13 @@ class Posts:
         elif await apart(answer.has_holes, value):
             await insist(partial(self._runs.refused, member, job_id, attempt, HOLES))
         elif answer.is_stream:
-            fits = _send(mailbox, answer, await apart(answer.finish, value))
+            fits = await self._pass(mailbox, run, answer, await apart(answer.finish, value))
             if answer.failure is not None:
                 await self._fail(worker, mailbox, run, answer.failure)
             elif not answer.has_begun:
                 await insist(partial(self._runs.refused, member, job_id, attempt, NOTHING))
+            elif answer.carries_error and fits:
+                await insist(partial(self._runs.failed, member, job_id, attempt, ERROR_EVENT))
             else:
                 await self._complete(worker, job_id, run, fits=fits)
         elif (found := await apart(answer.whole, value)) is None:
@@ -162,8 +194,12 @@ class Posts:
         return mailbox if mailbox is not None and mailbox.outcome is None else None
 
 
-def _send(mailbox: Mailbox, answer: Answer, events: bytes) -> bool:
-    """Put events of a stream into the mailbox; false if that is more than may be."""
-    if answer.has_begun and mailbox.head is None:
-        mailbox.put_head(Head(200, EVENTS))
-    return mailbox.put_chunk(events, more=False) if events else True
+def _pieces(events: bytes, *, more: bool) -> Iterator[tuple[bytes, bool]]:
+    """Cut events into pieces, between two events where that is possible; each with whether its event goes on."""
+    start = 0
+    while len(events) - start > PART_BYTES:
+        end = start + PART_BYTES
+        found = [at + len(mark) for mark in BLANK_LINES if (at := events.rfind(mark, start, end)) >= 0]
+        yield events[start : max(found, default=end)], not found
+        start = max(found, default=end)
+    yield events[start:], more

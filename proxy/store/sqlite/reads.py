@@ -12,6 +12,7 @@ from proxy.jobs.model import Delivery, EndpointId, Job, JobId, Millis, Owner
 from proxy.jobs.webhook import receiver
 from proxy.store.sqlite.rows import Row, read_job
 
+NO_LIMIT = -1
 SPARE_PAGES, SPARE_PART = 4096, 4  # 16 MB, or a quarter of a bigger file, is kept for what comes next
 
 
@@ -70,6 +71,22 @@ def outputs(db: Connection, job_id: JobId, cursor: int, limit: int) -> list[byte
     sql = """SELECT output FROM outputs WHERE job = (SELECT number FROM jobs WHERE id = ?) AND cursor >= ?
              ORDER BY cursor LIMIT ?"""
     return [output for (output,) in db.execute(sql, (job_id, cursor, limit))]
+
+
+def look(
+    db: Connection, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+) -> tuple[Job, list[bytes], int] | None:
+    """Return the job and its outputs from the cursor, or from where it was drained, both of one committed state."""
+    db.execute("BEGIN")
+    try:
+        job = get(db, endpoint, owner, job_id)
+        if job is None:
+            return None
+        start = job.drained if cursor is None else cursor
+        part = outputs(db, job_id, start, NO_LIMIT if job.is_terminal else limit)
+        return job, part, start + len(part)
+    finally:
+        db.execute("COMMIT")
 
 
 def has_forgettable(db: Connection, now: Millis) -> bool:

@@ -172,6 +172,13 @@ class SqliteStore:
         part = await self._database.read(lambda db: reads.outputs(db, job_id, cursor, limit))
         return part, cursor + len(part)
 
+    async def look(
+        self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+    ) -> tuple[Job, Sequence[bytes], int] | None:
+        if job_id in self._memory:
+            return await self._memory.look(endpoint, owner, job_id, cursor, limit)
+        return await self._database.read(lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit))
+
     async def drain(self, job_id: JobId, attempt: int, cursor: int) -> None:
         if job_id in self._memory:
             await self._memory.drain(job_id, attempt, cursor)

@@ -10,6 +10,7 @@ import pytest
 from proxy.channel.stock.answers import DONE, Answer
 from proxy.channel.stock.failures import find_failure, read_failure
 from proxy.channel.stock.results import TooManyElementsError, elements, error_text, read_result
+from proxy.service.mailbox import EVENT_BYTES
 
 STREAM, WHOLE = b'{"stream": true}', b'{"stream": false}'
 
@@ -31,6 +32,51 @@ def test_the_end_of_a_stream_is_an_event_even_when_its_blank_line_is_missing() -
     answer = Answer(STREAM)
     assert answer.put(text("data: 1\n")) == b""
     assert answer.finish(b"[]") == b"data: 1\n\n\n"
+
+
+@pytest.mark.parametrize("size", [1_000, 65_536, 300_000, 2_000_000])
+@pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n"])
+def test_a_large_event_leaves_in_pieces_and_little_of_it_is_kept(blank: str, size: int) -> None:
+    whole = f"data: 1{blank}data: {'é' * 500_000}{blank}data: 2{blank}data: {'x' * EVENT_BYTES}{blank}"
+    answer, left = Answer(STREAM), b""
+    for start in range(0, len(whole), size):
+        left += answer.put(text(whole[start : start + size]))
+        assert answer.is_mid_event != left.endswith(blank.encode())
+        assert answer.backlog <= EVENT_BYTES
+    assert left + answer.finish(b"[]") == whole.encode()
+
+
+def test_a_large_event_without_its_blank_line_is_ended() -> None:
+    answer = Answer(STREAM)
+    data = "data: " + "x" * 2 * EVENT_BYTES
+    assert answer.put(text(data)) + answer.finish(b"[]") == data.encode() + b"\n\n"
+    assert not answer.is_mid_event
+
+
+ERRORS = [
+    'data: {"error": {"message": "no"}}',
+    "event: error\ndata: {}",
+    "event: response.failed\ndata: {}",
+    'data: {"error": {"message": "' + "x" * 2 * EVENT_BYTES + '"}}',
+]
+NO_ERRORS = [
+    'data: {"text": "data: {\\"error\\""}',
+    "data: x" * EVENT_BYTES + 'data: {"error"',
+    "event: response.completed",
+]
+
+
+@pytest.mark.parametrize("size", [7, 70_000, 10_000_000])
+@pytest.mark.parametrize(("event", "is_one"), [(one, True) for one in ERRORS] + [(one, False) for one in NO_ERRORS])
+def test_an_error_event_is_found_wherever_it_is_cut(event: str, is_one: bool, size: int) -> None:
+    whole = f"data: 1\n\n{event}\n\ndata: [DONE]\n\n"
+    answer = Answer(STREAM)
+    if size == 7 and len(whole) > EVENT_BYTES:
+        size = EVENT_BYTES + 7
+    for start in range(0, len(whole), size):
+        answer.put(text(whole[start : start + size]))
+    answer.finish(b"[]")
+    assert answer.carries_error is is_one
 
 
 def test_parsed_events_are_written_again_and_ended() -> None:

@@ -1,0 +1,128 @@
+"""Streams of stock workers: large events pass a reader that keeps up, and the last one decides what a close means."""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from harness.proxy import CHAT, Proxy
+from harness.raw_stock import Raw
+from harness.stock import stock_proxy
+from harness.waiting import until
+from harness.wire import request, wire
+
+from proxy.service.mailbox import EVENT_BYTES, RESUME_BELOW, STREAM_CAP
+
+ECHO = 1_094_182
+DONE = "data: [DONE]\n\n"
+BODY = json.dumps({"model": "m", "stream": True}).encode()
+JSON = {"Content-Type": "application/json"}
+ASK = request(f"POST {CHAT}", "Content-Type: application/json", f"Content-Length: {len(BODY)}", body=BODY)
+
+
+@pytest_asyncio.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    async with stock_proxy(heartbeat_first=60.0) as running:
+        yield running
+
+
+def event(size: int) -> str:
+    """An event of so many bytes, no two parts of which are alike."""
+    return ("data: " + "".join(f"{number:08}" for number in range(size // 8 + 1)))[: size - 2] + "\n\n"
+
+
+@asynccontextmanager
+async def called(proxy: Proxy) -> AsyncIterator[tuple[Raw, str, "asyncio.Task[bytes]"]]:
+    """A worker that has taken a call, and the call's client, which reads as fast as it can."""
+
+    async def read() -> bytes:
+        async with proxy.http.post(CHAT, data=BODY, headers=JSON) as response:
+            return await response.read()
+
+    async with Raw(proxy) as raw:
+        reading = asyncio.create_task(read())
+        yield raw, str((await raw.next_job())["id"]), reading
+
+
+async def status(proxy: Proxy, job: str) -> dict[str, Any]:
+    async with proxy.http.get(f"/v2/default/status/{job}") as response:
+        found: dict[str, Any] = await response.json()
+        return found
+
+
+@pytest.mark.parametrize(("size", "post"), [(ECHO, 64_000), (ECHO, 2 * ECHO), (20_000_000, 20_000_000)])
+async def test_a_large_event_comes_whole(proxy: Proxy, size: int, post: int) -> None:
+    data = "data: 1\n\n" + event(size) + DONE
+    async with called(proxy) as (raw, job, reading):
+        for start in range(0, len(data), post):
+            assert await raw.chunk(job, data[start : start + post]) == 200
+        assert await raw.done(job, {"output": []}, stream=True) == 200
+        assert await reading == data.encode()
+    assert (await status(proxy, job))["status"] == "COMPLETED"
+
+
+async def test_a_large_event_that_came_as_an_object_comes_whole(proxy: Proxy) -> None:
+    value = {"text": "x" * 3_000_000}
+    async with called(proxy) as (raw, job, reading):
+        await raw.chunk(job, [value])
+        await raw.done(job, {"output": []}, stream=True)
+        assert await reading == f"data: {json.dumps(value)}\n\n{DONE}".encode()
+
+
+async def test_a_stream_that_came_only_as_a_result_comes_whole(proxy: Proxy) -> None:
+    data = [event(700_000) for _ in range(8)] + [DONE]
+    async with called(proxy) as (raw, job, reading):
+        await raw.done(job, {"output": data}, stream=True)
+        assert await reading == "".join(data).encode()
+
+
+@pytest.mark.parametrize("size", [10, 2 * EVENT_BYTES])
+async def test_a_stream_with_an_error_event_has_failed(proxy: Proxy, size: int) -> None:
+    error = 'data: {"error": {"message": "' + "x" * size + '"}}\n\n'
+    async with called(proxy) as (raw, job, reading):
+        for part in ("data: 1\n\n" + error[:20], error[20:], DONE):
+            await raw.chunk(job, part)
+        await raw.done(job, {"output": []}, stream=True)
+        assert await reading == f"data: 1\n\n{error}{DONE}".encode()
+    assert (await status(proxy, job))["status"] == "FAILED"
+
+
+async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw, wire(proxy) as client:
+        await client.send(ASK)
+        job = str((await raw.next_job())["id"])
+        [mailbox] = list(proxy.parts.output)
+        posting = asyncio.create_task(raw.chunk(job, event(20_000_000)))
+        await until(lambda: mailbox.backlog > RESUME_BELOW, what="its reader is behind")
+        assert mailbox.backlog <= STREAM_CAP
+        assert not posting.done()
+        await client.close()
+        assert await asyncio.wait_for(posting, 20) == 200
+        assert (await status(proxy, job))["status"] == "CANCELLED"
+
+
+async def test_more_than_may_wait_for_readers_is_cut(proxy: Proxy) -> None:
+    passing = proxy.parts.passing
+    with passing.share() as others:
+        others.grow(passing.limit)
+        async with called(proxy) as (raw, job, reading):
+            assert await raw.chunk(job, event(2_000_000)) == 200
+            assert b"answer_too_large" in await reading
+    assert passing.used == 0
+
+
+async def test_a_client_that_closes_at_the_end_has_a_completed_job(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw:
+        async with wire(proxy) as client:
+            await client.send(ASK)
+            job = str((await raw.next_job())["id"])
+            [mailbox] = list(proxy.parts.output)
+            await raw.chunk(job, "data: 1\n\n")
+            await raw.chunk(job, DONE)
+            await client.heard(DONE.encode())
+        await until(lambda: mailbox.abandoned, what="the client has left")
+        await raw.done(job, {"output": []}, stream=True)
+        assert (await status(proxy, job))["status"] == "COMPLETED"

@@ -1,0 +1,52 @@
+"""The event that ends an answer is found however the stream is cut into writes."""
+
+import pytest
+
+from proxy.api.last_event import LastEvent
+
+FIRST = b'data: {"a": 1}\n\n'
+ENDS = [
+    b"data: [DONE]\n\n",
+    b"data:[DONE]\r\n\r\n",
+    b'event: response.completed\ndata: {"text": "' + b"x" * 1_000 + b'"}\n\n',
+    b"event: response.incomplete\r\ndata: {}\r\n\r\n",
+    b"event: response.failed\ndata: {}\n\n",
+    b"event:message_stop\ndata: {}\n\n",
+    b"event: error\ndata: {}\n\n",
+    b'data: {"error": {"message": "' + b"x" * 1_000 + b'"}}\n\n',
+    b'data: { "error" : "no"}\n\n',
+]
+OTHERS = [
+    b'data: {"text": "data: [DONE]"}\n\n',
+    b'data: {"error": null, "a": 1}\n\n',
+    b"event: response.completed_soon\ndata: {}\n\n",
+    b"event: response.in_progress\ndata: event: error\n\n",
+    b"event: content_block_stop\ndata: {}\n\n",
+    b"data: event: message_stop\n\n",
+    b": data: [DONE]\n\n",
+]
+
+
+def cut(data: bytes, size: int) -> bool:
+    last = LastEvent()
+    for start in range(0, len(data), size):
+        last.feed(data[start : start + size], more=start + size < len(data))
+        assert not last.has_come or start + size >= len(data)
+    return last.has_come
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 64, 10_000])
+@pytest.mark.parametrize(("event", "is_last"), [(one, True) for one in ENDS] + [(one, False) for one in OTHERS])
+def test_an_event_is_known_by_how_it_begins(event: bytes, is_last: bool, size: int) -> None:
+    assert cut(event, size) is is_last
+    assert cut(FIRST + event, size) is is_last
+    assert cut(FIRST.replace(b"\n", b"\r\n") + event, size) is is_last
+    assert cut(event + FIRST, size) is False
+    assert cut(FIRST + event.rstrip(), size) is is_last
+
+
+def test_each_write_counts_anew() -> None:
+    last = LastEvent()
+    for data, is_last in ((FIRST, False), (ENDS[0], True), (FIRST, False), (FIRST + ENDS[2], True), (ENDS[0], True)):
+        last.feed(data, more=False)
+        assert last.has_come is is_last
