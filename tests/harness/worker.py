@@ -56,6 +56,7 @@ def environment(**more: Any) -> dict[str, str]:
         "metrics_port": 0,
         "log_level": "debug",
         "heartbeat_seconds": 0.25,  # the leases of the stories are short
+        "drain_seconds": 1,  # a test that leaves a long job running does not wait for it
     } | more
     own = told.pop("environment", {})
     return {**os.environ, **own, **{f"WORKER_{name.upper()}": str(value) for name, value in told.items()}}
