@@ -1,4 +1,8 @@
-"""Distribution of a parallel run over its processes (pytest-xdist): one unit of work is one file."""
+"""Distribution of a parallel run over its processes (pytest-xdist): one unit of work is one file.
+
+Files with real vLLM make two units: those that share the engines of one fixture, and those that start
+their own. So an engine is started once, and at most two units use the memory for engines.
+"""
 
 from collections.abc import Sequence
 
@@ -7,14 +11,12 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 ENGINES = "tests/real/"
+SHARED_ENGINES = tuple(f"{ENGINES}test_{name}.py" for name in ("anthropic", "jobs", "openai", "routes"))
 LONGEST_FIRST = (ENGINES, "tests/stories/", "tests/jobs/", "tests/edge/", "tests/clients/")
 
 
 class FileScheduling(LoadScopeScheduling):
-    """Give each process whole files, so that a module's fixtures are made once, in the order of collection.
-
-    All tests with real vLLM go to one process: they share its engines.
-    """
+    """Give each process whole files in the order of collection, so that a module's fixtures are made once."""
 
     def __init__(self, config: pytest.Config, log: Producer) -> None:
         super().__init__(config, log)
@@ -22,6 +24,8 @@ class FileScheduling(LoadScopeScheduling):
 
     def _split_scope(self, nodeid: str) -> str:
         path = nodeid.partition("::")[0]
+        if path in SHARED_ENGINES:
+            return f"{ENGINES} with shared engines"
         return ENGINES if path.startswith(ENGINES) else path
 
 

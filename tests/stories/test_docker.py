@@ -14,6 +14,7 @@ import pytest
 import yaml
 from harness import dockerfile
 from harness.dockerfile import ROOT, Machine
+from harness.environments import skip_if_fast
 from harness.ports import free_port
 from harness.waiting import until
 
@@ -80,6 +81,7 @@ def test_the_proxy_runs_as_nobody_in_particular_and_no_service_can_become_more()
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """The proxy's image, built into a folder with its own lines. Packages come from where pip finds them."""
+    skip_if_fast()
     made = Machine(tmp_path_factory.mktemp("image"), dockerfile.read())
     path = made.environment("wheel")["PATH"]
     has_pip = subprocess.run(
