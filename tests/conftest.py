@@ -1,5 +1,6 @@
-"""The line that most stories use: one proxy and two scripted workers, started once."""
+"""The line that most stories use, the order of a parallel run, and the report of what did not run."""
 
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -7,7 +8,9 @@ import pytest
 import pytest_asyncio
 from harness.line import Line
 from harness.proxy import Proxy, serving
+from harness.scheduling import FileScheduling, longest_first
 from harness.worker import worker
+from xdist.remote import Producer
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -24,6 +27,19 @@ async def proxy() -> AsyncIterator[Proxy]:
     """A proxy of one's own: no workers, short patience, so that a loss is known soon."""
     async with serving(lease=1.0, queue_timeout=30.0) as running:
         yield running
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Order the tests of a parallel run; each of its processes collects all of them."""
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        items[:] = longest_first(items)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileScheduling:
+    """Distribute whole files."""
+    return FileScheduling(config, log)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

@@ -4,15 +4,18 @@ import subprocess
 import sys
 import tempfile
 import textwrap
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TextIO
 
 NAME_WIDTH = 40
 TICK_S = 0.2
 FIRST_NOTE_S = 5.0  # with no terminal: a line when a stage takes longer than this, then every
 NEXT_NOTE_S = 30.0
+ERASE_LINE = "\r\033[K"
 REASON_LINES = 4  # npm prints a stack after its reason
 
 
@@ -20,50 +23,71 @@ class UnavailableError(Exception):
     """Something that is not needed cannot be had here; the text is the reason, in a tool's own words."""
 
 
+class StoppedError(Exception):
+    """A stage ended early because the whole set-up is being stopped."""
+
+
+@dataclass(slots=True)
+class _Stage:
+    number: int
+    name: str
+    begun: float
+    note_at: float = FIRST_NOTE_S
+    progress: str = ""
+
+
 class Stages:
-    """Numbered stages on one stream: a live counter on a terminal, plain lines elsewhere."""
+    """Numbered stages on one stream: a live counter on a terminal, plain lines elsewhere.
+
+    Threads can be in one stage each; a stage's line is printed when it ends.
+    """
 
     def __init__(self, total: int, stream: TextIO) -> None:
         self._total = total
         self._stream = stream
         self._live = stream.isatty()
-        self._number = 0
-        self._name = ""
-        self._begun = 0.0
-        self._note_at = 0.0
-        self._progress = ""
+        self._started = 0
+        self._running: list[_Stage] = []
+        self._of_this_thread = threading.local()
+        self._lock = threading.RLock()
+        self._stopped = threading.Event()
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
         """One line: number, name, seconds."""
-        self._number += 1
-        self._name = name
-        self._begun = time.monotonic()
-        self._note_at = FIRST_NOTE_S
-        self._progress = ""
-        self._show()
+        with self._lock:
+            self._started += 1
+            stage = _Stage(self._started, name, time.monotonic())
+            self._running.append(stage)
+        self._of_this_thread.stage = stage
+        self._show(stage)
         try:
             yield
         except UnavailableError as error:
             reason = textwrap.indent("\n".join(str(error).splitlines()[:REASON_LINES]), "    ")
-            self._write(("\r" if self._live else "") + f"{self._line()}, cannot be had here:\n{reason}\n")
-            return
+            self._finish(stage, f"{self._line(stage)}, cannot be had here:\n{reason}\n")
         except BaseException:
-            self._write("\n" if self._live else "")
+            self._finish(stage, "\n" if self._live else "")
             raise
-        self._write(("\r" if self._live else "") + self._line() + "\n")
+        else:
+            self._finish(stage, self._line(stage) + "\n")
+
+    def stop(self) -> None:
+        """End the commands of all stages; each raises `StoppedError` in its thread."""
+        self._stopped.set()
 
     def progress(self, text: str) -> None:
-        """Show how far a stage is."""
-        self._progress = f", {text}"
-        self._show()
+        """Show how far the stage of this thread is."""
+        stage: _Stage = self._of_this_thread.stage
+        stage.progress = f", {text}"
+        self._show(stage)
 
     def run(self, argv: Sequence[str], env: Mapping[str, str], hint: str) -> None:
         """Run a command to its end; when it fails, print all it said and what to do, and exit."""
         status, said = self._run(argv, env)
         if status:
-            self._write("\n" if self._live else "")
-            self._write(f"{said}\n\nset-up: stage {self._name!r} failed (exit {status}). {hint}\n")
+            name = self._of_this_thread.stage.name
+            self._write(f"{said}\n\nset-up: stage {name!r} failed (exit {status}). {hint}\n")
             sys.exit(1)
 
     def ask(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
@@ -77,7 +101,9 @@ class Stages:
             child = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
             try:
                 while not self._has_ended(child):
-                    self._show()
+                    self._show(self._of_this_thread.stage)
+                    if self._stopped.is_set():
+                        raise StoppedError
             finally:
                 if child.poll() is None:
                     child.terminate()
@@ -92,18 +118,26 @@ class Stages:
             return False
         return True
 
-    def _line(self) -> str:
-        elapsed = time.monotonic() - self._begun
-        return f"[{self._number}/{self._total}] {self._name + ' ':.<{NAME_WIDTH}} {elapsed:.1f} s{self._progress}"
+    def _line(self, stage: _Stage) -> str:
+        elapsed = time.monotonic() - stage.begun
+        return f"[{stage.number}/{self._total}] {stage.name + ' ':.<{NAME_WIDTH}} {elapsed:.1f} s{stage.progress}"
 
-    def _show(self) -> None:
-        elapsed = time.monotonic() - self._begun
-        if self._live:
-            self._write("\r" + self._line())
-        elif elapsed >= self._note_at:
-            self._note_at += NEXT_NOTE_S
-            self._write(f"{self._line()}, still at it\n")
+    def _show(self, stage: _Stage) -> None:
+        """Refresh the live line, which is the oldest stage's; elsewhere print a note when a stage takes long."""
+        with self._lock:
+            if self._live:
+                others = len(self._running) - 1
+                self._write(self._line(self._running[0]) + (f", and {others} beside it" if others else ""))
+            elif time.monotonic() - stage.begun >= stage.note_at:
+                stage.note_at += NEXT_NOTE_S
+                self._write(f"{self._line(stage)}, still at it\n")
+
+    def _finish(self, stage: _Stage, text: str) -> None:
+        with self._lock:
+            self._running.remove(stage)
+            self._write(text)
 
     def _write(self, text: str) -> None:
-        self._stream.write(text)
-        self._stream.flush()
+        with self._lock:
+            self._stream.write((ERASE_LINE if self._live else "") + text)
+            self._stream.flush()

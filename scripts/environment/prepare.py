@@ -5,8 +5,10 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import FrameType
 
@@ -104,11 +106,29 @@ def _bring(rows: Sequence[Environment], home: Path, tools: Sequence[Tool]) -> No
     if has_to_bring_uv:
         with stages.stage(f"uv {uv.version}"):
             uv.bring(stages)
-    for row in stale:
-        install(row, home, uv, os.environ, stages)
-    if tools:
-        system.install(tools, os.environ, stages)
+    _install_all(stale, home, uv, tools, stages)
     print(f"set-up: done in {time.monotonic() - begun:.1f} s", flush=True)
+
+
+def _install_all(rows: Sequence[Environment], home: Path, uv: Uv, tools: Sequence[Tool], stages: Stages) -> None:
+    """Install everything at once, except that npm packages need the npm that comes with the runtime."""
+
+    def runtime_and_npm() -> None:
+        for row in rows:
+            if row.is_npm or not row.is_beside:
+                install(row, home, uv, os.environ, stages)
+
+    jobs: list[Callable[[], None]] = [runtime_and_npm]
+    jobs += [partial(install, row, home, uv, os.environ, stages) for row in rows if row.is_beside and not row.is_npm]
+    if tools:
+        jobs.append(partial(system.install, tools, os.environ, stages))
+    with ThreadPoolExecutor(len(jobs)) as pool:
+        try:
+            for ended in as_completed([pool.submit(job) for job in jobs]):
+                ended.result()
+        except BaseException:
+            stages.stop()
+            raise
 
 
 @contextmanager

@@ -16,7 +16,7 @@ pytest.importorskip("atheris", reason="needs atheris: pip install atheris (Linux
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
-QUICK_SECONDS = 12
+QUICK_SECONDS = 5
 RUNS = 1_000_000  # of the long form
 LONGEST_SECONDS = 1_500
 

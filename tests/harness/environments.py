@@ -36,7 +36,14 @@ def node_command(script: Path) -> tuple[list[str], dict[str, str]]:
     return [node.node(Path(found.origin).parents[1]), str(script)], {"NODE_PATH": str(packages)}
 
 
+def skip_if_fast() -> None:
+    """Skip the test in a run of `make test ARGS=--fast`."""
+    if os.environ.get("VLLM_SERVERLESS_FAST"):
+        pytest.skip("left out by --fast")
+
+
 def _there(folder: str) -> Path:
+    skip_if_fast()
     place = table.home(os.environ) / folder
     if not place.exists():
         pytest.skip(f"there is no {folder}: `make test` makes it, and says why where it cannot")

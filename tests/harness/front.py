@@ -13,6 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from harness.ports import free_port
 from harness.waiting import until
 
 STOP_SECONDS = 10.0
@@ -96,7 +97,7 @@ async def front(name: str, target: str) -> AsyncIterator[str]:
     if program is None:
         pytest.skip(f"needs {name}: apt-get install {kind.package}")
     with TemporaryDirectory() as folder:
-        port = _free_port()
+        port = free_port()
         path = Path(folder) / "front.conf"
         path.write_text(kind.configuration.format(folder=folder, port=port, target=urlsplit(target).netloc))
         process = await asyncio.create_subprocess_exec(
@@ -110,11 +111,6 @@ async def front(name: str, target: str) -> AsyncIterator[str]:
             if process.returncode is None:
                 process.terminate()
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
-
-
-def _free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
 
 
 def _listens(port: int) -> bool:

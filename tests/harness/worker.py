@@ -14,6 +14,7 @@ from typing import Any
 
 import aiohttp
 
+from harness.command import family
 from harness.proxy import Proxy
 from harness.waiting import until
 
@@ -56,6 +57,7 @@ def environment(**more: Any) -> dict[str, str]:
         "metrics_port": 0,
         "log_level": "debug",
         "heartbeat_seconds": 0.25,  # the leases of the stories are short
+        "drain_seconds": 1,  # a test that leaves a long job running does not wait for it
     } | more
     own = told.pop("environment", {})
     return {**os.environ, **own, **{f"WORKER_{name.upper()}": str(value) for name, value in told.items()}}
@@ -75,7 +77,10 @@ async def worker_process(
     try:
         yield running
     finally:
-        if process.returncode is None:
+        if told.get("WORKER_ENGINE") == "vllm":
+            _kill_vllm(process.pid)
+            await until(lambda: family([process.pid]) == [], STOP_SECONDS, "none of its processes is left")
+        elif process.returncode is None:
             process.send_signal(signal.SIGTERM)
         try:
             await asyncio.wait_for(process.wait(), STOP_SECONDS)
@@ -84,6 +89,17 @@ async def worker_process(
             await process.wait()
         running.kill()
         await reading
+
+
+def _kill_vllm(leader: int) -> None:
+    """Kill a worker's processes: vLLM needs 5 to 15 seconds to end in order, which `make up` is tested for.
+
+    Python's resource tracker is left alone: it removes their shared memory and then ends.
+    """
+    for pid in family([leader]):
+        with suppress(OSError):
+            if b"resource_tracker" not in Path(f"/proc/{pid}/cmdline").read_bytes():
+                os.kill(pid, signal.SIGKILL)
 
 
 @asynccontextmanager

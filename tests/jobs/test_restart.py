@@ -3,7 +3,6 @@
 import asyncio
 import os
 import signal
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from harness.command import Command, command
+from harness.ports import free_port
 from harness.queue import QueueClient, long, prompt
 from harness.waiting import until
 from harness.worker import WorkerProcess, environment, worker_process
@@ -25,9 +25,7 @@ SLOTS = 20
 @pytest.fixture
 def port() -> int:
     """A port that is free now, for two proxies in turn."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        found: int = listener.getsockname()[1]
-    return found
+    return free_port()
 
 
 @asynccontextmanager

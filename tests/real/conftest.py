@@ -7,6 +7,7 @@ from importlib.util import find_spec
 
 import pytest
 import pytest_asyncio
+from harness.environments import skip_if_fast
 from harness.line import Real
 from harness.proxy import serving
 from harness.real import real_worker
@@ -14,6 +15,7 @@ from harness.real import real_worker
 
 @pytest.fixture(autouse=True, scope="session")
 def _vllm() -> None:
+    skip_if_fast()
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed, since no build of it fits this machine; see what `make up` says")
 

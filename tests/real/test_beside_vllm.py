@@ -3,7 +3,6 @@
 import asyncio
 import json
 import os
-import socket
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -12,6 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 from harness.line import Real
+from harness.ports import free_port
 from harness.proxy import CHAT
 from harness.real import START_SECONDS, ask
 from harness.waiting import until
@@ -52,9 +52,7 @@ FLEETING = ("id", "created", "system_fingerprint", "metrics")
 @asynccontextmanager
 async def plain_vllm() -> AsyncIterator[str]:
     """VLLM's own server on the demo model."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
+    port = free_port()
     quiet = asyncio.subprocess.DEVNULL
     told = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0", "HF_HUB_OFFLINE": "1"}
     process = await asyncio.create_subprocess_exec(

@@ -4,7 +4,6 @@ import asyncio
 import os
 import re
 import signal
-import socket
 import subprocess
 import sys
 import tomllib
@@ -15,6 +14,8 @@ import pytest
 import yaml
 from harness import dockerfile
 from harness.dockerfile import ROOT, Machine
+from harness.environments import skip_if_fast
+from harness.ports import free_port
 from harness.waiting import until
 
 from proxy.settings import Settings as ProxySettings
@@ -80,6 +81,7 @@ def test_the_proxy_runs_as_nobody_in_particular_and_no_service_can_become_more()
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     """The proxy's image, built into a folder with its own lines. Packages come from where pip finds them."""
+    skip_if_fast()
     made = Machine(tmp_path_factory.mktemp("image"), dockerfile.read())
     path = made.environment("wheel")["PATH"]
     has_pip = subprocess.run(
@@ -94,9 +96,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 @pytest.mark.timeout(300)
 async def test_the_proxy_s_image_serves_says_so_and_drains(machine: Machine) -> None:
     image = machine.stages["proxy"]
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
+    port = free_port()
     env = machine.environment("proxy") | {"PROXY_PORT": str(port), "PROXY_HOST": "127.0.0.1", "PROXY_API_KEY": "k"}
     before = [*machine.files("opt")]
 

@@ -50,7 +50,7 @@ async def test_what_does_not_finish_in_time_is_told_so() -> None:
 
 
 async def test_a_worker_finishes_what_runs_while_others_take_over(proxy: Proxy) -> None:
-    async with worker(proxy) as one:
+    async with worker(proxy, drain_seconds=30) as one:
         response = await proxy.http.post(CHAT, json=chat("runs", stream=True, max_tokens=40, seed=50_000))
         await response.content.readuntil(b"runs 1 ")
         one.process.send_signal(signal.SIGTERM)

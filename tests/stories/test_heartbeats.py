@@ -6,7 +6,7 @@ import pytest
 from harness.proxy import CHAT, chat, frames, serving
 from harness.worker import worker
 
-PAUSED = {"max_tokens": 3, "seed": 1_500_000, "stream": True}
+PAUSED = {"max_tokens": 3, "seed": 1_000_000, "stream": True}
 
 
 async def test_silence_is_filled_with_comments_between_events() -> None:
@@ -16,7 +16,7 @@ async def test_silence_is_filled_with_comments_between_events() -> None:
         stream = await client.chat.completions.create(**chat("slow", **PAUSED))
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert text == "slow 0 slow 1 slow 2 "
-    assert 6 <= body.count(b": running\n") <= 20
+    assert 3 <= body.count(b": running\n") <= 20
     assert b"\n\n: running\n" in body  # after a whole event
     assert b": running\n\n" not in body  # one newline: with two, some clients see an empty event
 

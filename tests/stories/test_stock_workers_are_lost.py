@@ -65,7 +65,7 @@ async def test_a_job_that_kills_its_workers_is_given_up() -> None:
 async def test_a_handler_that_blocks_its_process_for_longer_than_the_lease_runs_once() -> None:
     async with stock_proxy(ping_lease=3.0, line_gap=1.0, poll_hold=1.0) as proxy:
         async with stock_worker(proxy, "blocking.py") as worker, stock_worker(proxy, "blocking.py") as other:
-            job = await run(proxy, {"seconds": 20})
+            job = await run(proxy, {"seconds": 8})
             ended = await end(proxy, job)
             assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
             assert worker.notes("began", job) + other.notes("began", job) == 1

@@ -6,7 +6,9 @@ import os
 import platform
 import re
 import sys
+import threading
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,7 +16,7 @@ import pytest
 from packaging.requirements import Requirement
 
 from environment import stamp, table, uv
-from environment.console import Stages
+from environment.console import Stages, StoppedError
 from environment.hardware import Build
 from environment.stamp import Stamp
 from environment.table import ROOT
@@ -130,6 +132,23 @@ class TestStages:
         with pytest.raises(SystemExit), stages.stage("packages"):
             stages.run(self.FAILS, os.environ, "Run it again.")
         assert "no such thing\n\nset-up: stage 'packages' failed (exit 3). Run it again." in shown.getvalue()
+
+    def test_stages_of_several_threads_each_have_a_line_and_stop_together(self) -> None:
+        shown = io.StringIO()
+        stages = Stages(3, shown)
+        both_run = threading.Barrier(3, timeout=20)
+
+        def waits_for(name: str) -> None:
+            with stages.stage(name):
+                both_run.wait()
+                stages.run((sys.executable, "-c", "import time; time.sleep(60)"), os.environ, "")
+
+        with ThreadPoolExecutor(2) as pool, stages.stage("first"):
+            running = [pool.submit(waits_for, name) for name in ("second", "third")]
+            both_run.wait()
+            stages.stop()
+            assert {type(one.exception(20)) for one in running} == {StoppedError}
+        assert re.match(r"\[1/3\] first \.+ [0-9.]+ s$", shown.getvalue().strip())
 
 
 class TestLocks:
