@@ -58,7 +58,7 @@ class Progress:
         if found := _STAGE.search(line):
             text = found.group(1) or found.group(2)
             if self._live is None:
-                self._console.print(f"[{self.seconds:6.1f} s] {worker}: {text}", markup=False)
+                self._console.print(f"[{self.seconds:6.1f} s] {worker}: {text}", markup=False, soft_wrap=True)
             else:
                 self._text = f"{worker}: {text}"
                 self.refresh()
