@@ -14,7 +14,7 @@ from urllib.parse import urlsplit, urlunsplit
 from urllib.request import ProxyHandler, build_opener
 
 from rich.console import Console
-from websockets.exceptions import InvalidStatus
+from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import connect as dial
 
 from proxy.wire.escaping import escape_controls
@@ -145,7 +145,7 @@ def _worker_token(url: str, endpoint: str, token: str, seconds: float) -> Findin
         status, body = refused.response.status_code, bytes(refused.response.body or b"").decode(errors="replace")
         mend = "See WORKER_TOKEN and WORKER_ENDPOINT." if status in REFUSALS else FRONT
         return Finding("worker token", is_well=False, seen=f"HTTP {status} {body}"[:SHOWN].strip(), mend=mend)
-    except Exception as error:  # noqa: BLE001 - the WebSocket library adds kinds of its own to those of TLS and sockets
+    except (OSError, ValueError, EOFError, LookupError, WebSocketException) as error:  # of sockets, URLs, headers
         return Finding("worker token", is_well=False, seen=_why(error), mend=FRONT)
 
 
