@@ -1,6 +1,7 @@
 """The line that most stories use, the order of a parallel run, and the report of what did not run."""
 
 import os
+import signal
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 
@@ -27,6 +28,12 @@ async def proxy() -> AsyncIterator[Proxy]:
     """A proxy of one's own: no workers, short patience, so that a loss is known soon."""
     async with serving(lease=1.0, queue_timeout=30.0) as running:
         yield running
+
+
+def pytest_configure() -> None:
+    """Let the processes of the tests react to Ctrl-C even where this run was started in the background."""
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
