@@ -74,19 +74,18 @@ class UpstreamEngine:
         """Its processes are not ours."""
 
     async def __aenter__(self) -> Self:
-        self._session = await self._stack.enter_async_context(_session())
-        health = Health(self._session, self._url, self.authorization, self._pace)
-        self._stage(f"waiting for {self._url}")
-        try:
-            await asyncio.wait_for(self._until_up(health), START_SECONDS)
-        except TimeoutError:
-            await self._stack.aclose()
-            raise EngineError(f"{self._url}{MODELS_PATH} does not answer: see WORKER_UPSTREAM") from None
-        except BaseException:
-            await self._stack.aclose()
-            raise
-        self._health = health
-        self._stack.push_async_callback(_end, asyncio.create_task(health.watch()))
+        async with AsyncExitStack() as stack:
+            self._session = await stack.enter_async_context(_session())
+            health = Health(self._session, self._url, self.authorization, self._pace)
+            self._stage(f"waiting for {self._url}")
+            try:
+                await asyncio.wait_for(self._until_up(health), START_SECONDS)
+            except TimeoutError:
+                message = f"{self._url}{MODELS_PATH} does not answer: see WORKER_UPSTREAM"
+                raise EngineError(message) from None
+            self._health = health
+            stack.push_async_callback(_end, asyncio.create_task(health.watch()))
+            self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
