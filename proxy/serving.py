@@ -97,6 +97,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "crowd": parts.door.crowd.serve,
         "sweeper": parts.sweeper.serve,
+        "forgetting": parts.sweeper.serve_forgetting,
         "roster": parts.roster.serve,
         "recorder": parts.recorder.serve,
         "deliveries": parts.deliveries.serve,

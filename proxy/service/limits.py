@@ -74,6 +74,7 @@ class Limits:
     ) -> None:
         self._table, self._per_worker, self._running, self._time = table, per_worker, running, time
         self._uses: dict[tuple[str, EndpointId, str], _Use] = {}
+        self._forget_above = FORGET_ABOVE
 
     def enter(self, key: str, endpoint: EndpointId, operation: str) -> tuple[Callable[[], None], Told | None]:
         """Begin a request: gives what ends it, and what its client is told; or `LimitedError`."""
@@ -109,9 +110,10 @@ class Limits:
         return leave, told
 
     def _begin(self, name: tuple[str, EndpointId, str]) -> _Use:
-        if len(self._uses) > FORGET_ABOVE:
+        if len(self._uses) > self._forget_above:
             window = int(self._time() // WINDOW_SECONDS)
             self._uses = {one: use for one, use in self._uses.items() if use.open or use.window == window}
+            self._forget_above = max(FORGET_ABOVE, 2 * len(self._uses))  # so that each new entry pays a constant share
         return self._uses.setdefault(name, _Use())
 
 

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from proxy.jobs.model import Job, Millis
 from proxy.jobs.policy import overdue
 from proxy.service.clock import Clock
 from proxy.service.fleet import Fleet
@@ -12,7 +13,7 @@ from proxy.service.stuck import StuckWorkers
 from proxy.store.base import JobStore
 
 TICK_SECONDS = 0.25
-BATCH = 1_000  # of one kind in one tick; the rest waits for the next one
+BATCH = 1_000  # of one kind in one question to the store; a round asks until nothing is due
 
 
 class Sweeper:
@@ -43,7 +44,21 @@ class Sweeper:
             self._stuck.end(asyncio.get_running_loop().time())
             await self.end_leases()
             await self.end_overdue()
-            await self._store.forget(self._clock.now(), BATCH)
+
+    async def serve_forgetting(self) -> None:
+        """Forget what is over, for ever. Beside the rest, which must not wait for the disk."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
+            await self.forget()
+
+    async def forget(self) -> None:
+        """Forget the jobs whose retention has ended, as many as there are. Half of the time is left to others."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            if await self._store.forget(self._clock.now(), BATCH) < BATCH:
+                return
+            await asyncio.sleep(clock() - began)
 
     async def end_leases(self) -> None:
         """Bury the workers that were not heard of for a whole lease."""
@@ -57,11 +72,18 @@ class Sweeper:
 
     async def end_overdue(self) -> None:
         """End the jobs whose deadline has passed."""
-        now = self._clock.now()
-        for job in await self._store.due(now, BATCH):
-            verdict = overdue(job, now)
-            if verdict is None or verdict.error is None:
-                continue
-            ended = await self._store.settle(job.id, verdict.event, now=now, attempt=job.attempt, error=verdict.error)
-            if ended is not None:
-                self._runs.withdraw([ended], verdict.error)
+        now, has_more = self._clock.now(), True
+        while has_more:
+            due = await self._store.due(now, BATCH)
+            ended = [await self._end_overdue(job, now) for job in due]
+            has_more = len(due) == BATCH and any(ended)  # what could not be ended would be due again
+            await asyncio.sleep(0)
+
+    async def _end_overdue(self, job: Job, now: Millis) -> bool:
+        verdict = overdue(job, now)
+        if verdict is None or verdict.error is None:
+            return False
+        ended = await self._store.settle(job.id, verdict.event, now=now, attempt=job.attempt, error=verdict.error)
+        if ended is not None:
+            self._runs.withdraw([ended], verdict.error)
+        return ended is not None

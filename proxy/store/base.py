@@ -111,7 +111,11 @@ class JobStore(Protocol):
         ...
 
     async def forget(self, now: Millis, limit: int) -> int:
-        """Drop up to `limit` terminal jobs whose retention has ended, and whose deliveries have; gives how many."""
+        """Drop up to `limit` terminal jobs whose retention has ended, and whose deliveries have; gives how many.
+
+        Interactive jobs that have ended are also dropped without this, the oldest end first, where a store has more
+        of them than it keeps: their rate must not decide how much memory they take.
+        """
         ...
 
     async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:

@@ -1,12 +1,26 @@
 """A job store in memory. Nothing outlives the process; it is the oracle that the other stores are compared with."""
 
+import sys
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from itertools import islice
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status, advance
-from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
+from proxy.jobs.model import (
+    Counts,
+    Delivery,
+    EndpointId,
+    Job,
+    JobError,
+    JobId,
+    Millis,
+    Owner,
+    Request,
+    Submission,
+    WorkerId,
+)
 from proxy.jobs.policy import is_body_needed
 from proxy.jobs.webhook import receiver
 from proxy.store.agenda import Agenda
@@ -15,6 +29,8 @@ from proxy.store.books import Books
 
 MOST_BYTES = 512 * 1024 * 1024  # of durable jobs; interactive ones are held by their clients' requests
 JOB_BYTES = 1024  # what a job takes beside its bodies, about
+MOST_ENDED = 20_000  # interactive jobs that have ended: at 333 a second each can be asked for as long as its retention
+MOST_ENDED_BYTES = 32 * 1024 * 1024  # of them: an error may have 64 KB
 
 
 class MemoryStore:
@@ -25,11 +41,20 @@ class MemoryStore:
 
     durable = False
 
-    def __init__(self, books: Books | None = None, most_bytes: int = MOST_BYTES) -> None:
+    def __init__(
+        self,
+        books: Books | None = None,
+        most_bytes: int = MOST_BYTES,
+        most_ended: int = MOST_ENDED,
+        most_ended_bytes: int = MOST_ENDED_BYTES,
+    ) -> None:
         self._books, self._most_bytes = books or Books(), most_bytes
+        self._most_ended, self._most_ended_bytes = most_ended, most_ended_bytes
         self._bytes = 0  # of durable jobs and their outputs
         self._jobs: dict[JobId, Job] = {}
         self._outputs: dict[JobId, list[bytes]] = {}
+        self._ended: OrderedDict[JobId, int] = OrderedDict()  # interactive jobs in the order of their ends, with bytes
+        self._ended_bytes = 0
         self._retentions = Agenda()
         self._deliveries = Agenda()
         self._tries: dict[JobId, int] = {}
@@ -134,9 +159,7 @@ class MemoryStore:
     async def forget(self, now: Millis, limit: int) -> int:
         ended = self._retentions.due(now, limit)
         for job_id in ended:
-            self._bytes -= _weigh(self._jobs.pop(job_id))
-            self._drop_outputs(job_id)
-            self._retentions.set(job_id, None)
+            self._drop(job_id)
         return len(ended)
 
     async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:
@@ -224,6 +247,12 @@ class MemoryStore:
         self._books.note(job)
         return self._keep(job)
 
+    def _drop(self, job_id: JobId) -> None:
+        self._bytes -= _weigh(self._jobs.pop(job_id))
+        self._drop_outputs(job_id)
+        self._retentions.set(job_id, None)
+        self._ended_bytes -= self._ended.pop(job_id, 0)
+
     def _drop_outputs(self, job_id: JobId) -> None:
         self._bytes -= sum(map(len, self._outputs.pop(job_id, ())))
 
@@ -235,12 +264,30 @@ class MemoryStore:
         if job.finished_at is not None and job.id not in self._tries:
             forgotten_at = Millis(job.finished_at + job.submission.retention)
         self._retentions.set(job.id, forgotten_at)
+        if job.is_terminal and not job.submission.durable:
+            self._make_room_for(job)
         return job
+
+    def _make_room_for(self, job: Job) -> None:
+        """Count an interactive job that has ended; the oldest are forgotten at once where that is too many."""
+        self._ended_bytes += _weigh_ended(job) - self._ended.get(job.id, 0)
+        self._ended[job.id] = _weigh_ended(job)
+        while len(self._ended) > self._most_ended or self._ended_bytes > self._most_ended_bytes:
+            self._drop(next(iter(self._ended)))
 
 
 def _weigh(job: Job) -> int:
     """The bytes that are counted of a job."""
     return JOB_BYTES + len(job.submission.work.body) + len(job.output or b"") if job.submission.durable else 0
+
+
+def _weigh_ended(job: Job) -> int:
+    """The bytes that an interactive job takes after its end, about."""
+    work = job.submission.work
+    texts = [job.error.message] if job.error is not None else []
+    if isinstance(work, Request):
+        texts += [work.path, work.content_type]
+    return JOB_BYTES + sum(map(sys.getsizeof, texts))
 
 
 def _postponed(submission: Submission, by: Millis) -> Submission:

@@ -1,5 +1,7 @@
 """The contract of `JobStore`: deadlines, retentions, deliveries."""
 
+import asyncio
+
 from harness.jobs import ALICE, HERE
 from harness.stores import MINUTE, T0, WHY, Submit, ended, found, ids, settle, take
 
@@ -62,6 +64,12 @@ async def test_no_more_are_forgotten_at_once_than_was_said(store: JobStore, subm
     for job in await take(store):
         await settle(store, job, Event.COMPLETE, now=T0)
     assert [await store.forget(T0, 2) for _ in range(4)] == [2, 2, 1, 0]
+
+
+async def test_as_many_are_forgotten_at_once_as_was_said(store: JobStore, submit: Submit) -> None:
+    await asyncio.gather(*(submit(f"{number}", retention=Millis(0)) for number in range(700)))
+    await store.purge(HERE, ALICE, T0, WHY)
+    assert [await store.forget(T0, 650) for _ in range(3)] == [650, 50, 0]
 
 
 async def test_a_job_that_has_not_ended_is_never_forgotten(store: JobStore, submit: Submit) -> None:

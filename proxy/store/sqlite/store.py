@@ -10,6 +10,7 @@ commit. Only a place in line is given away before that, so that no two takes ask
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from pathlib import Path
 from sqlite3 import Connection, Error
 
@@ -141,10 +142,16 @@ class SqliteStore:
 
     async def forget(self, now: Millis, limit: int) -> int:
         forgotten = await self._memory.forget(now, limit)
-        most = min(limit - forgotten, AT_ONCE)
-        if not await self._database.read(lambda db: reads.has_forgettable(db, now)):
-            return forgotten
-        return forgotten + await self._database.write(lambda db: writes.forget(db, now, most))
+        written = AT_ONCE
+        while (
+            written == AT_ONCE
+            and forgotten < limit
+            and await self._database.read(lambda db: reads.has_forgettable(db, now))
+        ):
+            most = min(limit - forgotten, AT_ONCE)
+            written = await self._database.write(partial(writes.forget, now=now, limit=most))
+            forgotten += written
+        return forgotten
 
     async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:
         if job_id in self._memory:

@@ -1,0 +1,22 @@
+"""The table of who has used how much: it is bounded, and keeping it so costs each entry the same."""
+
+from proxy.jobs.model import EndpointId
+from proxy.service.limits import FORGET_ABOVE, LIMITS, PER_WORKER, Limits
+
+HERE = EndpointId("default")
+
+
+def test_clearing_out_is_rare_when_nothing_can_be_cleared() -> None:
+    now = 0.0
+    limits = Limits(LIMITS, PER_WORKER, lambda _: 1, lambda: now)
+    tables = 1
+    for number in range(4 * FORGET_ABOVE):
+        before = limits._uses
+        limits.enter(f"key-{number}", HERE, "run")
+        tables += limits._uses is not before
+    assert tables <= 4
+    now = 10.0
+    for number in range(5 * FORGET_ABOVE):
+        leave, _ = limits.enter(f"other-{number}", HERE, "run")
+        leave()
+    assert len(limits._uses) <= 9 * FORGET_ABOVE  # those that are open, and once as many

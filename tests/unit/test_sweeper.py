@@ -1,0 +1,50 @@
+"""A round of the sweeper does all that is due, however much that is: no rate leaves it behind."""
+
+from pathlib import Path
+
+import pytest
+from harness.clock import FakeClock
+from harness.jobs import ALICE, HERE, submission
+
+from proxy.app import Parts, compose
+from proxy.jobs.lifecycle import Event
+from proxy.jobs.model import JobError, JobId, Millis
+from proxy.service.sweeper import BATCH
+from proxy.settings import Settings
+
+MANY = 3 * BATCH + 1
+
+
+@pytest.fixture
+def clock() -> FakeClock:
+    return FakeClock()
+
+
+@pytest.fixture
+def parts(clock: FakeClock, tmp_path: Path) -> Parts:
+    """The parts of a proxy that does not run."""
+    return compose(Settings(store="memory:", data_dir=tmp_path), clock)
+
+
+async def test_whatever_is_over_is_forgotten_in_one_round(parts: Parts, clock: FakeClock) -> None:
+    for number in range(MANY):
+        await parts.store.submit(submission(f"{number}", durable=True, retention=Millis(1_000)), clock.now())
+    await parts.store.purge(HERE, ALICE, clock.now(), JobError("because", "Because."))
+    await parts.sweeper.forget()
+    assert await parts.store.find(JobId("0")) is not None
+    clock.pass_time(1)
+    await parts.sweeper.forget()
+    assert not await parts.store.recent(HERE, ALICE, before=None, limit=MANY)
+
+
+async def test_whatever_is_overdue_ends_in_one_round(parts: Parts, clock: FakeClock) -> None:
+    for number in range(MANY):
+        until = Millis(clock.now() + 1_000)
+        await parts.store.submit(submission(f"{number}", durable=True, expires_at=until), clock.now())
+    assert await parts.store.settle(JobId("7"), Event.CANCEL, now=clock.now())
+    await parts.sweeper.end_overdue()
+    assert (await parts.store.counts(HERE)).in_queue == MANY - 1
+    clock.pass_time(1)
+    await parts.sweeper.end_overdue()
+    counts = await parts.store.counts(HERE)
+    assert (counts.in_queue, counts.timed_out) == (0, MANY - 1)
