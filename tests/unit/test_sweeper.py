@@ -11,6 +11,7 @@ from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import JobError, JobId, Millis
 from proxy.service.sweeper import BATCH
 from proxy.settings import Settings
+from proxy.system import System
 
 MANY = 3 * BATCH + 1
 
@@ -23,7 +24,7 @@ def clock() -> FakeClock:
 @pytest.fixture
 def parts(clock: FakeClock, tmp_path: Path) -> Parts:
     """The parts of a proxy that does not run."""
-    return compose(Settings(store="memory:", data_dir=tmp_path), clock)
+    return compose(Settings(store="memory:", data_dir=tmp_path), System(clock=clock))
 
 
 async def test_whatever_is_over_is_forgotten_in_one_round(parts: Parts, clock: FakeClock) -> None:
