@@ -1,6 +1,6 @@
 """Whether torch compiles kernels in this start. It needs a compiler and Python's headers for that; vLLM does not.
 
-The module imports nothing but the standard library: `doctor` runs it as `python -m worker_vllm.engine.compiler cpu`.
+`doctor` runs the module as `python -m worker_vllm.engine.compiler cpu`.
 """
 
 import os
@@ -10,6 +10,8 @@ import sysconfig
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
+
+from worker_vllm.settings import read_environment
 
 DISABLE = "TORCH_COMPILE_DISABLE"
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
@@ -74,7 +76,7 @@ def kernel_cache(environ: Mapping[str, str], home: Path) -> dict[str, str]:
 
 def main(device: str) -> int:
     """Print what is missing. Gives the exit status: 1 if something is."""
-    missing = lacking(os.environ, include_folder(), device)
+    missing = lacking(read_environment(), include_folder(), device)
     print(f"{missing} not found: {REMEDY}" if missing else "found, with Python's headers")
     return 1 if missing else 0
 
