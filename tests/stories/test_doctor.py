@@ -2,6 +2,7 @@
 
 import re
 import socket
+from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ async def test_everything_is_well(proxy: Proxy) -> None:
     status, text = await told("--connect", proxy.url, token=proxy.parts.token)
     assert re.search(r"ok  Python \.+ 3\.", text)
     assert re.search(r"ok  GPU \.+ ", text)
+    assert re.search(r"ok  compiler \.+ \S+", text) or "NOT vLLM" in text
     assert re.search(r"ok  disk \.+ .* GiB free", text)
     assert re.search(r"ok  proxy \.+ http://\S+ answers", text)
     assert re.search(r"ok  worker token .* accepted for endpoint default", text)
@@ -58,3 +60,11 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert status == 1
     assert f"NOT port {'.' * 9} {port}: Address already in use" in text
     assert f"--port {port + 1}" in text
+
+
+async def test_a_missing_compiler_is_told_and_nothing_is_wrong(tmp_path: Path) -> None:
+    if find_spec("vllm") is None:
+        pytest.skip("vLLM is not installed")
+    async with command("doctor", "--data-dir", str(tmp_path), COLUMNS="300", CXX="no-such-compiler") as doctor:
+        await doctor.process.wait()
+    assert re.search(r"ok  compiler \.+ C\+\+ compiler \(no-such-compiler\) not found: vLLM runs without", doctor.text)

@@ -126,6 +126,18 @@ class TestStages:
         assert reason == "    no such thing"
         assert re.match(r"\[2/2\] the next \.+ [0-9.]+ s$", second)
 
+    def test_a_stage_shows_how_far_it_is(self) -> None:
+        shown = io.StringIO()
+        stages = Stages(2, shown)
+        with stages.stage("byte code"):
+            stages.progress("40 of 80 files")
+            stages.progress("80 of 80 files")
+        with stages.stage("the next"):
+            pass
+        first, second = shown.getvalue().splitlines()
+        assert re.match(r"\[1/2\] byte code \.+ [0-9.]+ s, 80 of 80 files$", first)
+        assert re.match(r"\[2/2\] the next \.+ [0-9.]+ s$", second)
+
     def test_what_is_needed_ends_the_set_up_with_all_it_said(self) -> None:
         shown = io.StringIO()
         stages = Stages(1, shown)

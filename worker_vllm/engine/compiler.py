@@ -1,6 +1,6 @@
 """Whether torch compiles kernels in this start. It needs a compiler and Python's headers for that; vLLM does not.
 
-The module imports no engine: `doctor` runs it as `python -m worker_vllm.engine.compiler cpu`.
+`doctor` runs the module as `python -m worker_vllm.engine.compiler cpu`.
 """
 
 import os
