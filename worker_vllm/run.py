@@ -8,10 +8,6 @@ from worker_vllm.asgi import Request
 
 MESSAGE = 2_000  # characters of the sentence in an `End`
 BODY_BYTES = 64 * 1024 * 1024  # the biggest body a worker takes; the proxy's own limits are lower
-EVENT_START = 512 * 1024
-"""Bytes of a cut event that are sent whatever the proxy says. The proxy holds back the beginning of an event until it
-knows that it is a large one, and until then it may not say `Resume`. With a window before it, this is less
-than the proxy keeps for a reader that is behind."""
 
 
 class BadBodyError(ValueError):
@@ -32,7 +28,7 @@ class Run:
     is_ending: bool = False  # its `End` waits in the outbox
     is_paused: bool = False  # by the proxy
     has_window: bool = False  # its answer is a stream of events, or a job's outputs: the proxy says when to go on
-    in_event: int = 0  # bytes of the event that is sent in parts and has not ended
+    is_in_event: bool = False  # a part of an event was sent, and more of it follows
     unanswered: int = 0  # bytes of the stream since the proxy last said to go on
     is_held_back: bool = False  # waits for room, not for the engine
     room: asyncio.Event = field(default_factory=asyncio.Event)
@@ -44,8 +40,8 @@ class Run:
 
     @property
     def may_send(self) -> bool:
-        """Neither paused nor at the end of its window, or at the beginning of an event that is sent in parts."""
-        return 0 < self.in_event < EVENT_START or (not self.is_paused and self.unanswered < STREAM_WINDOW)
+        """Neither paused nor at the end of its window."""
+        return not self.is_paused and self.unanswered < STREAM_WINDOW
 
     @property
     def waits_for_engine(self) -> bool:

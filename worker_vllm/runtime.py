@@ -41,6 +41,7 @@ from worker_vllm.settings import OutputFormat
 LIGHT_SLOTS = 32  # calls that never reach the model (tokenize, version, ...) and take no slot
 BACKLOG_HIGH = 128 * 1024  # bytes of a job in the outbox above which its engine output waits
 BACKLOG_LOW = 32 * 1024  # and below which it goes on
+OLD_PROXY_SECONDS = 1.0  # an older proxy sends no `Resume` within an event: unless it pauses the run, it is sent more
 STOP_SECONDS = 15.0  # how long stopped runs may take to end, before the worker goes without them
 
 
@@ -253,7 +254,7 @@ class Runtime:
         if not run.may_send or self._outbox.backlog(frame.job) > BACKLOG_HIGH:
             await self._room(run)
         run.unanswered += len(frame.data) if run.has_window else 0
-        run.in_event = run.in_event + len(frame.data) if frame.more else 0
+        run.is_in_event = frame.more
         self._outbox.put_in_lane(frame)
 
     async def _room(self, run: Run) -> None:
@@ -261,7 +262,13 @@ class Runtime:
         run.room.clear()
         run.is_held_back = True
         try:
-            await run.room.wait()
+            while not run.room.is_set():
+                try:
+                    async with asyncio.timeout(OLD_PROXY_SECONDS if run.is_in_event else None):
+                        await run.room.wait()
+                except TimeoutError:
+                    if not run.is_paused and self._outbox.backlog(run.job.job) < BACKLOG_LOW:
+                        self._go_on(run)
         finally:
             run.is_held_back = False
 

@@ -13,7 +13,7 @@ import pytest
 from aiohttp import web
 from harness.worker import environment, worker_process
 
-from proxy.wire.frames import PART_BYTES, STREAM_WINDOW, Chunk, End, Resume
+from proxy.wire.frames import PART_BYTES, STREAM_WINDOW, Chunk, End, Pause, Resume
 from tests.unit.worker.support import CHAT, AppEngine, FakeProxy, Line, app_of, chat, fake_proxy, until, working
 from worker_vllm.asgi import Head
 from worker_vllm.cutting import EVENT_BYTES, Part
@@ -21,7 +21,7 @@ from worker_vllm.engine.upstream import UpstreamEngine
 from worker_vllm.handler import handle
 from worker_vllm.inputs.answering import answer_input
 from worker_vllm.inputs.gauges import Gauges
-from worker_vllm.run import EVENT_START
+from worker_vllm.runtime import OLD_PROXY_SECONDS
 
 ECHO = 1_094_182  # bytes of the event of vLLM that found the old bound
 HUGE = 20 * 1024 * 1024
@@ -141,21 +141,33 @@ async def test_an_event_is_passed_on_before_it_is_whole() -> None:
     assert size == len(server.stream)
 
 
-@pytest.mark.parametrize("kind", ["upstream", "in process"])
-async def test_a_reader_that_stands_gets_no_more_of_an_event_than_the_proxy_keeps(kind: str) -> None:
+async def test_an_event_waits_for_a_reader_that_is_behind() -> None:
     stream = event(HUGE)
-    async with engine_of(kind, stream) as engine, fake_proxy() as proxy, working(engine, proxy.url) as worker:
+    async with engine_of("upstream", stream) as engine, fake_proxy() as proxy, working(engine, proxy.url) as worker:
         line = await proxy.next_line()
         await line.send_job("j", chat())
         await line.wait_for(Chunk, "j")
+        await line.send(Pause("j", 1))
         await until(lambda: not worker.runtime.is_waiting_for_engine and worker.outbox.size == 0)
-        await line.until(lambda: len(line.text("j")) >= EVENT_START)
-        assert len(line.text("j")) < 1024 * KB
-        assert not line.ends("j")
+        await line.until(lambda: len(line.text("j")) >= STREAM_WINDOW)
+        await asyncio.sleep(OLD_PROXY_SECONDS * 1.2)  # a pause counts however long it lasts
+        assert len(line.text("j")) < STREAM_WINDOW + 2 * EVENT_BYTES
         await line.send(Resume("j", 1))
         await read(line, "j")
 
     assert digest(line.text("j")) == digest(stream)
+
+
+async def test_an_older_proxy_that_waits_for_the_whole_event_gets_it() -> None:
+    """It says nothing before that: `Resume` came with the event's end."""
+    stream = event(STREAM_WINDOW * 2)
+    engine = AppEngine(_app(stream))
+    async with fake_proxy() as proxy, working(engine, proxy.url):
+        line = await proxy.next_line()
+        await line.send_job("j", chat())
+        await line.wait_for(End, "j")
+
+    assert line.text("j") == stream
 
 
 async def test_an_event_of_the_engines_own_process_is_not_copied() -> None:
