@@ -93,8 +93,10 @@ async def test_a_hostile_answer_reaches_its_own_client(proxy: Proxy, name: str, 
 
 async def test_hostile_queries_and_ids_are_none(proxy: Proxy) -> None:
     async with Raw(proxy) as raw:
-        for name in ("x" * 129, "%00", "%ff", "..%2fx", "a%0ab", "a/b"):
-            assert await raw.done(name, {"output": 1}) in {200, 400, 404}
+        names = ("x" * 129, "%00", "%ff", "..%2fx", "a%0ab", "a/b")
+        # All at once, since each refusal is held back for seconds.
+        statuses = await asyncio.gather(*(raw.done(name, {"output": 1}) for name in names))
+        assert set(statuses) <= {200, 400, 404}
         job = await QueueClient(proxy).run(1)
         taken = await raw.take(batch=10**30)
         assert [one["id"] for one in taken] == [job]
