@@ -17,6 +17,7 @@ from typing import Any
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from proxy.access.keys import Keys, Kind, stored_key
 from proxy.api.protocol import HttpProtocol
 from proxy.api.status import error_body
 from proxy.channel.stock.line import LineProtocol
@@ -26,7 +27,6 @@ from proxy.edge.guard import Door
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol
 from proxy.edge.routes import Room, Table
-from proxy.service.keys import Keys, Kind, stored_key
 
 ROUNDS, REQUESTS = 15, 2_000
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 300}]}).encode()

@@ -7,6 +7,10 @@ from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 
+from proxy.access.body_budget import Budget
+from proxy.access.encryption import Seal
+from proxy.access.keys import Keys
+from proxy.access.rate_limits import Limits
 from proxy.api.jobs import rendering
 from proxy.api.jobs.operations import JobsApi
 from proxy.api.jobs.overview import Overview
@@ -29,14 +33,11 @@ from proxy.edge.origins import Origins
 from proxy.edge.routes import Room, Table
 from proxy.jobs.model import Job, WorkerId
 from proxy.service.background import Background
-from proxy.service.budget import Budget
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
 from proxy.service.ids import Ids
 from proxy.service.intake import Intake
-from proxy.service.keys import Keys
-from proxy.service.limits import Limits
 from proxy.service.news import News
 from proxy.service.orphans import Orphans
 from proxy.service.output import Output
@@ -44,7 +45,6 @@ from proxy.service.ports import WorkerExit
 from proxy.service.queue import Queue
 from proxy.service.recorder import Recorder
 from proxy.service.runs import Runs
-from proxy.service.seal import Seal
 from proxy.service.stuck import StuckWorkers
 from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings

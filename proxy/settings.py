@@ -10,6 +10,10 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
+from proxy.access.encryption import new_key
+from proxy.access.keys import Kind, StoredKey, parted, stored_key
+from proxy.access.rate_limits import LIMITS, PER_WORKER, Limit
+from proxy.access.startup_check import refusal
 from proxy.api.relay import Gaps
 from proxy.channel.stock.liveness import Patience
 from proxy.delivery.guard import Allowed
@@ -17,12 +21,8 @@ from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
 from proxy.edge.crowd import Pace
 from proxy.edge.head import Hosts, is_host
 from proxy.edge.origins import ANY, read_origin
-from proxy.exposure import refusal
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
-from proxy.service.keys import Kind, StoredKey, parted, stored_key
-from proxy.service.limits import LIMITS, PER_WORKER, Limit
-from proxy.service.seal import new_key
 from proxy.service.stuck import GRACE_SECONDS
 from proxy.wire.frames import LEASE_SECONDS
 from proxy.wire.secret_file import read_secret as read_token

@@ -7,8 +7,8 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
+from proxy.access.body_budget import Share
 from proxy.api.errors import ApiError
-from proxy.service.budget import Share
 from proxy.service.json_text import MOST_STEPS, apart, has_too_much, utf8_fault
 
 Decoded = TypeVar("Decoded")

@@ -7,9 +7,9 @@
 from collections.abc import Sequence
 from typing import NamedTuple
 
-from proxy.service.budget import BudgetError
+from proxy.access.body_budget import BudgetError
+from proxy.access.rate_limits import LimitedError, Told
 from proxy.service.intake import DrainingError, QueueFullError
-from proxy.service.limits import LimitedError, Told
 from proxy.service.queue import NotRetriableError
 from proxy.store.base import StoreFullError
 

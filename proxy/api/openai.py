@@ -6,6 +6,9 @@ from typing import Any
 
 import structlog
 
+from proxy.access.body_budget import Budget
+from proxy.access.keys import Principal
+from proxy.access.rate_limits import Limits
 from proxy.api.body import FORM, JSON, ClientGoneError, peek, read_body, require_type
 from proxy.api.dialects import ANTHROPIC
 from proxy.api.errors import TOLD, ApiError, limit_headers, told
@@ -17,11 +20,8 @@ from proxy.api.relay import Gaps, Relay
 from proxy.api.reply import Reply
 from proxy.api.routes import BODY_BYTES, Match, Serves, match, unknown_route
 from proxy.jobs.model import Request
-from proxy.service.budget import Budget
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.intake import Intake
-from proxy.service.keys import Principal
-from proxy.service.limits import Limits
 
 log = structlog.get_logger()
 

@@ -8,10 +8,10 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
+from proxy.access.body_budget import Budget
 from proxy.api.dialects import OPENAI, Dialect
 from proxy.api.errors import ApiError
 from proxy.api.whole import paid, send_body
-from proxy.service.budget import Budget
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

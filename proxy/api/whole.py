@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from proxy.service.budget import Budget, Share
+from proxy.access.body_budget import Budget, Share
 
 LARGE_BYTES = 64 * 1024  # what is smaller fits into the socket's own buffer, and is not worth counting
 STALL_SECONDS = 60.0  # a reader that stands still for so long is cut

@@ -7,13 +7,13 @@ from typing import Annotated
 import typer
 import uvloop
 
+from proxy.access.keys import parted
 from proxy.cli import credentials, options, stock_worker
 from proxy.cli import worker as process
 from proxy.cli.chat import run as run_chat
 from proxy.cli.doctor import run as run_doctor
 from proxy.cli.up import run
 from proxy.log.lines import configure_logging
-from proxy.service.keys import parted
 
 cli = typer.Typer(
     help="A serverless endpoint for vLLM: OpenAI clients in front, GPU workers that dial in behind.",

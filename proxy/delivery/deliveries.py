@@ -13,6 +13,7 @@ from typing import TypeAlias
 import structlog
 from aiohttp import ClientSession
 
+from proxy.access.encryption import OtherSealError
 from proxy.delivery.sender import Sender
 from proxy.delivery.signature import message_id
 from proxy.jobs.model import Delivery, Job, JobId, Millis
@@ -21,7 +22,6 @@ from proxy.jobs.webhook import receiver
 from proxy.service.background import Background
 from proxy.service.clock import Clock
 from proxy.service.news import Follower
-from proxy.service.seal import OtherSealError
 from proxy.store.base import JobStore, StoreFullError
 
 log = structlog.get_logger()

@@ -6,11 +6,11 @@ Nothing behind it decides about access. A room that is entered finds the caller 
 from collections.abc import Mapping
 from typing import Any, Protocol
 
+from proxy.access.keys import Keys, Kind, Principal
 from proxy.api.errors import ApiError
 from proxy.api.routes import unknown_route
 from proxy.edge.head import Fields
 from proxy.edge.routes import WEBSOCKET, Room, Route, Table, room_of
-from proxy.service.keys import Keys, Kind, Principal
 
 WORKERS = (Room.STOCK, Room.CHANNEL)
 PATH_SHOWN = 200  # characters of a path in an error

@@ -23,6 +23,7 @@ import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
+from proxy.access.keys import Kind, Principal
 from proxy.api.errors import ApiError
 from proxy.edge.crowd import HURRY_SECONDS, Crowd, Pace
 from proxy.edge.head import (
@@ -35,7 +36,6 @@ from proxy.edge.head import (
     path_of,
     too_large_head,
 )
-from proxy.service.keys import Kind, Principal
 
 log = structlog.get_logger()
 

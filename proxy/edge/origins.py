@@ -11,10 +11,10 @@ import re
 from collections.abc import Awaitable, Callable, Iterable
 from typing import Any, NamedTuple, TypeAlias
 
+from proxy.access.keys import Kind
 from proxy.api.errors import ApiError
 from proxy.edge.head import Fields
 from proxy.edge.routes import Table
-from proxy.service.keys import Kind
 
 ANY = "*"
 ORIGIN_SHOWN = 200  # characters of an origin in an error

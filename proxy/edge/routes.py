@@ -9,11 +9,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from enum import Enum, auto
 
+from proxy.access.keys import Kind
 from proxy.api.jobs.operations import OPERATIONS
 from proxy.api.routes import PLACES, is_openai
 from proxy.api.routes import ROUTES as OPENAI_ROUTES
 from proxy.channel.stock.calls import METHODS as STOCK_METHODS
-from proxy.service.keys import Kind
 
 WEBSOCKET = "WEBSOCKET"  # as a method: a GET that asks to become one
 DEEPEST = 8  # segments of a template

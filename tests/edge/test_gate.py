@@ -12,8 +12,8 @@ from harness.queue import QueueClient, prompt
 from multidict import CIMultiDict
 from pydantic import SecretStr
 
+from proxy.access.keys import Kind
 from proxy.edge.routes import ROUTES, WEBSOCKET, Room, Route
-from proxy.service.keys import Kind
 
 KEYS = {"alice": "alice-secret", "bob": "bob-secret"}
 UNKNOWN = "00000000-0000-4000-8000-000000000000-u1"

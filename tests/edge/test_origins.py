@@ -10,10 +10,10 @@ from harness.proxy import Proxy, serving
 from multidict import CIMultiDict
 from pydantic import ValidationError
 
+from proxy.access.keys import Kind
+from proxy.access.rate_limits import LIMITS
 from proxy.api.routes import match
 from proxy.edge.routes import ROUTES, WEBSOCKET, Room, Route
-from proxy.service.keys import Kind
-from proxy.service.limits import LIMITS
 from proxy.settings import Settings
 
 EVIL, NAMED = "https://evil.example", "https://app.example"

@@ -10,8 +10,8 @@ import pytest_asyncio
 from harness.proxy import Proxy, serving
 from yarl import URL
 
+from proxy.access.rate_limits import LIMITS
 from proxy.api.jobs.operations import OPERATIONS, RUN_BYTES, RUNSYNC_BYTES
-from proxy.service.limits import LIMITS
 
 KEY = "Bearer one"
 JSON = {"Content-Type": "application/json"}

@@ -9,10 +9,10 @@ from harness.proxy import CHAT, Proxy, chat, serving
 from harness.queue import QueueClient, body
 from yarl import URL
 
+from proxy.access.rate_limits import LIMITS
 from proxy.api.jobs.envelope import MAX_EXECUTION, MAX_TTL, MIN_EXECUTION, MIN_TTL
 from proxy.api.jobs.operations import OPERATIONS
 from proxy.api.openapi.document import document
-from proxy.service.limits import LIMITS
 
 HUGE = "9" * 400
 STRANGE = (

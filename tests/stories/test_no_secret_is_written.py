@@ -22,10 +22,10 @@ from harness.receiver import Receiver, Told, receiver
 from harness.worker import WorkerProcess, environment, worker_process
 from pydantic import SecretStr
 
+from proxy.access.encryption import Seal
 from proxy.api.jobs.envelope import read_order
 from proxy.app import compose
 from proxy.delivery.signature import format_secret
-from proxy.service.seal import Seal
 from proxy.settings import Settings
 from worker_vllm.dialling import Link
 from worker_vllm.settings import Settings as WorkerSettings

@@ -19,8 +19,8 @@ from harness.proxy import CHAT, Proxy, chat, serving
 from harness.waiting import until
 from harness.worker import worker
 
+from proxy.access.rate_limits import LIMITS
 from proxy.jobs.model import Counts, EndpointId
-from proxy.service.limits import LIMITS
 
 HERE = EndpointId("default")
 WORKERS, SLOTS = 2, 4

@@ -14,7 +14,7 @@ from harness.queue import QueueClient, prompt
 from harness.worker import worker
 from pydantic import SecretStr
 
-from proxy.service.limits import LIMITS
+from proxy.access.rate_limits import LIMITS
 
 OWNERS, AT_ONCE = 50, 60
 REQUESTS, REQUESTS_OF_TORTURE = 1_500, 20_000

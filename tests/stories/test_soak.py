@@ -25,7 +25,7 @@ from harness.receiver import Receiver, receiver
 from harness.slope import slope
 from harness.worker import environment, worker_process
 
-from proxy.service.limits import LIMITS
+from proxy.access.rate_limits import LIMITS
 
 MINUTES = float(os.environ.get("MINUTES") or 10)
 WARM = 0.35  # of the time is for caches to fill, and for the first jobs to be forgotten

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from proxy.service.budget import Budget, BudgetError
+from proxy.access.body_budget import Budget, BudgetError
 
 
 def test_what_is_not_there_is_refused_and_changes_nothing() -> None:

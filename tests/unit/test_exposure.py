@@ -4,8 +4,8 @@ from itertools import product
 
 import pytest
 
-from proxy.exposure import is_loopback, refusal
-from proxy.service.keys import parted
+from proxy.access.keys import parted
+from proxy.access.startup_check import is_loopback, refusal
 
 ALONE = ("127.0.0.1", "127.8.8.8", "localhost", "LocalHost", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1")
 EXPOSED = (

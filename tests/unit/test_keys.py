@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import pytest
 
-from proxy.service.keys import ANONYMOUS, Keys, Kind, stored_key
+from proxy.access.keys import ANONYMOUS, Keys, Kind, stored_key
 
 KEYS = Keys(
     [stored_key("alice=secret-a", Kind.CLIENT), stored_key("secret-b", Kind.CLIENT), stored_key("t", Kind.WORKER)]

@@ -1,7 +1,7 @@
 """The table of who has used how much: it is bounded, and keeping it so costs each entry the same."""
 
+from proxy.access.rate_limits import FORGET_ABOVE, LIMITS, PER_WORKER, Limits
 from proxy.jobs.model import EndpointId
-from proxy.service.limits import FORGET_ABOVE, LIMITS, PER_WORKER, Limits
 
 HERE = EndpointId("default")
 

@@ -6,8 +6,8 @@ import pytest
 from harness.jobs import HERE
 from pydantic import ValidationError
 
+from proxy.access.rate_limits import LIMITS, Limit, LimitedError, Limits
 from proxy.api.numbers import LARGEST, read_floor, read_seconds, read_whole
-from proxy.service.limits import LIMITS, Limit, LimitedError, Limits
 from proxy.settings import Settings
 
 NOT_NUMBERS = (

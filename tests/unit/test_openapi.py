@@ -5,11 +5,11 @@ from typing import Any
 
 import pytest
 
+from proxy.access.keys import Kind
 from proxy.api.errors import ERRORS
 from proxy.api.openapi.answers import MEANINGS
 from proxy.api.openapi.document import document
 from proxy.edge.routes import _ENDPOINT, _PARAMETERS, ROUTES
-from proxy.service.keys import Kind
 
 METHODS = {"get", "head", "post", "put", "patch", "delete", "options"}
 

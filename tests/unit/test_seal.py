@@ -2,8 +2,8 @@ from secrets import token_bytes
 
 import pytest
 
+from proxy.access.encryption import OtherSealError, Seal, new_key
 from proxy.jobs.webhook import receiver
-from proxy.service.seal import OtherSealError, Seal, new_key
 
 WEBHOOK = "https://Hooks.example:8443/path/secret?token=secret#secret"
 

@@ -4,9 +4,9 @@ from typing import Any
 
 from fastapi import Response
 
+from proxy.access.body_budget import Budget
 from proxy.api.protocol import abort_of
 from proxy.api.whole import paid, send_body
-from proxy.service.budget import Budget
 
 
 class JsonAnswer(Response):

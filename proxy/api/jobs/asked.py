@@ -4,10 +4,10 @@ from collections.abc import Callable
 
 from fastapi import Request
 
+from proxy.access.body_budget import Share
+from proxy.access.keys import ANONYMOUS, Principal
 from proxy.api.body import JSON, read_body, require_type
-from proxy.service.budget import Share
 from proxy.service.endpoints import Endpoint
-from proxy.service.keys import ANONYMOUS, Principal
 
 OF_PAGES = (b"origin", b"sec-fetch-site")  # a page can send a body without a type anywhere, with no preflight request
 

@@ -11,6 +11,9 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Request, Response
 
+from proxy.access.body_budget import Budget, Share
+from proxy.access.encryption import Seal
+from proxy.access.rate_limits import Limits
 from proxy.api.body import ClientGoneError
 from proxy.api.errors import TOLD, ApiError, limit_headers, told
 from proxy.api.jobs import rendering
@@ -30,13 +33,10 @@ from proxy.api.jobs.events import LARGEST_CURSOR, event_stream, start, wants_eve
 from proxy.api.jobs.overview import Overview
 from proxy.api.jobs.refusal import refusal
 from proxy.jobs.model import Job
-from proxy.service.budget import Budget, Share
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoints
 from proxy.service.intake import Intake
-from proxy.service.limits import Limits
 from proxy.service.queue import Queue
-from proxy.service.seal import Seal
 
 log = structlog.get_logger()
 

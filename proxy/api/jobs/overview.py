@@ -5,6 +5,7 @@ from contextlib import suppress
 
 import msgspec
 
+from proxy.access.encryption import OtherSealError, Seal
 from proxy.api.errors import ApiError
 from proxy.api.jobs import rendering
 from proxy.api.jobs.asked import Asked
@@ -14,7 +15,6 @@ from proxy.jobs.lifecycle import Status
 from proxy.service.clock import Clock
 from proxy.service.fleet import Fleet
 from proxy.service.queue import Queue
-from proxy.service.seal import OtherSealError, Seal
 from proxy.store.base import JobStore
 
 PAGE, MAX_PAGE = 50, 1_000

@@ -9,6 +9,7 @@ from typing import Any
 
 import structlog
 
+from proxy.access.body_budget import Budget, Share
 from proxy.channel.stock.calls import Call, find_call, read_ping, read_take
 from proxy.channel.stock.line import LINE, Line
 from proxy.channel.stock.offers import Unseal, write_jobs
@@ -17,7 +18,6 @@ from proxy.channel.stock.results import read_result
 from proxy.channel.stock.roster import Roster, RosterFullError, TakenNameError
 from proxy.channel.stock.worker import StockWorker
 from proxy.jobs.model import EndpointId, JobId
-from proxy.service.budget import Budget, Share
 from proxy.service.endpoints import Endpoints
 from proxy.service.recorder import MOST_BYTES
 from proxy.wire.frames import STREAM_WINDOW

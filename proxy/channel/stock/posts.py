@@ -7,6 +7,7 @@ from functools import partial
 
 import structlog
 
+from proxy.access.body_budget import Budget, BudgetError
 from proxy.channel.stock.answers import BLANK_LINES, EVENTS, JSON, Answer
 from proxy.channel.stock.failures import SICK, Failure, find_failure
 from proxy.channel.stock.holdings import Run
@@ -15,7 +16,6 @@ from proxy.channel.stock.roster import Roster
 from proxy.channel.stock.worker import StockWorker
 from proxy.jobs.model import JobError, JobId
 from proxy.service.background import insist
-from proxy.service.budget import Budget, BudgetError
 from proxy.service.json_text import apart
 from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox
 from proxy.service.output import Output
