@@ -18,8 +18,8 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.access.keys import Keys, Kind, stored_key
+from proxy.api.app import error_body
 from proxy.api.protocol import HttpProtocol
-from proxy.api.status import error_body
 from proxy.channel.stock.line import LineProtocol
 from proxy.edge.crowd import Crowd, Pace
 from proxy.edge.gate import Gate

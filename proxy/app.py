@@ -11,11 +11,11 @@ from proxy.access.body_budget import Budget
 from proxy.access.encryption import Seal
 from proxy.access.keys import Keys
 from proxy.access.rate_limits import Limits
+from proxy.api.app import StatusApp, error_body
 from proxy.api.jobs import rendering
 from proxy.api.jobs.operations import JobsApi
 from proxy.api.jobs.overview import Overview
-from proxy.api.openai import OpenAi
-from proxy.api.status import StatusApp, error_body
+from proxy.api.openai.app import OpenAi
 from proxy.channel.connection import Reader
 from proxy.channel.membership import Membership
 from proxy.channel.stock.channel import StockChannel

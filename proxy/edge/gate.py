@@ -8,7 +8,7 @@ from typing import Any, Protocol
 
 from proxy.access.keys import Keys, Kind, Principal
 from proxy.api.errors import ApiError
-from proxy.api.routes import unknown_route
+from proxy.api.openai.routes import unknown_route
 from proxy.edge.head import Fields
 from proxy.edge.routes import WEBSOCKET, Room, Route, Table, room_of
 

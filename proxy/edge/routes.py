@@ -11,8 +11,8 @@ from enum import Enum, auto
 
 from proxy.access.keys import Kind
 from proxy.api.jobs.operations import OPERATIONS
-from proxy.api.routes import PLACES, is_openai
-from proxy.api.routes import ROUTES as OPENAI_ROUTES
+from proxy.api.openai.routes import PLACES, is_openai
+from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
 from proxy.channel.stock.calls import METHODS as STOCK_METHODS
 
 WEBSOCKET = "WEBSOCKET"  # as a method: a GET that asks to become one

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 
 from proxy.access.keys import Kind
 from proxy.access.rate_limits import LIMITS
-from proxy.api.routes import match
+from proxy.api.openai.routes import match
 from proxy.edge.routes import ROUTES, WEBSOCKET, Room, Route
 from proxy.settings import Settings
 

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, cast
 import uvicorn
 from uvicorn.server import ServerState
 
-from proxy.api.status import error_body
+from proxy.api.app import error_body
 from proxy.channel.protocol import WorkerProtocol
 from proxy.edge.crowd import Crowd, Pace
 from proxy.edge.guard import Door

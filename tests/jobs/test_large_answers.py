@@ -13,7 +13,7 @@ from harness.proxy import Proxy, serving
 from harness.queue import QueueClient
 from harness.waiting import until
 
-from proxy.api.whole import STALL_SECONDS
+from proxy.api.sending import STALL_SECONDS
 from proxy.app import ANSWER_BYTES
 
 OUTPUT = "x" * (50 * 1024 * 1024)

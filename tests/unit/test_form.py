@@ -4,7 +4,7 @@ import os
 
 import pytest
 
-from proxy.api.form import peek_form
+from proxy.api.openai.form import peek_form
 
 TYPE = b"multipart/form-data; boundary=frontier"
 FILE = b'Content-Disposition: form-data; name="file"; filename="model.wav"\r\nContent-Type: audio/wav\r\n\r\n%b\r\n'

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.api.routes import ROUTES, Serves, match
+from proxy.api.openai.routes import ROUTES, Serves, match
 from worker_vllm.handler import route_of
 
 

@@ -6,7 +6,7 @@ from fastapi import Response
 
 from proxy.access.body_budget import Budget
 from proxy.api.protocol import abort_of
-from proxy.api.whole import paid, send_body
+from proxy.api.sending import paid, send_body
 
 
 class JsonAnswer(Response):

@@ -3,13 +3,13 @@
 What the engine says is the engine's: its documentation has the fields, and an answer of it is passed on as it came.
 """
 
-from proxy.api.dialects import ANTHROPIC
 from proxy.api.jobs.events import EVENT_STREAM
+from proxy.api.openai.dialects import ANTHROPIC
+from proxy.api.openai.routes import PLACES, ROUTES, Route, Serves
 from proxy.api.openapi.answers import ENGINE_HEADERS, KEY, LIMITED, MISSING, refusals, success
 from proxy.api.openapi.node import Node, as_json, operation_id, schema
 from proxy.api.openapi.parameters import parameters
 from proxy.api.openapi.schemas import OBJECT
-from proxy.api.routes import PLACES, ROUTES, Route, Serves
 
 KEYS: list[Node] = [{"bearer": []}, {"key": []}, {"anthropic": []}]
 MODELS = "/v1/models"

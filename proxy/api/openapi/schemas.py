@@ -1,7 +1,7 @@
 """The shapes of what goes in and comes out. An object of ours is closed; what is the engine's is open."""
 
-from proxy.api.dialects import ANTHROPIC_TYPES
 from proxy.api.jobs.envelope import MAX_EXECUTION, MAX_TTL, MIN_EXECUTION, MIN_TTL, WEBHOOK_CHARACTERS
+from proxy.api.openai.dialects import ANTHROPIC_TYPES
 from proxy.api.openapi.node import Node, record, schema, whole
 from proxy.jobs.lifecycle import Status
 

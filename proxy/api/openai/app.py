@@ -10,15 +10,15 @@ from proxy.access.body_budget import Budget
 from proxy.access.keys import Principal
 from proxy.access.rate_limits import Limits
 from proxy.api.body import FORM, JSON, ClientGoneError, peek, read_body, require_type
-from proxy.api.dialects import ANTHROPIC
 from proxy.api.errors import TOLD, ApiError, limit_headers, told
-from proxy.api.form import peek_form
-from proxy.api.models import model_card, model_list
 from proxy.api.numbers import read_seconds
+from proxy.api.openai.dialects import ANTHROPIC
+from proxy.api.openai.form import peek_form
+from proxy.api.openai.models import model_card, model_list
+from proxy.api.openai.relay import Gaps, Relay
+from proxy.api.openai.reply import Reply
+from proxy.api.openai.routes import BODY_BYTES, Match, Serves, match, unknown_route
 from proxy.api.protocol import abort_of
-from proxy.api.relay import Gaps, Relay
-from proxy.api.reply import Reply
-from proxy.api.routes import BODY_BYTES, Match, Serves, match, unknown_route
 from proxy.jobs.model import Request
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.intake import Intake

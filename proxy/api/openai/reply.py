@@ -9,9 +9,9 @@ from collections.abc import Callable
 from typing import Any
 
 from proxy.access.body_budget import Budget
-from proxy.api.dialects import OPENAI, Dialect
 from proxy.api.errors import ApiError
-from proxy.api.whole import paid, send_body
+from proxy.api.openai.dialects import OPENAI, Dialect
+from proxy.api.sending import paid, send_body
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -9,8 +9,8 @@ import re
 from enum import Enum, auto
 from typing import NamedTuple
 
-from proxy.api.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 from proxy.api.errors import ApiError
+from proxy.api.openai.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 
 BODY_BYTES = 20 * 1024 * 1024
 

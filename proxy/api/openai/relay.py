@@ -13,7 +13,7 @@ from typing import Any
 
 from proxy.api.errors import ApiError
 from proxy.api.last_event import LastEvent
-from proxy.api.reply import Reply
+from proxy.api.openai.reply import Reply
 from proxy.jobs.model import Job
 from proxy.service.intake import Intake
 from proxy.service.mailbox import Head, Mailbox
