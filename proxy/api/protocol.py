@@ -1,18 +1,10 @@
 """uvicorn's HTTP protocol with what the relay needs from the connection itself."""
 
-from collections.abc import Callable
-from typing import Any
-
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
-ABORT = "vllm_serverless.abort"  # the ASGI extension that cuts the connection of a request
+from proxy.api.sending import ABORT
+
 WRITE_BUFFER = 32 * 1024  # above it a write waits for the client, and what comes meanwhile waits in the mailbox
-
-
-def abort_of(scope: Any) -> Callable[[], None]:
-    """What cuts the connection of a request; nothing, on a server that has no such means."""
-    found: Callable[[], None] = scope.get("extensions", {}).get(ABORT, _nothing)
-    return found
 
 
 class HttpProtocol(HttpToolsProtocol):
@@ -25,7 +17,3 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
-
-
-def _nothing() -> None:
-    pass

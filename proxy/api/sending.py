@@ -10,6 +10,19 @@ from typing import Any
 
 from proxy.access.body_budget import Budget, Share
 
+ABORT = "vllm_serverless.abort"  # the ASGI extension that cuts the connection of a request
+
+
+def abort_of(scope: Any) -> Callable[[], None]:
+    """What cuts the connection of a request; nothing, on a server that has no such means."""
+    found: Callable[[], None] = scope.get("extensions", {}).get(ABORT, _nothing)
+    return found
+
+
+def _nothing() -> None:
+    pass
+
+
 LARGE_BYTES = 64 * 1024  # what is smaller fits into the socket's own buffer, and is not worth counting
 STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
 

@@ -5,8 +5,7 @@ from typing import Any
 from fastapi import Response
 
 from proxy.access.body_budget import Budget
-from proxy.api.protocol import abort_of
-from proxy.api.sending import paid, send_body
+from proxy.api.sending import abort_of, paid, send_body
 
 
 class JsonAnswer(Response):

@@ -18,7 +18,7 @@ from proxy.api.openai.models import model_card, model_list
 from proxy.api.openai.relay import Gaps, Relay
 from proxy.api.openai.reply import Reply
 from proxy.api.openai.routes import BODY_BYTES, Match, Serves, match, unknown_route
-from proxy.api.protocol import abort_of
+from proxy.api.sending import abort_of
 from proxy.jobs.model import Request
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.intake import Intake
