@@ -19,13 +19,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.access.keys import Keys, Kind, stored_key
 from proxy.api.app import error_body
-from proxy.api.protocol import HttpProtocol
-from proxy.channel.stock.line import LineProtocol
 from proxy.edge.crowd import Crowd, Pace
 from proxy.edge.gate import Gate
 from proxy.edge.guard import Door
 from proxy.edge.head import Hosts
-from proxy.edge.protocol import EdgeProtocol
+from proxy.edge.protocol import EdgeProtocol, HttpProtocol, LineProtocol
 from proxy.edge.routes import Room, Table
 
 ROUNDS, REQUESTS = 15, 2_000

@@ -13,9 +13,8 @@ import structlog
 import uvicorn
 
 from proxy.app import Parts
-from proxy.channel.protocol import WorkerProtocol
 from proxy.edge.memory import return_large_blocks
-from proxy.edge.protocol import EdgeProtocol
+from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 from proxy.service.background import keep
 from proxy.settings import Settings
 from proxy.wire.frames import SOCKET_BYTES

@@ -16,11 +16,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from proxy.api.app import error_body
-from proxy.channel.protocol import WorkerProtocol
 from proxy.edge.crowd import Crowd, Pace
 from proxy.edge.guard import Door
 from proxy.edge.head import Hosts
-from proxy.edge.protocol import EdgeProtocol
+from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 
 QUIET_TURNS = 3  # of the event loop without a new byte: then the application has nothing more to say
 MOST_TURNS = 200

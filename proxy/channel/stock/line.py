@@ -7,10 +7,6 @@ its connections, at once. So the connections of the working process are watched,
 from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
-
-from proxy.wire.sockets import notice_silence
-
 LINE = "vllm_serverless.line"  # the ASGI extension: the connection on which a request came
 HOUSEKEEPING_SECONDS = 14.0  # HTTP clients close what was idle for some time (the SDK's after 15 s); that says nothing
 
@@ -37,37 +33,3 @@ class Line(Protocol):
     def watch(self, on_closed: OnClosed) -> None:
         """Keep it open, and tell how it ends."""
         ...
-
-
-class LineProtocol(HttpToolsProtocol):
-    """Mixed into the proxy's HTTP protocol; each request's scope names its connection."""
-
-    _watchers: tuple[OnClosed, ...] = ()  # more than one where a reverse proxy carries several workers on one line
-    _answered_at = 0.0
-
-    def watch(self, on_closed: OnClosed) -> None:
-        self._watchers += (on_closed,)
-        notice_silence(self.transport.get_extra_info("socket"))
-
-    def on_message_begin(self) -> None:
-        super().on_message_begin()
-        self.scope.setdefault("extensions", {})[LINE] = self  # type: ignore[assignment]
-
-    def on_response_complete(self) -> None:
-        self._answered_at = self.loop.time()
-        super().on_response_complete()
-
-    def timeout_keep_alive_handler(self) -> None:
-        if not self._watchers:
-            super().timeout_keep_alive_handler()
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        watchers, self._watchers = self._watchers, ()
-        if watchers:
-            is_busy = not self.cycle.response_complete
-            is_ours = not self.cycle.keep_alive
-            idle = None if is_busy else self.loop.time() - self._answered_at
-            closing = Closing(is_ours, exc is not None, idle)
-            for on_closed in watchers:
-                on_closed(closing)
-        super().connection_lost(exc)
