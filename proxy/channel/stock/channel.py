@@ -11,7 +11,7 @@ import structlog
 
 from proxy.access.body_budget import Budget, Share
 from proxy.channel.stock.calls import Call, find_call, read_ping, read_take
-from proxy.channel.stock.line import LINE, Line
+from proxy.channel.stock.liveness import LINE, Line
 from proxy.channel.stock.offers import Unseal, write_jobs
 from proxy.channel.stock.posts import Posts
 from proxy.channel.stock.results import read_result

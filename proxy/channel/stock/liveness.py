@@ -6,9 +6,39 @@ process has not left its connections in a way that looks like its death. A worke
 peace (it drains, or its SDK is too old to poll for stops) lives by its pings.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import NamedTuple, Protocol
 
-from proxy.channel.stock.line import Closing
+LINE = "vllm_serverless.line"  # the ASGI extension: the connection on which a request came
+
+
+HOUSEKEEPING_SECONDS = 14.0  # HTTP clients close what was idle for some time (the SDK's after 15 s); that says nothing
+
+
+class Closing(NamedTuple):
+    """How a connection ended."""
+
+    is_ours: bool  # this side closed it
+    is_reset: bool  # the other end was gone with bytes unread
+    idle: float | None  # seconds since the last answer; None: in the middle of a request
+
+    @property
+    def is_abrupt(self) -> bool:
+        """Whether it looks as if the other process had ended."""
+        return not self.is_ours and (self.is_reset or self.idle is None or self.idle < HOUSEKEEPING_SECONDS)
+
+
+OnClosed = Callable[[Closing], None]
+
+
+class Line(Protocol):
+    """A connection that can be watched."""
+
+    def watch(self, on_closed: OnClosed) -> None:
+        """Keep it open, and tell how it ends."""
+        ...
+
 
 TOGETHER_SECONDS = 1.0  # the connections of a process that ends are closed one after the other, but not slower
 

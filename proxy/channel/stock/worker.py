@@ -9,8 +9,7 @@ import structlog
 
 from proxy.channel.stock.answers import Answer
 from proxy.channel.stock.holdings import Holdings, Run, Vanished
-from proxy.channel.stock.line import Closing, Line
-from proxy.channel.stock.liveness import Liveness
+from proxy.channel.stock.liveness import Closing, Line, Liveness
 from proxy.channel.stock.polls import Poll
 from proxy.jobs.model import EndpointId, Job, JobId, Request, Work, WorkerId
 from proxy.service.fleet import Load, Worker

@@ -2,8 +2,7 @@
 
 from proxy.channel.stock.calls import find_call, read_ping, read_take
 from proxy.channel.stock.holdings import Holdings, Run
-from proxy.channel.stock.line import Closing
-from proxy.channel.stock.liveness import Liveness, Patience
+from proxy.channel.stock.liveness import Closing, Liveness, Patience
 from proxy.jobs.model import JobId
 
 DEATH, RESET = Closing(False, False, None), Closing(False, True, 100.0)
