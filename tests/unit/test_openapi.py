@@ -7,7 +7,7 @@ import pytest
 
 from proxy.access.keys import Kind
 from proxy.api.errors import ERRORS
-from proxy.api.openapi.answers import MEANINGS
+from proxy.api.openapi.components import MEANINGS
 from proxy.api.openapi.document import document
 from proxy.edge.routes import _ENDPOINT, _PARAMETERS, ROUTES
 

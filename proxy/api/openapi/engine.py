@@ -6,10 +6,20 @@ What the engine says is the engine's: its documentation has the fields, and an a
 from proxy.api.jobs.events import EVENT_STREAM
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.routes import PLACES, ROUTES, Route, Serves
-from proxy.api.openapi.answers import ENGINE_HEADERS, KEY, LIMITED, MISSING, refusals, success
-from proxy.api.openapi.node import Node, as_json, operation_id, schema
-from proxy.api.openapi.parameters import parameters
-from proxy.api.openapi.schemas import OBJECT
+from proxy.api.openapi.components import (
+    ENGINE_HEADERS,
+    KEY,
+    LIMITED,
+    MISSING,
+    OBJECT,
+    Node,
+    as_json,
+    operation_id,
+    parameters,
+    refusals,
+    schema,
+    success,
+)
 
 KEYS: list[Node] = [{"bearer": []}, {"key": []}, {"anthropic": []}]
 MODELS = "/v1/models"

@@ -5,9 +5,18 @@ from dataclasses import dataclass
 from proxy.api.jobs.events import EVENT_STREAM
 from proxy.api.jobs.operations import OPERATIONS, JobsApi
 from proxy.api.jobs.overview import Overview
-from proxy.api.openapi.answers import KEY, LIMITED, MISSING, refusals, success
-from proxy.api.openapi.node import Node, as_json, operation_id, schema
-from proxy.api.openapi.parameters import parameters
+from proxy.api.openapi.components import (
+    KEY,
+    LIMITED,
+    MISSING,
+    Node,
+    as_json,
+    operation_id,
+    parameters,
+    refusals,
+    schema,
+    success,
+)
 
 PREFIX = "/v2/{endpoint}"
 KEYS: list[Node] = [{"bearer": []}, {"key": []}]
