@@ -12,10 +12,10 @@ from proxy.access.encryption import Seal
 from proxy.access.keys import Keys
 from proxy.access.rate_limits import Limits
 from proxy.api.app import StatusApp, error_body
-from proxy.api.jobs import rendering
-from proxy.api.jobs.operations import JobsApi
-from proxy.api.jobs.overview import Overview
 from proxy.api.openai.app import OpenAi
+from proxy.api.queue import response
+from proxy.api.queue.app import JobsApi
+from proxy.api.queue.listing import Overview
 from proxy.channel.connection import Reader
 from proxy.channel.membership import Membership
 from proxy.channel.stock.channel import StockChannel
@@ -127,7 +127,7 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
         found = await queue.outputs(job) if job.output is None else (job, ())
         if found is None or found[0].retries != job.retries:  # a retry takes the delivery back
             return b""
-        return rendering.notice(job, found[1], clock.now(), webhook)
+        return response.notice(job, found[1], clock.now(), webhook)
 
     sender = Sender(read_secret(settings.signing_secret()), receivers, clock)
     deliveries = Deliveries(store, sender, notice, clock, open_webhook=seal.open_webhook)

@@ -8,11 +8,11 @@ from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
 from proxy.api.errors import ApiError
-from proxy.api.jobs.operations import JobsApi
-from proxy.api.jobs.refusal import queue_error
 from proxy.api.openai.dialects import OPENAI
 from proxy.api.openai.routes import is_openai, match
 from proxy.api.openapi.document import document
+from proxy.api.queue.app import JobsApi
+from proxy.api.queue.response import queue_error
 from proxy.jobs.model import EndpointId
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet

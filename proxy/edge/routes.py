@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from proxy.access.keys import Kind
-from proxy.api.jobs.operations import OPERATIONS
 from proxy.api.openai.routes import PLACES, is_openai
 from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
+from proxy.api.queue.app import OPERATIONS
 from proxy.channel.stock.calls import METHODS as STOCK_METHODS
 
 WEBSOCKET = "WEBSOCKET"  # as a method: a GET that asks to become one

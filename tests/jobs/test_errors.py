@@ -11,7 +11,7 @@ from harness.proxy import Proxy, serving
 from yarl import URL
 
 from proxy.access.rate_limits import LIMITS
-from proxy.api.jobs.operations import OPERATIONS, RUN_BYTES, RUNSYNC_BYTES
+from proxy.api.queue.app import OPERATIONS, RUN_BYTES, RUNSYNC_BYTES
 
 KEY = "Bearer one"
 JSON = {"Content-Type": "application/json"}

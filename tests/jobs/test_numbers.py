@@ -10,9 +10,9 @@ from harness.queue import QueueClient, body
 from yarl import URL
 
 from proxy.access.rate_limits import LIMITS
-from proxy.api.jobs.envelope import MAX_EXECUTION, MAX_TTL, MIN_EXECUTION, MIN_TTL
-from proxy.api.jobs.operations import OPERATIONS
 from proxy.api.openapi.document import document
+from proxy.api.queue.app import OPERATIONS
+from proxy.api.queue.request import MAX_EXECUTION, MAX_TTL, MIN_EXECUTION, MIN_TTL
 
 HUGE = "9" * 400
 STRANGE = (

@@ -17,7 +17,7 @@ from harness.waiting import until
 from pydantic import SecretStr
 
 from proxy.access.rate_limits import LIMITS
-from proxy.api.jobs.operations import OPERATIONS
+from proxy.api.queue.app import OPERATIONS
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000-u1"
 OF_ONE_JOB = [(method, path) for path, methods in OPERATIONS.items() if "{job}" in path for method in methods]

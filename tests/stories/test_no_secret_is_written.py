@@ -23,7 +23,7 @@ from harness.worker import WorkerProcess, environment, worker_process
 from pydantic import SecretStr
 
 from proxy.access.encryption import Seal
-from proxy.api.jobs.envelope import read_order
+from proxy.api.queue.request import read_order
 from proxy.app import compose
 from proxy.delivery.signature import format_secret
 from proxy.settings import Settings

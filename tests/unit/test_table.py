@@ -3,8 +3,8 @@
 import pytest
 
 from proxy.access.keys import Kind
-from proxy.api.jobs.operations import OPERATIONS
 from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
+from proxy.api.queue.app import OPERATIONS
 from proxy.edge.routes import ROUTES, Room, Table, room_of
 
 JOB = "0d0d0d0d-0000-4000-8000-000000000000-u1"

@@ -12,7 +12,10 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from proxy.api.errors import ERRORS
-from proxy.api.jobs.envelope import (
+from proxy.api.openai.dialects import ANTHROPIC_TYPES
+from proxy.api.queue.app import HOLD_SECONDS
+from proxy.api.queue.listing import MAX_PAGE, PAGE
+from proxy.api.queue.request import (
     MAX_EXECUTION,
     MAX_TTL,
     MAX_WAIT,
@@ -23,9 +26,6 @@ from proxy.api.jobs.envelope import (
     WAIT,
     WEBHOOK_CHARACTERS,
 )
-from proxy.api.jobs.operations import HOLD_SECONDS
-from proxy.api.jobs.overview import MAX_PAGE, PAGE
-from proxy.api.openai.dialects import ANTHROPIC_TYPES
 from proxy.jobs.lifecycle import Status
 
 Node: TypeAlias = dict[str, object]

@@ -3,7 +3,6 @@
 What the engine says is the engine's: its documentation has the fields, and an answer of it is passed on as it came.
 """
 
-from proxy.api.jobs.events import EVENT_STREAM
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.routes import PLACES, ROUTES, Route, Serves
 from proxy.api.openapi.components import (
@@ -20,6 +19,7 @@ from proxy.api.openapi.components import (
     schema,
     success,
 )
+from proxy.api.queue.sse import EVENT_STREAM
 
 KEYS: list[Node] = [{"bearer": []}, {"key": []}, {"anthropic": []}]
 MODELS = "/v1/models"

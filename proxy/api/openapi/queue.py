@@ -2,9 +2,6 @@
 
 from dataclasses import dataclass
 
-from proxy.api.jobs.events import EVENT_STREAM
-from proxy.api.jobs.operations import OPERATIONS, JobsApi
-from proxy.api.jobs.overview import Overview
 from proxy.api.openapi.components import (
     KEY,
     LIMITED,
@@ -17,6 +14,9 @@ from proxy.api.openapi.components import (
     schema,
     success,
 )
+from proxy.api.queue.app import OPERATIONS, JobsApi
+from proxy.api.queue.listing import Overview
+from proxy.api.queue.sse import EVENT_STREAM
 
 PREFIX = "/v2/{endpoint}"
 KEYS: list[Node] = [{"bearer": []}, {"key": []}]

@@ -1,12 +1,49 @@
-"""A job as its clients read it. What the worker gave stays the bytes it was."""
+"""A job as its clients read it. What the worker gave stays the bytes it was.
+
+An answer of the queue API.
+
+Errors, as the queue API tells them.
+"""
 
 import json
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 import msgspec
+from fastapi import Response
 
+from proxy.access.body_budget import Budget
+from proxy.api.errors import ApiError
+from proxy.api.sending import abort_of, paid, send_body
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Input, Job, Millis
+
+
+class JsonAnswer(Response):
+    """A whole answer, as JSON; `BudgetError` if there is no room for it now."""
+
+    media_type = "application/json"
+
+    def __init__(self, content: bytes, budget: Budget) -> None:
+        super().__init__(content)
+        self._share = paid(content, budget)
+
+    async def __call__(self, scope: Any, _: Any, send: Any) -> None:
+        with self._share:
+            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send_body(send, bytes(self.body), abort_of(scope))
+
+
+def refusal(error: ApiError) -> Response:
+    """The answer to a request that is refused."""
+    headers = {name.decode(): value.decode() for name, value in error.headers()}
+    return Response(queue_error(error), error.row.status, headers, media_type="application/json")
+
+
+def queue_error(error: ApiError) -> bytes:
+    """The body of an error as this API tells it."""
+    return msgspec.json.encode({"error": error.message})
+
 
 ELEMENT_CHARACTERS = 1024 * 1024  # a longer text is split; the seed's limit of one streamed piece
 

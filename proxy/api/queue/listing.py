@@ -7,10 +7,10 @@ import msgspec
 
 from proxy.access.encryption import OtherSealError, Seal
 from proxy.api.errors import ApiError
-from proxy.api.jobs import rendering
-from proxy.api.jobs.asked import Asked
-from proxy.api.jobs.envelope import read_number
 from proxy.api.numbers import read_whole
+from proxy.api.queue import response
+from proxy.api.queue.context import Asked
+from proxy.api.queue.request import read_number
 from proxy.jobs.lifecycle import Status
 from proxy.service.clock import Clock
 from proxy.service.fleet import Fleet
@@ -66,8 +66,8 @@ class Overview:
                 "id": job.id,
                 "status": job.status,
                 "createdAt": job.created_at,
-                "delayTime": rendering.delay(job, now),
-                "executionTime": rendering.execution(job, now),
+                "delayTime": response.delay(job, now),
+                "executionTime": response.execution(job, now),
                 "retries": job.failures,
                 "workerId": job.worker,
             }

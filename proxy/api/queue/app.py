@@ -16,10 +16,10 @@ from proxy.access.encryption import Seal
 from proxy.access.rate_limits import Limits
 from proxy.api.body import ClientGoneError
 from proxy.api.errors import TOLD, ApiError, limit_headers, told
-from proxy.api.jobs import rendering
-from proxy.api.jobs.answer import JsonAnswer
-from proxy.api.jobs.asked import Asked, nothing
-from proxy.api.jobs.envelope import (
+from proxy.api.queue import response
+from proxy.api.queue.context import Asked, nothing
+from proxy.api.queue.listing import Overview
+from proxy.api.queue.request import (
     MAX_TTL,
     MIN_LIFE,
     WAIT,
@@ -29,9 +29,8 @@ from proxy.api.jobs.envelope import (
     read_order,
     read_wait,
 )
-from proxy.api.jobs.events import LARGEST_CURSOR, event_stream, start, wants_events
-from proxy.api.jobs.overview import Overview
-from proxy.api.jobs.refusal import refusal
+from proxy.api.queue.response import JsonAnswer, refusal
+from proxy.api.queue.sse import LARGEST_CURSOR, event_stream, start, wants_events
 from proxy.jobs.model import Job
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoints
@@ -112,7 +111,7 @@ class JobsApi:
         """Put a job in the queue."""
         await self._intake.check(asked.endpoint)
         order = await read_order(await asked.body(RUN_BYTES), self._check_url, self._seal)
-        return rendering.brief(await self._queue.submit(asked.endpoint, asked.owner, order))
+        return response.brief(await self._queue.submit(asked.endpoint, asked.owner, order))
 
     async def runsync(self, asked: Asked, _: str) -> bytes:
         """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
@@ -158,19 +157,19 @@ class JobsApi:
             drained = await self._queue.drain(asked.endpoint, asked.owner, job_id, seconds)
             if drained is None:
                 raise _missing(job_id)
-            return rendering.stream(*drained)
+            return response.stream(*drained)
         read = await self._queue.read(asked.endpoint, asked.owner, job_id, cursor, seconds)
         if read is None:
             raise _missing(job_id)
-        return rendering.stream(read[0], read[1])
+        return response.stream(read[0], read[1])
 
     async def cancel(self, asked: Asked, job_id: str) -> bytes:
         """End a job."""
-        return rendering.brief(_found(await self._queue.cancel(asked.endpoint, asked.owner, job_id), job_id))
+        return response.brief(_found(await self._queue.cancel(asked.endpoint, asked.owner, job_id), job_id))
 
     async def retry(self, asked: Asked, job_id: str) -> bytes:
         """Put a failed job in the queue again, under its id."""
-        return rendering.brief(_found(await self._queue.retry(asked.endpoint, asked.owner, job_id), job_id))
+        return response.brief(_found(await self._queue.retry(asked.endpoint, asked.owner, job_id), job_id))
 
     async def purge(self, asked: Asked, _: str) -> bytes:
         """Cancel every job that waits."""
@@ -185,7 +184,7 @@ class JobsApi:
         if job.submission.durable and job.is_terminal and job.output is None:  # it may have changed since it was read
             job, elements = _found(await self._queue.outputs(job), job.id)
         reason, progress = self._queue.reason(job), self._queue.progress(job)
-        return rendering.full(job, elements, self._clock.now(), reason, progress)
+        return response.full(job, elements, self._clock.now(), reason, progress)
 
     def _answering(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:

@@ -10,8 +10,8 @@ import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from proxy.api.errors import ApiError
-from proxy.api.jobs.rendering import split
 from proxy.api.numbers import read_whole
+from proxy.api.queue.response import split
 from proxy.jobs.model import Owner
 from proxy.service.endpoints import Endpoint
 from proxy.service.queue import Queue
