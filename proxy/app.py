@@ -16,12 +16,12 @@ from proxy.api.openai.app import OpenAi
 from proxy.api.queue import response
 from proxy.api.queue.app import JobsApi
 from proxy.api.queue.listing import Overview
-from proxy.channel.connection import Reader
-from proxy.channel.membership import Membership
+from proxy.channel.native.app import WorkerChannel
+from proxy.channel.native.connection import Reader
+from proxy.channel.native.membership import Membership
 from proxy.channel.stock.channel import StockChannel
 from proxy.channel.stock.posts import Posts
 from proxy.channel.stock.roster import Roster
-from proxy.channel.websocket import WorkerChannel
 from proxy.delivery.deliveries import Deliveries
 from proxy.delivery.guard import check_url
 from proxy.delivery.sender import Sender

@@ -23,7 +23,7 @@ with atheris.instrument_imports(include=["proxy"]):
     from harness.parsed import Parsed
     from yarl import URL
 
-    from proxy.channel.checks import RefusedError, check_hello, head_fault, told
+    from proxy.channel.native.validation import RefusedError, check_hello, head_fault, told
     from proxy.channel.stock.answers import Answer
     from proxy.delivery.addresses import is_public
     from proxy.delivery.guard import Allowed, BadWebhookError, read_url

@@ -16,8 +16,8 @@ from harness.puppet import Puppet, hello, puppet
 from harness.queue import QueueClient
 from harness.waiting import until
 
-from proxy.channel.checks import CARD_BYTES, MESSAGE_CHARACTERS, MOST_HOLDS, MOST_MODELS
-from proxy.channel.websocket import MOST_TALK
+from proxy.channel.native.app import MOST_TALK
+from proxy.channel.native.validation import CARD_BYTES, MESSAGE_CHARACTERS, MOST_HOLDS, MOST_MODELS
 from proxy.service.mailbox import PIECE_BYTES, STREAM_CAP
 from proxy.service.recorder import METRICS_BYTES
 from proxy.wire import frames

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.channel.checks import RefusedError, check_hello, head_fault, told
+from proxy.channel.native.validation import RefusedError, check_hello, head_fault, told
 from proxy.wire.frames import (
     BadFrameError,
     Chunk,

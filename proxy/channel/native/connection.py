@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from proxy.channel.checks import JOB_CHARACTERS, head_fault, told
+from proxy.channel.native.validation import JOB_CHARACTERS, head_fault, told
 from proxy.jobs.model import Input, Job, JobError, JobId, Request
 from proxy.service.background import Background, insist
 from proxy.service.fleet import MOST_OWED, Worker

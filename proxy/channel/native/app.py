@@ -12,9 +12,9 @@ from typing import Any, TypeAlias
 
 import structlog
 
-from proxy.channel.checks import LOG_CHARACTERS, RefusedError, check_hello
-from proxy.channel.connection import Connection, Reader
-from proxy.channel.membership import Membership
+from proxy.channel.native.connection import Connection, Reader
+from proxy.channel.native.membership import Membership
+from proxy.channel.native.validation import LOG_CHARACTERS, RefusedError, check_hello
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Worker

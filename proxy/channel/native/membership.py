@@ -5,8 +5,8 @@ from collections.abc import Sequence
 
 import structlog
 
-from proxy.channel.checks import ENGINE_CHARACTERS, RefusedError, check_hello
-from proxy.channel.connection import Connection
+from proxy.channel.native.connection import Connection
+from proxy.channel.native.validation import ENGINE_CHARACTERS, RefusedError, check_hello
 from proxy.jobs.model import JobId, WorkerId
 from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
 from proxy.service.fleet import Fleet, Worker
