@@ -19,9 +19,9 @@ from proxy.api.queue.listing import Overview
 from proxy.channel.native.app import WorkerChannel
 from proxy.channel.native.connection import Reader
 from proxy.channel.native.membership import Membership
-from proxy.channel.stock.channel import StockChannel
-from proxy.channel.stock.posts import Posts
-from proxy.channel.stock.roster import Roster
+from proxy.channel.runpod.app import StockChannel
+from proxy.channel.runpod.registry import Roster
+from proxy.channel.runpod.results import Posts
 from proxy.delivery.deliveries import Deliveries
 from proxy.delivery.guard import check_url
 from proxy.delivery.sender import Sender

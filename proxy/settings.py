@@ -15,7 +15,7 @@ from proxy.access.keys import Kind, StoredKey, parted, stored_key
 from proxy.access.rate_limits import LIMITS, PER_WORKER, Limit
 from proxy.access.startup_check import refusal
 from proxy.api.openai.relay import Gaps
-from proxy.channel.stock.liveness import Patience
+from proxy.channel.runpod.tracking import Patience
 from proxy.delivery.guard import Allowed
 from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
 from proxy.edge.crowd import Pace

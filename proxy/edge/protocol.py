@@ -5,7 +5,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from proxy.api.sending import ABORT
-from proxy.channel.stock.liveness import LINE, Closing, OnClosed
+from proxy.channel.runpod.tracking import LINE, Closing, OnClosed
 from proxy.edge.guard import GuardProtocol
 from proxy.wire.sockets import keep_little_under_way, keep_little_unsent, notice_silence
 

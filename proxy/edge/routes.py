@@ -13,7 +13,7 @@ from proxy.access.keys import Kind
 from proxy.api.openai.routes import PLACES, is_openai
 from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
 from proxy.api.queue.app import OPERATIONS
-from proxy.channel.stock.calls import METHODS as STOCK_METHODS
+from proxy.channel.runpod.app import METHODS as STOCK_METHODS
 
 WEBSOCKET = "WEBSOCKET"  # as a method: a GET that asks to become one
 DEEPEST = 8  # segments of a template

@@ -24,7 +24,7 @@ with atheris.instrument_imports(include=["proxy"]):
     from yarl import URL
 
     from proxy.channel.native.validation import RefusedError, check_hello, head_fault, told
-    from proxy.channel.stock.answers import Answer
+    from proxy.channel.runpod.openai import Answer
     from proxy.delivery.addresses import is_public
     from proxy.delivery.guard import Allowed, BadWebhookError, read_url
     from proxy.edge.head import HEAD_BYTES, MOST_FIELDS, Hosts, check_head

@@ -3,7 +3,7 @@
 import pytest
 from harness.jobs import HERE, submission
 
-from proxy.channel.stock.worker import Polling
+from proxy.channel.runpod.worker import Polling
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job, Millis, WorkerId
 from proxy.service.fleet import Worker

@@ -7,9 +7,16 @@ from contextlib import suppress
 
 import pytest
 
-from proxy.channel.stock.answers import DONE, Answer
-from proxy.channel.stock.failures import find_failure, read_failure
-from proxy.channel.stock.results import TooManyElementsError, elements, error_text, read_result
+from proxy.channel.runpod.openai import (
+    DONE,
+    Answer,
+    TooManyElementsError,
+    elements,
+    error_text,
+    find_failure,
+    read_failure,
+    read_result,
+)
 from proxy.service.mailbox import EVENT_BYTES
 
 STREAM, WHOLE = b'{"stream": true}', b'{"stream": false}'

@@ -1,8 +1,7 @@
 """When a stock worker counts as lost, and which of its jobs it has no more."""
 
-from proxy.channel.stock.calls import find_call, read_ping, read_take
-from proxy.channel.stock.holdings import Holdings, Run
-from proxy.channel.stock.liveness import Closing, Liveness, Patience
+from proxy.channel.runpod.app import find_call, read_ping, read_take
+from proxy.channel.runpod.tracking import Closing, Holdings, Liveness, Patience, Run
 from proxy.jobs.model import JobId
 
 DEATH, RESET = Closing(False, False, None), Closing(False, True, 100.0)

@@ -8,12 +8,21 @@ from functools import partial
 import structlog
 
 from proxy.access.body_budget import Budget, BudgetError
-from proxy.channel.stock.answers import BLANK_LINES, EVENTS, JSON, Answer
-from proxy.channel.stock.failures import SICK, Failure, find_failure
-from proxy.channel.stock.holdings import Run
-from proxy.channel.stock.results import Result, TooManyElementsError, error_text
-from proxy.channel.stock.roster import Roster
-from proxy.channel.stock.worker import StockWorker
+from proxy.channel.runpod.openai import (
+    BLANK_LINES,
+    EVENTS,
+    JSON,
+    SICK,
+    Answer,
+    Failure,
+    Result,
+    TooManyElementsError,
+    error_text,
+    find_failure,
+)
+from proxy.channel.runpod.registry import Roster
+from proxy.channel.runpod.tracking import Run
+from proxy.channel.runpod.worker import StockWorker
 from proxy.jobs.model import JobError, JobId
 from proxy.service.background import insist
 from proxy.service.json_text import apart

@@ -2,27 +2,129 @@
 
 Their SDK asks again at once after almost any answer, a thousand times a second. So every poll is held, and every
 refusal takes its time; only 429 makes the SDK wait by itself. A result is posted once: it is never refused for load.
+
+What a stock worker asks: the table of its paths, and of what stands in their queries.
+
+A job as a stock worker gets it: a flat JSON object with `id` and `input`. What the client sent stays as it came.
 """
 
 import asyncio
-from typing import Any
+import re
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple, TypeAlias
+from urllib.parse import parse_qs
 
+import msgspec
 import structlog
 
 from proxy.access.body_budget import Budget, Share
-from proxy.channel.stock.calls import Call, find_call, read_ping, read_take
-from proxy.channel.stock.liveness import LINE, Line
-from proxy.channel.stock.offers import Unseal, write_jobs
-from proxy.channel.stock.posts import Posts
-from proxy.channel.stock.results import read_result
-from proxy.channel.stock.roster import Roster, RosterFullError, TakenNameError
-from proxy.channel.stock.worker import StockWorker
-from proxy.jobs.model import EndpointId, JobId
+from proxy.channel.runpod.openai import read_result
+from proxy.channel.runpod.registry import Roster, RosterFullError, TakenNameError
+from proxy.channel.runpod.results import Posts
+from proxy.channel.runpod.tracking import LINE, Line
+from proxy.channel.runpod.worker import StockWorker
+from proxy.jobs.model import EndpointId, Input, Job, JobId
 from proxy.service.endpoints import Endpoints
 from proxy.service.recorder import MOST_BYTES
 from proxy.wire.frames import STREAM_WINDOW
 
 log = structlog.get_logger()
+
+
+MOST_AT_ONCE = 1_000  # jobs that one poll may ask for
+
+METHODS = {
+    "job-take": "GET",
+    "job-take-batch": "GET",
+    "job-stop": "GET",
+    "ping": "GET",
+    "job-done": "POST",
+    "job-stream": "POST",
+}
+OF_A_JOB = ("job-done", "job-stream")
+
+_NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
+
+
+class Call(NamedTuple):
+    """One request of a worker. `fault`: why it is none, as a sentence."""
+
+    endpoint: str
+    verb: str
+    worker: str = ""
+    job: str = ""
+    fault: str = ""
+
+
+def find_call(path: str) -> Call:
+    """The call at a path that the route table gives to stock workers: `/v2/{endpoint}/{verb}/...`."""
+    _, _, endpoint, verb, rest = path.split("/", 4)
+    worker, _, job = rest.partition("/")
+    if "&" in rest:
+        fault = "the URL that the worker was given needs a `?`: the SDK adds its parameters with `&`"
+    elif not _NAME.fullmatch(worker):
+        fault = "a worker's id is 1 to 128 letters, digits and ._:-"
+    elif (verb in OF_A_JOB) != bool(_NAME.fullmatch(job)) or (job and verb not in OF_A_JOB):
+        fault = f"the path is /v2/ENDPOINT/{verb}/WORKER{'/JOB' if verb in OF_A_JOB else ''}"
+    else:
+        fault = ""
+    return Call(endpoint, verb, worker, job, fault)
+
+
+class TakeQuery(NamedTuple):
+    """How many jobs a poll asks for, and whether the worker has any just now."""
+
+    wanted: int
+    is_idle: bool
+
+
+def read_take(verb: str, query: bytes) -> TakeQuery:
+    """The parameters of `job-take` and `job-take-batch`. A worker that says nothing of its jobs may have some."""
+    fields = _fields(query)
+    size = fields.get("batch_size", "1")
+    wanted = int(size[:9]) if verb == "job-take-batch" and size.isascii() and size.isdigit() else 1
+    return TakeQuery(min(max(wanted, 1), MOST_AT_ONCE), fields.get("job_in_progress") == "0")
+
+
+class PingQuery(NamedTuple):
+    """The jobs that a ping names, and what is wrong with the worker."""
+
+    jobs: frozenset[str]
+    illness: str
+
+
+def read_ping(query: bytes) -> PingQuery:
+    """The parameters of `ping`."""
+    fields = _fields(query)
+    jobs = frozenset(filter(None, fields.get("job_id", "").split(",")))
+    if fields.get("status") != "unhealthy":
+        return PingQuery(jobs, "")
+    return PingQuery(jobs, f"{fields.get('check', 'a check')} failed: {fields.get('reason', '')}"[:300])
+
+
+def _fields(query: bytes) -> dict[str, str]:
+    return {name: values[-1] for name, values in parse_qs(query.decode("latin-1")).items()}
+
+
+Unseal: TypeAlias = Callable[[bytes], bytes]
+"""Decrypts what is only for the worker."""
+
+
+def write_jobs(jobs: Sequence[Job], unseal: Unseal, *, as_list: bool) -> bytes:
+    """The answer to a poll."""
+    written = [_job(job, unseal) for job in jobs]
+    return b"[%b]" % b",".join(written) if as_list else written[0]
+
+
+def _job(job: Job, unseal: Unseal) -> bytes:
+    work, sealed = job.submission.work, job.submission.s3_config
+    if isinstance(work, Input):
+        given = work.body
+    else:
+        given = b'{"openai_route":%b,"openai_input":%b}' % (msgspec.json.encode(work.path), work.body)
+    more = b"" if sealed is None else b',"s3Config":' + unseal(sealed)
+    return b'{"id":%b,"input":%b%b}' % (msgspec.json.encode(job.id), given, more)
+
 
 REFUSAL_SECONDS = 2.0
 PATH_SHOWN = 200  # characters of a path in the log

@@ -4,9 +4,8 @@ import asyncio
 
 import structlog
 
-from proxy.channel.stock.holdings import Run, Vanished
-from proxy.channel.stock.liveness import Patience
-from proxy.channel.stock.worker import StockWorker
+from proxy.channel.runpod.tracking import Patience, Run, Vanished
+from proxy.channel.runpod.worker import StockWorker
 from proxy.jobs.model import EndpointId, Job, JobError, JobId, WorkerId
 from proxy.service.background import Background
 from proxy.service.dispatch import Dispatch

@@ -1,20 +1,60 @@
-"""One stock worker. It says nothing of slots: its room is what its open poll asks for; between two it has none."""
+"""One stock worker. It says nothing of slots: its room is what its open poll asks for; between two it has none.
+
+A poll that is held open until there is something to say.
+"""
 
 import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import structlog
 
-from proxy.channel.stock.answers import Answer
-from proxy.channel.stock.holdings import Holdings, Run, Vanished
-from proxy.channel.stock.liveness import Closing, Line, Liveness
-from proxy.channel.stock.polls import Poll
+from proxy.channel.runpod.openai import Answer
+from proxy.channel.runpod.tracking import Closing, Holdings, Line, Liveness, Run, Vanished
 from proxy.jobs.model import EndpointId, Job, JobId, Request, Work, WorkerId
 from proxy.service.fleet import Load, Worker
 
 log = structlog.get_logger()
+
+
+class Poll:
+    """One `job-take` or `job-stop` that waits for its answer."""
+
+    def __init__(self, room: int = 0) -> None:
+        self.room = room  # jobs that it may still be given
+        self.jobs: list[Job] = []
+        self.size = 0  # bytes of their bodies
+        self.is_replaced = False
+        self._ready = asyncio.Event()
+
+    def give(self, job: Job) -> None:
+        """A job for it. What else is given in this turn of the event loop goes with it."""
+        self.jobs.append(job)
+        self.size += len(job.submission.work.body)
+        self.room -= 1
+        self._ready.set()
+
+    def end(self) -> None:
+        """Answer it now."""
+        self._ready.set()
+
+    async def wait(self, seconds: float, receive: Any) -> bool:
+        """Wait until it is to be answered. False when the other end has gone: an answer would reach nobody."""
+        gone = asyncio.ensure_future(_gone(receive))
+        ready = asyncio.ensure_future(self._ready.wait())
+        try:
+            await asyncio.wait({gone, ready}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+            return not gone.done()
+        finally:
+            gone.cancel()
+            ready.cancel()
+
+
+async def _gone(receive: Any) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
 
 REST_SECONDS = 1.0  # after a job that it cannot be given: others take that one meanwhile, and this one gets the next
 REFRESH_SECONDS = 2.0  # a worker that wants to be made anew may end within that, and would take its jobs with it
