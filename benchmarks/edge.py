@@ -19,7 +19,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.access.keys import Keys, Kind, stored_key
 from proxy.api.app import error_body
-from proxy.edge.crowd import Crowd, Pace
+from proxy.edge.connections import Crowd, Pace
 from proxy.edge.gate import Gate
 from proxy.edge.guard import Door
 from proxy.edge.head import Hosts

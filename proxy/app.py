@@ -26,7 +26,7 @@ from proxy.delivery.deliveries import Deliveries
 from proxy.delivery.guard import check_url
 from proxy.delivery.sender import Sender
 from proxy.delivery.signature import read_secret
-from proxy.edge.crowd import Crowd, places
+from proxy.edge.connections import Crowd, places
 from proxy.edge.gate import Gate, RoomApp, WorkerRoom
 from proxy.edge.guard import Door
 from proxy.edge.origins import Origins

@@ -18,7 +18,7 @@ from proxy.api.openai.relay import Gaps
 from proxy.channel.runpod.tracking import Patience
 from proxy.delivery.guard import Allowed
 from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
-from proxy.edge.crowd import Pace
+from proxy.edge.connections import Pace
 from proxy.edge.head import Hosts, is_host
 from proxy.edge.origins import ANY, read_origin
 from proxy.jobs.model import EndpointId, Millis

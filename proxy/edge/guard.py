@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from proxy.access.keys import Kind, Principal
 from proxy.api.errors import ApiError
-from proxy.edge.crowd import HURRY_SECONDS, Crowd, Pace
+from proxy.edge.connections import HURRY_SECONDS, Crowd, Pace
 from proxy.edge.head import (
     HEAD_BYTES,
     Fields,

@@ -16,7 +16,7 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from proxy.api.app import error_body
-from proxy.edge.crowd import Crowd, Pace
+from proxy.edge.connections import Crowd, Pace
 from proxy.edge.guard import Door
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
