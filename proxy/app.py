@@ -31,20 +31,20 @@ from proxy.edge.gate import Gate, RoomApp, WorkerRoom
 from proxy.edge.guard import Door
 from proxy.edge.origins import Origins
 from proxy.edge.routes import Room, Table
+from proxy.jobs.ids import Ids
 from proxy.jobs.model import Job, WorkerId
 from proxy.service.background import Background
 from proxy.service.dispatch import Dispatch
+from proxy.service.durable import Queue
+from proxy.service.endings import Runs
 from proxy.service.endpoints import Endpoints
+from proxy.service.events import News
 from proxy.service.fleet import Fleet
-from proxy.service.ids import Ids
-from proxy.service.intake import Intake
-from proxy.service.news import News
+from proxy.service.interactive import Intake
+from proxy.service.mailbox import Output
 from proxy.service.orphans import Orphans
-from proxy.service.output import Output
 from proxy.service.ports import WorkerExit
-from proxy.service.queue import Queue
 from proxy.service.recorder import Recorder
-from proxy.service.runs import Runs
 from proxy.service.stuck import StuckWorkers
 from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings

@@ -5,8 +5,8 @@ import base64
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
+from proxy.jobs.ids import RandomBytes
 from proxy.jobs.webhook import receiver
-from proxy.service.ids import RandomBytes
 
 KEY_BYTES = 32
 NONCE_BYTES = 12  # fresh for each secret

@@ -16,7 +16,7 @@ from proxy.api.queue.response import queue_error
 from proxy.jobs.model import EndpointId
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
-from proxy.service.intake import Intake
+from proxy.service.interactive import Intake
 from proxy.store.base import JobStore
 
 

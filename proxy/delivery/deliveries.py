@@ -21,7 +21,7 @@ from proxy.jobs.policy import TRY_AGAIN, after_try
 from proxy.jobs.webhook import receiver
 from proxy.service.background import Background
 from proxy.service.clock import Clock
-from proxy.service.news import Follower
+from proxy.service.events import Follower
 from proxy.store.base import JobStore, StoreFullError
 
 log = structlog.get_logger()

@@ -15,9 +15,9 @@ import structlog
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import EndpointId
 from proxy.service.clock import Clock
+from proxy.service.events import News
 from proxy.service.fleet import Fleet, Worker
-from proxy.service.news import News
-from proxy.service.output import Output
+from proxy.service.mailbox import Output
 from proxy.service.recorder import Recorder
 from proxy.store.base import JobStore, Signal
 

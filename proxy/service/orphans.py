@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
-from proxy.service.runs import Runs
+from proxy.service.endings import Runs
 from proxy.store.base import JobStore
 
 MANY = 1_000_000

@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 import structlog
 
 from proxy.jobs.model import JobId
+from proxy.service.events import News
 from proxy.service.json_text import apart, is_value
 from proxy.service.mailbox import PAUSE_ABOVE
-from proxy.service.news import News
 from proxy.service.ports import WorkerPort
 from proxy.store.base import JobStore, StoreFullError
 from proxy.wire.frames import STREAM_WINDOW

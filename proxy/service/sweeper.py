@@ -5,10 +5,10 @@ import asyncio
 from proxy.jobs.model import Job, Millis
 from proxy.jobs.policy import overdue
 from proxy.service.clock import Clock
+from proxy.service.endings import Runs
 from proxy.service.fleet import Fleet
+from proxy.service.mailbox import Output
 from proxy.service.orphans import Orphans
-from proxy.service.output import Output
-from proxy.service.runs import Runs
 from proxy.service.stuck import StuckWorkers
 from proxy.store.base import JobStore
 

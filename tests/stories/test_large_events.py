@@ -14,8 +14,8 @@ from harness.puppet import Puppet, puppet
 from harness.waiting import until
 from harness.wire import request, wire
 
+from proxy.service.endings import OVERFLOW
 from proxy.service.mailbox import EVENT_BYTES, PAUSE_ABOVE, STREAM_CAP
-from proxy.service.runs import OVERFLOW
 from proxy.wire.frames import (
     PART_BYTES,
     SOCKET_BYTES,

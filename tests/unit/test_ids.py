@@ -6,9 +6,9 @@ from random import Random
 from secrets import token_bytes
 
 from proxy.app import compose
+from proxy.jobs.ids import Ids
 from proxy.jobs.model import Owner
-from proxy.service.ids import Ids
-from proxy.service.queue import Order
+from proxy.service.durable import Order
 from proxy.settings import MEMORY, Settings
 from proxy.system import System
 

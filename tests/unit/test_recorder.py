@@ -6,7 +6,7 @@ import pytest
 from harness.jobs import HERE, submission
 
 from proxy.jobs.model import JobId, Millis, WorkerId
-from proxy.service.news import News
+from proxy.service.events import News
 from proxy.service.recorder import MOST_BYTES, PIECE_BYTES, NoJsonError, Recorder
 from proxy.store.base import StoreFullError
 from proxy.store.memory import MemoryStore

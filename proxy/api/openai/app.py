@@ -21,7 +21,7 @@ from proxy.api.openai.routes import BODY_BYTES, Match, Serves, match, unknown_ro
 from proxy.api.sending import abort_of
 from proxy.jobs.model import Request
 from proxy.service.endpoints import Endpoint, Endpoints
-from proxy.service.intake import Intake
+from proxy.service.interactive import Intake
 
 log = structlog.get_logger()
 

@@ -15,7 +15,7 @@ from proxy.api.errors import ApiError
 from proxy.api.last_event import LastEvent
 from proxy.api.openai.reply import Reply
 from proxy.jobs.model import Job
-from proxy.service.intake import Intake
+from proxy.service.interactive import Intake
 from proxy.service.mailbox import Head, Mailbox
 
 WHOLE = float("inf")

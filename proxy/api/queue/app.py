@@ -33,9 +33,9 @@ from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import LARGEST_CURSOR, event_stream, start, wants_events
 from proxy.jobs.model import Job
 from proxy.service.clock import Clock
+from proxy.service.durable import Queue
 from proxy.service.endpoints import Endpoints
-from proxy.service.intake import Intake
-from proxy.service.queue import Queue
+from proxy.service.interactive import Intake
 
 log = structlog.get_logger()
 

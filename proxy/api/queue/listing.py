@@ -13,8 +13,8 @@ from proxy.api.queue.context import Asked
 from proxy.api.queue.request import read_number
 from proxy.jobs.lifecycle import Status
 from proxy.service.clock import Clock
+from proxy.service.durable import Queue
 from proxy.service.fleet import Fleet
-from proxy.service.queue import Queue
 from proxy.store.base import JobStore
 
 PAGE, MAX_PAGE = 50, 1_000

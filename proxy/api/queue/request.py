@@ -13,8 +13,8 @@ from proxy.api.body import decode_object, read_text
 from proxy.api.errors import ApiError
 from proxy.api.numbers import read_floor, read_whole
 from proxy.jobs.model import Millis
+from proxy.service.durable import TTL, Order
 from proxy.service.json_text import apart
-from proxy.service.queue import TTL, Order
 
 MIN_EXECUTION, MAX_EXECUTION = 5_000, 7 * 24 * 3600_000
 MIN_TTL, MAX_TTL = 10_000, 7 * 24 * 3600_000

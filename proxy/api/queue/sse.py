@@ -13,8 +13,8 @@ from proxy.api.errors import ApiError
 from proxy.api.numbers import read_whole
 from proxy.api.queue.response import split
 from proxy.jobs.model import Owner
+from proxy.service.durable import Queue
 from proxy.service.endpoints import Endpoint
-from proxy.service.queue import Queue
 
 EVENT_STREAM = "text/event-stream"
 LARGEST_CURSOR = 2**53  # what every client's numbers can hold

@@ -10,11 +10,10 @@ import structlog
 from proxy.channel.native.validation import JOB_CHARACTERS, head_fault, told
 from proxy.jobs.model import Input, Job, JobError, JobId, Request
 from proxy.service.background import Background, insist
+from proxy.service.endings import WORKER_LOST, Runs
 from proxy.service.fleet import MOST_OWED, Worker
-from proxy.service.mailbox import Head
-from proxy.service.output import Output
+from proxy.service.mailbox import Head, Output
 from proxy.service.recorder import NoJsonError, Recorder
-from proxy.service.runs import WORKER_LOST, Runs
 from proxy.wire import frames
 from proxy.wire.outbox import Outbox
 

@@ -8,12 +8,12 @@ import structlog
 from proxy.channel.native.connection import Connection
 from proxy.channel.native.validation import ENGINE_CHARACTERS, RefusedError, check_hello
 from proxy.jobs.model import JobId, WorkerId
+from proxy.service.endings import Runs
 from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
 from proxy.service.fleet import Fleet, Worker
+from proxy.service.mailbox import Output
 from proxy.service.orphans import Orphans
-from proxy.service.output import Output
 from proxy.service.recorder import Recorder
-from proxy.service.runs import Runs
 from proxy.wire import frames
 
 log = structlog.get_logger()

@@ -9,10 +9,10 @@ from proxy.channel.runpod.worker import StockWorker
 from proxy.jobs.model import EndpointId, Job, JobError, JobId, WorkerId
 from proxy.service.background import Background
 from proxy.service.dispatch import Dispatch
+from proxy.service.endings import WORKER_LOST, Runs
 from proxy.service.fleet import Fleet
 from proxy.service.orphans import Orphans
 from proxy.service.recorder import Recorder
-from proxy.service.runs import WORKER_LOST, Runs
 
 log = structlog.get_logger()
 

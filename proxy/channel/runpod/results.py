@@ -25,11 +25,10 @@ from proxy.channel.runpod.tracking import Run
 from proxy.channel.runpod.worker import StockWorker
 from proxy.jobs.model import JobError, JobId
 from proxy.service.background import insist
+from proxy.service.endings import OVERFLOW, WORKER_LOST, Runs
 from proxy.service.json_text import apart
-from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox
-from proxy.service.output import Output
+from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox, Output
 from proxy.service.recorder import MOST_BYTES, Recorder
-from proxy.service.runs import OVERFLOW, WORKER_LOST, Runs
 from proxy.wire.frames import PART_BYTES
 
 log = structlog.get_logger()

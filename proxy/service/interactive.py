@@ -1,14 +1,13 @@
 """How jobs come in, and how their clients take them back."""
 
+from proxy.jobs.ids import Ids
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Job, JobError, JobId, Millis, Owner, Request, Submission
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
+from proxy.service.endings import Runs
 from proxy.service.endpoints import Endpoint
-from proxy.service.ids import Ids
-from proxy.service.mailbox import Mailbox
-from proxy.service.output import Output
-from proxy.service.runs import Runs
+from proxy.service.mailbox import Mailbox, Output
 from proxy.store.base import JobStore
 
 INTERACTIVE_RETENTION = Millis(60_000)

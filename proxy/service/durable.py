@@ -5,18 +5,18 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 
+from proxy.jobs.ids import Ids
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, Job, JobError, JobId, Millis, Owner, Submission
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
+from proxy.service.endings import Runs
 from proxy.service.endpoints import Endpoint
+from proxy.service.events import News
 from proxy.service.fleet import Fleet
-from proxy.service.ids import Ids
-from proxy.service.intake import Intake
-from proxy.service.news import News
+from proxy.service.interactive import Intake
 from proxy.service.reason import reason
 from proxy.service.recorder import Recorder
-from proxy.service.runs import Runs
 from proxy.store.base import JobStore
 
 CANCELLED = JobError("job_cancelled", "Somebody ended this job.")

@@ -15,10 +15,9 @@ from proxy.jobs.model import Job, JobError, JobId, Outcome
 from proxy.jobs.policy import after_loss
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
+from proxy.service.events import News
 from proxy.service.fleet import Fleet, Worker
-from proxy.service.mailbox import Mailbox
-from proxy.service.news import News
-from proxy.service.output import Output
+from proxy.service.mailbox import Mailbox, Output
 from proxy.service.recorder import Recorder
 from proxy.store.base import JobStore
 
