@@ -23,9 +23,9 @@ from proxy.jobs.model import (
 )
 from proxy.jobs.policy import is_body_needed
 from proxy.jobs.webhook import receiver
-from proxy.store.agenda import Agenda
 from proxy.store.base import StoreFullError
-from proxy.store.books import Books
+from proxy.store.deadlines import Agenda
+from proxy.store.job_index import Books
 
 MOST_BYTES = 512 * 1024 * 1024  # of durable jobs; interactive ones are held by their clients' requests
 JOB_BYTES = 1024  # what a job takes beside its bodies, about

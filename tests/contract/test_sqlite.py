@@ -16,8 +16,8 @@ from harness.stores import T0, WHY, WORKER, ended, found, ids, settle, sqlite_st
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, Job, JobId, Millis
 from proxy.store.base import StoreUnavailableError
+from proxy.store.sqlite.database import MIGRATIONS
 from proxy.store.sqlite.rows import Row
-from proxy.store.sqlite.schema import MIGRATIONS
 from proxy.store.sqlite.store import SqliteStore
 from proxy.store.sqlite.writes import TAKE_BYTES
 

@@ -15,8 +15,8 @@ from harness.stores import T0, ended, found, ids, sqlite_store, take
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, JobId
 from proxy.store.base import StoreFullError
-from proxy.store.sqlite import file
-from proxy.store.sqlite.room import Room
+from proxy.store.sqlite.database import opened
+from proxy.store.sqlite.disk_space import Room
 from proxy.store.sqlite.store import SqliteStore
 from proxy.store.sqlite.writer import Writer, nothing
 from proxy.system import SystemDisk, ThreadRunner
@@ -146,7 +146,7 @@ async def test_when_nothing_can_be_written_nothing_is_lost(small_disk: Path) -> 
 
 async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None:
     """The same without a disk of its own: SQLite is told how large the file may become."""
-    with file.opened(tmp_path / "jobs.db", SystemDisk()) as db:
+    with opened(tmp_path / "jobs.db", SystemDisk()) as db:
         db.execute("CREATE TABLE pieces (piece BLOB)")
         [[pages]] = db.execute("PRAGMA page_count").fetchall()
         db.execute(f"PRAGMA max_page_count = {pages + 20}").fetchall()

@@ -1,7 +1,7 @@
 import random
 
 from proxy.jobs.model import JobId, Millis
-from proxy.store.agenda import BUCKET, EMPTY, Agenda
+from proxy.store.deadlines import BUCKET, EMPTY, Agenda
 
 DAY = 24 * 3600_000
 

@@ -20,7 +20,7 @@ from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
 from proxy.jobs.policy import deadline
 from proxy.store.base import StoreFullError
-from proxy.store.books import Books
+from proxy.store.job_index import Books
 from proxy.store.memory import MemoryStore
 from proxy.store.ready import Place
 from proxy.store.sqlite import reads, writes

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from proxy.store.base import StoreFullError
-from proxy.store.sqlite.room import Room
+from proxy.store.sqlite.disk_space import Room
 
 T = TypeVar("T")
 

@@ -15,7 +15,7 @@ from proxy.jobs.model import Delivery, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import is_body_needed
 from proxy.store.ready import Place
 from proxy.store.sqlite import reads
-from proxy.store.sqlite.room import Room
+from proxy.store.sqlite.disk_space import Room
 from proxy.store.sqlite.rows import Row, new_row, read_job
 
 SOURCES = {event: json.dumps(sorted(transition.sources)) for event, transition in TRANSITIONS.items()}

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Mapping
 from proxy.jobs.lifecycle import TERMINAL, Event, Status
 from proxy.jobs.model import Counts, EndpointId, Job, JobId, Millis, Owner
 from proxy.jobs.policy import deadline
-from proxy.store.agenda import Agenda
+from proxy.store.deadlines import Agenda
 from proxy.store.ready import Place, ReadyIndex, place
 
 STANDING = {status: status.lower() for status in Status if status not in TERMINAL}
