@@ -22,10 +22,6 @@ from proxy.channel.native.membership import Membership
 from proxy.channel.runpod.app import StockChannel
 from proxy.channel.runpod.registry import Roster
 from proxy.channel.runpod.results import Posts
-from proxy.delivery.deliveries import Deliveries
-from proxy.delivery.guard import check_url
-from proxy.delivery.sender import Sender
-from proxy.delivery.signature import read_secret
 from proxy.edge.connections import Crowd, places
 from proxy.edge.gate import Gate, RoomApp, WorkerRoom
 from proxy.edge.guard import Door
@@ -53,6 +49,10 @@ from proxy.store.memory import MemoryStore
 from proxy.store.signal import LocalSignal
 from proxy.store.sqlite.store import SqliteStore
 from proxy.system import System
+from proxy.webhooks.deliveries import Deliveries
+from proxy.webhooks.sender import Sender
+from proxy.webhooks.signature import read_secret
+from proxy.webhooks.url_policy import check_url
 
 EXPOSED_HEADERS = [
     *("x-request-id", "x-job-id", "x-should-retry", "retry-after", "retry-after-ms", "openai-processing-ms"),

@@ -16,14 +16,14 @@ from proxy.access.rate_limits import LIMITS, PER_WORKER, Limit
 from proxy.access.startup_check import refusal
 from proxy.api.openai.relay import Gaps
 from proxy.channel.runpod.tracking import Patience
-from proxy.delivery.guard import Allowed
-from proxy.delivery.signature import KEY_BYTES, format_secret, read_secret
 from proxy.edge.connections import Pace
 from proxy.edge.head import Hosts, is_host
 from proxy.edge.origins import ANY, read_origin
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.stuck import GRACE_SECONDS
+from proxy.webhooks.signature import KEY_BYTES, format_secret, read_secret
+from proxy.webhooks.url_policy import Allowed
 from proxy.wire.frames import LEASE_SECONDS
 from proxy.wire.secret_file import read_secret as read_token
 from proxy.wire.secret_file import read_secrets as read_keys

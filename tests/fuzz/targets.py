@@ -25,9 +25,9 @@ with atheris.instrument_imports(include=["proxy"]):
 
     from proxy.channel.native.validation import RefusedError, check_hello, head_fault, told
     from proxy.channel.runpod.openai import Answer
-    from proxy.delivery.addresses import is_public
-    from proxy.delivery.guard import Allowed, BadWebhookError, read_url
     from proxy.edge.head import HEAD_BYTES, MOST_FIELDS, Hosts, check_head
+    from proxy.webhooks.addresses import is_public
+    from proxy.webhooks.url_policy import Allowed, BadWebhookError, read_url
     from proxy.wire import frames
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))

@@ -19,8 +19,8 @@ from harness import tricks
 from harness.clock import FakeClock
 from harness.nameserver import NameServer
 from harness.wiretap import Wiretap
-from proxy.delivery.guard import Allowed
-from proxy.delivery.sender import Patience, Sender
+from proxy.webhooks.sender import Patience, Sender
+from proxy.webhooks.url_policy import Allowed
 
 PUBLIC, PUBLIC_V6 = "93.184.216.34", "2a00:1450:4001:81b::200e"
 NAME_SERVER, PORT = "127.0.0.53", 8080

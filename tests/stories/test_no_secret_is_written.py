@@ -25,8 +25,8 @@ from pydantic import SecretStr
 from proxy.access.encryption import Seal
 from proxy.api.queue.request import read_order
 from proxy.app import compose
-from proxy.delivery.signature import format_secret
 from proxy.settings import Settings
+from proxy.webhooks.signature import format_secret
 from worker_vllm.dialling import Link
 from worker_vllm.settings import Settings as WorkerSettings
 

@@ -13,9 +13,8 @@ from harness import tricks
 from harness.clock import FakeClock
 from harness.receiver import Receiver, Trap, receiver, trap
 
-from proxy.delivery.guard import Allowed
-from proxy.delivery.resolver import system_lookup
-from proxy.delivery.sender import Patience, Sender
+from proxy.webhooks.sender import Patience, Sender, system_lookup
+from proxy.webhooks.url_policy import Allowed
 
 KEY = bytes(32)
 PUBLIC = "93.184.216.34"

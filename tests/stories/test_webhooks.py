@@ -17,14 +17,14 @@ from harness.receiver import Receiver, receiver
 from harness.waiting import until
 from structlog.testing import capture_logs
 
-from proxy.delivery.deliveries import Deliveries
-from proxy.delivery.guard import Allowed
-from proxy.delivery.sender import Patience, Sender
-from proxy.delivery.signature import format_secret
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Delivery, Input, Job, Millis, WorkerId
 from proxy.store.base import StoreFullError
 from proxy.store.memory import MemoryStore
+from proxy.webhooks.deliveries import Deliveries
+from proxy.webhooks.sender import Patience, Sender
+from proxy.webhooks.signature import format_secret
+from proxy.webhooks.url_policy import Allowed
 
 KEY = bytes(range(32))
 INPUT = b'{"n": 1.0e5,  "big": 12345678901234567890, "text": "\\u00fc"}'

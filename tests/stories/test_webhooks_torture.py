@@ -17,14 +17,14 @@ from harness.receiver import Receiver, receiver
 from harness.stores import sqlite_store
 from harness.waiting import until
 
-from proxy.delivery.deliveries import Deliveries
-from proxy.delivery.guard import Allowed
-from proxy.delivery.sender import Sender
-from proxy.delivery.signature import format_secret
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Input, Job, Millis, WorkerId
 from proxy.jobs.policy import MAX_TRIES, TRY_AGAIN
 from proxy.store.base import JobStore
+from proxy.webhooks.deliveries import Deliveries
+from proxy.webhooks.sender import Sender
+from proxy.webhooks.signature import format_secret
+from proxy.webhooks.url_policy import Allowed
 
 KEY = bytes(range(32))
 JOBS, HOSTS, CUTS = 10_000, 20, 20

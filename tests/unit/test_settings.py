@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from pydantic import SecretStr, ValidationError
 
-from proxy.delivery.signature import read_secret
 from proxy.settings import Settings, worker_environment
+from proxy.webhooks.signature import read_secret
 
 
 def test_an_endpoint_may_name_its_models() -> None:

@@ -9,9 +9,9 @@ from harness import tricks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.delivery.addresses import is_public
-from proxy.delivery.guard import Allowed, BadWebhookError, check_url, read_url
 from proxy.jobs.webhook import receiver
+from proxy.webhooks.addresses import is_public
+from proxy.webhooks.url_policy import Allowed, BadWebhookError, check_url, read_url
 
 NOBODY = Allowed()
 INSIDE = Allowed.read(["hooks", "Receiver.internal", "10.1.0.0/16", "fd00::/8", "127.0.0.1"])

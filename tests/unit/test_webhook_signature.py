@@ -8,9 +8,9 @@ import openai
 import pytest
 from harness.jobs import submission
 
-from proxy.delivery.signature import format_secret, message_id, read_secret, sign
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job, Millis
+from proxy.webhooks.signature import format_secret, message_id, read_secret, sign
 
 KEY = bytes(range(32))
 BODY = '{"id": "a-u1", "output": [1.0e5, 12345678901234567890, "\u00fc\U0001f600"],  "status": "COMPLETED"}'.encode()

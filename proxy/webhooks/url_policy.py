@@ -13,7 +13,7 @@ from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_net
 
 from yarl import URL
 
-from proxy.delivery.addresses import Address, is_public, unmapped
+from proxy.webhooks.addresses import Address, is_public, unmapped
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
 FIRST_FREE_PORT, LAST_PORT = 1024, 65535  # below are mail, shells and the like, which must not hear a client's bytes

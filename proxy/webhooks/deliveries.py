@@ -14,8 +14,6 @@ import structlog
 from aiohttp import ClientSession
 
 from proxy.access.encryption import OtherSealError
-from proxy.delivery.sender import Sender
-from proxy.delivery.signature import message_id
 from proxy.jobs.model import Delivery, Job, JobId, Millis
 from proxy.jobs.policy import TRY_AGAIN, after_try
 from proxy.jobs.webhook import receiver
@@ -23,6 +21,8 @@ from proxy.service.background import Background
 from proxy.service.clock import Clock
 from proxy.service.events import Follower
 from proxy.store.base import JobStore, StoreFullError
+from proxy.webhooks.sender import Sender
+from proxy.webhooks.signature import message_id
 
 log = structlog.get_logger()
 
