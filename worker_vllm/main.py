@@ -9,8 +9,8 @@ from proxy.wire.escaping import escape_controls
 from worker_vllm import worker
 from worker_vllm.ending import EX_USAGE, Ended
 from worker_vllm.log import configure_logging
+from worker_vllm.runpod_sdk import flags, runtime
 from worker_vllm.settings import SettingsError, read_settings
-from worker_vllm.stock_sdk import flags, runtime
 
 
 def main(arguments: Sequence[str]) -> int:

@@ -11,17 +11,17 @@ import structlog
 import uvloop
 
 from proxy.wire.frames import Log
-from worker_vllm.channel import GOING_AWAY, Channel, OrphanedError, Patience, WakingOutbox
-from worker_vllm.dialling import Dialler, Handshake, Link, RefusedError
+from worker_vllm.channel.connection import GOING_AWAY, Channel, OrphanedError, Patience, WakingOutbox
+from worker_vllm.channel.dial import Dialler, Handshake, Link, RefusedError
+from worker_vllm.channel.loading import Loading
 from worker_vllm.ending import EX_CONFIG, EX_FAILED, EX_OK, EX_SOFTWARE, EX_UNAVAILABLE, Ended
 from worker_vllm.engine.base import Engine, EngineError, read_models
 from worker_vllm.engine.choice import make_engine
-from worker_vllm.loading import Loading
+from worker_vllm.engine.metrics import serve_metrics
+from worker_vllm.engine.watchdog import watch
 from worker_vllm.log import stage_log
-from worker_vllm.metrics import serve_metrics
 from worker_vllm.runtime import Runtime
 from worker_vllm.settings import Settings
-from worker_vllm.watch import watch
 
 INTERNAL_ERROR = 1011
 TAKE_OVER_SECONDS = 5.0  # how long the loading connection is kept while the worker's own one is being made

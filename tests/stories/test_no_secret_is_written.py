@@ -27,7 +27,7 @@ from proxy.api.queue.request import read_order
 from proxy.app import compose
 from proxy.settings import Settings
 from proxy.webhooks.signature import format_secret
-from worker_vllm.dialling import Link
+from worker_vllm.channel.dial import Link
 from worker_vllm.settings import Settings as WorkerSettings
 
 KEPT = frozenset({"worker-token", "webhook-secret", "seal-key"})  # 0600, and there to hold a secret

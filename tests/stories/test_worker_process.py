@@ -14,9 +14,9 @@ from websockets.http11 import Request, Response
 
 from proxy.wire.frames import Chunk, Credit, End, Hello, Log
 from tests.unit.worker.support import DEADLINE, DIALLER, FakeProxy, chat, fake_proxy
-from worker_vllm.channel import Patience
-from worker_vllm.dialling import Link
-from worker_vllm.loading import Loading
+from worker_vllm.channel.connection import Patience
+from worker_vllm.channel.dial import Link
+from worker_vllm.channel.loading import Loading
 
 
 @pytest.fixture

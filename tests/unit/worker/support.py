@@ -13,8 +13,8 @@ from websockets.exceptions import ConnectionClosedError
 
 from proxy.wire.frames import Body, Chunk, End, Frame, Hello, Job, JobFrame, ToProxy, decode_to_proxy, encode
 from worker_vllm.asgi import App, Receive, Request, Scope, Send
-from worker_vllm.channel import Channel, Patience, WakingOutbox
-from worker_vllm.dialling import Dialler, Handshake, Link
+from worker_vllm.channel.connection import Channel, Patience, WakingOutbox
+from worker_vllm.channel.dial import Dialler, Handshake, Link
 from worker_vllm.engine.base import Engine, Reading, read_models
 from worker_vllm.runtime import Runtime
 

@@ -9,8 +9,8 @@ from harness.misbehaving import BEHAVIOURS, Behaviour, misbehaving
 from proxy.wire.frames import Chunk, End, Hello, Hold
 from tests.unit.worker.support import AppEngine, chat, fake_proxy, until, working
 from worker_vllm.asgi import Receive, Scope, Send
-from worker_vllm.channel import Patience
-from worker_vllm.dialling import Handshake, Link, RefusedError, dial
+from worker_vllm.channel.connection import Patience
+from worker_vllm.channel.dial import Handshake, Link, RefusedError, dial
 
 OPEN_SECONDS = 0.2
 PATIENCE = Patience(0.02, open=OPEN_SECONDS)

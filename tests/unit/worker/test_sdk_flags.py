@@ -2,8 +2,8 @@
 
 import pytest
 
+from worker_vllm.runpod_sdk.flags import Mode, Wish, read
 from worker_vllm.settings import Settings
-from worker_vllm.stock_sdk.flags import Mode, Wish, read
 
 TAKE = "http://127.0.0.1:1/v2/ep1/job-take/$ID?gpu=x"
 

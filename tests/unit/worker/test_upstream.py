@@ -13,8 +13,8 @@ from worker_vllm.cutting import Part
 from worker_vllm.engine.base import EngineError, read_models
 from worker_vllm.engine.health import Pace
 from worker_vllm.engine.upstream import UpstreamEngine
+from worker_vllm.engine.watchdog import watch
 from worker_vllm.handler import RunLostError, handle
-from worker_vllm.watch import watch
 
 QUICK = Pace(every=0.005, timeout=0.2)
 SELDOM = Pace(every=60.0)

@@ -3,7 +3,7 @@ import asyncio
 from proxy.wire.frames import Chunk, Pause
 from tests.unit.worker.support import DEADLINE, AppEngine, app_of, chat, fake_proxy, working
 from worker_vllm.engine.scripted import ScriptedEngine
-from worker_vllm.watch import watch
+from worker_vllm.engine.watchdog import watch
 
 
 async def test_a_dead_engine_is_told() -> None:

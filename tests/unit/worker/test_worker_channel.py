@@ -12,8 +12,8 @@ from websockets.http11 import Response
 
 from proxy.wire.frames import PROTOCOL, Chunk, Credit, Frame, Heartbeat, Hello, Log, ToWorker
 from tests.unit.worker.support import DEADLINE, DIALLER, fake_proxy, until
-from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox, pause_before_dialling
-from worker_vllm.dialling import Dialler, Link, RefusedError
+from worker_vllm.channel.connection import Channel, OrphanedError, Patience, WakingOutbox, pause_before_dialling
+from worker_vllm.channel.dial import Dialler, Link, RefusedError
 
 
 class QuietPeer:

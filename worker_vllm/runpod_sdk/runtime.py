@@ -21,9 +21,9 @@ from worker_vllm.engine.processes import kill_children
 from worker_vllm.handler import RunLostError
 from worker_vllm.inputs.answering import InputFailedError
 from worker_vllm.inputs.rendering import Output
+from worker_vllm.runpod_sdk.engine_thread import EngineThread
+from worker_vllm.runpod_sdk.flags import Mode, Wish
 from worker_vllm.settings import Settings
-from worker_vllm.stock_sdk.engine_thread import EngineThread
-from worker_vllm.stock_sdk.flags import Mode, Wish
 
 NO_SDK = "the stock SDK is asked for, and `runpod` is not installed: pip install 'vllm-serverless[sdk]'"
 

@@ -24,7 +24,7 @@ from proxy.wire.frames import (
     decode_to_worker,
 )
 from proxy.wire.outbox import Outbox
-from worker_vllm.dialling import (
+from worker_vllm.channel.dial import (
     OPEN_SECONDS,
     ConnectionLostError,
     Dialler,

@@ -18,15 +18,15 @@ import uvloop
 from worker_vllm.ending import EX_SOFTWARE
 from worker_vllm.engine.base import Engine, EngineError, read_models
 from worker_vllm.engine.choice import make_engine
+from worker_vllm.engine.metrics import serve_metrics
 from worker_vllm.engine.processes import kill_children
+from worker_vllm.engine.watchdog import watch
 from worker_vllm.handler import RunLostError
 from worker_vllm.inputs.answering import answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.inputs.rendering import Output
 from worker_vllm.log import stage_log
-from worker_vllm.metrics import serve_metrics
 from worker_vllm.settings import Settings
-from worker_vllm.watch import watch
 
 Value = TypeVar("Value")
 

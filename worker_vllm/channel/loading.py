@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from proxy.wire.frames import PROTOCOL, Credit, Frame, Hello, Log, ToWorker
-from worker_vllm.channel import Channel, OrphanedError, Patience, WakingOutbox
-from worker_vllm.dialling import Dialler, Link, RefusedError
+from worker_vllm.channel.connection import Channel, OrphanedError, Patience, WakingOutbox
+from worker_vllm.channel.dial import Dialler, Link, RefusedError
 
 FIRST_TRY_SECONDS = 3.0  # how long a start waits for the first answer of the proxy, to fail early rather than late
 JOIN_SECONDS = 5.0
