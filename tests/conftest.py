@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
-from harness.line import Line
-from harness.proxy import Proxy, serving
+from harness.proxy.server import Proxy, serving
+from harness.proxy.shared import Line
 from harness.scheduling import FileScheduling, longest_first
-from harness.worker import worker
+from harness.worker.process import worker
 from xdist.remote import Producer
 
 

@@ -10,10 +10,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from harness.line import Line
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.proxy.shared import Line
+from harness.tools.waiting import until
+from harness.worker.process import worker
 from pydantic import SecretStr
 
 KEY = "open-sesame"

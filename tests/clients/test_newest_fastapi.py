@@ -4,9 +4,9 @@ from pathlib import Path
 
 import openai
 import pytest
-from harness.command import command
-from harness.environments import python
-from harness.proxy import chat
+from harness.proxy.command import command
+from harness.proxy.server import chat
+from harness.tools.environments import python
 
 
 async def test_up_serves_in_the_environment_of_the_sdk(tmp_path: Path) -> None:

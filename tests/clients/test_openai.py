@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from harness.client import Client, client
-from harness.environments import node_command, python
-from harness.line import Line
-from harness.proxy import CHAT, chat, serving
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.client_process import Client, client
+from harness.proxy.server import CHAT, chat, serving
+from harness.proxy.shared import Line
+from harness.tools.environments import node_command, python
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 from proxy.jobs.model import EndpointId
 

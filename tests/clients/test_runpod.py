@@ -10,11 +10,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from harness.environments import node_command, python
-from harness.go import go_client
-from harness.proxy import Proxy, serving
-from harness.queue import QueueClient, long, prompt, said
-from harness.worker import worker
+from harness.proxy.queue_api import QueueClient, long, prompt, said
+from harness.proxy.server import Proxy, serving
+from harness.tools.environments import node_command, python
+from harness.tools.go import go_client
+from harness.worker.process import worker
 
 HERE = Path(__file__).parent
 INPUTS = {

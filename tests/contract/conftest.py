@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from harness.jobs import submission
-from harness.stores import STORES, T0, Submit
+from harness.data.jobs import submission
+from harness.data.store_steps import STORES, T0, Submit
 
 from proxy.jobs.model import Job
 from proxy.store.base import JobStore, Signal

@@ -5,8 +5,8 @@ from collections import deque
 from typing import Any
 
 import pytest
-from harness.jobs import ALICE, HERE, submission
-from harness.stores import T0, WORKER
+from harness.data.jobs import ALICE, HERE, submission
+from harness.data.store_steps import T0, WORKER
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import JobError, JobId, Millis, Request

@@ -1,8 +1,8 @@
 """What the store in memory promises beyond the contract: it is bounded."""
 
 import pytest
-from harness.jobs import HERE, submission
-from harness.stores import T0, WORKER
+from harness.data.jobs import HERE, submission
+from harness.data.store_steps import T0, WORKER
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Input, Millis

@@ -10,8 +10,8 @@ from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
 
 import pytest
-from harness.jobs import ALICE, HERE, submission
-from harness.stores import T0, WHY, WORKER, ended, found, ids, settle, sqlite_store, take
+from harness.data.jobs import ALICE, HERE, submission
+from harness.data.store_steps import T0, WHY, WORKER, ended, found, ids, settle, sqlite_store, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, Job, JobId, Millis
@@ -139,7 +139,7 @@ async def refusal(path: Path) -> str:
 async def test_a_second_process_is_refused(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "harness.storm", str(path), "a"),
+        *(sys.executable, "-m", "harness.load.store_storm", str(path), "a"),
         cwd=Path(__file__).parents[2], env={"PYTHONPATH": "tests"}, stdout=subprocess.PIPE,
     )  # fmt: skip
     assert process.stdout is not None

@@ -12,8 +12,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
-from harness.jobs import HERE
-from harness.stores import T0, WORKER, sqlite_store
+from harness.data.jobs import HERE
+from harness.data.store_steps import T0, WORKER, sqlite_store
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import JobId
@@ -51,7 +51,7 @@ class Ledger:
 async def storm(path: Path, name: str, lines: int, ledger: Ledger) -> None:
     """Let a process work until it has said so many lines; kill it; note all that it said."""
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "harness.storm", str(path), name),
+        *(sys.executable, "-m", "harness.load.store_storm", str(path), name),
         cwd=ROOT, stdout=PIPE, env=os.environ | {"PYTHONPATH": "tests"}, limit=1 << 24,
     )  # fmt: skip
     assert process.stdout is not None
@@ -124,9 +124,9 @@ async def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path) -> No
 ALONE = """
 import asyncio, sys
 from pathlib import Path
-from harness.storm import say
-from harness.stores import T0, take, sqlite_store
-from harness.jobs import submission
+from harness.load.store_storm import say
+from harness.data.store_steps import T0, take, sqlite_store
+from harness.data.jobs import submission
 from proxy.jobs.lifecycle import Event
 
 async def main():

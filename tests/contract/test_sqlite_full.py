@@ -9,8 +9,8 @@ from contextlib import closing, suppress
 from pathlib import Path
 
 import pytest
-from harness.jobs import HERE, submission
-from harness.stores import T0, ended, found, ids, sqlite_store, take
+from harness.data.jobs import HERE, submission
+from harness.data.store_steps import T0, ended, found, ids, sqlite_store, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, JobId

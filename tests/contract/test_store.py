@@ -4,8 +4,8 @@ import asyncio
 from dataclasses import replace
 
 import pytest
-from harness.jobs import ALICE, HERE, REQUEST, submission
-from harness.stores import MINUTE, T0, WHY, WORKER, Submit, ended, found, ids, settle, take
+from harness.data.jobs import ALICE, HERE, REQUEST, submission
+from harness.data.store_steps import MINUTE, T0, WHY, WORKER, Submit, ended, found, ids, settle, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Counts, EndpointId, Input, JobId, Millis, Owner, WorkerId

@@ -9,8 +9,8 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 import pytest
-from harness.jobs import ALICE, HERE, submission
-from harness.stores import STORES, WHY, WORKER
+from harness.data.jobs import ALICE, HERE, submission
+from harness.data.store_steps import STORES, WHY, WORKER
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (

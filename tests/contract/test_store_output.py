@@ -2,8 +2,8 @@
 
 import asyncio
 
-from harness.jobs import ALICE, HERE
-from harness.stores import Submit, found, settle, take
+from harness.data.jobs import ALICE, HERE
+from harness.data.store_steps import Submit, found, settle, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import EndpointId, JobId, Owner

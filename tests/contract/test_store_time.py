@@ -2,8 +2,8 @@
 
 import asyncio
 
-from harness.jobs import ALICE, HERE
-from harness.stores import MINUTE, T0, WHY, Submit, ended, found, ids, settle, take
+from harness.data.jobs import ALICE, HERE
+from harness.data.store_steps import MINUTE, T0, WHY, Submit, ended, found, ids, settle, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Delivery, JobId, Millis

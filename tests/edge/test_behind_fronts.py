@@ -1,11 +1,11 @@
 """The same requests through nginx and HAProxy, which share connections: nobody gets another client's answer."""
 
 import pytest
-from harness.attack import attack_behind, is_answered, listed
-from harness.front import FRONTS, front
-from harness.malformed import CASES, TOKEN
-from harness.proxy import serving
-from harness.tap import tap
+from harness.network.attack import attack_behind, is_answered, listed
+from harness.network.fronts import FRONTS, front
+from harness.network.malformed import CASES, TOKEN
+from harness.network.recording_cable import tap
+from harness.proxy.server import serving
 
 
 @pytest.mark.timeout(120)

@@ -6,13 +6,13 @@ from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
-from harness.alone import alone
-from harness.attack import is_answered
-from harness.malformed.case import asks
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.strict import Answer, strict
-from harness.waiting import until
-from harness.worker import worker
+from harness.network.attack import is_answered
+from harness.network.malformed.case import asks
+from harness.network.raw_connection import Answer, strict
+from harness.proxy.process import alone
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 PLACES, CLIENTS = 50, 200
 TOKEN = "token-of-a-worker"

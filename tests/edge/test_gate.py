@@ -7,8 +7,8 @@ from dataclasses import dataclass
 import aiohttp
 import pytest
 import pytest_asyncio
-from harness.proxy import Proxy, serving
-from harness.queue import QueueClient, prompt
+from harness.proxy.queue_api import QueueClient, prompt
+from harness.proxy.server import Proxy, serving
 from multidict import CIMultiDict
 from pydantic import SecretStr
 

@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 
 import pytest
 import pytest_asyncio
-from harness.line import Line
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.waiting import until
-from harness.wire import Wire, request, wire
+from harness.network.raw_http import Wire, request, wire
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.proxy.shared import Line
+from harness.tools.waiting import until
 from pydantic import SecretStr
 
 QUICK = 0.5

@@ -3,11 +3,11 @@
 from pathlib import Path
 
 import pytest
-from harness.alone import KB, MB, alone
-from harness.figures import tell
-from harness.healthy import healthy
-from harness.idle import allow_descriptors, idling
-from harness.waiting import until
+from harness.load.bystander import healthy
+from harness.load.figures import tell
+from harness.load.idle_streams import allow_descriptors, idling
+from harness.proxy.process import KB, MB, alone
+from harness.tools.waiting import until
 
 FIRST = 50  # after them what the proxy makes only once is made
 SETTINGS = {"limit": "openai=0/0", "max_queued": 20_000, "queue_timeout": 600, "drain": 1}

@@ -3,9 +3,9 @@
 import asyncio
 
 import pytest
-from harness.attack import attack_all, is_answered, listed
-from harness.malformed import CASES, TOKEN
-from harness.proxy import Proxy, serving
+from harness.network.attack import attack_all, is_answered, listed
+from harness.network.malformed import CASES, TOKEN
+from harness.proxy.server import Proxy, serving
 
 AT_ONCE = 16
 

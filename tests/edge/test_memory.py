@@ -6,13 +6,13 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
-from harness.alone import MB, Alone, alone
-from harness.attack import is_answered
-from harness.figures import tell
-from harness.healthy import healthy
-from harness.malformed.case import asks
-from harness.strict import Answer, strict
-from harness.upload import Body, head, text, upload
+from harness.load.bystander import healthy
+from harness.load.figures import tell
+from harness.load.upload import Body, head, text, upload
+from harness.network.attack import is_answered
+from harness.network.malformed.case import asks
+from harness.network.raw_connection import Answer, strict
+from harness.proxy.process import MB, Alone, alone
 
 LARGEST = 20 * MB
 BUDGET = 256 * MB

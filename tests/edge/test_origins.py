@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from harness.proxy import Proxy, serving
+from harness.proxy.server import Proxy, serving
 from multidict import CIMultiDict
 from pydantic import ValidationError
 

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from harness.asking import CONFORMS, Asking, ask_all
-from harness.figures import tell
-from harness.proxy import Proxy, serving
-from harness.worker import worker
+from harness.load.figures import tell
+from harness.proxy.schemathesis_run import CONFORMS, Asking, ask_all
+from harness.proxy.server import Proxy, serving
+from harness.worker.process import worker
 
 OPERATIONS = ("run", "runsync", "status", "stream", "cancel", "purge-queue", "openai", "requests")
 LIMITS = [f"{name}=0" for name in OPERATIONS]

@@ -4,11 +4,11 @@ import re
 from pathlib import Path
 
 import pytest
-from harness.alone import alone
-from harness.drip import HALF_BODY, HALF_HEAD, Drip, dripping
-from harness.figures import tell
-from harness.healthy import healthy
-from harness.waiting import until
+from harness.load.bystander import healthy
+from harness.load.figures import tell
+from harness.load.slow_senders import HALF_BODY, HALF_HEAD, Drip, dripping
+from harness.proxy.process import alone
+from harness.tools.waiting import until
 
 REFUSAL = re.compile(rb"HTTP/1\.1 408 [^\r]*\r\n(?=.*\r\nconnection: close\r\n).*", re.DOTALL | re.IGNORECASE)
 HEAD_SECONDS, BODY_SECONDS = 12.0, 130.0

@@ -8,7 +8,7 @@ from asyncio.subprocess import PIPE, STDOUT
 from pathlib import Path
 
 import pytest
-from harness.figures import tell
+from harness.load.figures import tell
 
 from proxy.wire.frames import Chunk, Credit, End, Head, Heartbeat, Hello, Hold, Log, Model, Output, encode
 

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
-from harness.waiting import until
+from harness.tools.waiting import until
 
 ROOT = Path(__file__).parents[2]
 STOP_SECONDS = 30.0

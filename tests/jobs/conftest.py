@@ -4,10 +4,10 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from harness.clock import FakeClock
-from harness.line import Line
-from harness.proxy import Proxy, serving
-from harness.queue import QueueClient
+from harness.data.clock import FakeClock
+from harness.proxy.queue_api import QueueClient
+from harness.proxy.server import Proxy, serving
+from harness.proxy.shared import Line
 
 
 @pytest.fixture

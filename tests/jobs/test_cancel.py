@@ -1,10 +1,10 @@
 """`cancel`: wherever a job stands, it ends, and a second time changes nothing."""
 
 import pytest
-from harness.line import Line
-from harness.queue import QueueClient, long, prompt
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.queue_api import QueueClient, long, prompt
+from harness.proxy.shared import Line
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 
 async def test_a_waiting_job_leaves_the_queue(alone: QueueClient) -> None:

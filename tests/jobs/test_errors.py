@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import pytest
 import pytest_asyncio
-from harness.proxy import Proxy, serving
+from harness.proxy.server import Proxy, serving
 from yarl import URL
 
 from proxy.access.rate_limits import LIMITS

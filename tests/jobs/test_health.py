@@ -1,8 +1,8 @@
 """`health`: jobs and workers, as many as there are."""
 
-from harness.queue import QueueClient, long, prompt
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.queue_api import QueueClient, long, prompt
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 WORKERS = {"idle", "initializing", "ready", "running", "throttled", "unhealthy"}
 

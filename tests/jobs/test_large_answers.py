@@ -9,9 +9,9 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from harness.proxy import Proxy, serving
-from harness.queue import QueueClient
-from harness.waiting import until
+from harness.proxy.queue_api import QueueClient
+from harness.proxy.server import Proxy, serving
+from harness.tools.waiting import until
 
 from proxy.api.sending import STALL_SECONDS
 from proxy.app import ANSWER_BYTES

@@ -4,9 +4,9 @@ from collections.abc import AsyncIterator
 
 import pytest
 import pytest_asyncio
-from harness.line import Line
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.queue import QueueClient, body
+from harness.proxy.queue_api import QueueClient, body
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.proxy.shared import Line
 from yarl import URL
 
 from proxy.access.rate_limits import LIMITS

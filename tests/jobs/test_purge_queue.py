@@ -2,10 +2,10 @@
 
 import asyncio
 
-from harness.proxy import serving
-from harness.queue import QueueClient, long, prompt
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.queue_api import QueueClient, long, prompt
+from harness.proxy.server import serving
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 
 async def test_all_that_waits_is_cancelled(alone: QueueClient) -> None:

@@ -4,8 +4,8 @@ import re
 from pathlib import Path
 
 import pytest
-from harness.proxy import serving
-from harness.queue import QueueClient, prompt
+from harness.proxy.queue_api import QueueClient, prompt
+from harness.proxy.server import serving
 from pydantic import SecretStr
 
 from proxy.jobs.model import JobId

@@ -11,11 +11,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness.command import Command, command
 from harness.ports import free_port
-from harness.queue import QueueClient, long, prompt
-from harness.waiting import until
-from harness.worker import WorkerProcess, environment, worker_process
+from harness.proxy.command import Command, command
+from harness.proxy.queue_api import QueueClient, long, prompt
+from harness.tools.waiting import until
+from harness.worker.process import WorkerProcess, environment, worker_process
 
 TOKEN = "worker-token-of-this-story"
 JOBS = 200

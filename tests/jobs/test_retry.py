@@ -1,10 +1,10 @@
 """`retry`: a job that failed gets another go, under its id and with its own input and policy."""
 
 import pytest
-from harness.clock import FakeClock
-from harness.queue import QueueClient, prompt
-from harness.waiting import until
-from harness.worker import worker
+from harness.data.clock import FakeClock
+from harness.proxy.queue_api import QueueClient, prompt
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 BROKEN = {"openai_route": "/v1/completions", "openai_input": {"prompt": "x", "stream": True, "fault": "error_event:1"}}
 

@@ -6,10 +6,10 @@ from io import BytesIO
 from typing import Any
 
 import pytest
-from harness.clock import FakeClock
-from harness.jobs import HERE
-from harness.proxy import serving
-from harness.queue import Answer, QueueClient, prompt
+from harness.data.clock import FakeClock
+from harness.data.jobs import HERE
+from harness.proxy.queue_api import Answer, QueueClient, prompt
+from harness.proxy.server import serving
 
 from proxy.jobs.model import WorkerId
 

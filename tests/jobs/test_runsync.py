@@ -5,9 +5,9 @@ import re
 from io import BytesIO
 
 import pytest
-from harness.proxy import serving
-from harness.queue import QueueClient, long, prompt
-from harness.waiting import until
+from harness.proxy.queue_api import QueueClient, long, prompt
+from harness.proxy.server import serving
+from harness.tools.waiting import until
 
 from proxy.serving import drain
 

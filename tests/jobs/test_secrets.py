@@ -2,10 +2,10 @@
 
 from pathlib import Path
 
-from harness.command import command
-from harness.proxy import serving
-from harness.queue import QueueClient
-from harness.waiting import until
+from harness.proxy.command import command
+from harness.proxy.queue_api import QueueClient
+from harness.proxy.server import serving
+from harness.tools.waiting import until
 
 SECRET = "canary-4f1d"
 OPTIONS = {

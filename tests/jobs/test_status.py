@@ -4,10 +4,10 @@ import asyncio
 from functools import partial
 
 import pytest
-from harness.clock import FakeClock
-from harness.queue import QueueClient, long, prompt
-from harness.waiting import until
-from harness.worker import worker
+from harness.data.clock import FakeClock
+from harness.proxy.queue_api import QueueClient, long, prompt
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 
 async def test_a_finished_job_tells_all(queue: QueueClient) -> None:

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.queue import QueueClient
+from harness.data.store_steps import STORES
+from harness.proxy.queue_api import QueueClient
+from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.recorded import RecordedStore, recorded
-from harness.stores import STORES
-from harness.waiting import until
+from harness.tools.waiting import until
 from pydantic import SecretStr
 
 from proxy.access.rate_limits import LIMITS

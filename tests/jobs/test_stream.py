@@ -4,8 +4,8 @@ import asyncio
 import json
 import time
 
-from harness.queue import QueueClient, long, prompt, said
-from harness.waiting import until
+from harness.proxy.queue_api import QueueClient, long, prompt, said
+from harness.tools.waiting import until
 
 
 async def test_pieces_come_as_they_are_made_and_once(queue: QueueClient) -> None:

@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from harness.proxy import serving
-from harness.puppet import Puppet, puppet
-from harness.queue import QueueClient
-from harness.waiting import until
+from harness.proxy.queue_api import QueueClient
+from harness.proxy.server import serving
+from harness.tools.waiting import until
+from harness.worker.puppet import Puppet, puppet
 
 from proxy.wire.frames import End, Output
 

@@ -7,10 +7,10 @@ from importlib.util import find_spec
 
 import pytest
 import pytest_asyncio
-from harness.environments import skip_if_fast
-from harness.line import Real
-from harness.proxy import serving
-from harness.real import real_worker
+from harness.proxy.server import serving
+from harness.proxy.shared import Real
+from harness.tools.environments import skip_if_fast
+from harness.worker.real_vllm import real_worker
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -4,10 +4,10 @@ import asyncio
 
 import anthropic
 import pytest
-from harness.line import Real
-from harness.proxy import Proxy, serving
-from harness.real import START_SECONDS
-from harness.worker import worker
+from harness.proxy.server import Proxy, serving
+from harness.proxy.shared import Real
+from harness.worker.process import worker
+from harness.worker.real_vllm import START_SECONDS
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 

@@ -9,9 +9,9 @@ from tempfile import TemporaryDirectory
 import openai
 import pytest
 import pytest_asyncio
-from harness.proxy import Proxy, serving
-from harness.real import START_SECONDS
-from harness.worker import worker
+from harness.proxy.server import Proxy, serving
+from harness.worker.process import worker
+from harness.worker.real_vllm import START_SECONDS
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 
@@ -23,7 +23,7 @@ async def whisper() -> AsyncIterator[Proxy]:
     """A line whose worker transcribes instead of generating."""
     if not any(find_spec(reader) for reader in ("soundfile", "av")):
         pytest.skip("vLLM reads sound files with `soundfile` or `av`; to run them: uv pip install av")
-    from harness.whisper import FLAGS, make_whisper  # noqa: PLC0415 - it needs what comes with vLLM
+    from harness.worker.whisper_model import FLAGS, make_whisper  # noqa: PLC0415 - it needs what comes with vLLM
 
     with TemporaryDirectory() as folder:
         make_whisper(Path(folder))
@@ -35,7 +35,7 @@ async def whisper() -> AsyncIterator[Proxy]:
 
 @pytest.fixture
 def sound() -> bytes:
-    from harness.whisper import noise  # noqa: PLC0415 - see above
+    from harness.worker.whisper_model import noise  # noqa: PLC0415 - see above
 
     return noise(NOISE_SECONDS)
 

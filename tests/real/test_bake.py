@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from harness.worker import ROOT
+from harness.worker.process import ROOT
 
 from worker_vllm.settings import read_settings
 

@@ -10,11 +10,11 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness.line import Real
 from harness.ports import free_port
-from harness.proxy import CHAT
-from harness.real import START_SECONDS, ask
-from harness.waiting import until
+from harness.proxy.server import CHAT
+from harness.proxy.shared import Real
+from harness.tools.waiting import until
+from harness.worker.real_vllm import START_SECONDS, ask
 
 from worker_vllm.engine.vllm import DEMO_FLAGS, DEMO_FOLDER
 

@@ -7,8 +7,8 @@ import signal
 from pathlib import Path
 
 import pytest
-from harness.proxy import CHAT, serving
-from harness.real import START_SECONDS, ask, real_worker
+from harness.proxy.server import CHAT, serving
+from harness.worker.real_vllm import START_SECONDS, ask, real_worker
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 

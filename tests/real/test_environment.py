@@ -9,10 +9,10 @@ from pathlib import Path
 import openai
 import pytest
 import pytest_asyncio
-from harness.adapter import write_adapter
-from harness.proxy import Proxy, serving
-from harness.real import START_SECONDS, ask
-from harness.worker import ROOT, WorkerProcess, worker
+from harness.proxy.server import Proxy, serving
+from harness.worker.lora_adapter import write_adapter
+from harness.worker.process import ROOT, WorkerProcess, worker
+from harness.worker.real_vllm import START_SECONDS, ask
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 

@@ -6,7 +6,7 @@ import sys
 from typing import Any
 
 import pytest
-from harness.worker import ROOT
+from harness.worker.process import ROOT
 
 from worker_vllm.engine.flags import ALIASES, OF_THE_SERVER, RESERVED
 
@@ -37,7 +37,7 @@ CASES: list[tuple[dict[str, str], dict[str, Any] | str]] = [
 def said() -> dict[str, Any]:
     """What the parser says of the cases. Importing vLLM takes a while, so it is asked once."""
     cases = json.dumps([variables for variables, _ in CASES])
-    command = [sys.executable, "-m", "tests.harness.flags_of_vllm"]
+    command = [sys.executable, "-m", "tests.harness.worker.vllm_flags"]
     ended = subprocess.run(command, cwd=ROOT, input=cases, capture_output=True, text=True, check=False)
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])

@@ -1,10 +1,10 @@
 """Jobs on real vLLM: native prompts and messages, any route, in the shapes of the guide."""
 
 import pytest
-from harness.line import Real
-from harness.queue import QueueClient, said
-from harness.real import START_SECONDS
-from harness.waiting import until
+from harness.proxy.queue_api import QueueClient, said
+from harness.proxy.shared import Real
+from harness.tools.waiting import until
+from harness.worker.real_vllm import START_SECONDS
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 

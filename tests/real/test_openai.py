@@ -7,11 +7,11 @@ from uuid import uuid4
 
 import openai
 import pytest
-from harness.line import Real
-from harness.proxy import CHAT
-from harness.real import START_SECONDS, ask
-from harness.recorder import recorded
-from harness.waiting import until
+from harness.proxy.server import CHAT
+from harness.proxy.shared import Real
+from harness.tools.waiting import until
+from harness.worker.app_recorder import recorded
+from harness.worker.real_vllm import START_SECONDS, ask
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 

@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 import openai
 import pytest
 import pytest_asyncio
-from harness.line import Real
-from harness.proxy import Proxy, frames, serving
-from harness.real import START_SECONDS
-from harness.worker import worker
+from harness.proxy.server import Proxy, frames, serving
+from harness.proxy.shared import Real
+from harness.worker.process import worker
+from harness.worker.real_vllm import START_SECONDS
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 

@@ -12,10 +12,10 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
-from harness.command import ROOT, Command, command, family, processes
 from harness.machine import hidden_folder, path_without_compilers
-from harness.real import START_SECONDS
-from harness.waiting import until
+from harness.proxy.command import ROOT, Command, command, family, processes
+from harness.tools.waiting import until
+from harness.worker.real_vllm import START_SECONDS
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 

@@ -10,9 +10,9 @@ import aiohttp
 import openai
 import pytest
 import pytest_asyncio
-from harness.proxy import Proxy, serving
-from harness.speech import WORDS, Heard, Speech, speech
-from harness.worker import worker
+from harness.proxy.server import Proxy, serving
+from harness.worker.process import worker
+from harness.worker.transcription_server import WORDS, Heard, Speech, speech
 
 FILE_BYTES = 3 * 1024 * 1024  # it crosses the worker's socket in about fifty parts
 BASES = ("/v1", "/openai/v1", "/v2/speech/openai/v1")

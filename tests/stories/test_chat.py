@@ -3,10 +3,10 @@
 import asyncio
 from contextlib import AbstractAsyncContextManager
 
-from harness.line import Line
-from harness.proxy import serving
+from harness.proxy.server import serving
+from harness.proxy.shared import Line
 from harness.terminal import Terminal, terminal
-from harness.waiting import until
+from harness.tools.waiting import until
 
 
 def chatting(*flags: str) -> AbstractAsyncContextManager[tuple[Terminal, asyncio.subprocess.Process]]:

@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from harness.line import Line
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.puppet import Puppet, puppet
-from harness.waiting import until
-from harness.wire import request, wire
+from harness.network.raw_http import request, wire
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.proxy.shared import Line
+from harness.tools.waiting import until
+from harness.worker.puppet import Puppet, puppet
 
 from proxy.jobs.model import EndpointId
 from proxy.wire.frames import Chunk, End, Head, Job

@@ -5,10 +5,10 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness.line import Line
-from harness.proxy import CHAT, Proxy, chat
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.server import CHAT, Proxy, chat
+from harness.proxy.shared import Line
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 LONG: dict[str, Any] = {"max_tokens": 100_000, "seed": 2_000}
 GONE_SECONDS = 1.0

@@ -7,11 +7,11 @@ from asyncio.subprocess import DEVNULL
 from pathlib import Path
 
 import aiohttp
-from harness.command import command
-from harness.environments import python
-from harness.proxy import CHAT, chat, serving
-from harness.stock import HANDLERS
-from harness.waiting import until
+from harness.proxy.command import command
+from harness.proxy.server import CHAT, chat, serving
+from harness.runpod.sdk_worker import HANDLERS
+from harness.tools.environments import python
+from harness.tools.waiting import until
 
 KEY = "open-sesame"
 

@@ -4,11 +4,11 @@ import asyncio
 import json
 from typing import Any
 
-from harness.cable import cable
-from harness.proxy import CHAT, Proxy, chat, frames, serving
-from harness.queue import QueueClient, prompt
-from harness.waiting import until
-from harness.worker import worker
+from harness.network.cable import cable
+from harness.proxy.queue_api import QueueClient, prompt
+from harness.proxy.server import CHAT, Proxy, chat, frames, serving
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 SLOW: dict[str, Any] = {"max_tokens": 12, "seed": 300_000}  # long gaps: nothing is under way in most of the time
 

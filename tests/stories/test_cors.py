@@ -1,6 +1,6 @@
 """A web page may call only when its origin was named."""
 
-from harness.proxy import CHAT, serving
+from harness.proxy.server import CHAT, serving
 
 PAGE = "https://chat.example"
 PREFLIGHT = {

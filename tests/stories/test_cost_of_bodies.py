@@ -11,10 +11,10 @@ from urllib.parse import urlsplit
 
 import pytest
 import pytest_asyncio
-from harness import hostile
-from harness.figures import tell
-from harness.lag import watching
-from harness.proxy import CHAT, Proxy, serving
+from harness.load import costly_bodies
+from harness.load.figures import tell
+from harness.load.lag import watching
+from harness.proxy.server import CHAT, Proxy, serving
 
 MB = 1024 * 1024
 MEMORY_ABOVE = 40 * MB  # beyond the body itself
@@ -86,7 +86,7 @@ async def cost(proxy: Proxy, path: str, name: str, body: bytes) -> Cost:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("path", [CHAT, RUNSYNC])
 async def test_a_hostile_body_costs_its_bytes(strict: Proxy, path: str) -> None:
-    costs = {name: await cost(strict, path, name, body) for name, body in hostile.bodies().items()}
+    costs = {name: await cost(strict, path, name, body) for name, body in costly_bodies.bodies().items()}
     slowest, dearest = (max(costs, key=lambda name, field=field: costs[name][field]) for field in (0, 1))
     tell(f"cost.body.lag {path} {slowest}", round(costs[slowest].seconds * 1000, 1), "<= 50", "ms")
     tell(f"cost.body.memory {path} {dearest}", round(costs[dearest].memory / MB, 1), "<= 40", "MB")
@@ -99,7 +99,7 @@ async def test_a_hostile_body_costs_its_bytes(strict: Proxy, path: str) -> None:
 async def test_a_hostile_body_holds_nobody_up(strict: Proxy, path: str) -> None:
     best: dict[str, float] = {}
     for _ in range(TRIES):  # of all bodies in turn: a machine is slow for seconds at a time
-        for name, body in hostile.bodies().items():
+        for name, body in costly_bodies.bodies().items():
             best[name] = min(best.get(name, math.inf), (await cost(strict, path, name, body)).seconds)
     for name in sorted(best, key=best.__getitem__)[-5:]:
         tell(f"cost.body.lag {path} {name}", round(best[name] * 1000, 1), "<= 50", "ms")
@@ -108,7 +108,7 @@ async def test_a_hostile_body_holds_nobody_up(strict: Proxy, path: str) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_hostile_option_is_refused(strict: Proxy) -> None:
-    for name, body in hostile.options().items():
+    for name, body in costly_bodies.options().items():
         told = await asyncio.to_thread(ask, strict.url, "POST", RUNSYNC, body)
         assert told.status == 400, (name, told)
         assert len(told.body) < 1000, name
@@ -158,6 +158,6 @@ async def test_a_hostile_name_or_number_is_refused(strict: Proxy) -> None:
 async def test_a_hostile_header_is_refused_or_means_nothing(strict: Proxy, name: str, value: str) -> None:
     given = {name: value} | ({"Accept": "text/event-stream"} if name == "Last-Event-ID" else {})
     looked = await asyncio.to_thread(ask, strict.url, "GET", "/v2/default/stream/nothing", None, given)
-    asked = await asyncio.to_thread(ask, strict.url, "POST", CHAT, hostile.around(b"1"), given)
+    asked = await asyncio.to_thread(ask, strict.url, "POST", CHAT, costly_bodies.around(b"1"), given)
     assert {looked.status, asked.status} <= {400, 404, 431}, (looked, asked)
     assert len(looked.body + asked.body) < 2000

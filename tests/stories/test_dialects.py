@@ -3,7 +3,7 @@
 import json
 
 import pytest
-from harness.proxy import frames, serving
+from harness.proxy.server import frames, serving
 from pydantic import SecretStr
 
 MESSAGES = "/v1/messages"

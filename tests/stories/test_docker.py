@@ -12,11 +12,11 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness import dockerfile
-from harness.dockerfile import ROOT, Machine
-from harness.environments import skip_if_fast
 from harness.ports import free_port
-from harness.waiting import until
+from harness.tools import dockerfile
+from harness.tools.dockerfile import ROOT, Machine
+from harness.tools.environments import skip_if_fast
+from harness.tools.waiting import until
 
 from proxy.settings import Settings as ProxySettings
 from worker_vllm.settings import Settings as WorkerSettings

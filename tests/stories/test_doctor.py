@@ -6,8 +6,8 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
-from harness.command import command
-from harness.proxy import Proxy
+from harness.proxy.command import command
+from harness.proxy.server import Proxy
 
 
 async def told(*flags: str, token: str = "") -> tuple[int, str]:

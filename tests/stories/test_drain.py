@@ -7,10 +7,10 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
-from harness.command import command
-from harness.proxy import CHAT, Proxy, chat, frames, serving
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.command import command
+from harness.proxy.server import CHAT, Proxy, chat, frames, serving
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 
 async def test_the_proxy_finishes_what_runs_and_sends_the_rest_away(tmp_path: Path) -> None:

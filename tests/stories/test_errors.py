@@ -5,8 +5,8 @@ from typing import Any
 
 import openai
 import pytest
-from harness.line import Line
-from harness.proxy import CHAT, chat, frames
+from harness.proxy.server import CHAT, chat, frames
+from harness.proxy.shared import Line
 
 JSON = {"content-type": "application/json"}
 MODEL = '{"model": "scripted", '

@@ -3,8 +3,8 @@
 import time
 
 import pytest
-from harness.proxy import CHAT, chat, frames, serving
-from harness.worker import worker
+from harness.proxy.server import CHAT, chat, frames, serving
+from harness.worker.process import worker
 
 PAUSED = {"max_tokens": 3, "seed": 1_000_000, "stream": True}
 

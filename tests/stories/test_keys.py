@@ -5,7 +5,7 @@ from collections.abc import AsyncIterator
 import openai
 import pytest
 import pytest_asyncio
-from harness.proxy import CHAT, Proxy, serving
+from harness.proxy.server import CHAT, Proxy, serving
 from pydantic import SecretStr
 
 

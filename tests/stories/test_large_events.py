@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from aiohttp import ClientResponse
-from harness.proxy import CHAT, Proxy, serving
-from harness.puppet import Puppet, puppet
-from harness.waiting import until
-from harness.wire import request, wire
+from harness.network.raw_http import request, wire
+from harness.proxy.server import CHAT, Proxy, serving
+from harness.tools.waiting import until
+from harness.worker.puppet import Puppet, puppet
 
 from proxy.service.endings import OVERFLOW
 from proxy.service.mailbox import EVENT_BYTES, PAUSE_ABOVE, STREAM_CAP

@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 from worker_vllm.runtime import LIGHT_SLOTS
 

@@ -4,9 +4,9 @@ import asyncio
 import json
 
 import pytest
-from harness.line import Line
-from harness.proxy import CHAT, Proxy, chat, frames
-from harness.worker import WorkerProcess
+from harness.proxy.server import CHAT, Proxy, chat, frames
+from harness.proxy.shared import Line
+from harness.worker.process import WorkerProcess
 
 STREAMS = 200
 TOKENS = 40

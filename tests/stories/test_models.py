@@ -2,8 +2,8 @@
 
 import openai
 import pytest
-from harness.line import Line
-from harness.proxy import serving
+from harness.proxy.server import serving
+from harness.proxy.shared import Line
 
 
 async def test_models_are_listed_with_the_engines_cards(line: Line) -> None:

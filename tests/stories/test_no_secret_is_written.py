@@ -13,13 +13,13 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness.canaries import Canaries
-from harness.command import Command, command
-from harness.figures import tell
-from harness.proxy import CHAT, chat
-from harness.queue import FINAL, long, prompt
-from harness.receiver import Receiver, Told, receiver
-from harness.worker import WorkerProcess, environment, worker_process
+from harness.data.canaries import Canaries
+from harness.load.figures import tell
+from harness.network.webhook_receiver import Receiver, Told, receiver
+from harness.proxy.command import Command, command
+from harness.proxy.queue_api import FINAL, long, prompt
+from harness.proxy.server import CHAT, chat
+from harness.worker.process import WorkerProcess, environment, worker_process
 from pydantic import SecretStr
 
 from proxy.access.encryption import Seal

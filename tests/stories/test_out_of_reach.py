@@ -3,9 +3,9 @@
 from typing import Any
 
 import pytest
-from harness.line import Line
-from harness.proxy import CHAT, Proxy, chat
-from harness.waiting import until
+from harness.proxy.server import CHAT, Proxy, chat
+from harness.proxy.shared import Line
+from harness.tools.waiting import until
 from yarl import URL
 
 BASES = ("/v1", "/openai", "/openai/v1", "/v2/default/openai", "/v2/default/openai/v1")

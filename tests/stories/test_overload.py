@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from harness.command import ROOT
-from harness.figures import tell
-from harness.flood import JOB_SECONDS
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.waiting import until
-from harness.worker import worker
+from harness.load.figures import tell
+from harness.load.flood import JOB_SECONDS
+from harness.proxy.command import ROOT
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 from proxy.access.rate_limits import LIMITS
 from proxy.jobs.model import Counts, EndpointId
@@ -69,7 +69,7 @@ async def flooded(proxy: Proxy, seconds: float) -> Measured:
     loop, before = asyncio.get_running_loop(), {id(one) for one in proxy.parts.fleet}
     path = os.pathsep.join(str(ROOT / name) for name in ("", "tests"))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "harness.flood", proxy.url, str(TIMES * CAPACITY), str(seconds)),
+        *(sys.executable, "-m", "harness.load.flood", proxy.url, str(TIMES * CAPACITY), str(seconds)),
         cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=PIPE, limit=1 << 24,
     )  # fmt: skip
     assert process.stdout is not None

@@ -7,11 +7,11 @@ from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
-from harness.figures import tell
-from harness.owners import MARK, OF_ONE_JOB, Crowd, one_request, owners
-from harness.proxy import Proxy, serving
-from harness.queue import QueueClient, prompt
-from harness.worker import worker
+from harness.load.figures import tell
+from harness.load.owners import MARK, OF_ONE_JOB, Crowd, one_request, owners
+from harness.proxy.queue_api import QueueClient, prompt
+from harness.proxy.server import Proxy, serving
+from harness.worker.process import worker
 from pydantic import SecretStr
 
 from proxy.access.rate_limits import LIMITS

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import aiohttp
 import pytest
-from harness.canaries import Canaries
-from harness.command import Command, command, family
-from harness.proxy import CHAT, chat
+from harness.data.canaries import Canaries
+from harness.proxy.command import Command, command, family
+from harness.proxy.server import CHAT, chat
 from harness.terminal import terminal
-from harness.waiting import until
+from harness.tools.waiting import until
 
 SCRIPTED = {"WORKER_ENGINE": "scripted"}
 

@@ -7,9 +7,9 @@ import time
 from typing import Any
 
 import pytest
-from harness.line import Line
-from harness.proxy import CHAT, Proxy, chat, frames
-from harness.waiting import until
+from harness.proxy.server import CHAT, Proxy, chat, frames
+from harness.proxy.shared import Line
+from harness.tools.waiting import until
 
 from proxy.service.mailbox import PAUSE_ABOVE
 from proxy.wire.frames import PART_BYTES, STREAM_WINDOW

@@ -16,14 +16,14 @@ from statistics import fmean
 
 import aiohttp
 import pytest
-from harness.command import ROOT
-from harness.figures import tell
-from harness.owners import Crowd, Owner, one_request, owners
-from harness.proxy import CHAT, chat
-from harness.queue import FINAL, prompt
-from harness.receiver import Receiver, receiver
-from harness.slope import slope
-from harness.worker import environment, worker_process
+from harness.load.figures import tell
+from harness.load.owners import Crowd, Owner, one_request, owners
+from harness.load.slope import slope
+from harness.network.webhook_receiver import Receiver, receiver
+from harness.proxy.command import ROOT
+from harness.proxy.queue_api import FINAL, prompt
+from harness.proxy.server import CHAT, chat
+from harness.worker.process import environment, worker_process
 
 from proxy.access.rate_limits import LIMITS
 
@@ -71,7 +71,7 @@ async def watched(folder: Path, keys: list[Owner]) -> AsyncIterator[Watched]:
         "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("", "tests")),
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "harness.watched", cwd=ROOT, env=os.environ | told, stdout=PIPE
+        sys.executable, "-m", "harness.proxy.memory_process", cwd=ROOT, env=os.environ | told, stdout=PIPE
     )
     assert process.stdout is not None
     running = Watched(process, (await process.stdout.readline()).decode().strip())

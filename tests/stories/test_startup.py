@@ -10,7 +10,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from harness.command import command
+from harness.proxy.command import command
 
 NOBODY = 65534
 START_SECONDS = 60.0

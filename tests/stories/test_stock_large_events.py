@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
-from harness.proxy import CHAT, Proxy
-from harness.raw_stock import Raw
-from harness.stock import stock_proxy
-from harness.waiting import until
-from harness.wire import request, wire
+from harness.network.raw_http import request, wire
+from harness.proxy.server import CHAT, Proxy
+from harness.runpod.raw_worker import Raw
+from harness.runpod.sdk_worker import stock_proxy
+from harness.tools.waiting import until
 
 from proxy.service.mailbox import EVENT_BYTES, RESUME_BELOW, STREAM_CAP
 

@@ -10,12 +10,12 @@ import aiohttp
 import openai
 import pytest
 import pytest_asyncio
-from harness.environments import python
-from harness.proxy import CHAT, Proxy, chat, frames
-from harness.speech import speech
-from harness.stock import stock_proxy, stock_worker
-from harness.waiting import until
-from harness.worker import environment, worker, worker_process
+from harness.proxy.server import CHAT, Proxy, chat, frames
+from harness.runpod.sdk_worker import stock_proxy, stock_worker
+from harness.tools.environments import python
+from harness.tools.waiting import until
+from harness.worker.process import environment, worker, worker_process
+from harness.worker.transcription_server import speech
 
 from proxy.cli.stock_worker import environment as stock_environment
 

@@ -6,10 +6,10 @@ from typing import Any
 
 import aiohttp
 import pytest_asyncio
-from harness.proxy import CHAT, Proxy, serving
-from harness.raw_stock import Raw
-from harness.stock import stock_proxy
-from harness.waiting import until
+from harness.proxy.server import CHAT, Proxy, serving
+from harness.runpod.raw_worker import Raw
+from harness.runpod.sdk_worker import stock_proxy
+from harness.tools.waiting import until
 
 from proxy.jobs.model import EndpointId, Millis, WorkerId
 

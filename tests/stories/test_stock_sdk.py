@@ -12,12 +12,12 @@ from typing import Any
 import aiohttp
 import pytest
 import pytest_asyncio
-from harness.environments import python as python_of
-from harness.proxy import CHAT, Proxy
-from harness.queue import QueueClient, prompt
-from harness.stock import stock_proxy
-from harness.waiting import until
-from harness.worker import WorkerProcess, environment, worker_process
+from harness.proxy.queue_api import QueueClient, prompt
+from harness.proxy.server import CHAT, Proxy
+from harness.runpod.sdk_worker import stock_proxy
+from harness.tools.environments import python as python_of
+from harness.tools.waiting import until
+from harness.worker.process import WorkerProcess, environment, worker_process
 
 from proxy.cli import stock_worker
 

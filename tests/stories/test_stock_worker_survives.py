@@ -3,8 +3,8 @@
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from harness.stock import stock_proxy, stock_worker
-from harness.waiting import until
+from harness.runpod.sdk_worker import stock_proxy, stock_worker
+from harness.tools.waiting import until
 
 
 async def test_a_job_that_runs_while_the_proxy_is_started_again_runs_once(tmp_path: Path) -> None:

@@ -7,9 +7,9 @@ from contextlib import AsyncExitStack
 from typing import Any
 
 import pytest_asyncio
-from harness.proxy import Proxy
-from harness.stock import StockProcess, stock_proxy, stock_worker
-from harness.waiting import until
+from harness.proxy.server import Proxy
+from harness.runpod.sdk_worker import StockProcess, stock_proxy, stock_worker
+from harness.tools.waiting import until
 
 ENDPOINTS = ["plain", "wide", "generating", "aggregating"]
 

@@ -4,10 +4,10 @@ import signal
 from typing import Any
 
 import pytest
-from harness.command import family
-from harness.proxy import Proxy, serving
-from harness.stock import stock_proxy, stock_worker
-from harness.waiting import until
+from harness.proxy.command import family
+from harness.proxy.server import Proxy, serving
+from harness.runpod.sdk_worker import stock_proxy, stock_worker
+from harness.tools.waiting import until
 
 
 async def run(proxy: Proxy, value: Any, **more: Any) -> str:

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import pytest
 import pytest_asyncio
-from harness.figures import tell
-from harness.lag import watching
-from harness.proxy import CHAT, Proxy, chat
-from harness.queue import QueueClient
-from harness.raw_stock import Raw
-from harness.stock import stock_proxy
+from harness.load.figures import tell
+from harness.load.lag import watching
+from harness.proxy.queue_api import QueueClient
+from harness.proxy.server import CHAT, Proxy, chat
+from harness.runpod.raw_worker import Raw
+from harness.runpod.sdk_worker import stock_proxy
 
 MB = 1024 * 1024
 LISTS = b"[%b1]" % (b"[]," * 2_400_000)

@@ -6,8 +6,8 @@ import time
 from pathlib import Path
 
 import aiohttp
-from harness.command import command
-from harness.figures import tell
+from harness.load.figures import tell
+from harness.proxy.command import command
 
 SLOW = 64  # refusals of workers' calls that are answered late; more are answered at once
 FAST = 32  # connections beside those that wait for a late answer

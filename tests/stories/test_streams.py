@@ -3,8 +3,8 @@
 import json
 from io import BytesIO
 
-from harness.line import Line
-from harness.proxy import CHAT, chat, frames
+from harness.proxy.server import CHAT, chat, frames
+from harness.proxy.shared import Line
 
 
 async def test_a_stream_is_the_engines_own_frames(line: Line) -> None:

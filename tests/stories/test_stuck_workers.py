@@ -6,14 +6,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import pytest
-from harness.clock import FakeClock
-from harness.command import processes
-from harness.provided import CommandFor, Provided, own, provided, stock
-from harness.proxy import Proxy, serving
-from harness.queue import QueueClient, prompt
-from harness.stock import stock_proxy, stock_worker
-from harness.waiting import until
-from harness.worker import worker
+from harness.data.clock import FakeClock
+from harness.proxy.command import processes
+from harness.proxy.queue_api import QueueClient, prompt
+from harness.proxy.server import Proxy, serving
+from harness.runpod.sdk_worker import stock_proxy, stock_worker
+from harness.tools.waiting import until
+from harness.worker.managed import CommandFor, Provided, own, provided, stock
+from harness.worker.process import worker
 
 from proxy.jobs.model import WorkerId
 from proxy.service.sweeper import TICK_SECONDS

@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from aiohttp import web
-from harness.environments import tool, uv
+from harness.tools.environments import tool, uv
 
 import audit
 from environment.table import AUDIT, ROOT

@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from aiohttp import web
-from harness.command import command
+from harness.proxy.command import command
 from harness.terminal import terminal
-from harness.waiting import until
+from harness.tools.waiting import until
 
 from proxy.scaler.process import Command, ProcessProvider
 

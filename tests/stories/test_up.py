@@ -8,9 +8,9 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
-from harness.command import Command, command, processes
-from harness.proxy import CHAT, chat
-from harness.waiting import until
+from harness.proxy.command import Command, command, processes
+from harness.proxy.server import CHAT, chat
+from harness.tools.waiting import until
 
 SCRIPTED = {"WORKER_ENGINE": "scripted"}
 

@@ -8,10 +8,10 @@ from typing import Any
 import openai
 import pytest
 import pytest_asyncio
-from harness.line import Line
-from harness.proxy import CHAT, Proxy, chat, frames, serving
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.server import CHAT, Proxy, chat, frames, serving
+from harness.proxy.shared import Line
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 
 @pytest_asyncio.fixture(scope="module")

@@ -6,9 +6,9 @@ import time
 
 import openai
 import pytest
-from harness.proxy import CHAT, Proxy, chat, frames, serving
-from harness.waiting import until
-from harness.worker import worker
+from harness.proxy.server import CHAT, Proxy, chat, frames, serving
+from harness.tools.waiting import until
+from harness.worker.process import worker
 
 
 async def test_without_a_worker_the_answer_is_503_in_time() -> None:

@@ -9,9 +9,9 @@ from dataclasses import dataclass, field
 import aiohttp
 import pytest
 import pytest_asyncio
-from harness import tricks
-from harness.clock import FakeClock
-from harness.receiver import Receiver, Trap, receiver, trap
+from harness.data import url_tricks
+from harness.data.clock import FakeClock
+from harness.network.webhook_receiver import Receiver, Trap, receiver, trap
 
 from proxy.webhooks.sender import Patience, Sender, system_lookup
 from proxy.webhooks.url_policy import Allowed
@@ -67,7 +67,7 @@ async def test_the_trap_would_notice(private: Trap) -> None:
 
 async def test_no_trick_sends_a_packet_or_asks_a_name_server(private: Trap) -> None:
     names = Names()
-    for family in tricks.FAMILIES:
+    for family in url_tricks.FAMILIES:
         for url in set(family(private.port)):
             why = await send(url, names)
             assert why is not None, ascii(url)
@@ -77,9 +77,11 @@ async def test_no_trick_sends_a_packet_or_asks_a_name_server(private: Trap) -> N
 
 
 async def test_a_name_that_leads_to_a_private_address_is_refused(private: Trap) -> None:
-    answers = [[text] for text in (*tricks.V4, *tricks.V6, "fe80::1%1", "127.255.255.254")]
-    answers += [[hidden] for text in tricks.V4 for hidden in tricks.hidden(text)]
-    answers += [[PUBLIC, text] for text in tricks.V4] + [[text, PUBLIC] for text in (*tricks.V4, *tricks.V6)]
+    answers = [[text] for text in (*url_tricks.V4, *url_tricks.V6, "fe80::1%1", "127.255.255.254")]
+    answers += [[hidden] for text in url_tricks.V4 for hidden in url_tricks.hidden(text)]
+    answers += [[PUBLIC, text] for text in url_tricks.V4] + [
+        [text, PUBLIC] for text in (*url_tricks.V4, *url_tricks.V6)
+    ]
     for answer in answers:
         names = Names({"hook.example": [answer]})
         assert await send(f"http://hook.example:{private.port}/", names) == (

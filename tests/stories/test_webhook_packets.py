@@ -9,10 +9,10 @@ from asyncio.subprocess import PIPE
 from typing import Any
 
 import pytest
-from harness import tricks
-from harness.besieged import PRIVATE, PUBLIC, PUBLIC_V6, REDIRECTS, TRIES
-from harness.command import ROOT
-from harness.figures import tell
+from harness.data import url_tricks
+from harness.load.figures import tell
+from harness.network.ssrf_netns import PRIVATE, PUBLIC, PUBLIC_V6, REDIRECTS, TRIES
+from harness.proxy.command import ROOT
 
 SECONDS = 100
 UNSHARE = ("unshare", "--net", "--mount")
@@ -44,7 +44,7 @@ async def skip_without_namespaces() -> None:
 
 async def test_no_trick_gets_a_packet_to_what_is_private() -> None:
     await skip_without_namespaces()
-    status, printed = await in_a_namespace(sys.executable, "-m", "harness.besieged")
+    status, printed = await in_a_namespace(sys.executable, "-m", "harness.network.ssrf_netns")
     assert status == 0
     plain, guarded = [json.loads(line) for line in printed.splitlines()]
 
@@ -62,7 +62,7 @@ async def test_no_trick_gets_a_packet_to_what_is_private() -> None:
 
 def assert_the_rest_arrived(guarded: dict[str, Any]) -> None:
     """What may be told was: names while they led to a public address, and what was sent elsewhere by a redirect."""
-    assert guarded["tried"] > sum(len(set(family(1))) for family in tricks.FAMILIES)
+    assert guarded["tried"] > sum(len(set(family(1))) for family in url_tricks.FAMILIES)
     rebound = [url for url in guarded["acknowledged"] if "rebind" in url]
     assert len(rebound) == len(PRIVATE) * TRIES / 2
     assert [url for url in guarded["acknowledged"] if url.endswith("/good")] == guarded["acknowledged"][len(rebound) :]

@@ -11,10 +11,10 @@ import openai
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from harness.clock import FakeClock
-from harness.jobs import HERE, submission
-from harness.receiver import Receiver, receiver
-from harness.waiting import until
+from harness.data.clock import FakeClock
+from harness.data.jobs import HERE, submission
+from harness.network.webhook_receiver import Receiver, receiver
+from harness.tools.waiting import until
 from structlog.testing import capture_logs
 
 from proxy.jobs.lifecycle import Event

@@ -7,10 +7,10 @@ from pathlib import Path
 import openai
 import pytest
 import pytest_asyncio
-from harness.command import command
-from harness.proxy import Proxy, chat, serving
-from harness.receiver import Receiver, receiver, trap
-from harness.worker import worker
+from harness.network.webhook_receiver import Receiver, receiver, trap
+from harness.proxy.command import command
+from harness.proxy.server import Proxy, chat, serving
+from harness.worker.process import worker
 from structlog.testing import capture_logs
 
 from proxy.settings import Settings

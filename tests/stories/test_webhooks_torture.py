@@ -11,11 +11,11 @@ from pathlib import Path
 import openai
 import pytest
 from aiohttp import web
-from harness.clock import FakeClock
-from harness.jobs import HERE, submission
-from harness.receiver import Receiver, receiver
-from harness.stores import sqlite_store
-from harness.waiting import until
+from harness.data.clock import FakeClock
+from harness.data.jobs import HERE, submission
+from harness.data.store_steps import sqlite_store
+from harness.network.webhook_receiver import Receiver, receiver
+from harness.tools.waiting import until
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Input, Job, Millis, WorkerId

@@ -10,10 +10,10 @@ from typing import Any
 
 import openai
 import pytest
-from harness.proxy import CHAT, Proxy, chat, frames, serving
-from harness.puppet import puppet
-from harness.waiting import until
-from harness.worker import WorkerProcess, worker
+from harness.proxy.server import CHAT, Proxy, chat, frames, serving
+from harness.tools.waiting import until
+from harness.worker.process import WorkerProcess, worker
+from harness.worker.puppet import puppet
 
 from proxy.wire.frames import Credit, End
 

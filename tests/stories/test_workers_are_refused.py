@@ -4,9 +4,9 @@ import asyncio
 
 import aiohttp
 import pytest
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.waiting import until
-from harness.worker import WorkerProcess, worker
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.tools.waiting import until
+from harness.worker.process import WorkerProcess, worker
 
 from proxy.wire import frames
 

@@ -10,11 +10,11 @@ from typing import Any
 import msgspec
 import pytest
 import pytest_asyncio
-from harness.figures import tell
-from harness.proxy import CHAT, Proxy, chat, serving
-from harness.puppet import Puppet, hello, puppet
-from harness.queue import QueueClient
-from harness.waiting import until
+from harness.load.figures import tell
+from harness.proxy.queue_api import QueueClient
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.tools.waiting import until
+from harness.worker.puppet import Puppet, hello, puppet
 
 from proxy.channel.native.app import MOST_TALK
 from proxy.channel.native.validation import CARD_BYTES, MESSAGE_CHARACTERS, MOST_HOLDS, MOST_MODELS

@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from harness.jobs import HERE
+from harness.data.jobs import HERE
 from pydantic import ValidationError
 
 from proxy.access.rate_limits import LIMITS, Limit, LimitedError, Limits

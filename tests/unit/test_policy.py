@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 import pytest
-from harness.jobs import submission
+from harness.data.jobs import submission
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Delivery, Job, JobError, Millis

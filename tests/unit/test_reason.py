@@ -1,7 +1,7 @@
 """Why a job waits, as a function of the job, the workers and the time."""
 
 import pytest
-from harness.jobs import HERE, submission
+from harness.data.jobs import HERE, submission
 
 from proxy.channel.runpod.worker import Polling
 from proxy.jobs.lifecycle import Status

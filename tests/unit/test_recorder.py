@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 import pytest
-from harness.jobs import HERE, submission
+from harness.data.jobs import HERE, submission
 
 from proxy.jobs.model import JobId, Millis, WorkerId
 from proxy.service.events import News

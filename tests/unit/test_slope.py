@@ -1,6 +1,6 @@
 import random
 
-from harness.slope import slope
+from harness.load.slope import slope
 
 NOISE = random.Random(1)
 

@@ -8,8 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from harness.jobs import submission
-from harness.stores import T0, ended, ids, take
+from harness.data.jobs import submission
+from harness.data.store_steps import T0, ended, ids, take
 
 from proxy.jobs.lifecycle import Event
 from proxy.store.base import StoreFullError, StoreUnavailableError

@@ -3,8 +3,8 @@
 from pathlib import Path
 
 import pytest
-from harness.clock import FakeClock
-from harness.jobs import ALICE, HERE, submission
+from harness.data.clock import FakeClock
+from harness.data.jobs import ALICE, HERE, submission
 
 from proxy.app import Parts, compose
 from proxy.jobs.lifecycle import Event

@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable
 from ipaddress import ip_address
 
 import pytest
-from harness import tricks
+from harness.data import url_tricks
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -17,7 +17,7 @@ NOBODY = Allowed()
 INSIDE = Allowed.read(["hooks", "Receiver.internal", "10.1.0.0/16", "fd00::/8", "127.0.0.1"])
 
 
-@pytest.mark.parametrize("family", tricks.FAMILIES)
+@pytest.mark.parametrize("family", url_tricks.FAMILIES)
 def test_tricks_are_refused_with_a_sentence(family: Callable[[int], Iterable[str]]) -> None:
     urls = set(family(8080))
     assert len(urls) > 30
@@ -83,7 +83,7 @@ def test_an_allowed_receiver_is_a_name_or_a_network(word: str) -> None:
 
 
 def test_a_private_address_is_private_however_it_is_written() -> None:
-    written = [*tricks.V4, *tricks.V6, *(one for text in tricks.V4 for one in tricks.hidden(text))]
+    written = [*url_tricks.V4, *url_tricks.V6, *(one for text in url_tricks.V4 for one in url_tricks.hidden(text))]
     assert [text for text in written if is_public(ip_address(text))] == []
 
 
@@ -97,7 +97,7 @@ def test_a_public_address_is_public(text: str) -> None:
 @given(st.ip_addresses(v=4))
 def test_hiding_an_address_never_makes_it_public(address: object) -> None:
     is_open = is_public(ip_address(str(address)))
-    assert not any(is_public(ip_address(one)) and not is_open for one in tricks.hidden(str(address)))
+    assert not any(is_public(ip_address(one)) and not is_open for one in url_tricks.hidden(str(address)))
 
 
 @given(st.text() | st.from_regex(r"https?://[^/?#]{0,30}([/?#].*)?", fullmatch=True))

@@ -6,7 +6,7 @@ from base64 import b64encode
 
 import openai
 import pytest
-from harness.jobs import submission
+from harness.data.jobs import submission
 
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job, Millis

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 from aiohttp import web
-from harness.worker import environment, worker_process
+from harness.worker.process import environment, worker_process
 
 from proxy.wire.frames import PART_BYTES, STREAM_WINDOW, Chunk, End, Pause, Resume
 from tests.unit.worker.support import CHAT, AppEngine, FakeProxy, Line, app_of, chat, fake_proxy, until, working

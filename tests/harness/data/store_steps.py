@@ -1,0 +1,68 @@
+"""Steps on a store, with what does not matter left out."""
+
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, Protocol
+
+from harness.data.jobs import HERE
+from proxy.jobs.lifecycle import Event
+from proxy.jobs.model import EndpointId, Job, JobError, JobId, Millis, WorkerId
+from proxy.store.base import JobStore
+from proxy.store.memory import MemoryStore
+from proxy.store.sqlite.store import SqliteStore
+from proxy.system import SystemDisk, ThreadRunner
+
+
+def sqlite_store(path: Path) -> SqliteStore:
+    """The store in this file, on the real disk and with a real thread."""
+    return SqliteStore(path, SystemDisk(), ThreadRunner)
+
+
+STORES: dict[str, Callable[[Path], JobStore]] = {
+    "memory": lambda _: MemoryStore(),
+    "sqlite": lambda folder: sqlite_store(folder / "jobs.db"),
+}
+"""The stores that the contract is held to: a new one adds a line here, and no test."""
+
+WORKER = WorkerId("w-1")
+WHY = JobError("because", "Because.")
+T0 = Millis(1_000_000)
+MINUTE = 60_000
+
+
+class Submit(Protocol):
+    """Submits jobs by these ids at T0; fields of the submission can be changed by name."""
+
+    async def __call__(self, *ids: str, **changed: Any) -> list[Job]: ...
+
+
+async def take(
+    store: JobStore, limit: int = 10, light_limit: int = 10, endpoint: EndpointId = HERE, now: int = T0
+) -> list[Job]:
+    """Take jobs for a worker."""
+    return list(await store.take(endpoint, WORKER, limit=limit, light_limit=light_limit, now=Millis(now)))
+
+
+async def settle(store: JobStore, job: Job | str, event: Event, now: int = T0 + 5_000, **more: Any) -> Job | None:
+    """Raise an event."""
+    job_id = JobId(job) if isinstance(job, str) else job.id
+    return await store.settle(job_id, event, now=Millis(now), **more)
+
+
+async def ended(store: JobStore, job: Job | str, event: Event, now: int = T0 + 5_000, **more: Any) -> Job:
+    """Raise an event that must happen."""
+    after = await settle(store, job, event, now, **more)
+    assert after is not None
+    return after
+
+
+async def found(store: JobStore, job_id: str) -> Job:
+    """A job that must be there."""
+    job = await store.find(JobId(job_id))
+    assert job is not None
+    return job
+
+
+def ids(jobs: Iterable[Job]) -> list[str]:
+    """Which these are."""
+    return [job.id for job in jobs]

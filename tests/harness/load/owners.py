@@ -1,0 +1,174 @@
+"""Owners who ask for everything at once, and leave when they like; each looks for others' words in what it gets."""
+
+import asyncio
+import json
+import random
+import re
+from collections import Counter
+from collections.abc import Callable, Coroutine
+from contextlib import suppress
+from dataclasses import dataclass, field
+from typing import Any
+from uuid import uuid4
+
+import aiohttp
+
+from harness.proxy.queue_api import FINAL, prompt
+from harness.proxy.server import CHAT, chat
+
+LEAVE_SECONDS = 0.05  # a client that leaves does so within that
+LEAVERS = 0.3  # of all requests
+CURIOUS = 0.2  # of all requests: one for a job of somebody else comes after it
+MARK = re.compile(rb"mark-([0-9a-f]{12})")
+OF_ONE_JOB = (("GET", "status"), ("GET", "status-sync"), ("GET", "stream"), ("POST", "cancel"), ("POST", "retry"))
+NOISE = {"date", "x-request-id"}  # of a header: what no two answers have alike
+COUNTED = ("x-ratelimit-", "ratelimit")
+
+
+@dataclass
+class Owner:
+    """One owner: a key, a word that is in all it asks for, and the jobs that it knows."""
+
+    name: str
+    mark: str
+    key: str
+    chance: random.Random
+    jobs: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Crowd:
+    """All owners of one proxy, and what was seen."""
+
+    http: aiohttp.ClientSession
+    owners: list[Owner]
+    done: Counter[str] = field(default_factory=Counter)
+    foreign: list[str] = field(default_factory=list)  # a word of somebody else, and who got it
+    unequal: list[str] = field(default_factory=list)  # an answer about somebody else's job that tells that there is one
+    looked_at: int = 0  # bytes
+
+    async def ask(self, owner: Owner, method: str, path: str, **more: Any) -> tuple[int, bytes, dict[str, str]]:
+        """One call, every byte of whose answer is looked at, to the instant at which the client leaves."""
+        headers = more.pop("headers", {}) | {"Authorization": f"Bearer {owner.key}"}
+        async with self.http.request(method, path, headers=headers, **more) as response:
+            self.look(owner, str(response.headers).encode())
+            if job := response.headers.get("x-job-id"):
+                owner.jobs.append(job)
+            body = b""
+            async for data in response.content.iter_any():
+                body += data
+                self.look(owner, body[-len(data) - 20 :])  # a word may come in two pieces
+            found = {name.lower(): value for name, value in response.headers.items()}
+            return response.status, body, {name: value for name, value in found.items() if not _is_noise(name)}
+
+    async def run(self, owner: Owner) -> str:
+        """Submit a job; its id."""
+        stream = owner.chance.random() < 0.5
+        value = prompt(owner.mark, stream=stream, max_tokens=owner.chance.randint(1, 8), seed=1_000)
+        status, body, _ = await self.ask(owner, "POST", "/v2/default/run", json={"input": value})
+        assert status == 200, body
+        job: str = json.loads(body)["id"]
+        owner.jobs.append(job)
+        return job
+
+    def look(self, owner: Owner, content: bytes) -> None:
+        """These bytes came to this owner."""
+        self.looked_at += len(content)
+        for found in MARK.findall(content):
+            if found.decode() not in owner.mark:
+                self.foreign.append(f"{found.decode()} at {owner.name}")
+
+
+def owners(number: int, seed: int) -> list[Owner]:
+    """So many of them."""
+    chance = random.Random(seed)
+    return [
+        Owner(f"o{one}", f"mark-{chance.randbytes(6).hex()}", f"key-{one}-{seed}", random.Random(f"{seed} {one}"))
+        for one in range(number)
+    ]
+
+
+async def one_request(seen: Crowd, owner: Owner) -> None:
+    """Anything, to its end or to the instant at which its client has enough."""
+    kind, call = owner.chance.choice(list(KINDS.items()))
+    asking = asyncio.ensure_future(call(seen, owner))
+    if owner.chance.random() < LEAVERS:
+        with suppress(TimeoutError):
+            async with asyncio.timeout(owner.chance.random() * LEAVE_SECONDS):
+                await asking
+        kind += ", left" if asking.cancelled() else ""
+    else:
+        await asking
+    seen.done[kind] += 1
+    if owner.chance.random() < CURIOUS:
+        await _pry(seen, owner)
+
+
+async def _openai(seen: Crowd, owner: Owner, *, stream: bool) -> None:
+    asked = chat(owner.mark, stream=stream, max_tokens=owner.chance.randint(1, 8), seed=2_000)
+    status, body, _ = await seen.ask(owner, "POST", CHAT, json=asked)
+    assert status == 200, body
+    assert owner.mark.encode() in body
+
+
+async def _runsync(seen: Crowd, owner: Owner) -> None:
+    value = prompt(owner.mark, max_tokens=owner.chance.randint(1, 8), seed=2_000)
+    status, body, _ = await seen.ask(owner, "POST", "/v2/default/runsync", json={"input": value})
+    assert status == 200, body
+    owner.jobs.append(json.loads(body)["id"])
+
+
+async def _run(seen: Crowd, owner: Owner) -> None:
+    await _until_final(seen, owner, await seen.run(owner), "status-sync", "?wait=5000")
+
+
+async def _run_and_stream(seen: Crowd, owner: Owner) -> None:
+    await _until_final(seen, owner, await seen.run(owner), "stream", "?wait=1000")
+
+
+async def _run_and_cancel(seen: Crowd, owner: Owner) -> None:
+    job = await seen.run(owner)
+    await asyncio.sleep(owner.chance.random() * LEAVE_SECONDS)  # an instant of its run, any
+    status, body, _ = await seen.ask(owner, "POST", f"/v2/default/cancel/{job}")
+    assert status == 200, body
+    await _until_final(seen, owner, job, "status", "")
+
+
+async def _until_final(seen: Crowd, owner: Owner, job: str, operation: str, query: str) -> None:
+    while True:
+        status, body, _ = await seen.ask(owner, "GET", f"/v2/default/{operation}/{job}{query}")
+        assert status == 200, body
+        if json.loads(body)["status"] in FINAL:
+            return
+
+
+async def _pry(seen: Crowd, owner: Owner) -> None:
+    """Somebody else's job is no other than one that never was: the answers are the same, but for the id."""
+    other = owner.chance.choice(seen.owners)
+    if other is owner or not other.jobs:
+        return
+    job = owner.chance.choice(other.jobs[-5:])
+    unknown = str(uuid4()) + job[job.rindex("-") :] if not job.startswith("sync-") else f"sync-{uuid4()}-u1"
+    method, operation = owner.chance.choice(OF_ONE_JOB)
+    answers = []
+    for asked in (job, unknown):
+        answer = await seen.ask(owner, method, f"/v2/default/{operation}/{asked}")
+        answers.append((answer[0], answer[1].replace(asked.encode(), b"ID"), answer[2]))
+    if answers[0] != answers[1] or answers[0][0] != 404:
+        seen.unequal.append(f"{operation} of a job of {other.name} by {owner.name}: {answers}")
+    seen.done["asked for another's job"] += 1
+
+
+def _is_noise(name: str) -> bool:
+    return name in NOISE or name.startswith(COUNTED)
+
+
+Call = Callable[[Crowd, Owner], Coroutine[Any, Any, None]]
+KINDS: dict[str, Call] = {
+    "OpenAI stream": lambda seen, owner: _openai(seen, owner, stream=True),
+    "OpenAI": lambda seen, owner: _openai(seen, owner, stream=False),
+    "runsync": _runsync,
+    "run": _run,
+    "run and stream": _run_and_stream,
+    "run and cancel": _run_and_cancel,
+}

@@ -1,0 +1,67 @@
+"""Clients with large bodies, of which they keep only one piece in memory."""
+
+import asyncio
+from collections.abc import Iterator
+from contextlib import suppress
+from itertools import repeat
+from typing import NamedTuple
+
+from harness.network.raw_connection import Answer, Strict, strict
+
+PIECE = b"x" * (64 * 1024)
+PATIENCE = 60.0
+MB = 1024 * 1024
+
+
+class Body(NamedTuple):
+    """A body in pieces."""
+
+    begin: bytes
+    piece: bytes
+    times: int
+    end: bytes
+
+    @property
+    def size(self) -> int:
+        """Its bytes."""
+        return len(self.begin) + self.times * len(self.piece) + len(self.end)
+
+    def pieces(self) -> Iterator[bytes]:
+        """In their order."""
+        yield self.begin
+        yield from repeat(self.piece, self.times)
+        yield self.end
+
+
+def text(size: int, begin: str = "") -> Body:
+    """A prompt for the engine, of about so many bytes; it begins with these characters."""
+    return Body(b'{"prompt":"%b' % begin.encode(), PIECE, size // len(PIECE) - 1, b'"}')
+
+
+def head(path: str, *fields: str) -> bytes:
+    """The head of a request with a JSON body."""
+    lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *fields)
+    return "\r\n".join(lines).encode() + b"\r\n\r\n"
+
+
+async def upload(url: str, path: str, body: Body, *, chunked: bool = False, fields: tuple[str, ...] = ()) -> Answer:
+    """Send it until an answer comes. That is read, whether or not all was sent."""
+    framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {body.size}"
+    async with strict(url, PATIENCE) as line:
+        await line.say(head(path, framing, *fields))
+        sending = asyncio.create_task(_send(line, body, chunked=chunked))
+        try:
+            answer = await line.answer()
+        finally:
+            sending.cancel()
+            with suppress(asyncio.CancelledError):
+                await sending
+    assert answer is not None, f"no answer to {path}"
+    return answer
+
+
+async def _send(line: Strict, body: Body, *, chunked: bool) -> None:
+    for piece in body.pieces():
+        await line.say(b"%x\r\n%b\r\n" % (len(piece), piece) if chunked else piece)
+    if chunked:
+        await line.say(b"0\r\n\r\n")

@@ -1,0 +1,97 @@
+"""The command line as a process of its own, as a person runs it."""
+
+import asyncio
+import os
+import re
+import signal
+import sys
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from harness.tools.waiting import until
+
+ROOT = Path(__file__).parents[3]
+STOP_SECONDS = 30.0
+
+
+@dataclass
+class Command:
+    """A running command and what it has printed."""
+
+    process: Process
+    lines: list[str] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """Everything printed so far."""
+        return "\n".join(self.lines)
+
+    async def says(self, pattern: str, seconds: float = 20.0) -> re.Match[str]:
+        """Wait until it has printed this."""
+        compiled = re.compile(pattern, re.MULTILINE)
+        await until(lambda: bool(compiled.search(self.text)) or self.process.returncode is not None, seconds, pattern)
+        found = compiled.search(self.text)
+        assert found is not None, self.text
+        return found
+
+    async def stop(self, number: signal.Signals = signal.SIGINT) -> int:
+        """Send a signal to it alone and wait for its end; its exit status."""
+        if self.process.returncode is None:
+            self.process.send_signal(number)
+        return await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+
+
+@asynccontextmanager
+async def command(
+    *arguments: str, python: str = sys.executable, through: Sequence[str] = (), **environment: str
+) -> AsyncIterator[Command]:
+    """`vllm-serverless ARGUMENTS`, by the Python of this or another environment; ended at the end.
+
+    It is started `through` a command that goes on as it, such as setpriv.
+    """
+    process = await asyncio.create_subprocess_exec(
+        *(*through, python, "-m", "proxy.cli", *arguments),
+        cwd=ROOT, env=os.environ | environment, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+    )  # fmt: skip
+    running = Command(process)
+    reading = asyncio.create_task(_read(running))
+    try:
+        yield running
+    finally:
+        if process.returncode is None:
+            await running.stop()
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await asyncio.wait_for(reading, STOP_SECONDS)
+
+
+async def _read(running: Command) -> None:
+    assert running.process.stdout is not None
+    async for line in running.process.stdout:
+        running.lines.append(line.decode(errors="replace").rstrip())
+
+
+def family(leaders: list[int]) -> list[int]:
+    """The processes in the sessions of these, whatever they have done to their environment."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                state, _, _, session = (entry / "stat").read_text().rpartition(")")[2].split()[:4]
+                if int(session) in leaders and state != "Z":
+                    found.append(int(entry.name))
+    return found
+
+
+def processes(mark: str) -> list[int]:
+    """The processes of this machine whose environment holds this mark."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            with suppress(OSError):
+                if mark.encode() in (entry / "environ").read_bytes():
+                    found.append(int(entry.name))
+    return found

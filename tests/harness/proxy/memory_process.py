@@ -1,0 +1,66 @@
+"""A proxy in a process of its own that says every second how much it holds: `python -m harness.proxy.memory_process`.
+
+Its settings are `PROXY_*`. The first line is its URL; each other one is JSON: memory, open files, tasks, and how long
+its tables are.
+"""
+
+import asyncio
+import gc
+import json
+import os
+from pathlib import Path
+
+import structlog
+import uvloop
+
+from proxy.app import Parts, compose
+from proxy.serving import listen, running, until_signal
+from proxy.settings import Settings
+
+PAGE = os.sysconf("SC_PAGE_SIZE")
+OBJECTS_EVERY = 10  # to count all objects takes a while
+
+
+def held(parts: Parts, *, objects: bool) -> dict[str, int]:
+    """What it holds now."""
+    found = {
+        "rss": int(Path("/proc/self/statm").read_text().split()[1]) * PAGE,
+        "fds": len(list(Path("/proc/self/fd").iterdir())),
+        "tasks": len(asyncio.all_tasks()),
+        "mailboxes": len(parts.output),
+        "followers": len(parts.queue._news._followers),
+        "drains": len(parts.queue._drains),
+        "recordings": len(parts.recorder._recordings),
+        "background": len(parts.background._tasks),
+        "roster": len(parts.roster._workers),
+        "ill": len(parts.fleet._ill),
+    }
+    if objects:
+        gc.collect()
+        found["objects"] = len(gc.get_objects())
+    return found
+
+
+async def tell(parts: Parts) -> None:
+    """Say it every second."""
+    number = 0
+    while True:
+        print(json.dumps(held(parts, objects=number % OBJECTS_EVERY == 0)), flush=True)
+        number += 1
+        await asyncio.sleep(1)
+
+
+async def serve() -> None:
+    """Until a signal comes."""
+    settings = Settings()
+    parts, listener, stopped = compose(settings), listen(settings), asyncio.create_task(until_signal())
+    async with running(parts, listener):
+        print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
+        telling = asyncio.create_task(tell(parts))
+        await stopped
+        telling.cancel()
+
+
+if __name__ == "__main__":
+    structlog.configure(logger_factory=structlog.ReturnLoggerFactory())
+    uvloop.run(serve())

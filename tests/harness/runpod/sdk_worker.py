@@ -1,0 +1,83 @@
+"""Stock workers: the real Runpod SDK in a process of its own, with a handler of `tests/handlers`."""
+
+import asyncio
+import os
+import signal
+from asyncio.subprocess import PIPE, STDOUT, Process
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from harness.proxy.server import Proxy, serving
+from harness.tools.environments import python
+from harness.tools.waiting import until
+from proxy.cli.stock_worker import environment
+
+HANDLERS = Path(__file__).parents[2] / "handlers"
+STOP_SECONDS = 20.0
+START_SECONDS = 60.0
+
+
+@dataclass
+class StockProcess:
+    """A stock worker, from outside."""
+
+    process: Process
+    id: str
+    lines: list[str] = field(default_factory=list)
+
+    def notes(self, kind: str, job: str) -> int:
+        """How often its handler has noted this about a job."""
+        return self.lines.count(f"note {kind} {job}")
+
+    async def noted(self, kind: str, job: str, seconds: float = 20.0) -> None:
+        """Wait until its handler has noted this."""
+        await until(lambda: self.notes(kind, job) > 0, seconds, f"{kind} {job}")
+
+    async def stop(self) -> int:
+        """Ask it to end, and wait for it."""
+        self.process.send_signal(signal.SIGTERM)
+        return await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+
+
+def stock_proxy(**settings: Any) -> AbstractAsyncContextManager[Proxy]:
+    """A proxy that knows soon that a stock worker is lost."""
+    return serving(**{"poll_hold": 2.0, "ping_lease": 6.0, "line_gap": 2.0, "queue_timeout": 30.0} | settings)
+
+
+@asynccontextmanager
+async def stock_worker(
+    proxy: Proxy, handler: str, endpoint: str = "default", *, pod: str = "", wait: bool = True, **more: str
+) -> AsyncIterator[StockProcess]:
+    """A stock worker of this proxy; `more` are variables of its environment. Everything of it is ended at the end."""
+    pod = pod or f"pod-{os.urandom(4).hex()}"
+    told = environment(proxy.url, endpoint, proxy.parts.token, pod, ping_millis=1000)
+    process = await asyncio.create_subprocess_exec(
+        *(python(".venv-sdk"), str(HANDLERS / handler)),
+        cwd=HANDLERS, env=os.environ | told | more, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+    )  # fmt: skip
+    running = StockProcess(process, pod)
+    reading = asyncio.create_task(_read(running))
+    try:
+        if wait:
+            await until(lambda: _is_ready(proxy, running), START_SECONDS, f"{handler} asks for jobs")
+        yield running
+    finally:
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        await process.wait()
+        await reading
+
+
+def _is_ready(proxy: Proxy, running: StockProcess) -> bool:
+    assert running.process.returncode is None, "\n".join(running.lines)
+    return any(one.id == running.id and one.credit > 0 for one in proxy.parts.fleet)
+
+
+async def _read(running: StockProcess) -> None:
+    assert running.process.stdout is not None
+    with suppress(ValueError):  # a line that is too long
+        async for line in running.process.stdout:
+            running.lines.append(line.decode(errors="replace").rstrip())

@@ -1,0 +1,70 @@
+"""A worker of our own protocol that does nothing by itself: it says what a story lets it say."""
+
+import asyncio
+from collections import deque
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import aiohttp
+
+from harness.proxy.server import Proxy
+from proxy.wire import frames
+
+PATIENCE = 20.0
+
+
+@dataclass
+class Puppet:
+    """One connection."""
+
+    socket: aiohttp.ClientWebSocketResponse
+    _heard: deque[frames.ToWorker] = field(default_factory=deque)
+
+    async def say(self, *said: frames.Frame) -> None:
+        await self.socket.send_bytes(frames.encode(list(said)))
+
+    async def hear(self) -> frames.ToWorker:
+        """The next frame."""
+        while not self._heard:
+            message = await self.socket.receive(timeout=PATIENCE)
+            assert message.type == aiohttp.WSMsgType.BINARY, (message, self.socket.close_code)
+            self._heard.extend(frames.decode_to_worker(message.data))
+        return self._heard.popleft()
+
+    async def job(self) -> frames.Job:
+        """The next job."""
+        while not isinstance(frame := await self.hear(), frames.Job):
+            pass
+        return frame
+
+    async def stopped(self) -> frames.Stop:
+        """The next job that it is to stop."""
+        while not isinstance(frame := await self.hear(), frames.Stop):
+            pass
+        return frame
+
+    async def closed(self) -> tuple[int | None, str]:
+        """With which code and for what reason the proxy closed."""
+        async with asyncio.timeout(PATIENCE):
+            while True:
+                message = await self.socket.receive()
+                if message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
+                    return self.socket.close_code, str(message.extra or "")
+
+
+def hello(
+    name: str = "w-puppet", models: Sequence[frames.Model] = (), holds: Sequence[frames.Hold] = ()
+) -> frames.Hello:
+    """As an honest worker says it."""
+    return frames.Hello(frames.PROTOCOL, name, "puppet 1", list(models), list(holds))
+
+
+@asynccontextmanager
+async def puppet(proxy: Proxy, *first: frames.Frame, slots: int = 0) -> AsyncIterator[Puppet]:
+    """One that has said these, or hello and that it has slots."""
+    headers = {"Authorization": f"Bearer {proxy.parts.token}"}
+    async with proxy.http.ws_connect("/v2/default/worker", headers=headers, max_msg_size=0) as socket:
+        one = Puppet(socket)
+        await one.say(*(first or (hello(), frames.Credit(slots, 0))))
+        yield one
