@@ -19,11 +19,11 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.access.keys import Keys, Kind, stored_key
 from proxy.api.app import error_body
-from proxy.edge.connections import Crowd, Pace
+from proxy.edge.connections import ConnectionLimiter, Pace
 from proxy.edge.gate import Gate
-from proxy.edge.guard import Door
+from proxy.edge.guard import EdgeContext
 from proxy.edge.head import Hosts
-from proxy.edge.protocol import EdgeProtocol, HttpProtocol, LineProtocol
+from proxy.edge.protocol import EdgeProtocol, HttpProtocol, WatchedProtocol
 from proxy.edge.routes import Room, Table
 
 ROUNDS, REQUESTS = 15, 2_000
@@ -61,7 +61,7 @@ class Transport:
     def close(self) -> None: ...
 
 
-class Unguarded(LineProtocol, HttpProtocol):
+class Unguarded(WatchedProtocol, HttpProtocol):
     """The proxy's protocol as it would be without the guard."""
 
 
@@ -97,7 +97,7 @@ async def main() -> None:
     """Measure in turns, and print the medians."""
     answer, keys = Answer(), Keys([stored_key("me=sk-some-key", Kind.CLIENT)])
     gate = Gate(keys, Table(), dict.fromkeys(Room, answer))
-    door = Door(Hosts(), Pace(), Crowd(1000), error_body, gate.is_worker)
+    door = EdgeContext(Hosts(), Pace(), ConnectionLimiter(1000), error_body, gate.is_worker)
     makers: dict[str, tuple[Any, Any]] = {
         "uvicorn": (HttpToolsProtocol, answer),
         "without the guard": (Unguarded, answer),

@@ -15,29 +15,29 @@ from proxy.api.app import StatusApp, error_body
 from proxy.api.openai.app import OpenAi
 from proxy.api.queue import response
 from proxy.api.queue.app import JobsApi
-from proxy.api.queue.listing import Overview
+from proxy.api.queue.listing import Listing
 from proxy.channel.native.app import WorkerChannel
 from proxy.channel.native.connection import Reader
 from proxy.channel.native.membership import Membership
-from proxy.channel.runpod.app import StockChannel
-from proxy.channel.runpod.registry import Roster
-from proxy.channel.runpod.results import Posts
-from proxy.edge.connections import Crowd, places
-from proxy.edge.gate import Gate, RoomApp, WorkerRoom
-from proxy.edge.guard import Door
+from proxy.channel.runpod.app import RunpodChannel
+from proxy.channel.runpod.registry import WorkerRegistry
+from proxy.channel.runpod.results import RunpodResults
+from proxy.edge.connections import ConnectionLimiter, places
+from proxy.edge.gate import BackendApp, Gate, WorkerBackend
+from proxy.edge.guard import EdgeContext
 from proxy.edge.origins import Origins
-from proxy.edge.routes import Room, Table
+from proxy.edge.routes import Backend, Table
 from proxy.jobs.ids import Ids
 from proxy.jobs.model import Job, WorkerId
 from proxy.service.background import Background
 from proxy.service.dispatch import Dispatch
-from proxy.service.durable import Queue
-from proxy.service.endings import Runs
+from proxy.service.durable import DurableJobs
+from proxy.service.endings import RunEndings
 from proxy.service.endpoints import Endpoints
-from proxy.service.events import News
+from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet
-from proxy.service.interactive import Intake
-from proxy.service.mailbox import Output
+from proxy.service.interactive import InteractiveJobs
+from proxy.service.mailbox import Mailboxes
 from proxy.service.orphans import Orphans
 from proxy.service.ports import WorkerExit
 from proxy.service.recorder import Recorder
@@ -73,24 +73,24 @@ class Parts:
     token: str = field(repr=False)
     endpoints: Endpoints
     fleet: Fleet
-    output: Output
+    output: Mailboxes
     dispatch: Dispatch
-    runs: Runs
-    intake: Intake
+    runs: RunEndings
+    interactive: InteractiveJobs
     store: JobStore
     orphans: Orphans
-    queue: Queue
+    durable: DurableJobs
     recorder: Recorder
-    news: News
+    events: JobEvents
     background: Background
     stuck: StuckWorkers
     sweeper: Sweeper
     deliveries: Deliveries
-    roster: Roster
+    registry: WorkerRegistry
     bodies: Budget
     answers: Budget
     passing: Budget
-    door: Door
+    edge: EdgeContext
     app: Any  # the ASGI application
 
     def worker_exited(self, worker_exit: WorkerExit) -> None:
@@ -109,14 +109,14 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
     keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
     store = store or _store(settings, system)
-    fleet, output, news, background = Fleet(), Output(), News(), Background()
-    recorder = Recorder(store, news)
-    dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, news, clock)
-    runs = Runs(store, fleet, output, recorder, news, dispatch, clock)
+    fleet, output, events, background = Fleet(), Mailboxes(), JobEvents(), Background()
+    recorder = Recorder(store, events)
+    dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, events, clock)
+    runs = RunEndings(store, fleet, output, recorder, events, dispatch, clock)
     orphans = Orphans(store, runs)
-    intake = Intake(store, output, dispatch, runs, clock, ids)
+    interactive = InteractiveJobs(store, output, dispatch, runs, clock, ids)
     limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, _loop_time)
-    queue = Queue(store, fleet, dispatch, runs, recorder, news, intake, clock, ids)
+    durable = DurableJobs(store, fleet, dispatch, runs, recorder, events, interactive, clock, ids)
     stuck = StuckWorkers(fleet, settings.stop_grace)
     sweeper = Sweeper(store, fleet, output, runs, orphans, stuck, clock, settings.lease)
     receivers, seal = settings.receivers(), Seal(settings.seal_key(), system.random_bytes)
@@ -124,7 +124,7 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
 
     async def notice(job: Job) -> bytes:
         webhook = seal.open_webhook(job.submission.webhook or "")
-        found = await queue.outputs(job) if job.output is None else (job, ())
+        found = await durable.outputs(job) if job.output is None else (job, ())
         if found is None or found[0].retries != job.retries:  # a retry takes the delivery back
             return b""
         return response.notice(job, found[1], clock.now(), webhook)
@@ -136,18 +136,18 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
     channel = WorkerChannel(
         endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
     )
-    roster = Roster(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
+    registry = WorkerRegistry(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
     results, passing = Budget(RESULT_BYTES), Budget(PASSING_BYTES)
-    posts = Posts(runs, output, recorder, roster, passing)
-    stock = StockChannel(endpoints, roster, posts, results, seal.open)
+    posts = RunpodResults(runs, output, recorder, registry, passing)
+    stock = RunpodChannel(endpoints, registry, posts, results, seal.open)
     bodies = Budget(settings.body_budget, settings.body_budget // (2 if len(settings.client_keys()) > 1 else 1))
     answers = Budget(ANSWER_BYTES)
-    openai = OpenAi(endpoints, intake, limits, bodies, answers, ids.request, settings.gaps())
+    openai = OpenAi(endpoints, interactive, limits, bodies, answers, ids.request, settings.intervals())
     jobs = JobsApi(
         endpoints,
-        Overview(store, fleet, queue, clock, seal),
-        queue,
-        intake,
+        Listing(store, fleet, durable, clock, seal),
+        durable,
+        interactive,
         limits,
         bodies,
         answers,
@@ -155,17 +155,23 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
         check_url=check_webhook,
         seal=seal,
     )
-    status = StatusApp(endpoints, fleet, intake, store, jobs)
-    rooms: dict[Room, RoomApp] = {
-        Room.STATUS: status,
-        Room.QUEUE: status,
-        Room.OPENAI: openai,
-        Room.STOCK: WorkerRoom(stock),
-        Room.CHANNEL: WorkerRoom(channel),
+    status = StatusApp(endpoints, fleet, interactive, store, jobs)
+    backends: dict[Backend, BackendApp] = {
+        Backend.STATUS: status,
+        Backend.QUEUE: status,
+        Backend.OPENAI: openai,
+        Backend.STOCK: WorkerBackend(stock),
+        Backend.CHANNEL: WorkerBackend(channel),
     }
     table = Table()
-    gate = Gate(keys, table, rooms)
-    door = Door(settings.hosts(), settings.pace(), Crowd(places(settings.max_connections)), error_body, gate.is_worker)
+    gate = Gate(keys, table, backends)
+    edge = EdgeContext(
+        settings.hosts(),
+        settings.pace(),
+        ConnectionLimiter(places(settings.max_connections)),
+        error_body,
+        gate.is_worker,
+    )
     app: Any = gate
     if settings.cors_origin:
         app = CORSMiddleware(
@@ -186,21 +192,21 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
         output,
         dispatch,
         runs,
-        intake,
+        interactive,
         store,
         orphans,
-        queue,
+        durable,
         recorder,
-        news,
+        events,
         background,
         stuck,
         sweeper,
         deliveries,
-        roster,
+        registry,
         bodies,
         answers,
         passing,
-        door,
+        edge,
         app,
     )
 

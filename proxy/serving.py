@@ -77,7 +77,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
 async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         parts.app,
-        http=cast("type[EdgeProtocol]", partial(EdgeProtocol, parts.door)),
+        http=cast("type[EdgeProtocol]", partial(EdgeProtocol, parts.edge)),
         ws=WorkerProtocol,
         ws_max_size=SOCKET_BYTES,
         ws_per_message_deflate=False,
@@ -94,10 +94,10 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
     )
     server = Server(config)
     loops: dict[str, Callable[[], Awaitable[None]]] = {
-        "crowd": parts.door.crowd.serve,
+        "crowd": parts.edge.connections.serve,
         "sweeper": parts.sweeper.serve,
         "forgetting": parts.sweeper.serve_forgetting,
-        "roster": parts.roster.serve,
+        "roster": parts.registry.serve,
         "recorder": parts.recorder.serve,
         "deliveries": parts.deliveries.serve,
         **{f"dispatch {one.id}": partial(parts.dispatch.serve, one.id) for one in parts.endpoints},
@@ -118,13 +118,13 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
 
 async def drain(parts: Parts) -> None:
     """Stop taking; finish, or hand back; close."""
-    parts.intake.refuse()
-    await parts.intake.end_waiting()
+    parts.interactive.refuse()
+    await parts.interactive.end_waiting()
     if not await parts.output.wait_empty(parts.settings.drain):
         log.warning("drain.cut", calls=len(parts.output))
-        await parts.intake.end_running()
+        await parts.interactive.end_running()
         await parts.output.wait_empty(FLUSH_SECONDS)
-    parts.queue.let_go()
+    parts.durable.let_go()
     for worker in parts.fleet:
         if worker.port is not None:
             worker.port.close("the proxy is shutting down")

@@ -14,8 +14,8 @@ from proxy.access.encryption import new_key
 from proxy.access.keys import Kind, StoredKey, parted, stored_key
 from proxy.access.rate_limits import LIMITS, PER_WORKER, Limit
 from proxy.access.startup_check import refusal
-from proxy.api.openai.relay import Gaps
-from proxy.channel.runpod.tracking import Patience
+from proxy.api.openai.relay import HeartbeatIntervals
+from proxy.channel.runpod.tracking import RunpodTimeouts
 from proxy.edge.connections import Pace
 from proxy.edge.head import Hosts, is_host
 from proxy.edge.origins import ANY, read_origin
@@ -215,13 +215,13 @@ class Settings(BaseSettings):
         """How slow a client may be."""
         return Pace(self.head_timeout, self.body_grace, self.body_timeout)
 
-    def gaps(self) -> Gaps:
+    def intervals(self) -> HeartbeatIntervals:
         """When a stream's client hears that it is alive."""
-        return Gaps(self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent)
+        return HeartbeatIntervals(self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent)
 
-    def patience(self) -> Patience:
+    def patience(self) -> RunpodTimeouts:
         """How long stock workers are waited for."""
-        return Patience(self.poll_hold, self.ping_lease, self.line_gap)
+        return RunpodTimeouts(self.poll_hold, self.ping_lease, self.line_gap)
 
     def client_keys(self) -> list[str]:
         """Return the `[OWNER=]KEY` of all clients, from both sources."""

@@ -38,7 +38,7 @@ def pytest_configure() -> None:
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Order the tests of a parallel run; each of its processes collects all of them."""
+    """JobRequest the tests of a parallel run; each of its processes collects all of them."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items[:] = longest_first(items)
 

@@ -11,8 +11,8 @@ import structlog
 import uvloop
 
 from proxy.wire.frames import Log
-from worker_vllm.channel.connection import GOING_AWAY, Channel, OrphanedError, Patience, WakingOutbox
-from worker_vllm.channel.dial import Dialler, Handshake, Link, RefusedError
+from worker_vllm.channel.connection import GOING_AWAY, Channel, ChannelTimeouts, OrphanedError, WakingOutbox
+from worker_vllm.channel.dial import Dialler, DialRefusedError, Handshake, Link
 from worker_vllm.channel.loading import Loading
 from worker_vllm.ending import EX_CONFIG, EX_FAILED, EX_OK, EX_SOFTWARE, EX_UNAVAILABLE, Ended
 from worker_vllm.engine.base import Engine, EngineError, read_models
@@ -160,13 +160,13 @@ async def _until_end(
 async def _connect(channel: Channel) -> Ended:
     try:
         await channel.run()
-    except (RefusedError, OrphanedError) as failure:
+    except (DialRefusedError, OrphanedError) as failure:
         return _refused(failure)
     return Ended(EX_OK)
 
 
-def _refused(failure: RefusedError | OrphanedError) -> Ended:
-    return Ended(EX_CONFIG if isinstance(failure, RefusedError) else EX_UNAVAILABLE, str(failure))
+def _refused(failure: DialRefusedError | OrphanedError) -> Ended:
+    return Ended(EX_CONFIG if isinstance(failure, DialRefusedError) else EX_UNAVAILABLE, str(failure))
 
 
 async def _first(signal_wait: Coroutine[None, None, bool], task: "asyncio.Task[Ended]", seconds: float) -> None:
@@ -183,5 +183,5 @@ def _dialler() -> Dialler:
     return Dialler(Handshake, random.uniform)
 
 
-def _patience(settings: Settings) -> Patience:
-    return Patience(settings.heartbeat_seconds, settings.orphan_seconds)
+def _patience(settings: Settings) -> ChannelTimeouts:
+    return ChannelTimeouts(settings.heartbeat_seconds, settings.orphan_seconds)

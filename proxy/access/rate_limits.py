@@ -40,12 +40,12 @@ SAME_AS = {"status-sync": "status", "health": "status", "retry": "cancel"}
 class LimitedError(Exception):
     """Too much was asked; `seconds` says when to come back, `told` what the headers say."""
 
-    def __init__(self, sentence: str, seconds: int, told: "Told | None") -> None:
+    def __init__(self, sentence: str, seconds: int, told: "RateLimitStatus | None") -> None:
         super().__init__(sentence)
         self.seconds, self.told = seconds, told
 
 
-class Told(NamedTuple):
+class RateLimitStatus(NamedTuple):
     """What a client may know: its limit, what is left of it, and the seconds until it begins anew."""
 
     limit: int
@@ -76,7 +76,9 @@ class Limits:
         self._uses: dict[tuple[str, EndpointId, str], _Use] = {}
         self._forget_above = FORGET_ABOVE
 
-    def enter(self, key: str, endpoint: EndpointId, operation: str) -> tuple[Callable[[], None], Told | None]:
+    def enter(
+        self, key: str, endpoint: EndpointId, operation: str
+    ) -> tuple[Callable[[], None], RateLimitStatus | None]:
         """Begin a request: gives what ends it, and what its client is told; or `LimitedError`."""
         operation = SAME_AS.get(operation, operation)
         limit = self._table.get(operation)
@@ -97,8 +99,8 @@ class Limits:
             reset = max(1, int((window + 1) * WINDOW_SECONDS - now + 0.999))
             if use.count >= most:
                 sentence = f"More than {most} {operation} requests in {WINDOW_SECONDS} seconds. Try again in {reset} s."
-                raise LimitedError(sentence, reset, Told(most, 0, reset))
-            told = Told(most, most - use.count - 1, reset)
+                raise LimitedError(sentence, reset, RateLimitStatus(most, 0, reset))
+            told = RateLimitStatus(most, most - use.count - 1, reset)
         if limit.concurrent is not None and use.open >= limit.concurrent:
             raise LimitedError(f"More than {limit.concurrent} {operation} requests at once.", 1, told)
         use.count += 1

@@ -16,15 +16,17 @@ from proxy.api.queue.response import queue_error
 from proxy.jobs.model import EndpointId
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
-from proxy.service.interactive import Intake
+from proxy.service.interactive import InteractiveJobs
 from proxy.store.base import JobStore
 
 
 class StatusApp:
     """`/`, `/livez`, `/readyz`, `/health`, `/ping`, `/openapi.json`, and the queue API, on FastAPI."""
 
-    def __init__(self, endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore, jobs: JobsApi) -> None:
-        self.fastapi = _fastapi(endpoints, fleet, intake, store, jobs)
+    def __init__(
+        self, endpoints: Endpoints, fleet: Fleet, interactive: InteractiveJobs, store: JobStore, jobs: JobsApi
+    ) -> None:
+        self.fastapi = _fastapi(endpoints, fleet, interactive, store, jobs)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request of a caller who may ask."""
@@ -45,7 +47,9 @@ def error_body(path: str, error: ApiError) -> bytes:
     return (OPENAI if found is None else found.route.dialect).error(error)
 
 
-def _fastapi(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore, jobs: JobsApi) -> FastAPI:
+def _fastapi(
+    endpoints: Endpoints, fleet: Fleet, interactive: InteractiveJobs, store: JobStore, jobs: JobsApi
+) -> FastAPI:
     app = FastAPI(
         title="vllm-serverless",
         version=_version(),
@@ -69,7 +73,7 @@ def _fastapi(endpoints: Endpoints, fleet: Fleet, intake: Intake, store: JobStore
     @app.api_route("/ping", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         """200 once a worker can serve; 503, and why, before that and while the proxy shuts down."""
-        if intake.is_draining:
+        if interactive.is_draining:
             return JSONResponse({"status": "draining"}, 503)
         is_ready = any(fleet.is_ready(endpoint.id) for endpoint in endpoints)
         return JSONResponse({"status": "ok" if is_ready else "no worker is ready"}, 200 if is_ready else 503)

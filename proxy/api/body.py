@@ -9,7 +9,7 @@ import msgspec
 
 from proxy.access.body_budget import Share
 from proxy.api.errors import ApiError
-from proxy.service.json_text import MOST_STEPS, apart, has_too_much, utf8_fault
+from proxy.service.json_text import MOST_STEPS, has_too_much, in_thread_if_large, utf8_fault
 
 Decoded = TypeVar("Decoded")
 
@@ -29,7 +29,7 @@ _NULL, _TRUE = msgspec.Raw(b"null"), msgspec.Raw(b"true")
 _OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 
-class Peek(NamedTuple):
+class BodySummary(NamedTuple):
     """What this proxy looks at. Everything else is between the client and the engine.
 
     `is_streaming`: the client asks for a stream. Only a plain `true` is taken for yes; the engine judges the rest.
@@ -93,17 +93,17 @@ def require_type(content_type: bytes, wanted: bytes) -> None:
         raise ApiError("unsupported_media_type", f"Send the body with `Content-Type: {wanted.decode()}`.")
 
 
-async def peek(body: bytes) -> Peek:
+async def peek(body: bytes) -> BodySummary:
     """Check that a body is UTF-8 and a JSON object, and look at `model` and `stream`. `ApiError` says what is wrong."""
-    return await apart(_peek, body)
+    return await in_thread_if_large(_peek, body)
 
 
-def _peek(body: bytes) -> Peek:
+def _peek(body: bytes) -> BodySummary:
     found = decode_object(body, _decoder, "The body must be a JSON object.", _wrong_type)
     for name in _RETIRED:
         if getattr(found, name) != _NULL:
             raise ApiError("invalid_body", f"`{name}` is no longer obeyed: use `structured_outputs` instead.", name)
-    return Peek(read_text("model", found.model, MODEL_BYTES), found.stream == _TRUE)
+    return BodySummary(read_text("model", found.model, MODEL_BYTES), found.stream == _TRUE)
 
 
 def read_text(name: str, written: msgspec.Raw, most: int) -> str | None:

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from proxy.access.body_budget import BudgetError
-from proxy.access.rate_limits import LimitedError, Told
+from proxy.access.rate_limits import LimitedError, RateLimitStatus
 from proxy.service.durable import NotRetriableError
 from proxy.service.interactive import DrainingError, QueueFullError
 from proxy.store.base import StoreFullError
@@ -94,25 +94,25 @@ class ApiError(Exception):
         return found
 
 
-_TOLD: dict[type[Exception], str] = {
+_CODES: dict[type[Exception], str] = {
     QueueFullError: "queue_full",
     DrainingError: "server_draining",
     NotRetriableError: "not_retriable",
     BudgetError: "overloaded",
     StoreFullError: "store_full",
 }
-TOLD: tuple[type[Exception], ...] = (ApiError, LimitedError, *_TOLD)
+CLIENT_ERRORS: tuple[type[Exception], ...] = (ApiError, LimitedError, *_CODES)
 """What is told to the client. Every other exception is a bug."""
 
 
-def told(error: Exception) -> ApiError:
-    """One of `TOLD`, as the client is told it."""
+def to_api_error(error: Exception) -> ApiError:
+    """One of `CLIENT_ERRORS`, as the client is told it."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, LimitedError):
         return _limited(error)
     sentence = "There is no room to keep another job. Try again later." if type(error) is StoreFullError else str(error)
-    return ApiError(_TOLD[type(error)], sentence)
+    return ApiError(_CODES[type(error)], sentence)
 
 
 def _limited(error: LimitedError) -> ApiError:
@@ -120,7 +120,7 @@ def _limited(error: LimitedError) -> ApiError:
     return ApiError("rate_limited", str(error), more=[wait, *limit_headers(error.told)])
 
 
-def limit_headers(told: Told | None) -> list[tuple[bytes, bytes]]:
+def limit_headers(told: RateLimitStatus | None) -> list[tuple[bytes, bytes]]:
     """What a client may know of its limit, in OpenAI's words."""
     if told is None:
         return []

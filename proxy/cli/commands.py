@@ -134,7 +134,7 @@ def chat(
     api_key: credentials.ChatKey = None,  # noqa: ARG001
     system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
 ) -> None:
-    """Talk with a model in the terminal."""
+    """ChatterLimit with a model in the terminal."""
     _, key = parted(credentials.secret_of(context, "api_key", "OPENAI_API_KEY"))
     raise SystemExit(run_chat(base_url, model, key or "none", system))
 

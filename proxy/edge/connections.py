@@ -33,12 +33,12 @@ class Watched(Protocol):
         """Judge it: `now` is the event loop's time."""
         ...
 
-    def make_room(self) -> bool:
+    def evict(self) -> bool:
         """Cut it if nothing of it is being served, and say whether it was."""
         ...
 
 
-class Crowd:
+class ConnectionLimiter:
     """The connections. `most`: of clients; workers have some places more."""
 
     def __init__(self, most: int) -> None:
@@ -66,9 +66,9 @@ class Crowd:
         """It is not waited for."""
         self._waited_for.pop(one, None)
 
-    def make_room(self) -> bool:
+    def evict(self) -> bool:
         """Cut the connection that has been silent for longest: whoever comes may have something to say."""
-        return any(one.make_room() for one in tuple(self._waited_for))
+        return any(one.evict() for one in tuple(self._waited_for))
 
     async def serve(self) -> None:
         """Look at those who are waited for, for ever."""

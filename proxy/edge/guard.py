@@ -10,7 +10,7 @@ pipelined request into the middle of the answer before it. Here a connection is 
   OVER  a refusal has been written, or waits for the answer before it; what still comes is dropped, so that the other
         side reads the refusal instead of a reset connection
 
-The time is looked at by the `Crowd`, not by a timer per connection; a request that comes in one piece costs none of it.
+`ConnectionLimiter` checks the time limits of all connections together; there is no timer per connection.
 """
 
 import asyncio
@@ -25,7 +25,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from proxy.access.keys import Kind, Principal
 from proxy.api.errors import ApiError
-from proxy.edge.connections import HURRY_SECONDS, Crowd, Pace
+from proxy.edge.connections import HURRY_SECONDS, ConnectionLimiter, Pace
 from proxy.edge.head import (
     HEAD_BYTES,
     Fields,
@@ -48,7 +48,7 @@ HANDSHAKE_LINE_BYTES = 8_000  # the WebSocket library takes 8,192 and does not a
 UPGRADE_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 PIPELINED = 32  # requests that wait for an answer before them
 
-Tell: TypeAlias = Callable[[str, ApiError], bytes]
+RenderError: TypeAlias = Callable[[str, ApiError], bytes]
 """The JSON body of a refusal, in the words of the API at this path."""
 IsWorker: TypeAlias = Callable[[str, Fields], bool]
 """Whether a request (path and fields) is one of a worker with its token."""
@@ -66,27 +66,27 @@ class Stage(Enum):
 IDLE, HEAD, BODY, OVER = Stage
 
 
-class RefusedError(Exception):
+class RequestRefusedError(Exception):
     """Leaves the parser's callbacks; what it is about is in the protocol."""
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
+class EdgeContext:
     """What all connections share."""
 
     hosts: Hosts
     pace: Pace
-    crowd: Crowd
-    tell: Tell
+    connections: ConnectionLimiter
+    tell: RenderError
     is_worker: IsWorker
 
 
 class GuardProtocol(HttpToolsProtocol):
     """One connection."""
 
-    def __init__(self, door: Door, **uvicorns_own: Any) -> None:
+    def __init__(self, edge: EdgeContext, **uvicorns_own: Any) -> None:
         super().__init__(**uvicorns_own)
-        self._door = door
+        self._edge = edge
         self._stage = IDLE
         self._refusal: ApiError | None = None
         self._active: RequestResponseCycle | None = None  # the request that is being answered
@@ -98,17 +98,17 @@ class GuardProtocol(HttpToolsProtocol):
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
-        crowd = self._door.crowd
-        crowd.enter()
-        if crowd.size > crowd.limit and not crowd.make_room():
+        connections = self._edge.connections
+        connections.enter()
+        if connections.size > connections.limit and not connections.evict():
             transport.abort()
             return
-        self._is_extra = crowd.size > crowd.most
-        self._wait(min(HURRY_SECONDS, self._door.pace.head) if self._is_extra else self._door.pace.head)
+        self._is_extra = connections.size > connections.most
+        self._wait(min(HURRY_SECONDS, self._edge.pace.head) if self._is_extra else self._edge.pace.head)
 
     def connection_lost(self, exc: Exception | None) -> None:
-        self._door.crowd.leave()
-        self._door.crowd.unwatch(self)
+        self._edge.connections.leave()
+        self._edge.connections.unwatch(self)
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -137,8 +137,8 @@ class GuardProtocol(HttpToolsProtocol):
         self._fed = self._body = self._brought = 0
 
     def on_headers_complete(self) -> None:
-        door, parser = self._door, self.parser
-        fault = check_head(self.url, parser.get_http_version(), self.headers, door.hosts)
+        edge, parser = self._edge, self.parser
+        fault = check_head(self.url, parser.get_http_version(), self.headers, edge.hosts)
         upgrades = parser.should_upgrade()
         if upgrades:
             fault = self._check_upgrade() or fault
@@ -146,19 +146,19 @@ class GuardProtocol(HttpToolsProtocol):
             fault = too_large_head()
         if fault is None and len(self.pipeline) >= PIPELINED:
             fault = ApiError("bad_request", f"At most {PIPELINED} requests may wait on one connection.")
-        is_extra = self._is_extra and door.crowd.size > door.crowd.most
-        if fault is None and is_extra and not door.is_worker(path_of(self.url), self.headers):
+        is_extra = self._is_extra and edge.connections.size > edge.connections.most
+        if fault is None and is_extra and not edge.is_worker(path_of(self.url), self.headers):
             fault = ApiError("too_many_connections", "Too many clients are connected. Try again in a moment.")
         if fault is not None:
             self._refusal = fault
-            raise RefusedError
+            raise RequestRefusedError
         if upgrades and not self._should_upgrade():
             return  # it is served, but see `_without_upgrade`
         super().on_headers_complete()
         if not upgrades:
             self.headers = []  # what comes behind a body are trailers, which nobody here reads
         self._stage, self._fed = BODY, 0
-        door.crowd.unwatch(self)
+        edge.connections.unwatch(self)
 
     def on_body(self, body: bytes) -> None:
         self._body += len(body)
@@ -170,7 +170,7 @@ class GuardProtocol(HttpToolsProtocol):
         if self._stage is BODY:
             super().on_message_complete()
         self._stage = IDLE
-        self._door.crowd.unwatch(self)
+        self._edge.connections.unwatch(self)
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -195,14 +195,14 @@ class GuardProtocol(HttpToolsProtocol):
         if self._stage is HEAD and not self.flow.read_paused:
             self._refuse(ApiError("request_timeout", "The head of the request did not come in time."))
         elif self._stage is HEAD:
-            self._wait(self._door.pace.head)
+            self._wait(self._edge.pace.head)
         elif self._stage is not BODY or not self._is_answering():
             self.transport.abort()
         elif now > self._whole_by and not self._is_workers():
-            self._refuse(ApiError("request_timeout", f"The body took more than {self._door.pace.whole:g} s."))
-        elif self._was_paused or self._brought >= BYTES_PER_SECOND * self._door.pace.body:
+            self._refuse(ApiError("request_timeout", f"The body took more than {self._edge.pace.whole:g} s."))
+        elif self._was_paused or self._brought >= BYTES_PER_SECOND * self._edge.pace.body:
             self._was_paused = self.flow.read_paused
-            self._wait(self._door.pace.body)
+            self._wait(self._edge.pace.body)
         else:
             self._refuse(ApiError("request_timeout", "The body of the request came too slowly."))
 
@@ -214,23 +214,23 @@ class GuardProtocol(HttpToolsProtocol):
             self._refuse(too_large_head())
         elif self._stage is BODY and self._fed > FRAMING_BYTES + FRAMING_SHARE * self._body:
             self._refuse(ApiError("bad_request", "The chunks of the body hold too little."))
-        elif self in self._door.crowd or self._stage is IDLE:
+        elif self in self._edge.connections or self._stage is IDLE:
             return
         elif self._stage is HEAD:
-            self._wait(self._door.pace.head)
+            self._wait(self._edge.pace.head)
         else:
-            self._whole_by = self.loop.time() + self._door.pace.whole
-            self._wait(self._door.pace.body)
+            self._whole_by = self.loop.time() + self._edge.pace.whole
+            self._wait(self._edge.pace.body)
 
     def _wait(self, seconds: float) -> None:
         self._brought, self._due = 0, self.loop.time() + seconds
-        self._door.crowd.watch(self)
+        self._edge.connections.watch(self)
 
-    def make_room(self) -> bool:
+    def evict(self) -> bool:
         """Cut this connection, if it is in the way of others and nothing of it is being served."""
         is_served = self._stage is BODY or self._is_answering()
         if not is_served:
-            self._door.crowd.unwatch(self)
+            self._edge.connections.unwatch(self)
             self.transport.abort()
         return not is_served
 
@@ -246,7 +246,7 @@ class GuardProtocol(HttpToolsProtocol):
         """Take nothing more from this connection, and say why once what was asked before is answered."""
         is_of_body, self._stage = self._stage is BODY, OVER
         self._refusal = error
-        self._door.crowd.unwatch(self)
+        self._edge.connections.unwatch(self)
         if is_of_body and self._active is self.cycle:  # the request that is served has no whole body
             self.cycle.disconnected = True
             self.cycle.message_event.set()
@@ -279,8 +279,8 @@ class GuardProtocol(HttpToolsProtocol):
 
     def _hand_over(self, rest: bytes) -> None:
         """Let the WebSocket protocol have the connection, and what came behind the handshake."""
-        self._door.crowd.leave()
-        self._door.crowd.unwatch(self)
+        self._edge.connections.leave()
+        self._edge.connections.unwatch(self)
         self.handle_websocket_upgrade()
         if rest and not self.transport.is_closing():
             cast("asyncio.Protocol", self.transport.get_protocol()).data_received(rest)
@@ -306,7 +306,7 @@ class GuardProtocol(HttpToolsProtocol):
         self._stage = OVER
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
-        body = self._door.tell(path_of(getattr(self, "url", b"")), error)
+        body = self._edge.tell(path_of(getattr(self, "url", b"")), error)
         fields = [
             (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"), *error.headers(),

@@ -5,7 +5,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from proxy.api.sending import ABORT
-from proxy.channel.runpod.tracking import LINE, Closing, OnClosed
+from proxy.channel.runpod.tracking import CONNECTION, Closing, OnClosed
 from proxy.edge.guard import GuardProtocol
 from proxy.wire.sockets import keep_little_under_way, keep_little_unsent, notice_silence
 
@@ -45,7 +45,7 @@ class WorkerProtocol(WebSocketsSansIOProtocol):
             self.conn.data_to_send()
 
 
-class LineProtocol(HttpToolsProtocol):
+class WatchedProtocol(HttpToolsProtocol):
     """Mixed into the proxy's HTTP protocol; each request's scope names its connection."""
 
     _watchers: tuple[OnClosed, ...] = ()  # more than one where a reverse proxy carries several workers on one line
@@ -57,7 +57,7 @@ class LineProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope.setdefault("extensions", {})[LINE] = self  # type: ignore[assignment]
+        self.scope.setdefault("extensions", {})[CONNECTION] = self  # type: ignore[assignment]
 
     def on_response_complete(self) -> None:
         self._answered_at = self.loop.time()
@@ -94,5 +94,5 @@ class HttpProtocol(HttpToolsProtocol):
         self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
 
 
-class EdgeProtocol(LineProtocol, HttpProtocol, GuardProtocol):
+class EdgeProtocol(WatchedProtocol, HttpProtocol, GuardProtocol):
     """HTTP as it is spoken here."""

@@ -26,7 +26,7 @@ _PARAMETERS = {
 }
 
 
-class Room(Enum):
+class Backend(Enum):
     """Who answers."""
 
     STATUS = auto()
@@ -43,27 +43,27 @@ class Route:
     path: str
     methods: tuple[str, ...]
     kind: Kind | None
-    room: Room
+    backend: Backend
 
 
 READ = ("GET", "HEAD")
 
 ROUTES: tuple[Route, ...] = (
-    *(Route(path, READ, None, Room.STATUS) for path in ("/", "/livez", "/readyz", "/ping")),
-    *(Route(path, READ, Kind.CLIENT, Room.STATUS) for path in ("/health", "/openapi.json")),
-    *(Route(f"/v2/{{endpoint}}{path}", methods, Kind.CLIENT, Room.QUEUE) for path, methods in OPERATIONS.items()),
+    *(Route(path, READ, None, Backend.STATUS) for path in ("/", "/livez", "/readyz", "/ping")),
+    *(Route(path, READ, Kind.CLIENT, Backend.STATUS) for path in ("/health", "/openapi.json")),
+    *(Route(f"/v2/{{endpoint}}{path}", methods, Kind.CLIENT, Backend.QUEUE) for path, methods in OPERATIONS.items()),
     *(
-        Route(f"{place}{path}", route.methods, Kind.CLIENT, Room.OPENAI)
+        Route(f"{place}{path}", route.methods, Kind.CLIENT, Backend.OPENAI)
         for place in PLACES
         for path, route in OPENAI_ROUTES.items()
         if place or path.startswith("/v1/")
     ),
-    *(Route(f"{place}/v1/models/{{model}}", READ, Kind.CLIENT, Room.OPENAI) for place in PLACES),
+    *(Route(f"{place}/v1/models/{{model}}", READ, Kind.CLIENT, Backend.OPENAI) for place in PLACES),
     *(
-        Route(f"/v2/{{endpoint}}/{verb}/{{call}}", (method,), Kind.WORKER, Room.STOCK)
+        Route(f"/v2/{{endpoint}}/{verb}/{{call}}", (method,), Kind.WORKER, Backend.STOCK)
         for verb, method in STOCK_METHODS.items()
     ),
-    Route("/v2/{endpoint}/worker", (WEBSOCKET,), Kind.WORKER, Room.CHANNEL),
+    Route("/v2/{endpoint}/worker", (WEBSOCKET,), Kind.WORKER, Backend.CHANNEL),
 )
 
 
@@ -102,11 +102,11 @@ class Table:
     def _find_with_slash(self, path: str) -> Route | None:
         """OpenAI's clients are forgiven a slash at the end."""
         route = self._whole.get(path.removesuffix("/"))
-        return route if route is not None and route.room is Room.OPENAI else None
+        return route if route is not None and route.backend is Backend.OPENAI else None
 
 
-def room_of(path: str) -> Room:
+def backend_of(path: str) -> Backend:
     """Who says that there is nothing at this path."""
     if is_openai(path):
-        return Room.OPENAI
-    return Room.QUEUE if path.startswith("/v2/") else Room.STATUS
+        return Backend.OPENAI
+    return Backend.QUEUE if path.startswith("/v2/") else Backend.STATUS

@@ -80,7 +80,7 @@ class Job:
     finished_at: Millis | None = None
     error: JobError | None = None
     output: bytes | None = None  # JSON; None where the output is the list in its log, or there is none
-    drained: int = 0  # the cursor up to which a client has taken its output; what was taken is never made anew
+    consumed_cursor: int = 0  # the cursor up to which a client has taken its output; what was taken is never made anew
     last_event: Event | None = None
 
     @property

@@ -15,9 +15,9 @@ import structlog
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import EndpointId
 from proxy.service.clock import Clock
-from proxy.service.events import News
+from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, Worker
-from proxy.service.mailbox import Output
+from proxy.service.mailbox import Mailboxes
 from proxy.service.recorder import Recorder
 from proxy.store.base import JobStore, Signal
 
@@ -34,13 +34,13 @@ class Dispatch:
         store: JobStore,
         signal: Signal,
         fleet: Fleet,
-        output: Output,
+        output: Mailboxes,
         recorder: Recorder,
-        news: News,
+        events: JobEvents,
         clock: Clock,
     ) -> None:
         self._store, self._signal, self._fleet, self._clock = store, signal, fleet, clock
-        self._output, self._recorder, self._news = output, recorder, news
+        self._output, self._recorder, self._events = output, recorder, events
 
     async def serve(self, endpoint: EndpointId) -> None:
         """Hand out this endpoint's jobs for ever."""
@@ -77,7 +77,7 @@ class Dispatch:
                 mailbox.begin(job.attempt, port)
             elif job.submission.durable:
                 self._recorder.begin(job.id, job.attempt, port)
-                self._news.tell(job.id)
+                self._events.notify(job.id)
             port.offer(job)
             log.debug("job.taken", job=job.id, attempt=job.attempt, worker=worker.id)
         return bool(jobs)

@@ -10,11 +10,11 @@ from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, Job, JobError, JobId, Millis, Owner, Submission
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
-from proxy.service.endings import Runs
+from proxy.service.endings import RunEndings
 from proxy.service.endpoints import Endpoint
-from proxy.service.events import News
+from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet
-from proxy.service.interactive import Intake
+from proxy.service.interactive import InteractiveJobs
 from proxy.service.reason import reason
 from proxy.service.recorder import Recorder
 from proxy.store.base import JobStore
@@ -28,7 +28,7 @@ END = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Order:
+class JobRequest:
     """What a client wants done, and how."""
 
     input: bytes
@@ -45,14 +45,14 @@ class NotRetriableError(Exception):
 
 
 @dataclass(slots=True)
-class _Drain:
+class _Consumers:
     """The clients that drain one job, in turn."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
     clients: int = 0
 
 
-class Queue:
+class DurableJobs:
     """What clients do with their durable jobs. Another owner's job is none at all."""
 
     def __init__(
@@ -60,25 +60,25 @@ class Queue:
         store: JobStore,
         fleet: Fleet,
         dispatch: Dispatch,
-        runs: Runs,
+        runs: RunEndings,
         recorder: Recorder,
-        news: News,
-        intake: Intake,
+        events: JobEvents,
+        interactive: InteractiveJobs,
         clock: Clock,
         ids: Ids,
     ) -> None:
         self._store, self._fleet, self._dispatch, self._runs = store, fleet, dispatch, runs
-        self._recorder, self._news, self._intake, self._clock = recorder, news, intake, clock
+        self._recorder, self._events, self._interactive, self._clock = recorder, events, interactive, clock
         self._ids = ids
-        self._drains: dict[JobId, _Drain] = {}
+        self._consumers: dict[JobId, _Consumers] = {}
         self.is_over = False  # nobody waits here any more
 
-    async def submit(self, endpoint: Endpoint, owner: Owner, order: Order) -> Job:
+    async def submit(self, endpoint: Endpoint, owner: Owner, order: JobRequest) -> Job:
         """Put a job in line; it is in the store when this returns. The answer has its body no more.
 
-        Raises what `Intake.check` does, or the store's `StoreFullError`.
+        Raises what `InteractiveJobs.check` does, or the store's `StoreFullError`.
         """
-        await self._intake.check(endpoint)
+        await self._interactive.check(endpoint)
         now = self._clock.now()
         retention = RETENTION if order.sync_wait is None else max(SYNC_RETENTION, order.sync_wait)
         submission = Submission(
@@ -107,18 +107,18 @@ class Queue:
     async def wait_end(self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float) -> Job | None:
         """The job once it has ended, or as it is after so many seconds."""
         deadline = asyncio.get_running_loop().time() + seconds
-        with self._news.follow(JobId(job_id)) as follower:
+        with self._events.subscribe(JobId(job_id)) as subscription:
             while True:
                 job = await self.get(endpoint, owner, job_id)
                 left = deadline - asyncio.get_running_loop().time()
                 if job is None or job.is_terminal or left <= 0 or self.is_over:
                     return job
-                await follower.wait(left)
+                await subscription.wait(left)
 
     def let_go(self) -> None:
         """Answer everyone who waits with what there is: the proxy shuts down, and their jobs go on without it."""
         self.is_over = True
-        self._news.tell_all()
+        self._events.notify_all()
 
     async def outputs(self, job: Job) -> tuple[Job, Sequence[bytes]] | None:
         """Return the job as it is now with all elements of its output log, both of one moment.
@@ -137,7 +137,7 @@ class Queue:
         own: so the job and its log are always looked at together.
         """
         deadline = asyncio.get_running_loop().time() + seconds
-        with self._news.follow(JobId(job_id)) as follower:
+        with self._events.subscribe(JobId(job_id)) as subscription:
             while True:
                 found = await self._store.look(endpoint.id, owner, JobId(job_id), after, PAGE)
                 if found is None:
@@ -146,9 +146,9 @@ class Queue:
                 left = deadline - asyncio.get_running_loop().time()
                 if elements or job.is_terminal or left <= 0 or self.is_over:
                     return found
-                await follower.wait(left)
+                await subscription.wait(left)
 
-    async def drain(
+    async def consume(
         self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float
     ) -> tuple[Job, Sequence[bytes]] | None:
         """Elements that no client has drained yet. A cancelled job is told once with what is left, then gone (None)."""
@@ -161,11 +161,11 @@ class Queue:
             job, elements, cursor = found
             if job.status is Status.CANCELLED:
                 _, end = await self._store.read(job.id, 0, END)
-                if job.drained > end:
+                if job.consumed_cursor > end:
                     return None
                 cursor = end + 1  # past the end: that it was cancelled has been told
-            if cursor != job.drained:
-                await self._store.drain(job.id, job.attempt, cursor)
+            if cursor != job.consumed_cursor:
+                await self._store.consume(job.id, job.attempt, cursor)
             return job, elements
 
     async def cancel(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
@@ -190,7 +190,7 @@ class Queue:
             if not job.submission.durable:
                 raise NotRetriableError("An OpenAI call cannot be retried: its client has its answer.")
             raise NotRetriableError(f"Only a job that is FAILED or TIMED_OUT can be retried; this one is {job.status}.")
-        self._news.tell(job.id)
+        self._events.notify(job.id)
         self._dispatch.wake(endpoint.id)
         return again
 
@@ -223,7 +223,7 @@ class Queue:
     @asynccontextmanager
     async def _alone(self, job_id: JobId) -> AsyncIterator[None]:
         """One client drains a job at a time: no element goes to two."""
-        drain = self._drains.setdefault(job_id, _Drain())
+        drain = self._consumers.setdefault(job_id, _Consumers())
         drain.clients += 1
         try:
             async with drain.lock:
@@ -231,4 +231,4 @@ class Queue:
         finally:
             drain.clients -= 1
             if not drain.clients:
-                del self._drains[job_id]
+                del self._consumers[job_id]

@@ -15,9 +15,9 @@ from proxy.jobs.model import Job, JobError, JobId, Outcome
 from proxy.jobs.policy import after_loss
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
-from proxy.service.events import News
+from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, Worker
-from proxy.service.mailbox import Mailbox, Output
+from proxy.service.mailbox import Mailbox, Mailboxes
 from proxy.service.recorder import Recorder
 from proxy.store.base import JobStore
 
@@ -27,21 +27,21 @@ WORKER_LOST = JobError("worker_lost", "The worker that ran this was lost.")
 OVERFLOW = JobError("answer_too_large", "The answer is larger than this endpoint passes on.")
 
 
-class Runs:
+class RunEndings:
     """Ends the runs of jobs."""
 
     def __init__(
         self,
         store: JobStore,
         fleet: Fleet,
-        output: Output,
+        output: Mailboxes,
         recorder: Recorder,
-        news: News,
+        events: JobEvents,
         dispatch: Dispatch,
         clock: Clock,
     ) -> None:
         self._store, self._fleet, self._dispatch, self._clock = store, fleet, dispatch, clock
-        self._output, self._recorder, self._news = output, recorder, news
+        self._output, self._recorder, self._events = output, recorder, events
         self.on_delivery: Callable[[], None] = _nothing  # a job with a webhook has ended
 
     async def completed(self, worker: Worker, job_id: JobId, attempt: int, output: bytes | None = None) -> None:
@@ -66,7 +66,7 @@ class Runs:
         """The worker hands it back untouched. If the client has seen output of it all the same, that is a loss."""
         mailbox = self._let_go(worker, job_id, attempt)
         job = await self._store.find(job_id) if mailbox is None else None
-        if (mailbox is not None and mailbox.left) or (job is not None and job.drained):
+        if (mailbox is not None and mailbox.left) or (job is not None and job.consumed_cursor):
             await self._lose(worker, job_id, attempt, WORKER_LOST)
         else:
             await self._requeue(job_id, attempt, counts=False)
@@ -83,11 +83,11 @@ class Runs:
 
     async def torn(self, worker: Worker, job_id: JobId, attempt: int) -> None:
         """Some of this run's output was lost on the way. The worker keeps its slot until it has ended the run."""
-        await self._lose(worker, job_id, attempt, JobError(WORKER_LOST.code, "Output was lost with a connection."))
+        await self._lose(worker, job_id, attempt, JobError(WORKER_LOST.code, "Mailboxes was lost with a connection."))
 
     async def orphaned(self, job: Job) -> None:
         """It ran when this proxy was started, and no worker has come back with it. That is nobody's fault."""
-        if job.drained:
+        if job.consumed_cursor:
             error = JobError(WORKER_LOST.code, "The worker that ran this did not come back after a restart.")
             await self._finish(job.id, job.attempt, Event.FAIL, Outcome(answered=False, error=error))
         else:
@@ -149,7 +149,7 @@ class Runs:
         if mailbox is not None and mailbox.is_whole:  # there is nothing left to lose
             await self._finish(job_id, attempt, Event.COMPLETE, Outcome(answered=True))
             return
-        has_left = mailbox.left if mailbox is not None else job.drained > 0
+        has_left = mailbox.left if mailbox is not None else job.consumed_cursor > 0
         verdict = after_loss(job, error, output_left=has_left)
         log.warning("run.lost", job=job_id, attempt=attempt, worker=worker.id, why=error.message, then=verdict.event)
         if verdict.event is Event.RELEASE:
@@ -163,7 +163,7 @@ class Runs:
         if job is None:
             return
         self._recorder.drop(job_id)
-        self._news.tell(job_id)
+        self._events.notify(job_id)
         if (mailbox := self._output.sink(job_id, attempt)) is not None:
             mailbox.requeue()
         self._dispatch.wake(job.endpoint)
@@ -185,7 +185,7 @@ class Runs:
 
     def _tell(self, job: Job) -> None:
         """A job has ended."""
-        self._news.tell(job.id)
+        self._events.notify(job.id)
         if job.submission.webhook is not None:
             self.on_delivery()
 

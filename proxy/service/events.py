@@ -7,13 +7,13 @@ from contextlib import contextmanager, suppress
 from proxy.jobs.model import JobId
 
 
-class Follower:
+class Subscription:
     """One that waits."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
-    def tell(self) -> None:
+    def notify(self) -> None:
         """There is something to read."""
         self._event.set()
 
@@ -27,35 +27,35 @@ class Follower:
         return heard
 
 
-class News:
+class JobEvents:
     """The followers of jobs."""
 
     def __init__(self) -> None:
         # dict, not set: sets of objects iterate in the order of memory addresses
-        self._followers: dict[JobId, dict[Follower, None]] = {}
+        self._subscriptions: dict[JobId, dict[Subscription, None]] = {}
 
     def __len__(self) -> int:
-        return sum(map(len, self._followers.values()))
+        return sum(map(len, self._subscriptions.values()))
 
     @contextmanager
-    def follow(self, job_id: JobId) -> Iterator[Follower]:
+    def subscribe(self, job_id: JobId) -> Iterator[Subscription]:
         """Follow a job for as long as the context lasts."""
-        follower = Follower()
-        self._followers.setdefault(job_id, {})[follower] = None
+        subscription = Subscription()
+        self._subscriptions.setdefault(job_id, {})[subscription] = None
         try:
-            yield follower
+            yield subscription
         finally:
-            others = self._followers[job_id]
-            del others[follower]
+            others = self._subscriptions[job_id]
+            del others[subscription]
             if not others:
-                del self._followers[job_id]
+                del self._subscriptions[job_id]
 
-    def tell(self, job_id: JobId) -> None:
+    def notify(self, job_id: JobId) -> None:
         """Something about this job changed."""
-        for follower in self._followers.get(job_id, ()):
-            follower.tell()
+        for subscription in self._subscriptions.get(job_id, ()):
+            subscription.notify()
 
-    def tell_all(self) -> None:
+    def notify_all(self) -> None:
         """Nobody need wait any longer."""
-        for job_id in self._followers:
-            self.tell(job_id)
+        for job_id in self._subscriptions:
+            self.notify(job_id)

@@ -5,9 +5,9 @@ from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Job, JobError, JobId, Millis, Owner, Request, Submission
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
-from proxy.service.endings import Runs
+from proxy.service.endings import RunEndings
 from proxy.service.endpoints import Endpoint
-from proxy.service.mailbox import Mailbox, Output
+from proxy.service.mailbox import Mailbox, Mailboxes
 from proxy.store.base import JobStore
 
 INTERACTIVE_RETENTION = Millis(60_000)
@@ -23,10 +23,12 @@ class DrainingError(Exception):
     """The proxy takes no more jobs."""
 
 
-class Intake:
+class InteractiveJobs:
     """Takes jobs in for clients that wait for them here."""
 
-    def __init__(self, store: JobStore, output: Output, dispatch: Dispatch, runs: Runs, clock: Clock, ids: Ids) -> None:
+    def __init__(
+        self, store: JobStore, output: Mailboxes, dispatch: Dispatch, runs: RunEndings, clock: Clock, ids: Ids
+    ) -> None:
         self._store, self._output, self._dispatch, self._runs, self._clock = store, output, dispatch, runs, clock
         self._ids = ids
         self._draining = False

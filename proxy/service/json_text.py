@@ -25,7 +25,7 @@ _MARKS, _BLANKS = b",:[{\\", b" \t\r\n"
 _value = msgspec.json.Decoder(msgspec.Raw)
 
 
-async def apart(work: Callable[[bytes], Found], text: bytes) -> Found:
+async def in_thread_if_large(work: Callable[[bytes], Found], text: bytes) -> Found:
     """Do something with a text that takes time by its length: in a thread if it is large."""
     return await asyncio.to_thread(_in_turn, _turn(), work, text) if len(text) > IN_THREAD_ABOVE else work(text)
 

@@ -140,7 +140,7 @@ class Mailbox:
         finally:
             self._waiter = self._alarm = None
 
-    def drain(self, limit: float = DRAIN_BYTES) -> bytes:
+    def consume(self, limit: float = DRAIN_BYTES) -> bytes:
         """Take out what has come, whole chunks, up to about `limit` bytes; empty when nothing waits."""
         if self._backlog <= limit:
             taken, self._chunks = self._chunks, []
@@ -213,7 +213,7 @@ def _nothing() -> None:
     pass
 
 
-class Output:
+class Mailboxes:
     """All mailboxes of this proxy."""
 
     def __init__(self) -> None:

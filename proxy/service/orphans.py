@@ -3,7 +3,7 @@
 from collections.abc import Iterable
 
 from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
-from proxy.service.endings import Runs
+from proxy.service.endings import RunEndings
 from proxy.store.base import JobStore
 
 MANY = 1_000_000
@@ -12,7 +12,7 @@ MANY = 1_000_000
 class Orphans:
     """The runs that no connected worker answers for."""
 
-    def __init__(self, store: JobStore, runs: Runs) -> None:
+    def __init__(self, store: JobStore, runs: RunEndings) -> None:
         self._store, self._runs = store, runs
         self._jobs: dict[JobId, Job] = {}
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 import structlog
 
 from proxy.jobs.model import JobId
-from proxy.service.events import News
-from proxy.service.json_text import apart, is_value
+from proxy.service.events import JobEvents
+from proxy.service.json_text import in_thread_if_large, is_value
 from proxy.service.mailbox import PAUSE_ABOVE
 from proxy.service.ports import WorkerPort
 from proxy.store.base import JobStore, StoreFullError
@@ -51,8 +51,8 @@ class Recording:
 class Recorder:
     """The recordings of all durable jobs that run."""
 
-    def __init__(self, store: JobStore, news: News) -> None:
-        self._store, self._news = store, news
+    def __init__(self, store: JobStore, events: JobEvents) -> None:
+        self._store, self._events = store, events
         self._recordings: dict[JobId, Recording] = {}
         self._filled = asyncio.Event()
         self._full = asyncio.Event()
@@ -80,7 +80,7 @@ class Recorder:
         if more:
             return True
         value, recording.parts = b"".join(recording.parts) if recording.parts else data, []
-        if not await apart(is_value, value) or (metrics and not _are_metrics(metrics)):
+        if not await in_thread_if_large(is_value, value) or (metrics and not _are_metrics(metrics)):
             raise NoJsonError
         if self._recordings.get(job_id) is not recording:
             return True  # it was ended meanwhile
@@ -161,7 +161,7 @@ class Recorder:
                 self._backlog += size
                 self._filled.set()
                 raise
-        self._news.tell(job_id)
+        self._events.notify(job_id)
         recording.written += size
         is_owed = recording.is_paused or recording.written >= STREAM_WINDOW // 2
         if is_owed and recording.backlog <= PAUSE_ABOVE and recording.port is not None:

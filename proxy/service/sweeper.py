@@ -5,9 +5,9 @@ import asyncio
 from proxy.jobs.model import Job, Millis
 from proxy.jobs.policy import overdue
 from proxy.service.clock import Clock
-from proxy.service.endings import Runs
+from proxy.service.endings import RunEndings
 from proxy.service.fleet import Fleet
-from proxy.service.mailbox import Output
+from proxy.service.mailbox import Mailboxes
 from proxy.service.orphans import Orphans
 from proxy.service.stuck import StuckWorkers
 from proxy.store.base import JobStore
@@ -23,8 +23,8 @@ class Sweeper:
         self,
         store: JobStore,
         fleet: Fleet,
-        output: Output,
-        runs: Runs,
+        output: Mailboxes,
+        runs: RunEndings,
         orphans: Orphans,
         stuck: StuckWorkers,
         clock: Clock,

@@ -160,7 +160,7 @@ class JobStore(Protocol):
         """
         ...
 
-    async def drain(self, job_id: JobId, attempt: int, cursor: int) -> None:
+    async def consume(self, job_id: JobId, attempt: int, cursor: int) -> None:
         """Note that a client has taken this attempt's outputs up to `cursor`. Never goes back."""
         ...
 

@@ -12,7 +12,7 @@ BUCKET = 1024  # milliseconds that share one bucket
 EMPTY = 64  # empty buckets that may stay; a day of traffic would leave one for each second of it
 
 
-class Agenda:
+class DeadlineIndex:
     """At most one moment for each job, and which of them have come."""
 
     def __init__(self) -> None:

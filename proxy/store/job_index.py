@@ -10,19 +10,19 @@ from collections.abc import Iterable, Mapping
 from proxy.jobs.lifecycle import TERMINAL, Event, Status
 from proxy.jobs.model import Counts, EndpointId, Job, JobId, Millis, Owner
 from proxy.jobs.policy import deadline
-from proxy.store.deadlines import Agenda
-from proxy.store.ready import Place, ReadyIndex, place
+from proxy.store.deadlines import DeadlineIndex
+from proxy.store.ready import QueueKey, ReadyIndex, queue_key
 
 STANDING = {status: status.lower() for status in Status if status not in TERMINAL}
 ENDED = {status: status.lower() for status in TERMINAL}
 
 
-class Books:
+class JobIndex:
     """The indexes over all unfinished jobs, durable or not, and the counts."""
 
     def __init__(self) -> None:
         self._ready: defaultdict[tuple[EndpointId, bool], ReadyIndex] = defaultdict(ReadyIndex)
-        self._deadlines = Agenda()
+        self._deadlines = DeadlineIndex()
         self._standing: Counter[tuple[EndpointId, Status]] = Counter()
         self._ended: Counter[tuple[EndpointId, str]] = Counter()
         self._sequence = 0
@@ -38,7 +38,7 @@ class Books:
         if before is Status.IN_QUEUE and job.last_event is not Event.TAKE:
             self._line(job).remove(job)
         if job.status is Status.IN_QUEUE:
-            self._line(job).add(place(job))
+            self._line(job).add(queue_key(job))
         if before is not None:
             self._standing[job.endpoint, before] -= 1
         if job.is_terminal:
@@ -57,25 +57,25 @@ class Books:
         """Begin with these."""
         for job in unfinished:
             if job.status is Status.IN_QUEUE:
-                self._line(job).add(place(job))
+                self._line(job).add(queue_key(job))
             self._standing[job.endpoint, job.status] += 1
             self.watch(job)
         self._ended.update(ended)
         self._sequence = sequence
 
-    def pop(self, endpoint: EndpointId, limit: int, now: Millis, *, light: bool) -> list[Place]:
+    def pop(self, endpoint: EndpointId, limit: int, now: Millis, *, light: bool) -> list[QueueKey]:
         """Who leaves the queue now: out of it at once, so that nobody else gets them. `note` their take."""
         return self._ready[endpoint, light].pop(limit, now)
 
-    def pop_interactive(self, endpoint: EndpointId, limit: int, now: Millis, *, light: bool) -> list[Place]:
+    def pop_interactive(self, endpoint: EndpointId, limit: int, now: Millis, *, light: bool) -> list[QueueKey]:
         """As `pop`, as if there were no durable jobs."""
         return self._ready[endpoint, light].pop_interactive(limit, now)
 
-    def pop_owned(self, endpoint: EndpointId, owner: Owner, *, light: bool) -> list[Place]:
+    def pop_owned(self, endpoint: EndpointId, owner: Owner, *, light: bool) -> list[QueueKey]:
         """As `pop`, all of one owner."""
         return self._ready[endpoint, light].pop_owned(owner)
 
-    def put_back(self, endpoint: EndpointId, places: Iterable[Place]) -> None:
+    def put_back(self, endpoint: EndpointId, places: Iterable[QueueKey]) -> None:
         """They have not left the queue after all."""
         for one in places:
             self._ready[endpoint, one.light].add(one)

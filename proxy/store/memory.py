@@ -24,8 +24,8 @@ from proxy.jobs.model import (
 from proxy.jobs.policy import is_body_needed
 from proxy.jobs.webhook import receiver
 from proxy.store.base import StoreFullError
-from proxy.store.deadlines import Agenda
-from proxy.store.job_index import Books
+from proxy.store.deadlines import DeadlineIndex
+from proxy.store.job_index import JobIndex
 
 MOST_BYTES = 512 * 1024 * 1024  # of durable jobs; interactive ones are held by their clients' requests
 JOB_BYTES = 1024  # what a job takes beside its bodies, about
@@ -36,27 +36,27 @@ MOST_ENDED_BYTES = 32 * 1024 * 1024  # of them: an error may have 64 KB
 class MemoryStore:
     """`JobStore` over dictionaries. No method awaits anything, so each is one step of the event loop: whole or not.
 
-    Another store may keep its interactive jobs in one of these; then both share the books.
+    Another store may keep its interactive jobs in one of these; then both share the index.
     """
 
     durable = False
 
     def __init__(
         self,
-        books: Books | None = None,
+        index: JobIndex | None = None,
         most_bytes: int = MOST_BYTES,
         most_ended: int = MOST_ENDED,
         most_ended_bytes: int = MOST_ENDED_BYTES,
     ) -> None:
-        self._books, self._most_bytes = books or Books(), most_bytes
+        self._index, self._most_bytes = index or JobIndex(), most_bytes
         self._most_ended, self._most_ended_bytes = most_ended, most_ended_bytes
         self._bytes = 0  # of durable jobs and their outputs
         self._jobs: dict[JobId, Job] = {}
         self._outputs: dict[JobId, list[bytes]] = {}
         self._ended: OrderedDict[JobId, int] = OrderedDict()  # interactive jobs in the order of their ends, with bytes
         self._ended_bytes = 0
-        self._retentions = Agenda()
-        self._deliveries = Agenda()
+        self._retentions = DeadlineIndex()
+        self._deliveries = DeadlineIndex()
         self._tries: dict[JobId, int] = {}
 
     def __contains__(self, job_id: JobId) -> bool:
@@ -75,7 +75,7 @@ class MemoryStore:
             return known
         if submission.durable and self._bytes + JOB_BYTES + len(submission.work.body) > self._most_bytes:
             raise StoreFullError(f"jobs take more than {self._most_bytes} bytes of memory")
-        job = Job(submission, sequence=self._books.next_sequence(), status=Status.IN_QUEUE, created_at=now)
+        job = Job(submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now)
         return self._note(job)
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
@@ -103,7 +103,7 @@ class MemoryStore:
     async def take(
         self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
     ) -> Sequence[Job]:
-        places = self._books.pop(endpoint, limit, now, light=False) + self._books.pop(
+        places = self._index.pop(endpoint, limit, now, light=False) + self._index.pop(
             endpoint, light_limit, now, light=True
         )
         return [self.hand_out(place.job_id, worker, now) for place in places]
@@ -114,7 +114,7 @@ class MemoryStore:
         self._drop_outputs(job_id)  # the log is the current attempt's
         target = TRANSITIONS[Event.TAKE].target
         return self._note(
-            replace(job, status=target, attempt=job.attempt + 1, worker=worker, taken_at=now, drained=0,
+            replace(job, status=target, attempt=job.attempt + 1, worker=worker, taken_at=now, consumed_cursor=0,
                     last_event=Event.TAKE),
         )  # fmt: skip
 
@@ -149,12 +149,12 @@ class MemoryStore:
         return self._note(ended if is_body_needed(ended) else replace(ended, submission=job.submission.without_body()))
 
     async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
-        waiting = [place for light in (False, True) for place in self._books.pop_owned(endpoint, owner, light=light)]
+        waiting = [place for light in (False, True) for place in self._index.pop_owned(endpoint, owner, light=light)]
         purged = [await self.settle(place.job_id, Event.CANCEL, now=now, error=error) for place in waiting]
         return [job.outline() for job in purged if job is not None]
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
-        return [self._jobs[job_id].outline() for job_id in self._books.due(now, limit)]
+        return [self._jobs[job_id].outline() for job_id in self._index.due(now, limit)]
 
     async def forget(self, now: Millis, limit: int) -> int:
         ended = self._retentions.due(now, limit)
@@ -171,7 +171,7 @@ class MemoryStore:
         else:
             changed = replace(job.submission, retention=Millis(moment - job.finished_at))
         after = replace(job, submission=changed)
-        self._books.watch(after)
+        self._index.watch(after)
         return self._keep(after)
 
     async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
@@ -214,21 +214,21 @@ class MemoryStore:
         job = await self.get(endpoint, owner, job_id)
         if job is None:
             return None
-        start = job.drained if cursor is None else cursor
+        start = job.consumed_cursor if cursor is None else cursor
         log = self._outputs.get(job_id, [])
         part = log[start:] if job.is_terminal else log[start : start + limit]
         return job, part, start + len(part)
 
-    async def drain(self, job_id: JobId, attempt: int, cursor: int) -> None:
+    async def consume(self, job_id: JobId, attempt: int, cursor: int) -> None:
         job = self._jobs.get(job_id)
-        if job is not None and job.attempt == attempt and job.drained < cursor:
-            self._jobs[job_id] = replace(job, drained=cursor)
+        if job is not None and job.attempt == attempt and job.consumed_cursor < cursor:
+            self._jobs[job_id] = replace(job, consumed_cursor=cursor)
 
     async def counts(self, endpoint: EndpointId) -> Counts:
-        return self._books.counts(endpoint)
+        return self._index.counts(endpoint)
 
     def ahead(self, job: Job) -> int:
-        return self._books.ahead(job)
+        return self._index.ahead(job)
 
     def _retry(self, job: Job, now: Millis) -> Job | None:
         if not job.submission.durable:
@@ -239,12 +239,12 @@ class MemoryStore:
         again = _postponed(job.submission, Millis(now - job.created_at))
         target = TRANSITIONS[Event.RETRY].target
         return self._note(
-            Job(again, self._books.next_sequence(), target, created_at=now, attempt=job.attempt,
+            Job(again, self._index.next_sequence(), target, created_at=now, attempt=job.attempt,
                 retries=job.retries + 1, last_event=Event.RETRY)
         )  # fmt: skip
 
     def _note(self, job: Job) -> Job:
-        self._books.note(job)
+        self._index.note(job)
         return self._keep(job)
 
     def _drop(self, job_id: JobId) -> None:

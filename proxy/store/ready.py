@@ -8,7 +8,7 @@ from proxy.jobs.model import Job, JobId, Millis, Owner
 from proxy.jobs.policy import LOW_WAITS
 
 
-class Place(NamedTuple):
+class QueueKey(NamedTuple):
     """Where a job stands: by sequence. The rest is only along for the ride."""
 
     sequence: int
@@ -20,10 +20,12 @@ class Place(NamedTuple):
     durable: bool
 
 
-def place(job: Job) -> Place:
+def queue_key(job: Job) -> QueueKey:
     """Where this job stands among those of its priority that wait for the same kind of credit."""
     wanted = job.submission
-    return Place(job.sequence, job.id, wanted.owner, job.created_at, wanted.light, wanted.low_priority, wanted.durable)
+    return QueueKey(
+        job.sequence, job.id, wanted.owner, job.created_at, wanted.light, wanted.low_priority, wanted.durable
+    )
 
 
 class ReadyIndex:
@@ -34,13 +36,13 @@ class ReadyIndex:
     """
 
     def __init__(self) -> None:
-        self._normal: list[Place] = []
-        self._low: list[Place] = []
+        self._normal: list[QueueKey] = []
+        self._low: list[QueueKey] = []
 
     def __len__(self) -> int:
         return len(self._normal) + len(self._low)
 
-    def add(self, one: Place) -> None:
+    def add(self, one: QueueKey) -> None:
         """Let a job stand in its place."""
         insort(self._low if one.low_priority else self._normal, one)
 
@@ -51,7 +53,7 @@ class ReadyIndex:
             if index < len(places) and places[index].job_id == job.id:
                 del places[index]
 
-    def pop(self, limit: int, now: Millis) -> list[Place]:
+    def pop(self, limit: int, now: Millis) -> list[QueueKey]:
         """Take out the first `limit`."""
         self._promote(now)
         taken = self._normal[:limit]
@@ -61,12 +63,12 @@ class ReadyIndex:
         del self._low[:rest]
         return taken
 
-    def pop_interactive(self, limit: int, now: Millis) -> list[Place]:
+    def pop_interactive(self, limit: int, now: Millis) -> list[QueueKey]:
         """Take out the first `limit` that are not durable."""
         self._promote(now)
         return self._pop_where(lambda one: not one.durable, limit)
 
-    def pop_owned(self, owner: Owner) -> list[Place]:
+    def pop_owned(self, owner: Owner) -> list[QueueKey]:
         """Take out all of one owner."""
         return self._pop_where(lambda one: one.owner == owner)
 
@@ -78,7 +80,7 @@ class ReadyIndex:
             return index
         return len(self._normal) + bisect_left(self._low, (job.sequence,))
 
-    def _pop_where(self, wanted: Callable[[Place], bool], limit: int | None = None) -> list[Place]:
+    def _pop_where(self, wanted: Callable[[QueueKey], bool], limit: int | None = None) -> list[QueueKey]:
         taken = [one for places in (self._normal, self._low) for one in places if wanted(one)][:limit]
         gone = {one.sequence for one in taken}
         self._normal = [one for one in self._normal if one.sequence not in gone]

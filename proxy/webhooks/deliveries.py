@@ -19,7 +19,7 @@ from proxy.jobs.policy import TRY_AGAIN, after_try
 from proxy.jobs.webhook import receiver
 from proxy.service.background import Background
 from proxy.service.clock import Clock
-from proxy.service.events import Follower
+from proxy.service.events import Subscription
 from proxy.store.base import JobStore, StoreFullError
 from proxy.webhooks.sender import Sender
 from proxy.webhooks.signature import message_id
@@ -55,7 +55,7 @@ class Deliveries:
         self._store, self._sender, self._render, self._clock = store, sender, render, clock
         self._open_webhook = open_webhook
         self._most, self._most_of_receiver, self._most_bytes = most, most_of_receiver, most_bytes
-        self._news, self._running, self._is_open = Follower(), Background(), True
+        self._events, self._running, self._is_open = Subscription(), Background(), True
         self._waiting: dict[JobId, Delivery] = {}
         self._busy: dict[JobId, str] = {}  # and whom it goes to
         self._ended: list[JobId] = []
@@ -64,7 +64,7 @@ class Deliveries:
 
     def wake(self) -> None:
         """A delivery may be due."""
-        self._news.tell()
+        self._events.notify()
 
     async def serve(self) -> None:
         """Deliver for ever."""
@@ -72,7 +72,7 @@ class Deliveries:
             try:
                 while self._is_open:
                     await self._look(session)
-                    await self._news.wait(TICK_SECONDS)
+                    await self._events.wait(TICK_SECONDS)
             finally:
                 await self._running.finish(0)
 

@@ -72,7 +72,7 @@ HEADERS = {"Content-Type": "application/json", "User-Agent": "vllm-serverless", 
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class SendTimeouts:
     """Seconds that a receiver has."""
 
     connect: float = 5.0  # to look its name up and to connect
@@ -89,10 +89,10 @@ class Sender:
         clock: Clock,
         *,
         lookup: Lookup = system_lookup,
-        patience: Patience | None = None,
+        patience: SendTimeouts | None = None,
     ) -> None:
         self._key, self._allowed, self._clock, self._lookup = key, allowed, clock, lookup
-        self._patience = patience or Patience()
+        self._patience = patience or SendTimeouts()
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[ClientSession]:

@@ -33,11 +33,11 @@ class Outbox:
         self.size = 0  # payload bytes of all lanes that are not yet in a message
 
     def put(self, frame: Frame) -> None:
-        """Queue a control frame, ahead of all lanes."""
+        """DurableJobs a control frame, ahead of all lanes."""
         self._control.append(frame)
 
     def put_in_lane(self, frame: JobFrame) -> None:
-        """Queue a frame behind the earlier ones of the same job."""
+        """DurableJobs a frame behind the earlier ones of the same job."""
         lane = self._lanes.get(frame.job)
         if lane is None:
             lane = self._lanes[frame.job] = Lane()

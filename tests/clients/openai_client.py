@@ -11,10 +11,10 @@ from typing import Any
 
 import openai
 
-Told = dict[str, Any]
+RateLimitStatus = dict[str, Any]
 
 
-def call(client: openai.OpenAI, request: Told, told: Told, *, leaves: bool) -> None:
+def call(client: openai.OpenAI, request: RateLimitStatus, told: RateLimitStatus, *, leaves: bool) -> None:
     answer = client.chat.completions.create(**request)
     if not request.get("stream"):
         hear_whole(told, answer)
@@ -26,7 +26,9 @@ def call(client: openai.OpenAI, request: Told, told: Told, *, leaves: bool) -> N
     answer.close()
 
 
-async def call_async(client: openai.AsyncOpenAI, request: Told, told: Told, *, leaves: bool) -> None:
+async def call_async(
+    client: openai.AsyncOpenAI, request: RateLimitStatus, told: RateLimitStatus, *, leaves: bool
+) -> None:
     answer = await client.chat.completions.create(**request)
     if not request.get("stream"):
         hear_whole(told, answer)
@@ -38,12 +40,12 @@ async def call_async(client: openai.AsyncOpenAI, request: Told, told: Told, *, l
     await answer.close()
 
 
-def hear_whole(told: Told, answer: Any) -> None:
+def hear_whole(told: RateLimitStatus, answer: Any) -> None:
     [choice] = answer.choices
     told |= {"text": choice.message.content, "finish": choice.finish_reason, "tokens": answer.usage.completion_tokens}
 
 
-def hear(told: Told, chunk: Any) -> None:
+def hear(told: RateLimitStatus, chunk: Any) -> None:
     told["events"] = told.get("events", 0) + 1
     for choice in chunk.choices:
         told["text"] += choice.delta.content or ""
@@ -52,7 +54,7 @@ def hear(told: Told, chunk: Any) -> None:
         told["tokens"] = chunk.usage.completion_tokens
 
 
-def explain(told: Told, error: openai.OpenAIError) -> None:
+def explain(told: RateLimitStatus, error: openai.OpenAIError) -> None:
     told |= {"error": type(error).__name__, "says": str(error)}
     told |= {"status": getattr(error, "status_code", None), "code": getattr(error, "code", None)}
 
@@ -67,7 +69,7 @@ async def main() -> None:
         if url not in clients:
             make = openai.AsyncOpenAI if is_async else openai.OpenAI
             clients[url] = make(base_url=url, api_key="none", max_retries=0)
-        told: Told = {"text": ""}
+        told: RateLimitStatus = {"text": ""}
         request = asked["request"] | {"extra_body": asked["extra"], "timeout": asked["timeout"]}
         try:
             if is_async:

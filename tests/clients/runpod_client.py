@@ -80,4 +80,4 @@ if __name__ == "__main__":
             found = asyncio.run(asynchronous(given))
         case _:
             found = asyncio.run(cancelled(given))
-    print("TOLD", json.dumps(found))
+    print("CLIENT_ERRORS", json.dumps(found))

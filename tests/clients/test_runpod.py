@@ -41,8 +41,8 @@ async def told(*command: str, **variables: str) -> dict[str, Any]:
         *command, env=os.environ | variables, stdin=PIPE, stdout=PIPE, limit=1 << 24
     )
     out, _ = await asyncio.wait_for(process.communicate(json.dumps(INPUTS).encode()), 90)
-    [line] = [line for line in out.decode().splitlines() if line.startswith("TOLD ")]
-    return dict(json.loads(line.removeprefix("TOLD ")))
+    [line] = [line for line in out.decode().splitlines() if line.startswith("CLIENT_ERRORS ")]
+    return dict(json.loads(line.removeprefix("CLIENT_ERRORS ")))
 
 
 async def python_client(proxy: Proxy, what: str) -> dict[str, Any]:

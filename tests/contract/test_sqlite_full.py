@@ -16,7 +16,7 @@ from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, JobId
 from proxy.store.base import StoreFullError
 from proxy.store.sqlite.database import opened
-from proxy.store.sqlite.disk_space import Room
+from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.store import SqliteStore
 from proxy.store.sqlite.writer import Writer, nothing
 from proxy.system import SystemDisk, ThreadRunner
@@ -150,7 +150,7 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
         db.execute("CREATE TABLE pieces (piece BLOB)")
         [[pages]] = db.execute("PRAGMA page_count").fetchall()
         db.execute(f"PRAGMA max_page_count = {pages + 20}").fetchall()
-        writer = Writer(db, Room(tmp_path / "ballast", SystemDisk()), ThreadRunner)
+        writer = Writer(db, DiskSpace(tmp_path / "ballast", SystemDisk()), ThreadRunner)
         writer.start()
 
         async def write(size: int) -> int:

@@ -61,7 +61,7 @@ class Row:
     finished: int = 0
     retention: int = RETENTION
     expires: int | None = None
-    drained: int = 0
+    consumed_cursor: int = 0
     output: bytes | None = None
     log: list[bytes] = field(default_factory=list)
     tries: int | None = None  # None: there is no delivery
@@ -122,7 +122,7 @@ class StoreModel(RuleBasedStateMachine):
         row = self.rows[job_id]
         assert job is not None
         assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
-        assert (job.retries, job.drained, job.output) == (row.retries, row.drained, row.output)
+        assert (job.retries, job.consumed_cursor, job.output) == (row.retries, row.consumed_cursor, row.output)
         assert (job.submission.expires_at, job.submission.retention) == (row.expires, row.retention)
         assert job.created_at == row.created
 
@@ -172,7 +172,7 @@ class StoreModel(RuleBasedStateMachine):
         row = self.rows.get(job_id)
         assert (found is None) == (row is None)
         if row is not None and found is not None:
-            start = row.drained if cursor is None else cursor
+            start = row.consumed_cursor if cursor is None else cursor
             rest = row.log[start:]
             expected = rest[:limit] if row.status in UNFINISHED else rest
             assert (list(found[1]), found[2]) == (expected, start + len(expected))
@@ -180,10 +180,10 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(job_id=jobs, cursor=st.integers(0, 4), attempt=st.integers(0, 3))
     def a_client_drains(self, job_id: str, cursor: int, attempt: int) -> None:
-        self.run(self.store.drain(JobId(job_id), attempt, cursor))
+        self.run(self.store.consume(JobId(job_id), attempt, cursor))
         row = self.rows.get(job_id)
         if row is not None and row.attempt == attempt:
-            row.drained = max(row.drained, cursor)
+            row.consumed_cursor = max(row.consumed_cursor, cursor)
 
     @rule(job_id=jobs)
     def a_client_cancels(self, job_id: str) -> None:
@@ -205,7 +205,7 @@ class StoreModel(RuleBasedStateMachine):
             self.sequence += 1
             row.status, row.failures, row.place, row.retries = Status.IN_QUEUE, 0, self.sequence, row.retries + 1
             row.expires = None if row.expires is None else row.expires + self.now - row.created
-            row.created, row.drained, row.output, row.log, row.tries = self.now, 0, None, [], None
+            row.created, row.consumed_cursor, row.output, row.log, row.tries = self.now, 0, None, [], None
             self.ended[True, Event.RETRY] += 1
             self.agree(job, job_id)
 
@@ -247,7 +247,7 @@ class StoreModel(RuleBasedStateMachine):
         for job in taken:
             row = self.rows[job.id]
             row.status, row.attempt, row.taken = Status.IN_PROGRESS, row.attempt + 1, self.now
-            row.drained, row.log = 0, []
+            row.consumed_cursor, row.log = 0, []
             self.agree(job, job.id)
         return multiple(*((job.id, job.attempt) for job in taken))
 

@@ -80,25 +80,25 @@ async def test_what_a_client_has_taken_is_noted(store: JobStore, submit: Submit)
     await running(store, submit)
     await store.append(A, 1, [b"one", b"two"])
     for cursor, drained in ((1, 1), (2, 2), (1, 2)):
-        await store.drain(A, 1, cursor)
-        assert (await found(store, "a")).drained == drained
-    await store.drain(A, 2, 9)
-    assert (await found(store, "a")).drained == 2
+        await store.consume(A, 1, cursor)
+        assert (await found(store, "a")).consumed_cursor == drained
+    await store.consume(A, 2, 9)
+    assert (await found(store, "a")).consumed_cursor == 2
     await settle(store, "a", Event.CANCEL)
-    await store.drain(A, 1, 3)
-    assert (await found(store, "a")).drained == 3
-    await store.drain(JobId("nobody"), 1, 1)
+    await store.consume(A, 1, 3)
+    assert (await found(store, "a")).consumed_cursor == 3
+    await store.consume(JobId("nobody"), 1, 1)
 
 
 async def test_what_was_taken_of_another_attempt_does_not_count(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
     await store.append(A, 1, [b"one"])
-    await store.drain(A, 1, 1)
+    await store.consume(A, 1, 1)
     await settle(store, "a", Event.RELEASE)
     await take(store)
-    assert (await found(store, "a")).drained == 0
-    await store.drain(A, 1, 1)
-    assert (await found(store, "a")).drained == 0
+    assert (await found(store, "a")).consumed_cursor == 0
+    await store.consume(A, 1, 1)
+    assert (await found(store, "a")).consumed_cursor == 0
 
 
 async def look(store: JobStore, cursor: int | None, limit: int = 9) -> tuple[Status, int, list[bytes], int]:
@@ -115,7 +115,7 @@ async def test_a_job_and_its_output_are_looked_at_together(store: JobStore, subm
     await take(store)
     await store.append(A, 1, [b"one", b"two", b"three"])
     assert await look(store, 0, 2) == (Status.IN_PROGRESS, 1, [b"one", b"two"], 2)
-    await store.drain(A, 1, 1)
+    await store.consume(A, 1, 1)
     assert await look(store, None, 1) == (Status.IN_PROGRESS, 1, [b"two"], 2)
     assert await look(store, 7) == (Status.IN_PROGRESS, 1, [], 7)
     await settle(store, "a", Event.RELEASE)

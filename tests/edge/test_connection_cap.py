@@ -60,7 +60,7 @@ async def full_of_clients(proxy: Proxy) -> None:
         assert [answer.status for answer in told[:PLACES] if answer is not None] == [200] * PLACES
         assert any(told[PLACES:])
         assert all(is_full(answer) for answer in told[PLACES:])
-        assert proxy.parts.door.crowd.size <= proxy.parts.door.crowd.limit
+        assert proxy.parts.edge.connections.size <= proxy.parts.edge.connections.limit
         await until(lambda: polls(proxy.url), what="a stock worker gets in")
         async with worker(proxy):
             async with strict(proxy.url) as late:
@@ -82,10 +82,10 @@ async def test_workers_get_in_where_clients_have_taken_all_places() -> None:
 async def test_silent_connections_are_cut_and_keep_nobody_out_for_long() -> None:
     async with serving(max_connections=PLACES, head_timeout=1.0) as proxy, AsyncExitStack() as stack:
         silent = [await stack.enter_async_context(strict(proxy.url)) for _ in range(CLIENTS)]
-        assert proxy.parts.door.crowd.size <= proxy.parts.door.crowd.limit
+        assert proxy.parts.edge.connections.size <= proxy.parts.edge.connections.limit
         await until(lambda: is_served(proxy.url), what="clients are served again")
         assert [await line.answer() for line in silent] == [None] * CLIENTS
-        assert proxy.parts.door.crowd.size <= 1, "at most the one that has just asked"
+        assert proxy.parts.edge.connections.size <= 1, "at most the one that has just asked"
 
 
 async def test_descriptors_never_run_out(tmp_path: Path) -> None:

@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from pydantic import SecretStr
 
 from proxy.access.keys import Kind
-from proxy.edge.routes import ROUTES, WEBSOCKET, Room, Route
+from proxy.edge.routes import ROUTES, WEBSOCKET, Backend, Route
 
 KEYS = {"alice": "alice-secret", "bob": "bob-secret"}
 UNKNOWN = "00000000-0000-4000-8000-000000000000-u1"
@@ -110,9 +110,9 @@ async def test_anothers_job_is_no_job(house: House, path: str) -> None:
 
 def test_what_an_application_registers_is_in_the_table(house: House) -> None:
     """And what is not could not be reached."""
-    rooms = house.proxy.parts.app._rooms
-    registered = {(route.path, method) for route in rooms[Room.STATUS].fastapi.routes for method in route.methods}
-    known = {(route.path, method) for route, method in ROWS if route.room in (Room.STATUS, Room.QUEUE)}
+    backends = house.proxy.parts.app._rooms
+    registered = {(route.path, method) for route in backends[Backend.STATUS].fastapi.routes for method in route.methods}
+    known = {(route.path, method) for route, method in ROWS if route.backend in (Backend.STATUS, Backend.QUEUE)}
     assert registered <= known
     assert known <= registered | {(path, "HEAD") for path, _ in registered}
 

@@ -200,10 +200,10 @@ async def test_one_that_would_rather_speak_http_2_is_served_in_http_1(line: Line
     wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA")
     asked = request(f"POST {CHAT}", JSON_BODY, *wish, f"Content-Length: {len(body)}", body=body)
     async with wire(line.proxy) as connection:
-        at, crowd = len(asked) // parts, line.proxy.parts.door.crowd
+        at, connections = len(asked) // parts, line.proxy.parts.edge.connections
         await connection.send(asked[:at])
         if parts > 1:
-            await until(lambda: any(one._size == at for one in crowd._waited_for), 5, "the first piece is there")
+            await until(lambda: any(one._size == at for one in connections._waited_for), 5, "the first piece is there")
         await connection.send(asked[at:])
         answer = await connection.answer()
         assert answer.status == 200
@@ -260,9 +260,9 @@ async def test_one_key_leaves_half_of_the_budget_to_others() -> None:
 async def test_silent_connections_give_way_to_those_that_speak() -> None:
     """All places are taken, also those that are kept for workers, by connections that say nothing."""
     async with serving(max_connections=20, head_timeout=60.0) as proxy, AsyncExitStack() as stack:
-        crowd = proxy.parts.door.crowd
-        silent = [await stack.enter_async_context(wire(proxy)) for _ in range(crowd.limit)]
-        await until(lambda: crowd.size == crowd.limit, 5, "the house is full")
+        connections = proxy.parts.edge.connections
+        silent = [await stack.enter_async_context(wire(proxy)) for _ in range(connections.limit)]
+        await until(lambda: connections.size == connections.limit, 5, "the house is full")
         async with wire(proxy) as worker:
             token = f"Authorization: {proxy.parts.token}"
             await worker.send(request("GET /v2/default/ping/w-1?job_id=", token))

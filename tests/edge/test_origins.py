@@ -13,7 +13,7 @@ from pydantic import ValidationError
 from proxy.access.keys import Kind
 from proxy.access.rate_limits import LIMITS
 from proxy.api.openai.routes import match
-from proxy.edge.routes import ROUTES, WEBSOCKET, Room, Route
+from proxy.edge.routes import ROUTES, WEBSOCKET, Backend, Route
 from proxy.settings import Settings
 
 EVIL, NAMED = "https://evil.example", "https://app.example"
@@ -63,9 +63,9 @@ def code(path: str, body: bytes) -> str:
     return str(told["error"]["code"])
 
 
-@pytest.mark.parametrize("room", [Room.QUEUE, Room.STATUS, Room.OPENAI])
-async def test_a_foreign_page_is_refused_whatever_it_asks(keyless: Proxy, room: Room) -> None:
-    routes = [route for route in CLIENT_ROUTES if route.room is room]
+@pytest.mark.parametrize("room", [Backend.QUEUE, Backend.STATUS, Backend.OPENAI])
+async def test_a_foreign_page_is_refused_whatever_it_asks(keyless: Proxy, room: Backend) -> None:
+    routes = [route for route in CLIENT_ROUTES if route.backend is room]
     assert routes
     for route in routes:
         path = filled(route)
@@ -97,12 +97,12 @@ async def test_what_is_open_to_anybody_stays_open(keyless: Proxy, headers: dict[
 
 async def test_workers_need_their_token_from_wherever(keyless: Proxy) -> None:
     """A page does not know it, so its origin is not looked at."""
-    assert [route.methods for route in ROUTES if route.room is Room.CHANNEL] == [(WEBSOCKET,)]
+    assert [route.methods for route in ROUTES if route.backend is Backend.CHANNEL] == [(WEBSOCKET,)]
     path = "/v2/default/worker"
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     headers = {"Origin": EVIL, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="} | upgrade
     assert (await ask(keyless, "GET", path, headers))[0] == 401
-    assert all(route.kind is Kind.WORKER for route in ROUTES if route.room in (Room.STOCK, Room.CHANNEL))
+    assert all(route.kind is Kind.WORKER for route in ROUTES if route.backend in (Backend.STOCK, Backend.CHANNEL))
 
 
 def pages(port: str) -> list[tuple[bool, list[tuple[str, str]]]]:

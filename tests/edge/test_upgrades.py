@@ -193,4 +193,4 @@ async def test_a_client_that_asked_to_close_is_not_kept(guard: Parsed) -> None:
     assert answer.is_closing
     old = await guard.answer([b"GET / HTTP/1.0\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"])
     assert old.is_closing
-    assert guard.crowd.size == 0
+    assert guard.connections.size == 0

@@ -138,7 +138,7 @@ def guard(data: bytes) -> None:
     pieces = [raw[start:end] for start, end in pairwise([0, *cuts, len(raw)]) if start < end]
     whole, cut = (_loop.run_until_complete(_connections.answer(sent)) for sent in ([raw], pieces))
     assert cut == whole, (pieces, cut, whole)
-    assert _connections.crowd.size == 0
+    assert _connections.connections.size == 0
 
 
 def _guard_request(provider: Any) -> bytes:

@@ -16,8 +16,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from proxy.api.app import error_body
-from proxy.edge.connections import Crowd, Pace
-from proxy.edge.guard import Door
+from proxy.edge.connections import ConnectionLimiter, Pace
+from proxy.edge.guard import EdgeContext
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 
@@ -85,10 +85,10 @@ class Parsed:
     def __init__(self, wire: socket.socket) -> None:
         """Let the connections share this socket, which is not connected."""
         self._wire = wire
-        self.crowd = Crowd(1_000_000)
-        door = Door(Hosts(is_open=True), Pace(), self.crowd, error_body, lambda _path, _fields: False)
+        self.connections = ConnectionLimiter(1_000_000)
+        edge = EdgeContext(Hosts(is_open=True), Pace(), self.connections, error_body, lambda _path, _fields: False)
         self._config = uvicorn.Config(
-            echo, http=cast("type[EdgeProtocol]", partial(EdgeProtocol, door)), ws=WorkerProtocol,
+            echo, http=cast("type[EdgeProtocol]", partial(EdgeProtocol, edge)), ws=WorkerProtocol,
             ws_ping_interval=None, lifespan="off", log_config=None, access_log=False, server_header=False,
             date_header=False,
         )  # fmt: skip

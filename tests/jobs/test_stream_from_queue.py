@@ -61,9 +61,9 @@ async def finish(worker: Puppet, job: str) -> None:
 
 async def reading(queue: QueueClient, job: str, read: Read) -> "asyncio.Task[tuple[str, list[Any]]]":
     """A reader that waits."""
-    followers = len(queue.proxy.parts.news)
+    followers = len(queue.proxy.parts.events)
     task = asyncio.create_task(read(queue, job))
-    await until(lambda: len(queue.proxy.parts.news) > followers, what="it waits")
+    await until(lambda: len(queue.proxy.parts.events) > followers, what="it waits")
     return task
 
 

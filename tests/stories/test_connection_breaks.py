@@ -10,7 +10,7 @@ from harness.proxy.server import CHAT, Proxy, chat, frames, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
 
-SLOW: dict[str, Any] = {"max_tokens": 12, "seed": 300_000}  # long gaps: nothing is under way in most of the time
+SLOW: dict[str, Any] = {"max_tokens": 12, "seed": 300_000}  # long intervals: nothing is under way in most of the time
 
 
 async def test_a_stream_survives_a_short_break() -> None:

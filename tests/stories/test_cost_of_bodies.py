@@ -22,14 +22,16 @@ STANDSTILL, TRIES = 0.05, 3  # seconds, the best of so many: what remains is the
 RUNSYNC = "/v2/default/runsync?wait=1000"
 
 
-class Told(NamedTuple):
+class RateLimitStatus(NamedTuple):
     """What a client was told."""
 
     status: int
     body: bytes
 
 
-def ask(url: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None) -> Told:
+def ask(
+    url: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+) -> RateLimitStatus:
     """One request of a client in a thread: what it costs is not in the event loop."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
@@ -41,7 +43,7 @@ def ask(url: str, method: str, path: str, body: bytes | None = None, headers: di
             connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body)
         answer = connection.getresponse()
-        return Told(answer.status, answer.read())
+        return RateLimitStatus(answer.status, answer.read())
     finally:
         connection.close()
 

@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from harness.data.canaries import Canaries
 from harness.load.figures import tell
-from harness.network.webhook_receiver import Receiver, Told, receiver
+from harness.network.webhook_receiver import RateLimitStatus, Receiver, receiver
 from harness.proxy.command import Command, command
 from harness.proxy.queue_api import FINAL, long, prompt
 from harness.proxy.server import CHAT, chat
@@ -72,7 +72,7 @@ def canaries() -> Canaries:
     return Canaries()
 
 
-def without_own_url(told: Told, url: str) -> bytes:
+def without_own_url(told: RateLimitStatus, url: str) -> bytes:
     """What a receiver was told, without the URL that is its own."""
     return told.body.replace(json.dumps(url).encode(), b"") + str(told.headers).encode()
 

@@ -17,7 +17,7 @@ from statistics import fmean
 import aiohttp
 import pytest
 from harness.load.figures import tell
-from harness.load.owners import Crowd, Owner, one_request, owners
+from harness.load.owners import ConnectionLimiter, Owner, one_request, owners
 from harness.load.slope import slope
 from harness.network.webhook_receiver import Receiver, receiver
 from harness.proxy.command import ROOT
@@ -95,7 +95,7 @@ async def reborn(url: str) -> None:
             running.kill()
 
 
-async def err(seen: Crowd, owner: Owner) -> None:
+async def err(seen: ConnectionLimiter, owner: Owner) -> None:
     """One of the many ways to be wrong."""
     wrong = [
         ("POST", CHAT, {"data": b"{", "headers": {"Content-Type": "application/json"}}),
@@ -114,7 +114,7 @@ async def err(seen: Crowd, owner: Owner) -> None:
     await seen.ask(owner, method, path, **more)
 
 
-async def be_told(seen: Crowd, owner: Owner, hook: Receiver) -> None:
+async def be_told(seen: ConnectionLimiter, owner: Owner, hook: Receiver) -> None:
     """A job with a webhook; its receiver fails now and then."""
     hook.statuses[:] = [owner.chance.choice([200, 200, 500])]
     order = {"input": prompt(owner.mark), "webhook": hook.url, "s3Config": {"accessId": "a", "accessSecret": "b"}}
@@ -124,7 +124,7 @@ async def be_told(seen: Crowd, owner: Owner, hook: Receiver) -> None:
         hook.told.get_nowait()
 
 
-async def ask(seen: Crowd, owner: Owner) -> None:
+async def ask(seen: ConnectionLimiter, owner: Owner) -> None:
     """Anything. An answer may break off when its worker is killed, and be no whole one then."""
     try:
         await one_request(seen, owner)
@@ -132,7 +132,7 @@ async def ask(seen: Crowd, owner: Owner) -> None:
         seen.done["disturbed"] += 1
 
 
-async def let_go(seen: Crowd, owner: Owner) -> None:
+async def let_go(seen: ConnectionLimiter, owner: Owner) -> None:
     """An owner wants nothing more of what has ended: it is forgotten during the soak and not half an hour later.
 
     All of it, also what a client asked for that left before it was told an id.
@@ -144,7 +144,7 @@ async def let_go(seen: Crowd, owner: Owner) -> None:
             await seen.ask(owner, "GET", f"/v2/default/status/{row['id']}?ttl=1000")
 
 
-async def soak(seen: Crowd, hook: Receiver, seconds: float) -> None:
+async def soak(seen: ConnectionLimiter, hook: Receiver, seconds: float) -> None:
     """All requests, each at its time, whatever the others do."""
     loop, chance = asyncio.get_running_loop(), random.Random(1)
     begun = loop.time()
@@ -177,7 +177,7 @@ async def test_a_soak_leaves_nothing_behind(tmp_path: Path) -> None:
             await stack.enter_async_context(worker_process(told=told))
         connector = aiohttp.TCPConnector(limit=0)
         http = await stack.enter_async_context(aiohttp.ClientSession(proxy.url, connector=connector))
-        seen = Crowd(http, people)
+        seen = ConnectionLimiter(http, people)
         dying = asyncio.create_task(reborn(proxy.url))
         try:
             await soak(seen, hook, MINUTES * 60)

@@ -149,7 +149,7 @@ async def test_own_and_stock_workers_share_the_load_and_answer_alike() -> None:
                 body = chat("same", stream=number % 2 == 0, max_tokens=20, seed=50_000)
                 async with proxy.http.post(CHAT, json=body) as response:
                     assert response.status == 200, await response.text()
-                    job = await proxy.parts.queue._store.find(response.headers["x-job-id"])  # type: ignore[arg-type]
+                    job = await proxy.parts.durable._store.find(response.headers["x-job-id"])  # type: ignore[arg-type]
                     seen.add(str(job.worker if job else None))
                     return await frames(response)
 

@@ -218,7 +218,7 @@ async def test_a_stream_of_which_a_piece_was_lost_is_not_given_for_whole(proxy: 
 
 async def test_a_run_goes_on_when_the_proxy_was_started_again(proxy: Proxy) -> None:
     parts = proxy.parts
-    store = parts.queue._store
+    store = parts.durable._store
     job_id = await run(proxy)
     [job] = await store.take(EndpointId("default"), WorkerId("pod-1"), limit=1, light_limit=0, now=Millis(0))
     parts.sweeper._orphans.find([job])

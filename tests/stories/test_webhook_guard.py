@@ -13,7 +13,7 @@ from harness.data import url_tricks
 from harness.data.clock import FakeClock
 from harness.network.webhook_receiver import Receiver, Trap, receiver, trap
 
-from proxy.webhooks.sender import Patience, Sender, system_lookup
+from proxy.webhooks.sender import Sender, SendTimeouts, system_lookup
 from proxy.webhooks.url_policy import Allowed
 
 KEY = bytes(32)
@@ -37,7 +37,7 @@ class Names:
 
 async def send(url: str, names: Names, *allowed: str, body: bytes = b"{}") -> str | None:
     """One try; None when it was acknowledged."""
-    sender = Sender(KEY, Allowed.read(allowed), FakeClock(), lookup=names.lookup, patience=Patience(2.0, 5.0))
+    sender = Sender(KEY, Allowed.read(allowed), FakeClock(), lookup=names.lookup, patience=SendTimeouts(2.0, 5.0))
     async with sender.session() as session:
         return await sender.send(session, url, "a-u1-0", body)
 

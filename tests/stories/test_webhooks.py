@@ -22,7 +22,7 @@ from proxy.jobs.model import Delivery, Input, Job, Millis, WorkerId
 from proxy.store.base import StoreFullError
 from proxy.store.memory import MemoryStore
 from proxy.webhooks.deliveries import Deliveries
-from proxy.webhooks.sender import Patience, Sender
+from proxy.webhooks.sender import Sender, SendTimeouts
 from proxy.webhooks.signature import format_secret
 from proxy.webhooks.url_policy import Allowed
 
@@ -52,7 +52,7 @@ class Desk:
 
     @asynccontextmanager
     async def open(
-        self, *, patience: Patience | None = None, drain: float = 0, **more: Any
+        self, *, patience: SendTimeouts | None = None, drain: float = 0, **more: Any
     ) -> AsyncIterator[Deliveries]:
         """A proxy's deliveries over this store; several one after the other are restarts."""
         sender = Sender(KEY, Allowed.read(["127.0.0.1"]), self.clock, lookup=lookup, patience=patience)
@@ -171,7 +171,7 @@ async def test_after_three_tries_it_is_given_up_in_one_line_without_secrets(desk
 async def test_a_receiver_that_never_answers_is_cut(desk: Desk, hook: Receiver) -> None:
     hook.may_answer.clear()
     with capture_logs() as logs:
-        async with desk.open(patience=Patience(total=0.2)) as deliveries:
+        async with desk.open(patience=SendTimeouts(total=0.2)) as deliveries:
             await desk.end("a", hook.url)
             deliveries.wake()
             await hook.next()

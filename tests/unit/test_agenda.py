@@ -1,14 +1,14 @@
 import random
 
 from proxy.jobs.model import JobId, Millis
-from proxy.store.deadlines import BUCKET, EMPTY, Agenda
+from proxy.store.deadlines import BUCKET, EMPTY, DeadlineIndex
 
 DAY = 24 * 3600_000
 
 
 def test_moments_that_never_come_leave_nothing_behind() -> None:
     """A job's life ends a day after it began, and nearly every job ends long before."""
-    agenda = Agenda()
+    agenda = DeadlineIndex()
     for second in range(20_000):
         job_id = JobId(f"job-{second}")
         agenda.set(job_id, Millis(second * 1000 + DAY))
@@ -18,7 +18,7 @@ def test_moments_that_never_come_leave_nothing_behind() -> None:
 
 
 def test_what_is_due_stays_due_whatever_is_cleared_away() -> None:
-    chance, agenda = random.Random(1), Agenda()
+    chance, agenda = random.Random(1), DeadlineIndex()
     moments: dict[JobId, Millis] = {}
     for number in range(30_000):
         job_id = JobId(f"job-{chance.randrange(50)}")

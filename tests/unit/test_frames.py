@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.channel.native.validation import RefusedError, check_hello, head_fault, told
+from proxy.channel.native.validation import WorkerRefusedError, check_hello, head_fault, worker_error
 from proxy.wire.frames import (
     BadFrameError,
     Chunk,
@@ -99,9 +99,9 @@ def _is_frames_or_refused(message: bytes) -> None:
     with suppress(BadFrameError):
         for frame in decode_to_proxy(message):
             if isinstance(frame, Hello):
-                with suppress(RefusedError):
+                with suppress(WorkerRefusedError):
                     check_hello(frame)
             elif isinstance(frame, Head) and not head_fault(frame):
                 assert re.fullmatch(r"[ -~]*", frame.content_type)
             elif isinstance(frame, End):
-                assert told(frame, "code", "").code
+                assert worker_error(frame, "code", "").code

@@ -8,7 +8,7 @@ from secrets import token_bytes
 from proxy.app import compose
 from proxy.jobs.ids import Ids
 from proxy.jobs.model import Owner
-from proxy.service.durable import Order
+from proxy.service.durable import JobRequest
 from proxy.settings import MEMORY, Settings
 from proxy.system import System
 
@@ -48,7 +48,7 @@ async def test_a_proxy_makes_its_ids_of_the_random_bytes_that_it_is_given(tmp_pa
     settings = Settings(data_dir=tmp_path, store=MEMORY)
     parts = [compose(settings, System(random_bytes=Random(seed).randbytes)) for seed in (1, 1, 2)]
     first, again, other = [
-        [(await one.queue.submit(next(iter(one.endpoints)), Owner("alice"), Order(b"1"))).id for _ in range(3)]
+        [(await one.durable.submit(next(iter(one.endpoints)), Owner("alice"), JobRequest(b"1"))).id for _ in range(3)]
         for one in parts
     ]
     assert first == again

@@ -56,16 +56,16 @@ def test_what_came_leaves_in_one_piece(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     mailbox.put_chunk(b"data: 1\n\n", more=False)
     mailbox.put_chunk(b"data: 2\n\n", more=False)
-    assert mailbox.drain() == b"data: 1\n\ndata: 2\n\n"
-    assert mailbox.drain() == b""
+    assert mailbox.consume() == b"data: 1\n\ndata: 2\n\n"
+    assert mailbox.consume() == b""
 
 
 def test_half_an_event_is_not_seen(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     mailbox.put_chunk(b"data: 1", more=True)
-    assert mailbox.drain() == b""
+    assert mailbox.consume() == b""
     mailbox.put_chunk(b"\n\n", more=False)
-    assert mailbox.drain() == b"data: 1\n\n"
+    assert mailbox.consume() == b"data: 1\n\n"
 
 
 def test_a_large_event_is_passed_on_as_its_pieces_come(mailbox: Mailbox) -> None:
@@ -73,25 +73,25 @@ def test_a_large_event_is_passed_on_as_its_pieces_come(mailbox: Mailbox) -> None
     part = b"x" * (EVENT_BYTES // 4)
     for _ in range(4):
         assert mailbox.put_chunk(part, more=True)
-        assert mailbox.drain() == b""
+        assert mailbox.consume() == b""
     assert mailbox.put_chunk(b"yz", more=True)
-    assert (mailbox.drain(), mailbox.is_mid_event) == (4 * part + b"yz", True)
+    assert (mailbox.consume(), mailbox.is_mid_event) == (4 * part + b"yz", True)
     assert mailbox.put_chunk(b"z", more=True)
     assert mailbox.put_chunk(b"\n\n", more=False)
     assert mailbox.put_chunk(b"data: 1\n\n", more=False)
-    assert mailbox.drain(1) == b"z"
+    assert mailbox.consume(1) == b"z"
     assert mailbox.is_mid_event
-    assert mailbox.drain(1) == b"\n\n"
+    assert mailbox.consume(1) == b"\n\n"
     assert not mailbox.is_mid_event
     assert mailbox.put_chunk(b"data: 2", more=True)  # the next one is held back again
-    assert (mailbox.drain(), mailbox.is_mid_event) == (b"data: 1\n\n", False)
+    assert (mailbox.consume(), mailbox.is_mid_event) == (b"data: 1\n\n", False)
 
 
 def test_an_event_of_any_size_passes_a_reader_that_keeps_up(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     for _ in range(100):
         assert mailbox.put_chunk(b"x" * 100_000, more=True)
-        mailbox.drain()
+        mailbox.consume()
         assert mailbox.backlog <= EVENT_BYTES
 
 
@@ -111,12 +111,12 @@ def test_a_worker_with_a_window_is_never_left_waiting_for_what_is_held_back(mail
         for _ in range(4 * STREAM_WINDOW // size if size > 1 else 10):
             assert unanswered < STREAM_WINDOW
             assert mailbox.put_chunk(b"x" * size, more=True)
-            mailbox.drain()
+            mailbox.consume()
             unanswered += size
             if len(port.told) > resumed:
                 resumed, unanswered = len(port.told), 0
         mailbox.put_chunk(b"\n\n", more=False)
-        mailbox.drain()
+        mailbox.consume()
         port.told.clear()
 
 
@@ -124,9 +124,9 @@ def test_an_answer_that_is_not_a_stream_is_never_cut_into_pieces(mailbox: Mailbo
     mailbox.put_head(JSON)
     for _ in range(10):
         mailbox.put_chunk(b"x" * EVENT_BYTES, more=True)
-    assert mailbox.drain(float("inf")) == b""
+    assert mailbox.consume(float("inf")) == b""
     mailbox.put_chunk(b"", more=False)
-    assert len(mailbox.drain(float("inf"))) == 10 * EVENT_BYTES
+    assert len(mailbox.consume(float("inf"))) == 10 * EVENT_BYTES
 
 
 def test_a_slow_reader_pauses_its_worker_once_and_resumes_it_once(mailbox: Mailbox, port: Port) -> None:
@@ -134,7 +134,7 @@ def test_a_slow_reader_pauses_its_worker_once_and_resumes_it_once(mailbox: Mailb
     for _ in range(20):
         mailbox.put_chunk(b"x" * 10_000, more=False)
     assert port.told == [("pause", "a", 1)]
-    while mailbox.drain(10_000):
+    while mailbox.consume(10_000):
         pass
     assert port.told == [("pause", "a", 1), ("resume", "a", 1)]
 
@@ -143,7 +143,7 @@ def test_a_reader_that_keeps_up_lets_its_worker_go_on(mailbox: Mailbox, port: Po
     mailbox.put_head(STREAM)
     for _ in range(4):
         mailbox.put_chunk(b"x" * (STREAM_WINDOW // 4), more=False)
-        mailbox.drain()
+        mailbox.consume()
     assert port.told == [("resume", "a", 1)] * 2
 
 
@@ -151,7 +151,7 @@ def test_one_write_is_bounded(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     for _ in range(100):
         mailbox.put_chunk(b"x" * 1_000, more=False)
-    assert len(mailbox.drain(20_000)) == 20_000
+    assert len(mailbox.consume(20_000)) == 20_000
     assert mailbox.backlog == 80_000
 
 
@@ -190,7 +190,7 @@ def test_a_new_attempt_begins_from_nothing(mailbox: Mailbox, port: Port) -> None
     mailbox.begin(2, port)
     mailbox.put_head(STREAM)
     mailbox.put_chunk(b"data: new\n\n", more=False)
-    assert mailbox.drain() == b"data: new\n\n"
+    assert mailbox.consume() == b"data: new\n\n"
 
 
 def test_the_first_end_counts(mailbox: Mailbox) -> None:
@@ -206,7 +206,7 @@ async def test_any_number_of_changes_wake_the_relay_once(mailbox: Mailbox) -> No
     mailbox.put_chunk(b"data: 1\n\n", more=False)
     mailbox.end(Outcome(answered=True))
     await waiting
-    assert mailbox.drain() == b"data: 1\n\n"
+    assert mailbox.consume() == b"data: 1\n\n"
 
 
 async def test_an_alarm_rings_at_its_time(mailbox: Mailbox) -> None:

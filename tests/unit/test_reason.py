@@ -3,7 +3,7 @@
 import pytest
 from harness.data.jobs import HERE, submission
 
-from proxy.channel.runpod.worker import Polling
+from proxy.channel.runpod.worker import PollingWorker
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job, Millis, WorkerId
 from proxy.service.fleet import Worker
@@ -31,7 +31,7 @@ def busy(slots: int, taken: int, *, light: int = 0) -> Worker:
 
 
 def polling(slots: int, taken: int) -> Worker:
-    found = Polling(WorkerId("s"), HERE, Port(), seen=0.0, slots=slots)
+    found = PollingWorker(WorkerId("s"), HERE, Port(), seen=0.0, slots=slots)
     for number in range(taken):
         found.hold(queued(f"job-{number}", light=number == 0), since=0.0)
     return found

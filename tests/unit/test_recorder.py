@@ -6,7 +6,7 @@ import pytest
 from harness.data.jobs import HERE, submission
 
 from proxy.jobs.model import JobId, Millis, WorkerId
-from proxy.service.events import News
+from proxy.service.events import JobEvents
 from proxy.service.recorder import MOST_BYTES, PIECE_BYTES, NoJsonError, Recorder
 from proxy.store.base import StoreFullError
 from proxy.store.memory import MemoryStore
@@ -53,7 +53,7 @@ async def recorder(store: FullStore, port: Port) -> Recorder:
     """One that records a running job."""
     await store.submit(submission(JOB, durable=True), Millis(0))
     await store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=Millis(0))
-    recorder = Recorder(store, News())
+    recorder = Recorder(store, JobEvents())
     recorder.begin(JOB, 1, port)  # type: ignore[arg-type]
     return recorder
 

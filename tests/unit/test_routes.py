@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.api.openai.routes import ROUTES, Serves, match
+from proxy.api.openai.routes import ROUTES, AnsweredBy, match
 from worker_vllm.handler import route_of
 
 
@@ -59,5 +59,5 @@ def test_responses_are_not_kept(path: str) -> None:
 
 def test_every_route_is_one_that_a_worker_lets_through() -> None:
     """The two tables, on either side of the wire, name the same paths."""
-    engine_paths = {route.path or path for path, route in ROUTES.items() if route.serves is Serves.WORKER}
+    engine_paths = {route.path or path for path, route in ROUTES.items() if route.answered_by is AnsweredBy.WORKER}
     assert all(route_of(path) is not None for path in engine_paths)

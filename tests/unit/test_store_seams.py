@@ -15,7 +15,7 @@ from proxy.jobs.lifecycle import Event
 from proxy.store.base import StoreFullError, StoreUnavailableError
 from proxy.store.sqlite import database
 from proxy.store.sqlite.disk import LockedError, Space
-from proxy.store.sqlite.disk_space import Room
+from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.store import SqliteStore
 from proxy.store.sqlite.writer import MOST, Writer
 from proxy.system import SystemDisk
@@ -78,7 +78,7 @@ async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> No
     number = MOST * 2 + 1
     with database.opened(tmp_path / "jobs.db", SystemDisk()) as db:
         db.execute("CREATE TABLE numbers (number INTEGER UNIQUE)")
-        writer = Writer(db, Room(tmp_path / "ballast", MemoryDisk()), InlineRunner)
+        writer = Writer(db, DiskSpace(tmp_path / "ballast", MemoryDisk()), InlineRunner)
         writer.start()
 
         async def write(one: int) -> int:

@@ -5,7 +5,7 @@ import pytest
 from proxy.access.keys import Kind
 from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
 from proxy.api.queue.app import OPERATIONS
-from proxy.edge.routes import ROUTES, Room, Table, room_of
+from proxy.edge.routes import ROUTES, Backend, Table, backend_of
 
 JOB = "0d0d0d0d-0000-4000-8000-000000000000-u1"
 
@@ -26,12 +26,14 @@ def test_a_template_leads_to_its_own_row(route) -> None:  # type: ignore[no-unty
 
 
 def test_the_rooms_have_all_their_routes_in_it() -> None:
-    queue = {route.path.removeprefix("/v2/{endpoint}"): route.methods for route in ROUTES if route.room is Room.QUEUE}
+    queue = {
+        route.path.removeprefix("/v2/{endpoint}"): route.methods for route in ROUTES if route.backend is Backend.QUEUE
+    }
     assert queue == OPERATIONS
-    openai = {route.path for route in ROUTES if route.room is Room.OPENAI}
+    openai = {route.path for route in ROUTES if route.backend is Backend.OPENAI}
     assert {f"/v2/{{endpoint}}/openai{path}" for path in OPENAI_ROUTES} <= openai
     workers = {route.path for route in ROUTES if route.kind is Kind.WORKER}
-    assert workers == {route.path for route in ROUTES if route.room in (Room.STOCK, Room.CHANNEL)}
+    assert workers == {route.path for route in ROUTES if route.backend in (Backend.STOCK, Backend.CHANNEL)}
 
 
 @pytest.mark.parametrize(
@@ -59,13 +61,13 @@ def test_openais_clients_are_forgiven_a_slash() -> None:
 @pytest.mark.parametrize(
     ("path", "room"),
     [
-        ("/v1/x", Room.OPENAI),
-        ("/openai/x", Room.OPENAI),
-        ("/v2/ep/openai/x", Room.OPENAI),
-        ("/v2/ep/x", Room.QUEUE),
-        ("/v2/x", Room.QUEUE),
-        ("/x", Room.STATUS),
+        ("/v1/x", Backend.OPENAI),
+        ("/openai/x", Backend.OPENAI),
+        ("/v2/ep/openai/x", Backend.OPENAI),
+        ("/v2/ep/x", Backend.QUEUE),
+        ("/v2/x", Backend.QUEUE),
+        ("/x", Backend.STATUS),
     ],
 )
-def test_a_missing_path_is_refused_in_the_words_of_its_neighbours(path: str, room: Room) -> None:
-    assert room_of(path) is room
+def test_a_missing_path_is_refused_in_the_words_of_its_neighbours(path: str, room: Backend) -> None:
+    assert backend_of(path) is room

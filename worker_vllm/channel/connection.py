@@ -28,8 +28,8 @@ from worker_vllm.channel.dial import (
     OPEN_SECONDS,
     ConnectionLostError,
     Dialler,
+    DialRefusedError,
     Link,
-    RefusedError,
     dial,
     hang_up,
     losing_connection,
@@ -87,7 +87,7 @@ class OrphanedError(Exception):
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class ChannelTimeouts:
     """How long a channel waits for what."""
 
     heartbeat: float
@@ -103,7 +103,7 @@ class Channel:
         link: Link,
         outbox: WakingOutbox,
         peer: Peer,
-        patience: Patience,
+        patience: ChannelTimeouts,
         dialler: Dialler,
         *,
         was_accepted: bool = False,
@@ -123,14 +123,14 @@ class Channel:
         self.connected = asyncio.Event()
 
     async def run(self) -> None:
-        """Stay connected until `close`. `RefusedError`: the proxy does not want us; `OrphanedError`: it is gone."""
+        """Stay connected until `close`. `DialRefusedError`: the proxy does not want us; `OrphanedError`: it is gone."""
         clock = asyncio.get_running_loop().time
         failures, reached = 0, clock()
         while not self._closing.is_set():
             try:
                 if await self._connection():
                     failures, reached = 0, clock()
-            except RefusedError as refusal:
+            except DialRefusedError as refusal:
                 if self._is_final(refusal) and not self._closing.is_set():
                     raise
                 reached = clock()
@@ -165,7 +165,7 @@ class Channel:
         """From now on neither dial again nor take a refusal seriously: another channel takes over."""
         self._closing.set()
 
-    def _is_final(self, refusal: RefusedError) -> bool:
+    def _is_final(self, refusal: DialRefusedError) -> bool:
         """Whether the worker must end. Not for an HTTP status where the proxy is known: something else answered."""
         return not self.accepted and not (self._was_accepted and refusal.by_handshake)
 

@@ -55,7 +55,7 @@ class Link:
     worker: str
 
 
-class RefusedError(Exception):
+class DialRefusedError(Exception):
     """The proxy does not want this worker; its text is one line that says why."""
 
     def __init__(self, message: str, *, by_handshake: bool = False) -> None:
@@ -72,13 +72,13 @@ async def dial(
 ) -> ClientConnection | None:
     """Open a connection; None when the proxy is out of reach for now or `closing` is set.
 
-    Final, as `RefusedError`: an address that cannot be dialled, and an answer with one of `FINAL_STATUS`. Everything
+    Final, as `DialRefusedError`: an address that cannot be dialled, and an answer with one of `FINAL_STATUS`. All
     else that can go wrong between here and the proxy may be over at the next try.
     """
     try:
         handshake = _handshake(link, connect, open_seconds)
     except (InvalidURI, ValueError) as error:  # a port out of range is a ValueError
-        raise RefusedError(f"WORKER_CONNECT is not an address to dial: {error}") from None
+        raise DialRefusedError(f"WORKER_CONNECT is not an address to dial: {error}") from None
     try:
         with losing_connection():
             socket = await handshake
@@ -110,12 +110,14 @@ async def hang_up(socket: ClientConnection, code: int = NORMAL, reason: str = ""
         await socket.close(code, reason)
 
 
-def refusal_of_close(socket: ClientConnection) -> RefusedError | None:
+def refusal_of_close(socket: ClientConnection) -> DialRefusedError | None:
     """What a closed connection says about us, if it was closed because of us."""
     code = socket.close_code
     if code is None or code not in FINAL_CODES:
         return None
-    return RefusedError(socket.close_reason or ADVICE.get(code - 4000, f"the proxy closed the connection with {code}"))
+    return DialRefusedError(
+        socket.close_reason or ADVICE.get(code - 4000, f"the proxy closed the connection with {code}")
+    )
 
 
 class Handshake(connect):
@@ -141,10 +143,10 @@ def _handshake(link: Link, connect: Connect, open_seconds: float) -> Awaitable[C
     )
 
 
-def _refusal_of_handshake(link: Link, error: BaseException | None) -> RefusedError | None:
+def _refusal_of_handshake(link: Link, error: BaseException | None) -> DialRefusedError | None:
     if not isinstance(error, InvalidStatus) or error.response.status_code not in FINAL_STATUS:
         return None
-    return RefusedError(f"{link.url} answered {_answer(error)}", by_handshake=True)
+    return DialRefusedError(f"{link.url} answered {_answer(error)}", by_handshake=True)
 
 
 def _sentence(error: Exception) -> str:

@@ -14,8 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from proxy.wire.frames import PROTOCOL, Credit, Frame, Hello, Log, ToWorker
-from worker_vllm.channel.connection import Channel, OrphanedError, Patience, WakingOutbox
-from worker_vllm.channel.dial import Dialler, Link, RefusedError
+from worker_vllm.channel.connection import Channel, ChannelTimeouts, OrphanedError, WakingOutbox
+from worker_vllm.channel.dial import Dialler, DialRefusedError, Link
 
 FIRST_TRY_SECONDS = 3.0  # how long a start waits for the first answer of the proxy, to fail early rather than late
 JOIN_SECONDS = 5.0
@@ -49,7 +49,7 @@ class Loading:
     When the proxy refuses the worker, `failure` says so and the process gets a SIGINT, which ends the start.
     """
 
-    def __init__(self, link: Link, engine: str, patience: Patience, dialler: Dialler) -> None:
+    def __init__(self, link: Link, engine: str, patience: ChannelTimeouts, dialler: Dialler) -> None:
         self._link, self._engine, self._patience = link, engine, patience
         self._dialler = dialler
         self._tried = threading.Event()
@@ -59,7 +59,7 @@ class Loading:
         self._channel: Channel | None = None
         self._stop: Callable[[], object] | None = None
         self._is_over = False
-        self.failure: RefusedError | OrphanedError | None = None
+        self.failure: DialRefusedError | OrphanedError | None = None
 
     @property
     def was_accepted(self) -> bool:
@@ -98,7 +98,7 @@ class Loading:
     def _main(self) -> None:
         try:
             asyncio.run(self._keep())
-        except (RefusedError, OrphanedError) as failure:
+        except (DialRefusedError, OrphanedError) as failure:
             if not self._is_over:
                 self.failure = failure
                 os.kill(os.getpid(), signal.SIGINT)

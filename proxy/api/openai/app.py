@@ -10,18 +10,18 @@ from proxy.access.body_budget import Budget
 from proxy.access.keys import Principal
 from proxy.access.rate_limits import Limits
 from proxy.api.body import FORM, JSON, ClientGoneError, peek, read_body, require_type
-from proxy.api.errors import TOLD, ApiError, limit_headers, told
+from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
 from proxy.api.numbers import read_seconds
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
-from proxy.api.openai.relay import Gaps, Relay
+from proxy.api.openai.relay import HeartbeatIntervals, Relay
 from proxy.api.openai.reply import Reply
-from proxy.api.openai.routes import BODY_BYTES, Match, Serves, match, unknown_route
+from proxy.api.openai.routes import BODY_BYTES, AnsweredBy, Match, match, unknown_route
 from proxy.api.sending import abort_of
 from proxy.jobs.model import Request
 from proxy.service.endpoints import Endpoint, Endpoints
-from proxy.service.interactive import Intake
+from proxy.service.interactive import InteractiveJobs
 
 log = structlog.get_logger()
 
@@ -39,15 +39,15 @@ class OpenAi:
     def __init__(
         self,
         endpoints: Endpoints,
-        intake: Intake,
+        interactive: InteractiveJobs,
         limits: Limits,
         bodies: Budget,
         answers: Budget,
         new_id: Callable[[], str],
-        gaps: Gaps,
+        intervals: HeartbeatIntervals,
     ) -> None:
-        self._endpoints, self._intake, self._limits, self._bodies = endpoints, intake, limits, bodies
-        self._answers, self._new_id, self._gaps = answers, new_id, gaps
+        self._endpoints, self._interactive, self._limits, self._bodies = endpoints, interactive, limits, bodies
+        self._answers, self._new_id, self._intervals = answers, new_id, intervals
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request of a caller who may ask."""
@@ -60,12 +60,12 @@ class OpenAi:
         principal: Principal = scope["state"]["principal"]
         try:
             endpoint = self._named_endpoint(found)
-            if found.route.serves is Serves.MODELS:
+            if found.route.answered_by is AnsweredBy.MODELS:
                 await self._models(reply, found, endpoint)
             else:
                 await self._call(scope, receive, reply, headers, found, endpoint, principal)
-        except TOLD as error:
-            await reply.error(told(error))
+        except CLIENT_ERRORS as error:
+            await reply.error(to_api_error(error))
         except ClientGoneError:
             pass
         except Exception:  # a bug of ours: the client gets an error it can read, the log gets the rest
@@ -127,7 +127,7 @@ class OpenAi:
         try:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
-                await self._intake.check(chosen)
+                await self._interactive.check(chosen)
             with self._bodies.share(principal.key_id) as share:
                 body = await read_body(receive, headers, BODY_BYTES, share)
                 seen = peek_form(content_type, body) if found.route.is_form else await peek(body)
@@ -136,13 +136,13 @@ class OpenAi:
                 if chosen is None or (seen.model is not None and not self._endpoints.serves(chosen, seen.model)):
                     raise _unknown(seen.model or "", chosen)
                 request = Request("POST", found.path, content_type.decode("latin-1"), body)
-                job, mailbox = await self._intake.call(
+                job, mailbox = await self._interactive.call(
                     chosen, principal.owner, request, light=found.route.is_light, patience=_patience(headers)
                 )
                 reply.add_header(b"x-job-id", job.id.encode())
                 mailbox.abort = abort_of(scope)
-                gaps = self._gaps if seen.is_streaming else None
-                await Relay(self._intake, job, mailbox, reply, gaps=gaps).run(receive)
+                intervals = self._intervals if seen.is_streaming else None
+                await Relay(self._interactive, job, mailbox, reply, intervals=intervals).run(receive)
         finally:
             if leave is not None:
                 leave()

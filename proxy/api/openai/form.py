@@ -2,7 +2,7 @@
 
 import re
 
-from proxy.api.body import Peek
+from proxy.api.body import BodySummary
 
 MOST_PARTS = 64  # that are looked at: a transcription has about ten, and a body of empty ones would have millions
 HEAD_BYTES = 512  # of a part's own headers, and of a field's value
@@ -10,13 +10,13 @@ _BOUNDARY = re.compile(rb'boundary="?([^";,]{1,70})', re.IGNORECASE)  # RFC 2046
 _NAME = re.compile(rb'form-data\b[^\r\n]*;\s*name="?(model|stream)"?\s*(?:;|\r|$)', re.IGNORECASE)
 
 
-def peek_form(content_type: bytes, body: bytes) -> Peek:
+def peek_form(content_type: bytes, body: bytes) -> BodySummary:
     """The `model` and `stream` of a form. What is not found counts as not given: the engine judges the form."""
     found = _BOUNDARY.search(content_type)
     fields = _fields(b"--" + found.group(1).rstrip(), body) if found else {}
     model = fields.get(b"model")
     is_streaming = fields.get(b"stream", b"").lower() == b"true"
-    return Peek(None if model is None else model.decode(errors="replace"), is_streaming)
+    return BodySummary(None if model is None else model.decode(errors="replace"), is_streaming)
 
 
 def _fields(delimiter: bytes, body: bytes) -> dict[bytes, bytes]:

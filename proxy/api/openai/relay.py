@@ -15,7 +15,7 @@ from proxy.api.errors import ApiError
 from proxy.api.last_event import LastEvent
 from proxy.api.openai.reply import Reply
 from proxy.jobs.model import Job
-from proxy.service.interactive import Intake
+from proxy.service.interactive import InteractiveJobs
 from proxy.service.mailbox import Head, Mailbox
 
 WHOLE = float("inf")
@@ -24,7 +24,7 @@ BLANK_LINE = b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
-class Gaps:
+class HeartbeatIntervals:
     """How many seconds a stream may be silent before its client hears that it is alive."""
 
     first: float = 1.0  # until a client that nobody serves hears that it is in the queue
@@ -35,9 +35,17 @@ class Gaps:
 class Relay:
     """Passes one job's answer on to its client."""
 
-    def __init__(self, intake: Intake, job: Job, mailbox: Mailbox, reply: Reply, *, gaps: Gaps | None) -> None:
-        self._intake, self._job, self._mailbox, self._reply = intake, job, mailbox, reply
-        self._gaps = gaps  # None: the client asked for a whole answer, and hears nothing before it
+    def __init__(
+        self,
+        interactive: InteractiveJobs,
+        job: Job,
+        mailbox: Mailbox,
+        reply: Reply,
+        *,
+        intervals: HeartbeatIntervals | None,
+    ) -> None:
+        self._interactive, self._job, self._mailbox, self._reply = interactive, job, mailbox, reply
+        self._intervals = intervals  # None: the client asked for a whole answer, and hears nothing before it
         self._clock = asyncio.get_running_loop().time
         self._spoke = self._clock()  # when the client last heard something, or something changed for it
         self._was_taken = False
@@ -49,20 +57,20 @@ class Relay:
         watcher = asyncio.ensure_future(_watch(receive, mailbox))
         try:
             while not mailbox.abandoned or mailbox.is_whole:
-                if (head := mailbox.head) is not None and head.is_stream and (data := mailbox.drain()):
+                if (head := mailbox.head) is not None and head.is_stream and (data := mailbox.consume()):
                     await self._write(data)
                 elif mailbox.outcome is not None:
                     await self._finish(head)
                     return
                 elif mailbox.is_whole and self._clock() >= self._spoke + END_SECONDS:
-                    await self._intake.passed_on(mailbox)
+                    await self._interactive.passed_on(mailbox)
                     await self._reply.end()
                     return
                 else:
                     await self._wait()
         finally:
             watcher.cancel()
-            await self._intake.hang_up(mailbox)
+            await self._interactive.hang_up(mailbox)
 
     async def _write(self, data: bytes) -> None:
         mailbox = self._mailbox
@@ -79,21 +87,21 @@ class Relay:
         if self._mailbox.is_whole:
             await self._mailbox.wait(self._spoke + END_SECONDS)
             return
-        if self._gaps is None or self._mailbox.is_mid_event:
+        if self._intervals is None or self._mailbox.is_mid_event:
             await self._mailbox.wait(None)
             return
         now = self._clock()
         if self._mailbox.is_taken != self._was_taken:
             self._was_taken, self._spoke = self._mailbox.is_taken, now
         if self._was_taken:
-            due = self._spoke + self._gaps.silent
+            due = self._spoke + self._intervals.silent
         else:
-            due = self._spoke + (self._gaps.queued if self._reply.is_stream else self._gaps.first)
+            due = self._spoke + (self._intervals.queued if self._reply.is_stream else self._intervals.first)
         if now < due:
             await self._mailbox.wait(due)
             return
         self._spoke = now
-        position = self._intake.ahead(self._job) + 1
+        position = self._interactive.ahead(self._job) + 1
         await self._reply.heartbeat("running" if self._was_taken else f"queued position={position}")
 
     async def _finish(self, head: Head | None) -> None:
@@ -107,9 +115,9 @@ class Relay:
         elif head.is_stream:
             await reply.end()
         elif not reply.is_stream:
-            await reply.whole(head.status, head.content_type.encode(), self._mailbox.drain(WHOLE))
+            await reply.whole(head.status, head.content_type.encode(), self._mailbox.consume(WHOLE))
         else:  # a stream was promised with a heartbeat, and the engine has answered with one JSON text
-            await reply.failed(self._mailbox.drain(WHOLE))
+            await reply.failed(self._mailbox.consume(WHOLE))
 
 
 async def _watch(receive: Any, mailbox: Mailbox) -> None:

@@ -15,7 +15,7 @@ from proxy.api.openai.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 BODY_BYTES = 20 * 1024 * 1024
 
 
-class Serves(Enum):
+class AnsweredBy(Enum):
     """Who answers a route."""
 
     WORKER = auto()  # a job: the body goes to the engine, its answer comes back
@@ -26,7 +26,7 @@ class Route(NamedTuple):
     """What a path takes."""
 
     methods: tuple[str, ...] = ("POST",)
-    serves: Serves = Serves.WORKER
+    answered_by: AnsweredBy = AnsweredBy.WORKER
     dialect: Dialect = OPENAI
     is_light: bool = False  # takes no slot
     is_form: bool = False  # the body is multipart/form-data
@@ -44,7 +44,7 @@ ROUTES: dict[str, Route] = {
     "/v1/embeddings": Route(),
     "/v1/audio/transcriptions": Route(is_form=True),
     "/v1/audio/translations": Route(is_form=True),
-    "/v1/models": Route(("GET", "HEAD"), Serves.MODELS),
+    "/v1/models": Route(("GET", "HEAD"), AnsweredBy.MODELS),
     **{f"{version}/rerank": Route() for version in ("", "/v1", "/v2")},
     **{f"{version}/score": Route() for version in ("", "/v1")},
     **{f"{version}/pooling": Route(path="/pooling") for version in ("", "/v1")},

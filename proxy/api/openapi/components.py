@@ -55,7 +55,7 @@ def record(required: dict[str, Node], optional: dict[str, Node] | None = None) -
     return {"type": "object", "required": [*required], "properties": properties, "additionalProperties": False}
 
 
-def whole(least: int, most: int | None = None, **more: object) -> Node:
+def integer(least: int, most: int | None = None, **more: object) -> Node:
     """A whole number within bounds."""
     bounds: Node = {"minimum": least} if most is None else {"minimum": least, "maximum": most}
     return {"type": "integer", **bounds, **more}
@@ -103,15 +103,15 @@ def _header(description: str, of: Node) -> Node:
 
 
 HEADERS: Node = {
-    "Retry-After": _header("Seconds.", whole(1, LONGEST_RETRY)),
+    "Retry-After": _header("Seconds.", integer(1, LONGEST_RETRY)),
     "x-should-retry": _header("Whether the OpenAI SDKs post it again.", {"type": "string", "enum": ["true", "false"]}),
     "WWW-Authenticate": _header("How to send a key.", {"const": "Bearer"}),
-    "x-ratelimit-limit-requests": _header("Requests in ten seconds.", whole(0)),
-    "x-ratelimit-remaining-requests": _header("What is left of them.", whole(0)),
+    "x-ratelimit-limit-requests": _header("Requests in ten seconds.", integer(0)),
+    "x-ratelimit-remaining-requests": _header("What is left of them.", integer(0)),
     "x-ratelimit-reset-requests": _header("Until they begin anew.", {"type": "string", "pattern": "^[0-9]+s$"}),
     "x-request-id": _header("The client's own, or one that was made for it.", _TEXT),
     "x-job-id": _header("The call's job, where there is one.", _TEXT),
-    "openai-processing-ms": _header("Milliseconds until the head went out.", whole(0)),
+    "openai-processing-ms": _header("Milliseconds until the head went out.", integer(0)),
     "openai-version": _header("The version of the API.", _TEXT),
 }
 
@@ -176,20 +176,20 @@ PARAMETERS: Node = {
     "model": _id("model", MODEL, "The model's name, which may have slashes."),
     "wait": _query(
         "wait",
-        whole(MIN_WAIT, MAX_WAIT, default=WAIT),
+        integer(MIN_WAIT, MAX_WAIT, default=WAIT),
         "Milliseconds until the answer comes at the latest. What is out of bounds is brought into them.",
     ),
     "hold": _query(
         "wait",
-        whole(MIN_WAIT, WAIT, default=int(HOLD_SECONDS * 1000)),
+        integer(MIN_WAIT, WAIT, default=int(HOLD_SECONDS * 1000)),
         "Milliseconds to wait for something new. What is out of bounds is brought into them.",
     ),
-    "ttl": _query("ttl", whole(MIN_LIFE, MAX_TTL), "Milliseconds from now until the job's life ends."),
-    "after": _query("after", whole(0, LARGEST), "Read behind so many elements; nothing is drained."),
+    "ttl": _query("ttl", integer(MIN_LIFE, MAX_TTL), "Milliseconds from now until the job's life ends."),
+    "after": _query("after", integer(0, LARGEST), "Read behind so many elements; nothing is drained."),
     "last-event-id": _parameter(
         "header", "Last-Event-ID", {"type": "string", "pattern": "^[0-9]+$"}, "Where a stream of events is taken up."
     ),
-    "limit": _query("limit", whole(1, MAX_PAGE, default=PAGE), "Rows of a page."),
+    "limit": _query("limit", integer(1, MAX_PAGE, default=PAGE), "Rows of a page."),
     "before": _query("before", {"type": "string"}, "The last page's `next`."),
     "status": _query("status", schema("Status"), "Only jobs that stand there."),
     "x-request-id": _parameter(
@@ -214,9 +214,9 @@ OBJECT: Node = {"type": "object"}
 _POLICY: Node = {
     "type": ["object", "null"],
     "properties": {
-        "executionTimeout": whole(MIN_EXECUTION, MAX_EXECUTION, description="Milliseconds that one run may take.")
+        "executionTimeout": integer(MIN_EXECUTION, MAX_EXECUTION, description="Milliseconds that one run may take.")
         | {"type": ["integer", "null"]},
-        "ttl": whole(MIN_TTL, MAX_TTL, description="Milliseconds from now until the job's life ends.")
+        "ttl": integer(MIN_TTL, MAX_TTL, description="Milliseconds from now until the job's life ends.")
         | {"type": ["integer", "null"]},
         "lowPriority": {"type": ["boolean", "null"], "description": "Taken after all others."},
     },
@@ -246,7 +246,7 @@ _JOBS = ("completed", "failed", "inProgress", "inQueue", "retried")
 _SERVER_WORKERS = ("ready", "running", "initializing")
 
 SCHEMAS: Node = {
-    "Order": _ORDER,
+    "JobRequest": _ORDER,
     "Status": _STATUS,
     "JobBrief": record({"id": TEXT, "status": schema("Status")}),
     "Job": record(

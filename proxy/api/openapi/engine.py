@@ -4,7 +4,7 @@ What the engine says is the engine's: its documentation has the fields, and an a
 """
 
 from proxy.api.openai.dialects import ANTHROPIC
-from proxy.api.openai.routes import PLACES, ROUTES, Route, Serves
+from proxy.api.openai.routes import PLACES, ROUTES, AnsweredBy, Route
 from proxy.api.openapi.components import (
     ENGINE_HEADERS,
     KEY,
@@ -66,7 +66,7 @@ def engine_paths() -> dict[str, Node]:
 def _path(place: str, path: str, route: Route) -> Node:
     ids = [name for name in ("endpoint", "model") if f"{{{name}}}" in place + path]
     item: Node = {"parameters": parameters(*ids)} if ids else {}
-    make = _models if route.serves is Serves.MODELS else _call
+    make = _models if route.answered_by is AnsweredBy.MODELS else _call
     return item | {method.lower(): make(method, place, path, route) for method in route.methods}
 
 

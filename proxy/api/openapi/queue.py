@@ -15,7 +15,7 @@ from proxy.api.openapi.components import (
     success,
 )
 from proxy.api.queue.app import OPERATIONS, JobsApi
-from proxy.api.queue.listing import Overview
+from proxy.api.queue.listing import Listing
 from proxy.api.queue.sse import EVENT_STREAM
 
 PREFIX = "/v2/{endpoint}"
@@ -44,8 +44,8 @@ SHAPES: dict[str, Shape] = {
     "cancel": Shape("JobBrief", JobsApi.cancel.__doc__),
     "retry": Shape("JobBrief", JobsApi.retry.__doc__, refuses=(409,)),
     "purge-queue": Shape("Purged", JobsApi.purge.__doc__),
-    "health": Shape("EndpointHealth", Overview.health.__doc__),
-    "requests": Shape("Requests", Overview.requests.__doc__, ("limit", "before", "status")),
+    "health": Shape("EndpointHealth", Listing.health.__doc__),
+    "requests": Shape("Requests", Listing.requests.__doc__, ("limit", "before", "status")),
 }
 
 
@@ -77,7 +77,7 @@ def _operation(method: str, path: str, shape: Shape) -> Node:
         "responses": {"200": answer} | refusals("queue", (KEY, MISSING, LIMITED, *shape.refuses)),
     }
     if shape.has_order:
-        operation["requestBody"] = {"required": True, "content": as_json(schema("Order"))}
+        operation["requestBody"] = {"required": True, "content": as_json(schema("JobRequest"))}
     return operation
 
 

@@ -15,10 +15,10 @@ from proxy.access.body_budget import Budget, Share
 from proxy.access.encryption import Seal
 from proxy.access.rate_limits import Limits
 from proxy.api.body import ClientGoneError
-from proxy.api.errors import TOLD, ApiError, limit_headers, told
+from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
 from proxy.api.queue import response
-from proxy.api.queue.context import Asked, nothing
-from proxy.api.queue.listing import Overview
+from proxy.api.queue.context import RequestContext, nothing
+from proxy.api.queue.listing import Listing
 from proxy.api.queue.request import (
     MAX_TTL,
     MIN_LIFE,
@@ -33,9 +33,9 @@ from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import LARGEST_CURSOR, event_stream, start, wants_events
 from proxy.jobs.model import Job
 from proxy.service.clock import Clock
-from proxy.service.durable import Queue
+from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoints
-from proxy.service.interactive import Intake
+from proxy.service.interactive import InteractiveJobs
 
 log = structlog.get_logger()
 
@@ -62,7 +62,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 """What stands below an endpoint, and how it is asked for; `edge.routes` lets in what is here and nothing else."""
 
 
-Operation = Callable[[Asked, str], Awaitable[bytes | Response]]
+Operation = Callable[[RequestContext, str], Awaitable[bytes | Response]]
 
 
 class JobsApi:
@@ -71,9 +71,9 @@ class JobsApi:
     def __init__(
         self,
         endpoints: Endpoints,
-        overview: Overview,
-        queue: Queue,
-        intake: Intake,
+        listing: Listing,
+        durable: DurableJobs,
+        interactive: InteractiveJobs,
         limits: Limits,
         bodies: Budget,
         answers: Budget,
@@ -81,8 +81,8 @@ class JobsApi:
         check_url: CheckUrl,
         seal: Seal,
     ) -> None:
-        self._endpoints, self._overview, self._queue = endpoints, overview, queue
-        self._intake, self._limits, self._clock = intake, limits, clock
+        self._endpoints, self._listing, self._durable = endpoints, listing, durable
+        self._interactive, self._limits, self._clock = interactive, limits, clock
         self._bodies, self._answers = bodies, answers
         self._check_url, self._seal = check_url, seal
 
@@ -98,8 +98,8 @@ class JobsApi:
             "cancel": self.cancel,
             "retry": self.retry,
             "purge-queue": self.purge,
-            "health": self._overview.health,
-            "requests": self._overview.requests,
+            "health": self._listing.health,
+            "requests": self._listing.requests,
         }
         for path, methods in OPERATIONS.items():
             name = path.split("/")[1]
@@ -107,99 +107,99 @@ class JobsApi:
             router.add_api_route(path, answer, methods=[*methods], name=name, summary=operations[name].__doc__)
         return router
 
-    async def run(self, asked: Asked, _: str) -> bytes:
+    async def run(self, context: RequestContext, _: str) -> bytes:
         """Put a job in the queue."""
-        await self._intake.check(asked.endpoint)
-        order = await read_order(await asked.body(RUN_BYTES), self._check_url, self._seal)
-        return response.brief(await self._queue.submit(asked.endpoint, asked.owner, order))
+        await self._interactive.check(context.endpoint)
+        order = await read_order(await context.body(RUN_BYTES), self._check_url, self._seal)
+        return response.brief(await self._durable.submit(context.endpoint, context.owner, order))
 
-    async def runsync(self, asked: Asked, _: str) -> bytes:
+    async def runsync(self, context: RequestContext, _: str) -> bytes:
         """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
-        wait = read_wait(asked.query("wait")) or WAIT
-        await self._intake.check(asked.endpoint)
-        order = await read_order(await asked.body(RUNSYNC_BYTES), self._check_url, self._seal, wait)
-        job = await self._queue.submit(asked.endpoint, asked.owner, order)
+        wait = read_wait(context.query("wait")) or WAIT
+        await self._interactive.check(context.endpoint)
+        order = await read_order(await context.body(RUNSYNC_BYTES), self._check_url, self._seal, wait)
+        job = await self._durable.submit(context.endpoint, context.owner, order)
         del order
-        asked.drop_body()
-        ended = await self._queue.wait_end(asked.endpoint, asked.owner, job.id, wait / 1000)
+        context.drop_body()
+        ended = await self._durable.wait_end(context.endpoint, context.owner, job.id, wait / 1000)
         return await self._shown(ended or job)
 
-    async def status(self, asked: Asked, job_id: str) -> bytes:
+    async def status(self, context: RequestContext, job_id: str) -> bytes:
         """Where a job stands. `?ttl=` lets its life end so many milliseconds from now."""
-        ttl = read_millis("ttl", asked.query("ttl"), MIN_LIFE, MAX_TTL)
-        job = await self._job(asked, job_id)
+        ttl = read_millis("ttl", context.query("ttl"), MIN_LIFE, MAX_TTL)
+        job = await self._job(context, job_id)
         if ttl is not None:
-            job = await self._queue.limit_life(job, ttl) or job
+            job = await self._durable.limit_life(job, ttl) or job
         return await self._shown(job)
 
-    async def status_sync(self, asked: Asked, job_id: str) -> bytes:
+    async def status_sync(self, context: RequestContext, job_id: str) -> bytes:
         """Where a job stands once it has ended, or after `?wait=` milliseconds."""
-        wait = read_wait(asked.query("wait")) or WAIT
-        job = await self._queue.wait_end(asked.endpoint, asked.owner, job_id, wait / 1000)
+        wait = read_wait(context.query("wait")) or WAIT
+        job = await self._durable.wait_end(context.endpoint, context.owner, job_id, wait / 1000)
         return await self._shown(_found(job, job_id))
 
-    async def stream(self, asked: Asked, job_id: str) -> bytes | Response:
-        """Output that no client has had yet; with `?after=` that behind so many elements, and nothing is drained."""
-        wait = read_wait(asked.query("wait"))
-        after = asked.query("after")
+    async def stream(self, context: RequestContext, job_id: str) -> bytes | Response:
+        """Mailboxes that no client has had yet; with `?after=` that behind so many elements, and nothing is drained."""
+        wait = read_wait(context.query("wait"))
+        after = context.query("after")
         cursor = read_number("after", after, 0, LARGEST_CURSOR) or 0
-        headers = asked.request.headers
+        headers = context.request.headers
         if wants_events(headers.get("accept", "")):
             place = start(headers.get("last-event-id"), cursor)
-            leave, asked.leave = asked.leave, nothing  # it lasts for as long as its stream
-            events = await event_stream(self._queue, asked.endpoint, asked.owner, job_id, place, leave)
+            leave, context.leave = context.leave, nothing  # it lasts for as long as its stream
+            events = await event_stream(self._durable, context.endpoint, context.owner, job_id, place, leave)
             if events is None:
                 leave()
                 raise _missing(job_id)
             return events
         seconds = HOLD_SECONDS if wait is None else min(wait, WAIT) / 1000
         if after is None:
-            drained = await self._queue.drain(asked.endpoint, asked.owner, job_id, seconds)
-            if drained is None:
+            consumed = await self._durable.consume(context.endpoint, context.owner, job_id, seconds)
+            if consumed is None:
                 raise _missing(job_id)
-            return response.stream(*drained)
-        read = await self._queue.read(asked.endpoint, asked.owner, job_id, cursor, seconds)
+            return response.stream(*consumed)
+        read = await self._durable.read(context.endpoint, context.owner, job_id, cursor, seconds)
         if read is None:
             raise _missing(job_id)
         return response.stream(read[0], read[1])
 
-    async def cancel(self, asked: Asked, job_id: str) -> bytes:
+    async def cancel(self, context: RequestContext, job_id: str) -> bytes:
         """End a job."""
-        return response.brief(_found(await self._queue.cancel(asked.endpoint, asked.owner, job_id), job_id))
+        return response.brief(_found(await self._durable.cancel(context.endpoint, context.owner, job_id), job_id))
 
-    async def retry(self, asked: Asked, job_id: str) -> bytes:
+    async def retry(self, context: RequestContext, job_id: str) -> bytes:
         """Put a failed job in the queue again, under its id."""
-        return response.brief(_found(await self._queue.retry(asked.endpoint, asked.owner, job_id), job_id))
+        return response.brief(_found(await self._durable.retry(context.endpoint, context.owner, job_id), job_id))
 
-    async def purge(self, asked: Asked, _: str) -> bytes:
+    async def purge(self, context: RequestContext, _: str) -> bytes:
         """Cancel every job that waits."""
-        removed = await self._queue.purge(asked.endpoint, asked.owner)
+        removed = await self._durable.purge(context.endpoint, context.owner)
         return msgspec.json.encode({"removed": removed, "status": "completed"})
 
-    async def _job(self, asked: Asked, job_id: str) -> Job:
-        return _found(await self._queue.get(asked.endpoint, asked.owner, job_id), job_id)
+    async def _job(self, context: RequestContext, job_id: str) -> Job:
+        return _found(await self._durable.get(context.endpoint, context.owner, job_id), job_id)
 
     async def _shown(self, job: Job) -> bytes:
         elements: Sequence[bytes] = ()
         if job.submission.durable and job.is_terminal and job.output is None:  # it may have changed since it was read
-            job, elements = _found(await self._queue.outputs(job), job.id)
-        reason, progress = self._queue.reason(job), self._queue.progress(job)
+            job, elements = _found(await self._durable.outputs(job), job.id)
+        reason, progress = self._durable.reason(job), self._durable.progress(job)
         return response.full(job, elements, self._clock.now(), reason, progress)
 
     def _answering(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
             share = self._bodies.share(request.state.principal.key_id)
-            asked: Asked | None = None
+            context: RequestContext | None = None
             try:
-                asked = self._asked(request, share)
-                asked.leave, left = self._limits.enter(asked.key, asked.endpoint.id, name)
-                answer = await operation(asked, request.path_params.get("job", ""))
+                context = self._context(request, share)
+                context.leave, left = self._limits.enter(context.key, context.endpoint.id, name)
+                answer = await operation(context, request.path_params.get("job", ""))
                 response = answer if isinstance(answer, Response) else JsonAnswer(answer, self._answers)
                 for key, value in limit_headers(left):
                     response.headers[key.decode()] = value.decode()
                 return response
-            except TOLD as error:
-                return refusal(told(error))
+            except CLIENT_ERRORS as error:
+                return refusal(to_api_error(error))
             except ClientGoneError:
                 return Response(status_code=GONE)
             except Exception:  # a bug of ours: the client gets an error it can read, the log gets the rest
@@ -207,17 +207,17 @@ class JobsApi:
                 return refusal(ApiError("internal_error", "This server failed. The error is in its log."))
             finally:
                 share.give_back()
-                if asked is not None:
-                    asked.leave()
+                if context is not None:
+                    context.leave()
 
         return respond
 
-    def _asked(self, request: Request, share: Share) -> Asked:
+    def _context(self, request: Request, share: Share) -> RequestContext:
         name = request.path_params["endpoint"]
         endpoint = self._endpoints.get(name)
         if endpoint is None:
             raise ApiError("endpoint_not_found", f"There is no endpoint {name[:80]!r} here.")
-        return Asked(request, endpoint, request.state.principal, share)
+        return RequestContext(request, endpoint, request.state.principal, share)
 
 
 def _found(found: T | None, job_id: str) -> T:

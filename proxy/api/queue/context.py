@@ -12,7 +12,7 @@ from proxy.service.endpoints import Endpoint
 OF_PAGES = (b"origin", b"sec-fetch-site")  # a page can send a body without a type anywhere, with no preflight request
 
 
-class Asked:
+class RequestContext:
     """One request: who asks, and which endpoint."""
 
     def __init__(self, request: Request, endpoint: Endpoint, principal: Principal, share: Share) -> None:

@@ -9,11 +9,11 @@ from proxy.access.encryption import OtherSealError, Seal
 from proxy.api.errors import ApiError
 from proxy.api.numbers import read_whole
 from proxy.api.queue import response
-from proxy.api.queue.context import Asked
+from proxy.api.queue.context import RequestContext
 from proxy.api.queue.request import read_number
 from proxy.jobs.lifecycle import Status
 from proxy.service.clock import Clock
-from proxy.service.durable import Queue
+from proxy.service.durable import DurableJobs
 from proxy.service.fleet import Fleet
 from proxy.store.base import JobStore
 
@@ -21,17 +21,17 @@ PAGE, MAX_PAGE = 50, 1_000
 LARGEST_SEQUENCE = 2**53
 
 
-class Overview:
+class Listing:
     """Answers `health` and `requests`."""
 
-    def __init__(self, store: JobStore, fleet: Fleet, queue: Queue, clock: Clock, seal: Seal) -> None:
-        self._store, self._fleet, self._queue, self._clock = store, fleet, queue, clock
+    def __init__(self, store: JobStore, fleet: Fleet, durable: DurableJobs, clock: Clock, seal: Seal) -> None:
+        self._store, self._fleet, self._durable, self._clock = store, fleet, durable, clock
         self._seal = seal
 
-    async def health(self, asked: Asked, _: str) -> bytes:
+    async def health(self, context: RequestContext, _: str) -> bytes:
         """Jobs and workers of the endpoint."""
-        counts = await self._store.counts(asked.endpoint.id)
-        workers = self._fleet.of(asked.endpoint.id)
+        counts = await self._store.counts(context.endpoint.id)
+        workers = self._fleet.of(context.endpoint.id)
         ready = sum(worker.is_ready for worker in workers)
         running = sum(bool(worker.holds) for worker in workers)
         jobs = {
@@ -47,19 +47,19 @@ class Overview:
             "ready": ready,
             "running": running,
             "throttled": 0,
-            "unhealthy": self._fleet.unhealthy(asked.endpoint.id, asyncio.get_running_loop().time()),
+            "unhealthy": self._fleet.unhealthy(context.endpoint.id, asyncio.get_running_loop().time()),
         }
         return msgspec.json.encode({"jobs": jobs, "workers": states, "durable": self._store.durable})
 
-    async def requests(self, asked: Asked, _: str) -> bytes:
+    async def requests(self, context: RequestContext, _: str) -> bytes:
         """Recent jobs, newest first: `?limit=`, `?before=` (the last page's `next`), `?status=`."""
-        limit = read_number("limit", asked.query("limit"), 1, MAX_PAGE) or PAGE
-        before = self._read_cursor(asked)
-        wanted = asked.query("status")
+        limit = read_number("limit", context.query("limit"), 1, MAX_PAGE) or PAGE
+        before = self._read_cursor(context)
+        wanted = context.query("status")
         if wanted is not None and wanted not in set(Status):
             raise ApiError("invalid_body", f"`status` must be one of {', '.join(Status)}.")
         status = None if wanted is None else Status(wanted)
-        jobs = await self._queue.recent(asked.endpoint, asked.owner, before=before, limit=limit, status=status)
+        jobs = await self._durable.recent(context.endpoint, context.owner, before=before, limit=limit, status=status)
         now = self._clock.now()
         rows = [
             {
@@ -73,22 +73,22 @@ class Overview:
             }
             for job in jobs
         ]
-        following = self._cursor(asked, jobs[-1].sequence) if len(jobs) == limit else None
+        following = self._cursor(context, jobs[-1].sequence) if len(jobs) == limit else None
         return msgspec.json.encode({"requests": rows, "next": following})
 
-    def _cursor(self, asked: Asked, sequence: int) -> str:
+    def _cursor(self, context: RequestContext, sequence: int) -> str:
         """Return a cursor without the sequence, which counts the jobs of all owners."""
-        return self._seal.close_number(sequence, _context(asked))
+        return self._seal.close_number(sequence, _context(context))
 
-    def _read_cursor(self, asked: Asked) -> int | None:
+    def _read_cursor(self, context: RequestContext) -> int | None:
         """Return the sequence in `?before=`. The last release gave it as it is, which is accepted for one release."""
-        text = asked.query("before")
+        text = context.query("before")
         if not text:
             return None
         sequence = read_whole(text)
         if sequence is None:
             with suppress(OtherSealError):
-                return self._seal.open_number(text, _context(asked))
+                return self._seal.open_number(text, _context(context))
         if sequence is None or not 1 <= sequence <= LARGEST_SEQUENCE:
             raise ApiError(
                 "invalid_body", "`before` must be the `next` of an earlier answer to this request.", "before"
@@ -96,6 +96,6 @@ class Overview:
         return sequence
 
 
-def _context(asked: Asked) -> str:
+def _context(context: RequestContext) -> str:
     """Whose cursor it is: of no use to another owner, nor on another endpoint."""
-    return f"requests {asked.endpoint.id} {asked.owner}"
+    return f"requests {context.endpoint.id} {context.owner}"

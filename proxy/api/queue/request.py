@@ -13,8 +13,8 @@ from proxy.api.body import decode_object, read_text
 from proxy.api.errors import ApiError
 from proxy.api.numbers import read_floor, read_whole
 from proxy.jobs.model import Millis
-from proxy.service.durable import TTL, Order
-from proxy.service.json_text import apart
+from proxy.service.durable import TTL, JobRequest
+from proxy.service.json_text import in_thread_if_large
 
 MIN_EXECUTION, MAX_EXECUTION = 5_000, 7 * 24 * 3600_000
 MIN_TTL, MAX_TTL = 10_000, 7 * 24 * 3600_000
@@ -45,9 +45,9 @@ class _Envelope(msgspec.Struct, rename={"s3_config": "s3Config"}):
 _decoder = msgspec.json.Decoder(_Envelope)
 
 
-async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Millis | None = None) -> Order:
+async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Millis | None = None) -> JobRequest:
     """The order in a body; `ApiError` says what is wrong with it."""
-    found, given = await apart(_decode, body)
+    found, given = await in_thread_if_large(_decode, body)
     if given == bytes(NULL):
         raise ApiError("invalid_body", '`input` is missing: send {"input": ...} with any value but null.')
     policy = found.policy or _Policy()
@@ -56,7 +56,7 @@ async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Mi
     webhook = read_text("webhook", found.webhook, WEBHOOK_BYTES)
     if webhook:
         _check_webhook(webhook, check_url)
-    return Order(
+    return JobRequest(
         given,
         execution_timeout=execution,
         ttl=TTL if ttl is None else ttl,

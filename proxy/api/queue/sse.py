@@ -13,7 +13,7 @@ from proxy.api.errors import ApiError
 from proxy.api.numbers import read_whole
 from proxy.api.queue.response import split
 from proxy.jobs.model import Owner
-from proxy.service.durable import Queue
+from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoint
 
 EVENT_STREAM = "text/event-stream"
@@ -39,16 +39,16 @@ def start(last_event_id: str | None, after: int) -> int:
 
 
 async def event_stream(
-    queue: Queue, endpoint: Endpoint, owner: Owner, job_id: str, cursor: int, leave: Callable[[], None]
+    durable: DurableJobs, endpoint: Endpoint, owner: Owner, job_id: str, cursor: int, leave: Callable[[], None]
 ) -> EventSourceResponse | None:
     """The response; None if there is no such job. `leave` is called when it is over."""
-    if await queue.get(endpoint, owner, job_id) is None:
+    if await durable.get(endpoint, owner, job_id) is None:
         return None
 
     async def events() -> AsyncIterator[ServerSentEvent]:
         place = cursor
         try:
-            while (found := await queue.read(endpoint, owner, job_id, place, LOOK_SECONDS)) is not None:
+            while (found := await durable.read(endpoint, owner, job_id, place, LOOK_SECONDS)) is not None:
                 job, elements, place_now = found
                 for number, element in enumerate(elements, place + 1):
                     *parts, last = split(element)
@@ -58,7 +58,7 @@ async def event_stream(
                 place = place_now
                 if job.is_terminal:
                     yield _event(msgspec.json.encode({"status": job.status}), event="end")
-                if job.is_terminal or queue.is_over:
+                if job.is_terminal or durable.is_over:
                     return
         finally:
             leave()

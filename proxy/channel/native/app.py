@@ -14,7 +14,7 @@ import structlog
 
 from proxy.channel.native.connection import Connection, Reader
 from proxy.channel.native.membership import Membership
-from proxy.channel.native.validation import LOG_CHARACTERS, RefusedError, check_hello
+from proxy.channel.native.validation import LOG_CHARACTERS, WorkerRefusedError, check_hello
 from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Worker
@@ -66,8 +66,8 @@ class WorkerChannel:
                     await writer
         except DisconnectedError as gone:
             code = gone.code
-        except (RefusedError, frames.BadFrameError, TimeoutError) as refused:
-            code = refused.code if isinstance(refused, RefusedError) else 4400
+        except (WorkerRefusedError, frames.BadFrameError, TimeoutError) as refused:
+            code = refused.code if isinstance(refused, WorkerRefusedError) else 4400
             reason = str(refused) or "no hello came"
             log.warning("worker.refused", endpoint=endpoint.id, code=code, reason=reason)
             with suppress(OSError, RuntimeError):
@@ -80,7 +80,7 @@ class WorkerChannel:
     async def _converse(self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any) -> None:
         reader = self._reader(worker)
         loop = asyncio.get_running_loop()
-        batch, talk = rest, Talk()
+        batch, talk = rest, ChatterLimit()
         while True:
             if worker.port is not connection:
                 raise DisconnectedError(1000)  # the worker has dialled in anew
@@ -95,7 +95,7 @@ class WorkerChannel:
                         self._dispatch.wake(worker.endpoint)
                     case frames.Hello():
                         if not talk.may_go_on(worker.seen):
-                            raise RefusedError(4400, "a worker that says hello all the time is not listened to")
+                            raise WorkerRefusedError(4400, "a worker that says hello all the time is not listened to")
                         check_hello(frame)
                         self._membership.announce(worker, frame)
                     case frames.Log(text=text):
@@ -109,7 +109,7 @@ class WorkerChannel:
             batch = await _frames(receive)
 
 
-class Talk:
+class ChatterLimit:
     """How much a worker says about itself: nobody reads a thousand lines a second, and a disk has to hold them."""
 
     def __init__(self) -> None:
@@ -139,7 +139,7 @@ async def _frames(receive: Any) -> list[frames.ToProxy]:
             raise DisconnectedError(message.get("code") or 1006)
         data = message.get("bytes")
         if data is None:
-            raise RefusedError(4400, "frames are binary messages")
+            raise WorkerRefusedError(4400, "frames are binary messages")
         if batch := frames.decode_to_proxy(data):
             return batch
 
@@ -149,7 +149,7 @@ async def _hello(receive: Any) -> tuple[frames.Hello, list[frames.ToProxy]]:
     async with asyncio.timeout(HELLO_SECONDS):
         first, *rest = await _frames(receive)
     if not isinstance(first, frames.Hello):
-        raise RefusedError(4400, "the first frame must be hello")
+        raise WorkerRefusedError(4400, "the first frame must be hello")
     return first, rest
 
 

@@ -7,12 +7,12 @@ from typing import Any
 
 import structlog
 
-from proxy.channel.native.validation import JOB_CHARACTERS, head_fault, told
+from proxy.channel.native.validation import JOB_CHARACTERS, head_fault, worker_error
 from proxy.jobs.model import Input, Job, JobError, JobId, Request
 from proxy.service.background import Background, insist
-from proxy.service.endings import WORKER_LOST, Runs
+from proxy.service.endings import WORKER_LOST, RunEndings
 from proxy.service.fleet import MOST_OWED, Worker
-from proxy.service.mailbox import Head, Output
+from proxy.service.mailbox import Head, Mailboxes
 from proxy.service.recorder import NoJsonError, Recorder
 from proxy.wire import frames
 from proxy.wire.outbox import Outbox
@@ -92,7 +92,9 @@ class Connection:
 class Reader:
     """Carries a worker's job frames to where they belong. What the worker does not hold, it cannot speak about."""
 
-    def __init__(self, worker: Worker, runs: Runs, output: Output, recorder: Recorder, background: Background) -> None:
+    def __init__(
+        self, worker: Worker, runs: RunEndings, output: Mailboxes, recorder: Recorder, background: Background
+    ) -> None:
         self._worker, self._runs, self._output, self._recorder = worker, runs, output, recorder
         self._background = background
 
@@ -156,9 +158,9 @@ class Reader:
             case "completed":
                 await self._runs.completed(worker, job_id, attempt)
             case "failed":
-                await self._runs.failed(worker, job_id, attempt, told(frame, ENGINE_ERROR, ""))
+                await self._runs.failed(worker, job_id, attempt, worker_error(frame, ENGINE_ERROR, ""))
             case "lost":
-                why = told(frame, WORKER_LOST.code, WORKER_LOST.message)
+                why = worker_error(frame, WORKER_LOST.code, WORKER_LOST.message)
                 await self._runs.lost(worker, job_id, attempt, why)
             case "released":
                 await self._runs.released(worker, job_id, attempt)

@@ -6,12 +6,12 @@ from collections.abc import Sequence
 import structlog
 
 from proxy.channel.native.connection import Connection
-from proxy.channel.native.validation import ENGINE_CHARACTERS, RefusedError, check_hello
+from proxy.channel.native.validation import ENGINE_CHARACTERS, WorkerRefusedError, check_hello
 from proxy.jobs.model import JobId, WorkerId
-from proxy.service.endings import Runs
+from proxy.service.endings import RunEndings
 from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
 from proxy.service.fleet import Fleet, Worker
-from proxy.service.mailbox import Output
+from proxy.service.mailbox import Mailboxes
 from proxy.service.orphans import Orphans
 from proxy.service.recorder import Recorder
 from proxy.wire import frames
@@ -25,13 +25,19 @@ class Membership:
     """Lets workers into the fleet and out of it."""
 
     def __init__(
-        self, endpoints: Endpoints, fleet: Fleet, runs: Runs, output: Output, recorder: Recorder, orphans: Orphans
+        self,
+        endpoints: Endpoints,
+        fleet: Fleet,
+        runs: RunEndings,
+        output: Mailboxes,
+        recorder: Recorder,
+        orphans: Orphans,
     ) -> None:
         self._endpoints, self._fleet, self._runs = endpoints, fleet, runs
         self._output, self._recorder, self._orphans = output, recorder, orphans
 
     async def join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:
-        """The worker that says hello, new or come back; `RefusedError` if it may not be here."""
+        """The worker that says hello, new or come back; `WorkerRefusedError` if it may not be here."""
         check_hello(hello)
         now = asyncio.get_running_loop().time()
         worker = self._fleet.get(WorkerId(hello.worker))
@@ -41,9 +47,11 @@ class Membership:
             self._fleet.add(worker)
         else:
             if worker.endpoint != endpoint.id:
-                raise RefusedError(4409, f"worker {worker.id} already serves endpoint {worker.endpoint}")
+                raise WorkerRefusedError(4409, f"worker {worker.id} already serves endpoint {worker.endpoint}")
             if worker.port is not None and not isinstance(worker.port, Connection):
-                raise RefusedError(4409, f"worker {worker.id} is a stock worker here; every worker needs its own id")
+                raise WorkerRefusedError(
+                    4409, f"worker {worker.id} is a stock worker here; every worker needs its own id"
+                )
             self.announce(worker, hello)
             if worker.port is not None:
                 worker.port.close("replaced by a newer connection")
@@ -57,7 +65,7 @@ class Membership:
         return worker
 
     def announce(self, worker: Worker, hello: frames.Hello) -> None:
-        """Note what it serves, as a checked hello says; `RefusedError` if its endpoint serves something else."""
+        """Note what it serves, as a checked hello says; `WorkerRefusedError` if its endpoint serves something else."""
         worker.engine = hello.engine[:ENGINE_CHARACTERS]
         if not hello.models:
             return
@@ -68,7 +76,7 @@ class Membership:
             if endpoint is not None:
                 self._endpoints.announce(endpoint, models, others=others)
         except OtherModelError as error:
-            raise RefusedError(4409, str(error)) from error
+            raise WorkerRefusedError(4409, str(error)) from error
         worker.has_models = True
         log.info("worker.serves", worker=worker.id, models=[model.id for model in models])
 

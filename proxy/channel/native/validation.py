@@ -27,7 +27,7 @@ _CONTENT_TYPE = re.compile(r"[ -~]{0,200}")  # it becomes a header: a line break
 _CODE = re.compile(r"[a-z0-9_]{1,64}")
 
 
-class RefusedError(Exception):
+class WorkerRefusedError(Exception):
     """The worker may not be here: a close code and a sentence."""
 
     def __init__(self, code: int, reason: str) -> None:
@@ -36,15 +36,15 @@ class RefusedError(Exception):
 
 
 def check_hello(hello: frames.Hello) -> None:
-    """`RefusedError` if no worker says hello like this."""
+    """`WorkerRefusedError` if no worker says hello like this."""
     if hello.protocol != frames.PROTOCOL:
-        raise RefusedError(4426, f"this proxy speaks protocol {frames.PROTOCOL}, the worker {hello.protocol}")
+        raise WorkerRefusedError(4426, f"this proxy speaks protocol {frames.PROTOCOL}, the worker {hello.protocol}")
     if not _WORKER.fullmatch(hello.worker):
-        raise RefusedError(4400, "a worker's id is 1 to 80 letters, digits, _ and -")
+        raise WorkerRefusedError(4400, "a worker's id is 1 to 80 letters, digits, _ and -")
     if len(hello.models) > MOST_MODELS:
-        raise RefusedError(4400, f"a worker may announce {MOST_MODELS} models")
+        raise WorkerRefusedError(4400, f"a worker may announce {MOST_MODELS} models")
     if len(hello.holds) > MOST_HOLDS or any(len(hold.job) > JOB_CHARACTERS for hold in hello.holds):
-        raise RefusedError(4400, f"a worker may hold {MOST_HOLDS} runs, of jobs with {JOB_CHARACTERS} characters")
+        raise WorkerRefusedError(4400, f"a worker may hold {MOST_HOLDS} runs, of jobs with {JOB_CHARACTERS} characters")
     for model in hello.models:
         _check_model(model)
 
@@ -58,7 +58,7 @@ def head_fault(head: frames.Head) -> str:
     return ""
 
 
-def told(end: frames.End, code: str, message: str) -> JobError:
+def worker_error(end: frames.End, code: str, message: str) -> JobError:
     """The error of a run, with these for what it does not say."""
     given = end.code if _CODE.fullmatch(end.code) else ""
     return JobError(given or code, end.message[:MESSAGE_CHARACTERS] or message)
@@ -66,11 +66,13 @@ def told(end: frames.End, code: str, message: str) -> JobError:
 
 def _check_model(model: frames.Model) -> None:
     if not _MODEL.fullmatch(model.id):
-        raise RefusedError(4400, f"a model's name has 1 to {MODEL_CHARACTERS} characters, none of them for control")
+        raise WorkerRefusedError(
+            4400, f"a model's name has 1 to {MODEL_CHARACTERS} characters, none of them for control"
+        )
     if len(model.card) > CARD_BYTES:
-        raise RefusedError(4400, f"a model card may have {CARD_BYTES} bytes")
+        raise WorkerRefusedError(4400, f"a model card may have {CARD_BYTES} bytes")
     try:
         model.card.decode()
         msgspec.json.decode(model.card, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise RefusedError(4400, f"a model card is no JSON object: {str(error)[:80]}") from error
+        raise WorkerRefusedError(4400, f"a model card is no JSON object: {str(error)[:80]}") from error

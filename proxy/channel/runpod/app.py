@@ -19,10 +19,10 @@ import structlog
 
 from proxy.access.body_budget import Budget, Share
 from proxy.channel.runpod.openai import read_result
-from proxy.channel.runpod.registry import Roster, RosterFullError, TakenNameError
-from proxy.channel.runpod.results import Posts
-from proxy.channel.runpod.tracking import LINE, Line
-from proxy.channel.runpod.worker import StockWorker
+from proxy.channel.runpod.registry import TooManyWorkersError, WorkerIdConflictError, WorkerRegistry
+from proxy.channel.runpod.results import RunpodResults
+from proxy.channel.runpod.tracking import CONNECTION, WatchedConnection
+from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import EndpointId, Input, Job, JobId
 from proxy.service.endpoints import Endpoints
 from proxy.service.recorder import MOST_BYTES
@@ -133,7 +133,7 @@ POST_BYTES = MOST_BYTES + STREAM_WINDOW  # the output, and what stands around it
 OK, NONE, TOO_MANY = 200, 204, 429
 
 
-class RefusedError(Exception):
+class CallRefusedError(Exception):
     """A call that gets nothing: a status and a sentence."""
 
     def __init__(self, status: int, sentence: str) -> None:
@@ -141,11 +141,13 @@ class RefusedError(Exception):
         self.status = status
 
 
-class StockChannel:
+class RunpodChannel:
     """Speaks with stock workers."""
 
-    def __init__(self, endpoints: Endpoints, roster: Roster, posts: Posts, bodies: Budget, unseal: Unseal) -> None:
-        self._endpoints, self._roster, self._posts, self._bodies = endpoints, roster, posts, bodies
+    def __init__(
+        self, endpoints: Endpoints, registry: WorkerRegistry, posts: RunpodResults, bodies: Budget, unseal: Unseal
+    ) -> None:
+        self._endpoints, self._registry, self._posts, self._bodies = endpoints, registry, posts, bodies
         self._unseal = unseal
         self._refusals = 0
 
@@ -155,32 +157,32 @@ class StockChannel:
         try:
             endpoint = self._check(call)
             await self._serve(call, endpoint, scope, receive, send)
-        except RefusedError as refused:
+        except CallRefusedError as refused:
             log.warning("worker.refused", worker=call.worker, code=refused.status, reason=str(refused))
             await self._refuse(send, refused)
-        except RosterFullError:
+        except TooManyWorkersError:
             await _reply(send, TOO_MANY)
-        except TakenNameError:
-            await self._refuse(send, RefusedError(409, f"worker {call.worker} is another one here"))
+        except WorkerIdConflictError:
+            await self._refuse(send, CallRefusedError(409, f"worker {call.worker} is another one here"))
         except Exception:  # a bug of ours: answered slowly, for a stock worker asks again at once
             log.exception("stock.bug", worker=call.worker, verb=call.verb)
-            await self._refuse(send, RefusedError(500, "this server failed; the error is in its log"))
+            await self._refuse(send, CallRefusedError(500, "this server failed; the error is in its log"))
 
     async def refuse(self, scope: Any, _: Any, send: Any, status: int, sentence: str) -> None:
         """Answer one that has no token, or whose call is none."""
         log.warning("worker.refused", path=scope["path"][:PATH_SHOWN], code=status, reason=sentence)
-        await self._refuse(send, RefusedError(status, sentence))
+        await self._refuse(send, CallRefusedError(status, sentence))
 
     def _check(self, call: Call) -> EndpointId:
         endpoint = self._endpoints.get(call.endpoint)
         if endpoint is None:
-            raise RefusedError(404, f"no endpoint {call.endpoint!r} here: start the proxy with --endpoint")
+            raise CallRefusedError(404, f"no endpoint {call.endpoint!r} here: start the proxy with --endpoint")
         if call.fault:
-            raise RefusedError(404, call.fault)
+            raise CallRefusedError(404, call.fault)
         return endpoint.id
 
     async def _serve(self, call: Call, endpoint: EndpointId, scope: Any, receive: Any, send: Any) -> None:
-        line: Line = scope["extensions"][LINE]
+        line: WatchedConnection = scope["extensions"][CONNECTION]
         match call.verb:
             case "job-take" | "job-take-batch":
                 await self._take(call, self._asking(endpoint, call, line), scope["query_string"], receive, send)
@@ -194,12 +196,12 @@ class StockChannel:
                 await self._post(call, endpoint, line, length, receive)
                 await _reply(send, OK)
 
-    def _asking(self, endpoint: EndpointId, call: Call, line: Line) -> StockWorker:
-        worker = self._roster.admit(endpoint, call.worker)
+    def _asking(self, endpoint: EndpointId, call: Call, line: WatchedConnection) -> RunpodWorker:
+        worker = self._registry.admit(endpoint, call.worker)
         worker.asks(line)
         return worker
 
-    async def _take(self, call: Call, worker: StockWorker, query: bytes, receive: Any, send: Any) -> None:
+    async def _take(self, call: Call, worker: RunpodWorker, query: bytes, receive: Any, send: Any) -> None:
         if worker.is_closed:
             await _reply(send, TOO_MANY)
             return
@@ -207,7 +209,7 @@ class StockChannel:
         poll = worker.take(asked.wanted, is_idle=asked.is_idle)
         is_there = False
         try:
-            is_there = await poll.wait(worker.hold_take(self._roster.patience.hold), receive)
+            is_there = await poll.wait(worker.hold_take(self._registry.patience.hold), receive)
         finally:
             jobs = worker.taken(poll)
             if not is_there or poll.is_replaced:
@@ -221,12 +223,12 @@ class StockChannel:
         elif is_there:
             await _reply(send, NONE)
 
-    async def _stop(self, worker: StockWorker, receive: Any, send: Any) -> None:
+    async def _stop(self, worker: RunpodWorker, receive: Any, send: Any) -> None:
         if worker.is_closed:
             await _reply(send, TOO_MANY)
             return
         poll = worker.listen()
-        if await poll.wait(worker.hold(self._roster.patience.hold), receive):
+        if await poll.wait(worker.hold(self._registry.patience.hold), receive):
             stops = worker.stops(poll)
             named = b",".join(b'"%b"' % job_id.encode() for job_id in stops)
             await _reply(send, OK if stops else NONE, b'{"jobsToStop":[%b]}' % named if stops else b"")
@@ -234,27 +236,31 @@ class StockChannel:
     async def _ping(self, call: Call, endpoint: EndpointId, query: bytes) -> None:
         ping = read_ping(query)
         if ping.illness:
-            await self._roster.fell_ill(endpoint, call.worker, ping.illness, shun=False)
+            await self._registry.fell_ill(endpoint, call.worker, ping.illness, shun=False)
             return
-        worker = self._roster.find(endpoint, call.worker)
-        if worker is None and ping.jobs and self._roster.has_orphans():
-            worker = self._roster.admit(endpoint, call.worker)
+        worker = self._registry.find(endpoint, call.worker)
+        if worker is None and ping.jobs and self._registry.has_orphans():
+            worker = self._registry.admit(endpoint, call.worker)
         if worker is not None:
-            for job_id in ping.jobs if self._roster.has_orphans() else ():
-                self._roster.adopt(worker, JobId(job_id))
+            for job_id in ping.jobs if self._registry.has_orphans() else ():
+                self._registry.adopt(worker, JobId(job_id))
             worker.pinged(ping.jobs)
 
-    async def _post(self, call: Call, endpoint: EndpointId, line: Line, length: bytes, receive: Any) -> None:
+    async def _post(
+        self, call: Call, endpoint: EndpointId, line: WatchedConnection, length: bytes, receive: Any
+    ) -> None:
         with self._bodies.share() as share:
             await share.wait(min(int(length), POST_BYTES) if length else POST_BYTES)
             await self._take_post(call, endpoint, line, share, receive)
 
-    async def _take_post(self, call: Call, endpoint: EndpointId, line: Line, share: Share, receive: Any) -> None:
+    async def _take_post(
+        self, call: Call, endpoint: EndpointId, line: WatchedConnection, share: Share, receive: Any
+    ) -> None:
         body, is_whole = await _read(receive)
         job_id = JobId(call.job)
-        worker = self._roster.find(endpoint, call.worker)
-        if worker is None and self._roster.has_orphans():
-            worker = self._roster.admit(endpoint, call.worker)
+        worker = self._registry.find(endpoint, call.worker)
+        if worker is None and self._registry.has_orphans():
+            worker = self._registry.admit(endpoint, call.worker)
         if worker is None or not is_whole:
             return
         if body is None:
@@ -275,7 +281,7 @@ class StockChannel:
             del body, result
             await self._posts.chunk(worker, job_id, element)
 
-    async def _refuse(self, send: Any, refused: RefusedError) -> None:
+    async def _refuse(self, send: Any, refused: CallRefusedError) -> None:
         if self._refusals >= MOST_REFUSALS:
             await _reply(send, TOO_MANY)
             return

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from proxy.jobs.lifecycle import Status
-from proxy.service.json_text import IN_THREAD_ABOVE, MOST_OUTPUT_STEPS, apart, has_too_much, utf8_fault
+from proxy.service.json_text import IN_THREAD_ABOVE, MOST_OUTPUT_STEPS, has_too_much, in_thread_if_large, utf8_fault
 from proxy.service.mailbox import EVENT_BYTES, EVENT_STREAM, Head
 
 ABSENT = msgspec.Raw(b"")
@@ -73,7 +73,7 @@ _one_decoder = msgspec.json.Decoder(tuple[msgspec.Raw])  # gives up at a second 
 
 async def read_result(body: bytes) -> Result | None:
     """The result in a body; None when it is none."""
-    return await apart(_read, body)
+    return await in_thread_if_large(_read, body)
 
 
 def _read(body: bytes) -> Result | None:

@@ -4,12 +4,12 @@ import asyncio
 
 import structlog
 
-from proxy.channel.runpod.tracking import Patience, Run, Vanished
-from proxy.channel.runpod.worker import StockWorker
+from proxy.channel.runpod.tracking import Run, RunpodTimeouts, VanishedRun
+from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import EndpointId, Job, JobError, JobId, WorkerId
 from proxy.service.background import Background
 from proxy.service.dispatch import Dispatch
-from proxy.service.endings import WORKER_LOST, Runs
+from proxy.service.endings import WORKER_LOST, RunEndings
 from proxy.service.fleet import Fleet
 from proxy.service.orphans import Orphans
 from proxy.service.recorder import Recorder
@@ -27,31 +27,31 @@ NO_RESULT = JobError(
 )
 
 
-class RosterFullError(Exception):
+class TooManyWorkersError(Exception):
     """There are more worker ids than are kept."""
 
 
-class TakenNameError(Exception):
+class WorkerIdConflictError(Exception):
     """Another worker has this id."""
 
 
-class Roster:
+class WorkerRegistry:
     """Keeps the stock workers, and looks after them."""
 
     def __init__(
         self,
         fleet: Fleet,
-        runs: Runs,
+        runs: RunEndings,
         dispatch: Dispatch,
         recorder: Recorder,
         orphans: Orphans,
         background: Background,
-        patience: Patience,
+        patience: RunpodTimeouts,
     ) -> None:
         self._fleet, self._runs, self._dispatch = fleet, runs, dispatch
         self._recorder, self._orphans, self._background = recorder, orphans, background
         self.patience = patience
-        self._workers: dict[tuple[EndpointId, WorkerId], StockWorker] = {}
+        self._workers: dict[tuple[EndpointId, WorkerId], RunpodWorker] = {}
 
     async def serve(self) -> None:
         """Look after them for ever."""
@@ -60,36 +60,36 @@ class Roster:
             for worker in tuple(self._workers.values()):
                 await self._look(worker)
 
-    def find(self, endpoint: EndpointId, worker_id: str) -> StockWorker | None:
+    def find(self, endpoint: EndpointId, worker_id: str) -> RunpodWorker | None:
         """A worker that has asked for something before."""
         return self._workers.get((endpoint, WorkerId(worker_id)))
 
-    def admit(self, endpoint: EndpointId, name: str) -> StockWorker:
+    def admit(self, endpoint: EndpointId, name: str) -> RunpodWorker:
         """The worker by this id, which is in the fleet from now on unless it is shunned."""
         worker_id = WorkerId(name)
         worker = self._workers.get((endpoint, worker_id))
         namesake = self._fleet.get(worker_id)
         if namesake is not None and (worker is None or namesake is not worker.member):
-            raise TakenNameError
+            raise WorkerIdConflictError
         now = asyncio.get_running_loop().time()
         if worker is None:
             if len(self._workers) >= MOST_WORKERS:
-                raise RosterFullError
-            worker = self._workers[endpoint, worker_id] = StockWorker(worker_id, endpoint, now, self)
+                raise TooManyWorkersError
+            worker = self._workers[endpoint, worker_id] = RunpodWorker(worker_id, endpoint, now, self)
         if namesake is None and now >= worker.shunned_until:
             worker.rejoin(now)
             self._fleet.add(worker.member)
             log.info("worker.joined", worker=worker_id, endpoint=endpoint, engine="stock")
         return worker
 
-    def adopt(self, worker: StockWorker, job_id: JobId) -> Run | None:
+    def adopt(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
         """The run that this worker has from before this proxy was started, if it has."""
         job = self._orphans.claim(job_id, worker.id)
         if job is None:
             return None
         now = asyncio.get_running_loop().time()
         run = Run(job.attempt, None, given_at=now, has_arrived=True)
-        worker.holdings.give(job_id, run)
+        worker.tracked.give(job_id, run)
         worker.member.hold(job, since=now)
         self._recorder.begin(job.id, job.attempt, worker)
         log.info("run.adopted", job=job.id, attempt=job.attempt, worker=worker.id)
@@ -109,19 +109,19 @@ class Roster:
             await self._runs.bury(worker.member, why)
         self._fleet.report(WorkerId(name), endpoint, now + ILL_SECONDS)
 
-    # `Books`
+    # `RunListener`
 
-    def give_back(self, worker: StockWorker, job: Job) -> None:
+    def give_back(self, worker: RunpodWorker, job: Job) -> None:
         self._background.start(self._runs.undelivered(worker.member, job.id, job.attempt), f"give back {job.id}")
 
-    def refuse(self, worker: StockWorker, job: Job) -> None:
-        if any(not isinstance(other.port, StockWorker) for other in self._fleet.of(worker.endpoint)):
+    def refuse(self, worker: RunpodWorker, job: Job) -> None:
+        if any(not isinstance(other.port, RunpodWorker) for other in self._fleet.of(worker.endpoint)):
             self.give_back(worker, job)  # one of our own workers can do it
             return
         work = self._runs.refused(worker.member, job.id, job.attempt, NO_FORMS)
         self._background.start(work, f"refuse {job.id}")
 
-    def recover(self, worker: StockWorker, vanished: Vanished) -> None:
+    def recover(self, worker: RunpodWorker, vanished: VanishedRun) -> None:
         job_id, run, counts = vanished
         log.info("stock.vanished", job=job_id, attempt=run.attempt, worker=worker.id, stopped=run.is_stopped)
         if counts:
@@ -130,10 +130,10 @@ class Roster:
             work = self._runs.released(worker.member, job_id, run.attempt)
         self._background.start(work, f"recover {job_id}")
 
-    def wake(self, worker: StockWorker) -> None:
+    def wake(self, worker: RunpodWorker) -> None:
         self._dispatch.wake(worker.endpoint)
 
-    async def _look(self, worker: StockWorker) -> None:
+    async def _look(self, worker: RunpodWorker) -> None:
         now = asyncio.get_running_loop().time()
         if self._fleet.get(worker.id) is not worker.member:
             if not worker.life.lines and now - worker.asked_at > FORGET_SECONDS:

@@ -20,14 +20,14 @@ from proxy.channel.runpod.openai import (
     error_text,
     find_failure,
 )
-from proxy.channel.runpod.registry import Roster
+from proxy.channel.runpod.registry import WorkerRegistry
 from proxy.channel.runpod.tracking import Run
-from proxy.channel.runpod.worker import StockWorker
+from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import JobError, JobId
 from proxy.service.background import insist
-from proxy.service.endings import OVERFLOW, WORKER_LOST, Runs
-from proxy.service.json_text import apart
-from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox, Output
+from proxy.service.endings import OVERFLOW, WORKER_LOST, RunEndings
+from proxy.service.json_text import in_thread_if_large
+from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox, Mailboxes
 from proxy.service.recorder import MOST_BYTES, Recorder
 from proxy.wire.frames import PART_BYTES
 
@@ -41,14 +41,16 @@ ERROR_EVENT = JobError("error_event", "the stream carries an error event")
 HOLES = JobError(WORKER_LOST.code, "Some of the answer was lost on its way from the worker.")
 
 
-class Posts:
+class RunpodResults:
     """Takes chunks and results. The first result of a run counts; what comes after it, or too late, changes nothing."""
 
-    def __init__(self, runs: Runs, output: Output, recorder: Recorder, roster: Roster, passing: Budget) -> None:
-        self._runs, self._output, self._recorder, self._roster = runs, output, recorder, roster
+    def __init__(
+        self, runs: RunEndings, output: Mailboxes, recorder: Recorder, registry: WorkerRegistry, passing: Budget
+    ) -> None:
+        self._runs, self._output, self._recorder, self._registry = runs, output, recorder, registry
         self._passing = passing  # bytes of large events that wait for their readers
 
-    async def chunk(self, worker: StockWorker, job_id: JobId, element: bytes) -> None:
+    async def chunk(self, worker: RunpodWorker, job_id: JobId, element: bytes) -> None:
         """A piece of output. Returns when the next one may come."""
         run = self._run(worker, job_id)
         if run is None or run.is_ending or run.is_stopped:
@@ -60,13 +62,13 @@ class Posts:
             async with asyncio.timeout(STALL_SECONDS):
                 await run.flow.wait()
 
-    def progress(self, worker: StockWorker, job_id: JobId, value: bytes) -> None:
+    def progress(self, worker: RunpodWorker, job_id: JobId, value: bytes) -> None:
         """How far the job is."""
-        run = worker.holdings.runs.get(job_id)
+        run = worker.tracked.runs.get(job_id)
         if run is not None and not run.is_ending and len(value) <= PROGRESS_BYTES:
             self._recorder.note(job_id, run.attempt, value)
 
-    async def result(self, worker: StockWorker, job_id: JobId, result: Result | None) -> None:
+    async def result(self, worker: RunpodWorker, job_id: JobId, result: Result | None) -> None:
         """The end of a run; None is one that nobody can read. Returns when it is in the store."""
         run = self._run(worker, job_id)
         if run is None or run.is_ending:
@@ -77,20 +79,20 @@ class Posts:
             await self._end(worker, job_id, run, result)
         finally:
             run.is_ending = False  # after a failure of ours the SDK posts it again
-        if worker.holdings.runs.get(job_id) is run:
-            del worker.holdings.runs[job_id]
+        if worker.tracked.runs.get(job_id) is run:
+            del worker.tracked.runs[job_id]
         if result is not None and result.refreshes:
             worker.refreshes()
 
-    async def too_large(self, worker: StockWorker, job_id: JobId) -> None:
+    async def too_large(self, worker: RunpodWorker, job_id: JobId) -> None:
         """What was posted is more than is passed on."""
-        run = worker.holdings.runs.pop(job_id, None)
+        run = worker.tracked.runs.pop(job_id, None)
         if run is not None:
             await self._runs.overflowed(worker.member, job_id, run.attempt)
             await self._runs.released(worker.member, job_id, run.attempt)
 
-    def _run(self, worker: StockWorker, job_id: JobId) -> Run | None:
-        return worker.holdings.runs.get(job_id) or self._roster.adopt(worker, job_id)
+    def _run(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
+        return worker.tracked.runs.get(job_id) or self._registry.adopt(worker, job_id)
 
     async def _put(self, job_id: JobId, run: Run, element: bytes) -> bool:
         if run.answer is None:
@@ -99,9 +101,9 @@ class Posts:
         if mailbox is None:
             return True
         if run.answer.unread:
-            await apart(run.answer.read, run.answer.unread)
+            await in_thread_if_large(run.answer.read, run.answer.unread)
         try:
-            events = await apart(run.answer.put, element)
+            events = await in_thread_if_large(run.answer.put, element)
         except TooManyElementsError:
             return False
         return run.answer.backlog <= MOST_BYTES and await self._pass(mailbox, run, run.answer, events)
@@ -132,11 +134,11 @@ class Posts:
                 pass
         return all(mailbox.put_chunk(piece, more=more) for piece, more in pieces)
 
-    async def _end(self, worker: StockWorker, job_id: JobId, run: Run, result: Result | None) -> None:
+    async def _end(self, worker: RunpodWorker, job_id: JobId, run: Run, result: Result | None) -> None:
         if result is None:
             await insist(partial(self._runs.refused, worker.member, job_id, run.attempt, NO_JSON))
         elif result.has_failed and SICK in error_text(bytes(result.error)):
-            await self._roster.fell_ill(worker.endpoint, worker.id, SICK, shun=True)
+            await self._registry.fell_ill(worker.endpoint, worker.id, SICK, shun=True)
         elif run.answer is not None:
             await self._end_call(worker, job_id, run, run.answer, result)
         elif result.has_failed:
@@ -147,25 +149,25 @@ class Posts:
         else:
             await insist(partial(self._runs.completed, worker.member, job_id, run.attempt, result.value))
 
-    async def _end_call(self, worker: StockWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
+    async def _end_call(self, worker: RunpodWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
         try:
             await self._answer(worker, job_id, run, answer, result)
         except TooManyElementsError:
             await insist(partial(self._runs.refused, worker.member, job_id, run.attempt, OVERFLOW))
 
-    async def _answer(self, worker: StockWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
+    async def _answer(self, worker: RunpodWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
         member, attempt, value = worker.member, run.attempt, result.value
         if answer.unread:
-            await apart(answer.read, answer.unread)
+            await in_thread_if_large(answer.read, answer.unread)
         mailbox = self._mailbox(job_id, run)
         if mailbox is None:  # its client has left
             await self._runs.released(member, job_id, attempt)
         elif result.has_failed:
             await self._fail(worker, mailbox, run, find_failure(bytes(result.error)))
-        elif await apart(answer.has_holes, value):
+        elif await in_thread_if_large(answer.has_holes, value):
             await insist(partial(self._runs.refused, member, job_id, attempt, HOLES))
         elif answer.is_stream:
-            fits = await self._pass(mailbox, run, answer, await apart(answer.finish, value))
+            fits = await self._pass(mailbox, run, answer, await in_thread_if_large(answer.finish, value))
             if answer.failure is not None:
                 await self._fail(worker, mailbox, run, answer.failure)
             elif not answer.has_begun:
@@ -174,7 +176,7 @@ class Posts:
                 await insist(partial(self._runs.failed, member, job_id, attempt, ERROR_EVENT))
             else:
                 await self._complete(worker, job_id, run, fits=fits)
-        elif (found := await apart(answer.whole, value)) is None:
+        elif (found := await in_thread_if_large(answer.whole, value)) is None:
             await insist(partial(self._runs.refused, member, job_id, attempt, NOTHING))
         elif found[0].status >= ERROR_STATUS:
             await self._fail(worker, mailbox, run, Failure("", found[0].status, found[1]))
@@ -182,12 +184,12 @@ class Posts:
             mailbox.put_head(found[0])
             await self._complete(worker, job_id, run, fits=mailbox.put_chunk(found[1], more=False))
 
-    async def _complete(self, worker: StockWorker, job_id: JobId, run: Run, *, fits: bool) -> None:
+    async def _complete(self, worker: RunpodWorker, job_id: JobId, run: Run, *, fits: bool) -> None:
         if not fits:
             await self._runs.overflowed(worker.member, job_id, run.attempt)
         await insist(partial(self._runs.completed, worker.member, job_id, run.attempt))
 
-    async def _fail(self, worker: StockWorker, mailbox: Mailbox, run: Run, failure: Failure) -> None:
+    async def _fail(self, worker: RunpodWorker, mailbox: Mailbox, run: Run, failure: Failure) -> None:
         """With the status that the engine gave, if it is known and the answer has not begun."""
         error = JobError(ENGINE_ERROR, failure.message)
         if failure.status and mailbox.head is None:

@@ -19,7 +19,7 @@ from typing import NamedTuple, Protocol
 from proxy.channel.runpod.openai import Answer
 from proxy.jobs.model import JobId
 
-LINE = "vllm_serverless.line"  # the ASGI extension: the connection on which a request came
+CONNECTION = "vllm_serverless.line"  # the ASGI extension: the connection on which a request came
 
 
 HOUSEKEEPING_SECONDS = 14.0  # HTTP clients close what was idle for some time (the SDK's after 15 s); that says nothing
@@ -41,7 +41,7 @@ class Closing(NamedTuple):
 OnClosed = Callable[[Closing], None]
 
 
-class Line(Protocol):
+class WatchedConnection(Protocol):
     """A connection that can be watched."""
 
     def watch(self, on_closed: OnClosed) -> None:
@@ -53,7 +53,7 @@ TOGETHER_SECONDS = 1.0  # the connections of a process that ends are closed one 
 
 
 @dataclass(frozen=True, slots=True)
-class Patience:
+class RunpodTimeouts:
     """How many seconds stock workers are waited for."""
 
     hold: float = 20.0  # a poll is answered by then; the SDK gives one up after 90 s
@@ -85,7 +85,7 @@ class Liveness:
             if self._looks_dead:
                 self.died_at = now
 
-    def loss(self, now: float, patience: Patience) -> str:
+    def loss(self, now: float, patience: RunpodTimeouts) -> str:
         """Why it counts as lost; empty as long as it does not."""
         if not self.lines and self._looks_dead and now - self.left_at > patience.gap:
             return "its process ended"
@@ -117,7 +117,7 @@ class Run:
     flow: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: its output has to wait
 
 
-class Vanished(NamedTuple):
+class VanishedRun(NamedTuple):
     """A job that it has no more, and of which no result came. `counts`: it seems to have run."""
 
     job_id: JobId
@@ -125,7 +125,7 @@ class Vanished(NamedTuple):
     counts: bool
 
 
-class Holdings:
+class TrackedRuns:
     """The runs of one stock worker."""
 
     def __init__(self) -> None:
@@ -151,7 +151,7 @@ class Holdings:
         self._left |= set(self.runs)
         self.runs = {}
 
-    def idles(self, died_at: float) -> list[Vanished]:
+    def idles(self, died_at: float) -> list[VanishedRun]:
         """It says that it has no job: what it was given is over, whether its pings know that yet or not."""
         gone = [job_id for job_id, run in self.runs.items() if run.given_at < float("inf") and not run.is_ending]
         self._over = self._listed | set(gone)
@@ -159,7 +159,7 @@ class Holdings:
         self._left.clear()
         return [self._vanish(job_id, died_at) for job_id in gone]
 
-    def pinged(self, listed: frozenset[str], now: float, asked_at: float, died_at: float) -> list[Vanished]:
+    def pinged(self, listed: frozenset[str], now: float, asked_at: float, died_at: float) -> list[VanishedRun]:
         """A ping came, which lists what it has. `asked_at`: when its working process was last heard of."""
         listed -= self._over
         gone = []
@@ -176,11 +176,11 @@ class Holdings:
         self._listed, self._pinged_at = listed, now
         return [self._vanish(job_id, died_at) for job_id in gone]
 
-    def _vanish(self, job_id: JobId, died_at: float) -> Vanished:
+    def _vanish(self, job_id: JobId, died_at: float) -> VanishedRun:
         """A loss counts, unless the job seems not to have reached it at all: then it was the way that failed."""
         run = self.runs.pop(job_id)
         has_run = run.has_arrived or run.given_at < died_at or job_id in self._dropped
         if len(self._dropped) >= MOST_DROPPED:
             self._dropped.clear()
         self._dropped.add(job_id)
-        return Vanished(job_id, run, has_run and not run.is_stopped)
+        return VanishedRun(job_id, run, has_run and not run.is_stopped)

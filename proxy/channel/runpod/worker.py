@@ -11,7 +11,7 @@ from typing import Any, Protocol
 import structlog
 
 from proxy.channel.runpod.openai import Answer
-from proxy.channel.runpod.tracking import Closing, Holdings, Line, Liveness, Run, Vanished
+from proxy.channel.runpod.tracking import Closing, Liveness, Run, TrackedRuns, VanishedRun, WatchedConnection
 from proxy.jobs.model import EndpointId, Job, JobId, Request, Work, WorkerId
 from proxy.service.fleet import Load, Worker
 
@@ -63,7 +63,7 @@ STOPPED_HOLD = 1.0  # it says that it has let go of its jobs by asking anew
 
 
 @dataclass(slots=True)
-class Polling(Worker):
+class PollingWorker(Worker):
     """A worker whose credit is the room of its open poll."""
 
     room: int = 0
@@ -84,40 +84,40 @@ class Polling(Worker):
         return Load(len(self.holds), max(self.slots, len(self.holds)))
 
 
-class Books(Protocol):
+class RunListener(Protocol):
     """What a worker's channel knows to do with jobs that come to nothing here."""
 
-    def give_back(self, worker: "StockWorker", job: Job) -> None:
+    def give_back(self, worker: "RunpodWorker", job: Job) -> None:
         """It never got this job."""
         ...
 
-    def refuse(self, worker: "StockWorker", job: Job) -> None:
+    def refuse(self, worker: "RunpodWorker", job: Job) -> None:
         """No worker of its kind can do this job."""
         ...
 
-    def recover(self, worker: "StockWorker", vanished: Vanished) -> None:
+    def recover(self, worker: "RunpodWorker", vanished: VanishedRun) -> None:
         """It had this job, and has it no more."""
         ...
 
-    def wake(self, worker: "StockWorker") -> None:
+    def wake(self, worker: "RunpodWorker") -> None:
         """It has more room."""
         ...
 
 
-class StockWorker:
+class RunpodWorker:
     """`WorkerPort` for a worker that polls. Outlives its membership of the fleet: it may come back."""
 
-    def __init__(self, worker_id: WorkerId, endpoint: EndpointId, now: float, books: Books) -> None:
+    def __init__(self, worker_id: WorkerId, endpoint: EndpointId, now: float, listener: RunListener) -> None:
         self.id, self.endpoint = worker_id, endpoint
-        self.member = Polling(worker_id, endpoint, self, seen=now)
+        self.member = PollingWorker(worker_id, endpoint, self, seen=now)
         self.life = Liveness(now)
-        self.holdings = Holdings()
+        self.tracked = TrackedRuns()
         self.asked_at = now  # when its working process last asked for something
         self.shunned_until = 0.0
         self.is_closed = False
-        self._books = books
+        self._listener = listener
         self._clock = asyncio.get_running_loop().time
-        self._lines: dict[Line, None] = {}
+        self._lines: dict[WatchedConnection, None] = {}
         self._taking: Poll | None = None
         self._stopping: Poll | None = None
         self._stops: list[str] = []
@@ -131,13 +131,13 @@ class StockWorker:
 
     def offer(self, job: Job) -> None:
         poll, work = self._taking, job.submission.work
-        if poll is not None and poll.room > 0 and self.holdings.may_have(job.id) and not _is_form(work):
+        if poll is not None and poll.room > 0 and self.tracked.may_have(job.id) and not _is_form(work):
             answer = Answer(work.body) if isinstance(work, Request) else None
-            self.holdings.give(job.id, Run(job.attempt, answer))
+            self.tracked.give(job.id, Run(job.attempt, answer))
             poll.give(job)
         else:
             self._rests_until = self._clock() + REST_SECONDS
-            (self._books.refuse if _is_form(work) else self._books.give_back)(self, job)
+            (self._listener.refuse if _is_form(work) else self._listener.give_back)(self, job)
         self.refresh()
 
     def stop(self, job_id: JobId, attempt: int) -> None:
@@ -160,18 +160,18 @@ class StockWorker:
         log.debug("stock.closed", worker=self.id, why=reason)
         self.is_closed = True
         self._answer_polls()
-        for run in self.holdings.runs.values():
+        for run in self.tracked.runs.values():
             run.flow.set()
 
     # What it asks
 
     def rejoin(self, now: float) -> None:
         """It is here again, or for the first time."""
-        self.holdings.lose()
+        self.tracked.lose()
         self._stops, self.is_closed = [], False
-        self.member = Polling(self.id, self.endpoint, self, seen=now)
+        self.member = PollingWorker(self.id, self.endpoint, self, seen=now)
 
-    def asks(self, line: Line) -> None:
+    def asks(self, line: WatchedConnection) -> None:
         """A request of its working process came on this connection."""
         self.asked_at = self.life.heard = self._clock()
         if line not in self._lines:
@@ -182,7 +182,7 @@ class StockWorker:
     def take(self, wanted: int, *, is_idle: bool) -> Poll:
         """It polls for jobs. There is one poll at a time: another one is of an older or of another process."""
         if is_idle:
-            self._recover(self.holdings.idles(self.life.died_at))
+            self._recover(self.tracked.idles(self.life.died_at))
         if self._taking is not None:
             log.warning("stock.polls_twice", worker=self.id, hint="every worker needs a RUNPOD_POD_ID of its own")
             self._taking.is_replaced = True
@@ -197,7 +197,7 @@ class StockWorker:
         if self._taking is poll:
             self._taking = None
             self.refresh()
-        runs = self.holdings.runs
+        runs = self.tracked.runs
         stopped = [job for job in poll.jobs if (run := runs.get(job.id)) is None or run.is_stopped]
         self.missed(stopped)
         return [job for job in poll.jobs if job not in stopped]
@@ -205,13 +205,13 @@ class StockWorker:
     def missed(self, jobs: Sequence[Job]) -> None:
         """It did not get these jobs."""
         for job in jobs:
-            self.holdings.runs.pop(job.id, None)
-            self._books.give_back(self, job)
+            self.tracked.runs.pop(job.id, None)
+            self._listener.give_back(self, job)
 
     def got(self, jobs: Sequence[Job]) -> None:
         """These jobs have been written to it."""
         for job in jobs:
-            if (run := self.holdings.runs.get(job.id)) is not None:
+            if (run := self.tracked.runs.get(job.id)) is not None:
                 run.given_at = self._clock()
 
     def listen(self) -> Poll:
@@ -231,8 +231,8 @@ class StockWorker:
     def pinged(self, listed: frozenset[str]) -> None:
         """A ping came; it lists what the worker has."""
         self.life.heard = now = self._clock()
-        self._recover(self.holdings.pinged(listed, now, self.asked_at, self.life.died_at))
-        for job_id, run in self.holdings.runs.items():
+        self._recover(self.tracked.pinged(listed, now, self.asked_at, self.life.died_at))
+        for job_id, run in self.tracked.runs.items():
             if run.is_stopped and job_id in listed:  # it may have been too early: the SDK stops only what it has begun
                 self._ask_to_stop(job_id)
 
@@ -248,7 +248,7 @@ class StockWorker:
 
     def hold_take(self, seconds: float) -> float:
         """How long a poll for jobs is held."""
-        is_stopping = any(run.is_stopped for run in self.holdings.runs.values())
+        is_stopping = any(run.is_stopped for run in self.tracked.runs.values())
         return min(self.hold(seconds), STOPPED_HOLD) if is_stopping else self.hold(seconds)
 
     def refresh(self) -> None:
@@ -256,16 +256,16 @@ class StockWorker:
         is_resting = self._clock() < self._rests_until
         room = self._taking.room if self._taking is not None and not is_resting and not self.is_closed else 0
         if room > self.member.room:
-            self._books.wake(self)
+            self._listener.wake(self)
         self.member.room = max(0, room)
 
     def _run(self, job_id: JobId, attempt: int) -> Run | None:
-        run = self.holdings.runs.get(job_id)
+        run = self.tracked.runs.get(job_id)
         return run if run is not None and run.attempt == attempt else None
 
-    def _recover(self, vanished: Iterable[Vanished]) -> None:
+    def _recover(self, vanished: Iterable[VanishedRun]) -> None:
         for one in vanished:
-            self._books.recover(self, one)
+            self._listener.recover(self, one)
 
     def _ask_to_stop(self, job_id: str) -> None:
         if job_id not in self._stops:
@@ -278,7 +278,7 @@ class StockWorker:
             if poll is not None:
                 poll.end()
 
-    def _closed(self, line: Line, closing: Closing) -> None:
+    def _closed(self, line: WatchedConnection, closing: Closing) -> None:
         self._lines.pop(line, None)
         self.life.closed(closing, self._clock())
         log.debug("stock.line_closed", worker=self.id, lines=self.life.lines, abrupt=closing.is_abrupt)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 from proxy.store.base import StoreUnavailableError
 from proxy.store.sqlite.disk import Disk, LockedError
-from proxy.store.sqlite.disk_space import Room
+from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.writer import StartRunner, Writer, nothing
 
 APPLICATION_ID = 0x764C4C4D  # in the file's header: it is ours
@@ -196,7 +196,7 @@ class Database:
         self._path = path
         self._disk = disk
         self._start_runner = start_runner
-        self.room = Room(Path(f"{path}.ballast"), disk)
+        self.room = DiskSpace(Path(f"{path}.ballast"), disk)
 
     @property
     def commits(self) -> int:

@@ -1,4 +1,4 @@
-"""Room on the disk. A full one cannot even delete, so it must never get there, and there is a way back if it does.
+"""DiskSpace on the disk. A full one cannot even delete, so it must never get there, and there is a way back if it does.
 
 New jobs are refused while less than a reserve is free: what is left is for the jobs that are there, their takes, their
 outputs and their ends. Should others fill the disk all the same, the ballast is given up: a file that holds nothing
@@ -20,7 +20,7 @@ BALLAST = 32 * 1024 * 1024  # bytes to give up: several times what SQLite's log 
 SMALL_DISK = 20  # of a small disk this part is reserved, and half of it is ballast
 
 
-class Room:
+class DiskSpace:
     """Whether another job may come in. Used by the writer alone."""
 
     def __init__(self, ballast: Path, disk: Disk) -> None:

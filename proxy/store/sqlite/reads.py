@@ -82,7 +82,7 @@ def look(
         job = get(db, endpoint, owner, job_id)
         if job is None:
             return None
-        start = job.drained if cursor is None else cursor
+        start = job.consumed_cursor if cursor is None else cursor
         part = outputs(db, job_id, start, NO_LIMIT if job.is_terminal else limit)
         return job, part, start + len(part)
     finally:

@@ -74,7 +74,7 @@ def new_row(job: Job) -> Row:
         finished_at=None,
         error_code=None,
         error_message=None,
-        drained=job.drained,
+        drained=job.consumed_cursor,
         last_event=None,
         deliver_at=None,
         tries=0,
@@ -110,7 +110,7 @@ def read_job(row: Row, body: bytes | None = None, s3_config: bytes | None = None
         finished_at=_millis(row.finished_at),
         error=None if row.error_code is None else JobError(row.error_code, row.error_message or ""),
         output=output,
-        drained=row.drained,
+        consumed_cursor=row.drained,
         last_event=None if row.last_event is None else Event(row.last_event),
     )
 

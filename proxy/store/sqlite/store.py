@@ -1,7 +1,7 @@
 """A job store in one SQLite file, for one process.
 
 Durable jobs are on the disk before anybody hears of it. Interactive jobs live with their clients and never get there: a
-`MemoryStore` has them. Both kinds share one set of books, so there is one line, one order and one count; the books of
+`MemoryStore` has them. Both kinds share one set of index, so there is one line, one order and one count; the books of
 the durable jobs are made anew from the file at the start.
 
 The file decides. A method asks the writer for a conditional write, and what came of it is noted in the books after the
@@ -20,9 +20,9 @@ from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
 from proxy.jobs.policy import deadline
 from proxy.store.base import StoreFullError
-from proxy.store.job_index import Books
+from proxy.store.job_index import JobIndex
 from proxy.store.memory import MemoryStore
-from proxy.store.ready import Place
+from proxy.store.ready import QueueKey
 from proxy.store.sqlite import reads, writes
 from proxy.store.sqlite.database import Database
 from proxy.store.sqlite.disk import Disk
@@ -40,8 +40,8 @@ class SqliteStore:
 
     def __init__(self, path: Path, disk: Disk, start_runner: StartRunner) -> None:
         self._database = Database(path, disk, start_runner)
-        self._books = Books()
-        self._memory = MemoryStore(self._books)
+        self._index = JobIndex()
+        self._memory = MemoryStore(self._index)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -59,10 +59,10 @@ class SqliteStore:
     async def submit(self, submission: Submission, now: Millis) -> Job:
         if not submission.durable or submission.id in self._memory:
             return await self._memory.submit(submission, now)
-        job = Job(submission, sequence=self._books.next_sequence(), status=Status.IN_QUEUE, created_at=now)
+        job = Job(submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now)
         return await self._database.write(
             lambda db: writes.submit(db, job, self._database.room),
-            lambda there: self._books.note(job) if there is job else None,
+            lambda there: self._index.note(job) if there is job else None,
             size=len(submission.work.body),
         )
 
@@ -107,13 +107,13 @@ class SqliteStore:
             )
         if event is Event.TAKE:
             return None
-        sequence = self._books.next_sequence() if event is Event.RETRY else None
+        sequence = self._index.next_sequence() if event is Event.RETRY else None
         settlement = writes.Settlement(job_id, event, now, attempt, error, counts, output, sequence)
         size = 0 if output is None else len(output)
         return await self._database.write(lambda db: writes.settle(db, settlement), self._note, size=size)
 
     async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
-        waiting = [place for light in (False, True) for place in self._books.pop_owned(endpoint, owner, light=light)]
+        waiting = [place for light in (False, True) for place in self._index.pop_owned(endpoint, owner, light=light)]
         settled = [
             await self._memory.settle(place.job_id, Event.CANCEL, now=now, error=error)
             for place in waiting
@@ -126,11 +126,11 @@ class SqliteStore:
                 first, durable = durable[:AT_ONCE], durable[AT_ONCE:]
                 purged += await self._purge(endpoint, first, now, error)
         finally:  # also when the caller has left
-            self._books.put_back(endpoint, durable)
+            self._index.put_back(endpoint, durable)
         return purged
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
-        job_ids = self._books.due(now, limit)
+        job_ids = self._index.due(now, limit)
         durable = [job_id for job_id in job_ids if job_id not in self._memory]
         found = await self._database.read(lambda db: reads.outlines(db, durable)) if durable else []
         jobs = {job.id: job for job in found if (moment := deadline(job)) is not None and moment <= now}
@@ -158,7 +158,7 @@ class SqliteStore:
             return None
         return await self._database.write(
             lambda db: writes.limit_life(db, job_id, moment),
-            lambda job: self._books.watch(job) if job is not None else None,
+            lambda job: self._index.watch(job) if job is not None else None,
         )
 
     async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
@@ -186,21 +186,21 @@ class SqliteStore:
             return await self._memory.look(endpoint, owner, job_id, cursor, limit)
         return await self._database.read(lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit))
 
-    async def drain(self, job_id: JobId, attempt: int, cursor: int) -> None:
+    async def consume(self, job_id: JobId, attempt: int, cursor: int) -> None:
         if job_id in self._memory:
-            await self._memory.drain(job_id, attempt, cursor)
+            await self._memory.consume(job_id, attempt, cursor)
         else:
-            await self._database.write(lambda db: writes.drain(db, job_id, attempt, cursor))
+            await self._database.write(lambda db: writes.consume(db, job_id, attempt, cursor))
 
     async def counts(self, endpoint: EndpointId) -> Counts:
-        return self._books.counts(endpoint)
+        return self._index.counts(endpoint)
 
     def ahead(self, job: Job) -> int:
-        return self._books.ahead(job)
+        return self._index.ahead(job)
 
     async def _take(self, endpoint: EndpointId, worker: WorkerId, limit: int, now: Millis, *, light: bool) -> list[Job]:
         taken: list[Job] = []
-        pop = self._books.pop
+        pop = self._index.pop
         is_enough = False  # bytes at once
         while not is_enough and (places := pop(endpoint, limit - len(taken), now, light=light)):
             jobs = {
@@ -213,40 +213,40 @@ class SqliteStore:
                     jobs |= {job.id: job for job in written.jobs}
                     is_enough = bool(written.left)
                 except StoreFullError:  # they stay in line; the others need no disk
-                    pop = self._books.pop_interactive
+                    pop = self._index.pop_interactive
                 except Error as error:
                     log.warning("store.cannot_take", jobs=len(durable), why=str(error))
-                    pop = self._books.pop_interactive
+                    pop = self._index.pop_interactive
             taken += [jobs[place.job_id] for place in places if place.job_id in jobs]
         return taken
 
     async def _hand_out(
-        self, endpoint: EndpointId, places: Sequence[Place], worker: WorkerId, now: Millis
+        self, endpoint: EndpointId, places: Sequence[QueueKey], worker: WorkerId, now: Millis
     ) -> writes.Taken:
         def note(taken: writes.Taken) -> None:
             self._note_all(taken.jobs)
-            self._books.put_back(endpoint, taken.left)
+            self._index.put_back(endpoint, taken.left)
 
         return await self._database.write(
             lambda db: writes.take(db, places, worker, now),
             note,
-            lambda: self._books.put_back(endpoint, places),
+            lambda: self._index.put_back(endpoint, places),
         )
 
-    async def _purge(self, endpoint: EndpointId, places: Sequence[Place], now: Millis, error: JobError) -> list[Job]:
+    async def _purge(self, endpoint: EndpointId, places: Sequence[QueueKey], now: Millis, error: JobError) -> list[Job]:
         return await self._database.write(
             lambda db: writes.purge(db, [place.job_id for place in places], now, error),
             self._note_all,
-            lambda: self._books.put_back(endpoint, places),
+            lambda: self._index.put_back(endpoint, places),
         )
 
     def _load(self, db: Connection) -> None:
-        self._books.load(reads.unfinished(db), reads.ended(db), reads.last_sequence(db))
+        self._index.load(reads.unfinished(db), reads.ended(db), reads.last_sequence(db))
 
     def _note(self, job: Job | None) -> None:
         if job is not None:
-            self._books.note(job)
+            self._index.note(job)
 
     def _note_all(self, jobs: Iterable[Job]) -> None:
         for job in jobs:
-            self._books.note(job)
+            self._index.note(job)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
 from proxy.store.base import StoreFullError
-from proxy.store.sqlite.disk_space import Room
+from proxy.store.sqlite.disk_space import DiskSpace
 
 T = TypeVar("T")
 
@@ -65,7 +65,7 @@ class Writer:
 
     _runner: Runner
 
-    def __init__(self, db: sqlite3.Connection, room: Room, start_runner: StartRunner) -> None:
+    def __init__(self, db: sqlite3.Connection, room: DiskSpace, start_runner: StartRunner) -> None:
         self._db, self._room = db, room
         self._start_runner = start_runner
         self._loop = asyncio.get_running_loop()

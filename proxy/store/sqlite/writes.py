@@ -13,9 +13,9 @@ from typing import Any, NamedTuple
 from proxy.jobs.lifecycle import TRANSITIONS, Event
 from proxy.jobs.model import Delivery, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import is_body_needed
-from proxy.store.ready import Place
+from proxy.store.ready import QueueKey
 from proxy.store.sqlite import reads
-from proxy.store.sqlite.disk_space import Room
+from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.rows import Row, new_row, read_job
 
 SOURCES = {event: json.dumps(sorted(transition.sources)) for event, transition in TRANSITIONS.items()}
@@ -94,7 +94,7 @@ class Settlement:
         }  # fmt: skip
 
 
-def submit(db: Connection, job: Job, room: Room) -> Job:
+def submit(db: Connection, job: Job, room: DiskSpace) -> Job:
     """Write a new job. If there is one by this id, give that."""
     known = reads.find(db, job.id)
     if known is not None:
@@ -120,10 +120,10 @@ class Taken(NamedTuple):
     """The jobs that were taken, and the places that were not come to: enough bytes for once."""
 
     jobs: list[Job]
-    left: Sequence[Place]
+    left: Sequence[QueueKey]
 
 
-def take(db: Connection, places: Sequence[Place], worker: WorkerId, now: Millis) -> Taken:
+def take(db: Connection, places: Sequence[QueueKey], worker: WorkerId, now: Millis) -> Taken:
     """Let those of these jobs be taken that still stand in these places, up to `TAKE_BYTES` of their bodies."""
     target = TRANSITIONS[Event.TAKE].target
     common = {"event": Event.TAKE, "target": target, "sources": SOURCES[Event.TAKE], "worker": worker, "now": now}
@@ -201,7 +201,7 @@ def append(db: Connection, job_id: JobId, attempt: int, outputs: Sequence[bytes]
     return int(cursor) + len(rows)
 
 
-def drain(db: Connection, job_id: JobId, attempt: int, cursor: int) -> None:
+def consume(db: Connection, job_id: JobId, attempt: int, cursor: int) -> None:
     """Note how far a client has come."""
     sql = "UPDATE jobs SET drained = :cursor WHERE id = :id AND attempt = :attempt AND drained < :cursor"
     db.execute(sql, {"id": job_id, "attempt": attempt, "cursor": cursor})

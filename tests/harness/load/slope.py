@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 SURE = 1.96  # standard errors on either side: 95 %
-BLOCK = 10  # samples that count as one: neighbours are no news
+BLOCK = 10  # samples that count as one: neighbours are no events
 
 
 @dataclass(frozen=True)

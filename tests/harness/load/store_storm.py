@@ -1,7 +1,7 @@
 """A process that works on a SQLite store as hard as it can, and says what was acknowledged: made to be killed.
 
-`python -m harness.load.store_storm FILE NAME`: prints a line for every answer of the store, after it has come. What a former
-process left running is released first.
+`python -m harness.load.store_storm FILE NAME`: prints a line for every answer of the store, after it has come.
+What an earlier process left running is released first.
 """
 
 import asyncio

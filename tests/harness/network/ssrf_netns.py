@@ -1,7 +1,7 @@
 """The real sender in a network of its own, where every private address can be reached and every packet is seen.
 
-`unshare --net --mount python -m harness.network.ssrf_netns`, as root: prints a line of JSON for each thing that it tried. Names
-are looked up as this machine does it, at a name server that leads them to private addresses, at once or later.
+`unshare --net --mount python -m harness.network.ssrf_netns`, as root: prints a line of JSON for each attempt.
+Names are looked up as this machine does it, at a name server that leads them to private addresses, at once or later.
 """
 
 import asyncio

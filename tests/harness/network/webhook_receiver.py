@@ -14,7 +14,7 @@ Answer: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
-class Told:
+class RateLimitStatus:
     """One request that it got."""
 
     path: str
@@ -32,7 +32,7 @@ class Receiver:
     """A server that takes down what it is told."""
 
     port: int = 0
-    told: asyncio.Queue[Told] = field(default_factory=asyncio.Queue)
+    told: asyncio.Queue[RateLimitStatus] = field(default_factory=asyncio.Queue)
     statuses: list[int] = field(default_factory=list)  # of its next answers; 200 when there are none left
     answer: Answer | None = None  # in the place of a status
     may_answer: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: it takes requests and says nothing
@@ -48,7 +48,7 @@ class Receiver:
         """The same under a name."""
         return f"http://{host}:{self.port}/hook?token=hush"
 
-    async def next(self) -> Told:
+    async def next(self) -> RateLimitStatus:
         """What it is told next."""
         return await asyncio.wait_for(self.told.get(), SECONDS)
 
@@ -57,7 +57,7 @@ class Receiver:
         self.most = max(self.most, self.now)
         try:
             headers = {name.lower(): value for name, value in request.headers.items()}
-            self.told.put_nowait(Told(request.path_qs, headers, await request.read()))
+            self.told.put_nowait(RateLimitStatus(request.path_qs, headers, await request.read()))
             await self.may_answer.wait()
             if self.answer is not None:
                 return await self.answer(request)

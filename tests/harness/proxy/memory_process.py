@@ -28,11 +28,11 @@ def held(parts: Parts, *, objects: bool) -> dict[str, int]:
         "fds": len(list(Path("/proc/self/fd").iterdir())),
         "tasks": len(asyncio.all_tasks()),
         "mailboxes": len(parts.output),
-        "followers": len(parts.queue._news._followers),
-        "drains": len(parts.queue._drains),
+        "followers": len(parts.durable._events._followers),
+        "drains": len(parts.durable._drains),
         "recordings": len(parts.recorder._recordings),
         "background": len(parts.background._tasks),
-        "roster": len(parts.roster._workers),
+        "roster": len(parts.registry._workers),
         "ill": len(parts.fleet._ill),
     }
     if objects:

@@ -1,12 +1,12 @@
 """When a stock worker counts as lost, and which of its jobs it has no more."""
 
 from proxy.channel.runpod.app import find_call, read_ping, read_take
-from proxy.channel.runpod.tracking import Closing, Holdings, Liveness, Patience, Run
+from proxy.channel.runpod.tracking import Closing, Liveness, Run, RunpodTimeouts, TrackedRuns
 from proxy.jobs.model import JobId
 
 DEATH, RESET = Closing(False, False, None), Closing(False, True, 100.0)
 HOUSEKEEPING, OURS = Closing(False, False, 15.0), Closing(True, False, 0.0)
-PATIENCE = Patience(hold=20, lease=35, gap=10)
+PATIENCE = RunpodTimeouts(hold=20, lease=35, gap=10)
 JOB = JobId("job-1")
 
 
@@ -48,15 +48,15 @@ def test_an_idle_connection_that_closes_last_does_not_hide_a_death() -> None:
     assert life.loss(16.0, PATIENCE)
 
 
-def holding(**fields: object) -> tuple[Holdings, Run]:
-    holdings, run = Holdings(), Run(1, None, given_at=1.0)
+def holding(**fields: object) -> tuple[TrackedRuns, Run]:
+    holdings, run = TrackedRuns(), Run(1, None, given_at=1.0)
     for name, value in fields.items():
         setattr(run, name, value)
     holdings.give(JOB, run)
     return holdings, run
 
 
-def ping(holdings: Holdings, now: float, *listed: str, asked_at: float = 0.0, died_at: float = -1.0) -> list[bool]:
+def ping(holdings: TrackedRuns, now: float, *listed: str, asked_at: float = 0.0, died_at: float = -1.0) -> list[bool]:
     found = holdings.pinged(frozenset(listed), now, asked_at, died_at)
     return [one.counts for one in found]
 

@@ -13,7 +13,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from proxy.wire.frames import Body, Chunk, End, Frame, Hello, Job, JobFrame, ToProxy, decode_to_proxy, encode
 from worker_vllm.asgi import App, Receive, Request, Scope, Send
-from worker_vllm.channel.connection import Channel, Patience, WakingOutbox
+from worker_vllm.channel.connection import Channel, ChannelTimeouts, WakingOutbox
 from worker_vllm.channel.dial import Dialler, Handshake, Link
 from worker_vllm.engine.base import Engine, Reading, read_models
 from worker_vllm.runtime import Runtime
@@ -37,7 +37,7 @@ class Line:
     socket: ServerConnection
     frames: list[ToProxy] = field(default_factory=list)
     messages: list[list[ToProxy]] = field(default_factory=list)
-    news: asyncio.Condition = field(default_factory=asyncio.Condition)
+    events: asyncio.Condition = field(default_factory=asyncio.Condition)
     is_over: bool = False
 
     async def send(self, *frames: Frame) -> None:
@@ -50,8 +50,8 @@ class Line:
         await self.send(head, Body(job, attempt, request.body))
 
     async def until(self, condition: Callable[[], bool]) -> None:
-        async with asyncio.timeout(DEADLINE), self.news:
-            await self.news.wait_for(condition)
+        async with asyncio.timeout(DEADLINE), self.events:
+            await self.events.wait_for(condition)
 
     async def wait_for(self, kind: type[FrameType], job: str = "") -> FrameType:
         """The first frame of a kind, of a job if one is named."""
@@ -78,10 +78,10 @@ class Line:
             async for message in self.socket:
                 assert isinstance(message, bytes)
                 frames = decode_to_proxy(message)
-                async with self.news:
+                async with self.events:
                     self.messages.append(frames)
                     self.frames += frames
-                    self.news.notify_all()
+                    self.events.notify_all()
 
 
 async def until(condition: Callable[[], bool]) -> None:
@@ -126,9 +126,9 @@ class FakeProxy:
         try:
             await line.read()
         finally:
-            async with line.news:
+            async with line.events:
                 line.is_over = True
-                line.news.notify_all()
+                line.events.notify_all()
 
 
 @contextlib.asynccontextmanager
@@ -150,13 +150,15 @@ class Worker:
 
 
 @contextlib.asynccontextmanager
-async def working(engine: Engine, url: str, slots: int = 4, patience: Patience | None = None) -> AsyncIterator[Worker]:
+async def working(
+    engine: Engine, url: str, slots: int = 4, patience: ChannelTimeouts | None = None
+) -> AsyncIterator[Worker]:
     """Runtime and channel of a worker, dialled in."""
     outbox = WakingOutbox()
     models = await read_models(engine)
     async with asyncio.TaskGroup() as group:
         runtime = Runtime("w-test", engine, models, slots, outbox, group)
-        channel = Channel(Link(url, "token", "w-test"), outbox, runtime, patience or Patience(5.0), DIALLER)
+        channel = Channel(Link(url, "token", "w-test"), outbox, runtime, patience or ChannelTimeouts(5.0), DIALLER)
         running = group.create_task(channel.run())
         try:
             yield Worker(runtime, channel, outbox, running)

@@ -9,11 +9,11 @@ from harness.misbehaving import BEHAVIOURS, Behaviour, misbehaving
 from proxy.wire.frames import Chunk, End, Hello, Hold
 from tests.unit.worker.support import AppEngine, chat, fake_proxy, until, working
 from worker_vllm.asgi import Receive, Scope, Send
-from worker_vllm.channel.connection import Patience
-from worker_vllm.channel.dial import Handshake, Link, RefusedError, dial
+from worker_vllm.channel.connection import ChannelTimeouts
+from worker_vllm.channel.dial import DialRefusedError, Handshake, Link, dial
 
 OPEN_SECONDS = 0.2
-PATIENCE = Patience(0.02, open=OPEN_SECONDS)
+PATIENCE = ChannelTimeouts(0.02, open=OPEN_SECONDS)
 
 
 AT_FIRST = ("closes at once", "302 to a page", "307 to no address", "308 to two addresses", "503", "closes with a code")
@@ -91,5 +91,5 @@ async def _are_tried_again() -> None:
 
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:99999/", "http://127.0.0.1/", "ws:///worker"])
 async def test_what_is_no_address_is_final(url: str) -> None:
-    with pytest.raises(RefusedError, match="WORKER_CONNECT"):
+    with pytest.raises(DialRefusedError, match="WORKER_CONNECT"):
         await dial(Link(url, "token", "w"), asyncio.Event(), Handshake, OPEN_SECONDS)

@@ -12,8 +12,8 @@ from websockets.http11 import Response
 
 from proxy.wire.frames import PROTOCOL, Chunk, Credit, Frame, Heartbeat, Hello, Log, ToWorker
 from tests.unit.worker.support import DEADLINE, DIALLER, fake_proxy, until
-from worker_vllm.channel.connection import Channel, OrphanedError, Patience, WakingOutbox, pause_before_dialling
-from worker_vllm.channel.dial import Dialler, Link, RefusedError
+from worker_vllm.channel.connection import Channel, ChannelTimeouts, OrphanedError, WakingOutbox, pause_before_dialling
+from worker_vllm.channel.dial import Dialler, DialRefusedError, Link
 
 
 class QuietPeer:
@@ -39,9 +39,9 @@ class QuietPeer:
         self.disconnects += 1
 
 
-def channel_to(url: str, patience: Patience | None = None) -> tuple[Channel, WakingOutbox, QuietPeer]:
+def channel_to(url: str, patience: ChannelTimeouts | None = None) -> tuple[Channel, WakingOutbox, QuietPeer]:
     outbox, peer = WakingOutbox(), QuietPeer()
-    return Channel(Link(url, "secret", "w"), outbox, peer, patience or Patience(5.0), DIALLER), outbox, peer
+    return Channel(Link(url, "secret", "w"), outbox, peer, patience or ChannelTimeouts(5.0), DIALLER), outbox, peer
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 426])
@@ -54,7 +54,7 @@ async def test_a_refused_handshake_is_final_and_says_why(status: int) -> None:
 
     async with serve(nothing, "127.0.0.1", 0, process_request=refuse) as server:
         channel, _, _ = channel_to(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        with pytest.raises(RefusedError, match=f"answered {status}: this is why"):
+        with pytest.raises(DialRefusedError, match=f"answered {status}: this is why"):
             await channel.run()
 
 
@@ -72,8 +72,8 @@ async def test_a_refused_handshake_is_not_final_once_the_worker_was_accepted_whi
 
     async with serve(refuse_hello, "127.0.0.1", 0, process_request=refuse) as server:
         link = Link(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", "secret", "w")
-        channel = Channel(link, WakingOutbox(), QuietPeer(), Patience(0.02), DIALLER, was_accepted=True)
-        with pytest.raises(RefusedError, match="another model"):  # the proxy's own word stays final
+        channel = Channel(link, WakingOutbox(), QuietPeer(), ChannelTimeouts(0.02), DIALLER, was_accepted=True)
+        with pytest.raises(DialRefusedError, match="another model"):  # the proxy's own word stays final
             await channel.run()
 
     assert tries == 3
@@ -86,7 +86,7 @@ async def test_a_refused_hello_is_final_and_says_why() -> None:
 
     async with serve(refuse, "127.0.0.1", 0) as server:
         channel, _, _ = channel_to(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}")
-        with pytest.raises(RefusedError, match="another model"):
+        with pytest.raises(DialRefusedError, match="another model"):
             await channel.run()
 
 
@@ -101,7 +101,7 @@ async def test_a_worker_that_was_accepted_dials_again_after_any_close() -> None:
         await socket.close(4409, "another model")
 
     async with serve(serve_line, "127.0.0.1", 0) as server:
-        channel, _, peer = channel_to(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", Patience(0.01))
+        channel, _, peer = channel_to(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", ChannelTimeouts(0.01))
         running = asyncio.create_task(channel.run())
         await until(lambda: lines > 1)
         assert not running.done()
@@ -113,7 +113,9 @@ async def test_a_worker_that_was_accepted_dials_again_after_any_close() -> None:
 async def test_an_unreachable_proxy_is_dialled_until_the_worker_is_orphaned() -> None:
     listener = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
     async with listener:
-        channel, _, _ = channel_to(f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}", Patience(5.0, orphan=0.3))
+        channel, _, _ = channel_to(
+            f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}", ChannelTimeouts(5.0, orphan=0.3)
+        )
         async with asyncio.timeout(DEADLINE):
             with pytest.raises(OrphanedError):
                 await channel.run()
@@ -137,7 +139,7 @@ async def test_frames_of_one_turn_leave_in_one_message_control_first() -> None:
 
 async def test_heartbeats_come_at_their_pace() -> None:
     async with fake_proxy() as proxy:
-        channel, _, _ = channel_to(proxy.url, Patience(0.01))
+        channel, _, _ = channel_to(proxy.url, ChannelTimeouts(0.01))
         running = asyncio.create_task(channel.run())
         line = await proxy.next_line()
         await line.until(lambda: line.frames.count(Heartbeat()) >= 3)
@@ -205,7 +207,9 @@ async def test_a_channel_dials_and_waits_by_the_means_that_it_is_given() -> None
 
     async with fake_proxy() as proxy:
         dialler = Dialler(connect_at_third, draw)
-        channel = Channel(Link("ws://elsewhere", "token", "w"), WakingOutbox(), QuietPeer(), Patience(5.0), dialler)
+        channel = Channel(
+            Link("ws://elsewhere", "token", "w"), WakingOutbox(), QuietPeer(), ChannelTimeouts(5.0), dialler
+        )
         running = asyncio.create_task(channel.run())
         await proxy.next_line()
         await channel.close()
