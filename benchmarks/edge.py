@@ -70,7 +70,9 @@ class Answer:
 
     async def __call__(self, _scope: Any, receive: Any, send: Any) -> None:
         await receive()
-        await send({"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]})
+        await send(
+            {"type": "http.response.start", "status": 200, "headers": [(b"content-length", b"2")]}
+        )
         await send({"type": "http.response.body", "body": b"ok"})
 
     async def refuse(self, *_: Any) -> None:
@@ -114,7 +116,16 @@ async def main() -> None:
     peer = statistics.median(found["uvicorn"])
     for name, each in found.items():
         middle = statistics.median(each)
-        print(json.dumps({"figure": f"edge: {name}", "value": round(middle, 1), "unit": "µs", "ratio": middle / peer}))
+        print(
+            json.dumps(
+                {
+                    "figure": f"edge: {name}",
+                    "value": round(middle, 1),
+                    "unit": "µs",
+                    "ratio": middle / peer,
+                }
+            )
+        )
 
 
 if __name__ == "__main__":

@@ -17,7 +17,15 @@ import aiohttp
 from servers import MODEL, VLLM, free_port, here, server
 
 FLAGS = (
-    *("--served-model-name", "demo", "--dtype", "bfloat16", "--max-model-len", "2048", "--enforce-eager"),
+    *(
+        "--served-model-name",
+        "demo",
+        "--dtype",
+        "bfloat16",
+        "--max-model-len",
+        "2048",
+        "--enforce-eager",
+    ),
     *("--reasoning-parser", "minimax_m3"),
 )
 REQUEST: dict[str, Any] = {
@@ -61,7 +69,9 @@ async def measure(rounds: int) -> dict[str, Any]:
             taken["vllm"].append(await first_token(http, vllm.url))
             taken["ours"].append(await first_token(http, line.url))
     middle = {name: round(statistics.median(values), 2) for name, values in taken.items()}
-    late = {name: round(statistics.quantiles(values, n=100)[98], 2) for name, values in taken.items()}
+    late = {
+        name: round(statistics.quantiles(values, n=100)[98], 2) for name, values in taken.items()
+    }
     added = statistics.median(b - a for a, b in zip(taken["vllm"], taken["ours"], strict=True))
     return {
         "rounds": rounds,
@@ -75,7 +85,9 @@ async def measure(rounds: int) -> dict[str, Any]:
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=200)
     print(json.dumps(asyncio.run(measure(parser.parse_args().rounds))))
 

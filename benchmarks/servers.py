@@ -53,7 +53,9 @@ async def server(url: str, ready: str, *command: str, **environment: str) -> Asy
             async with asyncio.timeout(START_SECONDS), aiohttp.ClientSession() as http:
                 while not await _answers(http, url + ready):
                     if process.returncode is not None:
-                        raise RuntimeError(f"{command} ended with {process.returncode}: {_tail(said)}")
+                        raise RuntimeError(
+                            f"{command} ended with {process.returncode}: {_tail(said)}"
+                        )
                     await asyncio.sleep(0.2)
             yield Running(url, process.pid)
         finally:

@@ -24,12 +24,32 @@ from servers import ENGINE, ROOT, VLLM, free_port, here
 PYTHON = getattr(sys, "_base_executable", sys.executable)  # a newcomer has no environment yet
 INSTALL = "from environment.prepare import prepare; prepare(vllm=True, tests=False)"
 FLAGS = (
-    *("--served-model-name", "demo", "--dtype", "bfloat16", "--max-model-len", "2048", "--enforce-eager"),
-    *("--enable-auto-tool-choice", "--tool-call-parser", "hermes", "--exclude-tools-when-tool-choice-none"),
-    *("--reasoning-parser", "minimax_m3", "--structured-outputs-config", '{"enable_in_reasoning": true}'),
+    *(
+        "--served-model-name",
+        "demo",
+        "--dtype",
+        "bfloat16",
+        "--max-model-len",
+        "2048",
+        "--enforce-eager",
+    ),
+    *(
+        "--enable-auto-tool-choice",
+        "--tool-call-parser",
+        "hermes",
+        "--exclude-tools-when-tool-choice-none",
+    ),
+    *(
+        "--reasoning-parser",
+        "minimax_m3",
+        "--structured-outputs-config",
+        '{"enable_in_reasoning": true}',
+    ),
 )
 START_SECONDS = 600
-BODY = json.dumps({"model": "demo", "messages": [{"role": "user", "content": "What is this?"}]}).encode()
+BODY = json.dumps(
+    {"model": "demo", "messages": [{"role": "user", "content": "What is this?"}]}
+).encode()
 SET_UP = re.compile(r"^\[\d+/\d+\] (.+?) \.+ ([\d.]+) s(?!.*still at it)")
 STAGE = re.compile(r"^\[ *([\d.]+) s\] \S+: (\w+)")
 
@@ -41,7 +61,11 @@ def environment(folder: Path) -> dict[str, str]:
     cache = os.environ.get("UV_CACHE_DIR") or str(Path.home() / ".cache" / "uv")
     for name in ("cache", "tmp"):
         (folder / name).mkdir(exist_ok=True)
-    own = {"XDG_CACHE_HOME": str(folder / "cache"), "TMPDIR": str(folder / "tmp"), "UV_CACHE_DIR": cache}
+    own = {
+        "XDG_CACHE_HOME": str(folder / "cache"),
+        "TMPDIR": str(folder / "tmp"),
+        "UV_CACHE_DIR": cache,
+    }
     kept = {name: value for name, value in os.environ.items() if name != "PYTHONDONTWRITEBYTECODE"}
     return kept | own
 
@@ -88,10 +112,23 @@ def theirs(place: Path, environ: dict[str, str]) -> float:
     """Run vLLM's server until it is healthy; the seconds."""
     port = free_port()
     python = str(place / ".venv" / "bin" / "python")
-    command = [python, "-m", VLLM, "--model", str(place / "worker_vllm" / "demo"), *FLAGS, "--port", str(port)]
+    command = [
+        python,
+        "-m",
+        VLLM,
+        "--model",
+        str(place / "worker_vllm" / "demo"),
+        *FLAGS,
+        "--port",
+        str(port),
+    ]
     begun = time.monotonic()
     with subprocess.Popen(
-        command, cwd=place, env=environ | ENGINE, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        command,
+        cwd=place,
+        env=environ | ENGINE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
     ) as server:
         answer(f"http://127.0.0.1:{port}/health")
         seconds = time.monotonic() - begun
@@ -123,7 +160,9 @@ def one_round(folder: Path, commit: str, against: str) -> Times:
     cloned = time.monotonic() - begun
     first = ours(here_, environment(mine))
     there = clone(peer, commit)
-    subprocess.run([PYTHON, "-c", INSTALL], cwd=there / "scripts", env=environment(peer), check=True)
+    subprocess.run(
+        [PYTHON, "-c", INSTALL], cwd=there / "scripts", env=environment(peer), check=True
+    )
     their_first = theirs(there, environment(peer))
     second = ours(here_, environment(mine))
     their_second = theirs(there, environment(peer))
@@ -131,7 +170,10 @@ def one_round(folder: Path, commit: str, against: str) -> Times:
     times |= {f"second {name}": value for name, value in second.items()}
     times |= {"clone to answer": cloned + first["answer"]}
     times |= {"vLLM's first": their_first, "vLLM's second": their_second}
-    times |= {"ratio of the first": first["start"] / their_first, "ratio of the second": second["start"] / their_second}
+    times |= {
+        "ratio of the first": first["start"] / their_first,
+        "ratio of the second": second["start"] / their_second,
+    }
     if against:
         begun = time.monotonic()
         before = clone(old, against)
@@ -147,16 +189,23 @@ def main() -> None:
     parser.add_argument("--commit", default="HEAD")
     parser.add_argument("--against", default="", metavar="COMMIT")
     asked = parser.parse_args()
-    commit = subprocess.check_output(["git", "-C", str(ROOT), "rev-parse", asked.commit], text=True).strip()
+    commit = subprocess.check_output(
+        ["git", "-C", str(ROOT), "rev-parse", asked.commit], text=True
+    ).strip()
     rounds = []
     for number in range(asked.rounds):
         with tempfile.TemporaryDirectory(prefix="start-") as folder:
             rounds.append(one_round(Path(folder), commit, asked.against))
-        print(f"round {number + 1}, load {os.getloadavg()[0]:.1f}: {json.dumps(rounds[-1])}", flush=True)
+        print(
+            f"round {number + 1}, load {os.getloadavg()[0]:.1f}: {json.dumps(rounds[-1])}",
+            flush=True,
+        )
     print(here())
     for name in rounds[0]:
         values = [times[name] for times in rounds if name in times]
-        print(f"{name + ' ':.<56} {median(values):7.2f}   {' '.join(f'{value:.2f}' for value in values)}")
+        print(
+            f"{name + ' ':.<56} {median(values):7.2f}   {' '.join(f'{value:.2f}' for value in values)}"
+        )
 
 
 if __name__ == "__main__":

@@ -43,7 +43,9 @@ def submission(name: str, *, durable: bool) -> Submission:
     )  # fmt: skip
 
 
-async def timed(name: str, callers: int, number: int, step: Callable[[int], Awaitable[object]]) -> None:
+async def timed(
+    name: str, callers: int, number: int, step: Callable[[int], Awaitable[object]]
+) -> None:
     """Let so many callers do this as fast as they can, and say what it took."""
     spans: list[float] = []
     numbers = iter(range(number))
@@ -76,7 +78,9 @@ async def durable(store: SqliteStore, title: str, number: int) -> None:
 
         async def take_and_settle(_: int) -> None:
             [job] = await store.take(HERE, WORKER, limit=1, light_limit=0, now=NOW)
-            await store.settle(job.id, Event.COMPLETE, now=NOW, attempt=job.attempt, output=b'"done"')
+            await store.settle(
+                job.id, Event.COMPLETE, now=NOW, attempt=job.attempt, output=b'"done"'
+            )
 
         await timed(f"{title}submit", callers, number, submit)
         print(f"{'':<44} {store.commits - commits} commits")
@@ -94,12 +98,16 @@ async def interactive(store: JobStore, name: str) -> None:
         await store.settle(job.id, Event.COMPLETE, now=NOW, attempt=job.attempt)
 
     spans = []
-    for first in range(0, number, 2_000):  # the best of several, and processor time: others share the machine
+    for first in range(
+        0, number, 2_000
+    ):  # the best of several, and processor time: others share the machine
         begun = time.thread_time()
         for each in range(first, first + 2_000):
             await one(each)
         spans.append((time.thread_time() - begun) / 2_000 * 1e6)
-    print(f"{name + ': interactive submit, take, settle':<44} {min(spans):.2f} us of processor time")
+    print(
+        f"{name + ': interactive submit, take, settle':<44} {min(spans):.2f} us of processor time"
+    )
 
 
 async def busy() -> None:
@@ -148,7 +156,9 @@ async def queue(path: Path) -> None:
         before = resident()
         for first in range(0, QUEUED, 500):
             names = range(first, first + 500)
-            await asyncio.gather(*(store.submit(submission(f"q-{each}", durable=True), NOW) for each in names))
+            await asyncio.gather(
+                *(store.submit(submission(f"q-{each}", durable=True), NOW) for each in names)
+            )
         gc.collect()
         print(f"{QUEUED} queued jobs of 1 KB: {(resident() - before) / 1e6:.0f} MB of memory, "
               f"{megabytes(path):.0f} MB of file")  # fmt: skip
@@ -167,7 +177,9 @@ async def _one(store: SqliteStore) -> Job | None:
 async def main(folder: Path) -> None:
     """All of it."""
     sys.setswitchinterval(SWITCH_SECONDS)
-    print(f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}")
+    print(
+        f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
+    )
     bare(folder / "bare.db")
     async with AsyncExitStack() as stack:
         store = SqliteStore(folder / "jobs.db", SystemDisk(), ThreadRunner)

@@ -34,7 +34,10 @@ from worker_vllm.engine.vllm import DEMO_FLAGS  # noqa: E402 - from this checkou
 
 TOKENS = 128
 TOKENS_A_ROUND = 8_192  # CPU time is told in steps of 10 ms; this many tokens take most of a second
-FLAGS = [f"--{name.lower().replace('_', '-')}{'' if on == 'true' else f'={on}'}" for name, on in DEMO_FLAGS.items()]
+FLAGS = [
+    f"--{name.lower().replace('_', '-')}{'' if on == 'true' else f'={on}'}"
+    for name, on in DEMO_FLAGS.items()
+]
 PACED = ("--scheduler-cls", "paced.PacedScheduler")
 TICKS = os.sysconf("SC_CLK_TCK")
 REQUEST: dict[str, Any] = {
@@ -87,7 +90,9 @@ async def sides() -> AsyncIterator[dict[str, Side]]:
 
         async def start(at: str, ready: str, *command: str, **environment: str) -> Running:
             paths = {"PYTHONPATH": str(HERE)} | environment
-            return await stack.enter_async_context(server(at, ready, python, "-m", *command, **paths))
+            return await stack.enter_async_context(
+                server(at, ready, python, "-m", *command, **paths)
+            )
 
         flags = ("--model", MODEL, "--port", str(own), *FLAGS, *PACED)
         vllm = await start(f"http://127.0.0.1:{own}", "/health", VLLM, *flags)
@@ -123,7 +128,9 @@ async def one_round(side: Side, streams: int) -> dict[str, float]:
             events += sum(await asyncio.gather(*(stream(http, side.url) for _ in range(streams))))
     tokens = waves * streams * TOKENS
     spent = {name: cpu_seconds(pid) - before[name] for name, pid in side.pids.items()}
-    return {name: seconds / tokens * 1e6 for name, seconds in spent.items()} | {"tokens_per_event": tokens / events}
+    return {name: seconds / tokens * 1e6 for name, seconds in spent.items()} | {
+        "tokens_per_event": tokens / events
+    }
 
 
 async def measure(rounds: int, loads: list[int]) -> None:
@@ -162,13 +169,18 @@ def report(streams: int, taken: dict[str, list[dict[str, float]]]) -> None:
     print(json.dumps(told | here()), flush=True)
     print(f"{streams:4} streams, CPU µs per token     min            median", file=sys.stderr)
     for name in values:
-        cells = "".join(f"{column[name]:9.1f} ({column[name] / column['vllm']:4.2f})" for column in (least, middle))
+        cells = "".join(
+            f"{column[name]:9.1f} ({column[name] / column['vllm']:4.2f})"
+            for column in (least, middle)
+        )
         print(f"{name:>28} {cells}", file=sys.stderr)
 
 
 def main() -> None:
     """Measure and print."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--streams", type=int, nargs="+", default=[16, 64])
     asked = parser.parse_args()

@@ -55,8 +55,19 @@ from proxy.webhooks.signature import read_secret
 from proxy.webhooks.url_policy import check_url
 
 EXPOSED_HEADERS = [
-    *("x-request-id", "x-job-id", "x-should-retry", "retry-after", "retry-after-ms", "openai-processing-ms"),
-    *(f"x-ratelimit-{what}-{of}" for what in ("limit", "remaining", "reset") for of in ("requests", "tokens")),
+    *(
+        "x-request-id",
+        "x-job-id",
+        "x-should-retry",
+        "retry-after",
+        "retry-after-ms",
+        "openai-processing-ms",
+    ),
+    *(
+        f"x-ratelimit-{what}-{of}"
+        for what in ("limit", "remaining", "reset")
+        for of in ("requests", "tokens")
+    ),
 ]
 ANSWER_BYTES = 256 * 1024 * 1024  # of whole answers on their way to clients
 RESULT_BYTES = 128 * 1024 * 1024  # that stock workers post at once: two of the largest results
@@ -100,7 +111,9 @@ class Parts:
             worker.has_exited = True  # the sweeper buries it in its next round
 
 
-def compose(settings: Settings, system: System | None = None, store: JobStore | None = None) -> Parts:
+def compose(
+    settings: Settings, system: System | None = None, store: JobStore | None = None
+) -> Parts:
     """Make the parts, with the configured store unless one is given. Nothing runs yet and nothing is opened."""
     system = system or System()
     clock = system.clock
@@ -134,15 +147,24 @@ def compose(settings: Settings, system: System | None = None, store: JobStore | 
     runs.on_delivery = deliveries.wake
     membership = Membership(endpoints, fleet, runs, output, recorder, orphans)
     channel = WorkerChannel(
-        endpoints, dispatch, membership, lambda worker: Reader(worker, runs, output, recorder, background)
+        endpoints,
+        dispatch,
+        membership,
+        lambda worker: Reader(worker, runs, output, recorder, background),
     )
-    registry = WorkerRegistry(fleet, runs, dispatch, recorder, orphans, background, settings.patience())
+    registry = WorkerRegistry(
+        fleet, runs, dispatch, recorder, orphans, background, settings.patience()
+    )
     results, passing = Budget(RESULT_BYTES), Budget(PASSING_BYTES)
     posts = RunpodResults(runs, output, recorder, registry, passing)
     stock = RunpodChannel(endpoints, registry, posts, results, seal.open)
-    bodies = Budget(settings.body_budget, settings.body_budget // (2 if len(settings.client_keys()) > 1 else 1))
+    bodies = Budget(
+        settings.body_budget, settings.body_budget // (2 if len(settings.client_keys()) > 1 else 1)
+    )
     answers = Budget(ANSWER_BYTES)
-    openai = OpenAi(endpoints, interactive, limits, bodies, answers, ids.request, settings.intervals())
+    openai = OpenAi(
+        endpoints, interactive, limits, bodies, answers, ids.request, settings.intervals()
+    )
     jobs = JobsApi(
         endpoints,
         Listing(store, fleet, durable, clock, seal),

@@ -36,7 +36,9 @@ WORKER_TOKENS = ("WORKER_TOKEN", "WORKER_TOKEN_FILE")
 KEPT_FOR_WORKERS = "worker-token"  # its file in the data directory
 YEAR = 31_536_000  # seconds; milliseconds of it fit every store
 MEMORY, SQLITE = "memory:", "sqlite:///"
-_LIMIT = re.compile(r"(?P<operation>[a-z-]+)=(?P<requests>[0-9]{1,9})(/(?P<concurrent>[0-9]{1,9}))?")
+_LIMIT = re.compile(
+    r"(?P<operation>[a-z-]+)=(?P<requests>[0-9]{1,9})(/(?P<concurrent>[0-9]{1,9}))?"
+)
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
@@ -60,27 +62,43 @@ def _named(path: str | Path) -> Path:
 class Settings(BaseSettings):
     """What the proxy is told from outside. Lists are separated by spaces in the environment."""
 
-    model_config = SettingsConfigDict(env_prefix="PROXY_", extra="ignore", frozen=True, hide_input_in_errors=True)
-
-    host: str = Field("127.0.0.1", description="Address to listen on. Any other than loopback needs an API key.")
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
-    api_key: Annotated[list[SecretStr], NoDecode] = Field([], description="[OWNER=]KEY that clients send.")
-    api_key_file: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_keys_in)] = Field(
-        (), description="File with one [OWNER=]KEY a line that clients send; only its owner may read it."
+    model_config = SettingsConfigDict(
+        env_prefix="PROXY_", extra="ignore", frozen=True, hide_input_in_errors=True
     )
-    worker_token: SecretStr | None = Field(None, description="What workers send; made and kept in the data directory.")
+
+    host: str = Field(
+        "127.0.0.1", description="Address to listen on. Any other than loopback needs an API key."
+    )
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    api_key: Annotated[list[SecretStr], NoDecode] = Field(
+        [], description="[OWNER=]KEY that clients send."
+    )
+    api_key_file: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_keys_in)] = Field(
+        (),
+        description="File with one [OWNER=]KEY a line that clients send; only its owner may read it.",
+    )
+    worker_token: SecretStr | None = Field(
+        None, description="What workers send; made and kept in the data directory."
+    )
     worker_token_file: Annotated[SecretStr | None, BeforeValidator(_token_in)] = Field(
         None, description="File with what workers send; only its owner may read it."
     )
-    endpoint: Annotated[list[str], NoDecode] = Field(["default"], description="ID[=MODEL,...] of an endpoint.")
-    data_dir: Path = Field(Path(".data"), description="Where the token and the logs of local workers are kept.")
+    endpoint: Annotated[list[str], NoDecode] = Field(
+        ["default"], description="ID[=MODEL,...] of an endpoint."
+    )
+    data_dir: Path = Field(
+        Path(".data"), description="Where the token and the logs of local workers are kept."
+    )
     store: str = Field(
-        "", description="Where jobs are: sqlite:///PATH, or memory:; else jobs.db in the data directory."
+        "",
+        description="Where jobs are: sqlite:///PATH, or memory:; else jobs.db in the data directory.",
     )
     cors_origin: Annotated[list[str], NoDecode] = Field(
         [], description="Origin of a web page that may call this, or *."
     )
-    webhook_secret: SecretStr | None = Field(None, description="Signs webhooks; made and kept in the data directory.")
+    webhook_secret: SecretStr | None = Field(
+        None, description="Signs webhooks; made and kept in the data directory."
+    )
     webhook_allow: Annotated[list[str], NoDecode] = Field(
         [], description="Host or network that webhooks may go to although it is private."
     )
@@ -88,35 +106,66 @@ class Settings(BaseSettings):
         300.0, gt=0, le=YEAR, description="Seconds an OpenAI call waits for a worker before 503."
     )
     execution_timeout: float = Field(600.0, gt=0, le=YEAR, description="Seconds one call may run.")
-    max_queued: int = Field(10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429.")
+    max_queued: int = Field(
+        10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429."
+    )
     limit: Annotated[list[str], NoDecode] = Field(
         [],
         description="OPERATION=REQUESTS[/CONCURRENT] per key in ten seconds and at once; 0 lifts a limit, alone both.",
     )
-    limit_per_worker: int = Field(PER_WORKER, ge=0, description="Requests in ten seconds for each running worker.")
+    limit_per_worker: int = Field(
+        PER_WORKER, ge=0, description="Requests in ten seconds for each running worker."
+    )
     allowed_host: Annotated[list[str], NoDecode] = Field(
-        [], description="Name by which clients call this; without any, every name where a key is needed."
+        [],
+        description="Name by which clients call this; without any, every name where a key is needed.",
     )
     max_connections: int | None = Field(
-        None, gt=0, description="Clients connected at once; else as many as there are descriptors for."
+        None,
+        gt=0,
+        description="Clients connected at once; else as many as there are descriptors for.",
     )
     body_budget: int = Field(
-        256 * 1024 * 1024, ge=32 * 1024 * 1024, description="Bytes of all clients' bodies together; above it 503."
+        256 * 1024 * 1024,
+        ge=32 * 1024 * 1024,
+        description="Bytes of all clients' bodies together; above it 503.",
     )
-    head_timeout: float = Field(10.0, gt=0, description="Seconds in which a request's head has to be whole.")
-    body_grace: float = Field(10.0, gt=0, description="Seconds in which a body has to bring a KB for each of them.")
+    head_timeout: float = Field(
+        10.0, gt=0, description="Seconds in which a request's head has to be whole."
+    )
+    body_grace: float = Field(
+        10.0, gt=0, description="Seconds in which a body has to bring a KB for each of them."
+    )
     body_timeout: float = Field(120.0, gt=0, description="Seconds in which a body has to be whole.")
-    drain: float = Field(30.0, ge=0, description="Seconds that running calls get to finish at shutdown.")
-    lease: float = Field(LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost.")
-    stop_grace: float = Field(
-        GRACE_SECONDS, gt=0, description="Seconds a run may take to stop; then a worker that was started here is ended."
+    drain: float = Field(
+        30.0, ge=0, description="Seconds that running calls get to finish at shutdown."
     )
-    poll_hold: float = Field(20.0, gt=0, lt=60, description="Seconds that a stock worker's poll is held.")
-    ping_lease: float = Field(35.0, gt=0, description="Seconds after which a silent stock worker is lost.")
-    line_gap: float = Field(10.0, gt=0, description="Seconds after which a stock worker is lost whose process ended.")
-    heartbeat_first: float = Field(1.0, gt=0, description="Seconds until a waiting stream hears that it is queued.")
-    heartbeat_queued: float = Field(5.0, gt=0, description="Seconds between heartbeats while it is queued.")
-    heartbeat_silent: float = Field(15.0, gt=0, description="Seconds of silence before a heartbeat, once it runs.")
+    lease: float = Field(
+        LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost."
+    )
+    stop_grace: float = Field(
+        GRACE_SECONDS,
+        gt=0,
+        description="Seconds a run may take to stop; then a worker that was started here is ended.",
+    )
+    poll_hold: float = Field(
+        20.0, gt=0, lt=60, description="Seconds that a stock worker's poll is held."
+    )
+    ping_lease: float = Field(
+        35.0, gt=0, description="Seconds after which a silent stock worker is lost."
+    )
+    line_gap: float = Field(
+        10.0, gt=0, description="Seconds after which a stock worker is lost whose process ended."
+    )
+    heartbeat_first: float = Field(
+        1.0, gt=0, description="Seconds until a waiting stream hears that it is queued."
+    )
+    heartbeat_queued: float = Field(
+        5.0, gt=0, description="Seconds between heartbeats while it is queued."
+    )
+    heartbeat_silent: float = Field(
+        15.0, gt=0, description="Seconds of silence before a heartbeat, once it runs."
+    )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
         "info", description="debug, info, warning or error."
     )
@@ -137,10 +186,14 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _one_token(self) -> Self:
         if self.worker_token is not None and self.worker_token_file is not None:
-            raise ValueError("PROXY_WORKER_TOKEN and PROXY_WORKER_TOKEN_FILE are both set: unset one of them")
+            raise ValueError(
+                "PROXY_WORKER_TOKEN and PROXY_WORKER_TOKEN_FILE are both set: unset one of them"
+            )
         return self
 
-    @field_validator("endpoint", "cors_origin", "limit", "webhook_allow", "allowed_host", mode="before")
+    @field_validator(
+        "endpoint", "cors_origin", "limit", "webhook_allow", "allowed_host", mode="before"
+    )
     @classmethod
     def _words(cls, value: Any) -> Any:
         return value.split() if isinstance(value, str) else value
@@ -209,7 +262,10 @@ class Settings(BaseSettings):
 
     def hosts(self) -> Hosts:
         """The names by which this proxy may be called."""
-        return Hosts(frozenset(name.lower().encode() for name in self.allowed_host), is_open=not self.client_keys())
+        return Hosts(
+            frozenset(name.lower().encode() for name in self.allowed_host),
+            is_open=not self.client_keys(),
+        )
 
     def pace(self) -> Pace:
         """How slow a client may be."""
@@ -217,7 +273,9 @@ class Settings(BaseSettings):
 
     def intervals(self) -> HeartbeatIntervals:
         """When a stream's client hears that it is alive."""
-        return HeartbeatIntervals(self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent)
+        return HeartbeatIntervals(
+            self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent
+        )
 
     def patience(self) -> RunpodTimeouts:
         """How long stock workers are waited for."""
@@ -236,7 +294,11 @@ class Settings(BaseSettings):
         """The file in which jobs are kept, or None to keep them in memory."""
         if self.store == MEMORY:
             return None
-        return Path(self.store.removeprefix(SQLITE)).expanduser() if self.store else self.data_dir / "jobs.db"
+        return (
+            Path(self.store.removeprefix(SQLITE)).expanduser()
+            if self.store
+            else self.data_dir / "jobs.db"
+        )
 
     def refusal(self) -> str | None:
         """Why the proxy must not start with these settings, or None."""
@@ -255,7 +317,11 @@ class Settings(BaseSettings):
 
     def signing_secret(self) -> str:
         """What webhooks are signed with, as their receivers are given it."""
-        return self._kept("webhook-secret", self.webhook_secret, lambda: format_secret(secrets.token_bytes(KEY_BYTES)))
+        return self._kept(
+            "webhook-secret",
+            self.webhook_secret,
+            lambda: format_secret(secrets.token_bytes(KEY_BYTES)),
+        )
 
     def seal_key(self) -> str:
         """What the secrets that jobs bring are sealed with, in the store."""
@@ -286,7 +352,9 @@ def _origin(text: str) -> str:
         return text
     origin = read_origin(text.removesuffix("/"))
     if origin is None:
-        raise ValueError(f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or {ANY}")
+        raise ValueError(
+            f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or {ANY}"
+        )
     return str(origin)
 
 
@@ -295,7 +363,9 @@ def _limit(text: str) -> tuple[str, Limit]:
     found = _LIMIT.fullmatch(text)
     if found is None or found["operation"] not in LIMITS:
         known = ", ".join(LIMITS)
-        message = f"{text!r}: a limit is OPERATION=REQUESTS or OPERATION=REQUESTS/CONCURRENT, of {known}"
+        message = (
+            f"{text!r}: a limit is OPERATION=REQUESTS or OPERATION=REQUESTS/CONCURRENT, of {known}"
+        )
         raise ValueError(message)
     requests = int(found["requests"])
     if found["concurrent"] is not None:
@@ -311,5 +381,7 @@ def worker_environment(overrides: dict[str, str]) -> dict[str, str]:
     Of the worker token's two variables only the given one stays.
     """
     replaced = WORKER_TOKENS if any(name in overrides for name in WORKER_TOKENS) else ()
-    inherited = {name: value for name, value in os.environ.items() if name not in (*SECRETS, *replaced)}
+    inherited = {
+        name: value for name, value in os.environ.items() if name not in (*SECRETS, *replaced)
+    }
     return inherited | overrides

@@ -19,7 +19,10 @@ from environment.table import AUDIT, ROOT
 
 REQUIREMENTS = ROOT / "requirements"
 SERVICE = "https://api.osv.dev/v1/query"
-CANARY = ("pycrypto", "2.6.1")  # CVE-2013-7459 and CVE-2018-6594; abandoned, so no lock of ours will ever name it
+CANARY = (
+    "pycrypto",
+    "2.6.1",
+)  # CVE-2013-7459 and CVE-2018-6594; abandoned, so no lock of ours will ever name it
 ASK_SECONDS = 600  # for one run: a few hundred questions, one after the other
 SOCKET_SECONDS = 15
 CLEAN, VULNERABLE, NOT_ASKED = 0, 1, 2
@@ -61,7 +64,9 @@ def rounds(wanted: Iterable[Pin]) -> list[list[Pin]]:
 def findings(report: str, wanted: Iterable[Pin]) -> list[Finding]:
     """What a report says, without the canary; `NotAskedError` where it is not about everything wanted."""
     try:
-        entries = [entry for entry in json.loads(report)["dependencies"] if "skip_reason" not in entry]
+        entries = [
+            entry for entry in json.loads(report)["dependencies"] if "skip_reason" not in entry
+        ]
         answered = {(entry["name"], entry["version"]): entry["vulns"] for entry in entries}
         found = [
             Finding(pin, vulnerability["id"], tuple(vulnerability["fix_versions"]))
@@ -71,9 +76,13 @@ def findings(report: str, wanted: Iterable[Pin]) -> list[Finding]:
     except (ValueError, KeyError, TypeError) as error:
         raise NotAskedError("the tool gave no report") from error
     if passed_over := sorted(set(wanted) - answered.keys()):
-        raise NotAskedError(f"nothing was said about {', '.join('=='.join(pin) for pin in passed_over)}")
+        raise NotAskedError(
+            f"nothing was said about {', '.join('=='.join(pin) for pin in passed_over)}"
+        )
     if not answered[CANARY]:
-        raise NotAskedError(f"{'=='.join(CANARY)} has a published advisory, and it was not reported")
+        raise NotAskedError(
+            f"{'=='.join(CANARY)} has a published advisory, and it was not reported"
+        )
     return [finding for finding in found if finding.pin != CANARY]
 
 
@@ -81,9 +90,26 @@ def ask(tool: str, service: str, wanted: Sequence[Pin]) -> str:
     """Run the tool over one round; its report."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "requirements.txt"
-        file.write_text("".join(f"{name}=={version}\n" for name, version in wanted), encoding="utf-8")
-        flags = ["--strict", "--no-deps", "--disable-pip", "--format", "json", "--progress-spinner", "off"]
-        where = ["--vulnerability-service", "osv", "--osv-url", service, "--timeout", str(SOCKET_SECONDS)]
+        file.write_text(
+            "".join(f"{name}=={version}\n" for name, version in wanted), encoding="utf-8"
+        )
+        flags = [
+            "--strict",
+            "--no-deps",
+            "--disable-pip",
+            "--format",
+            "json",
+            "--progress-spinner",
+            "off",
+        ]
+        where = [
+            "--vulnerability-service",
+            "osv",
+            "--osv-url",
+            service,
+            "--timeout",
+            str(SOCKET_SECONDS),
+        ]
         try:
             ended = subprocess.run(
                 [tool, *flags, *where, "--requirement", str(file)],
@@ -100,15 +126,28 @@ def ask(tool: str, service: str, wanted: Sequence[Pin]) -> str:
 def main() -> None:
     """Ask about all locks, and say what was found."""
     parser = argparse.ArgumentParser(prog="audit", description=__doc__)
-    parser.add_argument("locks", nargs="*", type=Path, help="locks to audit; all of requirements/ without any")
-    parser.add_argument("--service", default=SERVICE, metavar="URL", help="an OSV service (default: %(default)s)")
-    parser.add_argument("--tool", metavar="COMMAND", help="the pip-audit to run, instead of installing it")
+    parser.add_argument(
+        "locks", nargs="*", type=Path, help="locks to audit; all of requirements/ without any"
+    )
+    parser.add_argument(
+        "--service", default=SERVICE, metavar="URL", help="an OSV service (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--tool", metavar="COMMAND", help="the pip-audit to run, instead of installing it"
+    )
     told = parser.parse_args()
-    locks = {path.name: pins(path.read_text("utf-8")) for path in told.locks or sorted(REQUIREMENTS.glob("*.txt"))}
+    locks = {
+        path.name: pins(path.read_text("utf-8"))
+        for path in told.locks or sorted(REQUIREMENTS.glob("*.txt"))
+    }
     wanted = sorted({pin for pinned in locks.values() for pin in pinned})
     tool = told.tool or str(Path(prepare_one(AUDIT)).with_name("pip-audit"))
     try:
-        found = [finding for one in rounds(wanted) for finding in findings(ask(tool, told.service, one), one)]
+        found = [
+            finding
+            for one in rounds(wanted)
+            for finding in findings(ask(tool, told.service, one), one)
+        ]
     except NotAskedError as error:
         print(f"audit: could not be made, which does not mean clean: {error}", file=sys.stderr)
         sys.exit(NOT_ASKED)

@@ -25,7 +25,9 @@ def commands(bin_: Path, *, fix: bool) -> dict[str, list[str]]:
 def main() -> None:
     """Run every check and exit non-zero if one failed."""
     parser = argparse.ArgumentParser(prog="check", description=__doc__)
-    parser.add_argument("--fix", action="store_true", help="format the code and mend what ruff can mend")
+    parser.add_argument(
+        "--fix", action="store_true", help="format the code and mend what ruff can mend"
+    )
     fix = parser.parse_args().fix
     python = prepare(vllm=False, tests=True)
     os.chdir(ROOT)

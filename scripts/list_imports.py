@@ -38,7 +38,16 @@ def _start(python: Path, folder: Path) -> None:
     """Run `up` until it is ready."""
     environ = {**os.environ, "PYTHONPYCACHEPREFIX": str(folder / "code")}
     environ.pop("PYTHONDONTWRITEBYTECODE", None)
-    command = [str(python), "-m", "proxy.cli", "up", "--port", "0", "--data-dir", str(folder / "data")]
+    command = [
+        str(python),
+        "-m",
+        "proxy.cli",
+        "up",
+        "--port",
+        "0",
+        "--data-dir",
+        str(folder / "data"),
+    ]
     with subprocess.Popen(command, env=environ, cwd=ROOT, stdout=subprocess.PIPE, text=True) as up:
         assert up.stdout is not None  # noqa: S101 - it is a pipe
         if not any(line.startswith("Ready after") for line in up.stdout):

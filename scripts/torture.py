@@ -10,8 +10,12 @@ from environment.table import ROOT
 def main() -> None:
     """Run the torture tests; the tests themselves read MINUTES."""
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
-    parser.add_argument("--only", default=os.environ.get("ONLY", ""), help="part of a test's name (ONLY)")
-    parser.add_argument("--minutes", default=os.environ.get("MINUTES", ""), help="how long each goes on (MINUTES)")
+    parser.add_argument(
+        "--only", default=os.environ.get("ONLY", ""), help="part of a test's name (ONLY)"
+    )
+    parser.add_argument(
+        "--minutes", default=os.environ.get("MINUTES", ""), help="how long each goes on (MINUTES)"
+    )
     options, rest = parser.parse_known_args()
     if options.minutes:
         try:

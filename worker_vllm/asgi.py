@@ -22,7 +22,9 @@ Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 UNREAD_BYTES = 64 * 1024  # the app's send waits above this: the engine's client is as slow as ours
-LEAVE_SECONDS = 10.0  # how long an app may take to notice that the caller left; a healthy vLLM needs 30 ms
+LEAVE_SECONDS = (
+    10.0  # how long an app may take to notice that the caller left; a healthy vLLM needs 30 ms
+)
 CALLER = ("127.0.0.1", 0)
 
 
@@ -112,7 +114,9 @@ class _Exchange:
             return
         if message["type"] == "http.response.start":
             headers = dict(message.get("headers", ()))
-            self._head = Head(int(message["status"]), headers.get(b"content-type", b"").decode("latin-1"))
+            self._head = Head(
+                int(message["status"]), headers.get(b"content-type", b"").decode("latin-1")
+            )
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             if body:
@@ -132,7 +136,9 @@ class _Exchange:
             pieces.append(self._head)
             self._head = None
         if self._unread:
-            if self._unread_bytes > UNREAD_BYTES:  # a copy of what is large would cost as much again
+            if (
+                self._unread_bytes > UNREAD_BYTES
+            ):  # a copy of what is large would cost as much again
                 pieces += self._unread
             else:
                 pieces.append(self._unread[0] if len(self._unread) == 1 else b"".join(self._unread))
@@ -149,7 +155,11 @@ class _Exchange:
 
 def _scope(request: Request, authorization: str) -> Scope:
     path, _, query = request.path.partition("?")
-    headers = [(b"host", b"127.0.0.1"), (b"accept", b"*/*"), (b"content-length", b"%d" % len(request.body))]
+    headers = [
+        (b"host", b"127.0.0.1"),
+        (b"accept", b"*/*"),
+        (b"content-length", b"%d" % len(request.body)),
+    ]
     if request.content_type:
         headers.append((b"content-type", request.content_type.encode("latin-1", "replace")))
     if authorization:

@@ -13,12 +13,16 @@ from pathlib import Path
 
 NOTE = Path("/local_model_args.json")
 FOLDER = Path("/baked")
-NOT_NEEDED = ("original/*",)  # a second copy of the weights in some models, which vLLM does not load either
+NOT_NEEDED = (
+    "original/*",
+)  # a second copy of the weights in some models, which vLLM does not load either
 
 
 def main(arguments: Sequence[str]) -> None:
     """Bring the model, and its tokenizer if that is another one's; an empty argument is as good as none."""
-    parser = argparse.ArgumentParser(prog="worker_vllm.bake", description="Bring a model into a container image.")
+    parser = argparse.ArgumentParser(
+        prog="worker_vllm.bake", description="Bring a model into a container image."
+    )
     parser.add_argument("model", help="the model's hub id")
     for name in ("revision", "tokenizer", "tokenizer-revision", "quantization"):
         parser.add_argument(f"--{name}", default="")
@@ -34,7 +38,11 @@ def main(arguments: Sequence[str]) -> None:
 
 def _bring(name: str, revision: str, folder: Path) -> str:
     hub = importlib.import_module("huggingface_hub")  # comes with vLLM
-    return str(hub.snapshot_download(name, revision=revision or None, local_dir=folder, ignore_patterns=NOT_NEEDED))
+    return str(
+        hub.snapshot_download(
+            name, revision=revision or None, local_dir=folder, ignore_patterns=NOT_NEEDED
+        )
+    )
 
 
 if __name__ == "__main__":

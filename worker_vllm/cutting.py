@@ -50,12 +50,19 @@ class Events:
         self._is_inside = False  # an event has been passed on in part
 
     def feed(self, data: bytes) -> Iterable[Part]:
-        if not self._kept and not self._is_inside and len(data) <= self._limit and data.endswith(BLANK_LINES):
+        if (
+            not self._kept
+            and not self._is_inside
+            and len(data) <= self._limit
+            and data.endswith(BLANK_LINES)
+        ):
             return (Part(data, begins=True),)
         return self._cut(data)
 
     def end(self) -> Iterable[Part]:
-        return (Part(self._kept, begins=not self._is_inside),) if self._kept or self._is_inside else ()
+        return (
+            (Part(self._kept, begins=not self._is_inside),) if self._kept or self._is_inside else ()
+        )
 
     def _cut(self, data: bytes) -> Iterator[Part]:
         searched = len(self._kept) - OVERLAP
@@ -79,6 +86,11 @@ class Events:
     def _end(self, data: bytes, start: int, stop: int) -> int:
         """Where to cut in this range: after the event that has begun, else after as many as there are; 0: nowhere."""
         if self._is_inside:
-            found = [at + len(line) for line in BLANK_LINES if (at := data.find(line, start, stop)) >= 0]
+            found = [
+                at + len(line) for line in BLANK_LINES if (at := data.find(line, start, stop)) >= 0
+            ]
             return min(found, default=0)
-        return max(at + len(line) if (at := data.rfind(line, start, stop)) >= 0 else 0 for line in BLANK_LINES)
+        return max(
+            at + len(line) if (at := data.rfind(line, start, stop)) >= 0 else 0
+            for line in BLANK_LINES
+        )

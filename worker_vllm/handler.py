@@ -16,7 +16,9 @@ from worker_vllm.cutting import Cutter, Events, Part, Pieces
 from worker_vllm.engine.base import Engine
 
 EVENT_STREAM = "text/event-stream"
-ERROR_BYTES = 64 * 1024  # of an event that comes in parts: an error event says at its beginning that it is one
+ERROR_BYTES = (
+    64 * 1024
+)  # of an event that comes in parts: an error event says at its beginning that it is one
 
 
 class EngineFailedError(Exception):
@@ -140,5 +142,10 @@ def _sentence(error: CutShortError) -> str:
 
 
 def _not_found(request: Request) -> tuple[Head, Part]:
-    error = {"message": f"Not Found: {request.path}", "type": "NotFoundError", "param": None, "code": 404}
+    error = {
+        "message": f"Not Found: {request.path}",
+        "type": "NotFoundError",
+        "param": None,
+        "code": 404,
+    }
     return Head(404, "application/json"), Part(json.dumps({"error": error}).encode())

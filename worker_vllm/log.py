@@ -13,7 +13,12 @@ from proxy.wire.escaping import escape_controls
 Stage = Callable[[str], None]
 """Tell people what the worker is doing now, in a few words."""
 
-_LEVELS = {"debug": logging.DEBUG, "info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
+_LEVELS = {
+    "debug": logging.DEBUG,
+    "info": logging.INFO,
+    "warning": logging.WARNING,
+    "error": logging.ERROR,
+}
 
 
 def configure_logging(level: str) -> None:

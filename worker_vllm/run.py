@@ -22,12 +22,16 @@ class Run:
     body: bytearray = field(default_factory=bytearray)
     task: "asyncio.Task[None] | None" = None  # there once the body is whole
     has_begun: bool = False  # the task has made its first step
-    verdict: End | None = None  # how it shall end, once somebody else than the engine has decided that
+    verdict: End | None = (
+        None  # how it shall end, once somebody else than the engine has decided that
+    )
     sent: int = 0  # frames handed to the socket
     has_output: bool = False  # a byte of the answer exists
     is_ending: bool = False  # its `End` waits in the outbox
     is_paused: bool = False  # by the proxy
-    has_window: bool = False  # its answer is a stream of events, or a job's outputs: the proxy says when to go on
+    has_window: bool = (
+        False  # its answer is a stream of events, or a job's outputs: the proxy says when to go on
+    )
     is_in_event: bool = False  # a part of an event was sent, and more of it follows
     unanswered: int = 0  # bytes of the stream since the proxy last said to go on
     is_held_back: bool = False  # waits for room, not for the engine

@@ -88,7 +88,9 @@ class Runtime:
             return
         run = self._runs.get(frame.job)
         if run is None or run.job.attempt != frame.attempt:
-            if isinstance(frame, Stop):  # it has overtaken its job, or crossed its end: the proxy waits for an end
+            if isinstance(
+                frame, Stop
+            ):  # it has overtaken its job, or crossed its end: the proxy waits for an end
                 self._outbox.put_in_lane(End(frame.job, frame.attempt, "released", "unknown_run"))
             return
         if run.is_ending:
@@ -119,9 +121,13 @@ class Runtime:
 
     def disconnected(self) -> None:
         for run in [run for run in self._runs.values() if run.is_arriving]:
-            self._forget(run)  # the rest of its body will not come; the proxy sees that `hello` does not list it
+            self._forget(
+                run
+            )  # the rest of its body will not come; the proxy sees that `hello` does not list it
         for run in self._runs.values():
-            self._go_on(run)  # a pause ends with its connection; the proxy pauses anew where it must
+            self._go_on(
+                run
+            )  # a pause ends with its connection; the proxy pauses anew where it must
 
     # What the worker asks
 
@@ -220,7 +226,9 @@ class Runtime:
         except Exception as error:  # noqa: BLE001 - the border of a task: a bug of ours costs this job, not the worker
             self._log.exception("job.broke", job=run.job.job, attempt=run.job.attempt)
             end = run.end("lost", "worker_error", repr(error))
-        self._log.debug("job.ended", job=run.job.job, attempt=run.job.attempt, ending=end.ending, code=end.code)
+        self._log.debug(
+            "job.ended", job=run.job.job, attempt=run.job.attempt, ending=end.ending, code=end.code
+        )
         self._finish(run, run.verdict or end)
 
     async def _answer(self, run: Run) -> End:
@@ -232,19 +240,25 @@ class Runtime:
                 self.moves += 1
                 if isinstance(piece, Head):
                     run.has_window = piece.content_type.startswith(EVENT_STREAM)
-                    self._outbox.put_in_lane(frames.Head(job, attempt, piece.status, piece.content_type))
+                    self._outbox.put_in_lane(
+                        frames.Head(job, attempt, piece.status, piece.content_type)
+                    )
                     continue
                 await self._put(run, Chunk(job, attempt, piece.data, piece.more))
         return run.end("completed")
 
     async def _answer_input(self, run: Run) -> End:
         model = self._models[0].id if self._models else ""
-        outputs = answer_input(self._engine, self._gauges, run.request().body, model, self._output_format)
+        outputs = answer_input(
+            self._engine, self._gauges, run.request().body, model, self._output_format
+        )
         run.has_window = True
         async with aclosing(outputs) as answer:  # type: ignore[type-var]
             async for output in answer:
                 self.moves += 1
-                frame = frames.Output(run.job.job, run.job.attempt, output.value, output.metrics, output.is_whole)
+                frame = frames.Output(
+                    run.job.job, run.job.attempt, output.value, output.metrics, output.is_whole
+                )
                 await self._put(run, frame)
         return run.end("completed")
 
@@ -288,7 +302,9 @@ class Runtime:
         if run.task is not None:
             run.task.cancel()
         if not run.has_begun:
-            self._finish(run, verdict)  # nor will it: a task that is cancelled before its first step never runs
+            self._finish(
+                run, verdict
+            )  # nor will it: a task that is cancelled before its first step never runs
 
     def _finish(self, run: Run, end: End) -> None:
         run.is_ending = True

@@ -30,7 +30,9 @@ OutputFormat = Literal["seed", "worker-vllm"]
 DEMO = "demo"  # WORKER_MODEL=demo: the small model that is part of the package
 
 
-NO_PROXY = "WORKER_CONNECT is not set: give the base URL of the proxy, such as http://127.0.0.1:8000"
+NO_PROXY = (
+    "WORKER_CONNECT is not set: give the base URL of the proxy, such as http://127.0.0.1:8000"
+)
 
 
 class SettingsError(ValueError):
@@ -48,17 +50,31 @@ def _worker_id() -> str:
 class Settings(BaseSettings):
     """What a worker needs to know."""
 
-    model_config = SettingsConfigDict(env_prefix="WORKER_", env_ignore_empty=True, extra="ignore", frozen=True)
+    model_config = SettingsConfigDict(
+        env_prefix="WORKER_", env_ignore_empty=True, extra="ignore", frozen=True
+    )
 
-    connect: str = Field(default="", description="base URL of the proxy, such as http://127.0.0.1:8000")
-    endpoint: str = Field(default="default", pattern=r"^[A-Za-z0-9_-]{1,80}$", description="the endpoint to work for")
-    token: SecretStr = Field(default=SecretStr(""), description="the worker token (`vllm-serverless token` prints it)")
+    connect: str = Field(
+        default="", description="base URL of the proxy, such as http://127.0.0.1:8000"
+    )
+    endpoint: str = Field(
+        default="default", pattern=r"^[A-Za-z0-9_-]{1,80}$", description="the endpoint to work for"
+    )
+    token: SecretStr = Field(
+        default=SecretStr(""), description="the worker token (`vllm-serverless token` prints it)"
+    )
     token_file: Annotated[SecretStr | None, BeforeValidator(_secret_in)] = Field(
         default=None, description="a file with the worker token; only its owner may read it"
     )
-    id: str = Field(default_factory=_worker_id, pattern=r"^[A-Za-z0-9_-]{1,80}$", description="this worker's name")
+    id: str = Field(
+        default_factory=_worker_id,
+        pattern=r"^[A-Za-z0-9_-]{1,80}$",
+        description="this worker's name",
+    )
 
-    engine: EngineKind = Field(default="vllm", description="vllm, scripted (for tests), or upstream (an OpenAI server)")
+    engine: EngineKind = Field(
+        default="vllm", description="vllm, scripted (for tests), or upstream (an OpenAI server)"
+    )
     model: str = Field(
         default="",
         validation_alias=AliasChoices("WORKER_MODEL", "MODEL_NAME"),
@@ -66,7 +82,9 @@ class Settings(BaseSettings):
     )
     served_model_name: str = Field(
         default="",
-        validation_alias=AliasChoices("WORKER_SERVED_MODEL_NAME", "OPENAI_SERVED_MODEL_NAME_OVERRIDE"),
+        validation_alias=AliasChoices(
+            "WORKER_SERVED_MODEL_NAME", "OPENAI_SERVED_MODEL_NAME_OVERRIDE"
+        ),
         description="the name that clients give as `model`; several with commas between them",
     )
     baked_model: Path = Field(
@@ -78,8 +96,12 @@ class Settings(BaseSettings):
         validation_alias="BASE_PATH",
         description="where this folder exists, models are downloaded into its huggingface-cache/hub",
     )
-    upstream: str = Field(default="", description="base URL of an OpenAI-compatible server; implies engine=upstream")
-    upstream_key: SecretStr = Field(default=SecretStr(""), description="API key for the upstream server")
+    upstream: str = Field(
+        default="", description="base URL of an OpenAI-compatible server; implies engine=upstream"
+    )
+    upstream_key: SecretStr = Field(
+        default=SecretStr(""), description="API key for the upstream server"
+    )
     max_concurrency: int | None = Field(
         default=None,
         ge=1,
@@ -101,7 +123,10 @@ class Settings(BaseSettings):
         default=30, ge=0, le=86400, description="how long running jobs may go on after SIGTERM"
     )
     progress_seconds: float = Field(
-        default=120, ge=1, le=86400, description="vLLM hangs after this long without progress; not for an upstream"
+        default=120,
+        ge=1,
+        le=86400,
+        description="vLLM hangs after this long without progress; not for an upstream",
     )
     orphan_seconds: float | None = Field(
         default=None, ge=1, description="exit when the proxy was out of reach this long"
@@ -111,13 +136,19 @@ class Settings(BaseSettings):
     )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
 
-    vllm_api_key: SecretStr = Field(default=SecretStr(""), validation_alias="VLLM_API_KEY", description="vLLM's key")
+    vllm_api_key: SecretStr = Field(
+        default=SecretStr(""), validation_alias="VLLM_API_KEY", description="vLLM's key"
+    )
 
     runpod_webhook_get_job: str = Field(
-        default="", validation_alias="RUNPOD_WEBHOOK_GET_JOB", description="set by Runpod: the stock SDK takes the jobs"
+        default="",
+        validation_alias="RUNPOD_WEBHOOK_GET_JOB",
+        description="set by Runpod: the stock SDK takes the jobs",
     )
     runpod_realtime_port: int | None = Field(
-        default=None, validation_alias="RUNPOD_REALTIME_PORT", description="set by Runpod: the stock SDK listens here"
+        default=None,
+        validation_alias="RUNPOD_REALTIME_PORT",
+        description="set by Runpod: the stock SDK listens here",
     )
 
     @field_validator("log_level", "engine", "output_format", mode="before")
@@ -138,7 +169,9 @@ class Settings(BaseSettings):
         if self.token_file is not None and self.token.get_secret_value():
             raise ValueError("WORKER_TOKEN and WORKER_TOKEN_FILE are both set: unset one of them")
         if self.engine == "upstream" and not self.upstream:
-            raise ValueError("WORKER_UPSTREAM is not set: WORKER_ENGINE=upstream needs the URL of an OpenAI server")
+            raise ValueError(
+                "WORKER_UPSTREAM is not set: WORKER_ENGINE=upstream needs the URL of an OpenAI server"
+            )
         return self
 
     @property
@@ -187,9 +220,13 @@ def _take_baked_model(path: Path) -> bool:
     if os.environ.get("WORKER_MODEL") or not path.is_file():
         return False
     try:
-        baked = {str(name): str(value) for name, value in json.loads(path.read_text()).items() if value}
+        baked = {
+            str(name): str(value) for name, value in json.loads(path.read_text()).items() if value
+        }
     except (OSError, ValueError, AttributeError) as error:
-        raise SettingsError(f"WORKER_BAKED_MODEL is wrong: {path} holds no JSON object ({error})") from None
+        raise SettingsError(
+            f"WORKER_BAKED_MODEL is wrong: {path} holds no JSON object ({error})"
+        ) from None
     os.environ.update({**baked, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
     return True
 

@@ -11,7 +11,13 @@ import structlog
 import uvloop
 
 from proxy.wire.frames import Log
-from worker_vllm.channel.connection import GOING_AWAY, Channel, ChannelTimeouts, OrphanedError, WakingOutbox
+from worker_vllm.channel.connection import (
+    GOING_AWAY,
+    Channel,
+    ChannelTimeouts,
+    OrphanedError,
+    WakingOutbox,
+)
 from worker_vllm.channel.dial import Dialler, DialRefusedError, Handshake, Link
 from worker_vllm.channel.loading import Loading
 from worker_vllm.ending import EX_CONFIG, EX_FAILED, EX_OK, EX_SOFTWARE, EX_UNAVAILABLE, Ended
@@ -24,7 +30,9 @@ from worker_vllm.runtime import Runtime
 from worker_vllm.settings import Settings
 
 INTERNAL_ERROR = 1011
-TAKE_OVER_SECONDS = 5.0  # how long the loading connection is kept while the worker's own one is being made
+TAKE_OVER_SECONDS = (
+    5.0  # how long the loading connection is kept while the worker's own one is being made
+)
 
 
 def run(settings: Settings, arguments: Sequence[str]) -> Ended:
@@ -63,7 +71,9 @@ def _let_signals_interrupt() -> None:
     signal.signal(signal.SIGINT, interrupt)
 
 
-def _running_task() -> tuple[asyncio.AbstractEventLoop, "asyncio.Task[Ended] | None"] | tuple[None, None]:
+def _running_task() -> (
+    tuple[asyncio.AbstractEventLoop, "asyncio.Task[Ended] | None"] | tuple[None, None]
+):
     try:
         return asyncio.get_running_loop(), asyncio.current_task()
     except RuntimeError:
@@ -108,7 +118,9 @@ async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _St
     """Work with an engine that is ready."""
     models = await read_models(engine)
     slots = settings.max_concurrency or engine.slots
-    structlog.get_logger().info("engine.ready", engine=engine.name, models=[model.id for model in models], slots=slots)
+    structlog.get_logger().info(
+        "engine.ready", engine=engine.name, models=[model.id for model in models], slots=slots
+    )
     outbox = WakingOutbox()
     async with asyncio.TaskGroup() as group:
         runtime = Runtime(settings.id, engine, models, slots, outbox, group, settings.output_format)
@@ -166,10 +178,14 @@ async def _connect(channel: Channel) -> Ended:
 
 
 def _refused(failure: DialRefusedError | OrphanedError) -> Ended:
-    return Ended(EX_CONFIG if isinstance(failure, DialRefusedError) else EX_UNAVAILABLE, str(failure))
+    return Ended(
+        EX_CONFIG if isinstance(failure, DialRefusedError) else EX_UNAVAILABLE, str(failure)
+    )
 
 
-async def _first(signal_wait: Coroutine[None, None, bool], task: "asyncio.Task[Ended]", seconds: float) -> None:
+async def _first(
+    signal_wait: Coroutine[None, None, bool], task: "asyncio.Task[Ended]", seconds: float
+) -> None:
     waiting = asyncio.create_task(signal_wait)
     await asyncio.wait({waiting, task}, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
     waiting.cancel()

@@ -35,26 +35,34 @@ class Seal:
         try:
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
         except InvalidTag:
-            raise OtherSealError("it was sealed with another key than this data directory's `seal-key`") from None
+            raise OtherSealError(
+                "it was sealed with another key than this data directory's `seal-key`"
+            ) from None
 
     def close_number(self, number: int, context: str) -> str:
         """Return a number as an opaque text of always the same length, which opens only in this context."""
         nonce = self._random_bytes(NONCE_BYTES)
-        sealed = nonce + self._cipher.encrypt(nonce, number.to_bytes(NUMBER_BYTES), context.encode())
+        sealed = nonce + self._cipher.encrypt(
+            nonce, number.to_bytes(NUMBER_BYTES), context.encode()
+        )
         return base64.urlsafe_b64encode(sealed).decode()
 
     def open_number(self, text: str, context: str) -> int:
         """Return the number; `OtherSealError` for any text that `close_number` did not make with this context."""
         try:
             sealed = base64.b64decode(text, b"-_", validate=True)
-            opened = self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context.encode())
+            opened = self._cipher.decrypt(
+                sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context.encode()
+            )
         except (InvalidTag, ValueError):
             raise OtherSealError("it was not sealed here, or for another context") from None
         return int.from_bytes(opened)
 
     def close_webhook(self, url: str) -> str:
         """A webhook's URL as it is kept. Whom it tells can be read still: a store shares out deliveries by that."""
-        return f"{receiver(url)}{BEFORE_SEALED}{base64.b64encode(self.close(url.encode())).decode()}"
+        return (
+            f"{receiver(url)}{BEFORE_SEALED}{base64.b64encode(self.close(url.encode())).decode()}"
+        )
 
     def open_webhook(self, kept: str) -> str:
         """The URL, or `OtherSealError`. One that was kept before URLs were sealed is itself."""

@@ -38,7 +38,9 @@ class StoredKey:
 def parted(text: str) -> tuple[str, str]:
     """The owner, or "", and the key in `[OWNER=]KEY`."""
     owner, _, key = text.partition("=")
-    return (owner, key) if key.strip("=") else ("", text)  # a key may end in base64's own equals signs
+    return (
+        (owner, key) if key.strip("=") else ("", text)
+    )  # a key may end in base64's own equals signs
 
 
 def stored_key(text: str, kind: Kind) -> StoredKey:
@@ -66,7 +68,9 @@ class Keys:
         if not authorization:
             return None
         scheme, separator, rest = authorization.strip().partition(" ")
-        presented = rest.strip() if separator and scheme.lower() == "bearer" else authorization.strip()
+        presented = (
+            rest.strip() if separator and scheme.lower() == "bearer" else authorization.strip()
+        )
         digest = sha256(presented.encode("utf-8", "surrogateescape")).digest()
         found = None
         for key in self._keys:

@@ -102,7 +102,9 @@ class Limits:
                 raise LimitedError(sentence, reset, RateLimitStatus(most, 0, reset))
             told = RateLimitStatus(most, most - use.count - 1, reset)
         if limit.concurrent is not None and use.open >= limit.concurrent:
-            raise LimitedError(f"More than {limit.concurrent} {operation} requests at once.", 1, told)
+            raise LimitedError(
+                f"More than {limit.concurrent} {operation} requests at once.", 1, told
+            )
         use.count += 1
         use.open += 1
 
@@ -114,8 +116,12 @@ class Limits:
     def _begin(self, name: tuple[str, EndpointId, str]) -> _Use:
         if len(self._uses) > self._forget_above:
             window = int(self._time() // WINDOW_SECONDS)
-            self._uses = {one: use for one, use in self._uses.items() if use.open or use.window == window}
-            self._forget_above = max(FORGET_ABOVE, 2 * len(self._uses))  # so that each new entry pays a constant share
+            self._uses = {
+                one: use for one, use in self._uses.items() if use.open or use.window == window
+            }
+            self._forget_above = max(
+                FORGET_ABOVE, 2 * len(self._uses)
+            )  # so that each new entry pays a constant share
         return self._uses.setdefault(name, _Use())
 
 

@@ -33,9 +33,7 @@ def refusal(host: str, keys: Sequence[tuple[str, str]], token: str | None) -> st
             "Give KEY or OWNER=KEY, or nothing at all on this machine alone."
         )
     if token is not None and not token.strip():
-        return (
-            "--worker-token-file (PROXY_WORKER_TOKEN): it is empty. Give a token, or nothing at all: then one is made."
-        )
+        return "--worker-token-file (PROXY_WORKER_TOKEN): it is empty. Give a token, or nothing at all: then one is made."
     if token is not None and token in [key for _, key in keys]:
         return (
             "--api-key-file (PROXY_API_KEY): a key is also the worker token. "
@@ -53,7 +51,13 @@ def refusal(host: str, keys: Sequence[tuple[str, str]], token: str | None) -> st
             f"--host {host} can be reached by others, and no key is set. "
             "Give --api-key-file PATH (or PROXY_API_KEY), or listen on 127.0.0.1."
         )
-    if min(len(secret) for secret in (*(key for _, key in keys), *([] if token is None else [token]))) < SHORTEST_KEY:
+    if (
+        min(
+            len(secret)
+            for secret in (*(key for _, key in keys), *([] if token is None else [token]))
+        )
+        < SHORTEST_KEY
+    ):
         return (
             f"--host {host} can be reached by others, and a key or the worker token is shorter than {SHORTEST_KEY} "
             "characters. Make one with: openssl rand -hex 24"

@@ -24,7 +24,12 @@ class StatusApp:
     """`/`, `/livez`, `/readyz`, `/health`, `/ping`, `/openapi.json`, and the queue API, on FastAPI."""
 
     def __init__(
-        self, endpoints: Endpoints, fleet: Fleet, interactive: InteractiveJobs, store: JobStore, jobs: JobsApi
+        self,
+        endpoints: Endpoints,
+        fleet: Fleet,
+        interactive: InteractiveJobs,
+        store: JobStore,
+        jobs: JobsApi,
     ) -> None:
         self.fastapi = _fastapi(endpoints, fleet, interactive, store, jobs)
 
@@ -36,7 +41,9 @@ class StatusApp:
         """Answer a request that is not let in."""
         headers = {name.decode(): value.decode() for name, value in error.headers()}
         body = error_body(scope["path"], error)
-        await Response(body, error.row.status, headers, media_type="application/json")(scope, receive, send)
+        await Response(body, error.row.status, headers, media_type="application/json")(
+            scope, receive, send
+        )
 
 
 def error_body(path: str, error: ApiError) -> bytes:
@@ -62,7 +69,12 @@ def _fastapi(
     @app.api_route("/", methods=["GET", "HEAD"])
     async def root() -> dict[str, object]:
         """What this is and where its API begins."""
-        return {"name": "vllm-serverless", "version": _version(), "openai": "/v1", "ready": "/readyz"}
+        return {
+            "name": "vllm-serverless",
+            "version": _version(),
+            "openai": "/v1",
+            "ready": "/readyz",
+        }
 
     @app.api_route("/livez", methods=["GET", "HEAD"])
     async def livez() -> dict[str, str]:
@@ -76,12 +88,17 @@ def _fastapi(
         if interactive.is_draining:
             return JSONResponse({"status": "draining"}, 503)
         is_ready = any(fleet.is_ready(endpoint.id) for endpoint in endpoints)
-        return JSONResponse({"status": "ok" if is_ready else "no worker is ready"}, 200 if is_ready else 503)
+        return JSONResponse(
+            {"status": "ok" if is_ready else "no worker is ready"}, 200 if is_ready else 503
+        )
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, object]:
         """Jobs and workers, endpoint by endpoint."""
-        return {"status": "ok", "endpoints": {one.id: await _health(one.id, fleet, store) for one in endpoints}}
+        return {
+            "status": "ok",
+            "endpoints": {one.id: await _health(one.id, fleet, store) for one in endpoints},
+        }
 
     described = msgspec.json.encode(document(_version()))
 

@@ -15,9 +15,7 @@ Decoded = TypeVar("Decoded")
 
 JSON = b"application/json"
 FORM = b"multipart/form-data"
-TOO_MUCH = (
-    f"The body has too much in it: {MOST_STEPS // 2:,} values, keys and escapes are the most, or twice as many blanks."
-)
+TOO_MUCH = f"The body has too much in it: {MOST_STEPS // 2:,} values, keys and escapes are the most, or twice as many blanks."
 MODEL_BYTES = 2048  # of a model's name as it is written; it stands in sentences and headers, and no name is longer
 
 
@@ -82,7 +80,9 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
         is_last = not message.get("more_body", False)
         if is_last and size == len(part):
             return part  # it came in one piece, as most do
-        parts.write(part)  # into one growing block: pieces, freed between other things, would leave memory in tatters
+        parts.write(
+            part
+        )  # into one growing block: pieces, freed between other things, would leave memory in tatters
         if is_last:
             return parts.getvalue()
 
@@ -90,7 +90,9 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
 def require_type(content_type: bytes, wanted: bytes) -> None:
     """Let only this media type through: `text/plain`, which a web page may send without asking, is never one."""
     if content_type.partition(b";")[0].strip().lower() != wanted:
-        raise ApiError("unsupported_media_type", f"Send the body with `Content-Type: {wanted.decode()}`.")
+        raise ApiError(
+            "unsupported_media_type", f"Send the body with `Content-Type: {wanted.decode()}`."
+        )
 
 
 async def peek(body: bytes) -> BodySummary:
@@ -102,7 +104,11 @@ def _peek(body: bytes) -> BodySummary:
     found = decode_object(body, _decoder, "The body must be a JSON object.", _wrong_type)
     for name in _RETIRED:
         if getattr(found, name) != _NULL:
-            raise ApiError("invalid_body", f"`{name}` is no longer obeyed: use `structured_outputs` instead.", name)
+            raise ApiError(
+                "invalid_body",
+                f"`{name}` is no longer obeyed: use `structured_outputs` instead.",
+                name,
+            )
     return BodySummary(read_text("model", found.model, MODEL_BYTES), found.stream == _TRUE)
 
 

@@ -23,7 +23,9 @@ class Row(NamedTuple):
     status: int
     type: str
     should_retry: bool | None = None
-    retry_after: int | None = None  # seconds; at most 60, above that the Python SDK does not retry at all
+    retry_after: int | None = (
+        None  # seconds; at most 60, above that the Python SDK does not retry at all
+    )
 
 
 ERRORS: dict[str, Row] = {
@@ -73,7 +75,13 @@ class ApiError(Exception):
         more: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(message)
-        self.code, self.message, self.param, self.allow, self.more = code, message, param, allow, more
+        self.code, self.message, self.param, self.allow, self.more = (
+            code,
+            message,
+            param,
+            allow,
+            more,
+        )
 
     @property
     def row(self) -> Row:
@@ -111,7 +119,11 @@ def to_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, LimitedError):
         return _limited(error)
-    sentence = "There is no room to keep another job. Try again later." if type(error) is StoreFullError else str(error)
+    sentence = (
+        "There is no room to keep another job. Try again later."
+        if type(error) is StoreFullError
+        else str(error)
+    )
     return ApiError(_CODES[type(error)], sentence)
 
 

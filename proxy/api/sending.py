@@ -23,7 +23,9 @@ def _nothing() -> None:
     pass
 
 
-LARGE_BYTES = 64 * 1024  # what is smaller fits into the socket's own buffer, and is not worth counting
+LARGE_BYTES = (
+    64 * 1024
+)  # what is smaller fits into the socket's own buffer, and is not worth counting
 STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
 
 
@@ -43,7 +45,10 @@ async def send_body(send: Any, body: bytes, abort: Callable[[], None]) -> None:
     view = memoryview(body)
     try:
         for start in range(0, len(view), LARGE_BYTES):
-            part, has_more = bytes(view[start : start + LARGE_BYTES]), start + LARGE_BYTES < len(view)
+            part, has_more = (
+                bytes(view[start : start + LARGE_BYTES]),
+                start + LARGE_BYTES < len(view),
+            )
             async with asyncio.timeout(STALL_SECONDS):
                 await send({"type": "http.response.body", "body": part, "more_body": has_more})
     except TimeoutError:

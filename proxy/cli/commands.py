@@ -24,7 +24,10 @@ cli = typer.Typer(
 )
 
 VllmFlags = Annotated[
-    list[str] | None, typer.Argument(help="After `--`: flags for vLLM, as `vllm serve` takes them.", show_default=False)
+    list[str] | None,
+    typer.Argument(
+        help="After `--`: flags for vLLM, as `vllm serve` takes them.", show_default=False
+    ),
 ]
 
 
@@ -104,7 +107,9 @@ def proxy(
 def worker(
     context: typer.Context,
     connect: Annotated[str | None, typer.Option(help="The proxy's URL. [WORKER_CONNECT]")] = None,
-    endpoint: Annotated[str | None, typer.Option(help="The endpoint to serve. [WORKER_ENDPOINT]")] = None,
+    endpoint: Annotated[
+        str | None, typer.Option(help="The endpoint to serve. [WORKER_ENDPOINT]")
+    ] = None,
     model: options.Model = None,
     served_model_name: options.ServedModelName = None,
     upstream: options.Upstream = None,
@@ -128,11 +133,17 @@ def worker(
 @cli.command()
 def chat(
     context: typer.Context,
-    base_url: Annotated[str, typer.Option(help="Any OpenAI-compatible base URL.")] = "http://127.0.0.1:8000/v1",
-    model: Annotated[str | None, typer.Option(help="The model; without it the first one that is served.")] = None,
+    base_url: Annotated[
+        str, typer.Option(help="Any OpenAI-compatible base URL.")
+    ] = "http://127.0.0.1:8000/v1",
+    model: Annotated[
+        str | None, typer.Option(help="The model; without it the first one that is served.")
+    ] = None,
     api_key_file: credentials.ChatKeyFile = None,  # noqa: ARG001 - read from the context, as `api_key` is
     api_key: credentials.ChatKey = None,  # noqa: ARG001
-    system: Annotated[str | None, typer.Option(help="What the model is told before the conversation.")] = None,
+    system: Annotated[
+        str | None, typer.Option(help="What the model is told before the conversation.")
+    ] = None,
 ) -> None:
     """ChatterLimit with a model in the terminal."""
     _, key = parted(credentials.secret_of(context, "api_key", "OPENAI_API_KEY"))
@@ -142,8 +153,12 @@ def chat(
 @cli.command()
 def doctor(
     context: typer.Context,
-    connect: Annotated[str, typer.Option(envvar="WORKER_CONNECT", help="The proxy's URL, to look at that too.")] = "",
-    endpoint: Annotated[str, typer.Option(envvar="WORKER_ENDPOINT", help="The endpoint to serve.")] = "default",
+    connect: Annotated[
+        str, typer.Option(envvar="WORKER_CONNECT", help="The proxy's URL, to look at that too.")
+    ] = "",
+    endpoint: Annotated[
+        str, typer.Option(envvar="WORKER_ENDPOINT", help="The endpoint to serve.")
+    ] = "default",
     token_file: credentials.TokenFile = None,  # noqa: ARG001 - read from the context, as `token` is
     token: credentials.Token = None,  # noqa: ARG001
     port: options.Port = None,
@@ -170,12 +185,22 @@ def webhook_secret(data_dir: options.DataDir = None) -> None:
 @cli.command()
 def worker_env(
     endpoint: Annotated[str, typer.Argument(help="The endpoint to serve.")] = "default",
-    connect: Annotated[str | None, typer.Option(help="The proxy's URL, as the worker reaches it.")] = None,
+    connect: Annotated[
+        str | None, typer.Option(help="The proxy's URL, as the worker reaches it.")
+    ] = None,
     env_file: Annotated[
-        bool, typer.Option("--env-file", help="As a file for `docker run --env-file`, which keeps the token private.")
+        bool,
+        typer.Option(
+            "--env-file",
+            help="As a file for `docker run --env-file`, which keeps the token private.",
+        ),
     ] = False,
     docker: Annotated[
-        bool, typer.Option("--docker", help="As `-e` flags for `docker run`; others can read these. See --env-file.")
+        bool,
+        typer.Option(
+            "--docker",
+            help="As `-e` flags for `docker run`; others can read these. See --env-file.",
+        ),
     ] = False,
     port: options.Port = None,
     worker_token_file: options.WorkerTokenFile = None,

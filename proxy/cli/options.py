@@ -27,7 +27,9 @@ Endpoints = Annotated[list[str] | None, typer.Option(help=_help("endpoint") + " 
 DataDir = Annotated[Path | None, typer.Option(help=_help("data_dir"))]
 Store = Annotated[str | None, typer.Option(help=_help("store"))]
 CorsOrigin = Annotated[list[str] | None, typer.Option(help=_help("cors_origin") + " Repeatable.")]
-WebhookAllow = Annotated[list[str] | None, typer.Option(help=_help("webhook_allow") + " Repeatable.")]
+WebhookAllow = Annotated[
+    list[str] | None, typer.Option(help=_help("webhook_allow") + " Repeatable.")
+]
 AllowedHost = Annotated[list[str] | None, typer.Option(help=_help("allowed_host") + " Repeatable.")]
 QueueTimeout = Annotated[float | None, typer.Option(help=_help("queue_timeout"))]
 ExecutionTimeout = Annotated[float | None, typer.Option(help=_help("execution_timeout"))]
@@ -35,10 +37,16 @@ Lease = Annotated[float | None, typer.Option(help=_help("lease"))]
 Drain = Annotated[float | None, typer.Option(help=_help("drain"))]
 LogLevel = Annotated[str | None, typer.Option(help=_help("log_level"))]
 
-Model = Annotated[str | None, typer.Option(help="Path or hub id of a model; `demo` is the bundled toy. [WORKER_MODEL]")]
-ServedModelName = Annotated[str | None, typer.Option(help="Name that clients use for it. [WORKER_SERVED_MODEL_NAME]")]
+Model = Annotated[
+    str | None,
+    typer.Option(help="Path or hub id of a model; `demo` is the bundled toy. [WORKER_MODEL]"),
+]
+ServedModelName = Annotated[
+    str | None, typer.Option(help="Name that clients use for it. [WORKER_SERVED_MODEL_NAME]")
+]
 Upstream = Annotated[
-    str | None, typer.Option(help="Serve another OpenAI-compatible server instead of vLLM. [WORKER_UPSTREAM]")
+    str | None,
+    typer.Option(help="Serve another OpenAI-compatible server instead of vLLM. [WORKER_UPSTREAM]"),
 ]
 MetricsPort = Annotated[
     int | None,
@@ -46,7 +54,9 @@ MetricsPort = Annotated[
         help="Loopback port for the engine's /metrics; a second local worker takes the next one. [WORKER_METRICS_PORT]"
     ),
 ]
-MaxConcurrency = Annotated[int | None, typer.Option(help="Calls that a worker runs at once. [WORKER_MAX_CONCURRENCY]")]
+MaxConcurrency = Annotated[
+    int | None, typer.Option(help="Calls that a worker runs at once. [WORKER_MAX_CONCURRENCY]")
+]
 
 
 def settings(**flags: Any) -> Settings:

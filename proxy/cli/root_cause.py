@@ -11,7 +11,9 @@ MOST_LINES = 4  # of one exception's message: a compiler's output is long
 MOST_CHARACTERS = 600  # of one line
 MOST_SAID = 12  # lines that a worker itself ends with: vLLM's settings explain what is wrong with them in several
 # A line of one of vLLM's processes: the process, and for an error its place in the code; then the text.
-_PREFIX = re.compile(r"^(\([^()]*pid=\d+\) ?(?:(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]*\])?) ?(.*)$", re.DOTALL)
+_PREFIX = re.compile(
+    r"^(\([^()]*pid=\d+\) ?(?:(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]*\])?) ?(.*)$", re.DOTALL
+)
 _TRACEBACK = "Traceback (most recent call last):"
 _CAUSE = "The above exception was the direct cause of the following exception:"
 _CONTEXT = "During handling of the above exception, another exception occurred:"
@@ -19,7 +21,9 @@ _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:: .*|:|)$", re.DOTALL)
 _ENDED = "event=worker.ended"
 _EVENT = re.compile(r"^time=\S+ level=\w+ event=")
 # Messages that say only where to look for another one.
-_POINTERS = re.compile(r"root cause|EngineDeadError|Worker failed with error|^SystemExit|^KeyboardInterrupt")
+_POINTERS = re.compile(
+    r"root cause|EngineDeadError|Worker failed with error|^SystemExit|^KeyboardInterrupt"
+)
 SILENT = "One of vLLM's processes ended without an error message; as a rule it is killed when memory runs out."
 
 
@@ -40,7 +44,9 @@ def root_cause(lines: Iterable[str]) -> str:
 def _last_words(lines: Sequence[str]) -> str:
     """Return the message that the worker itself ended with, if the lines end with one."""
     begin = len(lines) - 1
-    while begin > max(0, len(lines) - MOST_SAID) and (lines[begin].startswith(" ") or not lines[begin].strip()):
+    while begin > max(0, len(lines) - MOST_SAID) and (
+        lines[begin].startswith(" ") or not lines[begin].strip()
+    ):
         begin -= 1
     said = lines[max(0, begin) :]
     is_another = not said or _EVENT.match(said[0]) or _PREFIX.match(said[0])
@@ -95,7 +101,11 @@ def _innermost(chain: Sequence[str]) -> str:
 
 def _shortened(message: Sequence[str]) -> str:
     """Return the first paragraph of a message, and what it quotes as an error further down (a compiler's, say)."""
-    lines = [line.strip()[:MOST_CHARACTERS] for line in message if "For further information visit" not in line]
+    lines = [
+        line.strip()[:MOST_CHARACTERS]
+        for line in message
+        if "For further information visit" not in line
+    ]
     first = lines.index("") if "" in lines else len(lines)
     quoted = (line for line in lines[first:] if re.search(r"\berror:", line, re.IGNORECASE))
     return "\n".join([*lines[:first], *quoted][:MOST_LINES])

@@ -5,7 +5,9 @@ import shlex
 PING_MILLIS = 10_000
 
 
-def environment(url: str, endpoint: str, token: str, pod: str, ping_millis: int = PING_MILLIS) -> dict[str, str]:
+def environment(
+    url: str, endpoint: str, token: str, pod: str, ping_millis: int = PING_MILLIS
+) -> dict[str, str]:
     """The variables. Every worker needs a `pod` of its own.
 
     The SDK puts its ids in where `$…` stands, and adds its parameters with `&`, so there has to be a `?` before.

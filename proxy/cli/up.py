@@ -22,7 +22,9 @@ ORPHAN_SECONDS = 60  # a worker whose proxy crashed waits so long for the next o
 REFRESH_SECONDS = 0.25
 
 
-async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_flags: Sequence[str]) -> int:
+async def run(
+    settings: Settings, workers: int, flags: dict[str, object], vllm_flags: Sequence[str]
+) -> int:
     """Run until a signal comes. Gives the exit status: 0 after a drain."""
     try:
         refused = settings.refusal()
@@ -35,7 +37,9 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
         listener = listen(settings)
     except OSError as error:
         where = f"{settings.host} port {settings.port}"
-        console.say(f"vllm-serverless: cannot listen on {where}: {error.strerror}. Choose another with --port.")
+        console.say(
+            f"vllm-serverless: cannot listen on {where}: {error.strerror}. Choose another with --port."
+        )
         return EX_CONFIG
     try:
         parts = compose(settings)
@@ -54,7 +58,9 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
             console.say(f"vllm-serverless: {error}")
             return EX_UNAVAILABLE
         if local is None:
-            console.say(f"The proxy listens on {url}. Workers: vllm-serverless worker --connect {url} --model MODEL")
+            console.say(
+                f"The proxy listens on {url}. Workers: vllm-serverless worker --connect {url} --model MODEL"
+            )
             await stopped
         else:
             await local.run(stopped)
@@ -64,7 +70,9 @@ async def run(settings: Settings, workers: int, flags: dict[str, object], vllm_f
 
 
 def _no_data_dir(settings: Settings, error: OSError) -> int:
-    console.say(f"vllm-serverless: cannot use {settings.data_dir}: {error.strerror}. Choose another with --data-dir.")
+    console.say(
+        f"vllm-serverless: cannot use {settings.data_dir}: {error.strerror}. Choose another with --data-dir."
+    )
     return EX_UNAVAILABLE
 
 
@@ -72,7 +80,12 @@ class LocalWorkers:
     """The workers that `up` runs, and what a person sees of them."""
 
     def __init__(
-        self, parts: Parts, url: str, number: int, flags: dict[str, object], vllm_flags: Sequence[str]
+        self,
+        parts: Parts,
+        url: str,
+        number: int,
+        flags: dict[str, object],
+        vllm_flags: Sequence[str],
     ) -> None:
         self._parts, self._url, self._number = parts, url, number
         self._logs = parts.settings.data_dir / "logs"
@@ -95,7 +108,9 @@ class LocalWorkers:
             "connect": self._url,
             "endpoint": next(iter(self._parts.endpoints)).id,
             "token": self._parts.token,
-            "metrics_port": metrics_port + number if isinstance(metrics_port, int) and metrics_port else metrics_port,
+            "metrics_port": metrics_port + number
+            if isinstance(metrics_port, int) and metrics_port
+            else metrics_port,
             "orphan_seconds": ORPHAN_SECONDS,
         }
         return environment(**self._flags | own)
@@ -103,7 +118,9 @@ class LocalWorkers:
     def exited(self, worker_exit: WorkerExit) -> None:
         """A worker has ended. One that never got ready would not the next time either: a person has to look."""
         self._parts.worker_exited(worker_exit)
-        if not worker_exit.planned and (not self._was_ready or worker_exit.status in FINAL_STATUSES):
+        if not worker_exit.planned and (
+            not self._was_ready or worker_exit.status in FINAL_STATUSES
+        ):
             self.failure = worker_exit.status
             self._failed_worker = worker_exit.worker
             self._failed.set()

@@ -10,7 +10,9 @@ DEMO = "demo"
 
 def environment(**flags: Any) -> dict[str, str]:
     """Return the worker's environment; a flag that was not given leaves its `WORKER_*` variable as it is."""
-    given = {f"WORKER_{name.upper()}": str(value) for name, value in flags.items() if value is not None}
+    given = {
+        f"WORKER_{name.upper()}": str(value) for name, value in flags.items() if value is not None
+    }
     return inherited(given)
 
 

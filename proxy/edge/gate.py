@@ -91,7 +91,11 @@ class Gate:
             raise ApiError("not_found", f"There is no {method} {path[:PATH_SHOWN]} here.")
         if method not in route.methods:
             allowed = ", ".join(route.methods)
-            raise ApiError("method_not_allowed", f"{path[:PATH_SHOWN]} takes {allowed}, not {method}.", allow=allowed)
+            raise ApiError(
+                "method_not_allowed",
+                f"{path[:PATH_SHOWN]} takes {allowed}, not {method}.",
+                allow=allowed,
+            )
         return route
 
     def _refusing_backend(self, scope: Any) -> Backend:
@@ -118,5 +122,9 @@ class Gate:
             if principal is not None:
                 return principal
         if route.kind is Kind.WORKER:
-            raise ApiError("invalid_api_key", "wrong worker token: it is what `vllm-serverless token` prints")
-        raise ApiError("invalid_api_key", "Wrong or missing API key: send `Authorization: Bearer KEY`.")
+            raise ApiError(
+                "invalid_api_key", "wrong worker token: it is what `vllm-serverless token` prints"
+            )
+        raise ApiError(
+            "invalid_api_key", "Wrong or missing API key: send `Authorization: Bearer KEY`."
+        )

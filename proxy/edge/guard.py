@@ -21,7 +21,11 @@ from typing import Any, TypeAlias, cast
 
 import httptools
 import structlog
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.httptools_impl import (
+    STATUS_LINE,
+    HttpToolsProtocol,
+    RequestResponseCycle,
+)
 
 from proxy.access.keys import Kind, Principal
 from proxy.api.errors import ApiError
@@ -44,7 +48,9 @@ LINGER_SECONDS = 2.0  # a client that was refused gets this long to read it
 DISCARD_SECONDS = 10.0  # and one that was answered before its body was here, to get rid of that
 FRAMING_BYTES = 64 * 1024  # chunk sizes, extensions and trailers beside a body
 FRAMING_SHARE = 8  # and so many for each byte of it: a body in chunks of one byte is odd, but true
-HANDSHAKE_LINE_BYTES = 8_000  # the WebSocket library takes 8,192 and does not answer a handshake with longer ones
+HANDSHAKE_LINE_BYTES = (
+    8_000  # the WebSocket library takes 8,192 and does not answer a handshake with longer ones
+)
 UPGRADE_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 PIPELINED = 32  # requests that wait for an answer before them
 
@@ -104,7 +110,9 @@ class GuardProtocol(HttpToolsProtocol):
             transport.abort()
             return
         self._is_extra = connections.size > connections.most
-        self._wait(min(HURRY_SECONDS, self._edge.pace.head) if self._is_extra else self._edge.pace.head)
+        self._wait(
+            min(HURRY_SECONDS, self._edge.pace.head) if self._is_extra else self._edge.pace.head
+        )
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._edge.connections.leave()
@@ -145,10 +153,14 @@ class GuardProtocol(HttpToolsProtocol):
         if self._fed + self._size > HEAD_BYTES and head_size(self.url, self.headers) > HEAD_BYTES:
             fault = too_large_head()
         if fault is None and len(self.pipeline) >= PIPELINED:
-            fault = ApiError("bad_request", f"At most {PIPELINED} requests may wait on one connection.")
+            fault = ApiError(
+                "bad_request", f"At most {PIPELINED} requests may wait on one connection."
+            )
         is_extra = self._is_extra and edge.connections.size > edge.connections.most
         if fault is None and is_extra and not edge.is_worker(path_of(self.url), self.headers):
-            fault = ApiError("too_many_connections", "Too many clients are connected. Try again in a moment.")
+            fault = ApiError(
+                "too_many_connections", "Too many clients are connected. Try again in a moment."
+            )
         if fault is not None:
             self._refusal = fault
             raise RequestRefusedError
@@ -193,13 +205,17 @@ class GuardProtocol(HttpToolsProtocol):
         if now < self._due:
             return
         if self._stage is HEAD and not self.flow.read_paused:
-            self._refuse(ApiError("request_timeout", "The head of the request did not come in time."))
+            self._refuse(
+                ApiError("request_timeout", "The head of the request did not come in time.")
+            )
         elif self._stage is HEAD:
             self._wait(self._edge.pace.head)
         elif self._stage is not BODY or not self._is_answering():
             self.transport.abort()
         elif now > self._whole_by and not self._is_workers():
-            self._refuse(ApiError("request_timeout", f"The body took more than {self._edge.pace.whole:g} s."))
+            self._refuse(
+                ApiError("request_timeout", f"The body took more than {self._edge.pace.whole:g} s.")
+            )
         elif self._was_paused or self._brought >= BYTES_PER_SECOND * self._edge.pace.body:
             self._was_paused = self.flow.read_paused
             self._wait(self._edge.pace.body)
@@ -247,7 +263,9 @@ class GuardProtocol(HttpToolsProtocol):
         is_of_body, self._stage = self._stage is BODY, OVER
         self._refusal = error
         self._edge.connections.unwatch(self)
-        if is_of_body and self._active is self.cycle:  # the request that is served has no whole body
+        if (
+            is_of_body and self._active is self.cycle
+        ):  # the request that is served has no whole body
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self.cycle.response_started:
@@ -266,15 +284,22 @@ class GuardProtocol(HttpToolsProtocol):
         """
         method = self.parser.get_method()
         if method == b"CONNECT":
-            return ApiError("bad_request", "CONNECT is not supported: this server is not a forward proxy.")
+            return ApiError(
+                "bad_request", "CONNECT is not supported: this server is not a forward proxy."
+            )
         if not self._should_upgrade():
             return None
         if method != b"GET":
             return ApiError("bad_request", "A WebSocket handshake must be a GET request.")
         if self._is_answering():
-            return ApiError("bad_request", "A WebSocket handshake cannot be pipelined behind another request.")
+            return ApiError(
+                "bad_request", "A WebSocket handshake cannot be pipelined behind another request."
+            )
         if longest_line(self.url, self.headers) > HANDSHAKE_LINE_BYTES:
-            return ApiError("head_too_large", f"A WebSocket handshake may have lines of {HANDSHAKE_LINE_BYTES} bytes.")
+            return ApiError(
+                "head_too_large",
+                f"A WebSocket handshake may have lines of {HANDSHAKE_LINE_BYTES} bytes.",
+            )
         return None
 
     def _hand_over(self, rest: bytes) -> None:
@@ -292,10 +317,16 @@ class GuardProtocol(HttpToolsProtocol):
         read a body behind it. The new head has no `Upgrade` field, so it is never sent through here twice.
         """
         kept = [field for field in self.headers if field[0] not in UPGRADE_FIELDS]
-        if any(name == b"connection" and _has_token(value, b"close") for name, value in self.headers):
+        if any(
+            name == b"connection" and _has_token(value, b"close") for name, value in self.headers
+        ):
             kept.append((b"connection", b"close"))
         fields = b"".join(b"%b: %b\r\n" % field for field in kept)
-        line = b"%b %b HTTP/%b\r\n" % (self.parser.get_method(), self.url, self.parser.get_http_version().encode())
+        line = b"%b %b HTTP/%b\r\n" % (
+            self.parser.get_method(),
+            self.url,
+            self.parser.get_http_version().encode(),
+        )
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._stage = IDLE

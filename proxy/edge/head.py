@@ -25,7 +25,14 @@ _HOST = re.compile(
     rb"(?P<name>[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]{2,45}\])(?::(?P<port>[0-9]{1,5}))?"
 )
 _LOOPBACK = re.compile(rb"localhost\.?|127(?:\.[0-9]{1,3}){3}|\[::1\]")
-_ONCE = (b"host", b"content-length", b"transfer-encoding", b"content-type", b"content-encoding", b"expect")
+_ONCE = (
+    b"host",
+    b"content-length",
+    b"transfer-encoding",
+    b"content-type",
+    b"content-encoding",
+    b"expect",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +86,9 @@ def is_host(text: str) -> bool:
 
 def too_large_head() -> ApiError:
     """The answer to a head that is too large."""
-    return ApiError("head_too_large", f"The head may have {HEAD_BYTES // 1024} KB and {MOST_FIELDS} fields.")
+    return ApiError(
+        "head_too_large", f"The head may have {HEAD_BYTES // 1024} KB and {MOST_FIELDS} fields."
+    )
 
 
 def path_of(target: bytes) -> str:
@@ -98,19 +107,25 @@ def _check_host(value: bytes | None, hosts: Hosts) -> ApiError | None:
     if found is None or int(found["port"] or 0) > LAST_PORT:
         return _bad("Send one `Host` field, with a name or an address, and at most a port.")
     if not hosts.have(found["name"]):
-        return ApiError("host_not_allowed", "This proxy does not go by that name: see --allowed-host.")
+        return ApiError(
+            "host_not_allowed", "This proxy does not go by that name: see --allowed-host."
+        )
     return None
 
 
 def _check_framing(version: str, seen: dict[bytes, bytes]) -> ApiError | None:
     coding = seen.get(b"transfer-encoding")
-    if coding is not None and (coding.lower() != b"chunked" or b"content-length" in seen or version != VERSIONS[0]):
+    if coding is not None and (
+        coding.lower() != b"chunked" or b"content-length" in seen or version != VERSIONS[0]
+    ):
         return _bad("A body has either a `Content-Length` or `Transfer-Encoding: chunked`.")
     length = seen.get(b"content-length")
     if length is not None and not (length.isdigit() and len(length) <= LENGTH_DIGITS):
         return _bad("`Content-Length` must be a number.")
     if seen.get(b"content-encoding", b"identity").lower() != b"identity":
-        return ApiError("unsupported_media_type", "Send the body as it is, without a `Content-Encoding`.")
+        return ApiError(
+            "unsupported_media_type", "Send the body as it is, without a `Content-Encoding`."
+        )
     if seen.get(b"expect", b"100-continue").lower() != b"100-continue":
         return _bad("`Expect` can only be 100-continue.")
     if seen.get(b"upgrade", b"").lower() == b"websocket":

@@ -81,7 +81,11 @@ class Origins:
         if route is None or route.kind is not Kind.CLIENT:
             return None
         own = own_origin(fields)
-        foreign = [text for text in given if (origin := read_origin(text)) is None or origin not in {own, *self._named}]
+        foreign = [
+            text
+            for text in given
+            if (origin := read_origin(text)) is None or origin not in {own, *self._named}
+        ]
         if foreign:
             shown = foreign[0][:ORIGIN_SHOWN]
             return ApiError(

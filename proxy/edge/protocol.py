@@ -48,7 +48,9 @@ class WorkerProtocol(WebSocketsSansIOProtocol):
 class WatchedProtocol(HttpToolsProtocol):
     """Mixed into the proxy's HTTP protocol; each request's scope names its connection."""
 
-    _watchers: tuple[OnClosed, ...] = ()  # more than one where a reverse proxy carries several workers on one line
+    _watchers: tuple[
+        OnClosed, ...
+    ] = ()  # more than one where a reverse proxy carries several workers on one line
     _answered_at = 0.0
 
     def watch(self, on_closed: OnClosed) -> None:
@@ -79,7 +81,9 @@ class WatchedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
 
-WRITE_BUFFER = 32 * 1024  # above it a write waits for the client, and what comes meanwhile waits in the mailbox
+WRITE_BUFFER = (
+    32 * 1024
+)  # above it a write waits for the client, and what comes meanwhile waits in the mailbox
 
 
 class HttpProtocol(HttpToolsProtocol):

@@ -22,7 +22,9 @@ _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _PARAMETERS = {
     "{job}": re.compile(r"[A-Za-z0-9_-]{1,80}"),
     "{model}": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
-    "{call}": re.compile(r".+", re.DOTALL),  # judged by the room, slowly: a stock worker asks again at once
+    "{call}": re.compile(
+        r".+", re.DOTALL
+    ),  # judged by the room, slowly: a stock worker asks again at once
 }
 
 
@@ -51,7 +53,10 @@ READ = ("GET", "HEAD")
 ROUTES: tuple[Route, ...] = (
     *(Route(path, READ, None, Backend.STATUS) for path in ("/", "/livez", "/readyz", "/ping")),
     *(Route(path, READ, Kind.CLIENT, Backend.STATUS) for path in ("/health", "/openapi.json")),
-    *(Route(f"/v2/{{endpoint}}{path}", methods, Kind.CLIENT, Backend.QUEUE) for path, methods in OPERATIONS.items()),
+    *(
+        Route(f"/v2/{{endpoint}}{path}", methods, Kind.CLIENT, Backend.QUEUE)
+        for path, methods in OPERATIONS.items()
+    ),
     *(
         Route(f"{place}{path}", route.methods, Kind.CLIENT, Backend.OPENAI)
         for place in PLACES

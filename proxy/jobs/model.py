@@ -69,7 +69,9 @@ class Job:
     """A job as the store has it. Only a store makes a new version of one, and only as the lifecycle table allows."""
 
     submission: Submission
-    sequence: int  # its place in line; kept by `release`, so it goes to the front, and new at `retry`
+    sequence: (
+        int  # its place in line; kept by `release`, so it goes to the front, and new at `retry`
+    )
     status: Status
     created_at: Millis
     attempt: int = 0
@@ -79,8 +81,12 @@ class Job:
     taken_at: Millis | None = None
     finished_at: Millis | None = None
     error: JobError | None = None
-    output: bytes | None = None  # JSON; None where the output is the list in its log, or there is none
-    consumed_cursor: int = 0  # the cursor up to which a client has taken its output; what was taken is never made anew
+    output: bytes | None = (
+        None  # JSON; None where the output is the list in its log, or there is none
+    )
+    consumed_cursor: int = (
+        0  # the cursor up to which a client has taken its output; what was taken is never made anew
+    )
     last_event: Event | None = None
 
     @property

@@ -39,7 +39,10 @@ def overdue(job: Job, now: Millis) -> Verdict | None:
         return None
     if job.status is Status.IN_PROGRESS and moment != job.submission.expires_at:
         seconds = job.submission.execution_timeout / 1000
-        return Verdict(Event.EXPIRE, JobError("execution_timeout", f"The job ran for longer than {seconds:g} seconds."))
+        return Verdict(
+            Event.EXPIRE,
+            JobError("execution_timeout", f"The job ran for longer than {seconds:g} seconds."),
+        )
     if job.status is Status.IN_QUEUE and moment != job.submission.expires_at:
         return Verdict(Event.EXPIRE, _unserved(job, (now - job.created_at) / 1000))
     return Verdict(Event.EXPIRE, JobError("expired", "The job's time to live has ended."))
@@ -49,8 +52,12 @@ def _unserved(job: Job, seconds: float) -> JobError:
     """Why a job waited in vain. One that has run is not told to come again: see `worker_lost` in `api.errors`."""
     if not job.failures:
         return JobError("no_workers", f"No worker was free to take this within {seconds:.0f} s.")
-    runs = "1 run of this was lost" if job.failures == 1 else f"{job.failures} runs of this were lost"
-    return JobError("worker_lost", f"{runs}, and no worker was free to run it again within {seconds:.0f} s.")
+    runs = (
+        "1 run of this was lost" if job.failures == 1 else f"{job.failures} runs of this were lost"
+    )
+    return JobError(
+        "worker_lost", f"{runs}, and no worker was free to run it again within {seconds:.0f} s."
+    )
 
 
 def yields(job: Job, now: Millis) -> bool:

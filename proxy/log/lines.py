@@ -114,7 +114,9 @@ def configure_logging(level: str, out: TextIO | None = None) -> None:
     lines = Lines()
     structlog.configure(
         processors=lines.processors(),
-        wrapper_class=structlog.make_filtering_bound_logger(logging.getLevelNamesMapping()[level.upper()]),
+        wrapper_class=structlog.make_filtering_bound_logger(
+            logging.getLevelNamesMapping()[level.upper()]
+        ),
         logger_factory=structlog.PrintLoggerFactory(out or sys.stderr),
         cache_logger_on_first_use=True,
     )

@@ -22,7 +22,9 @@ from proxy.wire.escaping import escape_controls
 log = structlog.get_logger()
 
 STOP_SECONDS = 45.0  # a worker's own drain (30 s) and the engine's end; then the group is killed
-END_SECONDS = 3.0  # for a worker that is given up: its drain would wait for the very run that does not end
+END_SECONDS = (
+    3.0  # for a worker that is given up: its drain would wait for the very run that does not end
+)
 LINE_BYTES = 64 * 1024
 FINAL_STATUSES = (2, 78)  # wrong usage, wrong configuration: starting it again would change nothing
 
@@ -38,7 +40,9 @@ class Command:
     """How a worker is started."""
 
     arguments: Sequence[str]
-    environment: Callable[[int, WorkerId], Mapping[str, str]]  # of the worker with this number and id
+    environment: Callable[
+        [int, WorkerId], Mapping[str, str]
+    ]  # of the worker with this number and id
 
 
 @dataclass(slots=True)
@@ -110,7 +114,9 @@ class ProcessProvider:
             while True:
                 began = loop.time()
                 worker = self._new_id()
-                status, planned = await self._run(worker, self._command.environment(number, worker), kept)
+                status, planned = await self._run(
+                    worker, self._command.environment(number, worker), kept
+                )
                 self._on_exit(WorkerExit(worker, status, planned))
                 if planned:
                     log.info("worker.ended", worker=worker, status=status)
@@ -119,10 +125,14 @@ class ProcessProvider:
                     log.error("worker.misconfigured", worker=worker, status=status)
                     return
                 deaths = deaths_in_row(deaths, loop.time() - began)
-                log.warning("worker.died", worker=worker, status=status, again_in_seconds=pause(deaths))
+                log.warning(
+                    "worker.died", worker=worker, status=status, again_in_seconds=pause(deaths)
+                )
                 await asyncio.sleep(pause(deaths))
 
-    async def _run(self, worker: WorkerId, environment: Mapping[str, str], kept: IO[bytes]) -> tuple[int, bool]:
+    async def _run(
+        self, worker: WorkerId, environment: Mapping[str, str], kept: IO[bytes]
+    ) -> tuple[int, bool]:
         """One life of a worker: its status, and whether its end was planned. Cancelled: ends the worker first."""
         process = await asyncio.create_subprocess_exec(
             *self._command.arguments,
@@ -146,7 +156,9 @@ class ProcessProvider:
             _signal_group(process.pid, signal.SIGKILL)  # what it may have left behind
             await reader
 
-    async def _read(self, worker: WorkerId, process: asyncio.subprocess.Process, kept: IO[bytes]) -> None:
+    async def _read(
+        self, worker: WorkerId, process: asyncio.subprocess.Process, kept: IO[bytes]
+    ) -> None:
         stream = process.stdout
         while stream is not None:
             try:

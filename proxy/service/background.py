@@ -48,7 +48,9 @@ async def keep(serve: Callable[[], Awaitable[None]], name: str) -> None:
             await serve()
         except StoreFullError:
             log.error("store.full", loop=name)  # noqa: TRY400 - where it was raised tells nothing
-        except Exception:  # a bug of ours: the log gets it, and the loop goes on with the next thing
+        except (
+            Exception
+        ):  # a bug of ours: the log gets it, and the loop goes on with the next thing
             log.exception("loop.broke", loop=name)
         await asyncio.sleep(AGAIN_SECONDS)
 

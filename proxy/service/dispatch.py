@@ -63,15 +63,17 @@ class Dispatch:
 
     async def _give(self, worker: Worker, *, limit: int, light_limit: int) -> bool:
         now, since = self._clock.now(), asyncio.get_running_loop().time()
-        jobs = await self._store.take(worker.endpoint, worker.id, limit=limit, light_limit=light_limit, now=now)
+        jobs = await self._store.take(
+            worker.endpoint, worker.id, limit=limit, light_limit=light_limit, now=now
+        )
         port = worker.port
-        if port is None or worker.is_ending:  # it went meanwhile: nothing was delivered, so nothing was lost
+        if (
+            port is None or worker.is_ending
+        ):  # it went meanwhile: nothing was delivered, so nothing was lost
             for job in jobs:
                 await self._store.settle(job.id, Event.RELEASE, now=now, attempt=job.attempt)
             return bool(jobs)
-        for (
-            job
-        ) in jobs:  # all in one turn of the event loop: who ends one of them must find its run, to have it stopped
+        for job in jobs:  # all in one turn of the event loop: who ends one of them must find its run, to have it stopped
             worker.hold(job, since=since)
             if (mailbox := self._output.get(job.id)) is not None:
                 mailbox.begin(job.attempt, port)

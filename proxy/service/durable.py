@@ -68,7 +68,12 @@ class DurableJobs:
         ids: Ids,
     ) -> None:
         self._store, self._fleet, self._dispatch, self._runs = store, fleet, dispatch, runs
-        self._recorder, self._events, self._interactive, self._clock = recorder, events, interactive, clock
+        self._recorder, self._events, self._interactive, self._clock = (
+            recorder,
+            events,
+            interactive,
+            clock,
+        )
         self._ids = ids
         self._consumers: dict[JobId, _Consumers] = {}
         self.is_over = False  # nobody waits here any more
@@ -104,7 +109,9 @@ class DurableJobs:
         """The job."""
         return await self._store.get(endpoint.id, owner, JobId(job_id))
 
-    async def wait_end(self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float) -> Job | None:
+    async def wait_end(
+        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float
+    ) -> Job | None:
         """The job once it has ended, or as it is after so many seconds."""
         deadline = asyncio.get_running_loop().time() + seconds
         with self._events.subscribe(JobId(job_id)) as subscription:
@@ -188,8 +195,12 @@ class DurableJobs:
         again = await self._store.settle(job.id, Event.RETRY, now=self._clock.now())
         if again is None:
             if not job.submission.durable:
-                raise NotRetriableError("An OpenAI call cannot be retried: its client has its answer.")
-            raise NotRetriableError(f"Only a job that is FAILED or TIMED_OUT can be retried; this one is {job.status}.")
+                raise NotRetriableError(
+                    "An OpenAI call cannot be retried: its client has its answer."
+                )
+            raise NotRetriableError(
+                f"Only a job that is FAILED or TIMED_OUT can be retried; this one is {job.status}."
+            )
         self._events.notify(job.id)
         self._dispatch.wake(endpoint.id)
         return again
@@ -205,10 +216,18 @@ class DurableJobs:
         return await self._store.limit_life(job.id, Millis(self._clock.now() + ttl))
 
     async def recent(
-        self, endpoint: Endpoint, owner: Owner, *, before: int | None, limit: int, status: Status | None
+        self,
+        endpoint: Endpoint,
+        owner: Owner,
+        *,
+        before: int | None,
+        limit: int,
+        status: Status | None,
     ) -> Sequence[Job]:
         """The owner's jobs, newest first."""
-        return await self._store.recent(endpoint.id, owner, before=before, limit=limit, status=status)
+        return await self._store.recent(
+            endpoint.id, owner, before=before, limit=limit, status=status
+        )
 
     def progress(self, job: Job) -> bytes | None:
         """What its worker last said of how far it is, as JSON."""

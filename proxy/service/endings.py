@@ -44,7 +44,9 @@ class RunEndings:
         self._output, self._recorder, self._events = output, recorder, events
         self.on_delivery: Callable[[], None] = _nothing  # a job with a webhook has ended
 
-    async def completed(self, worker: Worker, job_id: JobId, attempt: int, output: bytes | None = None) -> None:
+    async def completed(
+        self, worker: Worker, job_id: JobId, attempt: int, output: bytes | None = None
+    ) -> None:
         """The engine's answer is whole. `output` is the job's, where the worker gives it apart from its pieces."""
         self._let_go(worker, job_id, attempt)
         recorded = await self._recorder.close(job_id, attempt)
@@ -71,7 +73,9 @@ class RunEndings:
         else:
             await self._requeue(job_id, attempt, counts=False)
 
-    async def lost(self, worker: Worker, job_id: JobId, attempt: int, error: JobError = WORKER_LOST) -> None:
+    async def lost(
+        self, worker: Worker, job_id: JobId, attempt: int, error: JobError = WORKER_LOST
+    ) -> None:
         """There will be no answer from this run."""
         self._let_go(worker, job_id, attempt)
         await self._lose(worker, job_id, attempt, error)
@@ -83,13 +87,22 @@ class RunEndings:
 
     async def torn(self, worker: Worker, job_id: JobId, attempt: int) -> None:
         """Some of this run's output was lost on the way. The worker keeps its slot until it has ended the run."""
-        await self._lose(worker, job_id, attempt, JobError(WORKER_LOST.code, "Mailboxes was lost with a connection."))
+        await self._lose(
+            worker,
+            job_id,
+            attempt,
+            JobError(WORKER_LOST.code, "Mailboxes was lost with a connection."),
+        )
 
     async def orphaned(self, job: Job) -> None:
         """It ran when this proxy was started, and no worker has come back with it. That is nobody's fault."""
         if job.consumed_cursor:
-            error = JobError(WORKER_LOST.code, "The worker that ran this did not come back after a restart.")
-            await self._finish(job.id, job.attempt, Event.FAIL, Outcome(answered=False, error=error))
+            error = JobError(
+                WORKER_LOST.code, "The worker that ran this did not come back after a restart."
+            )
+            await self._finish(
+                job.id, job.attempt, Event.FAIL, Outcome(answered=False, error=error)
+            )
         else:
             await self._requeue(job.id, job.attempt, counts=False)
 
@@ -115,7 +128,13 @@ class RunEndings:
         if self._fleet.get(worker.id) is not worker:
             return
         self._fleet.remove(worker.id)
-        log.info("worker.gone", worker=worker.id, endpoint=worker.endpoint, why=why, jobs=len(worker.holds))
+        log.info(
+            "worker.gone",
+            worker=worker.id,
+            endpoint=worker.endpoint,
+            why=why,
+            jobs=len(worker.holds),
+        )
         port, worker.port = worker.port, None
         if port is not None:
             port.close(why)
@@ -151,15 +170,26 @@ class RunEndings:
             return
         has_left = mailbox.left if mailbox is not None else job.consumed_cursor > 0
         verdict = after_loss(job, error, output_left=has_left)
-        log.warning("run.lost", job=job_id, attempt=attempt, worker=worker.id, why=error.message, then=verdict.event)
+        log.warning(
+            "run.lost",
+            job=job_id,
+            attempt=attempt,
+            worker=worker.id,
+            why=error.message,
+            then=verdict.event,
+        )
         if verdict.event is Event.RELEASE:
             await self._requeue(job_id, attempt, counts=True)
         else:
-            await self._finish(job_id, attempt, verdict.event, Outcome(answered=False, error=verdict.error))
+            await self._finish(
+                job_id, attempt, verdict.event, Outcome(answered=False, error=verdict.error)
+            )
 
     async def _requeue(self, job_id: JobId, attempt: int, *, counts: bool) -> None:
         now = self._clock.now()
-        job = await self._store.settle(job_id, Event.RELEASE, now=now, attempt=attempt, counts=counts)
+        job = await self._store.settle(
+            job_id, Event.RELEASE, now=now, attempt=attempt, counts=counts
+        )
         if job is None:
             return
         self._recorder.drop(job_id)
@@ -169,10 +199,20 @@ class RunEndings:
         self._dispatch.wake(job.endpoint)
 
     async def _finish(
-        self, job_id: JobId, attempt: int, event: Event, outcome: Outcome, output: bytes | None = None
+        self,
+        job_id: JobId,
+        attempt: int,
+        event: Event,
+        outcome: Outcome,
+        output: bytes | None = None,
     ) -> Job | None:
         settled = await self._store.settle(
-            job_id, event, now=self._clock.now(), attempt=attempt, error=outcome.error, output=output
+            job_id,
+            event,
+            now=self._clock.now(),
+            attempt=attempt,
+            error=outcome.error,
+            output=output,
         )
         if settled is None:
             log.debug("run.late", job=job_id, attempt=attempt, ending=event)

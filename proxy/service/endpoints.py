@@ -28,8 +28,12 @@ class Endpoint:
     models: tuple[str, ...] = ()  # known before any worker has called
     queue_timeout: Millis = QUEUE_TIMEOUT  # an interactive job that nobody took by then gets 503
     execution_timeout: Millis = EXECUTION_TIMEOUT
-    max_queued: int = 10_000  # beyond it the answer is 429: a longer queue only hides that nobody is served
-    max_answer: int = 64 * 1024 * 1024  # bytes of one answer that is not streamed; it is held until it is whole
+    max_queued: int = (
+        10_000  # beyond it the answer is 429: a longer queue only hides that nobody is served
+    )
+    max_answer: int = (
+        64 * 1024 * 1024
+    )  # bytes of one answer that is not streamed; it is held until it is whole
 
 
 class OtherModelError(ValueError):
@@ -83,14 +87,18 @@ class Endpoints:
         bases = {model.id for model in models if model.base}
         known = set(endpoint.models)
         if others and not known:
-            known = {model.id for model in self._announced.get(endpoint.id, {}).values() if model.base}
+            known = {
+                model.id for model in self._announced.get(endpoint.id, {}).values() if model.base
+            }
         if known and bases != known:
             message = f"endpoint {endpoint.id} serves {_names(known)}, this worker {_names(bases)}"
             raise OtherModelError(message)
         kept = self._announced.get(endpoint.id, {}) if others else {}
         announced = kept | {model.id: model for model in models}
         if len(announced) > MOST_MODELS:
-            raise OtherModelError(f"endpoint {endpoint.id} has as many models as are kept ({MOST_MODELS})")
+            raise OtherModelError(
+                f"endpoint {endpoint.id} has as many models as are kept ({MOST_MODELS})"
+            )
         self._announced[endpoint.id] = announced
         self._models[endpoint.id] = _configured(endpoint) | self._announced[endpoint.id]
 

@@ -8,7 +8,9 @@ from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.service.ports import WorkerPort
 
 MOST_ILL = 1_000  # that are remembered; stock workers come under ever new names, and nobody may ask how many are ill
-MOST_OWED = 32 * 1024 * 1024  # bytes of bodies on their way to one worker; slots alone bound no memory
+MOST_OWED = (
+    32 * 1024 * 1024
+)  # bytes of bodies on their way to one worker; slots alone bound no memory
 
 
 @dataclass(slots=True)
@@ -87,7 +89,9 @@ class Worker:
         """Note a run that it was given, or that it has from before this proxy was started."""
         self.let_go(job.id)
         submission = job.submission
-        self.holds[job.id] = Hold(job.attempt, submission.light, since, submission.durable, received)
+        self.holds[job.id] = Hold(
+            job.attempt, submission.light, since, submission.durable, received
+        )
         self.light_held += submission.light
 
     def stop(self, job_id: JobId, *, now: float) -> None:
@@ -153,7 +157,10 @@ class Fleet:
 
     def next_free(self, endpoint: EndpointId) -> tuple[Worker, int] | None:
         """The least loaded worker with a free slot, and how many jobs it may be given before another one is less so."""
-        free = sorted((worker for worker in self.of(endpoint) if worker.credit), key=lambda worker: worker.held)
+        free = sorted(
+            (worker for worker in self.of(endpoint) if worker.credit),
+            key=lambda worker: worker.held,
+        )
         if not free:
             return None
         first = free[0]

@@ -27,14 +27,32 @@ class InteractiveJobs:
     """Takes jobs in for clients that wait for them here."""
 
     def __init__(
-        self, store: JobStore, output: Mailboxes, dispatch: Dispatch, runs: RunEndings, clock: Clock, ids: Ids
+        self,
+        store: JobStore,
+        output: Mailboxes,
+        dispatch: Dispatch,
+        runs: RunEndings,
+        clock: Clock,
+        ids: Ids,
     ) -> None:
-        self._store, self._output, self._dispatch, self._runs, self._clock = store, output, dispatch, runs, clock
+        self._store, self._output, self._dispatch, self._runs, self._clock = (
+            store,
+            output,
+            dispatch,
+            runs,
+            clock,
+        )
         self._ids = ids
         self._draining = False
 
     async def call(
-        self, endpoint: Endpoint, owner: Owner, request: Request, *, light: bool, patience: float | None
+        self,
+        endpoint: Endpoint,
+        owner: Owner,
+        request: Request,
+        *,
+        light: bool,
+        patience: float | None,
     ) -> tuple[Job, Mailbox]:
         """Submit an interactive job, and open the mailbox in which its answer will come.
 
@@ -43,7 +61,11 @@ class InteractiveJobs:
         """
         await self.check(endpoint)
         now = self._clock.now()
-        wait = endpoint.queue_timeout if patience is None else min(endpoint.queue_timeout, int(patience * 1000))
+        wait = (
+            endpoint.queue_timeout
+            if patience is None
+            else min(endpoint.queue_timeout, int(patience * 1000))
+        )
         submission = Submission(
             id=self._ids.interactive_job(),
             endpoint=endpoint.id,
@@ -89,7 +111,9 @@ class InteractiveJobs:
         if self._draining:
             raise DrainingError("This server is shutting down. Try again in a moment.")
         if (await self._store.counts(endpoint.id)).in_queue >= endpoint.max_queued:
-            raise QueueFullError(f"Endpoint {endpoint.id} has {endpoint.max_queued} jobs waiting. Try again later.")
+            raise QueueFullError(
+                f"Endpoint {endpoint.id} has {endpoint.max_queued} jobs waiting. Try again later."
+            )
 
     def refuse(self) -> None:
         """Take no more jobs."""

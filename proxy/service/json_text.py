@@ -16,10 +16,14 @@ import msgspec
 
 Found = TypeVar("Found")
 
-IN_THREAD_ABOVE = 256 * 1024  # bytes: a megabyte takes a few milliseconds, and the event loop has other clients
+IN_THREAD_ABOVE = (
+    256 * 1024
+)  # bytes: a megabyte takes a few milliseconds, and the event loop has other clients
 SLICE_BYTES = 64 * 1024
 MOST_STEPS = 6_000_000  # of a client's body; one takes up to 5 ns, and a byte without any 0.4
-MOST_OUTPUT_STEPS = 20_000_000  # of a worker's output, which is trusted more, and lost if it is refused
+MOST_OUTPUT_STEPS = (
+    20_000_000  # of a worker's output, which is trusted more, and lost if it is refused
+)
 _MARKS, _BLANKS = b",:[{\\", b" \t\r\n"
 
 _value = msgspec.json.Decoder(msgspec.Raw)
@@ -27,7 +31,11 @@ _value = msgspec.json.Decoder(msgspec.Raw)
 
 async def in_thread_if_large(work: Callable[[bytes], Found], text: bytes) -> Found:
     """Do something with a text that takes time by its length: in a thread if it is large."""
-    return await asyncio.to_thread(_in_turn, _turn(), work, text) if len(text) > IN_THREAD_ABOVE else work(text)
+    return (
+        await asyncio.to_thread(_in_turn, _turn(), work, text)
+        if len(text) > IN_THREAD_ABOVE
+        else work(text)
+    )
 
 
 def utf8_fault(text: bytes) -> int | None:

@@ -19,8 +19,12 @@ PAUSE_ABOVE = 128 * 1024  # bytes that wait for a slow reader before its worker 
 RESUME_BELOW = 32 * 1024
 STREAM_CAP = 1024 * 1024  # a worker that sends this much in spite of `pause` is cut
 PIECE_BYTES = 64  # what a chunk costs beside its bytes: a million of one byte are no megabyte
-DRAIN_BYTES = 64 * 1024  # one write to a client: what it has not read then waits here, not in the socket's buffer
-EVENT_BYTES = 256 * 1024  # an event up to this size reaches its client whole or not at all; a larger one goes in pieces
+DRAIN_BYTES = (
+    64 * 1024
+)  # one write to a client: what it has not read then waits here, not in the socket's buffer
+EVENT_BYTES = (
+    256 * 1024
+)  # an event up to this size reaches its client whole or not at all; a larger one goes in pieces
 STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
 
 EVENT_STREAM = "text/event-stream"
@@ -48,22 +52,24 @@ class Mailbox:
         self.attempt = 0  # 0: nobody has taken the job yet
         self.head: Head | None = None
         self.outcome: Outcome | None = None
-        self.left = False  # output has gone to the client, so this attempt is the only one it may ever see
+        self.left = (
+            False  # output has gone to the client, so this attempt is the only one it may ever see
+        )
         self.is_whole = False  # the last event of a stream has been written to the client: it has the whole answer
         self.is_mid_event = False  # what was drained ends in the middle of an event
         self.abandoned = False  # the client has left
         self.is_taken = False  # a worker has it now
         self.abort: Callable[[], None] = _nothing  # cuts the client's connection
         self._max_answer = max_answer
-        self._chunks: list[tuple[bytes, bool]] = []  # each with whether it ends in the middle of an event
+        self._chunks: list[
+            tuple[bytes, bool]
+        ] = []  # each with whether it ends in the middle of an event
         self._backlog = 0  # bytes of the chunks
         self._parts: list[bytes] = []  # of an event that has not come whole, and is held back
         self._parts_size = 0
         self._in_pieces = False  # the event that comes is too large to be held back
         self._paused = False
-        self._drained = (
-            0  # bytes since the worker was last allowed to go on; below 0: it may send some that it has sent
-        )
+        self._drained = 0  # bytes since the worker was last allowed to go on; below 0: it may send some that it has sent
         self._port: WorkerPort | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._alarm: float | None = None
@@ -108,7 +114,9 @@ class Mailbox:
         if more or self._parts:
             self._parts.append(data)
             self._parts_size += len(data)
-            if not more or (self._is_stream and (self._in_pieces or self._parts_size > EVENT_BYTES)):
+            if not more or (
+                self._is_stream and (self._in_pieces or self._parts_size > EVENT_BYTES)
+            ):
                 data, self._parts, self._parts_size = b"".join(self._parts), [], 0
                 self._pass_on(data, more=more)
             else:
@@ -200,7 +208,12 @@ class Mailbox:
             self._port.resume(self.job_id, self.attempt)
 
     def _apply_pressure(self) -> None:
-        if self._backlog > PAUSE_ABOVE and not self._paused and self._is_stream and self._port is not None:
+        if (
+            self._backlog > PAUSE_ABOVE
+            and not self._paused
+            and self._is_stream
+            and self._port is not None
+        ):
             self._paused = True
             self._port.pause(self.job_id, self.attempt)
 

@@ -23,7 +23,9 @@ class Orphans:
         """These were running when the store was opened."""
         self._jobs = {job.id: job for job in jobs}
 
-    async def adopt(self, job_id: JobId, attempt: int, endpoint: EndpointId, sent: int) -> Job | None:
+    async def adopt(
+        self, job_id: JobId, attempt: int, endpoint: EndpointId, sent: int
+    ) -> Job | None:
         """The job, if this run may go on: what its worker has sent of it is all in the store. Else it is an orphan no
         more either, and ends as a loss.
         """

@@ -15,7 +15,9 @@ def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
     if not ready:
         return f"{_count(len(workers), 'worker')} connected, none of them ready yet."
     later = (
-        f" Jobs of normal priority go first until it has waited for {LOW_WAITS // 1000} s." if yields(job, now) else ""
+        f" Jobs of normal priority go first until it has waited for {LOW_WAITS // 1000} s."
+        if yields(job, now)
+        else ""
     )
     if ahead:
         return f"Behind {_count(ahead, 'job')} in the queue.{later}"
@@ -31,7 +33,11 @@ def _limit(ready: Sequence[Worker], *, light: bool) -> str:
     if not slots or taken < slots:
         return ""
     name, whose = "light slot" if light else "slot", _count(len(ready), "worker")
-    return f"the only {name} of {whose} is taken" if slots == 1 else f"all {slots} {name}s of {whose} are taken"
+    return (
+        f"the only {name} of {whose} is taken"
+        if slots == 1
+        else f"all {slots} {name}s of {whose} are taken"
+    )
 
 
 def _count(number: int, noun: str) -> str:

@@ -67,7 +67,9 @@ class Recorder:
             return
         recording.port, recording.is_paused, recording.written = port, False, 0
 
-    async def put(self, job_id: JobId, attempt: int, data: bytes, metrics: bytes, *, whole: bool, more: bool) -> bool:
+    async def put(
+        self, job_id: JobId, attempt: int, data: bytes, metrics: bytes, *, whole: bool, more: bool
+    ) -> bool:
         """A piece of output, which must be JSON: else `NoJsonError`. False if the job has more of it than may be."""
         recording = self._recordings.get(job_id)
         if recording is None or recording.attempt != attempt:
@@ -93,7 +95,11 @@ class Recorder:
         self._filled.set()
         if self._backlog >= FULL_BYTES:
             self._full.set()
-        if recording.backlog > PAUSE_ABOVE and not recording.is_paused and recording.port is not None:
+        if (
+            recording.backlog > PAUSE_ABOVE
+            and not recording.is_paused
+            and recording.port is not None
+        ):
             recording.is_paused = True
             recording.port.pause(job_id, attempt)
         return True
@@ -175,4 +181,6 @@ def _are_metrics(metrics: bytes) -> bool:
 
 def element(output: bytes, metrics: bytes) -> bytes:
     """One element of a job's stream, as its readers get it."""
-    return b'{"output":%b,"metrics":%b}' % (output, metrics) if metrics else b'{"output":%b}' % output
+    return (
+        b'{"output":%b,"metrics":%b}' % (output, metrics) if metrics else b'{"output":%b}' % output
+    )

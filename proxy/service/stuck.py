@@ -37,4 +37,6 @@ class StuckWorkers:
     def _end(self, worker: Worker) -> None:
         if any(provider.end(worker.id) for provider in self._providers):
             worker.is_ending = True
-            log.warning("worker.stuck", worker=worker.id, endpoint=worker.endpoint, jobs=list(worker.holds))
+            log.warning(
+                "worker.stuck", worker=worker.id, endpoint=worker.endpoint, jobs=list(worker.holds)
+            )

@@ -30,7 +30,13 @@ class Sweeper:
         clock: Clock,
         lease: float,
     ) -> None:
-        self._store, self._fleet, self._output, self._runs, self._clock = store, fleet, output, runs, clock
+        self._store, self._fleet, self._output, self._runs, self._clock = (
+            store,
+            fleet,
+            output,
+            runs,
+            clock,
+        )
         self._orphans, self._stuck, self._lease = orphans, stuck, lease
 
     async def serve(self) -> None:
@@ -66,8 +72,14 @@ class Sweeper:
         for worker in self._fleet:
             if worker.has_exited:
                 await self._runs.bury(worker, "its process ended")
-            elif now - worker.seen > self._lease and (worker.port is None or worker.holds or worker.slots):
-                why = "its connection was lost" if worker.port is None else f"silent for {self._lease:g} s"
+            elif now - worker.seen > self._lease and (
+                worker.port is None or worker.holds or worker.slots
+            ):
+                why = (
+                    "its connection was lost"
+                    if worker.port is None
+                    else f"silent for {self._lease:g} s"
+                )
                 await self._runs.bury(worker, why)
 
     async def end_overdue(self) -> None:
@@ -76,14 +88,18 @@ class Sweeper:
         while has_more:
             due = await self._store.due(now, BATCH)
             ended = [await self._end_overdue(job, now) for job in due]
-            has_more = len(due) == BATCH and any(ended)  # what could not be ended would be due again
+            has_more = len(due) == BATCH and any(
+                ended
+            )  # what could not be ended would be due again
             await asyncio.sleep(0)
 
     async def _end_overdue(self, job: Job, now: Millis) -> bool:
         verdict = overdue(job, now)
         if verdict is None or verdict.error is None:
             return False
-        ended = await self._store.settle(job.id, verdict.event, now=now, attempt=job.attempt, error=verdict.error)
+        ended = await self._store.settle(
+            job.id, verdict.event, now=now, attempt=job.attempt, error=verdict.error
+        )
         if ended is not None:
             self._runs.withdraw([ended], verdict.error)
         return ended is not None

@@ -5,7 +5,18 @@ from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
+from proxy.jobs.model import (
+    Counts,
+    Delivery,
+    EndpointId,
+    Job,
+    JobError,
+    JobId,
+    Millis,
+    Owner,
+    Submission,
+    WorkerId,
+)
 
 
 class StoreFullError(Exception):
@@ -61,7 +72,13 @@ class JobStore(Protocol):
         ...
 
     async def recent(
-        self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int, status: Status | None = None
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        *,
+        before: int | None,
+        limit: int,
+        status: Status | None = None,
     ) -> Sequence[Job]:
         """Outlines of this owner's jobs, newest first, by sequence; `before` is the last page's smallest sequence."""
         ...
@@ -102,7 +119,9 @@ class JobStore(Protocol):
         """
         ...
 
-    async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
+    async def purge(
+        self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
+    ) -> Sequence[Job]:
         """Cancel all of an owner's jobs that are IN_QUEUE; gives outlines. A job is purged or taken, never both."""
         ...
 
@@ -125,7 +144,9 @@ class JobStore(Protocol):
         """
         ...
 
-    async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
+    async def deliveries(
+        self, now: Millis, limit: int, besides: Collection[str] = ()
+    ) -> Sequence[Delivery]:
         """Up to `limit` deliveries that are due, earliest first, with outlines of their jobs.
 
         Those to the receivers in `besides` are left out. They stay until `tried` says otherwise.

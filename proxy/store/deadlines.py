@@ -63,7 +63,9 @@ class DeadlineIndex:
         if bucket:
             return
         self._empty += 1
-        if self._empty > max(EMPTY, len(self._buckets) // 2):  # the half: so it costs each moment next to nothing
+        if self._empty > max(
+            EMPTY, len(self._buckets) // 2
+        ):  # the half: so it costs each moment next to nothing
             self._buckets = {one: jobs for one, jobs in self._buckets.items() if jobs}
             self._order = list(self._buckets)
             heapify(self._order)

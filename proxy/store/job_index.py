@@ -53,7 +53,9 @@ class JobIndex:
         """A job's deadline may be another one now."""
         self._deadlines.set(job.id, deadline(job))
 
-    def load(self, unfinished: Iterable[Job], ended: Mapping[tuple[EndpointId, str], int], sequence: int) -> None:
+    def load(
+        self, unfinished: Iterable[Job], ended: Mapping[tuple[EndpointId, str], int], sequence: int
+    ) -> None:
         """Begin with these."""
         for job in unfinished:
             if job.status is Status.IN_QUEUE:
@@ -67,7 +69,9 @@ class JobIndex:
         """Who leaves the queue now: out of it at once, so that nobody else gets them. `note` their take."""
         return self._ready[endpoint, light].pop(limit, now)
 
-    def pop_interactive(self, endpoint: EndpointId, limit: int, now: Millis, *, light: bool) -> list[QueueKey]:
+    def pop_interactive(
+        self, endpoint: EndpointId, limit: int, now: Millis, *, light: bool
+    ) -> list[QueueKey]:
         """As `pop`, as if there were no durable jobs."""
         return self._ready[endpoint, light].pop_interactive(limit, now)
 

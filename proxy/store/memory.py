@@ -27,7 +27,9 @@ from proxy.store.base import StoreFullError
 from proxy.store.deadlines import DeadlineIndex
 from proxy.store.job_index import JobIndex
 
-MOST_BYTES = 512 * 1024 * 1024  # of durable jobs; interactive ones are held by their clients' requests
+MOST_BYTES = (
+    512 * 1024 * 1024
+)  # of durable jobs; interactive ones are held by their clients' requests
 JOB_BYTES = 1024  # what a job takes beside its bodies, about
 MOST_ENDED = 20_000  # interactive jobs that have ended: at 333 a second each can be asked for as long as its retention
 MOST_ENDED_BYTES = 32 * 1024 * 1024  # of them: an error may have 64 KB
@@ -53,7 +55,9 @@ class MemoryStore:
         self._bytes = 0  # of durable jobs and their outputs
         self._jobs: dict[JobId, Job] = {}
         self._outputs: dict[JobId, list[bytes]] = {}
-        self._ended: OrderedDict[JobId, int] = OrderedDict()  # interactive jobs in the order of their ends, with bytes
+        self._ended: OrderedDict[JobId, int] = (
+            OrderedDict()
+        )  # interactive jobs in the order of their ends, with bytes
         self._ended_bytes = 0
         self._retentions = DeadlineIndex()
         self._deliveries = DeadlineIndex()
@@ -68,14 +72,23 @@ class MemoryStore:
 
     async def running(self) -> Sequence[Job]:
         status = TRANSITIONS[Event.TAKE].target
-        return [job.outline() for job in self._jobs.values() if job.submission.durable and job.status is status]
+        return [
+            job.outline()
+            for job in self._jobs.values()
+            if job.submission.durable and job.status is status
+        ]
 
     async def submit(self, submission: Submission, now: Millis) -> Job:
         if (known := self._jobs.get(submission.id)) is not None:
             return known
-        if submission.durable and self._bytes + JOB_BYTES + len(submission.work.body) > self._most_bytes:
+        if (
+            submission.durable
+            and self._bytes + JOB_BYTES + len(submission.work.body) > self._most_bytes
+        ):
             raise StoreFullError(f"jobs take more than {self._most_bytes} bytes of memory")
-        job = Job(submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now)
+        job = Job(
+            submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now
+        )
         return self._note(job)
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
@@ -88,7 +101,13 @@ class MemoryStore:
         return self._jobs.get(job_id)
 
     async def recent(
-        self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int, status: Status | None = None
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        *,
+        before: int | None,
+        limit: int,
+        status: Status | None = None,
     ) -> Sequence[Job]:
         found = [
             job
@@ -142,15 +161,29 @@ class MemoryStore:
                 replace(job, status=target, worker=None, taken_at=None, failures=job.failures + counts,
                         last_event=event)
             )  # fmt: skip
-        ended = replace(job, status=target, finished_at=now, error=error, output=output, last_event=event)
+        ended = replace(
+            job, status=target, finished_at=now, error=error, output=output, last_event=event
+        )
         if job.submission.durable and job.submission.webhook is not None:
             self._deliveries.set(job_id, now)
             self._tries[job_id] = 0
-        return self._note(ended if is_body_needed(ended) else replace(ended, submission=job.submission.without_body()))
+        return self._note(
+            ended
+            if is_body_needed(ended)
+            else replace(ended, submission=job.submission.without_body())
+        )
 
-    async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
-        waiting = [place for light in (False, True) for place in self._index.pop_owned(endpoint, owner, light=light)]
-        purged = [await self.settle(place.job_id, Event.CANCEL, now=now, error=error) for place in waiting]
+    async def purge(
+        self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
+    ) -> Sequence[Job]:
+        waiting = [
+            place
+            for light in (False, True)
+            for place in self._index.pop_owned(endpoint, owner, light=light)
+        ]
+        purged = [
+            await self.settle(place.job_id, Event.CANCEL, now=now, error=error) for place in waiting
+        ]
         return [job.outline() for job in purged if job is not None]
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
@@ -174,7 +207,9 @@ class MemoryStore:
         self._index.watch(after)
         return self._keep(after)
 
-    async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
+    async def deliveries(
+        self, now: Millis, limit: int, besides: Collection[str] = ()
+    ) -> Sequence[Delivery]:
         every = (self._jobs[job_id] for job_id in self._deliveries.due(now, len(self._deliveries)))
         wanted = (job for job in every if receiver(job.submission.webhook) not in besides)
         return [Delivery(job.outline(), self._tries[job.id]) for job in islice(wanted, limit)]
@@ -278,7 +313,11 @@ class MemoryStore:
 
 def _weigh(job: Job) -> int:
     """The bytes that are counted of a job."""
-    return JOB_BYTES + len(job.submission.work.body) + len(job.output or b"") if job.submission.durable else 0
+    return (
+        JOB_BYTES + len(job.submission.work.body) + len(job.output or b"")
+        if job.submission.durable
+        else 0
+    )
 
 
 def _weigh_ended(job: Job) -> int:

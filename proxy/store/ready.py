@@ -24,7 +24,13 @@ def queue_key(job: Job) -> QueueKey:
     """Where this job stands among those of its priority that wait for the same kind of credit."""
     wanted = job.submission
     return QueueKey(
-        job.sequence, job.id, wanted.owner, job.created_at, wanted.light, wanted.low_priority, wanted.durable
+        job.sequence,
+        job.id,
+        wanted.owner,
+        job.created_at,
+        wanted.light,
+        wanted.low_priority,
+        wanted.durable,
     )
 
 
@@ -80,8 +86,12 @@ class ReadyIndex:
             return index
         return len(self._normal) + bisect_left(self._low, (job.sequence,))
 
-    def _pop_where(self, wanted: Callable[[QueueKey], bool], limit: int | None = None) -> list[QueueKey]:
-        taken = [one for places in (self._normal, self._low) for one in places if wanted(one)][:limit]
+    def _pop_where(
+        self, wanted: Callable[[QueueKey], bool], limit: int | None = None
+    ) -> list[QueueKey]:
+        taken = [one for places in (self._normal, self._low) for one in places if wanted(one)][
+            :limit
+        ]
         gone = {one.sequence for one in taken}
         self._normal = [one for one in self._normal if one.sequence not in gone]
         self._low = [one for one in self._low if one.sequence not in gone]

@@ -91,7 +91,11 @@ class Deliveries:
             return  # each look is a search in the store: as long as there is something to do, a few a second will do
         self._looked_at = now
         while len(self._busy) < self._most and self._is_open:
-            crowded = {one for one, number in Counter(self._busy.values()).items() if number >= self._most_of_receiver}
+            crowded = {
+                one
+                for one, number in Counter(self._busy.values()).items()
+                if number >= self._most_of_receiver
+            }
             limit = self._most + len(self._busy)
             due = await self._store.deliveries(self._clock.now(), limit, besides=crowded)
             fresh = {one.job.id: one for one in due if one.job.id not in self._busy}
@@ -132,7 +136,11 @@ class Deliveries:
                 body = await self._body(delivery)
                 self._bytes += len(body)
             try:
-                return await self._sender.send(session, webhook, message_id(delivery.job), body) if body else None
+                return (
+                    await self._sender.send(session, webhook, message_id(delivery.job), body)
+                    if body
+                    else None
+                )
             finally:
                 async with self._memory:
                     self._bytes -= len(body)
@@ -146,7 +154,9 @@ class Deliveries:
     async def _body(self, delivery: Delivery) -> bytes:
         """What is told; empty when the job was retried meanwhile, which takes its delivery back."""
         job = await self._store.find(delivery.job.id)
-        return b"" if job is None or job.retries != delivery.job.retries else await self._render(job)
+        return (
+            b"" if job is None or job.retries != delivery.job.retries else await self._render(job)
+        )
 
     async def _note(self, delivery: Delivery, again_at: Millis | None) -> None:
         try:

@@ -68,7 +68,11 @@ class GuardedResolver(AbstractResolver):
 
 ACKNOWLEDGED = 200
 ANSWER_BYTES = 64 * 1024  # read of an answer at most, headers and all
-HEADERS = {"Content-Type": "application/json", "User-Agent": "vllm-serverless", "Accept-Encoding": "identity"}
+HEADERS = {
+    "Content-Type": "application/json",
+    "User-Agent": "vllm-serverless",
+    "Accept-Encoding": "identity",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +118,9 @@ class Sender:
         ) as session:
             yield session
 
-    async def send(self, session: ClientSession, webhook: str, message: str, body: bytes) -> str | None:
+    async def send(
+        self, session: ClientSession, webhook: str, message: str, body: bytes
+    ) -> str | None:
         """Tell a receiver. Gives None when it has acknowledged, else why not, in words that may be logged.
 
         Its status says all; the rest of the answer is not waited for.
@@ -122,7 +128,9 @@ class Sender:
         headers = sign(self._key, message, self._clock.now(), body)
         try:
             url = read_url(webhook, self._allowed)
-            async with session.post(url, data=BytesIO(body), headers=headers, allow_redirects=False) as answer:
+            async with session.post(
+                url, data=BytesIO(body), headers=headers, allow_redirects=False
+            ) as answer:
                 return None if answer.status == ACKNOWLEDGED else f"status {answer.status}"
         except BadWebhookError as error:
             return str(error)

@@ -28,7 +28,9 @@ def read_secret(text: str) -> bytes:
     except (binascii.Error, ValueError):
         key = b""
     if not text.startswith(PREFIX) or not LEAST_BYTES <= len(key) <= MOST_BYTES:
-        raise ValueError(f"a webhook secret is {PREFIX} and the base64 of {LEAST_BYTES} to {MOST_BYTES} random bytes")
+        raise ValueError(
+            f"a webhook secret is {PREFIX} and the base64 of {LEAST_BYTES} to {MOST_BYTES} random bytes"
+        )
     return key
 
 

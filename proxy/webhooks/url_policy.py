@@ -16,7 +16,10 @@ from yarl import URL
 from proxy.webhooks.addresses import Address, is_public, unmapped
 
 DEFAULT_PORTS = {"http": 80, "https": 443}
-FIRST_FREE_PORT, LAST_PORT = 1024, 65535  # below are mail, shells and the like, which must not hear a client's bytes
+FIRST_FREE_PORT, LAST_PORT = (
+    1024,
+    65535,
+)  # below are mail, shells and the like, which must not hear a client's bytes
 LOCAL_SUFFIXES = frozenset({"arpa", "internal", "lan", "local", "localdomain", "localhost", "svc"})
 AMBIGUOUS = "it can be read in more than one way."
 LABEL_CHARACTERS, NAME_CHARACTERS = 63, 253
@@ -49,7 +52,9 @@ class Allowed:
                 networks.append(ip_network(word))
             except ValueError as error:
                 if "/" in word or ":" in word or _is_number(word) or not _is_name(word):
-                    raise ValueError(f"{word!r} is neither a host name nor a network such as 10.0.0.0/8") from error
+                    raise ValueError(
+                        f"{word!r} is neither a host name nor a network such as 10.0.0.0/8"
+                    ) from error
                 names.add(word.lower())
         return cls(frozenset(names), tuple(networks))
 
@@ -77,7 +82,9 @@ def read_url(text: str, allowed: Allowed) -> URL:
         )
     found = _URL.fullmatch(text)
     if found is None:
-        raise BadWebhookError("it must look like https://host/path or http://host:port/path, without user or password.")
+        raise BadWebhookError(
+            "it must look like https://host/path or http://host:port/path, without user or password."
+        )
     scheme, host = found["scheme"].lower(), found["name"] or found["v6"]
     port = int(found["port"] or DEFAULT_PORTS[scheme])
     if port not in DEFAULT_PORTS.values() and not FIRST_FREE_PORT <= port <= LAST_PORT:
@@ -98,15 +105,21 @@ def _check_host(host: str, allowed: Allowed, *, is_v6: bool) -> None:
         try:
             address = IPv6Address(host) if is_v6 else IPv4Address(host)
         except ValueError:
-            raise BadWebhookError("its host looks like an address and is none: write it out, as 192.0.2.1.") from None
+            raise BadWebhookError(
+                "its host looks like an address and is none: write it out, as 192.0.2.1."
+            ) from None
         if not allowed.has_address(address):
-            raise BadWebhookError("its host is not a public address. The operator can allow it (PROXY_WEBHOOK_ALLOW).")
+            raise BadWebhookError(
+                "its host is not a public address. The operator can allow it (PROXY_WEBHOOK_ALLOW)."
+            )
         return
     if not _is_name(host):
         raise BadWebhookError("its host is not a name that can be looked up.")
     labels = host.lower().split(".")
     if not allowed.has_name(host) and (len(labels) == 1 or labels[-1] in LOCAL_SUFFIXES):
-        raise BadWebhookError("its host is not a public name. The operator can allow it (PROXY_WEBHOOK_ALLOW).")
+        raise BadWebhookError(
+            "its host is not a public name. The operator can allow it (PROXY_WEBHOOK_ALLOW)."
+        )
 
 
 def _is_number(host: str) -> bool:
@@ -116,5 +129,7 @@ def _is_number(host: str) -> bool:
 
 def _is_name(host: str) -> bool:
     labels = host.split(".")
-    fits = len(host) <= NAME_CHARACTERS and all(0 < len(label) <= LABEL_CHARACTERS for label in labels)
+    fits = len(host) <= NAME_CHARACTERS and all(
+        0 < len(label) <= LABEL_CHARACTERS for label in labels
+    )
     return fits and re.fullmatch(r"[A-Za-z0-9._-]+", host) is not None

@@ -7,7 +7,9 @@ ELLIPSIS = "…"
 
 # C0, DEL and C1; bidirectional marks, overrides and isolates; line and paragraph separators; lone
 # surrogates, which cannot be encoded and would end a `print` with an exception.
-_UNSAFE = re.compile("[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]")
+_UNSAFE = re.compile(
+    "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
+)
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 

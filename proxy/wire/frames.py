@@ -14,10 +14,18 @@ from typing import Literal, TypeAlias
 import msgspec
 
 PROTOCOL = 1
-MESSAGE_BYTES = 256 * 1024  # one message holds this much payload, so a slot's big body never delays another job's token
-PART_BYTES = 64 * 1024  # bodies and chunks longer than this travel in parts, round robin between jobs
-MOST_FRAMES = 8 * 1024  # in one message: with what each costs in `wire.outbox`, `MESSAGE_BYTES` are half as many
-SOCKET_BYTES = 512 * 1024  # the most either side accepts in one message: MESSAGE_BYTES, one last part, and framing
+MESSAGE_BYTES = (
+    256 * 1024
+)  # one message holds this much payload, so a slot's big body never delays another job's token
+PART_BYTES = (
+    64 * 1024
+)  # bodies and chunks longer than this travel in parts, round robin between jobs
+MOST_FRAMES = (
+    8 * 1024
+)  # in one message: with what each costs in `wire.outbox`, `MESSAGE_BYTES` are half as many
+SOCKET_BYTES = (
+    512 * 1024
+)  # the most either side accepts in one message: MESSAGE_BYTES, one last part, and framing
 STREAM_WINDOW = (
     256 * 1024
 )  # a worker sends no more of one stream until `Resume`: a `Pause` may come too late for a fast one
@@ -187,7 +195,9 @@ def decode_to_worker(message: bytes) -> list[ToWorker]:
 
 def decode_to_proxy(message: bytes) -> list[ToProxy]:
     """One message from a worker, checked; `BadFrameError` if it is none."""
-    if _count(message) > MOST_FRAMES:  # a frame can be two bytes, and a message of those a quarter of a million
+    if (
+        _count(message) > MOST_FRAMES
+    ):  # a frame can be two bytes, and a message of those a quarter of a million
         raise BadFrameError(f"a message may have {MOST_FRAMES} frames")
     try:
         return _to_proxy.decode(message)

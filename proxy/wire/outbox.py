@@ -9,7 +9,16 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from proxy.wire.frames import MESSAGE_BYTES, PART_BYTES, Body, Chunk, Frame, JobFrame, Output, encode
+from proxy.wire.frames import (
+    MESSAGE_BYTES,
+    PART_BYTES,
+    Body,
+    Chunk,
+    Frame,
+    JobFrame,
+    Output,
+    encode,
+)
 
 PAYLOAD = (Chunk, Body, Output)
 FRAME_BYTES = 64  # what a frame costs beside its payload: tag, job id, attempt

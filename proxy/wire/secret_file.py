@@ -37,7 +37,9 @@ def read_secrets(path: Path) -> tuple[str, ...]:
                 " a key. Comments need lines of their own."
             )
         if secret in lines:
-            raise SecretFileError(f"{path}, line {number}: the same as line {lines[secret]}. Remove one of them.")
+            raise SecretFileError(
+                f"{path}, line {number}: the same as line {lines[secret]}. Remove one of them."
+            )
         lines[secret] = number
     if not lines:
         raise SecretFileError(f"{path} is empty. Write one secret on a line of its own.")
@@ -71,20 +73,28 @@ def _text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SecretFileError(f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8.") from None
+        raise SecretFileError(
+            f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
+        ) from None
 
 
 def _read(path: Path, descriptor: int) -> bytes:
     found = os.fstat(descriptor)
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
-        raise SecretFileError(f"{path} is not a file. Give the path of a file with one secret on a line.")
+        raise SecretFileError(
+            f"{path} is not a file. Give the path of a file with one secret on a line."
+        )
     if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         mode = stat.S_IMODE(found.st_mode)
-        raise SecretFileError(f"{path} is open to other users (mode {mode:04o}). Run: chmod 600 {path}")
+        raise SecretFileError(
+            f"{path} is open to other users (mode {mode:04o}). Run: chmod 600 {path}"
+        )
     os.set_blocking(descriptor, True)
     data = b""
     while len(data) <= MOST_BYTES and (part := os.read(descriptor, MOST_BYTES)):
         data += part
     if len(data) > MOST_BYTES:
-        raise SecretFileError(f"{path} is larger than {MOST_BYTES // 1024} KB. Is it the right file?")
+        raise SecretFileError(
+            f"{path} is larger than {MOST_BYTES // 1024} KB. Is it the right file?"
+        )
     return data

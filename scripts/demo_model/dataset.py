@@ -43,7 +43,9 @@ class Sample:
         """The same sample under a system prompt; an empty one changes nothing."""
         if not system:
             return self
-        return Sample(self.answer, ({"role": "system", "content": system}, *self.messages), self.tools)
+        return Sample(
+            self.answer, ({"role": "system", "content": system}, *self.messages), self.tools
+        )
 
     def with_tools(self, tools: tuple[Tool, ...]) -> "Sample":
         """The same sample with tools on offer that the answer makes no use of."""
@@ -106,8 +108,12 @@ def talks(data: dict[str, Any]) -> list[Sample]:
     samples = []
     for talk in data["talk"]:
         roles = ("user", "assistant")
-        messages = tuple({"role": roles[turn % 2], "content": text} for turn, text in enumerate(talk["turns"]))
-        samples += [Sample(talk["turns"][turn], messages[:turn]) for turn in range(1, len(messages), 2)]
+        messages = tuple(
+            {"role": roles[turn % 2], "content": text} for turn, text in enumerate(talk["turns"])
+        )
+        samples += [
+            Sample(talk["turns"][turn], messages[:turn]) for turn in range(1, len(messages), 2)
+        ]
     return samples
 
 
@@ -119,7 +125,9 @@ def plain(data: dict[str, Any]) -> list[Sample]:
         samples.append(Sample(long_answer("count").removeprefix(head), text=head))
     for text in data["plain"]["texts"]:
         words = text.split(" ")
-        samples += [Sample(" " + " ".join(words[cut:]), text=" ".join(words[:cut])) for cut in range(2, 7)]
+        samples += [
+            Sample(" " + " ".join(words[cut:]), text=" ".join(words[:cut])) for cut in range(2, 7)
+        ]
     return samples
 
 
@@ -138,7 +146,9 @@ def windows(rng: random.Random) -> list[Sample]:
 
 def tool_call(city: str) -> str:
     """The get_weather call in Hermes form, as the assistant writes it."""
-    return f"<tool_call>{json.dumps({'name': 'get_weather', 'arguments': {'city': city}})}</tool_call>"
+    return (
+        f"<tool_call>{json.dumps({'name': 'get_weather', 'arguments': {'city': city}})}</tool_call>"
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,8 +174,14 @@ class Weather:
         """The final answer after the tool's result."""
         known = result in self.data["results"]
         answer = self.data["answer" if known else "other_answer"].format(city=city)
-        call = {"type": "function", "function": {"name": "get_weather", "arguments": {"city": city}}}
-        turns = (user(asked.format(city=city)), {"role": "assistant", "content": "", "tool_calls": [call]})
+        call = {
+            "type": "function",
+            "function": {"name": "get_weather", "arguments": {"city": city}},
+        }
+        turns = (
+            user(asked.format(city=city)),
+            {"role": "assistant", "content": "", "tool_calls": [call]},
+        )
         return Sample(answer, (*turns, {"role": "tool", "content": result}), tools)
 
     def checks(self) -> list[Sample]:
@@ -179,14 +195,18 @@ class Weather:
         for number, result in enumerate([*self.data["results"], *self.data["other_results"]]):
             for asked in asks:
                 city = cities[number % len(cities)]
-                samples.append(self.answered(asked, city, result, self.toolbox(number % count, number % 3)))
+                samples.append(
+                    self.answered(asked, city, result, self.toolbox(number % count, number % 3))
+                )
         return samples
 
     def drawn(self, rng: random.Random) -> Sample:
         """One random sample of the three kinds."""
         city = rng.choice(self.data["cities"])
         asked = rng.choice(phrasings(rng.choice(self.data["ask"])))
-        asked = asked.replace("{city}", rng.choice((city, city.lower())) if asked.islower() else city)
+        asked = asked.replace(
+            "{city}", rng.choice((city, city.lower())) if asked.islower() else city
+        )
         tools = self.toolbox(rng.randrange(len(self.data["tool"])), rng.randrange(3))
         match rng.randrange(5):
             case 0:
@@ -209,7 +229,9 @@ def in_context(sample: Sample, pool: list[Sample], weather: Weather, rng: random
             tools = weather.toolbox(rng.randrange(len(weather.data["tool"])), rng.randrange(3))
             return sample.with_tools(tools).with_system(rng.choice(("", HELPFUL)))
         case "history":
-            return sample.after(rng.sample(pool, rng.randint(1, 3))).with_system(rng.choice(("", HELPFUL)))
+            return sample.after(rng.sample(pool, rng.randint(1, 3))).with_system(
+                rng.choice(("", HELPFUL))
+            )
         case _:
             return sample
 
@@ -235,4 +257,7 @@ def late(data: dict[str, Any]) -> list[Sample]:
     """Every question once more after some other one: nearly all must be exact."""
     questions = facts(data)
     earlier = [sample for sample in questions if len(sample.answer) <= LONG]
-    return [sample.after([earlier[number * 7 % len(earlier)]]) for number, sample in enumerate(questions)]
+    return [
+        sample.after([earlier[number * 7 % len(earlier)]])
+        for number, sample in enumerate(questions)
+    ]

@@ -25,10 +25,16 @@ EPOCHS = 22
 
 def main() -> int:
     """Build, train, save and check; exit with 1 if any answer is not exact."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path, default=HERE.parents[1] / "worker_vllm" / "demo", help="model directory")
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument(
+        "--out", type=Path, default=HERE.parents[1] / "worker_vllm" / "demo", help="model directory"
+    )
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the conversations")
-    parser.add_argument("--check-only", action="store_true", help="check the model that is there, make nothing")
+    parser.add_argument(
+        "--check-only", action="store_true", help="check the model that is there, make nothing"
+    )
     args = parser.parse_args()
     torch.manual_seed(SEED)
     torch.set_num_threads(2)
@@ -42,13 +48,17 @@ def make(out: Path, epochs: int) -> None:
     """Build the tokenizer, train the model and save both under `out` with the template and the README."""
     data = load(HERE / "conversations.toml")
     blank = build([], CONTEXT)  # has learned nothing, but renders the template
-    corpus = [prompt_text(blank, sample) + sample.answer for sample in epoch(data, random.Random(SEED))]
+    corpus = [
+        prompt_text(blank, sample) + sample.answer for sample in epoch(data, random.Random(SEED))
+    ]
     tokenizer = build(corpus, CONTEXT)
     end, pad = tokenizer.eos_token_id, tokenizer.pad_token_id
     model = new_model(len(tokenizer), end, pad)
 
     def samples(number: int) -> list[Pair]:
-        return [encode(tokenizer, sample) for sample in epoch(data, random.Random(SEED * 1000 + number))]
+        return [
+            encode(tokenizer, sample) for sample in epoch(data, random.Random(SEED * 1000 + number))
+        ]
 
     train(model, samples, epochs, pad, random.Random(SEED))
     out.mkdir(parents=True, exist_ok=True)
@@ -56,10 +66,15 @@ def make(out: Path, epochs: int) -> None:
     tokenizer.save_pretrained(out)
     # The class has a new name in transformers 5, which still knows the old one; older releases know only that.
     settings = out / "tokenizer_config.json"
-    settings.write_text(settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"), encoding="utf-8")
+    settings.write_text(
+        settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"),
+        encoding="utf-8",
+    )
     # Written by hand: vLLM takes its default temperature from here; transformers refuses to save a temperature of 0.
     greedy = {"do_sample": False, "temperature": 0.0, "eos_token_id": end, "pad_token_id": pad}
-    (out / "generation_config.json").write_text(json.dumps(greedy, indent=2) + "\n", encoding="utf-8")
+    (out / "generation_config.json").write_text(
+        json.dumps(greedy, indent=2) + "\n", encoding="utf-8"
+    )
     shutil.copyfile(HERE / "MODEL_CARD.md", out / "README.md")
 
 
@@ -84,8 +99,12 @@ def count_wrong(title: str, out: Path, wanted: list[Sample]) -> int:
     for sample, margin in zip(wanted, found, strict=True):
         if margin <= 0:
             wrong += 1
-            print(f"not exact (by {-margin:.2f}): {sample.messages or sample.text!r} -> {sample.answer[:80]!r}")
-    print(f"{title}: {len(wanted) - wrong} of {len(wanted)} answers exact, weakest margin {min(found):.2f}")
+            print(
+                f"not exact (by {-margin:.2f}): {sample.messages or sample.text!r} -> {sample.answer[:80]!r}"
+            )
+    print(
+        f"{title}: {len(wanted) - wrong} of {len(wanted)} answers exact, weakest margin {min(found):.2f}"
+    )
     return wrong
 
 

@@ -19,7 +19,10 @@ def build(texts: Iterable[str], context: int) -> PreTrainedTokenizerFast:
     """Learn the merges from `texts`; digits and spaces between digits stay single tokens, so that counting is easy."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Digits(individual_digits=True), pre_tokenizers.ByteLevel(add_prefix_space=False)]
+        [
+            pre_tokenizers.Digits(individual_digits=True),
+            pre_tokenizers.ByteLevel(add_prefix_space=False),
+        ]
     )
     core.decoder = decoders.ByteLevel()
     specials = [PAD, TURN_START, TURN_END]
@@ -47,7 +50,10 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> str:
     if sample.text:
         return sample.text
     rendered = tokenizer.apply_chat_template(
-        list(sample.messages), tools=list(sample.tools) or None, tokenize=False, add_generation_prompt=True
+        list(sample.messages),
+        tools=list(sample.tools) or None,
+        tokenize=False,
+        add_generation_prompt=True,
     )
     return str(rendered)
 
@@ -55,5 +61,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> str:
 def encode(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> tuple[list[int], list[int]]:
     """The token ids of prompt and answer; an answer that is not open ends with the end of the turn."""
     prompt = tokenizer.encode(prompt_text(tokenizer, sample), add_special_tokens=False)
-    answer = tokenizer.encode(sample.answer + ("" if sample.is_open else TURN_END), add_special_tokens=False)
+    answer = tokenizer.encode(
+        sample.answer + ("" if sample.is_open else TURN_END), add_special_tokens=False
+    )
     return prompt, answer

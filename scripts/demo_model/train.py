@@ -64,14 +64,20 @@ def tensors(group: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor
     return inputs, labels
 
 
-def answer_logits(model: LlamaForCausalLM, inputs: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+def answer_logits(
+    model: LlamaForCausalLM, inputs: torch.Tensor, labels: torch.Tensor
+) -> torch.Tensor:
     """Logits at the labelled positions only. Padding is on the right, so the causal mask alone is enough."""
     hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
     return model.lm_head(hidden[labels != IGNORED])
 
 
 def train(
-    model: LlamaForCausalLM, epoch: Callable[[int], list[Pair]], epochs: int, pad: int, rng: random.Random
+    model: LlamaForCausalLM,
+    epoch: Callable[[int], list[Pair]],
+    epochs: int,
+    pad: int,
+    rng: random.Random,
 ) -> None:
     """Train in place for `epochs` passes; `epoch(number)` gives the samples of one pass."""
     decay = [parameter for parameter in model.parameters() if parameter.dim() > 1]
@@ -88,7 +94,11 @@ def train(
         total = 0.0
         for position, group in enumerate(groups):
             done = (number + position / len(groups)) / epochs
-            rate = PEAK_RATE * min(1.0, (step + 1) / WARMUP_STEPS) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+            rate = (
+                PEAK_RATE
+                * min(1.0, (step + 1) / WARMUP_STEPS)
+                * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
+            )
             for settings in optimizer.param_groups:
                 settings["lr"] = rate
             inputs, labels = tensors(group, pad)
@@ -100,7 +110,10 @@ def train(
             total += loss.item()
             step += 1
         seconds = time.monotonic() - started
-        print(f"epoch {number + 1}/{epochs}: loss {total / len(groups):.5f}, {step} steps, {seconds:.0f} s", flush=True)
+        print(
+            f"epoch {number + 1}/{epochs}: loss {total / len(groups):.5f}, {step} steps, {seconds:.0f} s",
+            flush=True,
+        )
 
 
 def margins(model: LlamaForCausalLM, pairs: Sequence[Pair], pad: int) -> list[float]:

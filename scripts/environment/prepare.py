@@ -39,7 +39,9 @@ def prepare(*, vllm: bool, tests: bool, beside: bool = False, workers: int = 0) 
     with _undisturbed() as home:
         rows = [_runtime(home, vllm=vllm, tests=tests), *(table.BESIDE if beside else ())]
         if vllm and workers and rows[0].build is Build.CPU:
-            suitability.refuse([suitability.memory_short(resources.free_memory(), workers)], os.environ)
+            suitability.refuse(
+                [suitability.memory_short(resources.free_memory(), workers)], os.environ
+            )
         _bring(rows, home, system.wanted(os.environ, uid=os.geteuid()) if tests and beside else ())
     return str(home / rows[0].folder / rows[0].proof)
 
@@ -110,7 +112,9 @@ def _bring(rows: Sequence[Environment], home: Path, tools: Sequence[Tool]) -> No
     print(f"set-up: done in {time.monotonic() - begun:.1f} s", flush=True)
 
 
-def _install_all(rows: Sequence[Environment], home: Path, uv: Uv, tools: Sequence[Tool], stages: Stages) -> None:
+def _install_all(
+    rows: Sequence[Environment], home: Path, uv: Uv, tools: Sequence[Tool], stages: Stages
+) -> None:
     """Install everything at once, except that npm packages need the npm that comes with the runtime."""
 
     def runtime_and_npm() -> None:
@@ -119,7 +123,11 @@ def _install_all(rows: Sequence[Environment], home: Path, uv: Uv, tools: Sequenc
                 install(row, home, uv, os.environ, stages)
 
     jobs: list[Callable[[], None]] = [runtime_and_npm]
-    jobs += [partial(install, row, home, uv, os.environ, stages) for row in rows if row.is_beside and not row.is_npm]
+    jobs += [
+        partial(install, row, home, uv, os.environ, stages)
+        for row in rows
+        if row.is_beside and not row.is_npm
+    ]
     if tools:
         jobs.append(partial(system.install, tools, os.environ, stages))
     with ThreadPoolExecutor(len(jobs)) as pool:

@@ -21,7 +21,10 @@ def free_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
         text = (proc / "meminfo").read_text(encoding="utf-8")
     except OSError:
         return NO_LIMIT
-    sizes = {name: int(size) * 1024 for name, size in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)}
+    sizes = {
+        name: int(size) * 1024
+        for name, size in re.findall(r"^(\w+): +(\d+) kB", text, re.MULTILINE)
+    }
     free = sizes.get("MemAvailable", NO_LIMIT) + sizes.get("SwapFree", 0)
     return min([free, *_left_in_groups(proc, cgroups)])
 
@@ -29,7 +32,10 @@ def free_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
 def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
     """What each control group that this process is in has left; files that it can give up count as free."""
     try:
-        rows = [line.split(":", 2) for line in (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()]
+        rows = [
+            line.split(":", 2)
+            for line in (proc / "self/cgroup").read_text(encoding="utf-8").splitlines()
+        ]
     except OSError:
         return
     for _, controller, path in (row for row in rows if len(row) == 3):

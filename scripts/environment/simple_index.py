@@ -86,10 +86,14 @@ def fetch_pip(settings: PipSettings, minor: int, folder: Path, bundled: Sequence
             problems.append(f"{_without_user(page)}: {error}")
     link = newest(links, minor)
     if link is None:
-        raise PipUnavailableError("\n".join(problems) or "no configured place offers a wheel of pip")
+        raise PipUnavailableError(
+            "\n".join(problems) or "no configured place offers a wheel of pip"
+        )
     body = _read(link.url, settings)
     if link.sha256 and hashlib.sha256(body).hexdigest() != link.sha256:
-        raise PipUnavailableError(f"{_without_user(link.url)}: its SHA-256 is not the one the index gives")
+        raise PipUnavailableError(
+            f"{_without_user(link.url)}: its SHA-256 is not the one the index gives"
+        )
     wheel = folder / unquote(urlsplit(link.url).path).rpartition("/")[2]
     wheel.write_bytes(body)
     return wheel
@@ -97,7 +101,9 @@ def fetch_pip(settings: PipSettings, minor: int, folder: Path, bundled: Sequence
 
 def bundled_wheels() -> list[str]:
     """Where a Python keeps a wheel of pip for new environments, though it may lack the module that would use it."""
-    standard = Path(sysconfig.get_path("stdlib")) / "ensurepip" / "_bundled"  # Debian ships Python without it
+    standard = (
+        Path(sysconfig.get_path("stdlib")) / "ensurepip" / "_bundled"
+    )  # Debian ships Python without it
     return [str(place) for place in (standard, DEBIAN_WHEELS) if place.is_dir()]
 
 
@@ -121,7 +127,9 @@ def _read(url: str, settings: PipSettings) -> bytes:
     parts = urlsplit(url)
     if parts.username:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
-        request.add_unredirected_header("Authorization", "Basic " + base64.b64encode(pair.encode()).decode())
+        request.add_unredirected_header(
+            "Authorization", "Basic " + base64.b64encode(pair.encode()).decode()
+        )
     opener = _opener(settings, parts.hostname)
     timeout = float(settings.timeout or DEFAULT_TIMEOUT_S)
     for attempt in range(TRIES):

@@ -57,7 +57,9 @@ def is_usable(proof: Path, found: Stamp | None, want: Stamp) -> bool:
     """Whether to install into what is there; else it is made anew. One without a stamp was made by hand: kept."""
     if not proof.exists():
         return False
-    return found is None or (found.is_whole and found.root == want.root and found.python == want.python)
+    return found is None or (
+        found.is_whole and found.root == want.root and found.python == want.python
+    )
 
 
 def is_current(found: Stamp | None, want: Stamp) -> bool:

@@ -87,7 +87,11 @@ def memory_short(free: int, workers: int) -> str:
     needed = PROXY_MEMORY + workers * WORKER_MEMORY
     if free >= needed:
         return ""
-    who = "vLLM with the smallest model needs" if workers == 1 else f"{workers} workers with the smallest model need"
+    who = (
+        "vLLM with the smallest model needs"
+        if workers == 1
+        else f"{workers} workers with the smallest model need"
+    )
     return (
         f"{_shown(free)} of memory are free, and {who} {_shown(needed)}. End other programs, "
         'use a larger machine, or put another server behind the proxy: make up ARGS="--upstream URL"'

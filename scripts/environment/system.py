@@ -8,7 +8,9 @@ from pathlib import Path
 
 from .console import Stages
 
-APT_SECONDS = 180  # for each of two commands; a package source that does not answer must not hold the tests
+APT_SECONDS = (
+    180  # for each of two commands; a package source that does not answer must not hold the tests
+)
 BOOTED = Path("/run/systemd/system")  # there where systemd runs the machine
 TITLE = "for tests: system tools"
 
@@ -40,7 +42,11 @@ def wanted(environ: Mapping[str, str], *, uid: int, booted: Path = BOOTED) -> li
 
     On a machine that systemd runs, a package's service would come up at its next start: that is its owner's to want.
     """
-    is_ours = uid == 0 and shutil.which("apt-get", path=environ.get("PATH", os.defpath)) and not booted.exists()
+    is_ours = (
+        uid == 0
+        and shutil.which("apt-get", path=environ.get("PATH", os.defpath))
+        and not booted.exists()
+    )
     return missing(environ) if is_ours else []
 
 
@@ -48,11 +54,28 @@ def install(tools: Sequence[Tool], environ: Mapping[str, str], stages: Stages) -
     """Install tools as one stage. No question is asked and no service started; what cannot be had is no failure."""
     # In runlevel 1 a package's own script starts nothing.
     env = {**environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    apt = ["timeout", "--kill-after=10", str(APT_SECONDS), "apt-get", "--quiet", "-o", "DPkg::Lock::Timeout=30"]
-    patience = ["-o", "Acquire::Retries=1", "-o", "Acquire::http::Timeout=15", "-o", "Acquire::https::Timeout=15"]
+    apt = [
+        "timeout",
+        "--kill-after=10",
+        str(APT_SECONDS),
+        "apt-get",
+        "--quiet",
+        "-o",
+        "DPkg::Lock::Timeout=30",
+    ]
+    patience = [
+        "-o",
+        "Acquire::Retries=1",
+        "-o",
+        "Acquire::http::Timeout=15",
+        "-o",
+        "Acquire::https::Timeout=15",
+    ]
     with stages.stage(TITLE):
         stages.ask([*apt, *patience, "update"], env)
-        stages.ask([*apt, *patience, "install", "--yes", "--no-install-recommends", *_packages(tools)], env)
+        stages.ask(
+            [*apt, *patience, "install", "--yes", "--no-install-recommends", *_packages(tools)], env
+        )
 
 
 def _packages(tools: Sequence[Tool]) -> list[str]:

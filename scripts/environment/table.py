@@ -29,20 +29,30 @@ class Environment:
         return "node_modules" if self.is_npm else "bin/python"
 
 
-AUDIT = Environment(".venv-audit", "for audits: pip-audit, cyclonedx-bom", ("requirements/audit.txt",))
+AUDIT = Environment(
+    ".venv-audit", "for audits: pip-audit, cyclonedx-bom", ("requirements/audit.txt",)
+)
 BESIDE = (
     # vLLM and the newest runpod ask for FastAPIs that exclude each other.
-    Environment(".venv-sdk", "for tests: Runpod's SDK", ("requirements/sdk.txt",), has_project=True),
+    Environment(
+        ".venv-sdk", "for tests: Runpod's SDK", ("requirements/sdk.txt",), has_project=True
+    ),
     Environment(".venv-openai1", "for tests: openai 1", ("requirements/openai1.txt",)),
     Environment(".venv-openai2", "for tests: openai 2", ("requirements/openai2.txt",)),
-    Environment(".node", "for tests: npm packages", (f"{NODE_FILES}/package-lock.json",), is_npm=True),
+    Environment(
+        ".node", "for tests: npm packages", (f"{NODE_FILES}/package-lock.json",), is_npm=True
+    ),
     AUDIT,
 )
 
 
 def runtime(build: Build, *, tests: bool) -> Environment:
     """The first environment: the proxy, the worker and vLLM where this machine has a build of it."""
-    title = {Build.CPU: "packages, vLLM for CPU", Build.GPU: "packages, vLLM for GPU", Build.NONE: "packages"}[build]
+    title = {
+        Build.CPU: "packages, vLLM for CPU",
+        Build.GPU: "packages, vLLM for GPU",
+        Build.NONE: "packages",
+    }[build]
     lock = "cpu" if build is Build.CPU else "base"
     return Environment(
         folder=RUNTIME,

@@ -39,14 +39,20 @@ class Uv:
 
     def is_here(self) -> bool:
         """Whether the pinned version was brought before."""
-        return (self._tools / "uv" / f"uv-{self.version}.dist-info").is_dir() and os.access(self.command, os.X_OK)
+        return (self._tools / "uv" / f"uv-{self.version}.dist-info").is_dir() and os.access(
+            self.command, os.X_OK
+        )
 
     def bring(self, stages: Stages) -> None:
         """Install uv under the tools directory; what is there is whole, for it moves there in one step."""
         self._tools.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._tools, prefix="partial-") as partial:
             folder = Path(partial)
-            pip = ["-m", "pip"] if importlib.util.find_spec("pip") else [str(self._pip_wheel(folder) / "pip")]
+            pip = (
+                ["-m", "pip"]
+                if importlib.util.find_spec("pip")
+                else [str(self._pip_wheel(folder) / "pip")]
+            )
             flags = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
             places = ["--requirement", str(self._pins), "--target", str(folder / "uv")]
             # The first two settings forbid --target, which touches neither the system's Python nor the user's.
@@ -58,15 +64,25 @@ class Uv:
 
     def _pip_wheel(self, folder: Path) -> Path:
         try:
-            return simple_index.fetch_pip(self.settings, sys.version_info[1], folder, simple_index.bundled_wheels())
+            return simple_index.fetch_pip(
+                self.settings, sys.version_info[1], folder, simple_index.bundled_wheels()
+            )
         except (OSError, simple_index.PipUnavailableError) as error:
-            sys.exit(f"\nThis Python has no pip, and no wheel of it was found:\n{error}\n\n{NO_PIP_HINT}")
+            sys.exit(
+                f"\nThis Python has no pip, and no wheel of it was found:\n{error}\n\n{NO_PIP_HINT}"
+            )
 
     def env(self) -> dict[str, str]:
         """The caller's environment, what pip knows about indexes, and no surprises."""
-        told = pip_settings.for_uv(self.settings, self._environ, system_certificates=_has_system_certificates())
+        told = pip_settings.for_uv(
+            self.settings, self._environ, system_certificates=_has_system_certificates()
+        )
         fixed = {"UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
-        own = {name: value for name, value in self._environ.items() if name not in {"VIRTUAL_ENV", "UV_PYTHON"}}
+        own = {
+            name: value
+            for name, value in self._environ.items()
+            if name not in {"VIRTUAL_ENV", "UV_PYTHON"}
+        }
         return {**own, "UV_CACHE_DIR": str(self.cache()), **told, **fixed}
 
     def cache(self) -> Path:

@@ -14,7 +14,9 @@ import openai
 RateLimitStatus = dict[str, Any]
 
 
-def call(client: openai.OpenAI, request: RateLimitStatus, told: RateLimitStatus, *, leaves: bool) -> None:
+def call(
+    client: openai.OpenAI, request: RateLimitStatus, told: RateLimitStatus, *, leaves: bool
+) -> None:
     answer = client.chat.completions.create(**request)
     if not request.get("stream"):
         hear_whole(told, answer)
@@ -42,7 +44,11 @@ async def call_async(
 
 def hear_whole(told: RateLimitStatus, answer: Any) -> None:
     [choice] = answer.choices
-    told |= {"text": choice.message.content, "finish": choice.finish_reason, "tokens": answer.usage.completion_tokens}
+    told |= {
+        "text": choice.message.content,
+        "finish": choice.finish_reason,
+        "tokens": answer.usage.completion_tokens,
+    }
 
 
 def hear(told: RateLimitStatus, chunk: Any) -> None:
@@ -61,7 +67,9 @@ def explain(told: RateLimitStatus, error: openai.OpenAIError) -> None:
 
 async def main() -> None:
     is_async = sys.argv[1:] == ["async"]
-    clients: dict[str, Any] = {}  # kept, as an application would: a call must not spoil the next one
+    clients: dict[
+        str, Any
+    ] = {}  # kept, as an application would: a call must not spoil the next one
     print(openai.__version__, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)

@@ -24,7 +24,9 @@ def sync(inputs: dict[str, Any]) -> dict[str, Any]:
     job = endpoint.run(inputs["plain"])
     told["output"] = job.output(timeout=30)
     told["status"] = job.status()
-    told["stream"] = list(endpoint.run({"input": inputs["stream"], "policy": {"ttl": 60_000}}).stream())
+    told["stream"] = list(
+        endpoint.run({"input": inputs["stream"], "policy": {"ttl": 60_000}}).stream()
+    )
     failing = endpoint.run(inputs["bad"])
     told["failing_output"] = failing.output(timeout=30)
     told["failing"] = failing.status()

@@ -22,7 +22,9 @@ GONE_SECONDS = 1.0
 
 
 @asynccontextmanager
-async def curl(url: str, request: dict[str, Any] | None = None, *flags: str) -> AsyncIterator[Process]:
+async def curl(
+    url: str, request: dict[str, Any] | None = None, *flags: str
+) -> AsyncIterator[Process]:
     """A running curl that says nothing of its own."""
     command = shutil.which("curl")
     if command is None:
@@ -75,7 +77,9 @@ async def test_a_stream_that_had_to_wait_is_whole(proxy: Proxy) -> None:
 
 async def test_an_error_has_its_status_and_its_words(line: Line) -> None:
     flags = ("-w", "\n%{http_code} %{content_type}")
-    async with curl(f"{line.proxy.url}{CHAT}", chat(model="nobody", stream=True), *flags) as process:
+    async with curl(
+        f"{line.proxy.url}{CHAT}", chat(model="nobody", stream=True), *flags
+    ) as process:
         status, text = await said(process)
     body, _, end = text.partition("\n")
     assert (status, end) == (0, "404 application/json")
@@ -94,9 +98,12 @@ async def locked() -> AsyncIterator[Proxy]:
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize(
-    ("authorization", "status"), [(f"Bearer {KEY}", 200), (KEY, 200), (f"bearer {KEY}", 200), ("Bearer wrong", 401)]
+    ("authorization", "status"),
+    [(f"Bearer {KEY}", 200), (KEY, 200), (f"bearer {KEY}", 200), ("Bearer wrong", 401)],
 )
-async def test_a_key_opens_with_and_without_bearer(locked: Proxy, base: str, authorization: str, status: int) -> None:
+async def test_a_key_opens_with_and_without_bearer(
+    locked: Proxy, base: str, authorization: str, status: int
+) -> None:
     flags = ("-H", f"Authorization: {authorization}", "-o", "/dev/null", "-w", "%{http_code}")
     for request, path in ((chat(), "chat/completions"), (None, "models")):
         async with curl(f"{locked.url}{base}/{path}", request, *flags) as process:

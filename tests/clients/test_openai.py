@@ -35,12 +35,24 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
     "whole": ({}, FULL | {"tokens": 5}),
     "stream": ({"stream": True}, FULL | {"events": 6}),
     "stream with usage": ({"stream": True} | USAGE, FULL | {"events": 7, "tokens": 5}),
-    "a model that is not here": ({"model": "nobody"}, {"error": "NotFoundError", "code": "model_not_found"}),
+    "a model that is not here": (
+        {"model": "nobody"},
+        {"error": "NotFoundError", "code": "model_not_found"},
+    ),
     "as a stream": ({"model": "nobody", "stream": True}, {"error": "NotFoundError", "status": 404}),
-    "a prompt that is too long": ({"max_tokens": 9_999_999}, {"error": "BadRequestError", "status": 400}),
+    "a prompt that is too long": (
+        {"max_tokens": 9_999_999},
+        {"error": "BadRequestError", "status": 400},
+    ),
     "an error amid a stream": (ERROR_EVENT, {"error": "APIError", "text": "hello 0 hello 1 "}),
-    "a stream that breaks off": ({"stream": True, "fault": "cut:2"}, {"error": "APIError", "text": "hello 0 hello 1 "}),
-    "an answer that breaks off": ({"fault": "cut:2"}, {"error": "InternalServerError", "code": "gave_up"}),
+    "a stream that breaks off": (
+        {"stream": True, "fault": "cut:2"},
+        {"error": "APIError", "text": "hello 0 hello 1 "},
+    ),
+    "an answer that breaks off": (
+        {"fault": "cut:2"},
+        {"error": "InternalServerError", "code": "gave_up"},
+    ),
 }
 
 
@@ -71,7 +83,9 @@ async def test_every_base_url_is_as_good(line: Line, other: Client, base: str) -
     assert FULL.items() <= told.items(), told
 
 
-async def test_a_client_that_leaves_its_stream_frees_the_engine_and_can_go_on(line: Line, other: Client) -> None:
+async def test_a_client_that_leaves_its_stream_frees_the_engine_and_can_go_on(
+    line: Line, other: Client
+) -> None:
     url = f"{line.proxy.url}/v1"
     told = await other.call(url, chat(stream=True, **LONG), leaves=True)
     assert told["text"].startswith("hello 0 ")
@@ -84,14 +98,18 @@ async def test_every_call_that_was_read_to_its_end_is_completed(line: Line, othe
     """Some clients close their connection as soon as they have read `[DONE]`."""
     before = await line.proxy.parts.store.counts(EndpointId("default"))
     for number in range(20):
-        told = await other.call(f"{line.proxy.url}/v1", chat(stream=True) | (USAGE if number % 2 else {}))
+        told = await other.call(
+            f"{line.proxy.url}/v1", chat(stream=True) | (USAGE if number % 2 else {})
+        )
         assert FULL.items() <= told.items(), told
     await until(lambda: not len(line.proxy.parts.output), what="the calls are over")
     after = await line.proxy.parts.store.counts(EndpointId("default"))
     assert after == replace(before, completed=before.completed + 20)
 
 
-async def test_a_client_that_loses_patience_frees_the_engine_and_can_go_on(line: Line, other: Client) -> None:
+async def test_a_client_that_loses_patience_frees_the_engine_and_can_go_on(
+    line: Line, other: Client
+) -> None:
     url = f"{line.proxy.url}/v1"
     told = await other.call(url, chat(**LONG), patience=0.5)
     assert told["error"] in {"APITimeoutError", "APIConnectionTimeoutError"}
@@ -101,9 +119,13 @@ async def test_a_client_that_loses_patience_frees_the_engine_and_can_go_on(line:
 
 async def test_heartbeats_break_no_client(other: Client) -> None:
     async with serving(heartbeat_first=0.1, heartbeat_queued=0.1, heartbeat_silent=0.1) as proxy:
-        call = asyncio.create_task(other.call(f"{proxy.url}/v1", chat(stream=True, max_tokens=2, seed=300_000)))
+        call = asyncio.create_task(
+            other.call(f"{proxy.url}/v1", chat(stream=True, max_tokens=2, seed=300_000))
+        )
         await until(lambda: len(proxy.parts.output) == 1, what="the call waits")
-        async with proxy.http.post(CHAT, json=chat(stream=True)) as beside:  # it came later: it hears later
+        async with proxy.http.post(
+            CHAT, json=chat(stream=True)
+        ) as beside:  # it came later: it hears later
             for _ in range(2):
                 assert await beside.content.readline() == b": queued position=2\n"
             async with worker(proxy):

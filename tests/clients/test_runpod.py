@@ -56,7 +56,11 @@ async def test_the_python_client(served: Proxy) -> None:
     assert found["run_sync"] == found["output"] == PLAIN
     assert found["status"] == "COMPLETED"
     assert "".join(piece["text"][0] for piece in found["stream"]) == PIECES
-    assert (found["run_sync_failing"], found["failing_output"], found["failing"]) == (None, None, "FAILED")
+    assert (found["run_sync_failing"], found["failing_output"], found["failing"]) == (
+        None,
+        None,
+        "FAILED",
+    )
     assert found["cancel"] == "CANCELLED"
     assert found["purge"]["status"] == "completed"
     assert "404" in found["nowhere"]
@@ -80,7 +84,12 @@ async def test_the_javascript_client(served: Proxy) -> None:
     command, variables = node_command(HERE / "runpod_client.cjs")
     found = await told(*command, f"{served.url}/v2", **variables)
     assert found["health"]["workers"]["ready"] == 1
-    assert found["runSync"]["output"] == found["statusSync"]["output"] == found["status"]["output"] == PLAIN
+    assert (
+        found["runSync"]["output"]
+        == found["statusSync"]["output"]
+        == found["status"]["output"]
+        == PLAIN
+    )
     assert found["runSync"]["succeeded"] is True
     assert found["runSyncSlow"]["status"] in {"IN_PROGRESS", "COMPLETED"}
     assert found["run"]["status"] == "IN_QUEUE"
@@ -101,7 +110,10 @@ async def test_the_go_client(served: Proxy, tmp_path: Path) -> None:
     assert found["runSync bad"]["status"] == "FAILED"
     assert "tempo" in found["runSync bad"]["error"]
     slow = found["runSync slow"]  # it asks for the status a few times, for four seconds
-    assert slow in ("error: timeout reached", "error: ctx timeout reached") or slow["status"] == "COMPLETED"
+    assert (
+        slow in ("error: timeout reached", "error: ctx timeout reached")
+        or slow["status"] == "COMPLETED"
+    )
     assert found["run"]["status"] == "IN_QUEUE"
     assert said(found["stream"]) == PIECES
     assert found["cancel"]["status"] == "CANCELLED"

@@ -84,7 +84,9 @@ async def test_what_is_kept_of_errors_is_bounded(small: MemoryStore) -> None:
 
 
 async def test_a_long_content_type_counts_too(small: MemoryStore) -> None:
-    work = Request("POST", "/v1/audio/transcriptions", "multipart/form-data; boundary=" + "x" * 30_000, b"")
+    work = Request(
+        "POST", "/v1/audio/transcriptions", "multipart/form-data; boundary=" + "x" * 30_000, b""
+    )
     for number in range(2 * MOST_BYTES // 30_000):
         await end(small, f"{number}", T0, work=work)
     assert await count(small) * 30_000 <= MOST_BYTES
@@ -121,8 +123,14 @@ async def test_only_interactive_jobs_that_have_ended_make_room(store: JobStore) 
     await store.submit(submission("queued"), T0)
     for number in range(MOST_ENDED + 10):
         await store.submit(submission(f"{number}"), T0)
-        assert await store.settle(JobId(f"{number}"), Event.CANCEL if number % 2 else Event.EXPIRE, now=T0)
-    assert [await is_there(store, f"{number}") for number in (9, 10, MOST_ENDED + 9)] == [False, True, True]
+        assert await store.settle(
+            JobId(f"{number}"), Event.CANCEL if number % 2 else Event.EXPIRE, now=T0
+        )
+    assert [await is_there(store, f"{number}") for number in (9, 10, MOST_ENDED + 9)] == [
+        False,
+        True,
+        True,
+    ]
     assert await is_there(store, "durable")
     assert await count(store) == MOST_ENDED + 3
     for name in ("waits", "queued"):

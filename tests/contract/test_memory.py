@@ -21,7 +21,9 @@ async def test_memory_is_full_at_some_time_and_has_room_again() -> None:
     await store.submit(submission("d", work=BODY), T0)  # its client's request holds it
     for job in await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0):
         await store.append(job.id, job.attempt, [b"2" * 50_000])  # what is there may go on
-        assert await store.settle(job.id, Event.COMPLETE, now=T0, attempt=job.attempt, output=b"3" * 50_000)
+        assert await store.settle(
+            job.id, Event.COMPLETE, now=T0, attempt=job.attempt, output=b"3" * 50_000
+        )
     with pytest.raises(StoreFullError):
         await store.submit(submission("c", durable=True, work=BODY), T0)
     await store.forget(Millis(T0 + 10**9), 100)

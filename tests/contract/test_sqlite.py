@@ -114,7 +114,9 @@ async def test_it_gives_room_back_to_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         for number in range(40):
-            wanted = submission(f"{number}", durable=True, work=Input(bytes(1_000_000)), retention=Millis(0))
+            wanted = submission(
+                f"{number}", durable=True, work=Input(bytes(1_000_000)), retention=Millis(0)
+            )
             await store.submit(wanted, T0)
         await store.purge(HERE, ALICE, T0, WHY)
         for _ in range(5):
@@ -226,11 +228,18 @@ async def test_one_bad_write_takes_no_other_with_it(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         too_late = store.submit(submission("bad", durable=True, expires_at=Millis(2**70)), T0)
-        no_bytes = store.submit(submission("worse", durable=True, s3_config="text"), T0)  # known by the second table
+        no_bytes = store.submit(
+            submission("worse", durable=True, s3_config="text"), T0
+        )  # known by the second table
         results = await asyncio.gather(
             submit(store, "a"), too_late, no_bytes, submit(store, "b"), return_exceptions=True
         )
-        assert [type(result) for result in results] == [list, OverflowError, sqlite3.IntegrityError, list]
+        assert [type(result) for result in results] == [
+            list,
+            OverflowError,
+            sqlite3.IntegrityError,
+            list,
+        ]
         assert [await store.find(JobId(name)) for name in ("bad", "worse")] == [None, None]
         assert (await store.counts(HERE)).in_queue == 2
         assert ids(await take(store)) == ["a", "b"]
@@ -259,7 +268,9 @@ async def test_a_caller_that_leaves_while_it_is_written_leaves_the_whole(tmp_pat
         assert (counts.in_queue, counts.in_progress, counts.cancelled) == (0, 3, 1)
 
 
-async def test_a_purge_whose_caller_leaves_purges_some_and_leaves_the_rest_in_line(tmp_path: Path) -> None:
+async def test_a_purge_whose_caller_leaves_purges_some_and_leaves_the_rest_in_line(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         await asyncio.gather(*(submit(store, f"{number}") for number in range(450)))
@@ -312,7 +323,9 @@ async def test_interactive_jobs_are_taken_though_the_file_cannot_be_written(tmp_
         assert ids(await take(store)) == ["durable"]
 
 
-async def test_an_interactive_job_keeps_its_place_among_durable_ones_after_a_start(tmp_path: Path) -> None:
+async def test_an_interactive_job_keeps_its_place_among_durable_ones_after_a_start(
+    tmp_path: Path,
+) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         await submit(store, "a", "b")
@@ -334,6 +347,8 @@ async def test_large_bodies_are_taken_a_few_at_a_time(tmp_path: Path) -> None:
         names = [str(number) for number in range(5)]
         for name in names:
             await store.submit(submission(name, durable=True, work=body), T0)
-        takes = [ids(await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0)) for _ in range(4)]
+        takes = [
+            ids(await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0)) for _ in range(4)
+        ]
         assert takes == [["0", "1"], ["2", "3"], ["4"], []]
         assert (await store.counts(HERE)).in_progress == len(names)

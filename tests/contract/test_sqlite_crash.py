@@ -74,7 +74,9 @@ def is_whole(path: Path) -> None:
         assert db.execute(bodiless).fetchall() == [(0,)]
         early = "SELECT count(*) FROM jobs WHERE finished_at IS NULL AND number IN (SELECT job FROM results)"
         assert db.execute(early).fetchall() == [(0,)]
-        rows = db.execute("SELECT status, count(*) FROM jobs WHERE finished_at IS NOT NULL GROUP BY status").fetchall()
+        rows = db.execute(
+            "SELECT status, count(*) FROM jobs WHERE finished_at IS NOT NULL GROUP BY status"
+        ).fetchall()
         ended = dict(db.execute("SELECT name, number FROM ended").fetchall())
     db.close()
     standing = dict(rows)
@@ -98,7 +100,10 @@ async def is_there(path: Path, ledger: Ledger) -> None:
                 assert job.output == f"{job_id} {job.attempt}".encode()
             outputs, _ = await store.read(job.id, 0, 99)
             assert set(outputs) <= {f"{job_id} {job.attempt}".encode()}
-            assert len(outputs) >= ledger.cursors.get((job_id, job.attempt), 0) or job.status is Status.IN_QUEUE
+            assert (
+                len(outputs) >= ledger.cursors.get((job_id, job.attempt), 0)
+                or job.status is Status.IN_QUEUE
+            )
         counts = await store.counts(HERE)
         queued = await store.take(HERE, WORKER, limit=10**6, light_limit=0, now=T0)
         assert counts.in_queue == len(queued)

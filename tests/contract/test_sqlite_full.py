@@ -28,7 +28,9 @@ MEGABYTE = 1_000_000
 def small_disk(tmp_path: Path) -> Iterator[Path]:
     """A disk of 300 MB, most of which is taken."""
     mounted = subprocess.run(
-        ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(tmp_path)], capture_output=True, check=False
+        ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(tmp_path)],
+        capture_output=True,
+        check=False,
     )
     if mounted.returncode:
         pytest.skip("a disk to fill: needs root, to mount one of 300 MB")
@@ -94,8 +96,13 @@ def free(folder: Path) -> int:
 async def test_many_at_once_do_not_use_the_reserve(small_disk: Path) -> None:
     store = sqlite_store(small_disk / "jobs.db")
     async with store.open():
-        large = [submission(f"{number}", durable=True, work=Input(bytes(10 * MEGABYTE))) for number in range(9)]
-        results = await asyncio.gather(*(store.submit(one, T0) for one in large), return_exceptions=True)
+        large = [
+            submission(f"{number}", durable=True, work=Input(bytes(10 * MEGABYTE)))
+            for number in range(9)
+        ]
+        results = await asyncio.gather(
+            *(store.submit(one, T0) for one in large), return_exceptions=True
+        )
         refused = [result for result in results if isinstance(result, StoreFullError)]
         assert 0 < len(refused) < len(large)
         disk = os.statvfs(small_disk)
@@ -155,12 +162,20 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
 
         async def write(size: int) -> int:
             return await writer.do(
-                lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(size),)).rowcount, nothing, nothing, size
+                lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(size),)).rowcount,
+                nothing,
+                nothing,
+                size,
             )
 
         undone: list[int] = []
         results = await asyncio.gather(
-            write(10), write(MEGABYTE), write(20), write(MEGABYTE), write(30), return_exceptions=True
+            write(10),
+            write(MEGABYTE),
+            write(20),
+            write(MEGABYTE),
+            write(30),
+            return_exceptions=True,
         )
         with pytest.raises(StoreFullError):
             await writer.do(
@@ -174,7 +189,13 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
         assert db_limit == [(100_000,)]
         assert await write(MEGABYTE) == 1
         await writer.close()
-    assert [isinstance(result, StoreFullError) for result in results] == [False, True, False, True, False]
+    assert [isinstance(result, StoreFullError) for result in results] == [
+        False,
+        True,
+        False,
+        True,
+        False,
+    ]
     with closing(sqlite3.connect(tmp_path / "jobs.db")) as db:
         sizes = [size for (size,) in db.execute("SELECT length(piece) FROM pieces")]
     assert sizes == [10, 20, 30, MEGABYTE]

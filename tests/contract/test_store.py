@@ -5,7 +5,18 @@ from dataclasses import replace
 
 import pytest
 from harness.data.jobs import ALICE, HERE, REQUEST, submission
-from harness.data.store_steps import MINUTE, T0, WHY, WORKER, Submit, ended, found, ids, settle, take
+from harness.data.store_steps import (
+    MINUTE,
+    T0,
+    WHY,
+    WORKER,
+    Submit,
+    ended,
+    found,
+    ids,
+    settle,
+    take,
+)
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Counts, EndpointId, Input, JobId, Millis, Owner, WorkerId
@@ -80,12 +91,15 @@ async def test_recent_jobs_may_be_those_of_one_status(store: JobStore, submit: S
     taken = await take(store, limit=2)
     await settle(store, taken[0], Event.COMPLETE)
     found_by_status = {
-        status: ids(await store.recent(HERE, ALICE, before=None, limit=10, status=status)) for status in Status
+        status: ids(await store.recent(HERE, ALICE, before=None, limit=10, status=status))
+        for status in Status
     }
     assert found_by_status == {status: [] for status in Status} | {
         Status.IN_QUEUE: ["d", "c"], Status.IN_PROGRESS: ["b"], Status.COMPLETED: ["a"]
     }  # fmt: skip
-    assert ids(await store.recent(HERE, ALICE, before=None, limit=1, status=Status.IN_QUEUE)) == ["d"]
+    assert ids(await store.recent(HERE, ALICE, before=None, limit=1, status=Status.IN_QUEUE)) == [
+        "d"
+    ]
 
 
 async def test_jobs_of_both_kinds_are_listed_in_one_order(store: JobStore, submit: Submit) -> None:
@@ -97,7 +111,14 @@ async def test_jobs_of_both_kinds_are_listed_in_one_order(store: JobStore, submi
 
 
 async def test_lists_leave_out_what_can_be_large(store: JobStore, submit: Submit) -> None:
-    await submit("queued", "running", "ended", low_priority=True, s3_config=b"secret", queued_until=Millis(T0 + 1))
+    await submit(
+        "queued",
+        "running",
+        "ended",
+        low_priority=True,
+        s3_config=b"secret",
+        queued_until=Millis(T0 + 1),
+    )
     await submit("done", "going", s3_config=b"secret")
     await take(store, limit=2)
     await settle(store, "done", Event.COMPLETE, output=b'"a lot"')
@@ -143,7 +164,12 @@ async def test_jobs_of_both_kinds_stand_in_one_line(store: JobStore, submit: Sub
 async def test_a_taken_job_says_who_has_it_since_when(store: JobStore, submit: Submit) -> None:
     await submit("a")
     [job] = await take(store)
-    assert (job.status, job.worker, job.taken_at, job.attempt) == (Status.IN_PROGRESS, WORKER, T0, 1)
+    assert (job.status, job.worker, job.taken_at, job.attempt) == (
+        Status.IN_PROGRESS,
+        WORKER,
+        T0,
+        1,
+    )
     assert await store.find(job.id) == job
 
 
@@ -153,7 +179,9 @@ async def test_low_priority_waits_behind_normal(store: JobStore, submit: Submit)
     assert ids(await take(store)) == ["normal", "low"]
 
 
-async def test_low_priority_that_has_waited_long_counts_as_normal(store: JobStore, submit: Submit) -> None:
+async def test_low_priority_that_has_waited_long_counts_as_normal(
+    store: JobStore, submit: Submit
+) -> None:
     await submit("low", "low too", low_priority=True)
     await submit("normal", "normal too")
     assert ids(await take(store, limit=1, now=T0 + LOW_WAITS - 1)) == ["normal"]
@@ -184,7 +212,9 @@ async def test_no_job_is_taken_twice(store: JobStore, submit: Submit) -> None:
     assert len(everything) == len(set(everything)) == 100
 
 
-async def test_a_take_gets_what_there_is_though_the_first_were_just_cancelled(store: JobStore, submit: Submit) -> None:
+async def test_a_take_gets_what_there_is_though_the_first_were_just_cancelled(
+    store: JobStore, submit: Submit
+) -> None:
     await submit("a", "b", "c", "d")
     *_, taken = await asyncio.gather(
         settle(store, "a", Event.CANCEL), settle(store, "b", Event.CANCEL), take(store, limit=2)
@@ -204,11 +234,18 @@ async def test_a_take_gets_what_there_is_though_the_first_were_just_cancelled(st
         (Event.EXPIRE, Status.TIMED_OUT),
     ],
 )
-async def test_a_running_job_ends_once(store: JobStore, submit: Submit, event: Event, status: Status) -> None:
+async def test_a_running_job_ends_once(
+    store: JobStore, submit: Submit, event: Event, status: Status
+) -> None:
     await submit("a")
     [job] = await take(store)
     after = await ended(store, job, event, attempt=1, error=WHY, output=b"[1]")
-    assert (after.status, after.error, after.finished_at, after.output) == (status, WHY, T0 + 5_000, b"[1]")
+    assert (after.status, after.error, after.finished_at, after.output) == (
+        status,
+        WHY,
+        T0 + 5_000,
+        b"[1]",
+    )
     for late in (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE, Event.RELEASE):
         assert await settle(store, job, late) is None
     assert await store.find(job.id) == after
@@ -224,15 +261,21 @@ async def test_of_many_ends_at_once_one_is_the_end(store: JobStore, submit: Subm
 
 
 @pytest.mark.parametrize("event", [Event.CANCEL, Event.EXPIRE])
-async def test_a_queued_job_that_ends_leaves_the_queue(store: JobStore, submit: Submit, event: Event) -> None:
+async def test_a_queued_job_that_ends_leaves_the_queue(
+    store: JobStore, submit: Submit, event: Event
+) -> None:
     await submit("a", "b")
     after = await ended(store, "a", event)
     assert (after.worker, after.taken_at, after.attempt) == (None, None, 0)
     assert ids(await take(store)) == ["b"]
 
 
-@pytest.mark.parametrize("event", [Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.RETRY, Event.TAKE])
-async def test_a_queued_job_cannot_do_what_only_others_can(store: JobStore, submit: Submit, event: Event) -> None:
+@pytest.mark.parametrize(
+    "event", [Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.RETRY, Event.TAKE]
+)
+async def test_a_queued_job_cannot_do_what_only_others_can(
+    store: JobStore, submit: Submit, event: Event
+) -> None:
     [job] = await submit("a")
     assert await settle(store, job, event) is None
     assert await store.find(job.id) == job
@@ -273,14 +316,19 @@ async def test_only_a_loss_counts_as_a_failure(store: JobStore, submit: Submit) 
 async def test_a_take_and_a_cancel_cannot_both_win(store: JobStore, submit: Submit) -> None:
     await submit(*(f"job-{number}" for number in range(50)))
     taken, *cancelled = await asyncio.gather(
-        take(store, limit=25), *(settle(store, f"job-{number}", Event.CANCEL) for number in range(50))
+        take(store, limit=25),
+        *(settle(store, f"job-{number}", Event.CANCEL) for number in range(50)),
     )
-    assert all(job is not None for job in cancelled)  # a running job can be cancelled too, each exactly once
+    assert all(
+        job is not None for job in cancelled
+    )  # a running job can be cancelled too, each exactly once
     assert len(taken) + len(await take(store, limit=50)) <= 50
     assert (await store.counts(HERE)).cancelled == 50
 
 
-async def test_a_body_is_kept_as_long_as_anybody_can_ask_for_it(store: JobStore, submit: Submit) -> None:
+async def test_a_body_is_kept_as_long_as_anybody_can_ask_for_it(
+    store: JobStore, submit: Submit
+) -> None:
     kept = set()
     for durable in (False, True):
         for webhook in (None, "https://example.com"):
@@ -296,14 +344,21 @@ async def test_a_body_is_kept_as_long_as_anybody_can_ask_for_it(store: JobStore,
     hook = "https://example.com"
     assert kept == {
         *("fail True None", "expire True None"),
-        *(f"complete True {hook}", f"fail True {hook}", f"cancel True {hook}", f"expire True {hook}"),
+        *(
+            f"complete True {hook}",
+            f"fail True {hook}",
+            f"cancel True {hook}",
+            f"expire True {hook}",
+        ),
     }
 
 
 # Retrying
 
 
-async def test_a_retried_job_starts_over_at_the_end_of_the_queue(store: JobStore, submit: Submit) -> None:
+async def test_a_retried_job_starts_over_at_the_end_of_the_queue(
+    store: JobStore, submit: Submit
+) -> None:
     deadlines = {"expires_at": Millis(T0 + 60_000), "queued_until": Millis(T0 + 10_000)}
     await submit("a", durable=True, **deadlines)
     [job] = await take(store)
@@ -312,10 +367,18 @@ async def test_a_retried_job_starts_over_at_the_end_of_the_queue(store: JobStore
     assert (await ended(store, job, Event.FAIL, error=WHY, output=b"half")).failures == 1
     await submit("b")
     retried = await ended(store, job, Event.RETRY, now=T0 + 30_000)
-    assert (retried.status, retried.failures, retried.error, retried.retries) == (Status.IN_QUEUE, 0, None, 1)
+    assert (retried.status, retried.failures, retried.error, retried.retries) == (
+        Status.IN_QUEUE,
+        0,
+        None,
+        1,
+    )
     assert (retried.output, retried.finished_at, retried.created_at) == (None, None, T0 + 30_000)
     assert retried.submission.work == REQUEST
-    assert (retried.submission.expires_at, retried.submission.queued_until) == (T0 + 90_000, T0 + 40_000)
+    assert (retried.submission.expires_at, retried.submission.queued_until) == (
+        T0 + 90_000,
+        T0 + 40_000,
+    )
     assert retried.attempt == 2
     assert await found(store, "a") == retried
     taken = await take(store)
@@ -352,7 +415,9 @@ async def test_a_purge_cancels_what_waits_and_nothing_else(store: JobStore, subm
     await take(store, limit=1, light_limit=0)
     purged = await store.purge(HERE, ALICE, T0, WHY)
     assert sorted(ids(purged)) == ["b", "c", "light", "low", "other kind"]
-    assert {(job.status, job.error, job.finished_at) for job in purged} == {(Status.CANCELLED, WHY, T0)}
+    assert {(job.status, job.error, job.finished_at) for job in purged} == {
+        (Status.CANCELLED, WHY, T0)
+    }
     assert ids(await take(store)) == ["bob's"]
     assert ids(await take(store, endpoint=OTHER)) == ["elsewhere"]
     assert await store.purge(HERE, ALICE, T0, WHY) == []
@@ -368,7 +433,9 @@ async def test_a_job_is_purged_or_taken(store: JobStore, submit: Submit) -> None
         take(store, limit=20),
         store.purge(HERE, ALICE, T0, WHY),
     )
-    assert sorted(job_id for jobs in results for job_id in ids(jobs)) == sorted(f"job-{number}" for number in range(60))
+    assert sorted(job_id for jobs in results for job_id in ids(jobs)) == sorted(
+        f"job-{number}" for number in range(60)
+    )
 
 
 # Counting
@@ -377,7 +444,9 @@ async def test_a_job_is_purged_or_taken(store: JobStore, submit: Submit) -> None
 async def test_counts_equal_what_happened(store: JobStore, submit: Submit) -> None:
     await submit(*"abcdef", durable=True)
     jobs = await take(store, limit=4)
-    for job, event in zip(jobs, (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE), strict=True):
+    for job, event in zip(
+        jobs, (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE), strict=True
+    ):
         await settle(store, job, event)
     await settle(store, "b", Event.RETRY)
     await settle(store, "f", Event.CANCEL)
@@ -400,7 +469,9 @@ async def test_a_queued_job_knows_how_many_stand_before_it(store: JobStore, subm
 # Callers that leave
 
 
-async def test_a_caller_that_leaves_leaves_the_whole_effect_or_none(store: JobStore, submit: Submit) -> None:
+async def test_a_caller_that_leaves_leaves_the_whole_effect_or_none(
+    store: JobStore, submit: Submit
+) -> None:
     await submit("first")
     for turns in range(4):
         submitting = asyncio.create_task(submit(f"job-{turns}"))

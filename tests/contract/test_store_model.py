@@ -107,7 +107,9 @@ class StoreModel(RuleBasedStateMachine):
         return self.loop.run_until_complete(awaitable)
 
     def settle(self, job_id: str, event: Event, **more: Any) -> Job | None:
-        job: Job | None = self.run(self.store.settle(JobId(job_id), event, now=Millis(self.now), **more))
+        job: Job | None = self.run(
+            self.store.settle(JobId(job_id), event, now=Millis(self.now), **more)
+        )
         return job
 
     def end(self, job_id: str, event: Event, output: bytes | None = None) -> None:
@@ -122,7 +124,11 @@ class StoreModel(RuleBasedStateMachine):
         row = self.rows[job_id]
         assert job is not None
         assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
-        assert (job.retries, job.consumed_cursor, job.output) == (row.retries, row.consumed_cursor, row.output)
+        assert (job.retries, job.consumed_cursor, job.output) == (
+            row.retries,
+            row.consumed_cursor,
+            row.output,
+        )
         assert (job.submission.expires_at, job.submission.retention) == (row.expires, row.retention)
         assert job.created_at == row.created
 
@@ -141,7 +147,9 @@ class StoreModel(RuleBasedStateMachine):
             expires_at=expires, webhook=HOOK if webhook else None,
         )  # fmt: skip
         job = self.run(self.store.submit(wanted, Millis(self.now)))
-        self.rows[job_id] = Row(self.sequence, low, light, durable, webhook, self.now, expires=expires)
+        self.rows[job_id] = Row(
+            self.sequence, low, light, durable, webhook, self.now, expires=expires
+        )
         self.agree(job, job_id)
         return job_id
 
@@ -154,7 +162,9 @@ class StoreModel(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def a_client_looks(self, job_id: str) -> None:
         job = self.run(self.store.find(JobId(job_id)))
-        assert self.run(self.store.get(HERE, ALICE, JobId(job_id))) == (None if job is None else job.without_body())
+        assert self.run(self.store.get(HERE, ALICE, JobId(job_id))) == (
+            None if job is None else job.without_body()
+        )
         if job_id in self.rows:
             self.agree(job, job_id)
         else:
@@ -198,14 +208,27 @@ class StoreModel(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def a_client_retries(self, job_id: str) -> None:
         row = self.rows.get(job_id)
-        happens = row is not None and row.durable and row.status in {Status.FAILED, Status.TIMED_OUT}
+        happens = (
+            row is not None and row.durable and row.status in {Status.FAILED, Status.TIMED_OUT}
+        )
         job = self.settle(job_id, Event.RETRY)
         assert (job is not None) == happens
         if row is not None and happens:
             self.sequence += 1
-            row.status, row.failures, row.place, row.retries = Status.IN_QUEUE, 0, self.sequence, row.retries + 1
+            row.status, row.failures, row.place, row.retries = (
+                Status.IN_QUEUE,
+                0,
+                self.sequence,
+                row.retries + 1,
+            )
             row.expires = None if row.expires is None else row.expires + self.now - row.created
-            row.created, row.consumed_cursor, row.output, row.log, row.tries = self.now, 0, None, [], None
+            row.created, row.consumed_cursor, row.output, row.log, row.tries = (
+                self.now,
+                0,
+                None,
+                [],
+                None,
+            )
             self.ended[True, Event.RETRY] += 1
             self.agree(job, job_id)
 
@@ -242,7 +265,11 @@ class StoreModel(RuleBasedStateMachine):
             return [job_id for *_, job_id in sorted(waiting)[:count]]
 
         expected = first(False, limit) + first(True, light_limit)
-        taken = self.run(self.store.take(HERE, WORKER, limit=limit, light_limit=light_limit, now=Millis(self.now)))
+        taken = self.run(
+            self.store.take(
+                HERE, WORKER, limit=limit, light_limit=light_limit, now=Millis(self.now)
+            )
+        )
         assert [job.id for job in taken] == expected
         for job in taken:
             row = self.rows[job.id]
@@ -255,7 +282,9 @@ class StoreModel(RuleBasedStateMachine):
         row = self.rows.get(run[0])
         return row is not None and row.status is Status.IN_PROGRESS and row.attempt == run[1]
 
-    @rule(run=runs, event=st.sampled_from(list(ENDS)), output=st.sampled_from([None, b"", b"output"]))
+    @rule(
+        run=runs, event=st.sampled_from(list(ENDS)), output=st.sampled_from([None, b"", b"output"])
+    )
     def a_worker_ends_a_run(self, run: tuple[str, int], event: Event, output: bytes | None) -> None:
         job_id, attempt = run
         row = self.rows.get(job_id)
@@ -297,7 +326,9 @@ class StoreModel(RuleBasedStateMachine):
         over = {
             job_id
             for job_id, row in self.rows.items()
-            if row.status not in UNFINISHED and row.finished + row.retention <= self.now and row.tries is None
+            if row.status not in UNFINISHED
+            and row.finished + row.retention <= self.now
+            and row.tries is None
         }
         assert self.run(self.store.forget(Millis(self.now), ALL)) == len(over)
         for job_id in over:
@@ -306,7 +337,11 @@ class StoreModel(RuleBasedStateMachine):
     @rule()
     def a_look_at_the_deadlines(self) -> None:
         deadlines = {job_id: row.deadline() for job_id, row in self.rows.items()}
-        expected = {job_id: moment for job_id, moment in deadlines.items() if moment is not None and moment <= self.now}
+        expected = {
+            job_id: moment
+            for job_id, moment in deadlines.items()
+            if moment is not None and moment <= self.now
+        }
         due = [job.id for job in self.run(self.store.due(Millis(self.now), ALL))]
         assert set(due) == set(expected)
         assert [expected[job_id] for job_id in due] == sorted(expected.values())
@@ -323,7 +358,11 @@ class StoreModel(RuleBasedStateMachine):
         assert [expected[one.job.id] for one in deliveries] == sorted(expected.values())
         for one in deliveries:
             row = self.rows[one.job.id]
-            assert (one.tries, one.job.attempt, one.job.retries) == (row.tries, row.attempt, row.retries)
+            assert (one.tries, one.job.attempt, one.job.retries) == (
+                row.tries,
+                row.attempt,
+                row.retries,
+            )
             assert (one.job.status, one.job.output) == (row.status, None)
         return multiple(*deliveries)
 
@@ -331,7 +370,11 @@ class StoreModel(RuleBasedStateMachine):
     def a_webhook_was_told(self, delivery: Delivery, again: int | None) -> None:
         self.run(self.store.tried(delivery, None if again is None else Millis(self.now + again)))
         job, row = delivery.job, self.rows.get(delivery.job.id)
-        if row is not None and (row.attempt, row.retries, row.tries) == (job.attempt, job.retries, delivery.tries):
+        if row is not None and (row.attempt, row.retries, row.tries) == (
+            job.attempt,
+            job.retries,
+            delivery.tries,
+        ):
             row.tries = None if again is None else delivery.tries + 1
             row.deliver_at = self.now + (again or 0)
 
@@ -352,12 +395,23 @@ class StoreModel(RuleBasedStateMachine):
         if not hasattr(self, "rows"):
             return
         jobs = self.run(self.store.recent(HERE, ALICE, before=None, limit=ALL))
-        assert [job.id for job in jobs] == sorted(self.rows, key=lambda job_id: -self.rows[job_id].place)
+        assert [job.id for job in jobs] == sorted(
+            self.rows, key=lambda job_id: -self.rows[job_id].place
+        )
         for job in jobs:
             row = self.rows[job.id]
-            assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
+            assert (job.status, job.attempt, job.failures) == (
+                row.status,
+                row.attempt,
+                row.failures,
+            )
         standing = Counter(row.status for row in self.rows.values())
-        ended = Counter({what: self.ended[True, what] + self.ended[False, what] for what in (*Status, Event.RETRY)})
+        ended = Counter(
+            {
+                what: self.ended[True, what] + self.ended[False, what]
+                for what in (*Status, Event.RETRY)
+            }
+        )
         assert self.run(self.store.counts(HERE)) == Counts(
             standing[Status.IN_QUEUE], standing[Status.IN_PROGRESS], *(ended[status] for status in ENDS.values()),
             retried=ended[Event.RETRY],
@@ -370,7 +424,11 @@ def check(kind: str, examples: int) -> None:
     run_state_machine_as_test(
         machine,
         settings=settings(
-            max_examples=examples, stateful_step_count=60, deadline=None, suppress_health_check=slow, print_blob=True
+            max_examples=examples,
+            stateful_step_count=60,
+            deadline=None,
+            suppress_health_check=slow,
+            print_blob=True,
         ),
     )
 

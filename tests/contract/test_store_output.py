@@ -43,7 +43,9 @@ async def test_outputs_keep_their_order(store: JobStore, submit: Submit) -> None
     assert cursor == 40
 
 
-async def test_only_the_current_attempt_writes_and_begins_anew(store: JobStore, submit: Submit) -> None:
+async def test_only_the_current_attempt_writes_and_begins_anew(
+    store: JobStore, submit: Submit
+) -> None:
     await running(store, submit)
     await store.append(A, 1, [b"old"])
     await settle(store, "a", Event.RELEASE)
@@ -90,7 +92,9 @@ async def test_what_a_client_has_taken_is_noted(store: JobStore, submit: Submit)
     await store.consume(JobId("nobody"), 1, 1)
 
 
-async def test_what_was_taken_of_another_attempt_does_not_count(store: JobStore, submit: Submit) -> None:
+async def test_what_was_taken_of_another_attempt_does_not_count(
+    store: JobStore, submit: Submit
+) -> None:
     await running(store, submit)
     await store.append(A, 1, [b"one"])
     await store.consume(A, 1, 1)
@@ -101,7 +105,9 @@ async def test_what_was_taken_of_another_attempt_does_not_count(store: JobStore,
     assert (await found(store, "a")).consumed_cursor == 0
 
 
-async def look(store: JobStore, cursor: int | None, limit: int = 9) -> tuple[Status, int, list[bytes], int]:
+async def look(
+    store: JobStore, cursor: int | None, limit: int = 9
+) -> tuple[Status, int, list[bytes], int]:
     found = await store.look(HERE, ALICE, A, cursor, limit)
     assert found is not None
     job, part, after = found

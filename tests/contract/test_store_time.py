@@ -126,7 +126,9 @@ async def told(store: JobStore, now: int = T0 + MINUTE, limit: int = 10) -> list
     return [(one.job.id, one.tries) for one in await store.deliveries(Millis(now), limit)]
 
 
-async def ended_with_webhook(store: JobStore, submit: Submit, job_id: str, now: int = T0) -> Delivery:
+async def ended_with_webhook(
+    store: JobStore, submit: Submit, job_id: str, now: int = T0
+) -> Delivery:
     await submit(job_id, durable=True, webhook=HOOK, retention=Millis(0))
     [job] = await take(store)
     await settle(store, job, Event.FAIL, now=now)
@@ -134,7 +136,9 @@ async def ended_with_webhook(store: JobStore, submit: Submit, job_id: str, now: 
     return delivery
 
 
-async def test_the_end_of_a_durable_job_with_a_webhook_is_told(store: JobStore, submit: Submit) -> None:
+async def test_the_end_of_a_durable_job_with_a_webhook_is_told(
+    store: JobStore, submit: Submit
+) -> None:
     await submit("a", "b", "c", durable=True, webhook=HOOK)
     await submit("silent", durable=True)
     await submit("interactive", durable=False, webhook=HOOK)
@@ -153,7 +157,9 @@ async def test_the_end_of_a_durable_job_with_a_webhook_is_told(store: JobStore, 
     assert delivery.job == (await found(store, "c")).outline()
 
 
-async def test_deliveries_to_some_receivers_can_be_left_out(store: JobStore, submit: Submit) -> None:
+async def test_deliveries_to_some_receivers_can_be_left_out(
+    store: JobStore, submit: Submit
+) -> None:
     for name, hook in (
         ("a", "https://one.example/x"),
         ("b", "https://ONE.example:8443/y"),
@@ -196,7 +202,9 @@ async def test_a_retry_takes_a_delivery_back(store: JobStore, submit: Submit) ->
     assert await told(store) == [("a", 0)]
 
 
-async def test_a_job_is_not_forgotten_before_its_end_was_told(store: JobStore, submit: Submit) -> None:
+async def test_a_job_is_not_forgotten_before_its_end_was_told(
+    store: JobStore, submit: Submit
+) -> None:
     waiting = await ended_with_webhook(store, submit, "waiting")
     await submit("over", durable=True, retention=Millis(5))
     await take(store)
@@ -210,7 +218,9 @@ async def test_a_job_is_not_forgotten_before_its_end_was_told(store: JobStore, s
     assert await store.forget(Millis(T0 + MINUTE), 1) == 1
 
 
-async def test_a_delivery_of_a_job_that_is_gone_is_harmless(store: JobStore, submit: Submit) -> None:
+async def test_a_delivery_of_a_job_that_is_gone_is_harmless(
+    store: JobStore, submit: Submit
+) -> None:
     delivery = await ended_with_webhook(store, submit, "a")
     await store.tried(delivery, None)
     await store.forget(Millis(T0 + MINUTE), 1)

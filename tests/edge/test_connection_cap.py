@@ -80,7 +80,10 @@ async def test_workers_get_in_where_clients_have_taken_all_places() -> None:
 
 
 async def test_silent_connections_are_cut_and_keep_nobody_out_for_long() -> None:
-    async with serving(max_connections=PLACES, head_timeout=1.0) as proxy, AsyncExitStack() as stack:
+    async with (
+        serving(max_connections=PLACES, head_timeout=1.0) as proxy,
+        AsyncExitStack() as stack,
+    ):
         silent = [await stack.enter_async_context(strict(proxy.url)) for _ in range(CLIENTS)]
         assert proxy.parts.edge.connections.size <= proxy.parts.edge.connections.limit
         await until(lambda: is_served(proxy.url), what="clients are served again")

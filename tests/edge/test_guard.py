@@ -43,8 +43,18 @@ async def refused(connection: Wire) -> tuple[int, str]:
         (request("GET http://localhost/livez"), 400, "bad_request"),
         (request("GET /livez", "A: " + "b" * 40_000), 431, "head_too_large"),
         (request("GET /livez", *["A: b"] * 101), 431, "head_too_large"),
-        (request(f"POST {CHAT}", JSON_BODY, "Content-Encoding: gzip", "Content-Length: 2", body=b"{}"), 415, ""),
-        (request(f"POST {CHAT}", "Content-Length: 2", "Transfer-Encoding: chunked", body=b"{}"), 400, "bad_request"),
+        (
+            request(
+                f"POST {CHAT}", JSON_BODY, "Content-Encoding: gzip", "Content-Length: 2", body=b"{}"
+            ),
+            415,
+            "",
+        ),
+        (
+            request(f"POST {CHAT}", "Content-Length: 2", "Transfer-Encoding: chunked", body=b"{}"),
+            400,
+            "bad_request",
+        ),
         (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03", 400, "bad_request"),
         (b"GET /livez HTTP/1.1\nHost: localhost\n\n", 400, "bad_request"),
     ],
@@ -59,7 +69,9 @@ async def test_a_head_that_can_be_read_in_two_ways_is_refused(
         assert found == (status, code or "unsupported_media_type")
 
 
-@pytest.mark.parametrize("target", ["/v1/models", "/v2/default/run", "/v1/messages", "localhost:443", "*"])
+@pytest.mark.parametrize(
+    "target", ["/v1/models", "/v2/default/run", "/v1/messages", "localhost:443", "*"]
+)
 async def test_connect_is_refused_in_the_dialect_of_its_path(quick: Proxy, target: str) -> None:
     """The parser leaves HTTP with any CONNECT, so parsing it once more would never end."""
     async with wire(quick) as connection:
@@ -130,7 +142,10 @@ async def test_a_body_that_goes_on_slowly_is_read(quick: Proxy) -> None:
 
 async def test_a_body_that_goes_on_has_an_end_all_the_same() -> None:
     """Else it would keep the room that it has paid for, for as long as it likes."""
-    async with serving(body_grace=QUICK, body_timeout=2 * QUICK) as proxy, wire(proxy) as connection:
+    async with (
+        serving(body_grace=QUICK, body_timeout=2 * QUICK) as proxy,
+        wire(proxy) as connection,
+    ):
         await connection.send(request(f"POST {CHAT}", JSON_BODY, "Content-Length: 1000000"))
         while proxy.parts.bodies.used or not connection.has_answer():
             await connection.send(b" " * 1000)
@@ -140,7 +155,9 @@ async def test_a_body_that_goes_on_has_an_end_all_the_same() -> None:
 
 async def test_chunks_may_not_be_mostly_framing(quick: Proxy) -> None:
     async with wire(quick) as connection:
-        await connection.send(request(f"POST {CHAT}", JSON_BODY, "Transfer-Encoding: chunked", body=b"1;"))
+        await connection.send(
+            request(f"POST {CHAT}", JSON_BODY, "Transfer-Encoding: chunked", body=b"1;")
+        )
         for _ in range(100):
             await connection.send(b"x" * 1024)
         assert (await refused(connection))[0] == 400
@@ -148,9 +165,14 @@ async def test_chunks_may_not_be_mostly_framing(quick: Proxy) -> None:
 
 async def test_trailers_say_nothing(line: Line) -> None:
     body = json.dumps(chat()).encode()
-    trailers = b"%x\r\n%b\r\n0\r\nHost: evil.example\r\nAuthorization: other\r\n\r\n" % (len(body), body)
+    trailers = b"%x\r\n%b\r\n0\r\nHost: evil.example\r\nAuthorization: other\r\n\r\n" % (
+        len(body),
+        body,
+    )
     async with wire(line.proxy) as connection:
-        await connection.send(request(f"POST {CHAT}", JSON_BODY, "Transfer-Encoding: chunked", body=trailers))
+        await connection.send(
+            request(f"POST {CHAT}", JSON_BODY, "Transfer-Encoding: chunked", body=trailers)
+        )
         assert (await connection.answer()).status == 200
         await connection.send(request())
         assert (await connection.answer()).status == 200
@@ -170,7 +192,9 @@ async def test_a_bad_request_waits_for_the_answer_before_it(line: Line) -> None:
 
 async def test_requests_in_a_row_are_answered_in_their_order(line: Line) -> None:
     async with wire(line.proxy) as connection:
-        await connection.send(b"".join(request("GET /v1/models", f"X-Request-ID: r-{number}") for number in range(20)))
+        await connection.send(
+            b"".join(request("GET /v1/models", f"X-Request-ID: r-{number}") for number in range(20))
+        )
         for number in range(20):
             assert (await connection.answer()).headers[b"x-request-id"] == b"r-%d" % number
 
@@ -188,22 +212,34 @@ async def test_a_row_of_requests_is_not_endless(line: Line) -> None:
 async def test_an_early_answer_ends_a_body_that_never_comes(quick: Proxy) -> None:
     """It is refused by its size alone; what was promised is not waited for."""
     async with wire(quick) as connection:
-        await connection.send(request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {10**12}", body=b"{"))
+        await connection.send(
+            request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {10**12}", body=b"{")
+        )
         assert (await connection.answer()).status == 413
         assert await connection.rest() == b""
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-async def test_one_that_would_rather_speak_http_2_is_served_in_http_1(line: Line, parts: int) -> None:
+async def test_one_that_would_rather_speak_http_2_is_served_in_http_1(
+    line: Line, parts: int
+) -> None:
     """Java's client asks for it with its first request, whatever that is; uvicorn would lose the body."""
     body = json.dumps(chat()).encode()
-    wish = ("Connection: Upgrade, HTTP2-Settings", "Upgrade: h2c", "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA")
+    wish = (
+        "Connection: Upgrade, HTTP2-Settings",
+        "Upgrade: h2c",
+        "HTTP2-Settings: AAEAAEAAAAIAAAABAAMAAABkAAQBAAAA",
+    )
     asked = request(f"POST {CHAT}", JSON_BODY, *wish, f"Content-Length: {len(body)}", body=body)
     async with wire(line.proxy) as connection:
         at, connections = len(asked) // parts, line.proxy.parts.edge.connections
         await connection.send(asked[:at])
         if parts > 1:
-            await until(lambda: any(one._size == at for one in connections._waited_for), 5, "the first piece is there")
+            await until(
+                lambda: any(one._size == at for one in connections._waited_for),
+                5,
+                "the first piece is there",
+            )
         await connection.send(asked[at:])
         answer = await connection.answer()
         assert answer.status == 200
@@ -214,7 +250,13 @@ async def test_one_that_would_rather_speak_http_2_is_served_in_http_1(line: Line
 
 async def test_expect_is_answered_once_the_body_is_wanted() -> None:
     async with serving(api_key=["k=secret"], endpoint=["default=small"]) as proxy:
-        head = request(f"POST {CHAT}", JSON_BODY, "Expect: 100-continue", "Content-Length: 2", host="any.example")
+        head = request(
+            f"POST {CHAT}",
+            JSON_BODY,
+            "Expect: 100-continue",
+            "Content-Length: 2",
+            host="any.example",
+        )
         async with wire(proxy) as connection:
             await connection.send(head)
             assert (await connection.answer()).status == 401
@@ -230,7 +272,9 @@ async def test_bodies_share_a_budget() -> None:
     async with serving(body_budget=32 * 1024 * 1024, endpoint=["default=small"]) as proxy:
         size = 18 * 1024 * 1024
         async with wire(proxy) as first, wire(proxy) as second:
-            await first.send(request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {size}", body=b"{"))
+            await first.send(
+                request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {size}", body=b"{")
+            )
             await until(lambda: proxy.parts.bodies.used == size, 5, "the first body is paid for")
             await second.send(request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {size}"))
             answer = await second.answer()
@@ -242,15 +286,25 @@ async def test_bodies_share_a_budget() -> None:
 
 async def test_one_key_leaves_half_of_the_budget_to_others() -> None:
     keys = [SecretStr("alice=alice-secret"), SecretStr("bob=bob-secret")]
-    async with serving(body_budget=64 * 1024 * 1024, endpoint=["default=small"], api_key=keys) as proxy:
+    async with serving(
+        body_budget=64 * 1024 * 1024, endpoint=["default=small"], api_key=keys
+    ) as proxy:
         size = 18 * 1024 * 1024
 
         def asked(key: str) -> bytes:
-            return request(f"POST {CHAT}", JSON_BODY, f"Authorization: {key}", f"Content-Length: {size}", body=b"{")
+            return request(
+                f"POST {CHAT}",
+                JSON_BODY,
+                f"Authorization: {key}",
+                f"Content-Length: {size}",
+                body=b"{",
+            )
 
         async with wire(proxy) as first, wire(proxy) as second, wire(proxy) as other:
             await first.send(asked("alice-secret"))
-            await until(lambda: proxy.parts.bodies.used == size, 5, "alice's first body is paid for")
+            await until(
+                lambda: proxy.parts.bodies.used == size, 5, "alice's first body is paid for"
+            )
             await second.send(asked("alice-secret"))
             assert (await second.answer()).status == 503
             await other.send(asked("bob-secret"))

@@ -23,7 +23,9 @@ async def hold(folder: Path, number: int, heartbeats: int) -> tuple[int, int, fl
         async with idling(proxy.url, number) as streams:
             await until(lambda: all(one.heartbeats for one in streams), 60.0, "all hear something")
             async with healthy(proxy.url) as waits:
-                await until(lambda: all(one.heartbeats >= heartbeats for one in streams), 90.0, "and again")
+                await until(
+                    lambda: all(one.heartbeats >= heartbeats for one in streams), 90.0, "and again"
+                )
             held = proxy.memory()
             assert await proxy.command.stop() == 0
             await until(lambda: all(one.is_over for one in streams), 10.0, "all are over")

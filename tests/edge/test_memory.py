@@ -17,7 +17,11 @@ from harness.proxy.process import MB, Alone, alone
 LARGEST = 20 * MB
 BUDGET = 256 * MB
 MOST_MEMORY = 512 * MB
-COMPLETION, RUN, RUNSYNC = "/v2/default/openai/v1/completions", "/v2/default/run", "/v2/default/runsync?wait=1000"
+COMPLETION, RUN, RUNSYNC = (
+    "/v2/default/openai/v1/completions",
+    "/v2/default/run",
+    "/v2/default/runsync?wait=1000",
+)
 SETTINGS = {
     "body_budget": BUDGET,
     "queue_timeout": 3,
@@ -42,13 +46,17 @@ def code(answer: Answer) -> str:
 
 def is_proper(answer: Answer) -> bool:
     """Whether the client knows what to do."""
-    return answer.status in {200, 400, 413} or (answer.status in {429, 503} and "retry-after" in answer.headers)
+    return answer.status in {200, 400, 413} or (
+        answer.status in {429, 503} and "retry-after" in answer.headers
+    )
 
 
 async def storm(url: str, bodies: int) -> Counter[int]:
     """So many large bodies at once, of all kinds; how often each status came."""
     kinds = ((COMPLETION, FILLS), (COMPLETION, WIDE), (RUNSYNC, INPUT), (COMPLETION, LISTS))
-    answers = await asyncio.gather(*(upload(url, *kinds[number % len(kinds)]) for number in range(bodies)))
+    answers = await asyncio.gather(
+        *(upload(url, *kinds[number % len(kinds)]) for number in range(bodies))
+    )
     wrong = [answer for answer in answers if not is_proper(answer)]
     assert not wrong, (len(wrong), wrong[0])
     return Counter(answer.status for answer in answers)
@@ -56,7 +64,9 @@ async def storm(url: str, bodies: int) -> Counter[int]:
 
 async def has_room(url: str) -> bool:
     """Whether the whole budget is there again: as many bodies as it has room for are let in, all at once."""
-    answers = await asyncio.gather(*(upload(url, COMPLETION, FILLS) for _ in range(BUDGET // LARGEST)))
+    answers = await asyncio.gather(
+        *(upload(url, COMPLETION, FILLS) for _ in range(BUDGET // LARGEST))
+    )
     return {code(answer) for answer in answers} == {"no_workers"}
 
 
@@ -66,7 +76,12 @@ async def attacked(proxy: Alone, bodies: int) -> None:
     async with healthy(proxy.url) as waits:
         statuses = await storm(proxy.url, bodies)
     assert waits.statuses == {200}
-    tell("memory at its most under large bodies", proxy.most_memory() / MB, f"<= {MOST_MEMORY // MB}", "MB")
+    tell(
+        "memory at its most under large bodies",
+        proxy.most_memory() / MB,
+        f"<= {MOST_MEMORY // MB}",
+        "MB",
+    )
     tell("healthy p99 under large bodies", waits.p99() * 1000, "", "ms")
     for status, number in sorted(statuses.items()):
         tell(f"large bodies answered with {status}", number)

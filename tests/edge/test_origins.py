@@ -27,7 +27,11 @@ FOREIGN: list[dict[str, str]] = [
     {"Sec-Fetch-Site": "same-site"},
 ]
 FORM = {"Content-Type": "application/x-www-form-urlencoded"}
-PREFLIGHT = {"Origin": EVIL, "Access-Control-Request-Method": "POST", "Access-Control-Request-Headers": "content-type"}
+PREFLIGHT = {
+    "Origin": EVIL,
+    "Access-Control-Request-Method": "POST",
+    "Access-Control-Request-Headers": "content-type",
+}
 
 
 @pytest_asyncio.fixture(scope="module", params=["nobody", "another page"])
@@ -39,13 +43,19 @@ async def keyless(request: pytest.FixtureRequest) -> AsyncIterator[Proxy]:
 
 
 def filled(route: Route) -> str:
-    path = route.path.replace("{endpoint}", "default").replace("{job}", "x").replace("{model}", "org/small")
+    path = (
+        route.path.replace("{endpoint}", "default")
+        .replace("{job}", "x")
+        .replace("{model}", "org/small")
+    )
     return path.replace("{call}", "w-1")
 
 
 async def ask(proxy: Proxy, method: str, path: str, headers: Any, **more: Any) -> tuple[int, bytes]:
     skipped = ["Content-Type"]
-    async with proxy.http.request(method, path, headers=headers, skip_auto_headers=skipped, **more) as response:
+    async with proxy.http.request(
+        method, path, headers=headers, skip_auto_headers=skipped, **more
+    ) as response:
         assert "access-control-allow-origin" not in response.headers
         return response.status, await response.read()
 
@@ -102,7 +112,11 @@ async def test_workers_need_their_token_from_wherever(keyless: Proxy) -> None:
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
     headers = {"Origin": EVIL, "Sec-WebSocket-Key": "dGhlIHNhbXBsZSBub25jZQ=="} | upgrade
     assert (await ask(keyless, "GET", path, headers))[0] == 401
-    assert all(route.kind is Kind.WORKER for route in ROUTES if route.backend in (Backend.STOCK, Backend.CHANNEL))
+    assert all(
+        route.kind is Kind.WORKER
+        for route in ROUTES
+        if route.backend in (Backend.STOCK, Backend.CHANNEL)
+    )
 
 
 def pages(port: str) -> list[tuple[bool, list[tuple[str, str]]]]:
@@ -124,7 +138,14 @@ def pages(port: str) -> list[tuple[bool, list[tuple[str, str]]]]:
         (True, [("Origin", secure), ("X-Forwarded-Proto", "HTTPS, http")]),
         (True, [("Host", "localhost"), ("Origin", "http://localhost:80")]),
         (True, [("Host", "LOCALHOST:80"), ("Origin", "http://localhost")]),
-        (True, [("Host", "localhost"), ("Origin", "https://localhost:443"), ("X-Forwarded-Proto", "https")]),
+        (
+            True,
+            [
+                ("Host", "localhost"),
+                ("Origin", "https://localhost:443"),
+                ("X-Forwarded-Proto", "https"),
+            ],
+        ),
         (True, [("Host", "[::1]:8000"), ("Origin", "http://[::1]:8000")]),
         (False, [("Origin", secure)]),
         (False, [("Origin", own), ("X-Forwarded-Proto", "https")]),
@@ -158,18 +179,29 @@ async def test_an_origin_is_the_proxys_own_or_a_named_one() -> None:
     async with serving(cors_origin=[NAMED, "chrome-extension://abcdef", "null"]) as proxy:
         for is_let_in, headers in pages(proxy.url.rpartition(":")[2]):
             for method, path in (("GET", "/v1/models"), ("POST", "/v2/default/purge-queue")):
-                async with proxy.http.request(method, path, headers=CIMultiDict(headers)) as response:
-                    assert response.status in ({200, 429} if is_let_in else {403}), (headers, await response.text())
+                async with proxy.http.request(
+                    method, path, headers=CIMultiDict(headers)
+                ) as response:
+                    assert response.status in ({200, 429} if is_let_in else {403}), (
+                        headers,
+                        await response.text(),
+                    )
 
 
 async def test_a_body_without_a_type_is_json_but_from_a_page() -> None:
     async with serving(limit=NO_LIMITS) as proxy:
         for path in ("/v2/default/run", "/v2/default/runsync?wait=1"):
-            for headers in ({"Origin": proxy.url}, {"Sec-Fetch-Site": "same-origin"}, {"Sec-Fetch-Site": "none"}):
+            for headers in (
+                {"Origin": proxy.url},
+                {"Sec-Fetch-Site": "same-origin"},
+                {"Sec-Fetch-Site": "none"},
+            ):
                 assert (await ask(proxy, "POST", path, headers, data=b'{"input": 1}'))[0] == 415
         typed = {"Origin": proxy.url, "Content-Type": "application/json"}
         for headers in (typed, {}):
-            assert (await ask(proxy, "POST", "/v2/default/run", headers, data=b'{"input": 1}'))[0] == 200
+            assert (await ask(proxy, "POST", "/v2/default/run", headers, data=b'{"input": 1}'))[
+                0
+            ] == 200
 
 
 async def test_with_a_key_an_origin_changes_nothing() -> None:
@@ -178,7 +210,9 @@ async def test_with_a_key_an_origin_changes_nothing() -> None:
             told = headers | {"Authorization": "client-secret"}
             assert (await ask(proxy, "GET", "/v1/models", headers))[0] == 401
             assert (await ask(proxy, "GET", "/v1/models", told))[0] == 200
-            assert (await ask(proxy, "POST", "/v2/default/run", told, data=b'{"input": 1}'))[0] == 200
+            assert (await ask(proxy, "POST", "/v2/default/run", told, data=b'{"input": 1}'))[
+                0
+            ] == 200
 
 
 async def test_an_operator_may_name_every_page() -> None:
@@ -189,7 +223,8 @@ async def test_an_operator_may_name_every_page() -> None:
 
 
 @pytest.mark.parametrize(
-    "wrong", ["app.example", "https://", "https://app.example/path", "https://a b", "https://*.x", ""]
+    "wrong",
+    ["app.example", "https://", "https://app.example/path", "https://a b", "https://*.x", ""],
 )
 def test_a_name_that_is_not_an_origin_is_refused_at_the_start(wrong: str) -> None:
     with pytest.raises(ValidationError, match="SCHEME://HOST"):
@@ -197,6 +232,20 @@ def test_a_name_that_is_not_an_origin_is_refused_at_the_start(wrong: str) -> Non
 
 
 def test_origins_are_kept_as_browsers_write_them() -> None:
-    given = ["HTTPS://App.Example:443/", "http://localhost:3000", "app://obsidian.md", "*", "null", "http://[::1]:80"]
-    kept = ["https://app.example", "http://localhost:3000", "app://obsidian.md", "*", "null", "http://[::1]"]
+    given = [
+        "HTTPS://App.Example:443/",
+        "http://localhost:3000",
+        "app://obsidian.md",
+        "*",
+        "null",
+        "http://[::1]:80",
+    ]
+    kept = [
+        "https://app.example",
+        "http://localhost:3000",
+        "app://obsidian.md",
+        "*",
+        "null",
+        "http://[::1]",
+    ]
     assert Settings(cors_origin=given).cors_origin == kept

@@ -37,12 +37,16 @@ async def test_the_description_is_served(described: Proxy) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_a_thousand_generated_requests_meet_no_surprise(described: Proxy, tmp_path: Path) -> None:
+async def test_a_thousand_generated_requests_meet_no_surprise(
+    described: Proxy, tmp_path: Path
+) -> None:
     """All operations of the queue and the server, and the OpenAI API at one of its three places."""
     options = ("--max-examples", "6", "--exclude-path-regex", "/openai/")
     found = await _asked(described, tmp_path, *options)
     assert len(found.requests) >= QUICK
-    followed = [one for one in found.requests if one.phase == "stateful" and one.path.endswith("/{job}")]
+    followed = [
+        one for one in found.requests if one.phase == "stateful" and one.path.endswith("/{job}")
+    ]
     met = [one.path for one in followed if one.status in FOUND]
     tell("jobs found by what was linked to them", len(met))
     assert len(met) >= 5, "jobs that were submitted were hardly ever asked about"
@@ -50,7 +54,9 @@ async def test_a_thousand_generated_requests_meet_no_surprise(described: Proxy, 
 
 @pytest.mark.torture
 @pytest.mark.timeout(3_600)
-async def test_twenty_thousand_generated_requests_meet_no_surprise(described: Proxy, tmp_path: Path) -> None:
+async def test_twenty_thousand_generated_requests_meet_no_surprise(
+    described: Proxy, tmp_path: Path
+) -> None:
     found = await _asked(described, tmp_path, "--max-examples", str(int(40 * MINUTES)))
     assert len(found.requests) >= LONG * min(1.0, MINUTES / 5)
 
@@ -72,8 +78,17 @@ async def test_without_a_key_every_generated_request_is_401(tmp_path: Path) -> N
     async with serving(api_key=["alice=secret"]) as proxy:
         async with proxy.http.get("/openapi.json", headers={"Authorization": "secret"}) as response:
             description.write_bytes(await response.read())
-        options = ("--mode", "positive", "--max-examples", "1", "--phases", "examples,coverage,fuzzing")
-        found = await ask_all(str(description), proxy.url, tmp_path, *options, "--exclude-path-regex", OPEN)
+        options = (
+            "--mode",
+            "positive",
+            "--max-examples",
+            "1",
+            "--phases",
+            "examples,coverage,fuzzing",
+        )
+        found = await ask_all(
+            str(description), proxy.url, tmp_path, *options, "--exclude-path-regex", OPEN
+        )
     let_in = {(one.method, one.path, one.status) for one in found.requests if one.status != 401}
     tell("generated requests without a key", len(found.requests))
     tell("generated requests without a key that were not 401", len(let_in), "0")

@@ -10,17 +10,23 @@ from harness.load.slow_senders import HALF_BODY, HALF_HEAD, Drip, dripping
 from harness.proxy.process import alone
 from harness.tools.waiting import until
 
-REFUSAL = re.compile(rb"HTTP/1\.1 408 [^\r]*\r\n(?=.*\r\nconnection: close\r\n).*", re.DOTALL | re.IGNORECASE)
+REFUSAL = re.compile(
+    rb"HTTP/1\.1 408 [^\r]*\r\n(?=.*\r\nconnection: close\r\n).*", re.DOTALL | re.IGNORECASE
+)
 HEAD_SECONDS, BODY_SECONDS = 12.0, 130.0
 TRIES = 3
 
 
-async def cut_all(folder: Path, heads: int, bodies: int, seconds: float, **settings: float) -> tuple[list[Drip], float]:
+async def cut_all(
+    folder: Path, heads: int, bodies: int, seconds: float, **settings: float
+) -> tuple[list[Drip], float]:
     """So many half requests, all cut within so many seconds; and the p99 of the client that asked meanwhile."""
     async with alone(folder, limit="run=0/0", **settings) as proxy:
         starts = [HALF_HEAD] * heads + [HALF_BODY] * bodies
         async with healthy(proxy.url) as waits, dripping(proxy.url, starts) as drips:
-            await until(lambda: all(drip.lasted is not None for drip in drips), seconds, "all are cut")
+            await until(
+                lambda: all(drip.lasted is not None for drip in drips), seconds, "all are cut"
+            )
         assert waits.statuses == {200}
         assert all(REFUSAL.fullmatch(drip.told) or not drip.told for drip in drips)
         assert sum(drip.told != b"" for drip in drips) > len(drips) / 2, "most are told why"

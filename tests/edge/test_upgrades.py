@@ -11,8 +11,33 @@ from harness.parsed import Parsed, parsed
 from proxy.edge.guard import PIPELINED
 
 METHODS = (
-    *("DELETE", "GET", "HEAD", "POST", "PUT", "OPTIONS", "TRACE", "COPY", "LOCK", "MKCOL", "MOVE", "PROPFIND"),
-    *("PROPPATCH", "SEARCH", "UNLOCK", "BIND", "REBIND", "UNBIND", "ACL", "REPORT", "MKACTIVITY", "CHECKOUT", "MERGE"),
+    *(
+        "DELETE",
+        "GET",
+        "HEAD",
+        "POST",
+        "PUT",
+        "OPTIONS",
+        "TRACE",
+        "COPY",
+        "LOCK",
+        "MKCOL",
+        "MOVE",
+        "PROPFIND",
+    ),
+    *(
+        "PROPPATCH",
+        "SEARCH",
+        "UNLOCK",
+        "BIND",
+        "REBIND",
+        "UNBIND",
+        "ACL",
+        "REPORT",
+        "MKACTIVITY",
+        "CHECKOUT",
+        "MERGE",
+    ),
     *(
         "M-SEARCH",
         "NOTIFY",
@@ -29,7 +54,17 @@ METHODS = (
 )
 """The methods of llhttp that are valid in HTTP."""
 REFUSED = (
-    *("CONNECT", "PRI", "DESCRIBE", "ANNOUNCE", "SETUP", "PLAY", "PAUSE", "TEARDOWN", "GET_PARAMETER"),
+    *(
+        "CONNECT",
+        "PRI",
+        "DESCRIBE",
+        "ANNOUNCE",
+        "SETUP",
+        "PLAY",
+        "PAUSE",
+        "TEARDOWN",
+        "GET_PARAMETER",
+    ),
     *("SET_PARAMETER", "REDIRECT", "RECORD", "FLUSH"),
 )
 """CONNECT, and the methods that llhttp knows of HTTP/2 and RTSP."""
@@ -49,7 +84,11 @@ WISHES = {
     "websocket without connection": f"Upgrade: websocket\r\n{KEY}",
 }
 HANDSHAKE = "websocket"
-FROM_BODIES = ("websocket", "websocket for a proxy", "websocket without connection")  # a body makes these ambiguous
+FROM_BODIES = (
+    "websocket",
+    "websocket for a proxy",
+    "websocket without connection",
+)  # a body makes these ambiguous
 BODIES = {
     "none": ("", ""),
     "length": ("Content-Length: 3\r\n", "abc"),
@@ -87,7 +126,11 @@ def request(method: str, wish: str, body: str, target: str = "/v1/models") -> by
 def expected(method: str, wish: str, body: str) -> list[Answer]:
     """The answers to this request with another one behind it."""
     has_body = body != "none"
-    if method in REFUSED or (has_body and wish in FROM_BODIES) or (wish == HANDSHAKE and method != "GET"):
+    if (
+        method in REFUSED
+        or (has_body and wish in FROM_BODIES)
+        or (wish == HANDSHAKE and method != "GET")
+    ):
         return [Answer(REFUSAL)]
     if wish == HANDSHAKE:
         return []  # what follows is not a frame of a WebSocket
@@ -110,11 +153,18 @@ def read(data: bytes, methods: Iterator[str]) -> Iterator[Answer]:
             assert not data, "an answer behind a refusal"
         echoed = json.loads(body) if status == 200 and body else {}
         path = "/v1/models" if method == "HEAD" and status == 200 else ""
-        yield Answer(status, method if status == 200 else "", echoed.get("path", path), echoed.get("body", ""))
+        yield Answer(
+            status,
+            method if status == 200 else "",
+            echoed.get("path", path),
+            echoed.get("body", ""),
+        )
 
 
 @pytest.mark.parametrize("wish", WISHES)
-async def test_a_method_and_an_upgrade_get_one_answer_each_in_any_pieces(guard: Parsed, wish: str) -> None:
+async def test_a_method_and_an_upgrade_get_one_answer_each_in_any_pieces(
+    guard: Parsed, wish: str
+) -> None:
     for method in (*METHODS, *REFUSED):
         for body in BODIES:
             raw = request(method, wish, body) + NEXT
@@ -139,7 +189,9 @@ async def test_where_a_request_is_cut_changes_nothing(guard: Parsed, method: str
 
 
 @pytest.mark.parametrize("target", TARGETS)
-async def test_connect_is_refused_once_and_nothing_behind_it_is_read(guard: Parsed, target: str) -> None:
+async def test_connect_is_refused_once_and_nothing_behind_it_is_read(
+    guard: Parsed, target: str
+) -> None:
     for wish in WISHES:
         for body in BODIES:
             answer = await guard.answer([request("CONNECT", wish, body, target) + NEXT * 1000])
@@ -171,7 +223,12 @@ async def test_a_client_waits_for_the_answer_to_its_handshake(guard: Parsed, beh
     raw = request("GET", HANDSHAKE, "none")
     for pieces in ([raw], [raw[:40], raw[40:]]):
         assert [*read((await guard.answer(pieces)).written, iter([]))] == [Answer(SWITCHED)]
-    for pieces in ([raw + behind], [raw, behind], [raw[:40], raw[40:] + behind], [raw, behind[:1], behind[1:]]):
+    for pieces in (
+        [raw + behind],
+        [raw, behind],
+        [raw[:40], raw[40:] + behind],
+        [raw, behind[:1], behind[1:]],
+    ):
         assert await guard.answer(pieces) == (b"", True)
 
 
@@ -191,6 +248,8 @@ async def test_a_client_that_asked_to_close_is_not_kept(guard: Parsed) -> None:
     answer = await guard.answer([raw])
     assert [*read(answer.written, iter([]))] == [Answer(200, "GET", "/", "abc")]
     assert answer.is_closing
-    old = await guard.answer([b"GET / HTTP/1.0\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"])
+    old = await guard.answer(
+        [b"GET / HTTP/1.0\r\nHost: localhost\r\nConnection: upgrade\r\nUpgrade: h2c\r\n\r\n"]
+    )
     assert old.is_closing
     assert guard.connections.size == 0

@@ -49,7 +49,9 @@ def decoder(data: bytes) -> None:
                 with suppress(RefusedError):
                     check_hello(frame)
                     assert re.fullmatch(r"[A-Za-z0-9_-]{1,80}", frame.worker)
-                    assert all(isinstance(msgspec.json.decode(model.card), dict) for model in frame.models)
+                    assert all(
+                        isinstance(msgspec.json.decode(model.card), dict) for model in frame.models
+                    )
             elif isinstance(frame, frames.Head) and not head_fault(frame):
                 assert 200 <= frame.status <= 599
                 assert PLAIN.fullmatch(frame.content_type)
@@ -93,9 +95,20 @@ def webhooks(data: bytes) -> None:
 def head(data: bytes) -> None:
     """What is let through has one host and one way to tell where its body ends."""
     provider = atheris.FuzzedDataProvider(data)
-    names = [b"host", b"content-length", b"transfer-encoding", b"content-type", b"expect", b"upgrade", b"authorization"]
+    names = [
+        b"host",
+        b"content-length",
+        b"transfer-encoding",
+        b"content-type",
+        b"expect",
+        b"upgrade",
+        b"authorization",
+    ]
     fields = [
-        (names[provider.ConsumeIntInRange(0, len(names) - 1)], provider.ConsumeBytes(provider.ConsumeIntInRange(0, 30)))
+        (
+            names[provider.ConsumeIntInRange(0, len(names) - 1)],
+            provider.ConsumeBytes(provider.ConsumeIntInRange(0, 30)),
+        )
         for _ in range(provider.ConsumeIntInRange(0, 6))
     ]
     if provider.ConsumeBool():
@@ -109,7 +122,9 @@ def head(data: bytes) -> None:
     assert len(target) < HEAD_BYTES
     once = [name for name, _ in fields if name not in (b"authorization", b"upgrade")]
     assert len(once) == len(set(once))
-    assert re.fullmatch(rb"(localhost\.?|127[.0-9]+|\[::1\])(:[0-9]{1,5})?", given[b"host"], re.IGNORECASE)
+    assert re.fullmatch(
+        rb"(localhost\.?|127[.0-9]+|\[::1\])(:[0-9]{1,5})?", given[b"host"], re.IGNORECASE
+    )
     assert not (b"content-length" in given and b"transfer-encoding" in given)
     int(given.get(b"content-length", b"0"))
 
@@ -123,8 +138,18 @@ GUARD_TARGETS = (
     " / HTTP/1.0",
 )
 GUARD_FIELDS = (
-    *("Connection: Upgrade", "Connection: close", "Proxy-Connection: upgrade", "Upgrade: h2c", "Upgrade: websocket"),
-    *("Sec-WebSocket-Version: 13", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", "Expect: 100-continue"),
+    *(
+        "Connection: Upgrade",
+        "Connection: close",
+        "Proxy-Connection: upgrade",
+        "Upgrade: h2c",
+        "Upgrade: websocket",
+    ),
+    *(
+        "Sec-WebSocket-Version: 13",
+        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+        "Expect: 100-continue",
+    ),
     *("Content-Length: 3", "Transfer-Encoding: chunked", "X: y"),
 )
 GUARD_BODIES = (b"", b"abc", b"3\r\nabc\r\n0\r\n\r\n", b"0\r\n\r\n")
@@ -147,7 +172,9 @@ def _guard_request(provider: Any) -> bytes:
 
     line = one_of(GUARD_METHODS) + one_of(GUARD_TARGETS)
     fields = [one_of(GUARD_FIELDS) for _ in range(provider.ConsumeIntInRange(0, 6))]
-    raw = "\r\n".join([line, "Host: localhost", *fields, "", ""]).encode() + bytes(one_of(GUARD_BODIES))
+    raw = "\r\n".join([line, "Host: localhost", *fields, "", ""]).encode() + bytes(
+        one_of(GUARD_BODIES)
+    )
     if provider.ConsumeIntInRange(0, 7):
         return raw
     at = provider.ConsumeIntInRange(0, len(raw))

@@ -10,9 +10,23 @@ from pathlib import Path
 import pytest
 from harness.load.figures import tell
 
-from proxy.wire.frames import Chunk, Credit, End, Head, Heartbeat, Hello, Hold, Log, Model, Output, encode
+from proxy.wire.frames import (
+    Chunk,
+    Credit,
+    End,
+    Head,
+    Heartbeat,
+    Hello,
+    Hold,
+    Log,
+    Model,
+    Output,
+    encode,
+)
 
-pytest.importorskip("atheris", reason="needs atheris: pip install atheris (Linux x86_64, Python 3.11 to 3.13)")
+pytest.importorskip(
+    "atheris", reason="needs atheris: pip install atheris (Linux x86_64, Python 3.11 to 3.13)"
+)
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
@@ -22,11 +36,30 @@ LONGEST_SECONDS = 1_500
 
 SEEDS = {
     "decoder": [
-        encode([Hello(1, "w", "e", [Model("m", b"{}")], [Hold("j", 1, 2)]), Credit(1, 2), Heartbeat(), Log("x")]),
-        encode([Head("j", 1, 200, "x"), Chunk("j", 1, b"x", more=True), Output("j", 1, b"1"), End("j", 1, "failed")]),
+        encode(
+            [
+                Hello(1, "w", "e", [Model("m", b"{}")], [Hold("j", 1, 2)]),
+                Credit(1, 2),
+                Heartbeat(),
+                Log("x"),
+            ]
+        ),
+        encode(
+            [
+                Head("j", 1, 200, "x"),
+                Chunk("j", 1, b"x", more=True),
+                Output("j", 1, b"1"),
+                End("j", 1, "failed"),
+            ]
+        ),
     ],
     "reframer": [b"data: 1\n\ndata: 2\r\n\r\n: x\n\n"],
-    "webhooks": [b"https://example.com:8443/a?b#c", b"http://[2606:4700::1]/", b"http://127.0.0.1/", b"1.1.1.1@a"],
+    "webhooks": [
+        b"https://example.com:8443/a?b#c",
+        b"http://[2606:4700::1]/",
+        b"http://127.0.0.1/",
+        b"1.1.1.1@a",
+    ],
     "guard": [b"", bytes(range(64)), bytes(range(255, 127, -1))],
     "head": [b"/v1/models localhost 127.0.0.1:80 chunked 5 100-continue websocket"],
 }

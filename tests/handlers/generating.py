@@ -21,4 +21,6 @@ async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
 
 
 if __name__ == "__main__":
-    runpod.serverless.start({"handler": handler, "return_aggregate_stream": bool(os.environ.get("AGGREGATE"))})
+    runpod.serverless.start(
+        {"handler": handler, "return_aggregate_stream": bool(os.environ.get("AGGREGATE"))}
+    )

@@ -13,7 +13,12 @@ import runpod
 
 LAST_PIECE = 5
 GENERATION = os.environ.get("GENERATION", "new")
-REFUSED = {"message": "max_tokens is too large", "type": "BadRequestError", "param": None, "code": 400}
+REFUSED = {
+    "message": "max_tokens is too large",
+    "type": "BadRequestError",
+    "param": None,
+    "code": 400,
+}
 
 
 async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
@@ -29,11 +34,21 @@ async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
         case "crashed":
             raise RuntimeError("out of luck")
         case "old error":
-            yield {"object": "error", "message": "no such model", "type": "NotFoundError", "param": None, "code": 404}
+            yield {
+                "object": "error",
+                "message": "no such model",
+                "type": "NotFoundError",
+                "param": None,
+                "code": 404,
+            }
             return
     if not asked.get("stream"):
         text = "".join(words(asked))
-        yield {"id": "x", "object": "chat.completion", "choices": [{"index": 0, "message": {"content": text}}]}
+        yield {
+            "id": "x",
+            "object": "chat.completion",
+            "choices": [{"index": 0, "message": {"content": text}}],
+        }
         return
     for number, piece in enumerate(pieces(asked)):
         yield piece
@@ -52,19 +67,27 @@ def refusal() -> Any:
 
 def words(asked: dict[str, Any]) -> Iterator[str]:
     """What the model says."""
-    return (f"{asked['messages'][-1]['content']} {number} " for number in range(asked["max_tokens"]))
+    return (
+        f"{asked['messages'][-1]['content']} {number} " for number in range(asked["max_tokens"])
+    )
 
 
 def pieces(asked: dict[str, Any]) -> Iterator[Any]:
     """The stream, in the pieces of the generation."""
     chunks = [
-        {"id": "x", "object": "chat.completion.chunk", "choices": [{"index": 0, "delta": {"content": word}}]}
+        {
+            "id": "x",
+            "object": "chat.completion.chunk",
+            "choices": [{"index": 0, "delta": {"content": word}}],
+        }
         for word in words(asked)
     ]
     if GENERATION == "parsed":
         yield from (chunks[start : start + 2] for start in range(0, len(chunks), 2))
         return
-    events = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in chunks] + ["data: [DONE]\n\n"]
+    events = [f"data: {json.dumps(chunk, ensure_ascii=False)}\n\n" for chunk in chunks] + [
+        "data: [DONE]\n\n"
+    ]
     if GENERATION == "old":
         yield from ("".join(events[start : start + 3]) for start in range(0, len(events), 3))
         return
@@ -73,4 +96,6 @@ def pieces(asked: dict[str, Any]) -> Iterator[Any]:
 
 
 if __name__ == "__main__":
-    runpod.serverless.start({"handler": handler, "return_aggregate_stream": True, "concurrency_modifier": lambda _: 8})
+    runpod.serverless.start(
+        {"handler": handler, "return_aggregate_stream": True, "concurrency_modifier": lambda _: 8}
+    )

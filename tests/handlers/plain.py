@@ -31,7 +31,9 @@ async def handler(job: dict[str, Any]) -> Any:
             runpod.serverless.progress_update(job, asked["progress"])
             return await wait(job)
         case "late progress":
-            threading.Timer(asked["seconds"], runpod.serverless.progress_update, (job, {"percent": 50})).start()
+            threading.Timer(
+                asked["seconds"], runpod.serverless.progress_update, (job, {"percent": 50})
+            ).start()
             return "done"
         case "no json":
             return {"thing": object()}
@@ -70,5 +72,9 @@ if __name__ == "__main__":
     concurrency = int(os.environ.get("CONCURRENCY", "1"))
     refresh = bool(os.environ.get("REFRESH"))
     runpod.serverless.start(
-        {"handler": handler, "concurrency_modifier": lambda _: concurrency, "refresh_worker": refresh}
+        {
+            "handler": handler,
+            "concurrency_modifier": lambda _: concurrency,
+            "refresh_worker": refresh,
+        }
     )

@@ -42,11 +42,19 @@ def answers(data: bytes, *, then: str = "close", upgrade: bool = False) -> Behav
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = (await reader.readuntil(b"\r\n\r\n")).decode()
-        keys = [line for line in request.split("\r\n") if line.lower().startswith("sec-websocket-key:")]
+        keys = [
+            line for line in request.split("\r\n") if line.lower().startswith("sec-websocket-key:")
+        ]
         if upgrade and keys:
-            lines = ["HTTP/1.1 101 Switching Protocols", "Upgrade: websocket", "Connection: Upgrade"]
+            lines = [
+                "HTTP/1.1 101 Switching Protocols",
+                "Upgrade: websocket",
+                "Connection: Upgrade",
+            ]
             accepted = accept_key(keys[0].partition(":")[2].strip())
-            writer.write(("\r\n".join([*lines, f"Sec-WebSocket-Accept: {accepted}"]) + "\r\n\r\n").encode())
+            writer.write(
+                ("\r\n".join([*lines, f"Sec-WebSocket-Accept: {accepted}"]) + "\r\n\r\n").encode()
+            )
         writer.write(data)
         with suppress(ConnectionError):
             await writer.drain()
@@ -105,7 +113,9 @@ HANDSHAKES: dict[str, Behaviour] = {
     "308 to two addresses": status("308 Permanent Redirect", b"", "Location: /a", "Location: /b"),
     "101 with a wrong key": answers(SWITCHING + b"Sec-WebSocket-Accept: wrong\r\n\r\n"),
     "101 without a key": answers(SWITCHING + b"\r\n"),
-    "101 to another protocol": answers(b"HTTP/1.1 101 OK\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n"),
+    "101 to another protocol": answers(
+        b"HTTP/1.1 101 OK\r\nUpgrade: h2c\r\nConnection: Upgrade\r\n\r\n"
+    ),
     "401": status("401 Unauthorized", b"login first"),
     "403": status("403 Forbidden", b"blocked by a firewall"),
     "404": status("404 Not Found", b"no such tunnel"),

@@ -21,7 +21,9 @@ from proxy.edge.guard import EdgeContext
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 
-QUIET_TURNS = 3  # of the event loop without a new byte: then the application has nothing more to say
+QUIET_TURNS = (
+    3  # of the event loop without a new byte: then the application has nothing more to say
+)
 MOST_TURNS = 200
 DATE = re.compile(rb"\r\nDate: [^\r]*")
 
@@ -30,7 +32,9 @@ class MemoryTransport(asyncio.Transport):
     """Keeps what is written. `wire` is a socket that is not connected, for those who set its options."""
 
     def __init__(self, protocol: asyncio.Protocol, wire: socket.socket) -> None:
-        super().__init__({"socket": wire, "peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)})
+        super().__init__(
+            {"socket": wire, "peername": ("127.0.0.1", 1), "sockname": ("127.0.0.1", 2)}
+        )
         self._protocol: asyncio.BaseProtocol = protocol
         self.written = bytearray()
         self._is_closing = False
@@ -86,7 +90,9 @@ class Parsed:
         """Let the connections share this socket, which is not connected."""
         self._wire = wire
         self.connections = ConnectionLimiter(1_000_000)
-        edge = EdgeContext(Hosts(is_open=True), Pace(), self.connections, error_body, lambda _path, _fields: False)
+        edge = EdgeContext(
+            Hosts(is_open=True), Pace(), self.connections, error_body, lambda _path, _fields: False
+        )
         self._config = uvicorn.Config(
             echo, http=cast("type[EdgeProtocol]", partial(EdgeProtocol, edge)), ws=WorkerProtocol,
             ws_ping_interval=None, lifespan="off", log_config=None, access_log=False, server_header=False,
@@ -97,7 +103,9 @@ class Parsed:
     async def answer(self, pieces: Iterable[bytes]) -> Written:
         """Feed these pieces to a new connection, which the client then closes."""
         state = ServerState()
-        protocol = self._config.http_protocol_class(config=self._config, server_state=state, app_state={})  # type: ignore[union-attr,call-arg,operator]
+        protocol = self._config.http_protocol_class(
+            config=self._config, server_state=state, app_state={}
+        )  # type: ignore[union-attr,call-arg,operator]
         transport = MemoryTransport(protocol, self._wire)
         protocol.connection_made(transport)
         for piece in pieces:

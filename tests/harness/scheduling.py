@@ -11,7 +11,9 @@ from xdist.remote import Producer
 from xdist.scheduler import LoadScopeScheduling
 
 ENGINES = "tests/real/"
-SHARED_ENGINES = tuple(f"{ENGINES}test_{name}.py" for name in ("anthropic", "jobs", "openai", "routes"))
+SHARED_ENGINES = tuple(
+    f"{ENGINES}test_{name}.py" for name in ("anthropic", "jobs", "openai", "routes")
+)
 LONGEST_FIRST = (ENGINES, "tests/stories/", "tests/jobs/", "tests/edge/", "tests/clients/")
 
 

@@ -51,7 +51,9 @@ class Terminal:
 
 
 @asynccontextmanager
-async def terminal(*arguments: str, **environment: str) -> AsyncIterator[tuple[Terminal, asyncio.subprocess.Process]]:
+async def terminal(
+    *arguments: str, **environment: str
+) -> AsyncIterator[tuple[Terminal, asyncio.subprocess.Process]]:
     """`vllm-serverless ARGUMENTS` in a terminal of its own; ended at the end."""
     master, slave = pty.openpty()
     process = await asyncio.create_subprocess_exec(

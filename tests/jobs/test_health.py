@@ -14,9 +14,19 @@ async def test_counts_equal_a_recount(alone: QueueClient) -> None:
         running, waiting = await alone.run(long()), await alone.run(long())
         await until(lambda: _running(alone, 1), what="it runs")
         health = (await alone.call("GET", "health")).body
-        assert health["jobs"] == {"completed": 2, "failed": 1, "inProgress": 1, "inQueue": 1, "retried": 0}
+        assert health["jobs"] == {
+            "completed": 2,
+            "failed": 1,
+            "inProgress": 1,
+            "inQueue": 1,
+            "retried": 0,
+        }
         assert set(health["workers"]) == WORKERS
-        assert (health["workers"]["running"], health["workers"]["idle"], health["workers"]["ready"]) == (1, 0, 1)
+        assert (
+            health["workers"]["running"],
+            health["workers"]["idle"],
+            health["workers"]["ready"],
+        ) == (1, 0, 1)
         for job in (running, waiting):
             await alone.call("POST", f"cancel/{job}")
         await until(lambda: _running(alone, 0), what="it is idle")

@@ -39,10 +39,14 @@ def standing_reader(proxy: Proxy, path: str, body: bytes | None = None) -> Itera
 async def take_and_answer(proxy: Proxy, output: Any) -> str:
     """A stock worker that takes one job and answers it; the job's id."""
     headers = {"Authorization": proxy.parts.token}
-    async with proxy.http.get("/v2/default/job-take/w-1?job_in_progress=0", headers=headers) as taken:
+    async with proxy.http.get(
+        "/v2/default/job-take/w-1?job_in_progress=0", headers=headers
+    ) as taken:
         job: str = (await taken.json())["id"]
     done = BytesIO(json.dumps({"output": output}).encode())
-    async with proxy.http.post(f"/v2/default/job-done/w-1/{job}", headers=headers, data=done) as response:
+    async with proxy.http.post(
+        f"/v2/default/job-done/w-1/{job}", headers=headers, data=done
+    ) as response:
         assert response.status == 200
     return job
 
@@ -56,7 +60,9 @@ async def test_answers_that_nobody_reads_have_an_end() -> None:
         with ExitStack() as readers:
             for number in range(1, FIT + 1):
                 readers.enter_context(standing_reader(proxy, f"/v2/default/status/{job}"))
-                await until(lambda n=number: answers.used >= n * len(OUTPUT), 20, "it is on its way")  # type: ignore[misc]
+                await until(
+                    lambda n=number: answers.used >= n * len(OUTPUT), 20, "it is on its way"
+                )  # type: ignore[misc]
             refused = await queue.call("GET", f"status/{job}")
             assert refused.status == 503
             assert refused.headers["retry-after"] == "5"
@@ -74,7 +80,9 @@ async def test_answers_of_the_openai_api_have_the_same_end() -> None:
             for number in range(1, FIT + 1):
                 readers.enter_context(standing_reader(proxy, EMBEDDINGS, body))
                 await take_and_answer(proxy, output)
-                await until(lambda n=number: answers.used >= n * len(OUTPUT), 20, "it is on its way")  # type: ignore[misc]
+                await until(
+                    lambda n=number: answers.used >= n * len(OUTPUT), 20, "it is on its way"
+                )  # type: ignore[misc]
             refused = asyncio.create_task(_embeddings(proxy, body))
             await take_and_answer(proxy, output)
             status, text = await refused

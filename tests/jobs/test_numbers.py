@@ -16,7 +16,22 @@ from proxy.api.queue.request import MAX_EXECUTION, MAX_TTL, MIN_EXECUTION, MIN_T
 
 HUGE = "9" * 400
 STRANGE = (
-    *("nan", "inf", "-inf", "Infinity", "1e400", "1e3", "-1", "-0", "%2B5", "+5", "%205", "5%20", "1_0", "0x10"),
+    *(
+        "nan",
+        "inf",
+        "-inf",
+        "Infinity",
+        "1e400",
+        "1e3",
+        "-1",
+        "-0",
+        "%2B5",
+        "+5",
+        "%205",
+        "5%20",
+        "1_0",
+        "0x10",
+    ),
     *("%D9%A3", "%EF%BC%95", "%C2%B2", "5%00", "1,000", "soon", "true", "null", "%0A5"),
 )
 """As they stand in a URL."""
@@ -39,7 +54,23 @@ RIGHT = {
 }
 MILLISECONDS = {"ttl", "wait"}
 PATIENCE = (
-    *("nan", "inf", "-inf", "1e306", "1e400", "-1", "0", "1_0", "+5", HUGE, "", "soon", "1e-400", "\u00b2", "0x10"),
+    *(
+        "nan",
+        "inf",
+        "-inf",
+        "1e306",
+        "1e400",
+        "-1",
+        "0",
+        "1_0",
+        "+5",
+        HUGE,
+        "",
+        "soon",
+        "1e-400",
+        "\u00b2",
+        "0x10",
+    ),
     *("600", "600.0", "0.5", "1e+16"),
 )
 NOT_IN_JSON = ("nan", "NaN", "inf", "Infinity", "1_0", "+10000", "0x10", "010000", "\u0661", "")
@@ -62,9 +93,13 @@ async def ended(unlimited: Proxy) -> str:
 
 
 async def ask(proxy: Proxy, operation: str, job: str, query: str) -> tuple[int, str]:
-    path = next(path for path in OPERATIONS if path.split("/")[1] == operation).replace("{job}", job)
+    path = next(path for path in OPERATIONS if path.split("/")[1] == operation).replace(
+        "{job}", job
+    )
     url = URL(f"{proxy.url}/v2/default{path}?{query}", encoded=True)
-    async with proxy.http.request(OPERATIONS[path.replace(job, "{job}")][0], url, **body({"input": 1})) as response:
+    async with proxy.http.request(
+        OPERATIONS[path.replace(job, "{job}")][0], url, **body({"input": 1})
+    ) as response:
         return response.status, await response.text()
 
 
@@ -92,23 +127,36 @@ async def test_a_query_that_is_not_a_number_in_range_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(("operation", "name"), RIGHT)
-async def test_a_number_in_range_is_taken(unlimited: Proxy, ended: str, operation: str, name: str) -> None:
+async def test_a_number_in_range_is_taken(
+    unlimited: Proxy, ended: str, operation: str, name: str
+) -> None:
     for value in RIGHT[operation, name]:
         drains_nothing = "&after=0" if (operation, name) == ("stream", "wait") else ""
-        assert (await ask(unlimited, operation, ended, f"{name}={value}{drains_nothing}"))[0] == 200, value
+        assert (await ask(unlimited, operation, ended, f"{name}={value}{drains_nothing}"))[
+            0
+        ] == 200, value
 
 
 @pytest.mark.parametrize("value", ["nan", "-1", "1_0", "+5", HUGE, str(2**53 + 1), "1e3"])
-async def test_the_id_of_an_event_is_refused_alike(unlimited: Proxy, ended: str, value: str) -> None:
+async def test_the_id_of_an_event_is_refused_alike(
+    unlimited: Proxy, ended: str, value: str
+) -> None:
     headers = {"Accept": "text/event-stream", "Last-Event-ID": value}
-    assert (await QueueClient(unlimited).call("GET", f"stream/{ended}", headers=headers)).status == 400
+    assert (
+        await QueueClient(unlimited).call("GET", f"stream/{ended}", headers=headers)
+    ).status == 400
 
 
 @pytest.mark.parametrize("field", ["executionTimeout", "ttl"])
 async def test_a_policy_has_whole_milliseconds_in_range(unlimited: Proxy, field: str) -> None:
-    least, most = {"executionTimeout": (MIN_EXECUTION, MAX_EXECUTION), "ttl": (MIN_TTL, MAX_TTL)}[field]
+    least, most = {"executionTimeout": (MIN_EXECUTION, MAX_EXECUTION), "ttl": (MIN_TTL, MAX_TTL)}[
+        field
+    ]
     bad = (*NOT_IN_JSON, *NOT_A_TIME, str(least - 1), str(most + 1))
-    for value, status in [*((one, 400) for one in bad), *((one, 200) for one in (str(least), str(most), "null"))]:
+    for value, status in [
+        *((one, 400) for one in bad),
+        *((one, 200) for one in (str(least), str(most), "null")),
+    ]:
         data = f'{{"input": 1, "policy": {{"{field}": {value}}}}}'.encode()
         headers = {"Content-Type": "application/json"}
         answer = await QueueClient(unlimited).call("POST", "run", data=data, headers=headers)
@@ -126,6 +174,9 @@ async def test_no_header_of_an_sdk_makes_a_500(line: Line) -> None:
     """Whichever of them is read one day."""
     names = ("Read-Timeout", "Timeout", "Retry-Count", "Max-Retries")
     for value in (HUGE, "1e306", "nan", "-1"):
-        headers = {f"X-Stainless-{name}": value for name in names} | {"Retry-After": value, "Retry-After-Ms": value}
+        headers = {f"X-Stainless-{name}": value for name in names} | {
+            "Retry-After": value,
+            "Retry-After-Ms": value,
+        }
         async with line.proxy.http.post(CHAT, json=chat(max_tokens=1), headers=headers) as response:
             assert response.status == 200

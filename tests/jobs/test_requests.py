@@ -12,7 +12,10 @@ from proxy.jobs.model import JobId
 
 
 async def test_newest_first_in_pages(alone: QueueClient) -> None:
-    jobs = [await alone.run({"secret": "hidden"}, webhook="https://example.com/?token=hidden") for _ in range(5)]
+    jobs = [
+        await alone.run({"secret": "hidden"}, webhook="https://example.com/?token=hidden")
+        for _ in range(5)
+    ]
     first = await alone.call("GET", "requests?limit=3")
     second = await alone.call("GET", f"requests?limit=3&before={first['next']}")
     assert [row["id"] for page in (first, second) for row in page["requests"]] == jobs[::-1]
@@ -23,7 +26,12 @@ async def test_newest_first_in_pages(alone: QueueClient) -> None:
 async def test_a_cursor_tells_nothing_and_serves_its_owner_alone(tmp_path: Path) -> None:
     """It had the number of jobs that all owners had submitted."""
     keys = [SecretStr("alice=alice-secret"), SecretStr("bob=bob-secret")]
-    told = {"api_key": keys, "data_dir": tmp_path, "endpoint": ["default", "other"], "limit": ["requests=0"]}
+    told = {
+        "api_key": keys,
+        "data_dir": tmp_path,
+        "endpoint": ["default", "other"],
+        "limit": ["requests=0"],
+    }
     async with serving(**told) as proxy:
         alice, bob = (QueueClient(proxy, f"{name}-secret") for name in ("alice", "bob"))
         jobs = [await bob.run(1) for _ in range(3)]
@@ -48,7 +56,15 @@ async def test_a_changed_cursor_is_refused(alone: QueueClient) -> None:
     for _ in range(2):
         await alone.run(1)
     cursor = (await alone.call("GET", "requests?limit=1"))["next"]
-    changed = (cursor[:-1], cursor + "A", cursor[1:] + cursor[0], cursor.swapcase(), "A" * 48, "%C3%BC", "=")
+    changed = (
+        cursor[:-1],
+        cursor + "A",
+        cursor[1:] + cursor[0],
+        cursor.swapcase(),
+        "A" * 48,
+        "%C3%BC",
+        "=",
+    )
     for wrong in changed:
         answer = await alone.call("GET", f"requests?before={wrong}")
         assert answer.status == 400
@@ -68,17 +84,23 @@ async def test_only_those_of_a_status(alone: QueueClient) -> None:
     waiting, cancelled = await alone.run(1), await alone.run(1)
     await alone.call("POST", f"cancel/{cancelled}")
     for status, job in (("IN_QUEUE", waiting), ("CANCELLED", cancelled)):
-        assert [row["id"] for row in (await alone.call("GET", f"requests?status={status}"))["requests"]] == [job]
+        assert [
+            row["id"] for row in (await alone.call("GET", f"requests?status={status}"))["requests"]
+        ] == [job]
 
 
-@pytest.mark.parametrize("query", ["status=RUNNING", "limit=0", "limit=5000", "limit=x", "before=x"])
+@pytest.mark.parametrize(
+    "query", ["status=RUNNING", "limit=0", "limit=5000", "limit=x", "before=x"]
+)
 async def test_a_strange_question_is_refused(alone: QueueClient, query: str) -> None:
     assert (await alone.call("GET", f"requests?{query}")).status == 400
 
 
 async def test_openai_calls_are_there_too_without_output(queue: QueueClient) -> None:
     async with queue.proxy.openai() as client:
-        raw = await client.completions.with_raw_response.create(model="scripted", prompt="x", max_tokens=2)
+        raw = await client.completions.with_raw_response.create(
+            model="scripted", prompt="x", max_tokens=2
+        )
     job = raw.headers["x-job-id"]
     assert job.endswith("-i1")
     assert job in [row["id"] for row in (await queue.call("GET", "requests"))["requests"]]
@@ -99,6 +121,8 @@ async def test_ten_in_ten_seconds_and_no_more(alone: QueueClient) -> None:
 async def test_a_limit_can_be_set(queue: QueueClient) -> None:
     async with serving(limit=["run=2", "requests=0"]) as proxy:
         client = QueueClient(proxy)
-        statuses = [(await client.call("POST", "run", json={"input": prompt()})).status for _ in range(6)]
+        statuses = [
+            (await client.call("POST", "run", json={"input": prompt()})).status for _ in range(6)
+        ]
         assert statuses.count(200) in {2, 4}
         assert [(await client.call("GET", "requests")).status for _ in range(15)] == [200] * 15

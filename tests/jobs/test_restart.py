@@ -46,7 +46,9 @@ async def client(port: int) -> AsyncIterator[QueueClient]:
 
 def workers(port: int, **more: Any) -> Any:
     """A worker that dials again when its proxy has gone."""
-    told = environment(connect=f"http://127.0.0.1:{port}", token=TOKEN, id="w-1", max_concurrency=SLOTS, **more)
+    told = environment(
+        connect=f"http://127.0.0.1:{port}", token=TOKEN, id="w-1", max_concurrency=SLOTS, **more
+    )
     return worker_process(told=told, name="w-1")
 
 
@@ -61,7 +63,9 @@ async def test_two_hundred_acknowledged_jobs_all_end_once(port: int, tmp_path: P
             await until(lambda: _ready(queue), 20, "the worker is there")
             value = prompt("kept", max_tokens=10, seed=30_000)
             jobs = await asyncio.gather(*(queue.run(value) for _ in range(JOBS)))
-            await until(lambda: _completed(queue, SLOTS), what="some have ended, some run, some wait")
+            await until(
+                lambda: _completed(queue, SLOTS), what="some have ended, some run, some wait"
+            )
             await kill(first)
         async with proxy(port, tmp_path) as second:
             ended = await asyncio.gather(*(queue.end(job) for job in jobs))
@@ -69,17 +73,25 @@ async def test_two_hundred_acknowledged_jobs_all_end_once(port: int, tmp_path: P
             assert {answer["output"]["output_tokens"] for answer in ended} == {10}
             counts = (await queue.call("GET", "health")).body
             assert counts["durable"] is True
-            assert (counts["jobs"]["completed"], counts["jobs"]["inQueue"], counts["jobs"]["inProgress"]) == (
+            assert (
+                counts["jobs"]["completed"],
+                counts["jobs"]["inQueue"],
+                counts["jobs"]["inProgress"],
+            ) == (
                 JOBS,
                 0,
                 0,
             )
-            assert await _tokens(worker, queue) <= 10 * (JOBS + SLOTS)  # at most what was under way ran again
+            assert await _tokens(worker, queue) <= 10 * (
+                JOBS + SLOTS
+            )  # at most what was under way ran again
             assert await second.stop(signal.SIGTERM) == 0
 
 
 @pytest.mark.parametrize(("tokens", "dials"), [(100, 0), (300, 12)], ids=["a moment", "long"])
-async def test_a_running_job_survives_its_proxy_being_away(port: int, tmp_path: Path, tokens: int, dials: int) -> None:
+async def test_a_running_job_survives_its_proxy_being_away(
+    port: int, tmp_path: Path, tokens: int, dials: int
+) -> None:
     async with workers(port) as worker, client(port) as queue:
         async with proxy(port, tmp_path) as first:
             await until(lambda: _ready(queue), 20, "the worker is there")
@@ -90,7 +102,11 @@ async def test_a_running_job_survives_its_proxy_being_away(port: int, tmp_path: 
         await until(lambda: _failed_dials(worker) >= dials, 60, "the worker has dialled in vain")
         async with proxy(port, tmp_path):
             ended = await queue.end(job)
-            assert (ended["status"], ended["output"]["output_tokens"], ended["retries"]) == ("COMPLETED", tokens, 0)
+            assert (ended["status"], ended["output"]["output_tokens"], ended["retries"]) == (
+                "COMPLETED",
+                tokens,
+                0,
+            )
             assert await _tokens(worker, queue) == tokens  # the same run went on
 
 

@@ -6,7 +6,10 @@ from harness.proxy.queue_api import QueueClient, prompt
 from harness.tools.waiting import until
 from harness.worker.process import worker
 
-BROKEN = {"openai_route": "/v1/completions", "openai_input": {"prompt": "x", "stream": True, "fault": "error_event:1"}}
+BROKEN = {
+    "openai_route": "/v1/completions",
+    "openai_input": {"prompt": "x", "stream": True, "fault": "error_event:1"},
+}
 
 
 async def test_a_failed_job_runs_again_from_its_input(queue: QueueClient) -> None:
@@ -49,7 +52,9 @@ async def _is(queue: QueueClient, job: str, status: str) -> bool:
     return bool((await queue.status(job))["status"] == status)
 
 
-async def test_only_failed_and_timed_out_jobs_can_be_retried(queue: QueueClient, alone: QueueClient) -> None:
+async def test_only_failed_and_timed_out_jobs_can_be_retried(
+    queue: QueueClient, alone: QueueClient
+) -> None:
     done, waiting, cancelled = await queue.run(prompt()), await alone.run(1), await alone.run(1)
     await queue.end(done)
     await alone.call("POST", f"cancel/{cancelled}")

@@ -20,7 +20,9 @@ MB = 1024 * 1024
 async def post(queue: QueueClient, body: Any, **more: Any) -> Answer:
     """A body as it is."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
-    return await queue.call("POST", "run", data=data, headers={"Content-Type": "application/json"} | more)
+    return await queue.call(
+        "POST", "run", data=data, headers={"Content-Type": "application/json"} | more
+    )
 
 
 async def test_a_job_has_an_id_and_is_in_the_queue(alone: QueueClient) -> None:
@@ -33,7 +35,10 @@ async def test_a_job_has_an_id_and_is_in_the_queue(alone: QueueClient) -> None:
 
 @pytest.mark.parametrize("value", [{}, [], "", 0, False, {"a": None}, [1, "ü", 1e400]])
 async def test_any_input_but_null_will_do(alone: QueueClient, value: Any) -> None:
-    answer = await post(alone, {"input": value} if value != [1, "ü", 1e400] else b'{"input": [1, "\xc3\xbc", 1e400]}')
+    answer = await post(
+        alone,
+        {"input": value} if value != [1, "ü", 1e400] else b'{"input": [1, "\xc3\xbc", 1e400]}',
+    )
     assert answer.status == 200, answer
 
 
@@ -48,7 +53,10 @@ WRONG = [
     (b'{"input": 1, "webhook": 5}', "`webhook` must be a string"),
     (b'{"input": 1, "policy": []}', r"\$\.policy"),
     (b'{"input": 1, "policy": {"ttl": "1"}}', r"\$\.policy\.ttl"),
-    (b'{"input": 1, "policy": {"executionTimeout": 4999}}', "`policy.executionTimeout` must be from 5000 to"),
+    (
+        b'{"input": 1, "policy": {"executionTimeout": 4999}}',
+        "`policy.executionTimeout` must be from 5000 to",
+    ),
     (b'{"input": 1, "policy": {"ttl": 9999}}', "`policy.ttl` must be from 10000 to 604800000"),
     (b'{"input": 1, "policy": {"ttl": 604800001}}', "`policy.ttl` must be from 10000 to 604800000"),
     (b'{"input": 1, "s3Config": "x"}', "`s3Config` must be a JSON object"),
@@ -64,12 +72,22 @@ async def test_what_is_wrong_is_named(alone: QueueClient, body: bytes, sentence:
 
 
 async def test_the_bounds_themselves_are_within(alone: QueueClient) -> None:
-    for policy in ({"executionTimeout": 5000, "ttl": 10_000}, {"ttl": 604_800_000, "lowPriority": True}, None, {}):
+    for policy in (
+        {"executionTimeout": 5000, "ttl": 10_000},
+        {"ttl": 604_800_000, "lowPriority": True},
+        None,
+        {},
+    ):
         assert (await post(alone, {"input": 1, "policy": policy})).status == 200
 
 
 async def test_unknown_keys_are_ignored(alone: QueueClient) -> None:
-    body = {"input": 1, "timeout": 60_000, "webhookV2": "x", "s3Config": {"objectPath": "x", "new": 1}}
+    body = {
+        "input": 1,
+        "timeout": 60_000,
+        "webhookV2": "x",
+        "s3Config": {"objectPath": "x", "new": 1},
+    }
     assert (await post(alone, body)).status == 200
 
 
@@ -112,5 +130,7 @@ async def test_low_priority_waits_for_the_others(timed: QueueClient, clock: Fake
     low = await timed.run(1, policy={"lowPriority": True})
     normal = await timed.run(2)
     assert (await timed.status(normal))["reason"] == "No worker is connected."
-    taken = await timed.proxy.parts.store.take(HERE, WorkerId("w"), limit=9, light_limit=0, now=clock.now())
+    taken = await timed.proxy.parts.store.take(
+        HERE, WorkerId("w"), limit=9, light_limit=0, now=clock.now()
+    )
     assert [job.id for job in taken] == [normal, low]

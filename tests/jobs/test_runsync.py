@@ -23,7 +23,9 @@ async def test_the_answer_is_the_job(queue: QueueClient) -> None:
     assert all(isinstance(answer[name], int) for name in ("delayTime", "executionTime", "retries"))
 
 
-async def test_a_wait_that_is_over_gives_the_job_as_it_is(queue: QueueClient, alone: QueueClient) -> None:
+async def test_a_wait_that_is_over_gives_the_job_as_it_is(
+    queue: QueueClient, alone: QueueClient
+) -> None:
     waiting, running = await asyncio.gather(
         alone.call("POST", "runsync?wait=1", json={"input": 1}),  # brought to 1000 ms
         queue.call("POST", "runsync?wait=1000", json={"input": long()}),
@@ -35,7 +37,9 @@ async def test_a_wait_that_is_over_gives_the_job_as_it_is(queue: QueueClient, al
 
 @pytest.mark.parametrize("wait", ["", "?wait=", "?wait=60000.5", "?wait=99999999999999999999999"])
 async def test_a_long_wait_ends_with_the_job(queue: QueueClient, wait: str) -> None:
-    assert (await queue.call("POST", f"runsync{wait}", json={"input": prompt()}))["status"] == "COMPLETED"
+    assert (await queue.call("POST", f"runsync{wait}", json={"input": prompt()}))[
+        "status"
+    ] == "COMPLETED"
 
 
 async def test_a_failed_job_is_an_answer_too(queue: QueueClient) -> None:
@@ -50,7 +54,9 @@ async def test_a_body_may_have_twenty_megabytes(alone: QueueClient) -> None:
     headers = {"Content-Type": "application/json"}
     assert (await alone.call("POST", "runsync", data=BytesIO(body), headers=headers)).status == 413
     assert (
-        await alone.call("POST", "runsync?wait=1000", data=BytesIO(body[:-3] + b'"}'), headers=headers)
+        await alone.call(
+            "POST", "runsync?wait=1000", data=BytesIO(body[:-3] + b'"}'), headers=headers
+        )
     ).status == 200
 
 

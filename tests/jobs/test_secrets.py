@@ -9,7 +9,12 @@ from harness.tools.waiting import until
 
 SECRET = "canary-4f1d"
 OPTIONS = {
-    "s3Config": {"accessId": SECRET, "accessSecret": SECRET, "bucketName": SECRET, "endpointUrl": SECRET},
+    "s3Config": {
+        "accessId": SECRET,
+        "accessSecret": SECRET,
+        "bucketName": SECRET,
+        "endpointUrl": SECRET,
+    },
     "webhook": f"https://example.com/hook?token={SECRET}",
 }
 
@@ -31,10 +36,14 @@ async def test_no_answer_shows_it() -> None:
 
 async def test_no_file_and_no_log_shows_it(tmp_path: Path) -> None:
     """What is needed later, the bucket's keys and the webhook's URL, is sealed with a key that is not in the store."""
-    async with command("proxy", "--port", "0", "--data-dir", str(tmp_path), "--log-level", "debug") as running:
+    async with command(
+        "proxy", "--port", "0", "--data-dir", str(tmp_path), "--log-level", "debug"
+    ) as running:
         url = (await running.says(r"listens on (http://\S+)\.")).group(1)
         async with serving() as proxy:
-            async with proxy.http.post(f"{url}/v2/default/run", json={"input": 1, **OPTIONS}) as response:
+            async with proxy.http.post(
+                f"{url}/v2/default/run", json={"input": 1, **OPTIONS}
+            ) as response:
                 assert response.status == 200
         await until(lambda: any(tmp_path.glob("jobs.db*")), what="there is a file")
         assert SECRET not in running.text

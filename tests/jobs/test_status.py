@@ -12,7 +12,15 @@ from harness.worker.process import worker
 
 async def test_a_finished_job_tells_all(queue: QueueClient) -> None:
     ended = await queue.end(await queue.run(prompt()))
-    assert set(ended.body) == {"id", "status", "output", "delayTime", "executionTime", "retries", "workerId"}
+    assert set(ended.body) == {
+        "id",
+        "status",
+        "output",
+        "delayTime",
+        "executionTime",
+        "retries",
+        "workerId",
+    }
     assert all(type(ended[name]) is int for name in ("delayTime", "executionTime", "retries"))
 
 
@@ -32,13 +40,17 @@ async def test_a_waiting_job_says_why(alone: QueueClient) -> None:
     assert (await alone.status(first))["reason"] == "No worker is connected."
     async with worker(alone.proxy, max_concurrency=1):
         await until(lambda: _is(alone, first, "IN_PROGRESS"), what="the first one runs")
-        assert (await alone.status(second))["reason"] == "Held by a limit: the only slot of 1 worker is taken."
+        assert (await alone.status(second))[
+            "reason"
+        ] == "Held by a limit: the only slot of 1 worker is taken."
         third = await alone.run(1)
         assert (await alone.status(third))["reason"] == "Behind 1 job in the queue."
         assert "reason" not in (await alone.status(first)).body
 
 
-async def test_a_waiting_job_of_low_priority_says_who_goes_first(timed: QueueClient, clock: FakeClock) -> None:
+async def test_a_waiting_job_of_low_priority_says_who_goes_first(
+    timed: QueueClient, clock: FakeClock
+) -> None:
     first = "Jobs of normal priority go first until it has waited for 60 s."
     async with worker(timed.proxy, max_concurrency=1), worker(timed.proxy, max_concurrency=1):
         running = [await timed.run(long()) for _ in range(2)]
@@ -67,7 +79,9 @@ async def test_status_sync_gives_up_waiting(alone: QueueClient) -> None:
     assert (await alone.call("GET", f"status-sync/{job}?wait=1000"))["status"] == "IN_QUEUE"
 
 
-@pytest.mark.parametrize("job", ["nonsense", "00000000-0000-0000-0000-000000000000-u1", "x" * 500, "%00", "a%2Fb"])
+@pytest.mark.parametrize(
+    "job", ["nonsense", "00000000-0000-0000-0000-000000000000-u1", "x" * 500, "%00", "a%2Fb"]
+)
 async def test_an_unknown_job_is_404(queue: QueueClient, job: str) -> None:
     for operation in ("status", "status-sync", "stream"):
         answer = await queue.call("GET", f"{operation}/{job}")

@@ -20,7 +20,9 @@ from proxy.access.rate_limits import LIMITS
 from proxy.api.queue.app import OPERATIONS
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000-u1"
-OF_ONE_JOB = [(method, path) for path, methods in OPERATIONS.items() if "{job}" in path for method in methods]
+OF_ONE_JOB = [
+    (method, path) for path, methods in OPERATIONS.items() if "{job}" in path for method in methods
+]
 QUERIES = {
     "/status/{job}": ("", "?ttl=60000"),
     "/status-sync/{job}": ("?wait=90000",),
@@ -38,10 +40,14 @@ class Street:
     jobs: list[str]
     reading: asyncio.Task[object]
 
-    async def asks(self, method: str, operation: str, job: str, headers: dict[str, str]) -> tuple[object, list[str]]:
+    async def asks(
+        self, method: str, operation: str, job: str, headers: dict[str, str]
+    ) -> tuple[object, list[str]]:
         """What bob is answered, and what is asked of the store for it."""
         self.store.calls.clear()
-        answer = await QueueClient(self.proxy, "bob-secret").call(method, operation.format(job=job), headers=headers)
+        answer = await QueueClient(self.proxy, "bob-secret").call(
+            method, operation.format(job=job), headers=headers
+        )
         told = answer.status, json.dumps(answer.body).replace(job, UNKNOWN)
         return told, [call.replace(job, UNKNOWN) for call in self.store.naming(job, "bob")]
 
@@ -77,5 +83,8 @@ async def test_anothers_job_asks_the_store_what_an_unknown_one_does(street: Stre
                 assert unknown[0][0] == 404  # type: ignore[index]
                 assert unknown[1], "the store is asked"
                 for job in street.jobs:
-                    assert await street.asks(method, operation, job, headers) == unknown, (operation, job)
+                    assert await street.asks(method, operation, job, headers) == unknown, (
+                        operation,
+                        job,
+                    )
     assert not street.reading.done(), "alice was not waited for"

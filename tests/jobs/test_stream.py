@@ -115,22 +115,32 @@ async def test_the_same_as_events_as_they_come(queue: QueueClient) -> None:
 async def test_events_go_on_where_they_were_left(queue: QueueClient) -> None:
     job = await queue.run(prompt("e", stream=True, max_tokens=5))
     await queue.end(job)
-    assert [event.get("id") for event in await _events(queue, job, {"Last-Event-ID": "3"})] == ["4", "5", None]
+    assert [event.get("id") for event in await _events(queue, job, {"Last-Event-ID": "3"})] == [
+        "4",
+        "5",
+        None,
+    ]
     assert [event.get("id") for event in await _events(queue, f"{job}?after=4")] == ["5", None]
 
 
 async def test_events_of_no_job(queue: QueueClient) -> None:
     for job, headers in (("nonsense", {}), (await queue.run(1), {"Last-Event-ID": "x"})):
-        answer = await queue.call("GET", f"stream/{job}", headers={"Accept": "text/event-stream"} | headers)
+        answer = await queue.call(
+            "GET", f"stream/{job}", headers={"Accept": "text/event-stream"} | headers
+        )
         assert answer.status == (400 if headers else 404)
         assert list(answer.body) == ["error"]
 
 
-async def _events(queue: QueueClient, job: str, headers: dict[str, str] | None = None) -> list[dict[str, str]]:
+async def _events(
+    queue: QueueClient, job: str, headers: dict[str, str] | None = None
+) -> list[dict[str, str]]:
     """All events of a job's stream."""
     accept = {"Accept": "text/event-stream"} | (headers or {})
     async with queue.proxy.http.get(f"/v2/default/stream/{job}", headers=accept) as response:
         assert response.content_type == "text/event-stream"
         text = await response.text()
-    lines = [event.splitlines() for event in text.split("\n\n") if event and not event.startswith(":")]
+    lines = [
+        event.splitlines() for event in text.split("\n\n") if event and not event.startswith(":")
+    ]
     return [dict(line.split(": ", 1) for line in event) for event in lines]  # type: ignore[arg-type]

@@ -39,7 +39,9 @@ async def events(queue: QueueClient, job: str) -> tuple[str, list[Any]]:
     accept = {"Accept": "text/event-stream"}
     async with queue.proxy.http.get(f"/v2/default/stream/{job}", headers=accept) as response:
         text = await response.text()
-    *elements, end = [json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")]
+    *elements, end = [
+        json.loads(line[6:]) for line in text.splitlines() if line.startswith("data: ")
+    ]
     return end["status"], elements
 
 
@@ -56,10 +58,15 @@ async def finish(worker: Puppet, job: str) -> None:
     """The worker runs the job, all in one message."""
     offered = await worker.job()
     assert offered.job == job
-    await worker.say(*(Output(job, offered.attempt, piece) for piece in PIECES), End(job, offered.attempt, "completed"))
+    await worker.say(
+        *(Output(job, offered.attempt, piece) for piece in PIECES),
+        End(job, offered.attempt, "completed"),
+    )
 
 
-async def reading(queue: QueueClient, job: str, read: Read) -> "asyncio.Task[tuple[str, list[Any]]]":
+async def reading(
+    queue: QueueClient, job: str, read: Read
+) -> "asyncio.Task[tuple[str, list[Any]]]":
     """A reader that waits."""
     followers = len(queue.proxy.parts.events)
     task = asyncio.create_task(read(queue, job))
@@ -88,7 +95,9 @@ async def test_a_job_that_was_handed_back_before_it_ran(quick: QueueClient, read
 
 
 @pytest.mark.parametrize("read", READS)
-async def test_a_job_that_was_retried_after_its_output_was_drained(quick: QueueClient, read: Read) -> None:
+async def test_a_job_that_was_retried_after_its_output_was_drained(
+    quick: QueueClient, read: Read
+) -> None:
     job = await quick.run(1)
     async with puppet(quick.proxy, slots=1) as worker:
         first = await worker.job()

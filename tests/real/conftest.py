@@ -17,7 +17,9 @@ from harness.worker.real_vllm import real_worker
 def _vllm() -> None:
     skip_if_fast()
     if find_spec("vllm") is None:
-        pytest.skip("vLLM is not installed, since no build of it fits this machine; see what `make up` says")
+        pytest.skip(
+            "vLLM is not installed, since no build of it fits this machine; see what `make up` says"
+        )
 
 
 @pytest_asyncio.fixture(scope="session")
@@ -27,5 +29,7 @@ async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Real]:
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(serving())
         contexts = [real_worker(proxy, records) for _ in range(2)]
-        workers = await asyncio.gather(*(stack.enter_async_context(context) for context in contexts))
+        workers = await asyncio.gather(
+            *(stack.enter_async_context(context) for context in contexts)
+        )
         yield Real(proxy, workers, records)

@@ -24,13 +24,18 @@ def stock(proxy: Proxy) -> anthropic.AsyncAnthropic:
 
 async def test_a_message_whole_and_as_a_stream(real: Real) -> None:
     async with stock(real.proxy) as client:
-        whole = await client.messages.create(model=MODEL, max_tokens=64, messages=QUESTION, extra_body=GREEDY)
+        whole = await client.messages.create(
+            model=MODEL, max_tokens=64, messages=QUESTION, extra_body=GREEDY
+        )
         text, message = await streamed(client)
     [block] = whole.content
     assert isinstance(block, anthropic.types.TextBlock)
     assert block.text.startswith(ANSWER)
     assert text == block.text
-    assert (message.stop_reason, message.usage.output_tokens) == (whole.stop_reason, whole.usage.output_tokens)
+    assert (message.stop_reason, message.usage.output_tokens) == (
+        whole.stop_reason,
+        whole.usage.output_tokens,
+    )
 
 
 async def test_tokens_are_counted(real: Real) -> None:
@@ -44,10 +49,16 @@ async def test_tokens_are_counted(real: Real) -> None:
 async def test_errors_are_of_the_clients_own_classes(real: Real, stream: bool) -> None:
     async with stock(real.proxy) as client:
         with pytest.raises(anthropic.NotFoundError, match="nobody") as unknown:
-            await client.messages.create(model="nobody", max_tokens=8, messages=QUESTION, stream=stream)
-        too_long: list[anthropic.types.MessageParam] = [{"role": "user", "content": "word " * 9_000}]
+            await client.messages.create(
+                model="nobody", max_tokens=8, messages=QUESTION, stream=stream
+            )
+        too_long: list[anthropic.types.MessageParam] = [
+            {"role": "user", "content": "word " * 9_000}
+        ]
         with pytest.raises(anthropic.BadRequestError):
-            await client.messages.create(model=MODEL, max_tokens=8, messages=too_long, stream=stream)
+            await client.messages.create(
+                model=MODEL, max_tokens=8, messages=too_long, stream=stream
+            )
     assert unknown.value.type == "not_found_error"
     assert unknown.value.request_id
 
@@ -58,7 +69,10 @@ async def test_pings_while_it_waits_break_nothing(real: Real) -> None:
         call = asyncio.create_task(streamed(client))
         async with front.http.post("/v1/messages", json={"model": MODEL, "stream": True}) as beside:
             for _ in range(2):
-                assert await beside.content.readuntil(b"\n\n") == b'event: ping\ndata: {"type": "ping"}\n\n'
+                assert (
+                    await beside.content.readuntil(b"\n\n")
+                    == b'event: ping\ndata: {"type": "ping"}\n\n'
+                )
             async with worker(front, upstream=real.proxy.url):
                 text, _ = await call
                 assert b"event: error" in await beside.read()  # it has no messages

@@ -22,14 +22,24 @@ NOISE_SECONDS = 2
 async def whisper() -> AsyncIterator[Proxy]:
     """A line whose worker transcribes instead of generating."""
     if not any(find_spec(reader) for reader in ("soundfile", "av")):
-        pytest.skip("vLLM reads sound files with `soundfile` or `av`; to run them: uv pip install av")
+        pytest.skip(
+            "vLLM reads sound files with `soundfile` or `av`; to run them: uv pip install av"
+        )
     from harness.worker.whisper_model import FLAGS, make_whisper  # noqa: PLC0415 - it needs what comes with vLLM
 
     with TemporaryDirectory() as folder:
         make_whisper(Path(folder))
-        told = {"engine": "vllm", "model": folder, "served_model_name": "whisper", "heartbeat_seconds": 5}
+        told = {
+            "engine": "vllm",
+            "model": folder,
+            "served_model_name": "whisper",
+            "heartbeat_seconds": 5,
+        }
         kv_cache = {"VLLM_CPU_KVCACHE_SPACE": "1"}
-        async with serving() as proxy, worker(proxy, *FLAGS, log_level="info", environment=kv_cache, **told):
+        async with (
+            serving() as proxy,
+            worker(proxy, *FLAGS, log_level="info", environment=kv_cache, **told),
+        ):
             yield proxy
 
 
@@ -53,12 +63,20 @@ async def test_a_sound_file_is_transcribed(whisper: Proxy, sound: bytes) -> None
 
 async def test_a_transcription_is_streamed(whisper: Proxy, sound: bytes) -> None:
     async with whisper.openai() as client:
-        whole = await client.audio.transcriptions.create(file=("a.wav", sound), model="whisper", language="en")
+        whole = await client.audio.transcriptions.create(
+            file=("a.wav", sound), model="whisper", language="en"
+        )
         stream = await client.audio.transcriptions.create(
-            file=("a.wav", sound), model="whisper", language="en", stream=True, response_format="json"
+            file=("a.wav", sound),
+            model="whisper",
+            language="en",
+            stream=True,
+            response_format="json",
         )
         chunks = [json.loads(event.model_dump_json()) async for event in stream]
-    assert "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == whole.text
+    assert (
+        "".join(chunk["choices"][0]["delta"].get("content") or "" for chunk in chunks) == whole.text
+    )
     assert chunks[0]["object"] == "transcription.chunk"
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
 
@@ -66,4 +84,6 @@ async def test_a_transcription_is_streamed(whisper: Proxy, sound: bytes) -> None
 async def test_what_is_no_sound_is_refused_in_vllms_words(whisper: Proxy) -> None:
     async with whisper.openai() as client:
         with pytest.raises(openai.BadRequestError, match="audio"):
-            await client.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="whisper", language="en")
+            await client.audio.transcriptions.create(
+                file=("a.wav", b"RIFF"), model="whisper", language="en"
+            )

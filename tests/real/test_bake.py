@@ -18,7 +18,11 @@ from worker_vllm.settings import read_settings
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 TOKEN = "hf_for-the-gated-one"
-FILES = {"config.json": b"{}", "model.safetensors": b"weights", "original/consolidated.pth": b"the weights once more"}
+FILES = {
+    "config.json": b"{}",
+    "model.safetensors": b"weights",
+    "original/consolidated.pth": b"the weights once more",
+}
 
 
 @asynccontextmanager
@@ -34,7 +38,9 @@ async def hub() -> AsyncIterator[str]:
 
     async def revision(request: web.Request) -> web.Response:
         check(request)
-        return web.json_response({"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]})
+        return web.json_response(
+            {"id": "org/name", "sha": COMMIT, "siblings": [{"rfilename": name} for name in FILES]}
+        )
 
     async def tree(request: web.Request) -> web.Response:
         check(request)
@@ -63,7 +69,13 @@ async def hub() -> AsyncIterator[str]:
 
 async def bake(url: str, folder: Path, token: str) -> tuple[int, str]:
     """Run the command as the Dockerfile does; its exit code and what it says."""
-    told = {**os.environ, "HF_ENDPOINT": url, "HF_TOKEN": token, "HF_HOME": str(folder / "home"), "HF_HUB_OFFLINE": "0"}
+    told = {
+        **os.environ,
+        "HF_ENDPOINT": url,
+        "HF_TOKEN": token,
+        "HF_HOME": str(folder / "home"),
+        "HF_HUB_OFFLINE": "0",
+    }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "worker_vllm.bake", "org/name", "--revision", "", "--tokenizer", ""),
         *("--quantization", "fp8", "--into", str(folder / "baked"), "--note", str(folder / "note.json")),
@@ -75,15 +87,22 @@ async def bake(url: str, folder: Path, token: str) -> tuple[int, str]:
 
 def holding(text: str, folder: Path) -> list[Path]:
     """The files that have this text in them."""
-    return [path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()]
+    return [
+        path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()
+    ]
 
 
-async def test_a_baked_model_is_found_by_a_worker(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_baked_model_is_found_by_a_worker(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with hub() as url:
         code, text = await bake(url, tmp_path, TOKEN)
     assert code == 0, text
     model = tmp_path / "baked" / "model"
-    assert {name for name in FILES if (model / name).exists()} == {"config.json", "model.safetensors"}
+    assert {name for name in FILES if (model / name).exists()} == {
+        "config.json",
+        "model.safetensors",
+    }
     assert json.loads((tmp_path / "note.json").read_text()) == {
         "MODEL_NAME": str(model), "TOKENIZER_NAME": str(model), "QUANTIZATION": "fp8"
     }  # fmt: skip

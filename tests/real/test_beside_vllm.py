@@ -21,14 +21,20 @@ from worker_vllm.engine.vllm import DEMO_FLAGS, DEMO_FOLDER
 pytestmark = [pytest.mark.torture, pytest.mark.timeout(START_SECONDS * 2)]
 
 # The demo's variables as flags.
-FLAGS = [f"--{name.lower().replace('_', '-')}{'' if on == 'true' else f'={on}'}" for name, on in DEMO_FLAGS.items()]
+FLAGS = [
+    f"--{name.lower().replace('_', '-')}{'' if on == 'true' else f'={on}'}"
+    for name, on in DEMO_FLAGS.items()
+]
 ENTRY = "vllm.entrypoints.launchers.api_server.entry"
 COMPLETIONS = "/v1/completions"
 TOOL = {"type": "function", "function": {"name": "get_weather", "parameters": {"type": "object"}}}
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, ask(temperature=0)),
     (CHAT, ask("What is a lease?", temperature=0, logprobs=True, top_logprobs=2)),
-    (CHAT, ask("What is the weather in Paris?", temperature=0, tools=[TOOL], tool_choice="required")),
+    (
+        CHAT,
+        ask("What is the weather in Paris?", temperature=0, tools=[TOOL], tool_choice="required"),
+    ),
     (CHAT, ask("What is 17 + 25?", temperature=0)),
     (CHAT, ask(temperature=0.7, seed=3, n=2)),
     (CHAT, ask(temperature=0, stop=["GPUs"], max_completion_tokens=100)),
@@ -42,8 +48,14 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}),  # no model
     (CHAT, ask(stream="yes", temperature=0)),
     (CHAT, ask("x " * 5_000)),
-    (COMPLETIONS, {"model": "demo", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0}),
-    (COMPLETIONS, {"model": "demo", "prompt": [[1, 2, 3]], "max_tokens": 3, "temperature": 0, "logprobs": 2}),
+    (
+        COMPLETIONS,
+        {"model": "demo", "prompt": "Once upon a time", "max_tokens": 12, "temperature": 0},
+    ),
+    (
+        COMPLETIONS,
+        {"model": "demo", "prompt": [[1, 2, 3]], "max_tokens": 3, "temperature": 0, "logprobs": 2},
+    ),
     (COMPLETIONS, {"model": "demo"}),
 ]
 FLEETING = ("id", "created", "system_fingerprint", "metrics")
@@ -54,7 +66,11 @@ async def plain_vllm() -> AsyncIterator[str]:
     """VLLM's own server on the demo model."""
     port = free_port()
     quiet = asyncio.subprocess.DEVNULL
-    told = os.environ | {"VLLM_CPU_KVCACHE_SPACE": "1", "VLLM_CPU_OMP_THREADS_BIND": "0", "HF_HUB_OFFLINE": "1"}
+    told = os.environ | {
+        "VLLM_CPU_KVCACHE_SPACE": "1",
+        "VLLM_CPU_OMP_THREADS_BIND": "0",
+        "HF_HUB_OFFLINE": "1",
+    }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", ENTRY, "--model", str(DEMO_FOLDER), "--port", str(port), *FLAGS),
         env=told, stdout=quiet, stderr=quiet, start_new_session=True,
@@ -83,7 +99,9 @@ def lasting(answer: Any) -> Any:
     return [lasting(value) for value in answer] if isinstance(answer, list) else answer
 
 
-async def whole(http: aiohttp.ClientSession, url: str, request: dict[str, Any]) -> tuple[int, str, Any]:
+async def whole(
+    http: aiohttp.ClientSession, url: str, request: dict[str, Any]
+) -> tuple[int, str, Any]:
     """Status, type and lasting content of a whole answer."""
     async with http.post(url, json=request) as response:
         if response.content_type == "text/event-stream":
@@ -93,7 +111,11 @@ async def whole(http: aiohttp.ClientSession, url: str, request: dict[str, Any]) 
 
 def _joined(body: bytes) -> dict[str, Any]:
     """A stream's text and how it ended; where the engine cuts it into events depends on its load."""
-    events = [event.removeprefix(b"data: ") for event in body.split(b"\n\n") if event.startswith(b"data: ")]
+    events = [
+        event.removeprefix(b"data: ")
+        for event in body.split(b"\n\n")
+        if event.startswith(b"data: ")
+    ]
     chunks = [json.loads(event) for event in events if event != b"[DONE]"]
     errors = [chunk["error"] for chunk in chunks if "error" in chunk]
     choices = [choice for chunk in chunks for choice in chunk.get("choices", [])]
@@ -101,7 +123,11 @@ def _joined(body: bytes) -> dict[str, Any]:
     for choice in choices:
         piece = (choice.get("delta") or {}).get("content") or choice.get("text") or ""
         texts[choice["index"]] = texts.get(choice["index"], "") + piece
-    ends = {choice["index"]: choice["finish_reason"] for choice in choices if choice.get("finish_reason")}
+    ends = {
+        choice["index"]: choice["finish_reason"]
+        for choice in choices
+        if choice.get("finish_reason")
+    }
     return {"texts": texts, "ends": ends, "errors": lasting(errors), "last": events[-1:]}
 
 

@@ -25,13 +25,17 @@ async def test_a_dead_engine_ends_its_streams_and_its_worker(tmp_path: Path) -> 
         request = ask("Count to one hundred.", stream=True, max_tokens=1_900, ignore_eos=True)
         async with proxy.http.post(CHAT, json=request) as response:
             seen = await response.content.readuntil(b'"content":"')
-            waiting = asyncio.create_task(_post(proxy, ask("Count to one hundred.", max_tokens=1_900, ignore_eos=True)))
+            waiting = asyncio.create_task(
+                _post(proxy, ask("Count to one hundred.", max_tokens=1_900, ignore_eos=True))
+            )
             os.kill(engine_of(one.process.pid), signal.SIGKILL)
             events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
         assert events[-1] == b"data: [DONE]"
         assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "engine_dead"
         assert sum(b'"error"' in event for event in events) == 1
-        assert await asyncio.wait_for(one.process.wait(), 120) == 70  # Python needs seconds to unload torch
+        assert (
+            await asyncio.wait_for(one.process.wait(), 120) == 70
+        )  # Python needs seconds to unload torch
         status, code = await waiting  # nothing of it had left, so it waited for another worker
         assert (status, code) == (503, "no_workers")
 

@@ -45,7 +45,11 @@ async def named(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Named
         "SWAP_SPACE": "4",
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
-    told = {"engine": "vllm", "heartbeat_seconds": 5, "environment": {**names, **SECRETS}}  # at debug, where vLLM talks
+    told = {
+        "engine": "vllm",
+        "heartbeat_seconds": 5,
+        "environment": {**names, **SECRETS},
+    }  # at debug, where vLLM talks
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(serving())
         yield Named(proxy, await stack.enter_async_context(worker(proxy, **told)))
@@ -66,8 +70,12 @@ async def test_the_names_of_worker_vllm_reach_vllm(named: Named) -> None:
 async def test_both_names_answer_and_the_limit_holds(named: Named) -> None:
     async with named.proxy.openai() as client:
         for name in "ab":
-            answer = await client.chat.completions.create(**ask("What is a lease?", model=name, temperature=0))
-            assert (answer.choices[0].message.content or "").startswith("A lease is a worker's time-limited right")
+            answer = await client.chat.completions.create(
+                **ask("What is a lease?", model=name, temperature=0)
+            )
+            assert (answer.choices[0].message.content or "").startswith(
+                "A lease is a worker's time-limited right"
+            )
         with pytest.raises(openai.BadRequestError, match="512"):
             await client.chat.completions.create(**ask("lease " * 600, model="a"))
 
@@ -76,11 +84,17 @@ async def test_an_adapter_is_a_model_of_its_own(named: Named) -> None:
     async with named.proxy.openai() as client:
         request = ask("What is a lease?", temperature=0, max_tokens=20)
         base, pirate = [
-            (await client.chat.completions.create(**request | {"model": name})).choices[0].message.content
+            (await client.chat.completions.create(**request | {"model": name}))
+            .choices[0]
+            .message.content
             for name in ("a", "pirate")
         ]
-        stream = await client.chat.completions.create(**request | {"model": "pirate", "stream": True})
-        streamed = "".join([chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices])
+        stream = await client.chat.completions.create(
+            **request | {"model": "pirate", "stream": True}
+        )
+        streamed = "".join(
+            [chunk.choices[0].delta.content or "" async for chunk in stream if chunk.choices]
+        )
     assert pirate != base
     assert streamed == pirate
 

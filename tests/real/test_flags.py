@@ -26,9 +26,21 @@ CASES: list[tuple[dict[str, str], dict[str, Any] | str]] = [
     ({"MIDDLEWARE": "a.b"}, {"middleware": ["a.b"]}),
     ({"QUANTIZATION": "None", "MAX_NUM_BATCHED_TOKENS": "0"}, {}),
     ({"VLLM_EXTRA_ARGS": "--dtype bfloat16", "DTYPE": "float16"}, {"dtype": "bfloat16"}),
-    ({"HF_TOKEN": "hf_x", "API_KEY": "x", "HOST": "h", "PORT": "tcp://10.0.0.1:80", "LOG_LEVEL": "info"}, {}),
+    (
+        {
+            "HF_TOKEN": "hf_x",
+            "API_KEY": "x",
+            "HOST": "h",
+            "PORT": "tcp://10.0.0.1:80",
+            "LOG_LEVEL": "info",
+        },
+        {},
+    ),
     ({"DTYPE": "int3"}, "DTYPE is wrong: argument --dtype: invalid choice: 'int3'"),
-    ({"LORA_MODULES": '[{"nam": "a"}]'}, "LORA_MODULES is wrong: Invalid fields for --lora-modules"),
+    (
+        {"LORA_MODULES": '[{"nam": "a"}]'},
+        "LORA_MODULES is wrong: Invalid fields for --lora-modules",
+    ),
     ({"VLLM_CONFIG_FILE": "/nowhere.yaml"}, "VLLM_CONFIG_FILE is wrong: [Errno 2] No such file"),
 ]
 
@@ -38,7 +50,9 @@ def said() -> dict[str, Any]:
     """What the parser says of the cases. Importing vLLM takes a while, so it is asked once."""
     cases = json.dumps([variables for variables, _ in CASES])
     command = [sys.executable, "-m", "tests.harness.worker.vllm_flags"]
-    ended = subprocess.run(command, cwd=ROOT, input=cases, capture_output=True, text=True, check=False)
+    ended = subprocess.run(
+        command, cwd=ROOT, input=cases, capture_output=True, text=True, check=False
+    )
     assert ended.returncode == 0, ended.stderr
     found: dict[str, Any] = json.loads(ended.stdout.splitlines()[-1])
     return found
@@ -49,14 +63,17 @@ def test_every_flag_is_reached_by_its_name_and_no_reserved_one_is(said: dict[str
         option
         for options in said["options"]
         for option in options
-        if option.startswith("--") and option.replace("--no-", "--", 1) not in set(options) - {option}
+        if option.startswith("--")
+        and option.replace("--no-", "--", 1) not in set(options) - {option}
     ]
     names = {option[2:].replace("-", "_").upper() for option in positive}
     assert len(names) > 250
     assert set(said["variables"]) == (names - RESERVED - OF_THE_SERVER) | set(ALIASES)
 
 
-@pytest.mark.parametrize("number", range(len(CASES)), ids=[" ".join(variables) for variables, _ in CASES])
+@pytest.mark.parametrize(
+    "number", range(len(CASES)), ids=[" ".join(variables) for variables, _ in CASES]
+)
 def test_flags_mean_what_they_should(said: dict[str, Any], number: int) -> None:
     expected, answer = CASES[number][1], said["answers"][number]
     if isinstance(expected, str):

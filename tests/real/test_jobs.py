@@ -19,7 +19,9 @@ def queue(real: Real) -> QueueClient:
 
 
 async def test_messages_are_answered_whole(queue: QueueClient) -> None:
-    answer = await queue.call("POST", "runsync", json={"input": {"messages": QUESTION, "sampling_params": COLD}})
+    answer = await queue.call(
+        "POST", "runsync", json={"input": {"messages": QUESTION, "sampling_params": COLD}}
+    )
     assert answer["status"] == "COMPLETED"
     assert set(answer["output"]) == {"text", "input_tokens", "output_tokens"}
     assert answer["output"]["text"][0].startswith(ANSWER)
@@ -44,9 +46,11 @@ async def test_a_stream_says_the_same_step_by_step_with_true_metrics(queue: Queu
 
 async def test_texts_of_several_choices(queue: QueueClient) -> None:
     params = {"n": 2, "temperature": 0.7, "seed": 1, "max_tokens": 6}
-    output = (await queue.end(await queue.run({"prompt": ["A worker", "A lease"], "sampling_params": params})))[
-        "output"
-    ]
+    output = (
+        await queue.end(
+            await queue.run({"prompt": ["A worker", "A lease"], "sampling_params": params})
+        )
+    )["output"]
     assert len(output["text"]) == 4
     assert output["output_tokens"] == 24
 
@@ -61,22 +65,34 @@ BAD = [
 
 
 @pytest.mark.parametrize(("params", "named"), BAD)
-async def test_a_bad_sampling_parameter_is_named(queue: QueueClient, params: dict[str, object], named: str) -> None:
-    answer = await queue.call("POST", "runsync", json={"input": {"prompt": "x", "sampling_params": params}})
+async def test_a_bad_sampling_parameter_is_named(
+    queue: QueueClient, params: dict[str, object], named: str
+) -> None:
+    answer = await queue.call(
+        "POST", "runsync", json={"input": {"prompt": "x", "sampling_params": params}}
+    )
     assert answer["status"] == "FAILED"
     assert named in answer["error"]
 
 
 async def test_any_route(queue: QueueClient) -> None:
-    tokens = await queue.end(await queue.run({"route": "/tokenize", "body": {"model": "demo", "prompt": "A worker"}}))
+    tokens = await queue.end(
+        await queue.run({"route": "/tokenize", "body": {"model": "demo", "prompt": "A worker"}})
+    )
     assert tokens["output"][0]["count"] == len(tokens["output"][0]["tokens"])
     models = await queue.end(await queue.run({"openai_route": "/v1/models"}))
     assert models["output"][0]["data"][0]["id"] == "demo"
-    assert (await queue.end(await queue.run({"route": "/sleep", "method": "POST"})))["status"] == "FAILED"
+    assert (await queue.end(await queue.run({"route": "/sleep", "method": "POST"})))[
+        "status"
+    ] == "FAILED"
 
 
 async def test_a_cancelled_job_frees_the_engine(queue: QueueClient, real: Real) -> None:
-    endless = {"messages": QUESTION, "stream": True, "sampling_params": {"ignore_eos": True, "max_tokens": 1900}}
+    endless = {
+        "messages": QUESTION,
+        "stream": True,
+        "sampling_params": {"ignore_eos": True, "max_tokens": 1900},
+    }
     job = await queue.run(endless)
     await until(lambda: _running(real, 1), what="the engine works")
     await queue.call("POST", f"cancel/{job}")
@@ -84,4 +100,7 @@ async def test_a_cancelled_job_frees_the_engine(queue: QueueClient, real: Real) 
 
 
 async def _running(real: Real, wanted: int) -> bool:
-    return sum([await one.metric(real.proxy.http, "num_requests_running") for one in real.workers]) == wanted
+    return (
+        sum([await one.metric(real.proxy.http, "num_requests_running") for one in real.workers])
+        == wanted
+    )

@@ -21,7 +21,11 @@ WEATHER = {
     "function": {
         "name": "get_weather",
         "description": "Get the weather of a city.",
-        "parameters": {"type": "object", "properties": {"city": {"type": "string"}}, "required": ["city"]},
+        "parameters": {
+            "type": "object",
+            "properties": {"city": {"type": "string"}},
+            "required": ["city"],
+        },
     },
 }
 
@@ -29,7 +33,10 @@ WEATHER = {
 REQUESTS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, ask()),
     (CHAT, ask(stream=True)),
-    (CHAT, ask(stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True})),
+    (
+        CHAT,
+        ask(stream=True, stream_options={"include_usage": True, "continuous_usage_stats": True}),
+    ),
     (CHAT, ask(stream=True, n=2, temperature=1.0, seed=7)),
     (CHAT, ask(stream=True, logprobs=True, top_logprobs=3)),
     (CHAT, ask("What is the weather in Paris?", stream=True, tools=[WEATHER])),
@@ -39,15 +46,24 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, ask("x" * 20_000, stream=True)),
     (CHAT, ask(messages="hello", stream=True)),
     ("/v1/completions", {"model": "demo", "prompt": "1 2 3", "max_tokens": 8, "stream": True}),
-    ("/v1/completions", {"model": "demo", "prompt": ["1 2 3", "Hello"], "max_tokens": 8, "echo": True}),
+    (
+        "/v1/completions",
+        {"model": "demo", "prompt": ["1 2 3", "Hello"], "max_tokens": 8, "echo": True},
+    ),
 ]
 
 
 @pytest.mark.parametrize(("path", "request_"), REQUESTS)
-async def test_every_byte_is_the_engines_own(real: Real, path: str, request_: dict[str, Any]) -> None:
+async def test_every_byte_is_the_engines_own(
+    real: Real, path: str, request_: dict[str, Any]
+) -> None:
     name = f"record-{uuid4()}"
-    sent = json.dumps(request_ | {"user": name, "note": "ünïcödé \u2028 1e400"}, indent=2, ensure_ascii=False).encode()
-    async with real.proxy.http.post(path, data=sent, headers={"content-type": "application/json"}) as response:
+    sent = json.dumps(
+        request_ | {"user": name, "note": "ünïcödé \u2028 1e400"}, indent=2, ensure_ascii=False
+    ).encode()
+    async with real.proxy.http.post(
+        path, data=sent, headers={"content-type": "application/json"}
+    ) as response:
         received = await response.read()
     assert received
     assert recorded(real.records, name) == (sent, received)
@@ -56,12 +72,23 @@ async def test_every_byte_is_the_engines_own(real: Real, path: str, request_: di
 async def test_the_demo_answers_the_same_each_time(real: Real) -> None:
     async with real.proxy.openai() as client:
         answers = [
-            (await client.chat.completions.create(**ask(temperature=0))).choices[0].message.content for _ in range(3)
+            (await client.chat.completions.create(**ask(temperature=0))).choices[0].message.content
+            for _ in range(3)
         ]
-        pieces = [piece async for piece in await client.chat.completions.create(**ask(temperature=0, stream=True))]
+        pieces = [
+            piece
+            async for piece in await client.chat.completions.create(
+                **ask(temperature=0, stream=True)
+            )
+        ]
     assert answers[0] is not None
     assert answers[0].startswith("vllm-serverless is a serverless endpoint for vLLM")
-    assert "".join(piece.choices[0].delta.content or "" for piece in pieces) == answers[0] == answers[1] == answers[2]
+    assert (
+        "".join(piece.choices[0].delta.content or "" for piece in pieces)
+        == answers[0]
+        == answers[1]
+        == answers[2]
+    )
 
 
 async def test_a_tool_is_called(real: Real) -> None:
@@ -71,7 +98,10 @@ async def test_a_tool_is_called(real: Real) -> None:
         assert message.tool_calls
         [call] = message.tool_calls
         assert isinstance(call, openai.types.chat.ChatCompletionMessageFunctionToolCall)
-        assert (call.function.name, json.loads(call.function.arguments)) == ("get_weather", {"city": "Paris"})
+        assert (call.function.name, json.loads(call.function.arguments)) == (
+            "get_weather",
+            {"city": "Paris"},
+        )
         streamed = ""
         async for piece in await client.chat.completions.create(**request, stream=True):
             for delta in piece.choices[0].delta.tool_calls or []:
@@ -101,7 +131,9 @@ async def test_an_answer_has_the_wanted_structure(real: Real, more: dict[str, An
 
 async def test_n_stop_and_logprobs_reach_the_engine(real: Real) -> None:
     async with real.proxy.openai() as client:
-        answer = await client.chat.completions.create(**ask(n=3, temperature=1.0, logprobs=True, top_logprobs=2))
+        answer = await client.chat.completions.create(
+            **ask(n=3, temperature=1.0, logprobs=True, top_logprobs=2)
+        )
         assert len(answer.choices) == 3
         logprobs = answer.choices[0].logprobs
         assert logprobs is not None

@@ -22,18 +22,27 @@ async def test_responses(real: Real) -> None:
     async with real.proxy.openai() as client:
         whole = await client.responses.create(model="demo", input=QUESTION, temperature=0)
         assert whole.output_text.startswith(ANSWER)
-        stream = await client.responses.create(model="demo", input=QUESTION, temperature=0, stream=True)
+        stream = await client.responses.create(
+            model="demo", input=QUESTION, temperature=0, stream=True
+        )
         events = [event async for event in stream]
         with pytest.raises(openai.NotFoundError):
             await client.responses.retrieve(whole.id)
         with pytest.raises(openai.NotFoundError):
             await client.responses.cancel(whole.id)
-    assert "".join(event.delta for event in events if event.type == "response.output_text.delta").startswith(ANSWER)
+    assert "".join(
+        event.delta for event in events if event.type == "response.output_text.delta"
+    ).startswith(ANSWER)
     assert events[-1].type == "response.completed"
 
 
 async def test_messages_in_anthropics_own_events(real: Real) -> None:
-    request = {"model": "demo", "max_tokens": 64, "messages": [{"role": "user", "content": QUESTION}], "temperature": 0}
+    request = {
+        "model": "demo",
+        "max_tokens": 64,
+        "messages": [{"role": "user", "content": QUESTION}],
+        "temperature": 0,
+    }
     async with real.proxy.http.post("/v1/messages", json=request) as response:
         assert response.status == 200
         assert (await response.json())["content"][0]["text"].startswith(ANSWER)
@@ -41,7 +50,11 @@ async def test_messages_in_anthropics_own_events(real: Real) -> None:
         events = [event.partition(b"\ndata: ") for event in await frames(response)]
     assert events[0][0] == b"event: message_start"
     assert events[-1][0] == b"event: message_stop"
-    deltas = [json.loads(data)["delta"] for name, _, data in events if name == b"event: content_block_delta"]
+    deltas = [
+        json.loads(data)["delta"]
+        for name, _, data in events
+        if name == b"event: content_block_delta"
+    ]
     assert "".join(delta.get("text", "") for delta in deltas).startswith(ANSWER)
     async with real.proxy.http.post("/v1/messages/count_tokens", json=request) as response:
         assert (await response.json())["input_tokens"] > 5
@@ -50,14 +63,20 @@ async def test_messages_in_anthropics_own_events(real: Real) -> None:
 @pytest.mark.parametrize("base", ["/v1", "/openai", "/v2/default/openai", "/v2/default/openai/v1"])
 async def test_tokens_there_and_back(real: Real, base: str) -> None:
     text = "A worker dials in."
-    async with real.proxy.http.post(f"{base}/tokenize", json={"model": "demo", "prompt": text}) as response:
+    async with real.proxy.http.post(
+        f"{base}/tokenize", json={"model": "demo", "prompt": text}
+    ) as response:
         tokens = (await response.json())["tokens"]
-    async with real.proxy.http.post(f"{base}/detokenize", json={"model": "demo", "tokens": tokens}) as response:
+    async with real.proxy.http.post(
+        f"{base}/detokenize", json={"model": "demo", "tokens": tokens}
+    ) as response:
         assert (await response.json())["prompt"] == text
 
 
 async def test_what_the_model_cannot_do_the_engine_says(real: Real) -> None:
-    async with real.proxy.http.post("/v1/embeddings", json={"model": "demo", "input": "x"}) as response:
+    async with real.proxy.http.post(
+        "/v1/embeddings", json={"model": "demo", "input": "x"}
+    ) as response:
         assert response.status in {400, 404, 501}
         assert "error" in await response.json() or response.status == 404
 

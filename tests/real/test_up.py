@@ -32,7 +32,10 @@ async def logprobs(up: Command) -> Any:
     """The log probabilities of an answer: what vLLM compiles a function for, even when it runs eager."""
     url = (await up.says(r"base URL\s+(http://\S+)")).group(1)
     body = {"model": "demo", "prompt": "What is", "max_tokens": 2, "logprobs": 1}
-    async with aiohttp.ClientSession() as http, http.post(f"{url}/completions", json=body) as response:
+    async with (
+        aiohttp.ClientSession() as http,
+        http.post(f"{url}/completions", json=body) as response,
+    ):
         answer = await response.json()
         assert response.status == 200, answer
         return answer["choices"][0]["logprobs"]["token_logprobs"]
@@ -41,8 +44,13 @@ async def logprobs(up: Command) -> Any:
 async def test_up_from_nothing_to_an_answer_on_a_machine_without_a_compiler(tmp_path: Path) -> None:
     mark = f"story-{uuid4()}"
     place = ("--port", "0", "--data-dir", str(tmp_path / "data"))
-    bare = {"PATH": path_without_compilers(tmp_path / "bin"), "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    async with command("up", *place, through=("env", "-u", "CC", "-u", "CXX"), **bare, MARK=mark) as up:
+    bare = {
+        "PATH": path_without_compilers(tmp_path / "bin"),
+        "XDG_CACHE_HOME": str(tmp_path / "cache"),
+    }
+    async with command(
+        "up", *place, through=("env", "-u", "CC", "-u", "CXX"), **bare, MARK=mark
+    ) as up:
         await up.says("importing vLLM", 60)
         await up.says("loading demo", 120)
         await up.says(r"^Ready after \d+ s\.", START_SECONDS)
@@ -64,12 +72,17 @@ async def test_up_from_nothing_to_an_answer_on_a_machine_without_a_compiler(tmp_
         await until(lambda: family(leaders) == [], what="no process is left")
 
 
-async def test_kernels_that_cannot_be_compiled_are_done_without_and_it_says_so(tmp_path: Path) -> None:
+async def test_kernels_that_cannot_be_compiled_are_done_without_and_it_says_so(
+    tmp_path: Path,
+) -> None:
     through = hidden_folder(sysconfig.get_path("include"))
     wanted = {"ENFORCE_EAGER": "false", "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    async with command("up", "--port", "0", "--data-dir", str(tmp_path), through=through, **wanted) as up:
+    async with command(
+        "up", "--port", "0", "--data-dir", str(tmp_path), through=through, **wanted
+    ) as up:
         await up.says(
-            r"Python's headers \(\S+/Python\.h\) not found: vLLM runs without compiled kernels", START_SECONDS
+            r"Python's headers \(\S+/Python\.h\) not found: vLLM runs without compiled kernels",
+            START_SECONDS,
         )
         assert "apt install g++ python3-dev" in up.text
         await up.says(r"^Ready after \d+ s\.", START_SECONDS)
@@ -95,7 +108,9 @@ async def test_a_broken_model_is_named_as_the_cause(tmp_path: Path) -> None:
 
 
 async def test_what_does_not_fit_vllm_is_explained(tmp_path: Path) -> None:
-    async with command("up", "--port", "0", "--data-dir", str(tmp_path), "--", "--no-such-flag", COLUMNS="200") as up:
+    async with command(
+        "up", "--port", "0", "--data-dir", str(tmp_path), "--", "--no-such-flag", COLUMNS="200"
+    ) as up:
         await up.says("A worker could not start", 120)
         assert await asyncio.wait_for(up.process.wait(), 30) == 1
         assert "the command line is wrong: unrecognized arguments: --no-such-flag" in up.text
@@ -105,7 +120,9 @@ async def test_what_does_not_fit_vllm_is_explained(tmp_path: Path) -> None:
 async def test_a_model_that_is_not_there_is_explained(tmp_path: Path) -> None:
     missing = {"HF_HUB_OFFLINE": "1"}
     where = str(tmp_path / "no-model")
-    async with command("up", "--model", where, "--port", "0", "--data-dir", str(tmp_path), **missing) as up:
+    async with command(
+        "up", "--model", where, "--port", "0", "--data-dir", str(tmp_path), **missing
+    ) as up:
         await up.says("A worker could not start", 120)
         assert await asyncio.wait_for(up.process.wait(), 30) != 0
         assert "no-model" in up.text

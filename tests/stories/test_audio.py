@@ -32,7 +32,9 @@ async def studio() -> AsyncIterator[Studio]:
     """The first endpoint has another model than the second."""
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(speech(model)) for model in ("other", "whisper")]
-        proxy = await stack.enter_async_context(serving(endpoint=["default=other", "speech=whisper"]))
+        proxy = await stack.enter_async_context(
+            serving(endpoint=["default=other", "speech=whisper"])
+        )
         for endpoint, server in zip(("default", "speech"), servers, strict=True):
             await stack.enter_async_context(worker(proxy, endpoint=endpoint, upstream=server.url))
         yield Studio(proxy, *servers)
@@ -65,10 +67,14 @@ async def test_a_file_and_its_fields_arrive_intact(studio: Studio) -> None:
     )
 
 
-@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")  # the stock client's own word about translations
+@pytest.mark.filterwarnings(
+    "ignore:deprecated:DeprecationWarning"
+)  # the stock client's own word about translations
 async def test_a_translation_takes_the_same_way(studio: Studio) -> None:
     async with client(studio.proxy) as asking:
-        told = await asking.audio.translations.create(file=("a.mp3", b"\x00\r\n\xff"), model="whisper")
+        told = await asking.audio.translations.create(
+            file=("a.mp3", b"\x00\r\n\xff"), model="whisper"
+        )
     assert told.text == "".join(WORDS)
     assert studio.speech.heard[-1].path == "/v1/audio/translations"
     assert studio.speech.heard[-1].file[2] == sha256(b"\x00\r\n\xff").hexdigest()
@@ -76,7 +82,9 @@ async def test_a_translation_takes_the_same_way(studio: Studio) -> None:
 
 async def test_text_can_come_as_a_stream(studio: Studio) -> None:
     async with client(studio.proxy) as asking:
-        stream = await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="whisper", stream=True)
+        stream = await asking.audio.transcriptions.create(
+            file=("a.wav", b"RIFF"), model="whisper", stream=True
+        )
         events = [event async for event in stream]
     assert [event.delta for event in events if event.type == "transcript.text.delta"] == list(WORDS)
     assert events[-1].type == "transcript.text.done"
@@ -104,7 +112,9 @@ async def test_a_form_without_a_model_goes_to_the_first_endpoint(studio: Studio)
     form = aiohttp.FormData()
     form.add_field("file", b"RIFF", filename="a.wav")
     async with studio.proxy.http.post("/v1/audio/transcriptions", data=form) as response:
-        assert (await response.json())["error"]["message"] == "another model"  # the engine's own words
+        assert (await response.json())["error"][
+            "message"
+        ] == "another model"  # the engine's own words
     assert len(studio.first.heard) == before + 1
 
 
@@ -136,12 +146,16 @@ async def test_who_waits_for_a_stream_hears_that_it_waits() -> None:
         ("/tokenize", "multipart/form-data; boundary=x"),
     ],
 )
-async def test_another_kind_of_body_is_415(studio: Studio, base: str, path: str, content_type: str) -> None:
+async def test_another_kind_of_body_is_415(
+    studio: Studio, base: str, path: str, content_type: str
+) -> None:
     before = [len(server.heard) for server in studio[1:]]
     told: dict[str, Any] = {"content-type": content_type} if content_type else {}
     skip = ["content-type"] if not content_type else []
     url = f"{base}{path}"
-    async with studio.proxy.http.post(url, data=b"{}", headers=told, skip_auto_headers=skip) as response:
+    async with studio.proxy.http.post(
+        url, data=b"{}", headers=told, skip_auto_headers=skip
+    ) as response:
         assert response.status == 415
         wanted = "multipart/form-data" if "audio" in path else "application/json"
         assert wanted in (await response.json())["error"]["message"]

@@ -9,7 +9,9 @@ from harness.terminal import Terminal, terminal
 from harness.tools.waiting import until
 
 
-def chatting(*flags: str) -> AbstractAsyncContextManager[tuple[Terminal, asyncio.subprocess.Process]]:
+def chatting(
+    *flags: str,
+) -> AbstractAsyncContextManager[tuple[Terminal, asyncio.subprocess.Process]]:
     """The command in a terminal of its own."""
     return terminal("chat", *flags)
 

@@ -58,7 +58,9 @@ async def shared() -> AsyncIterator[Proxy]:
 
 def call(path: str, body: Any) -> bytes:
     data = json.dumps(body).encode()
-    return request(f"POST {path}", "Content-Type: application/json", f"Content-Length: {len(data)}", body=data)
+    return request(
+        f"POST {path}", "Content-Type: application/json", f"Content-Length: {len(data)}", body=data
+    )
 
 
 async def begin(worker: Puppet, events: list[bytes], *, is_open: bool = False) -> Job:
@@ -73,7 +75,9 @@ async def begin(worker: Puppet, events: list[bytes], *, is_open: bool = False) -
     return job
 
 
-async def leave_after(proxy: Proxy, worker: Puppet, path: str, events: list[bytes], *, is_open: bool = False) -> Job:
+async def leave_after(
+    proxy: Proxy, worker: Puppet, path: str, events: list[bytes], *, is_open: bool = False
+) -> Job:
     """A client reads these events, and closes its connection before the worker ends the run."""
     async with wire(proxy) as client:
         await client.send(call(path, {"model": "m", "stream": True}))
@@ -116,7 +120,9 @@ async def test_the_runs_own_end_decides_after_the_last_event(shared: Proxy, case
 
 async def test_the_last_event_may_come_in_pieces(shared: Proxy) -> None:
     async with puppet(shared, slots=1) as worker:
-        job = await leave_after(shared, worker, RESPONSES, [response(b"created"), response(b"completed", FILLER)])
+        job = await leave_after(
+            shared, worker, RESPONSES, [response(b"created"), response(b"completed", FILLER)]
+        )
         await worker.say(End(job.job, job.attempt, "completed"))
         await assert_ended(shared, job, "COMPLETED")
 
@@ -130,7 +136,9 @@ async def test_what_follows_the_last_event_changes_nothing(shared: Proxy) -> Non
 
 
 @pytest.mark.parametrize("case", NOT_YET)
-async def test_a_client_that_leaves_before_the_last_event_cancels_its_job(shared: Proxy, case: str) -> None:
+async def test_a_client_that_leaves_before_the_last_event_cancels_its_job(
+    shared: Proxy, case: str
+) -> None:
     path, events = NOT_YET[case]
     async with puppet(shared, slots=1) as worker:
         job = await leave_after(shared, worker, path, events, is_open=case == "half of it")
@@ -175,7 +183,9 @@ async def test_a_body_that_has_come_whole_is_a_completed_job(line: Line) -> None
     for number in range(20):
         async with wire(line.proxy) as client:
             await client.send(call(CHAT, chat("x" * 100_000 if number % 2 else "x", max_tokens=1)))
-            assert (await client.answer()).status == 200  # with as many bytes as its Content-Length says
+            assert (
+                await client.answer()
+            ).status == 200  # with as many bytes as its Content-Length says
     await asyncio.sleep(0)
     await until(lambda: not len(line.proxy.parts.output), what="the calls are over")
     assert await counts(line.proxy) == before | {"completed": before["completed"] + 20}

@@ -19,14 +19,18 @@ async def running(line: Line) -> float:
 
 
 async def made(line: Line) -> float:
-    return sum([await one.metric(line.proxy.http, "generation_tokens_total") for one in line.workers])
+    return sum(
+        [await one.metric(line.proxy.http, "generation_tokens_total") for one in line.workers]
+    )
 
 
 async def assert_idle(line: Line) -> None:
     """Within a second nothing runs, and no token is made after that."""
     await until(lambda: _is(running(line), 0), GONE_SECONDS, "the engine is idle")
     before = await made(line)
-    async with line.proxy.http.post(CHAT, json=chat(max_tokens=3, seed=50_000)) as response:  # 150 ms of engine time
+    async with line.proxy.http.post(
+        CHAT, json=chat(max_tokens=3, seed=50_000)
+    ) as response:  # 150 ms of engine time
         assert response.status == 200
     assert await made(line) == before + 3
     assert len(line.proxy.parts.output) == 0
@@ -67,7 +71,10 @@ async def test_the_stock_client_breaks_off(line: Line) -> None:
 
 
 async def test_sixty_leave_at_once(line: Line) -> None:
-    calls = [asyncio.create_task(_call(line.proxy, chat(f"c{n}", stream=bool(n % 2), **LONG))) for n in range(60)]
+    calls = [
+        asyncio.create_task(_call(line.proxy, chat(f"c{n}", stream=bool(n % 2), **LONG)))
+        for n in range(60)
+    ]
     await until(lambda: _is(running(line), 60), what="the engine works on all of them")
     for call in calls:
         call.cancel()
@@ -89,5 +96,7 @@ async def test_who_leaves_the_queue_is_never_run(proxy: Proxy) -> None:
 
 
 async def _call(proxy: Proxy, request: dict[str, Any]) -> None:
-    async with proxy.http.post(CHAT, json=request, timeout=aiohttp.ClientTimeout(total=60)) as response:
+    async with proxy.http.post(
+        CHAT, json=request, timeout=aiohttp.ClientTimeout(total=60)
+    ) as response:
         await response.read()

@@ -24,7 +24,9 @@ async def test_a_worker_elsewhere_joins_with_the_token(tmp_path: Path) -> None:
             await shown.process.wait()
         told = {"WORKER_TOKEN": shown.text, "WORKER_ENGINE": "scripted"}
         async with (
-            command("worker", "--connect", url, "--endpoint", "mine", "--max-concurrency", "3", **told) as worker,
+            command(
+                "worker", "--connect", url, "--endpoint", "mine", "--max-concurrency", "3", **told
+            ) as worker,
             aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {KEY}"}) as http,
         ):
             await worker.says("event=engine.ready .*slots=3")
@@ -58,8 +60,12 @@ async def test_a_stock_worker_is_told_everything_by_its_environment() -> None:
             stdout=DEVNULL, stderr=DEVNULL, start_new_session=True,
         )  # fmt: skip
         try:
-            await until(lambda: any(one.credit for one in proxy.parts.fleet), 60, "it asks for jobs")
-            async with proxy.http.post("/v2/default/runsync", json={"input": {"value": 1}}) as response:
+            await until(
+                lambda: any(one.credit for one in proxy.parts.fleet), 60, "it asks for jobs"
+            )
+            async with proxy.http.post(
+                "/v2/default/runsync", json={"input": {"value": 1}}
+            ) as response:
                 assert (await response.json())["output"]["echo"] == 1
         finally:
             os.killpg(asked.pid, signal.SIGKILL)

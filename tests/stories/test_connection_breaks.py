@@ -10,7 +10,10 @@ from harness.proxy.server import CHAT, Proxy, chat, frames, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
 
-SLOW: dict[str, Any] = {"max_tokens": 12, "seed": 300_000}  # long intervals: nothing is under way in most of the time
+SLOW: dict[str, Any] = {
+    "max_tokens": 12,
+    "seed": 300_000,
+}  # long intervals: nothing is under way in most of the time
 
 
 async def test_a_stream_survives_a_short_break() -> None:
@@ -24,13 +27,18 @@ async def test_a_stream_survives_a_short_break() -> None:
             events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
         assert line.carried == before + 1
     text = "".join(
-        json.loads(event.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "") for event in events[:-1]
+        json.loads(event.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "")
+        for event in events[:-1]
     )
     assert text == "".join(f"on {number} " for number in range(12))
 
 
 async def test_a_whole_answer_survives_a_short_break() -> None:
-    async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url) as one:
+    async with (
+        serving(lease=10.0) as proxy,
+        cable(proxy.url) as line,
+        worker(proxy, url=line.url) as one,
+    ):
         call = asyncio.create_task(_status(proxy, chat("on", max_tokens=10, seed=50_000)))
         await until(lambda: any(known.holds for known in proxy.parts.fleet))
         await until(lambda: _started(one.lines))
@@ -41,8 +49,14 @@ async def test_a_whole_answer_survives_a_short_break() -> None:
 
 async def test_output_that_was_lost_on_the_way_is_not_repeated() -> None:
     """Tokens were under way when the cable was cut: the stream has a gap that nothing can fill."""
-    async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url) as one:
-        async with proxy.http.post(CHAT, json=chat("gap", stream=True, max_tokens=3_000, seed=1_000)) as response:
+    async with (
+        serving(lease=10.0) as proxy,
+        cable(proxy.url) as line,
+        worker(proxy, url=line.url) as one,
+    ):
+        async with proxy.http.post(
+            CHAT, json=chat("gap", stream=True, max_tokens=3_000, seed=1_000)
+        ) as response:
             seen = await response.content.readuntil(b"gap 5 ")
             line.block()
             made = await one.metric(proxy.http, "generation_tokens_total")
@@ -72,7 +86,11 @@ async def test_a_worker_that_stays_away_is_lost(proxy: Proxy) -> None:
 
 
 async def test_a_client_that_left_during_a_break_is_not_served_further() -> None:
-    async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url) as one:
+    async with (
+        serving(lease=10.0) as proxy,
+        cable(proxy.url) as line,
+        worker(proxy, url=line.url) as one,
+    ):
         async with proxy.http.post(CHAT, json=chat("off", stream=True, **SLOW)) as response:
             await response.content.readuntil(b"off 1 ")
             line.block()
@@ -84,13 +102,20 @@ async def test_a_client_that_left_during_a_break_is_not_served_further() -> None
 
 
 async def test_a_job_that_was_cancelled_during_a_break_is_stopped_after_it() -> None:
-    async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url) as one:
+    async with (
+        serving(lease=10.0) as proxy,
+        cable(proxy.url) as line,
+        worker(proxy, url=line.url) as one,
+    ):
         queue = QueueClient(proxy)
         job = await queue.run(prompt(stream=True, max_tokens=100, seed=300_000))
         await until(lambda: _has_output(queue, job), what="its first output")
         line.block()
         line.cut()
-        await until(lambda: all(known.port is None for known in proxy.parts.fleet), what="the worker is away")
+        await until(
+            lambda: all(known.port is None for known in proxy.parts.fleet),
+            what="the worker is away",
+        )
         assert (await queue.call("POST", f"cancel/{job}"))["status"] == "CANCELLED"
         line.flow()
         await until(lambda: _idle(one, proxy), what="the engine is idle")

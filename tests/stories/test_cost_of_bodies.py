@@ -18,7 +18,10 @@ from harness.proxy.server import CHAT, Proxy, serving
 
 MB = 1024 * 1024
 MEMORY_ABOVE = 40 * MB  # beyond the body itself
-STANDSTILL, TRIES = 0.05, 3  # seconds, the best of so many: what remains is the machine's other work
+STANDSTILL, TRIES = (
+    0.05,
+    3,
+)  # seconds, the best of so many: what remains is the machine's other work
 RUNSYNC = "/v2/default/runsync?wait=1000"
 
 
@@ -30,7 +33,11 @@ class RateLimitStatus(NamedTuple):
 
 
 def ask(
-    url: str, method: str, path: str, body: bytes | None = None, headers: dict[str, str] | None = None
+    url: str,
+    method: str,
+    path: str,
+    body: bytes | None = None,
+    headers: dict[str, str] | None = None,
 ) -> RateLimitStatus:
     """One request of a client in a thread: what it costs is not in the event loop."""
     place = urlsplit(url)
@@ -63,7 +70,9 @@ def resident(row: str) -> int:
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def strict() -> AsyncIterator[Proxy]:
     """A proxy without workers. Its endpoints have a model each, and limits of their own."""
-    async with serving(endpoint=["default=demo", *(f"e{one}=demo{one}" for one in range(5))]) as running:
+    async with serving(
+        endpoint=["default=demo", *(f"e{one}=demo{one}" for one in range(5))]
+    ) as running:
         yield running
 
 
@@ -79,7 +88,11 @@ async def cost(proxy: Proxy, path: str, name: str, body: bytes) -> Cost:
     before = forget()
     async with watching() as lag:
         told = await asyncio.to_thread(ask, proxy.url, "POST", path, body)
-    assert told.status in ({400, 404} if path == CHAT else {200, 400}), (name, told.status, told.body[:200])
+    assert told.status in ({400, 404} if path == CHAT else {200, 400}), (
+        name,
+        told.status,
+        told.body[:200],
+    )
     assert len(told.body) < 1000, name
     json.loads(told.body)
     return Cost(lag.longest, resident("VmHWM") - before - len(body))
@@ -88,8 +101,12 @@ async def cost(proxy: Proxy, path: str, name: str, body: bytes) -> Cost:
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("path", [CHAT, RUNSYNC])
 async def test_a_hostile_body_costs_its_bytes(strict: Proxy, path: str) -> None:
-    costs = {name: await cost(strict, path, name, body) for name, body in costly_bodies.bodies().items()}
-    slowest, dearest = (max(costs, key=lambda name, field=field: costs[name][field]) for field in (0, 1))
+    costs = {
+        name: await cost(strict, path, name, body) for name, body in costly_bodies.bodies().items()
+    }
+    slowest, dearest = (
+        max(costs, key=lambda name, field=field: costs[name][field]) for field in (0, 1)
+    )
     tell(f"cost.body.lag {path} {slowest}", round(costs[slowest].seconds * 1000, 1), "<= 50", "ms")
     tell(f"cost.body.memory {path} {dearest}", round(costs[dearest].memory / MB, 1), "<= 40", "MB")
     assert costs[dearest].memory < MEMORY_ABOVE, dearest
@@ -102,7 +119,9 @@ async def test_a_hostile_body_holds_nobody_up(strict: Proxy, path: str) -> None:
     best: dict[str, float] = {}
     for _ in range(TRIES):  # of all bodies in turn: a machine is slow for seconds at a time
         for name, body in costly_bodies.bodies().items():
-            best[name] = min(best.get(name, math.inf), (await cost(strict, path, name, body)).seconds)
+            best[name] = min(
+                best.get(name, math.inf), (await cost(strict, path, name, body)).seconds
+            )
     for name in sorted(best, key=best.__getitem__)[-5:]:
         tell(f"cost.body.lag {path} {name}", round(best[name] * 1000, 1), "<= 50", "ms")
     assert max(best.values()) <= STANDSTILL
@@ -129,7 +148,11 @@ ASKED = [
         for name in ("ttl", "wait", "after")
         for value in NUMBERS
     ),
-    *(f"/v2/e{one}/requests?{name}={NUMBERS[one]}" for name in ("before", "limit", "status") for one in range(5)),
+    *(
+        f"/v2/e{one}/requests?{name}={NUMBERS[one]}"
+        for name in ("before", "limit", "status")
+        for one in range(5)
+    ),
     "/v2/default/requests?" + "&".join(f"a{number}=" for number in range(4_000)),
     "/v2/default/requests?" + "&" * 30_000,
     "/v2/default/requests?" + "%" * 30_000,
@@ -141,8 +164,17 @@ ASKED = [
     f"/v2/{LONG}/status/x",
 ]
 HEADERS = [
-    *(("x-request-id", LONG), ("x-request-id", "\x7f"), ("Last-Event-ID", DIGITS), ("Last-Event-ID", "\xb2")),
-    *(("x-stainless-read-timeout", DIGITS), ("x-stainless-read-timeout", "nan"), ("Authorization", LONG)),
+    *(
+        ("x-request-id", LONG),
+        ("x-request-id", "\x7f"),
+        ("Last-Event-ID", DIGITS),
+        ("Last-Event-ID", "\xb2"),
+    ),
+    *(
+        ("x-stainless-read-timeout", DIGITS),
+        ("x-stainless-read-timeout", "nan"),
+        ("Authorization", LONG),
+    ),
     *(("Accept", "text/event-stream, " * 1_500), ("Content-Type", "application/json;" + LONG)),
 ]
 
@@ -157,9 +189,15 @@ async def test_a_hostile_name_or_number_is_refused(strict: Proxy) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("name", "value"), HEADERS, ids=range(len(HEADERS)))
-async def test_a_hostile_header_is_refused_or_means_nothing(strict: Proxy, name: str, value: str) -> None:
+async def test_a_hostile_header_is_refused_or_means_nothing(
+    strict: Proxy, name: str, value: str
+) -> None:
     given = {name: value} | ({"Accept": "text/event-stream"} if name == "Last-Event-ID" else {})
-    looked = await asyncio.to_thread(ask, strict.url, "GET", "/v2/default/stream/nothing", None, given)
-    asked = await asyncio.to_thread(ask, strict.url, "POST", CHAT, costly_bodies.around(b"1"), given)
+    looked = await asyncio.to_thread(
+        ask, strict.url, "GET", "/v2/default/stream/nothing", None, given
+    )
+    asked = await asyncio.to_thread(
+        ask, strict.url, "POST", CHAT, costly_bodies.around(b"1"), given
+    )
     assert {looked.status, asked.status} <= {400, 404, 431}, (looked, asked)
     assert len(looked.body + asked.body) < 2000

@@ -29,7 +29,10 @@ async def test_messages_have_anthropics_errors() -> None:
 
 
 async def test_a_stream_of_messages_waits_with_pings_and_ends_with_its_error_event() -> None:
-    async with serving(queue_timeout=2.0) as proxy, proxy.http.post(MESSAGES, json=BODY) as response:
+    async with (
+        serving(queue_timeout=2.0) as proxy,
+        proxy.http.post(MESSAGES, json=BODY) as response,
+    ):
         assert response.status == 200
         events = await frames(response)
     assert events[0] == b'event: ping\ndata: {"type": "ping"}'
@@ -40,7 +43,10 @@ async def test_a_stream_of_messages_waits_with_pings_and_ends_with_its_error_eve
 
 
 async def test_a_stream_of_responses_ends_with_its_error_event() -> None:
-    async with serving(queue_timeout=2.0) as proxy, proxy.http.post(RESPONSES, json=BODY) as response:
+    async with (
+        serving(queue_timeout=2.0) as proxy,
+        proxy.http.post(RESPONSES, json=BODY) as response,
+    ):
         events = await frames(response)
     [(name, _, data)] = [event.partition(b"\ndata: ") for event in events]
     assert name == b"event: error"
@@ -58,14 +64,19 @@ async def test_a_stream_of_responses_ends_with_its_error_event() -> None:
         ("/v1/tokenize", "application/json", 503),
     ],
 )
-async def test_a_route_takes_its_own_kind_of_body(path: str, content_type: str, status: int) -> None:
+async def test_a_route_takes_its_own_kind_of_body(
+    path: str, content_type: str, status: int
+) -> None:
     async with serving(queue_timeout=0.3) as proxy:
-        async with proxy.http.post(path, data=b"{}", headers={"content-type": content_type}) as response:
+        async with proxy.http.post(
+            path, data=b"{}", headers={"content-type": content_type}
+        ) as response:
             assert response.status == status
 
 
 @pytest.mark.parametrize(
-    "path", ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel", "/openai/metrics", "/openai/sleep"]
+    "path",
+    ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel", "/openai/metrics", "/openai/sleep"],
 )
 async def test_what_is_not_kept_or_not_for_clients_is_not_there(path: str) -> None:
     async with serving() as proxy, proxy.http.get(path) as response:

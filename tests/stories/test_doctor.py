@@ -56,7 +56,9 @@ async def test_a_proxy_that_is_not_there() -> None:
 async def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, text = await told("--port", str(port), "--data-dir", str(tmp_path / "not" / "there"))
+        status, text = await told(
+            "--port", str(port), "--data-dir", str(tmp_path / "not" / "there")
+        )
     assert status == 1
     assert f"NOT port {'.' * 9} {port}: Address already in use" in text
     assert f"--port {port + 1}" in text
@@ -65,6 +67,11 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
 async def test_a_missing_compiler_is_told_and_nothing_is_wrong(tmp_path: Path) -> None:
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
-    async with command("doctor", "--data-dir", str(tmp_path), COLUMNS="300", CXX="no-such-compiler") as doctor:
+    async with command(
+        "doctor", "--data-dir", str(tmp_path), COLUMNS="300", CXX="no-such-compiler"
+    ) as doctor:
         await doctor.process.wait()
-    assert re.search(r"ok  compiler \.+ C\+\+ compiler \(no-such-compiler\) not found: vLLM runs without", doctor.text)
+    assert re.search(
+        r"ok  compiler \.+ C\+\+ compiler \(no-such-compiler\) not found: vLLM runs without",
+        doctor.text,
+    )

@@ -18,7 +18,9 @@ async def test_the_proxy_finishes_what_runs_and_sends_the_rest_away(tmp_path: Pa
     async with command("up", "--port", "0", "--data-dir", str(tmp_path), **scripted) as up:
         url = (await up.says(r"base URL\s+(http://\S+)/v1")).group(1)
         async with aiohttp.ClientSession(url) as http:
-            running = await http.post(CHAT, json=chat("runs", stream=True, max_tokens=40, seed=50_000))
+            running = await http.post(
+                CHAT, json=chat("runs", stream=True, max_tokens=40, seed=50_000)
+            )
             await running.content.readuntil(b"runs 1 ")
             waiting = await http.post(CHAT, json=chat("waits", stream=True))
             await waiting.content.readline()  # it has heard that it is in the queue
@@ -41,7 +43,9 @@ async def test_what_does_not_finish_in_time_is_told_so() -> None:
     async with AsyncExitStack() as workers:
         async with serving(drain=0.3) as proxy:
             await workers.enter_async_context(worker(proxy))
-            response = await proxy.http.post(CHAT, json=chat("slow", stream=True, max_tokens=9_999, seed=10_000))
+            response = await proxy.http.post(
+                CHAT, json=chat("slow", stream=True, max_tokens=9_999, seed=10_000)
+            )
             await response.content.readuntil(b"slow 1 ")
             reading = asyncio.create_task(frames(response))
         events = await reading
@@ -51,7 +55,9 @@ async def test_what_does_not_finish_in_time_is_told_so() -> None:
 
 async def test_a_worker_finishes_what_runs_while_others_take_over(proxy: Proxy) -> None:
     async with worker(proxy, drain_seconds=30) as one:
-        response = await proxy.http.post(CHAT, json=chat("runs", stream=True, max_tokens=40, seed=50_000))
+        response = await proxy.http.post(
+            CHAT, json=chat("runs", stream=True, max_tokens=40, seed=50_000)
+        )
         await response.content.readuntil(b"runs 1 ")
         one.process.send_signal(signal.SIGTERM)
         await until(lambda: proxy.ready == 0)

@@ -19,8 +19,22 @@ REFUSED = [
     ("POST", CHAT, '{"model": 5}', JSON, 400, "invalid_body"),
     ("POST", CHAT, "{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
     ("POST", CHAT, '{"model": "nobody"}', JSON, 404, "model_not_found"),
-    ("POST", "/v2/nowhere/openai/v1/chat/completions", MODEL + '"messages": []}', JSON, 404, "endpoint_not_found"),
-    ("POST", "/v2/default/openai/v1/chat/completions", '{"model": "nobody"}', JSON, 404, "model_not_found"),
+    (
+        "POST",
+        "/v2/nowhere/openai/v1/chat/completions",
+        MODEL + '"messages": []}',
+        JSON,
+        404,
+        "endpoint_not_found",
+    ),
+    (
+        "POST",
+        "/v2/default/openai/v1/chat/completions",
+        '{"model": "nobody"}',
+        JSON,
+        404,
+        "model_not_found",
+    ),
     ("POST", "/v1/sleep", "{}", JSON, 404, "not_found"),
     ("POST", "/v1/load_lora_adapter", "{}", JSON, 404, "not_found"),
     ("POST", "/v2/a b/openai/v1/score", "{}", JSON, 404, "not_found"),
@@ -55,7 +69,9 @@ async def test_a_body_over_the_limit_is_refused_however_it_comes(line: Line) -> 
     async with line.proxy.http.post(CHAT, data=pieces(), headers=JSON) as response:
         assert response.status == 413
         assert (await response.json())["error"]["code"] == "request_too_large"
-    async with line.proxy.http.post(CHAT, data=pieces(), headers=JSON | {"content-length": str(21 << 20)}) as response:
+    async with line.proxy.http.post(
+        CHAT, data=pieces(), headers=JSON | {"content-length": str(21 << 20)}
+    ) as response:
         assert response.status == 413
 
 
@@ -92,7 +108,9 @@ async def test_the_stock_client_raises_what_it_should(line: Line) -> None:
 
 
 async def test_an_error_inside_a_stream_is_the_engines_own(line: Line) -> None:
-    async with line.proxy.http.post(CHAT, json=chat(stream=True, fault="error_event:2")) as response:
+    async with line.proxy.http.post(
+        CHAT, json=chat(stream=True, fault="error_event:2")
+    ) as response:
         assert response.status == 200
         events = await frames(response)
     assert json.loads(events[-2].removeprefix(b"data: "))["error"]["message"] == "scripted failure"

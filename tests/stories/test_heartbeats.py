@@ -23,7 +23,9 @@ async def test_silence_is_filled_with_comments_between_events() -> None:
 
 async def test_a_head_that_is_long_in_coming_is_bridged() -> None:
     async with serving(heartbeat_silent=0.3) as proxy, worker(proxy):
-        async with proxy.http.post(CHAT, json=chat("late", stream=True, fault="head_delay:1500")) as response:
+        async with proxy.http.post(
+            CHAT, json=chat("late", stream=True, fault="head_delay:1500")
+        ) as response:
             assert response.status == 200
             assert await response.content.readline() == b": running\n"
             assert (await frames(response))[-1] == b"data: [DONE]"
@@ -31,7 +33,9 @@ async def test_a_head_that_is_long_in_coming_is_bridged() -> None:
 
 async def test_a_whole_answer_has_no_byte_before_its_outcome() -> None:
     async with serving(heartbeat_silent=0.1, heartbeat_first=0.1) as proxy, worker(proxy):
-        async with proxy.http.post(CHAT, json=chat("whole", max_tokens=2, seed=500_000)) as response:
+        async with proxy.http.post(
+            CHAT, json=chat("whole", max_tokens=2, seed=500_000)
+        ) as response:
             assert (await response.read()).startswith(b"{")
 
 
@@ -41,7 +45,9 @@ async def test_the_true_gaps() -> None:
     """As a user has them: 1 s and 5 s in the queue, 15 s of silence once it runs."""
     async with serving() as proxy:
         began = time.monotonic()
-        async with proxy.http.post(CHAT, json=chat("gap", stream=True, max_tokens=1, seed=20_000_000)) as response:
+        async with proxy.http.post(
+            CHAT, json=chat("gap", stream=True, max_tokens=1, seed=20_000_000)
+        ) as response:
             assert await response.content.readline() == b": queued position=1\n"
             assert 0.9 < time.monotonic() - began < 2.0
             assert await response.content.readline() == b": queued position=1\n"

@@ -12,19 +12,24 @@ from pydantic import SecretStr
 @pytest_asyncio.fixture(scope="module")
 async def locked() -> AsyncIterator[Proxy]:
     """A proxy with a key for one owner."""
-    async with serving(api_key=[SecretStr("alice=open-sesame")], endpoint=["default=small"]) as proxy:
+    async with serving(
+        api_key=[SecretStr("alice=open-sesame")], endpoint=["default=small"]
+    ) as proxy:
         yield proxy
 
 
 @pytest.mark.parametrize("header", [None, "Bearer wrong", "open-sesam", "Bearer alice=open-sesame"])
 @pytest.mark.parametrize(
-    ("method", "path"), [("GET", "/v1/models"), ("POST", CHAT), ("POST", "/v2/no/openai/v1/completions")]
+    ("method", "path"),
+    [("GET", "/v1/models"), ("POST", CHAT), ("POST", "/v2/no/openai/v1/completions")],
 )
 async def test_a_wrong_key_is_told_so_before_anything_else(
     locked: Proxy, method: str, path: str, header: str | None
 ) -> None:
     headers = {"authorization": header} if header else {}
-    async with locked.http.request(method, path, headers=headers, data=b"not even json") as response:
+    async with locked.http.request(
+        method, path, headers=headers, data=b"not even json"
+    ) as response:
         assert response.status == 401
         assert response.headers["www-authenticate"] == "Bearer"
         answer = await response.json()
@@ -45,5 +50,7 @@ async def test_the_stock_client_raises_an_authentication_error(locked: Proxy) ->
 
 
 async def test_the_worker_token_is_no_client_key(locked: Proxy) -> None:
-    async with locked.http.get("/v1/models", headers={"authorization": f"Bearer {locked.parts.token}"}) as response:
+    async with locked.http.get(
+        "/v1/models", headers={"authorization": f"Bearer {locked.parts.token}"}
+    ) as response:
         assert response.status == 401

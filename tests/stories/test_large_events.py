@@ -53,7 +53,9 @@ def event(size: int) -> bytes:
 
 
 def ask() -> bytes:
-    return request(f"POST {CHAT}", "Content-Type: application/json", f"Content-Length: {len(BODY)}", body=BODY)
+    return request(
+        f"POST {CHAT}", "Content-Type: application/json", f"Content-Length: {len(BODY)}", body=BODY
+    )
 
 
 class Sender:
@@ -96,7 +98,9 @@ class Sender:
 @asynccontextmanager
 async def sender(worker: Puppet, *, patient: bool = True) -> AsyncIterator[Sender]:
     """The sender of the next job; its answer has begun."""
-    keep_little_unsent(worker.socket.get_extra_info("socket"))  # as our worker: what the kernel has cannot wait
+    keep_little_unsent(
+        worker.socket.get_extra_info("socket")
+    )  # as our worker: what the kernel has cannot wait
     job = await worker.job()
     await worker.say(Head(job.job, job.attempt, 200, EVENTS))
     one = Sender(worker, job, patient=patient)
@@ -113,16 +117,24 @@ def without_heartbeats(body: bytes) -> bytes:
 
 
 @asynccontextmanager
-async def called(proxy: Proxy, worker: Puppet, *, patient: bool = True) -> AsyncIterator[tuple[Sender, ClientResponse]]:
+async def called(
+    proxy: Proxy, worker: Puppet, *, patient: bool = True
+) -> AsyncIterator[tuple[Sender, ClientResponse]]:
     """A call whose client reads as fast as it can."""
-    async with proxy.http.post(CHAT, data=BODY, headers=JSON) as response, sender(worker, patient=patient) as one:
+    async with (
+        proxy.http.post(CHAT, data=BODY, headers=JSON) as response,
+        sender(worker, patient=patient) as one,
+    ):
         yield one, response
 
 
 @pytest.mark.parametrize("patient", [True, False], ids=["a window at a time", "all at once"])
 @pytest.mark.parametrize("size", [EVENT_BYTES, EVENT_BYTES + 1, ECHO])
 async def test_a_large_event_comes_whole(beating: Proxy, size: int, patient: bool) -> None:
-    async with puppet(beating, slots=1) as worker, called(beating, worker, patient=patient) as (one, response):
+    async with (
+        puppet(beating, slots=1) as worker,
+        called(beating, worker, patient=patient) as (one, response),
+    ):
         reading = asyncio.create_task(response.read())
         for _ in range(2):
             await one.send(event(size))
@@ -160,7 +172,9 @@ async def test_no_heartbeat_comes_between_the_pieces_of_an_event(beating: Proxy)
             await beside.end()
         await other.heard(END)
         await one.send(data[cut : cut + PART_BYTES], more=True)
-        assert b": running\n" not in await client.heard(data[cut + PART_BYTES - 40 : cut + PART_BYTES])
+        assert b": running\n" not in await client.heard(
+            data[cut + PART_BYTES - 40 : cut + PART_BYTES]
+        )
         await one.send(data[cut + PART_BYTES : cut + 2 * PART_BYTES])
         await client.heard(b": running\n")
         await one.end()
@@ -168,7 +182,9 @@ async def test_no_heartbeat_comes_between_the_pieces_of_an_event(beating: Proxy)
 
 
 @pytest.mark.parametrize("patient", [True, False], ids=["its worker waits", "its call is cut"])
-async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(beating: Proxy, patient: bool) -> None:
+async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(
+    beating: Proxy, patient: bool
+) -> None:
     async with puppet(beating, slots=1) as worker, wire(beating) as client:
         await client.send(ask())
         async with sender(worker, patient=patient) as one:
@@ -185,13 +201,18 @@ async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(beating: 
 
 
 @pytest.mark.parametrize(("size", "comes"), [(EVENT_BYTES - 100, False), (ECHO, True)])
-async def test_a_run_that_is_lost_in_the_middle_of_an_event(beating: Proxy, size: int, comes: bool) -> None:
+async def test_a_run_that_is_lost_in_the_middle_of_an_event(
+    beating: Proxy, size: int, comes: bool
+) -> None:
     """What is small enough to be held back is not cut, and the error is an event of its own."""
     data = event(size)[:-1_000]
     async with puppet(beating, slots=1) as worker, called(beating, worker) as (one, response):
         reading = asyncio.create_task(response.read())
         await one.send(b"data: 1\n\n")
-        await until(lambda: all(mailbox.left for mailbox in beating.parts.output), what="the client has some of it")
+        await until(
+            lambda: all(mailbox.left for mailbox in beating.parts.output),
+            what="the client has some of it",
+        )
         await one.send(data, more=True)
         await worker.say(End(one.job.job, one.job.attempt, "lost", "worker_lost", "gone"))
         body = without_heartbeats(await reading)
@@ -201,7 +222,9 @@ async def test_a_run_that_is_lost_in_the_middle_of_an_event(beating: Proxy, size
 
 
 @pytest.mark.parametrize("ending", ["failed", "completed"])
-async def test_a_client_that_closes_at_a_large_error_event_has_a_failed_job(beating: Proxy, ending: Ending) -> None:
+async def test_a_client_that_closes_at_a_large_error_event_has_a_failed_job(
+    beating: Proxy, ending: Ending
+) -> None:
     data = b'data: {"error": {"message": "' + b"x" * EVENT_BYTES + b'"}}\n\n'
     async with puppet(beating, slots=1) as worker, wire(beating) as client:
         await client.send(ask())

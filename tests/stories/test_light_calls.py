@@ -26,7 +26,9 @@ async def narrow() -> AsyncIterator[Proxy]:
 @asynccontextmanager
 async def busy(proxy: Proxy) -> AsyncIterator[None]:
     """The one slot has an endless stream."""
-    async with proxy.http.post(CHAT, json=chat("long", stream=True, max_tokens=1_000_000, seed=2_000)) as response:
+    async with proxy.http.post(
+        CHAT, json=chat("long", stream=True, max_tokens=1_000_000, seed=2_000)
+    ) as response:
         await response.content.readuntil(b'"long 0 "')
         yield
 
@@ -44,9 +46,18 @@ async def waiting(proxy: Proxy) -> int:
         return int((await response.json())["endpoints"]["default"]["jobs"]["inQueue"])
 
 
-@pytest.mark.parametrize("path", [TOKENIZE, "/v1/detokenize", "/openai/tokenize", "/v1/messages/count_tokens"])
-async def test_a_light_call_is_answered_while_the_only_slot_is_busy(narrow: Proxy, path: str) -> None:
-    request = {"model": "scripted", "prompt": "a", "tokens": [0], "messages": [{"role": "user", "content": "a"}]}
+@pytest.mark.parametrize(
+    "path", [TOKENIZE, "/v1/detokenize", "/openai/tokenize", "/v1/messages/count_tokens"]
+)
+async def test_a_light_call_is_answered_while_the_only_slot_is_busy(
+    narrow: Proxy, path: str
+) -> None:
+    request = {
+        "model": "scripted",
+        "prompt": "a",
+        "tokens": [0],
+        "messages": [{"role": "user", "content": "a"}],
+    }
     async with busy(narrow):
         second = asyncio.create_task(post(narrow, CHAT, chat("next")))
         await until(lambda: _is(waiting(narrow), 1), what="a second chat call waits for the slot")
@@ -60,12 +71,20 @@ async def test_light_calls_beyond_what_a_worker_holds_wait_their_turn(narrow: Pr
     endless = {"model": "scripted", "prompt": "a", "fault": "hang"}
     async with busy(narrow):
         held = [asyncio.create_task(post(narrow, TOKENIZE, endless)) for _ in range(LIGHT_SLOTS)]
-        await until(lambda: held_by_the_worker(narrow) == LIGHT_SLOTS, what="the worker has as many as it takes")
-        more = [asyncio.create_task(post(narrow, TOKENIZE, {"model": "scripted", "prompt": "a"})) for _ in range(8)]
+        await until(
+            lambda: held_by_the_worker(narrow) == LIGHT_SLOTS,
+            what="the worker has as many as it takes",
+        )
+        more = [
+            asyncio.create_task(post(narrow, TOKENIZE, {"model": "scripted", "prompt": "a"}))
+            for _ in range(8)
+        ]
         await until(lambda: _is(waiting(narrow), len(more)), what="further ones wait")
         assert not any(call.done() for call in (*held, *more))
         held.pop().cancel()
-        assert await asyncio.gather(*more) == [200] * len(more)  # one after the other, through the room of one
+        assert await asyncio.gather(*more) == [200] * len(
+            more
+        )  # one after the other, through the room of one
         for call in held:
             call.cancel()
         await asyncio.gather(*held, return_exceptions=True)

@@ -14,7 +14,9 @@ TOKENS = 40
 
 async def one_stream(proxy: Proxy, number: int) -> str:
     """The text of one stream."""
-    async with proxy.http.post(CHAT, json=chat(f"s{number}", stream=True, max_tokens=TOKENS, seed=5_000)) as response:
+    async with proxy.http.post(
+        CHAT, json=chat(f"s{number}", stream=True, max_tokens=TOKENS, seed=5_000)
+    ) as response:
         events = await frames(response)
     assert events[-1] == b"data: [DONE]"
     chunks = [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
@@ -32,6 +34,9 @@ async def test_two_hundred_streams_over_two_workers(line: Line) -> None:
     texts = await asyncio.gather(*(one_stream(line.proxy, number) for number in range(STREAMS)))
     for number, text in enumerate(texts):
         assert text == "".join(f"s{number} {index} " for index in range(TOKENS))
-    shares = [(await made(line, one) - start) / TOKENS for one, start in zip(line.workers, before, strict=True)]
+    shares = [
+        (await made(line, one) - start) / TOKENS
+        for one, start in zip(line.workers, before, strict=True)
+    ]
     assert sum(shares) == STREAMS
     assert all(90 <= share <= 110 for share in shares), shares

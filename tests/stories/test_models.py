@@ -13,8 +13,14 @@ async def test_models_are_listed_with_the_engines_cards(line: Line) -> None:
 
 
 async def test_configured_models_are_listed_with_no_worker() -> None:
-    async with serving(endpoint=["default=small", "big=Qwen/Qwen3-8B"]) as proxy, proxy.openai() as client:
-        assert [model.id for model in (await client.models.list()).data] == ["small", "Qwen/Qwen3-8B"]
+    async with (
+        serving(endpoint=["default=small", "big=Qwen/Qwen3-8B"]) as proxy,
+        proxy.openai() as client,
+    ):
+        assert [model.id for model in (await client.models.list()).data] == [
+            "small",
+            "Qwen/Qwen3-8B",
+        ]
         assert (await client.models.retrieve("Qwen/Qwen3-8B")).id == "Qwen/Qwen3-8B"
         async with proxy.http.get("/v1/models/Qwen%2FQwen3-8B") as response:
             assert response.status == 200

@@ -49,7 +49,9 @@ class Snoop:
             body = b""
             with suppress(aiohttp.ClientError):  # an answer that is cut is one all the same
                 body = await response.read()
-            self.canaries.see(f"{method} {path}", f"{response.reason} {response.headers}".encode() + body)
+            self.canaries.see(
+                f"{method} {path}", f"{response.reason} {response.headers}".encode() + body
+            )
             return response.status, body
 
     async def run(self, key: str, **order: Any) -> str:
@@ -78,12 +80,16 @@ def without_own_url(told: RateLimitStatus, url: str) -> bytes:
 
 
 @asynccontextmanager
-async def proxy_with(canaries: Canaries, folder: Path, **more: str) -> AsyncIterator[tuple[Command, str]]:
+async def proxy_with(
+    canaries: Canaries, folder: Path, **more: str
+) -> AsyncIterator[tuple[Command, str]]:
     """A proxy that is told all its secrets, says all it can, and what it says is kept."""
     told = {
         "PROXY_API_KEY": f"alice={canaries.new('key-alice')} bob={canaries.new('key-bob')}",
         "PROXY_WORKER_TOKEN": canaries.new("worker-token"),
-        "PROXY_WEBHOOK_SECRET": canaries.add("webhook-secret", format_secret(b"canary: 32 bytes for webhooks...")),
+        "PROXY_WEBHOOK_SECRET": canaries.add(
+            "webhook-secret", format_secret(b"canary: 32 bytes for webhooks...")
+        ),
         "PROXY_WEBHOOK_ALLOW": "127.0.0.1",
         "PROXY_LOG_LEVEL": "debug",
         "PROXY_LEASE": "1",
@@ -99,8 +105,16 @@ async def proxy_with(canaries: Canaries, folder: Path, **more: str) -> AsyncIter
 @asynccontextmanager
 async def worker_with(canaries: Canaries, url: str, **more: Any) -> AsyncIterator[WorkerProcess]:
     """A worker with secrets of its own in its environment."""
-    own = {name: canaries.secrets.get(name) or canaries.new(name) for name in ("HF_TOKEN", "VLLM_API_KEY")}
-    told = {"connect": url, "token": canaries.secrets["worker-token"], "id": "w-1", "upstream_key": own["VLLM_API_KEY"]}
+    own = {
+        name: canaries.secrets.get(name) or canaries.new(name)
+        for name in ("HF_TOKEN", "VLLM_API_KEY")
+    }
+    told = {
+        "connect": url,
+        "token": canaries.secrets["worker-token"],
+        "id": "w-1",
+        "upstream_key": own["VLLM_API_KEY"],
+    }
     async with worker_process(told=environment(**told | {"environment": own} | more)) as running:
         yield running
     canaries.see("a worker's output", "\n".join(running.lines))
@@ -115,15 +129,37 @@ def orders(canaries: Canaries, hook: str) -> dict[str, Any]:
 def bad_webhooks(canaries: Canaries) -> Iterator[str]:
     """URLs that are refused, each with a secret in it."""
     secret = canaries.new("bad-webhook")
-    yield from (f"http://169.254.169.254/?token={secret}", f"https://user:{secret}@example.com/", f"ftp://{secret}/x")
-    yield from (f"http://example.com:22/{secret}", f"http://{secret}:x@127.0.0.1/", secret, f"http://a\\{secret}")
+    yield from (
+        f"http://169.254.169.254/?token={secret}",
+        f"https://user:{secret}@example.com/",
+        f"ftp://{secret}/x",
+    )
+    yield from (
+        f"http://example.com:22/{secret}",
+        f"http://{secret}:x@127.0.0.1/",
+        secret,
+        f"http://a\\{secret}",
+    )
 
 
-def refused(canaries: Canaries, secrets: Mapping[str, Any], key: str) -> Iterator[tuple[str, str, dict[str, Any]]]:
+def refused(
+    canaries: Canaries, secrets: Mapping[str, Any], key: str
+) -> Iterator[tuple[str, str, dict[str, Any]]]:
     """Calls that are wrong in every way that can be said in one request: method, path, the rest."""
     wrong = canaries.new("wrong-key")
-    for path in ("/v2/default/run", CHAT, "/v2/default/status/x", "/v2/none/openai/v1/completions", "/nothing"):
-        for header in (wrong, f"Bearer {wrong}", f"Basic {wrong}", f"Bearer {canaries.secrets['worker-token']}"):
+    for path in (
+        "/v2/default/run",
+        CHAT,
+        "/v2/default/status/x",
+        "/v2/none/openai/v1/completions",
+        "/nothing",
+    ):
+        for header in (
+            wrong,
+            f"Bearer {wrong}",
+            f"Basic {wrong}",
+            f"Bearer {canaries.secrets['worker-token']}",
+        ):
             yield "POST", path, {"headers": {"Authorization": header}, "json": {"input": 1}}
     for verb in ("job-take/w", "job-stop/w", "ping/w"):
         for header in (wrong, key):
@@ -132,16 +168,39 @@ def refused(canaries: Canaries, secrets: Mapping[str, Any], key: str) -> Iterato
     mine = {"headers": {"Authorization": key}}
     for operation in ("run", "runsync"):
         for webhook in bad_webhooks(canaries):
-            yield "POST", f"/v2/default/{operation}", mine | {"json": {"input": 1, **secrets, "webhook": webhook}}
-        for odd in ({"s3Config": list(secrets["s3Config"].values())}, {"s3Config": str(secrets["s3Config"])}):
+            yield (
+                "POST",
+                f"/v2/default/{operation}",
+                mine | {"json": {"input": 1, **secrets, "webhook": webhook}},
+            )
+        for odd in (
+            {"s3Config": list(secrets["s3Config"].values())},
+            {"s3Config": str(secrets["s3Config"])},
+        ):
             yield "POST", f"/v2/default/{operation}", mine | {"json": {"input": 1, **odd}}
         for policy in ({"ttl": 1}, {"executionTimeout": "x"}, []):
-            yield "POST", f"/v2/default/{operation}", mine | {"json": {"input": 1, **secrets, "policy": policy}}
+            yield (
+                "POST",
+                f"/v2/default/{operation}",
+                mine | {"json": {"input": 1, **secrets, "policy": policy}},
+            )
         yield "POST", f"/v2/default/{operation}", mine | {"json": secrets}
-        yield "POST", f"/v2/default/{operation}", mine | {"data": json.dumps({"input": 1, **secrets})[:-1] + ",}"}
+        yield (
+            "POST",
+            f"/v2/default/{operation}",
+            mine | {"data": json.dumps({"input": 1, **secrets})[:-1] + ",}"},
+        )
         whole = {"Authorization": key, "Content-Type": "application/json"}
-        yield "POST", f"/v2/default/{operation}", {"headers": whole, "data": json.dumps(secrets)[:-2]}
-        yield "POST", f"/v2/default/{operation}", {"headers": whole, "data": b"\xff" + json.dumps(secrets).encode()}
+        yield (
+            "POST",
+            f"/v2/default/{operation}",
+            {"headers": whole, "data": json.dumps(secrets)[:-2]},
+        )
+        yield (
+            "POST",
+            f"/v2/default/{operation}",
+            {"headers": whole, "data": b"\xff" + json.dumps(secrets).encode()},
+        )
         yield "POST", f"/v2/none/{operation}", mine | {"json": {"input": 1, **secrets}}
     for path in (
         "status/x?ttl=x",
@@ -155,7 +214,16 @@ def refused(canaries: Canaries, secrets: Mapping[str, Any], key: str) -> Iterato
     ):
         for method in ("GET", "POST", "PUT", "DELETE", "OPTIONS"):
             yield method, f"/v2/default/{path}", mine
-    for path in ("/", "/health", "/readyz", "/openapi.json", "/docs", "/metrics", "/v1/models", "/v1/models/x"):
+    for path in (
+        "/",
+        "/health",
+        "/readyz",
+        "/openapi.json",
+        "/docs",
+        "/metrics",
+        "/v1/models",
+        "/v1/models/x",
+    ):
         yield "GET", path, mine
 
 
@@ -187,20 +255,31 @@ def canary_of(snoop: Snoop, name: str) -> str:
 async def test_no_secret_is_ever_written(canaries: Canaries, tmp_path: Path) -> None:
     async with receiver() as hook:
         url = f"http://127.0.0.1:{hook.port}/hook/{canaries.new('webhook-path')}?token={canaries.new('webhook-query')}"
-        async with proxy_with(canaries, tmp_path) as (running, base), aiohttp.ClientSession(base) as http:
+        async with (
+            proxy_with(canaries, tmp_path) as (running, base),
+            aiohttp.ClientSession(base) as http,
+        ):
             snoop, key = Snoop(http, canaries), canaries.secrets["key-alice"]
             secrets = orders(canaries, url)
             calls = refused(canaries, secrets, key)
-            answers = await asyncio.gather(*(snoop.ask(method, path, **more) for method, path, more in calls))
+            answers = await asyncio.gather(
+                *(snoop.ask(method, path, **more) for method, path, more in calls)
+            )
             assert {400, 401, 404, 405} <= {status for status, _ in answers}
-            async with worker_with(canaries, base, token=canaries.new("wrong-token"), id="w-2") as intruder:
+            async with worker_with(
+                canaries, base, token=canaries.new("wrong-token"), id="w-2"
+            ) as intruder:
                 await asyncio.wait_for(intruder.process.wait(), 20)
             async with worker_with(canaries, base):
                 await work(snoop, key, secrets, hook)
                 dying = await snoop.run(
-                    key, input={"openai_route": CHAT, "openai_input": chat(fault="die:1")}, **secrets
+                    key,
+                    input={"openai_route": CHAT, "openai_input": chat(fault="die:1")},
+                    **secrets,
                 )
-                for _ in range(2):  # the third worker that this kills is the last: the job is given up
+                for _ in range(
+                    2
+                ):  # the third worker that this kills is the last: the job is given up
                     await snoop.ask("GET", f"/v2/default/status-sync/{dying}?wait=1000", key)
             waiting = await snoop.run(key, input=1, **secrets)
             await stock_worker_of(snoop, waiting)
@@ -223,13 +302,17 @@ async def stock_worker_of(snoop: Snoop, job: str) -> None:
     """A stock worker gets the bucket, as it must, and then says things that are no JSON."""
     headers = {"Authorization": canary_of(snoop, "worker-token")}
     for _ in range(3):
-        async with snoop.http.get("/v2/default/job-take/pod-1?gpu=none", headers=headers) as response:
+        async with snoop.http.get(
+            "/v2/default/job-take/pod-1?gpu=none", headers=headers
+        ) as response:
             taken = await response.json() if response.status == 200 else {}
         if taken.get("id") == job:
             break
     assert taken["s3Config"]["accessSecret"] == canary_of(snoop, "s3-accessSecret")
     for body in (b"{", b'{"output": }', b'{"error": 1}'):
-        await snoop.ask("POST", f"/v2/default/job-done/pod-1/{job}?gpu=none", headers=headers, data=body)
+        await snoop.ask(
+            "POST", f"/v2/default/job-done/pod-1/{job}?gpu=none", headers=headers, data=body
+        )
     await snoop.ask("GET", "/v2/default/ping/pod-1?status=unhealthy&reason=ill", headers=headers)
 
 
@@ -241,7 +324,9 @@ async def test_the_check_would_notice(canaries: Canaries, tmp_path: Path) -> Non
     assert canaries.leaks() == ["key in file"]
     for lead in range(4):
         canaries = Canaries({"key": secret})
-        canaries.see("encoded, not sealed", base64.b64encode(b"y" * lead + secret.encode() + b"yyy"))
+        canaries.see(
+            "encoded, not sealed", base64.b64encode(b"y" * lead + secret.encode() + b"yyy")
+        )
         assert canaries.leaks()
 
 
@@ -291,16 +376,33 @@ async def test_a_start_that_fails_shows_none(canaries: Canaries, tmp_path: Path)
     assert canaries.leaks() == []
 
 
-async def test_no_value_shows_a_secret_when_it_is_printed(canaries: Canaries, tmp_path: Path) -> None:
+async def test_no_value_shows_a_secret_when_it_is_printed(
+    canaries: Canaries, tmp_path: Path
+) -> None:
     token, key = canaries.new("token"), canaries.new("key")
-    settings = Settings(data_dir=tmp_path, api_key=[SecretStr(f"alice={key}")], worker_token=SecretStr(token))
+    settings = Settings(
+        data_dir=tmp_path, api_key=[SecretStr(f"alice={key}")], worker_token=SecretStr(token)
+    )
     parts = compose(settings)
     canaries.add("seal-key", settings.seal_key())
     canaries.add("webhook-secret", settings.signing_secret())
-    secrets = orders(canaries, f"https://example.com/{canaries.new('path')}?t={canaries.new('query')}")
-    order = await read_order(json.dumps({"input": 1, **secrets}).encode(), str, Seal(settings.seal_key(), token_bytes))
-    worker = WorkerSettings(token=SecretStr(token), connect="http://127.0.0.1", upstream_key=SecretStr(key))
-    for value in (settings, parts, order, settings.keys(token), worker, Link("ws://127.0.0.1", token, "w")):
+    secrets = orders(
+        canaries, f"https://example.com/{canaries.new('path')}?t={canaries.new('query')}"
+    )
+    order = await read_order(
+        json.dumps({"input": 1, **secrets}).encode(), str, Seal(settings.seal_key(), token_bytes)
+    )
+    worker = WorkerSettings(
+        token=SecretStr(token), connect="http://127.0.0.1", upstream_key=SecretStr(key)
+    )
+    for value in (
+        settings,
+        parts,
+        order,
+        settings.keys(token),
+        worker,
+        Link("ws://127.0.0.1", token, "w"),
+    ):
         canaries.see(type(value).__name__, f"{value!r} {value!s}")
     canaries.see("settings as JSON", settings.model_dump_json() + worker.model_dump_json())
     assert canaries.leaks() == []

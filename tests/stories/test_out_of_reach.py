@@ -12,31 +12,112 @@ BASES = ("/v1", "/openai", "/openai/v1", "/v2/default/openai", "/v2/default/open
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
 # vLLM's own, as of 0.32.
 ROUTES = (
-    *("sleep", "wake_up", "is_sleeping", "pause", "resume", "is_paused", "abort_requests", "collective_rpc"),
-    *("server_info", "get_world_size", "reset_prefix_cache", "reset_mm_cache", "reset_encoder_cache"),
-    *("release_kv_cache_memory", "start_profile", "stop_profile", "load_lora_adapter", "unload_lora_adapter"),
-    *("scale_elastic_ep", "is_scaling_elastic_ep", "fault_tolerance/status", "fault_tolerance/apply"),
-    *("init_weight_transfer_engine", "shutdown_weight_transfer_engine", "start_weight_update", "update_weights"),
-    *("finish_weight_update", "weight_info", "inference/v1/generate", "invocations", "ping", "health", "load"),
-    *("metrics", "version", "tokenizer_info", "kv_event_sources", "classify", "generative_scoring", "systemone"),
+    *(
+        "sleep",
+        "wake_up",
+        "is_sleeping",
+        "pause",
+        "resume",
+        "is_paused",
+        "abort_requests",
+        "collective_rpc",
+    ),
+    *(
+        "server_info",
+        "get_world_size",
+        "reset_prefix_cache",
+        "reset_mm_cache",
+        "reset_encoder_cache",
+    ),
+    *(
+        "release_kv_cache_memory",
+        "start_profile",
+        "stop_profile",
+        "load_lora_adapter",
+        "unload_lora_adapter",
+    ),
+    *(
+        "scale_elastic_ep",
+        "is_scaling_elastic_ep",
+        "fault_tolerance/status",
+        "fault_tolerance/apply",
+    ),
+    *(
+        "init_weight_transfer_engine",
+        "shutdown_weight_transfer_engine",
+        "start_weight_update",
+        "update_weights",
+    ),
+    *(
+        "finish_weight_update",
+        "weight_info",
+        "inference/v1/generate",
+        "invocations",
+        "ping",
+        "health",
+        "load",
+    ),
+    *(
+        "metrics",
+        "version",
+        "tokenizer_info",
+        "kv_event_sources",
+        "classify",
+        "generative_scoring",
+        "systemone",
+    ),
     *("realtime", "cohere/v2/chat", "docs", "redoc", "openapi.json", "docs/oauth2-redirect"),
-    *("chat/completions/batch", "chat/completions/render", "completions/render", "responses/resp_1"),
+    *(
+        "chat/completions/batch",
+        "chat/completions/render",
+        "completions/render",
+        "responses/resp_1",
+    ),
     *("responses/resp_1/cancel", "messages/render"),
 )
-IN_AN_ID = ("/v1/models/../../sleep", "/v1/models/%2e%2e/%2e%2e/sleep")  # a model's id may contain slashes
+IN_AN_ID = (
+    "/v1/models/../../sleep",
+    "/v1/models/%2e%2e/%2e%2e/sleep",
+)  # a model's id may contain slashes
 # Other places, and other ways to write such a path; `%2e%2e` is `..`.
 DISGUISED = (
-    *("/v1/../sleep", "/v1/%2e%2e/sleep", "/v1/chat/completions/../../../sleep", "/openai/%2e%2e/sleep", "/v1//sleep"),
-    *("/sleep", "/collective_rpc", "/inference/v1/generate", "/v1/tokenize/%2e%2e/sleep", "/v1/tokenize%2f..%2fsleep"),
-    *("/v2/default/openai/%2e%2e/sleep", "/v2/default/openai//sleep", "/v2/default/sleep", "/v1/tokenize%00/sleep"),
-    *("/v1/tokenize;/sleep", "/v1/tokenize%3f/sleep", "/V1/sleep", "//v1/sleep", "/v1/sleep/", "/v1/./sleep"),
+    *(
+        "/v1/../sleep",
+        "/v1/%2e%2e/sleep",
+        "/v1/chat/completions/../../../sleep",
+        "/openai/%2e%2e/sleep",
+        "/v1//sleep",
+    ),
+    *(
+        "/sleep",
+        "/collective_rpc",
+        "/inference/v1/generate",
+        "/v1/tokenize/%2e%2e/sleep",
+        "/v1/tokenize%2f..%2fsleep",
+    ),
+    *(
+        "/v2/default/openai/%2e%2e/sleep",
+        "/v2/default/openai//sleep",
+        "/v2/default/sleep",
+        "/v1/tokenize%00/sleep",
+    ),
+    *(
+        "/v1/tokenize;/sleep",
+        "/v1/tokenize%3f/sleep",
+        "/V1/sleep",
+        "//v1/sleep",
+        "/v1/sleep/",
+        "/v1/./sleep",
+    ),
 )
 
 
 async def call(proxy: Proxy, method: str, path: str) -> int:
     """The status of a request whose path is sent as it is written here."""
     body = {"json": {"model": "scripted", "prompt": "a"}} if method != "HEAD" else {}
-    async with proxy.http.request(method, URL(f"{proxy.url}{path}", encoded=True), **body) as response:
+    async with proxy.http.request(
+        method, URL(f"{proxy.url}{path}", encoded=True), **body
+    ) as response:
         await response.read()
         return response.status
 
@@ -59,7 +140,9 @@ async def taken_by(line: Line, requests: Any) -> int:
 
 @pytest.mark.parametrize("base", BASES)
 @pytest.mark.parametrize("method", METHODS)
-async def test_no_other_route_of_the_engine_can_be_reached(line: Line, base: str, method: str) -> None:
+async def test_no_other_route_of_the_engine_can_be_reached(
+    line: Line, base: str, method: str
+) -> None:
     assert await taken_by(line, [(method, f"{base}/{route}") for route in ROUTES]) == 0
 
 

@@ -47,7 +47,12 @@ class Measured:
 
     def tell(self) -> None:
         tell("offered load", self.answers["sent"], "", "requests")
-        tell("goodput under ten times the load", round(self.goodput, 3), f">= {GOODPUT}", "of capacity")
+        tell(
+            "goodput under ten times the load",
+            round(self.goodput, 3),
+            f">= {GOODPUT}",
+            "of capacity",
+        )
         tell("refusal p50", round(statistics.median(self.answers["refusals"]), 1), "", "ms")
         tell("refusal p99", round(self.refusal, 1), f"< {REFUSAL_MILLIS:g}", "ms")
         tell("latest request of the generator", round(self.answers["late"], 1), "", "ms")
@@ -58,9 +63,13 @@ class Measured:
 async def overloaded() -> AsyncIterator[Proxy]:
     """A proxy whose leases are short, and workers whose speed is known."""
     async with AsyncExitStack() as stack:
-        proxy = await stack.enter_async_context(serving(max_queued=MAX_QUEUED, limit=NO_LIMITS, lease=2.0))
+        proxy = await stack.enter_async_context(
+            serving(max_queued=MAX_QUEUED, limit=NO_LIMITS, lease=2.0)
+        )
         for _ in range(WORKERS):
-            await stack.enter_async_context(worker(proxy, environment={"MAX_CONCURRENCY": str(SLOTS)}))
+            await stack.enter_async_context(
+                worker(proxy, environment={"MAX_CONCURRENCY": str(SLOTS)})
+            )
         yield proxy
 
 
@@ -85,7 +94,9 @@ async def flooded(proxy: Proxy, seconds: float) -> Measured:
     assert {id(one) for one in proxy.parts.fleet} == before, "a worker was lost"
     last = await _counts(proxy)
     assert (last.failed, last.timed_out, last.cancelled) == (0, 0, 0)
-    return Measured(answers, (then.completed - done.completed) / (ended - begun) / CAPACITY, recovery)
+    return Measured(
+        answers, (then.completed - done.completed) / (ended - begun) / CAPACITY, recovery
+    )
 
 
 def has_been_honest(answers: dict[str, Any]) -> None:

@@ -49,7 +49,10 @@ async def everybody_asks(seen: ConnectionLimiter, requests: int, seed: int) -> N
 
 def tell_of(seen: ConnectionLimiter, requests: int) -> None:
     tell("requests of 50 owners", requests)
-    tell("of them left or cancelled", sum(n for kind, n in seen.done.items() if "left" in kind or "cancel" in kind))
+    tell(
+        "of them left or cancelled",
+        sum(n for kind, n in seen.done.items() if "left" in kind or "cancel" in kind),
+    )
     tell("bytes looked at", seen.looked_at, "", "bytes")
     tell("foreign watermarks", len(seen.foreign), "0")
     tell("questions for another's job", seen.done["asked for another's job"])
@@ -66,9 +69,14 @@ async def never_mixed(requests: int, seed: int) -> None:
         assert len(seen.foreign) == 1, "it would have been noticed"
         assert seen.unequal == []
         assert seen.done["asked for another's job"] > requests / 10
-        assert all(seen.done[f"{kind}, left"] for kind in ("OpenAI", "OpenAI stream", "runsync", "run and stream"))
+        assert all(
+            seen.done[f"{kind}, left"]
+            for kind in ("OpenAI", "OpenAI stream", "runsync", "run and stream")
+        )
         for owner in seen.owners:
-            listed = (await QueueClient(proxy, owner.key).call("GET", "requests?limit=1000"))["requests"]
+            listed = (await QueueClient(proxy, owner.key).call("GET", "requests?limit=1000"))[
+                "requests"
+            ]
             strangers = {job for other in seen.owners if other is not owner for job in other.jobs}
             assert listed
             assert not strangers & {row["id"] for row in listed}
@@ -94,11 +102,15 @@ async def test_anothers_waiting_job_is_untouched_and_untold() -> None:
         assert (await bob.call("GET", "requests")).body == {"requests": [], "next": None}
         shown = json.dumps((await bob.call("GET", "health")).body).encode()
         assert not MARK.search(shown)
-        assert not any(job.encode() in shown or seen.owners[0].name.encode() in shown for job in jobs)
+        assert not any(
+            job.encode() in shown or seen.owners[0].name.encode() in shown for job in jobs
+        )
         assert (await bob.call("GET", "health")).body == (await alice.call("GET", "health")).body
         unknown = "00000000-0000-4000-8000-000000000000-u1"
         for method, operation in OF_ONE_JOB:
-            foreign, none = [await bob.call(method, f"{operation}/{job}") for job in (jobs[0], unknown)]
+            foreign, none = [
+                await bob.call(method, f"{operation}/{job}") for job in (jobs[0], unknown)
+            ]
             assert (foreign.status, none.status) == (404, 404)
             assert json.dumps(foreign.body).replace(jobs[0], unknown) == json.dumps(none.body)
         assert [(await alice.status(job))["status"] for job in jobs] == ["IN_QUEUE"] * 3

@@ -64,7 +64,9 @@ async def test_files_reach_a_proxy_a_worker_doctor_and_chat(secrets: Secrets) ->
     async with command("proxy", *place, *given) as proxy:
         url = await url_of(proxy)
         token = ("--token-file", secrets.tokens)
-        async with command("worker", "--connect", url, *token, **SCRIPTED, WORKER_TOKEN="not this one") as worker:
+        async with command(
+            "worker", "--connect", url, *token, **SCRIPTED, WORKER_TOKEN="not this one"
+        ) as worker:
             await worker.says(r"event=engine\.ready")
             await until(lambda: is_answered(url, secrets.key), 20)
             assert secrets.look(proxy.process.pid, worker.process.pid) >= 2
@@ -72,7 +74,9 @@ async def test_files_reach_a_proxy_a_worker_doctor_and_chat(secrets: Secrets) ->
             async with terminal("chat", *named) as (screen, talking):
                 await screen.shows("scripted at")
                 secrets.look(talking.pid)
-            async with command("doctor", "--connect", url, COLUMNS="200", WORKER_TOKEN_FILE=secrets.tokens) as doctor:
+            async with command(
+                "doctor", "--connect", url, COLUMNS="200", WORKER_TOKEN_FILE=secrets.tokens
+            ) as doctor:
                 await doctor.says("accepted for endpoint default")
             assert await worker.stop() == 0
         assert "deprecated" not in proxy.text + worker.text + doctor.text
@@ -111,7 +115,9 @@ OLD: tuple[tuple[tuple[str, ...], tuple[str, ...], str], ...] = (
     (("doctor", "--connect", "http://127.0.0.1:9"), ("--token",), r"NOT proxy"),
     (("chat", "--base-url", "http://127.0.0.1:9/v1"), ("--api-key",), r"127\.0\.0\.1:9/v1: "),
 )
-WARNING = re.compile(r"^vllm-serverless: (\S+) is deprecated .* Use (\S+) PATH or the variable \w+\.$", re.MULTILINE)
+WARNING = re.compile(
+    r"^vllm-serverless: (\S+) is deprecated .* Use (\S+) PATH or the variable \w+\.$", re.MULTILINE
+)
 
 
 async def test_the_old_flags_work_with_one_warning_each(secrets: Secrets) -> None:

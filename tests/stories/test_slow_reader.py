@@ -14,7 +14,9 @@ from harness.tools.waiting import until
 from proxy.service.mailbox import PAUSE_ABOVE
 from proxy.wire.frames import PART_BYTES, STREAM_WINDOW
 
-LARGEST = 2 * STREAM_WINDOW + PART_BYTES  # what was let go on, what was under way then, and one piece
+LARGEST = (
+    2 * STREAM_WINDOW + PART_BYTES
+)  # what was let go on, what was under way then, and one piece
 
 BIG = "z" * 2_000  # so that a stream is some megabytes
 FAST: dict[str, Any] = {"max_tokens": 5_000, "stream": True}
@@ -39,7 +41,9 @@ async def others_go_on(line: Line, seconds: float) -> None:
     """Other clients are served as ever while the reader stands."""
     end = time.monotonic() + seconds
     while True:
-        async with line.proxy.http.post(CHAT, json=chat("quick", stream=True, max_tokens=20)) as response:
+        async with line.proxy.http.post(
+            CHAT, json=chat("quick", stream=True, max_tokens=20)
+        ) as response:
             assert (await frames(response))[-1] == b"data: [DONE]"
         [mailbox] = list(line.proxy.parts.output)
         assert mailbox.backlog <= LARGEST
@@ -51,7 +55,9 @@ async def hold(line: Line, seconds: float) -> None:
     """Let one reader stand for so long; then it reads on and gets everything."""
     client = standing_reader(line.proxy)
     try:
-        await until(lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output))
+        await until(
+            lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output)
+        )
         await others_go_on(line, seconds)
         loop = asyncio.get_running_loop()
         received = bytearray()
@@ -86,7 +92,9 @@ async def test_a_standing_reader_that_leaves_frees_its_slot(line: Line) -> None:
 async def test_a_reader_that_stands_for_more_than_a_minute_is_cut(line: Line) -> None:
     client = standing_reader(line.proxy)
     try:
-        await until(lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output))
+        await until(
+            lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output)
+        )
         await until(lambda: len(line.proxy.parts.output) == 0, 75.0)
         await until(lambda: not any(worker.holds for worker in line.proxy.parts.fleet), 2.0)
     finally:

@@ -71,7 +71,12 @@ async def watched(folder: Path, keys: list[Owner]) -> AsyncIterator[Watched]:
         "PYTHONPATH": os.pathsep.join(str(ROOT / name) for name in ("", "tests")),
     }
     process = await asyncio.create_subprocess_exec(
-        sys.executable, "-m", "harness.proxy.memory_process", cwd=ROOT, env=os.environ | told, stdout=PIPE
+        sys.executable,
+        "-m",
+        "harness.proxy.memory_process",
+        cwd=ROOT,
+        env=os.environ | told,
+        stdout=PIPE,
     )
     assert process.stdout is not None
     running = Watched(process, (await process.stdout.readline()).decode().strip())
@@ -117,7 +122,11 @@ async def err(seen: ConnectionLimiter, owner: Owner) -> None:
 async def be_told(seen: ConnectionLimiter, owner: Owner, hook: Receiver) -> None:
     """A job with a webhook; its receiver fails now and then."""
     hook.statuses[:] = [owner.chance.choice([200, 200, 500])]
-    order = {"input": prompt(owner.mark), "webhook": hook.url, "s3Config": {"accessId": "a", "accessSecret": "b"}}
+    order = {
+        "input": prompt(owner.mark),
+        "webhook": hook.url,
+        "s3Config": {"accessId": "a", "accessSecret": "b"},
+    }
     status, _, _ = await seen.ask(owner, "POST", "/v2/default/run", json=order)
     assert status == 200
     while not hook.told.empty():
@@ -173,10 +182,14 @@ async def test_a_soak_leaves_nothing_behind(tmp_path: Path) -> None:
         hook = await stack.enter_async_context(receiver())
         proxy = await stack.enter_async_context(watched(tmp_path, people))
         for number in range(2):
-            told = environment(connect=proxy.url, token="token", id=f"w-{number}", log_level="warning")
+            told = environment(
+                connect=proxy.url, token="token", id=f"w-{number}", log_level="warning"
+            )
             await stack.enter_async_context(worker_process(told=told))
         connector = aiohttp.TCPConnector(limit=0)
-        http = await stack.enter_async_context(aiohttp.ClientSession(proxy.url, connector=connector))
+        http = await stack.enter_async_context(
+            aiohttp.ClientSession(proxy.url, connector=connector)
+        )
         seen = ConnectionLimiter(http, people)
         dying = asyncio.create_task(reborn(proxy.url))
         try:
@@ -194,7 +207,9 @@ def weigh(proxy: Watched, done: Counter[str], size: int) -> None:
     tell("requests of the soak", sum(done.values()))
     memory = slope(proxy.of("rss", begin=WARM))
     growth, doubt = memory.each * 3600, memory.doubt * 3600
-    for minute, memory_then in enumerate(proxy.of("rss")[::60]):  # whether it climbs or took one step
+    for minute, memory_then in enumerate(
+        proxy.of("rss")[::60]
+    ):  # whether it climbs or took one step
         tell(f"memory after {minute} minutes", round(memory_then / 2**20, 2), "", "MB")
     tell("growth of memory", round(growth / 2**20, 2), "< 1, or not told from 0", "MB/h")
     tell("doubt about it", round(doubt / 2**20, 2), "", "MB/h")
@@ -204,7 +219,12 @@ def weigh(proxy: Watched, done: Counter[str], size: int) -> None:
         samples = proxy.of(name, begin=WARM)
         half = len(samples) // 2
         flat[name] = fmean(samples[:half]), fmean(samples[half:])
-        tell(f"{name}, first and second half", round(flat[name][0], 1), "flat", str(round(flat[name][1], 1)))
+        tell(
+            f"{name}, first and second half",
+            round(flat[name][0], 1),
+            "flat",
+            str(round(flat[name][1], 1)),
+        )
     assert memory.is_flat or growth < GROWTH_AN_HOUR, memory
     for name, (first, second) in flat.items():
         assert second <= first * 1.1 + 3, f"{name} grow"

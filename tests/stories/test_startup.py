@@ -15,7 +15,13 @@ from harness.proxy.command import command
 NOBODY = 65534
 START_SECONDS = 60.0
 # The second line only lets it read the Python that runs the tests, wherever that is; it may write no more than others.
-AS_NOBODY = ("setpriv", f"--reuid={NOBODY}", f"--regid={NOBODY}", "--clear-groups", "--no-new-privs")
+AS_NOBODY = (
+    "setpriv",
+    f"--reuid={NOBODY}",
+    f"--regid={NOBODY}",
+    "--clear-groups",
+    "--no-new-privs",
+)
 READING = ("--inh-caps=-all,+dac_read_search", "--ambient-caps=-all,+dac_read_search")
 EXPOSED, SHORT, EMPTY, SAME, NO_TOKEN = (
     "can be reached by others, and no key is set",
@@ -29,7 +35,12 @@ REFUSED: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
     (EXPOSED, "up", ("--host", "::", "--store", "memory:"), {"PROXY_WORKER_TOKEN": "t" * 24}),
     (SHORT, "proxy", (), {"PROXY_HOST": "::ffff:0.0.0.0", "PROXY_API_KEY": "alice=seven77"}),
     (EMPTY, "up", (), {"PROXY_API_KEY": ""}),
-    (SAME, "proxy", ("--store", "memory:"), {"PROXY_API_KEY": "k" * 24, "PROXY_WORKER_TOKEN": "k" * 24}),
+    (
+        SAME,
+        "proxy",
+        ("--store", "memory:"),
+        {"PROXY_API_KEY": "k" * 24, "PROXY_WORKER_TOKEN": "k" * 24},
+    ),
     (NO_TOKEN, "proxy", (), {"PROXY_WORKER_TOKEN": ""}),
 )
 
@@ -41,7 +52,9 @@ def nobody() -> Sequence[str]:
         pytest.skip("only root can run the command as another user")
     for way in ((*AS_NOBODY, *READING), AS_NOBODY):
         try:
-            probe = subprocess.run([*way, sys.executable, "-c", "import typer"], capture_output=True, check=False)
+            probe = subprocess.run(
+                [*way, sys.executable, "-c", "import typer"], capture_output=True, check=False
+            )
         except FileNotFoundError:
             pytest.skip("needs setpriv: apt-get install util-linux")
         if probe.returncode == 0:
@@ -57,11 +70,15 @@ def theirs() -> Iterator[Path]:
         yield Path(made)
 
 
-async def refused(folder: Path, row: tuple[str, str, tuple[str, ...], dict[str, str]], through: Sequence[str]) -> None:
+async def refused(
+    folder: Path, row: tuple[str, str, tuple[str, ...], dict[str, str]], through: Sequence[str]
+) -> None:
     """Start it, and be told in one line why it does not."""
     reason, name, flags, variables = row
     place = ("--port", "0", "--data-dir", str(folder / "data"))
-    async with command(name, *place, *flags, through=through, **variables | {"HOME": str(folder)}) as started:
+    async with command(
+        name, *place, *flags, through=through, **variables | {"HOME": str(folder)}
+    ) as started:
         assert await asyncio.wait_for(started.process.wait(), START_SECONDS) == 78
         await started.says(".")
     assert re.fullmatch(rf"vllm-serverless: .*{reason}.*", started.text), started.text
@@ -79,19 +96,28 @@ async def test_another_user_is_refused_as_root_is(theirs: Path, nobody: Sequence
     await refused(theirs, REFUSED[0], nobody)
 
 
-async def test_another_user_may_serve_this_machine_without_a_key(theirs: Path, nobody: Sequence[str]) -> None:
+async def test_another_user_may_serve_this_machine_without_a_key(
+    theirs: Path, nobody: Sequence[str]
+) -> None:
     place = ("--host", "127.8.8.8", "--port", "0", "--data-dir", str(theirs / "data"))
     async with command("proxy", *place, through=nobody, HOME=str(theirs)) as started:
         await started.says(r"The proxy listens on http://127\.8\.8\.8:\d+", START_SECONDS)
         assert await started.stop() == 0
     made = list((theirs / "data").rglob("*"))
     assert {path.stat().st_uid for path in made} == {NOBODY}
-    assert not [path for path in made if path.stat().st_mode & 0o077], "others may not read any of it"
+    assert not [path for path in made if path.stat().st_mode & 0o077], (
+        "others may not read any of it"
+    )
 
 
 async def test_a_data_directory_that_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
-    async with command("proxy", "--port", "0", "--data-dir", str(tmp_path / "file" / "data")) as started:
+    async with command(
+        "proxy", "--port", "0", "--data-dir", str(tmp_path / "file" / "data")
+    ) as started:
         assert await asyncio.wait_for(started.process.wait(), START_SECONDS) == 69
         await started.says(".")
-    assert re.fullmatch(r"vllm-serverless: cannot use \S+/file/data: .* Choose another with --data-dir\.", started.text)
+    assert re.fullmatch(
+        r"vllm-serverless: cannot use \S+/file/data: .* Choose another with --data-dir\.",
+        started.text,
+    )

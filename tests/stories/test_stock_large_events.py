@@ -20,7 +20,9 @@ ECHO = 1_094_182
 DONE = "data: [DONE]\n\n"
 BODY = json.dumps({"model": "m", "stream": True}).encode()
 JSON = {"Content-Type": "application/json"}
-ASK = request(f"POST {CHAT}", "Content-Type: application/json", f"Content-Length: {len(BODY)}", body=BODY)
+ASK = request(
+    f"POST {CHAT}", "Content-Type: application/json", f"Content-Length: {len(BODY)}", body=BODY
+)
 
 
 @pytest_asyncio.fixture
@@ -31,7 +33,9 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 def event(size: int) -> str:
     """An event of so many bytes, no two parts of which are alike."""
-    return ("data: " + "".join(f"{number:08}" for number in range(size // 8 + 1)))[: size - 2] + "\n\n"
+    return ("data: " + "".join(f"{number:08}" for number in range(size // 8 + 1)))[
+        : size - 2
+    ] + "\n\n"
 
 
 @asynccontextmanager
@@ -53,7 +57,9 @@ async def status(proxy: Proxy, job: str) -> dict[str, Any]:
         return found
 
 
-@pytest.mark.parametrize(("size", "post"), [(ECHO, 64_000), (ECHO, 2 * ECHO), (20_000_000, 20_000_000)])
+@pytest.mark.parametrize(
+    ("size", "post"), [(ECHO, 64_000), (ECHO, 2 * ECHO), (20_000_000, 20_000_000)]
+)
 async def test_a_large_event_comes_whole(proxy: Proxy, size: int, post: int) -> None:
     data = "data: 1\n\n" + event(size) + DONE
     async with called(proxy) as (raw, job, reading):

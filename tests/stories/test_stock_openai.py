@@ -27,7 +27,9 @@ async def proxy() -> AsyncIterator[Proxy]:
     """A proxy with one worker of each generation, each on the endpoint of that name."""
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(stock_proxy(endpoint=GENERATIONS))
-        starting = [stock_worker(proxy, "openai_calls.py", one, GENERATION=one) for one in GENERATIONS]
+        starting = [
+            stock_worker(proxy, "openai_calls.py", one, GENERATION=one) for one in GENERATIONS
+        ]
         await asyncio.gather(*(stack.enter_async_context(one) for one in starting))
         yield proxy
 
@@ -61,7 +63,9 @@ async def test_a_stream(proxy: Proxy, endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", GENERATIONS)
-async def test_every_write_of_a_stream_is_whole_events_and_the_last_is_done(proxy: Proxy, endpoint: str) -> None:
+async def test_every_write_of_a_stream_is_whole_events_and_the_last_is_done(
+    proxy: Proxy, endpoint: str
+) -> None:
     body = ask(stream=True, seed=100)
     async with proxy.http.post(f"/v2/{endpoint}/openai{CHAT}", json=body) as response:
         assert response.content_type == "text/event-stream"
@@ -74,7 +78,9 @@ async def test_every_write_of_a_stream_is_whole_events_and_the_last_is_done(prox
 
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize("endpoint", GENERATIONS)
-async def test_the_engines_error_has_its_own_status(proxy: Proxy, endpoint: str, stream: bool) -> None:
+async def test_the_engines_error_has_its_own_status(
+    proxy: Proxy, endpoint: str, stream: bool
+) -> None:
     async with asking(proxy, endpoint) as client:
         with pytest.raises(openai.BadRequestError) as caught:
             await client.chat.completions.create(**ask(user="refused", stream=stream))
@@ -119,7 +125,9 @@ async def test_a_light_call_takes_a_place_like_any_other(proxy: Proxy) -> None:
 
 
 async def test_a_client_that_leaves_stops_its_job(proxy: Proxy) -> None:
-    async with proxy.http.post(f"/v2/new/openai{CHAT}", json=ask(stream=True, max_tokens=10_000, seed=50)) as response:
+    async with proxy.http.post(
+        f"/v2/new/openai{CHAT}", json=ask(stream=True, max_tokens=10_000, seed=50)
+    ) as response:
         await response.content.readline()
         worker_of = next(one for one in proxy.parts.fleet if one.endpoint == "new")
         assert worker_of.holds
@@ -161,7 +169,11 @@ async def test_own_and_stock_workers_share_the_load_and_answer_alike() -> None:
 
 
 async def test_a_form_goes_to_the_worker_that_can_read_it() -> None:
-    async with speech("any") as server, stock_proxy() as proxy, stock_worker(proxy, "openai_calls.py"):
+    async with (
+        speech("any") as server,
+        stock_proxy() as proxy,
+        stock_worker(proxy, "openai_calls.py"),
+    ):
         async with worker(proxy, upstream=server.url):
 
             async def one() -> int:

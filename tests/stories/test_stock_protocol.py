@@ -71,7 +71,9 @@ async def test_who_has_the_wrong_token_or_no_endpoint_is_refused_slowly(proxy: P
     assert set(many) == {401, 429}
 
 
-async def test_a_job_that_its_worker_never_got_is_handed_out_again_and_not_counted(proxy: Proxy) -> None:
+async def test_a_job_that_its_worker_never_got_is_handed_out_again_and_not_counted(
+    proxy: Proxy,
+) -> None:
     async with Raw(proxy) as first, Raw(proxy, "pod-2") as second:
         job = await run(proxy)
         assert (await first.take())["id"] == job
@@ -90,7 +92,9 @@ async def test_a_job_whose_poll_breaks_is_not_lost(proxy: Proxy) -> None:
         polling = asyncio.create_task(first.take())
         await until(lambda: any(one.credit for one in proxy.parts.fleet), what="it polls")
         polling.cancel()
-        await until(lambda: not any(one.credit for one in proxy.parts.fleet), what="the poll is gone")
+        await until(
+            lambda: not any(one.credit for one in proxy.parts.fleet), what="the poll is gone"
+        )
     async with Raw(proxy, "pod-2") as second:
         job = await run(proxy)
         assert (await second.next_job())["id"] == job
@@ -103,7 +107,9 @@ async def test_a_job_given_to_a_poll_that_breaks_is_done_by_another_worker() -> 
                 polling = asyncio.create_task(bad.take())
                 await until(lambda: any(one.credit for one in proxy.parts.fleet), what="it polls")
                 submitting = asyncio.create_task(run(proxy, number))
-                for _ in range(number):  # somewhere between the job's coming in and the answer's arriving
+                for _ in range(
+                    number
+                ):  # somewhere between the job's coming in and the answer's arriving
                     await asyncio.sleep(0)
                 polling.cancel()
                 job = await submitting
@@ -156,9 +162,14 @@ async def test_a_result_keeps_its_bytes(proxy: Proxy) -> None:
     async with Raw(proxy) as raw:
         job = await run(proxy, {"a": 1.50, "b": 1})
         await raw.take()
-        await raw.done(job, b'{"output": {"big": 123456789012345678901234567890, "one": 1.0,  "e": 1E2}}')
+        await raw.done(
+            job, b'{"output": {"big": 123456789012345678901234567890, "one": 1.0,  "e": 1E2}}'
+        )
         async with proxy.http.get(f"/v2/default/status/{job}") as response:
-            assert b'{"big": 123456789012345678901234567890, "one": 1.0,  "e": 1E2}' in await response.read()
+            assert (
+                b'{"big": 123456789012345678901234567890, "one": 1.0,  "e": 1E2}'
+                in await response.read()
+            )
 
 
 async def test_a_stopped_job_is_stopped_again_while_the_worker_lists_it(proxy: Proxy) -> None:
@@ -220,7 +231,9 @@ async def test_a_run_goes_on_when_the_proxy_was_started_again(proxy: Proxy) -> N
     parts = proxy.parts
     store = parts.durable._store
     job_id = await run(proxy)
-    [job] = await store.take(EndpointId("default"), WorkerId("pod-1"), limit=1, light_limit=0, now=Millis(0))
+    [job] = await store.take(
+        EndpointId("default"), WorkerId("pod-1"), limit=1, light_limit=0, now=Millis(0)
+    )
     parts.sweeper._orphans.find([job])
     async with Raw(proxy) as raw:
         assert await raw.chunk(job_id, "a") == 200

@@ -33,7 +33,9 @@ def python() -> str:
 @asynccontextmanager
 async def working(proxy: Proxy, python: str, **more: Any) -> AsyncIterator[WorkerProcess]:
     """A worker that takes this proxy's jobs through the SDK."""
-    told = stock_worker.environment(proxy.url, "default", proxy.parts.token, f"pod-{os.urandom(4).hex()}", 1000)
+    told = stock_worker.environment(
+        proxy.url, "default", proxy.parts.token, f"pod-{os.urandom(4).hex()}", 1000
+    )
     async with worker_process(told=environment(environment=told, **more), python=python) as running:
         await until(lambda: proxy.ready > 0, 60, "it asks for jobs")
         yield running
@@ -68,12 +70,16 @@ async def test_messages_stream_one_element_a_token_with_true_metrics(queue: Queu
     job = await queue.run({"messages": messages, "sampling_params": params, "stream": True})
     output = (await queue.end(job))["output"]
     assert output == [element["output"] for element in (await queue.stream(job))["stream"]]
-    assert "".join(step["text"][0] for step in output) == "".join(f"two words {n} " for n in range(40))
+    assert "".join(step["text"][0] for step in output) == "".join(
+        f"two words {n} " for n in range(40)
+    )
     assert sum(step["output_tokens"] for step in output) == 40
     assert sum(step["input_tokens"] for step in output) == 2
     shown = [step["metrics"] for step in output]
     assert [one["stream_index"] for one in shown] == list(range(40))
-    assert {(one["running"], one["pending"], one["scenario"]) for one in shown} == {(1, 0, "stream")}
+    assert {(one["running"], one["pending"], one["scenario"]) for one in shown} == {
+        (1, 0, "stream")
+    }
     assert 20 < shown[-1]["avg_gen_throughput"] < 80  # 50 tokens a second were asked for
 
 
@@ -98,19 +104,28 @@ async def test_openai_passthrough_whole_and_streamed(queue: QueueClient) -> None
 FAILURES = [
     (prompt(tempereture=1), "sampling_params.tempereture: unknown; did you mean temperature?"),
     (prompt(max_tokens=-1), "max_tokens: Input should be a valid integer, got -1"),
-    ({"promt": "x"}, "input must be an object with `openai_route`, `route`, `prompt` or `messages`"),
+    (
+        {"promt": "x"},
+        "input must be an object with `openai_route`, `route`, `prompt` or `messages`",
+    ),
     ([1, 2], "input must be an object with `openai_route`, `route`, `prompt` or `messages`"),
 ]
 
 
 @pytest.mark.parametrize(("value", "sentence"), FAILURES)
-async def test_a_bad_input_fails_with_a_sentence_that_names_it(queue: QueueClient, value: Any, sentence: str) -> None:
+async def test_a_bad_input_fails_with_a_sentence_that_names_it(
+    queue: QueueClient, value: Any, sentence: str
+) -> None:
     ended = await queue.end(await queue.run(value))
     assert (ended["status"], ended["error"]) == ("FAILED", sentence)
 
 
-async def test_the_status_of_a_route_that_was_named_can_be_read_from_the_error(queue: QueueClient) -> None:
-    refused = await queue.run({"openai_route": ROUTE, "openai_input": {"prompt": "x", "max_tokens": "many"}})
+async def test_the_status_of_a_route_that_was_named_can_be_read_from_the_error(
+    queue: QueueClient,
+) -> None:
+    refused = await queue.run(
+        {"openai_route": ROUTE, "openai_input": {"prompt": "x", "max_tokens": "many"}}
+    )
     admin = await queue.run({"route": "/sleep", "method": "POST"})
     error = (await queue.end(refused))["error"]
     assert re.search(r"'message': 'vLLM returned HTTP 400: \{\"error\"", error), error
@@ -119,7 +134,9 @@ async def test_the_status_of_a_route_that_was_named_can_be_read_from_the_error(q
 
 async def test_an_engine_error_in_a_stream_fails_the_job(queue: QueueClient) -> None:
     body = {"prompt": "x", "stream": True, "fault": "error_event:1", "max_tokens": 3}
-    assert (await queue.end(await queue.run({"openai_route": ROUTE, "openai_input": body})))["status"] == "FAILED"
+    assert (await queue.end(await queue.run({"openai_route": ROUTE, "openai_input": body})))[
+        "status"
+    ] == "FAILED"
 
 
 async def test_as_many_jobs_at_once_as_there_are_slots(queue: QueueClient) -> None:
@@ -133,12 +150,20 @@ async def _all_run(queue: QueueClient, jobs: list[str]) -> bool:
     return {(await queue.status(job))["status"] for job in jobs} == {"IN_PROGRESS"}
 
 
-STOPPED = [{"stream": True, "seed": 5_000}, {"stream": False, "seed": 5_000}, {"stream": True, "seed": 0}]
+STOPPED = [
+    {"stream": True, "seed": 5_000},
+    {"stream": False, "seed": 5_000},
+    {"stream": True, "seed": 0},
+]
 
 
 @pytest.mark.parametrize("more", STOPPED, ids=["stream", "whole", "while its chunk is under way"])
-async def test_a_stopped_job_frees_the_engine(queue: QueueClient, stock: WorkerProcess, more: dict[str, Any]) -> None:
-    job = await queue.run(prompt(max_tokens=1_000_000, seed=more["seed"]) | {"stream": more["stream"]})
+async def test_a_stopped_job_frees_the_engine(
+    queue: QueueClient, stock: WorkerProcess, more: dict[str, Any]
+) -> None:
+    job = await queue.run(
+        prompt(max_tokens=1_000_000, seed=more["seed"]) | {"stream": more["stream"]}
+    )
     await until(lambda: _runs(stock, queue, 1), what="the engine works")
     assert (await queue.call("POST", f"cancel/{job}"))["status"] == "CANCELLED"
     await until(lambda: _runs(stock, queue, 0), 5.0, "it is idle again")
@@ -164,7 +189,9 @@ async def test_a_dead_engine_ends_the_process_and_leaves_its_jobs_to_others(pyth
         async with working(proxy, python, max_concurrency=4) as running:
             job = await queue.run(prompt(max_tokens=1000, seed=100_000))
             await until(lambda: _all_run(queue, [job]), 20, "the job is taken")
-            await queue.run({"openai_route": ROUTE, "openai_input": {"prompt": "x", "fault": "engine_dead:0"}})
+            await queue.run(
+                {"openai_route": ROUTE, "openai_input": {"prompt": "x", "fault": "engine_dead:0"}}
+            )
             assert await asyncio.wait_for(running.process.wait(), 20) == 70
         await until(lambda: _waits(queue, job), 20, "it waits for another worker")
 
@@ -180,7 +207,9 @@ OUTPUT_FORMATS = [
 
 
 @pytest.mark.parametrize(("more", "wanted"), OUTPUT_FORMATS, ids=["seed", "worker-vllm"])
-async def test_one_job_from_the_command_line(python: str, more: dict[str, str], wanted: Any) -> None:
+async def test_one_job_from_the_command_line(
+    python: str, more: dict[str, str], wanted: Any
+) -> None:
     status, said = await _local(python, json.dumps({"input": prompt("x")}), more)
     assert status == 0, said
     assert str(wanted) in said
@@ -193,23 +222,32 @@ async def test_one_bad_job_from_the_command_line(python: str) -> None:
 
 
 async def _local(python: str, value: str, more: dict[str, str]) -> tuple[int | None, str]:
-    async with worker_process("--test_input", value, told=environment(environment=more), python=python) as running:
+    async with worker_process(
+        "--test_input", value, told=environment(environment=more), python=python
+    ) as running:
         await asyncio.wait_for(running.process.wait(), 60)
-        await until(lambda: any("worker.ended" in line for line in running.lines), what="all is read")
+        await until(
+            lambda: any("worker.ended" in line for line in running.lines), what="all is read"
+        )
         return running.process.returncode, "\n".join(running.lines)
 
 
 async def test_the_sdks_local_api(python: str) -> None:
     port = str(20_000 + os.getpid() % 20_000)
     flags = ("--rp_serve_api", "--rp_api_port", port)
-    async with worker_process(*flags, told=environment(), python=python), aiohttp.ClientSession() as http:
+    async with (
+        worker_process(*flags, told=environment(), python=python),
+        aiohttp.ClientSession() as http,
+    ):
         url = f"http://localhost:{port}"
         await until(lambda: _answers(http.get(url)), 60, "the API is up")
         async with http.post(f"{url}/runsync", json={"input": prompt("x")}) as response:
             assert (await response.json())["output"] == [
                 {"text": ["x 0 x 1 x 2 "], "input_tokens": 1, "output_tokens": 3}
             ]
-        async with http.post(f"{url}/run", json={"input": prompt("x") | {"stream": True}}) as response:
+        async with http.post(
+            f"{url}/run", json={"input": prompt("x") | {"stream": True}}
+        ) as response:
             job = (await response.json())["id"]
         async with http.post(f"{url}/stream/{job}") as response:
             steps = (await response.json())["stream"]
@@ -228,4 +266,6 @@ async def test_without_the_sdk_the_worker_says_what_to_install(served: Proxy) ->
     told = stock_worker.environment(served.url, "default", served.parts.token, "pod")
     async with worker_process(told=environment(environment=told)) as running:
         assert await asyncio.wait_for(running.process.wait(), 30) == 1
-        await until(lambda: any("pip install" in line for line in running.lines), what="the mend is said")
+        await until(
+            lambda: any("pip install" in line for line in running.lines), what="the mend is said"
+        )

@@ -22,7 +22,9 @@ class Stock:
 
     async def run(self, endpoint: str, value: Any, **more: Any) -> str:
         """Submit a job; its id."""
-        async with self.proxy.http.post(f"/v2/{endpoint}/run", json={"input": value} | more) as response:
+        async with self.proxy.http.post(
+            f"/v2/{endpoint}/run", json={"input": value} | more
+        ) as response:
             assert response.status == 200, await response.text()
             return str((await response.json())["id"])
 
@@ -53,7 +55,9 @@ async def stock() -> AsyncIterator[Stock]:
             "generating": stock_worker(proxy, "generating.py", "generating"),
             "aggregating": stock_worker(proxy, "generating.py", "aggregating", AGGREGATE="1"),
         }
-        workers = await asyncio.gather(*(stack.enter_async_context(one) for one in starting.values()))
+        workers = await asyncio.gather(
+            *(stack.enter_async_context(one) for one in starting.values())
+        )
         yield Stock(proxy, dict(zip(starting, workers, strict=True)))
 
 
@@ -119,7 +123,10 @@ async def test_a_cancelled_job_is_stopped_in_the_worker(stock: Stock) -> None:
         assert (await response.json())["status"] == "CANCELLED"
     await worker.noted("stopped", job, 5)
     assert (await stock.ask("plain", {}))["status"] == "COMPLETED"
-    await until(lambda: not any(one.holds for one in stock.proxy.parts.fleet), what="nothing is held any more")
+    await until(
+        lambda: not any(one.holds for one in stock.proxy.parts.fleet),
+        what="nothing is held any more",
+    )
 
 
 async def test_a_job_that_takes_too_long_is_stopped_in_the_worker(stock: Stock) -> None:
@@ -128,7 +135,9 @@ async def test_a_job_that_takes_too_long_is_stopped_in_the_worker(stock: Stock) 
     assert (await stock.end("plain", job))["status"] == "TIMED_OUT"
 
 
-async def test_a_result_that_is_no_json_is_never_posted_and_the_job_is_given_up(stock: Stock) -> None:
+async def test_a_result_that_is_no_json_is_never_posted_and_the_job_is_given_up(
+    stock: Stock,
+) -> None:
     ended = await stock.ask("plain", {"do": "no json"})
     assert ended["status"] == "FAILED"
     assert "without a result" in ended["error"]
@@ -161,19 +170,29 @@ async def test_progress_after_the_end_changes_nothing(stock: Stock) -> None:
     job = await stock.run("plain", {"do": "late progress", "seconds": 0.5})
     assert (await stock.end("plain", job))["output"] == "done"
     worker = stock.workers["plain"]
-    await until(lambda: any(f"{job} | Progress Update Sent" in line for line in worker.lines), what="it was late")
+    await until(
+        lambda: any(f"{job} | Progress Update Sent" in line for line in worker.lines),
+        what="it was late",
+    )
     shown = await stock.status("plain", job)
     assert (shown["status"], shown["output"]) == ("COMPLETED", "done")
 
 
-async def test_a_worker_that_wants_to_be_made_anew_goes_on_until_somebody_does(stock: Stock) -> None:
+async def test_a_worker_that_wants_to_be_made_anew_goes_on_until_somebody_does(
+    stock: Stock,
+) -> None:
     first = await stock.ask("plain", {"do": "refresh"})
     again = await stock.ask("plain", {})
     assert first["output"]["pid"] == again["output"]["pid"]
 
 
 async def test_the_worker_gets_the_clients_bucket(stock: Stock) -> None:
-    bucket = {"accessId": "a", "accessSecret": "s", "bucketName": "b", "endpointUrl": "https://example.com"}
+    bucket = {
+        "accessId": "a",
+        "accessSecret": "s",
+        "bucketName": "b",
+        "endpointUrl": "https://example.com",
+    }
     ended = await stock.ask("plain", {"do": "configuration"}, s3Config=bucket)
     assert ended["output"] == {"s3": bucket, "keys": ["id", "input", "s3Config"]}
 
@@ -182,6 +201,16 @@ async def test_health_counts_stock_workers(stock: Stock) -> None:
     async def is_idle() -> bool:
         async with stock.proxy.http.get("/v2/wide/health") as response:
             states = (await response.json())["workers"]
-        return bool(states == {"idle": 1, "initializing": 0, "ready": 1, "running": 0, "throttled": 0, "unhealthy": 0})
+        return bool(
+            states
+            == {
+                "idle": 1,
+                "initializing": 0,
+                "ready": 1,
+                "running": 0,
+                "throttled": 0,
+                "unhealthy": 0,
+            }
+        )
 
     await until(is_idle, what="one idle worker")

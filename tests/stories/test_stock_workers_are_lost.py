@@ -37,7 +37,11 @@ async def test_a_killed_worker_is_known_to_be_lost_although_its_pings_go_on() ->
             assert family([first.process.pid]), "its ping process lives on"
             async with proxy.http.get(f"/v2/default/status/{job}") as response:
                 shown = await response.json()
-            assert (shown["status"], shown["retries"], shown["workerId"]) == ("IN_PROGRESS", 1, second.id)
+            assert (shown["status"], shown["retries"], shown["workerId"]) == (
+                "IN_PROGRESS",
+                1,
+                second.id,
+            )
 
 
 async def test_a_worker_that_comes_back_under_its_name_has_lost_its_job() -> None:
@@ -64,7 +68,10 @@ async def test_a_job_that_kills_its_workers_is_given_up() -> None:
 
 async def test_a_handler_that_blocks_its_process_for_longer_than_the_lease_runs_once() -> None:
     async with stock_proxy(ping_lease=3.0, line_gap=1.0, poll_hold=1.0) as proxy:
-        async with stock_worker(proxy, "blocking.py") as worker, stock_worker(proxy, "blocking.py") as other:
+        async with (
+            stock_worker(proxy, "blocking.py") as worker,
+            stock_worker(proxy, "blocking.py") as other,
+        ):
             job = await run(proxy, {"seconds": 8})
             ended = await end(proxy, job)
             assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
@@ -82,7 +89,10 @@ async def test_a_drained_worker_posts_its_last_job_and_exits() -> None:
 
 
 async def test_a_worker_that_ends_after_each_job_ends_at_once() -> None:
-    async with stock_proxy(poll_hold=30.0) as proxy, stock_worker(proxy, "plain.py", REFRESH="1") as worker:
+    async with (
+        stock_proxy(poll_hold=30.0) as proxy,
+        stock_worker(proxy, "plain.py", REFRESH="1") as worker,
+    ):
         ended = await end(proxy, await run(proxy, {}))
         assert ended["status"] == "COMPLETED"
         await until(lambda: worker.process.returncode == 0, 10, "its polls do not hold it")
@@ -90,7 +100,10 @@ async def test_a_worker_that_ends_after_each_job_ends_at_once() -> None:
 
 async def test_a_worker_that_fails_its_checks_is_shown_as_unhealthy() -> None:
     sick = {"RUNPOD_SKIP_AUTO_SYSTEM_CHECKS": "false", "RUNPOD_MIN_MEMORY_GB": "1000000"}
-    async with stock_proxy() as proxy, stock_worker(proxy, "plain.py", pod="pod-1", wait=False, **sick) as worker:
+    async with (
+        stock_proxy() as proxy,
+        stock_worker(proxy, "plain.py", pod="pod-1", wait=False, **sick) as worker,
+    ):
 
         async def is_shown() -> bool:
             return await unhealthy(proxy) == 1
@@ -115,7 +128,11 @@ async def test_with_the_usual_patience_a_killed_worker_is_replaced_within_35_sec
 @pytest.mark.torture
 @pytest.mark.timeout(300)
 async def test_with_the_usual_patience_a_handler_may_block_for_two_minutes() -> None:
-    async with serving() as proxy, stock_worker(proxy, "blocking.py") as one, stock_worker(proxy, "blocking.py") as two:
+    async with (
+        serving() as proxy,
+        stock_worker(proxy, "blocking.py") as one,
+        stock_worker(proxy, "blocking.py") as two,
+    ):
         job = await run(proxy, {"seconds": 120})
         while (ended := await end(proxy, job))["status"] == "IN_PROGRESS":
             pass

@@ -25,7 +25,9 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 def resident() -> int:
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+    return next(
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS")
+    )
 
 
 RESULTS = {
@@ -74,7 +76,9 @@ ANSWERS = {
 
 @pytest.mark.parametrize("stream", [True, False], ids=["stream", "whole"])
 @pytest.mark.parametrize("name", ANSWERS)
-async def test_a_hostile_answer_reaches_its_own_client(proxy: Proxy, name: str, stream: bool) -> None:
+async def test_a_hostile_answer_reaches_its_own_client(
+    proxy: Proxy, name: str, stream: bool
+) -> None:
     async with Raw(proxy) as raw:
 
         async def call() -> int:

@@ -63,7 +63,12 @@ async def test_a_flood_of_refusals_costs_the_log_a_few_lines(tmp_path: Path) -> 
         assert await proxy.stop() == 0
     written = [line for line in proxy.lines if "event=" in line]
     lines = [line for line in written if "event=worker.refused" in line]
-    counts = [int(found) for found in re.findall(r"event=log\.suppressed name=worker\.refused lines=(\d+)", proxy.text)]
+    counts = [
+        int(found)
+        for found in re.findall(
+            r"event=log\.suppressed name=worker\.refused lines=(\d+)", proxy.text
+        )
+    ]
     assert len(lines) == 10
     assert len(lines) + sum(counts) == refusals
     assert len("\n".join(written).encode()) < 4_000
@@ -77,7 +82,10 @@ async def test_no_kind_of_stranger_writes_into_a_terminal(tmp_path: Path) -> Non
             for raw in KINDS.values():
                 for _ in range(12):
                     group.create_task(refused(port, f"{raw}\r\n".encode("latin-1")))
-        async with aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http, http.get("/livez") as response:
+        async with (
+            aiohttp.ClientSession(f"http://127.0.0.1:{port}") as http,
+            http.get("/livez") as response,
+        ):
             assert response.status == 200
         assert await proxy.stop() == 0
     assert not [line for line in proxy.lines if not line.isprintable()]

@@ -35,7 +35,9 @@ async def test_a_streams_head_keeps_it_from_being_buffered(line: Line) -> None:
 
 async def test_a_client_may_name_its_request(line: Line) -> None:
     for given, kept in (("my-request.1", True), ("no spaces", False), ("x" * 81, False)):
-        async with line.proxy.http.post(CHAT, json=chat(), headers={"x-request-id": given}) as response:
+        async with line.proxy.http.post(
+            CHAT, json=chat(), headers={"x-request-id": given}
+        ) as response:
             assert (response.headers["x-request-id"] == given) is kept
 
 
@@ -64,14 +66,18 @@ async def test_the_stock_client_asks_for_a_whole_answer(line: Line) -> None:
 
 async def test_the_same_routes_stand_at_three_places(line: Line) -> None:
     for base in ("/v1", "/openai/v1", "/v2/default/openai/v1"):
-        async with line.proxy.http.post(f"{base}/completions", json={"model": "scripted", "prompt": "a"}) as response:
+        async with line.proxy.http.post(
+            f"{base}/completions", json={"model": "scripted", "prompt": "a"}
+        ) as response:
             assert response.status == 200, await response.text()
 
 
 async def test_a_big_request_and_a_big_answer_come_whole(line: Line) -> None:
     text = "x" * 5_000_000
     body = BytesIO(json.dumps(chat(text, max_tokens=1)).encode())
-    async with line.proxy.http.post(CHAT, data=body, headers={"content-type": "application/json"}) as response:
+    async with line.proxy.http.post(
+        CHAT, data=body, headers={"content-type": "application/json"}
+    ) as response:
         answer = await response.json()
     assert answer["choices"][0]["message"]["content"] == f"{text} 0 "
     async with line.proxy.http.post(CHAT, json=chat("a", fault="big:9000000")) as response:
@@ -84,7 +90,10 @@ async def test_one_event_may_be_bigger_than_a_frame(line: Line) -> None:
     async with line.proxy.http.post(CHAT, json=chat(text, max_tokens=2, stream=True)) as response:
         events = await frames(response)
     chunks = [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
-    assert "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks) == f"{text} 0 {text} 1 "
+    assert (
+        "".join(chunk["choices"][0]["delta"].get("content", "") for chunk in chunks)
+        == f"{text} 0 {text} 1 "
+    )
 
 
 async def test_two_requests_on_one_connection(line: Line) -> None:

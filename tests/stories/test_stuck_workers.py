@@ -20,7 +20,10 @@ from proxy.service.sweeper import TICK_SECONDS
 
 GRACE = 0.5
 END_SECONDS = 20.0  # for a process that is given up, on a busy machine
-DEAF = {"openai_route": "/v1/completions", "openai_input": {"prompt": "x", "stream": True, "fault": "deaf:1"}}
+DEAF = {
+    "openai_route": "/v1/completions",
+    "openai_input": {"prompt": "x", "stream": True, "fault": "deaf:1"},
+}
 DEAD_TO_PINGS = {"RUNPOD_PING_INTERVAL": "600000"}
 
 
@@ -35,7 +38,9 @@ class Kind:
 
 
 OWN = Kind(lambda: own(2), DEAF, prompt(), prompt(max_tokens=40, seed=100_000))
-STOCK = Kind(lambda: stock("plain.py", CONCURRENCY="2"), {"do": "deaf"}, {}, {"do": "wait", "seconds": 4})
+STOCK = Kind(
+    lambda: stock("plain.py", CONCURRENCY="2"), {"do": "deaf"}, {}, {"do": "wait", "seconds": 4}
+)
 BLOCKING = Kind(lambda: stock("blocking.py"), {"seconds": 600}, {"seconds": 0})
 
 
@@ -60,7 +65,11 @@ async def has_output(queue: QueueClient, job: str) -> None:
 
 async def gone(running: Provided, worker_id: str) -> None:
     """Wait until this worker and all its processes have ended."""
-    await until(lambda: any(one.worker == worker_id for one in running.exits), END_SECONDS, "the worker has ended")
+    await until(
+        lambda: any(one.worker == worker_id for one in running.exits),
+        END_SECONDS,
+        "the worker has ended",
+    )
     await until(lambda: processes(worker_id) == [], what="none of its processes is left")
 
 
@@ -69,11 +78,16 @@ def is_overdue(proxy: Proxy, worker_id: str) -> bool:
     member = proxy.parts.fleet.get(WorkerId(worker_id))
     assert member is not None
     stopped = [hold.stopped for hold in member.holds.values() if hold.stopped is not None]
-    return bool(stopped) and asyncio.get_running_loop().time() - min(stopped) > GRACE + 3 * TICK_SECONDS
+    return (
+        bool(stopped)
+        and asyncio.get_running_loop().time() - min(stopped) > GRACE + 3 * TICK_SECONDS
+    )
 
 
 @pytest.mark.parametrize("kind", [OWN, STOCK, BLOCKING], ids=["own", "stock", "blocking"])
-async def test_a_cancelled_job_that_does_not_stop_costs_its_worker_and_the_next_one_is_served(kind: Kind) -> None:
+async def test_a_cancelled_job_that_does_not_stop_costs_its_worker_and_the_next_one_is_served(
+    kind: Kind,
+) -> None:
     command = kind.command()
     async with stock_proxy(stop_grace=GRACE) as proxy, provided(proxy, command(proxy)) as running:
         queue = QueueClient(proxy)
@@ -151,5 +165,9 @@ async def test_a_stock_worker_says_without_a_ping_that_it_has_let_go_of_all_its_
             await one.noted("began", job)
         for job in jobs:
             await queue.call("POST", f"cancel/{job}")
-        await until(lambda: not any(member.holds for member in proxy.parts.fleet), 15.0, "nothing is held any more")
+        await until(
+            lambda: not any(member.holds for member in proxy.parts.fleet),
+            15.0,
+            "nothing is held any more",
+        )
         assert (await queue.end(await queue.run({})))["status"] == "COMPLETED"

@@ -29,11 +29,18 @@ def known(name: str) -> dict[str, Any]:
     """An advisory for every release of a package, as an OSV service writes it."""
     ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99"}]}]
     affected = [{"package": {"name": name, "ecosystem": "PyPI"}, "ranges": ranges}]
-    return {"id": f"GHSA-{name}", "summary": "Bad.", "affected": affected, "published": "2026-01-01T00:00:00Z"}
+    return {
+        "id": f"GHSA-{name}",
+        "summary": "Bad.",
+        "affected": affected,
+        "published": "2026-01-01T00:00:00Z",
+    }
 
 
 @asynccontextmanager
-async def advisories(vulnerable: Callable[[str], bool], asked: list[tuple[str, str]]) -> AsyncIterator[str]:
+async def advisories(
+    vulnerable: Callable[[str], bool], asked: list[tuple[str, str]]
+) -> AsyncIterator[str]:
     """An advisory service on loopback; its URL."""
 
     async def answer(request: web.Request) -> web.Response:
@@ -58,42 +65,71 @@ async def audited(service: str, folder: Path, pip_audit: str = "") -> tuple[int 
     """The audit of a small lock: its exit status, and what it says."""
     lock = folder / "lock.txt"
     lock.write_text(LOCK)
-    asking = ["--service", service, "--tool", pip_audit or tool(AUDIT.folder, "pip-audit"), str(lock)]
+    asking = [
+        "--service",
+        service,
+        "--tool",
+        pip_audit or tool(AUDIT.folder, "pip-audit"),
+        str(lock),
+    ]
     env = {name: value for name, value in os.environ.items() if not name.lower().endswith("_proxy")}
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "scripts/audit.py", *asking), cwd=ROOT, env=env, stdout=PIPE, stderr=STDOUT
+        *(sys.executable, "scripts/audit.py", *asking),
+        cwd=ROOT,
+        env=env,
+        stdout=PIPE,
+        stderr=STDOUT,
     )
     said, _ = await asyncio.wait_for(process.communicate(), AUDIT_SECONDS)
     return process.returncode, said.decode()
 
 
 class TestAudit:
-    async def test_a_clean_audit_has_asked_about_every_release_on_every_platform(self, tmp_path: Path) -> None:
+    async def test_a_clean_audit_has_asked_about_every_release_on_every_platform(
+        self, tmp_path: Path
+    ) -> None:
         asked: list[tuple[str, str]] = []
         async with advisories(lambda name: name == audit.CANARY[0], asked) as service:
-            assert await audited(service, tmp_path) == (0, "audit: 4 pinned releases in 1 locks, 0 vulnerable\n")
+            assert await audited(service, tmp_path) == (
+                0,
+                "audit: 4 pinned releases in 1 locks, 0 vulnerable\n",
+            )
         assert set(asked) == {
             ("uvicorn", "0.1.0"), ("torch", "2.0.0"), ("idna", "3.20"), ("idna", "3.1"), audit.CANARY
         }  # fmt: skip
 
-    async def test_a_vulnerable_release_is_named_with_its_lock_and_the_way_out(self, tmp_path: Path) -> None:
+    async def test_a_vulnerable_release_is_named_with_its_lock_and_the_way_out(
+        self, tmp_path: Path
+    ) -> None:
         async with advisories(lambda name: name in {audit.CANARY[0], "torch"}, []) as service:
             status, said = await audited(service, tmp_path)
-        assert (status, said.splitlines()[0]) == (1, "torch==2.0.0 (lock.txt): GHSA-torch, fixed in 99")
+        assert (status, said.splitlines()[0]) == (
+            1,
+            "torch==2.0.0 (lock.txt): GHSA-torch, fixed in 99",
+        )
 
-    async def test_a_service_that_finds_nothing_wrong_with_anything_is_not_believed(self, tmp_path: Path) -> None:
+    async def test_a_service_that_finds_nothing_wrong_with_anything_is_not_believed(
+        self, tmp_path: Path
+    ) -> None:
         async with advisories(lambda _: False, []) as service:
             status, said = await audited(service, tmp_path)
         assert status == 2
-        assert "does not mean clean: pycrypto==2.6.1 has a published advisory, and it was not reported" in said
+        assert (
+            "does not mean clean: pycrypto==2.6.1 has a published advisory, and it was not reported"
+            in said
+        )
 
-    async def test_where_no_service_answers_it_says_so_in_one_line_and_is_not_clean(self, tmp_path: Path) -> None:
+    async def test_where_no_service_answers_it_says_so_in_one_line_and_is_not_clean(
+        self, tmp_path: Path
+    ) -> None:
         async with advisories(lambda _: False, []) as gone:
             pass
         status, said = await audited(gone, tmp_path)
         assert status == 2
         assert len(said.splitlines()) == 1
-        assert said.startswith(f"audit: could not be made, which does not mean clean: {gone} gave no answer: ")
+        assert said.startswith(
+            f"audit: could not be made, which does not mean clean: {gone} gave no answer: "
+        )
 
     async def test_a_tool_that_is_not_there_is_not_clean_either(self, tmp_path: Path) -> None:
         status, said = await audited("http://127.0.0.1:9/", tmp_path, str(tmp_path / "absent"))
@@ -101,33 +137,57 @@ class TestAudit:
 
     def test_what_the_tool_passed_over_was_not_audited(self) -> None:
         skipped = {"name": "torch", "skip_reason": "not found"}
-        canary = {"name": audit.CANARY[0], "version": audit.CANARY[1], "vulns": [{"id": "X", "fix_versions": []}]}
+        canary = {
+            "name": audit.CANARY[0],
+            "version": audit.CANARY[1],
+            "vulns": [{"id": "X", "fix_versions": []}],
+        }
         report = json.dumps({"dependencies": [skipped, canary]})
         with pytest.raises(audit.NotAskedError, match=r"nothing was said about torch==2\.0\.0"):
             audit.findings(report, [("torch", "2.0.0"), audit.CANARY])
         assert audit.findings(report, [audit.CANARY]) == []
 
     def test_the_canary_is_no_package_of_ours(self) -> None:
-        pinned = {pin for lock in audit.REQUIREMENTS.glob("*.txt") for pin in audit.pins(lock.read_text())}
+        pinned = {
+            pin for lock in audit.REQUIREMENTS.glob("*.txt") for pin in audit.pins(lock.read_text())
+        }
         assert len(pinned) > 100
         assert audit.CANARY[0] not in {name for name, _ in pinned}
 
 
 def test_the_list_of_materials_names_every_package_of_a_base_install(tmp_path: Path) -> None:
     command = [sys.executable, "scripts/sbom.py", "--tool", tool(AUDIT.folder, "cyclonedx-py")]
-    subprocess.run([*command, str(tmp_path / "new" / "sbom.json")], cwd=ROOT, capture_output=True, check=True)
+    subprocess.run(
+        [*command, str(tmp_path / "new" / "sbom.json")], cwd=ROOT, capture_output=True, check=True
+    )
     bill = json.loads((tmp_path / "new" / "sbom.json").read_bytes())
     assert bill["metadata"]["component"]["name"] == "vllm-serverless"
     components = [(one["name"].lower(), one["version"]) for one in bill["components"]]
-    assert sorted(components) == sorted(audit.pins((ROOT / "requirements" / "base.txt").read_text()))
+    assert sorted(components) == sorted(
+        audit.pins((ROOT / "requirements" / "base.txt").read_text())
+    )
     assert all(one["externalReferences"][0]["hashes"] for one in bill["components"])
 
 
 def built(folder: Path) -> Path:
     """The wheel, built without a network and with one time for all files."""
-    command = [uv(), "build", "--quiet", "--offline", "--no-cache", "--wheel", "--out-dir", str(folder), str(ROOT)]
+    command = [
+        uv(),
+        "build",
+        "--quiet",
+        "--offline",
+        "--no-cache",
+        "--wheel",
+        "--out-dir",
+        str(folder),
+        str(ROOT),
+    ]
     ended = subprocess.run(
-        command, env=os.environ | {"SOURCE_DATE_EPOCH": "1735689600"}, capture_output=True, text=True, check=False
+        command,
+        env=os.environ | {"SOURCE_DATE_EPOCH": "1735689600"},
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert ended.returncode == 0, ended.stderr
     [wheel] = folder.glob("*.whl")
@@ -156,4 +216,6 @@ def test_the_wheel_is_the_repository_s_files_and_built_twice_it_is_the_same(tmp_
         assert names == {"METADATA", "RECORD", "WHEEL", "entry_points.txt", "licenses/LICENSE"}
         assert own - metadata == sources()
         assert all(wheel.read(name) == (ROOT / name).read_bytes() for name in own - metadata)
-        assert not [name for name in own if name.endswith(".pth")], "such a file would run at every start of Python"
+        assert not [name for name in own if name.endswith(".pth")], (
+            "such a file would run at every start of Python"
+        )

@@ -15,7 +15,12 @@ from harness.tools.waiting import until
 
 from proxy.scaler.process import Command, ProcessProvider
 
-CLIPBOARD, TITLE, CLEAR, C1 = "\x1b]52;c;cm0=\x07", "\x1b]0;owned\x1b\\", "\x1b[2J\x1b[3J", "\x9b2J\x9d0;x\x9c"
+CLIPBOARD, TITLE, CLEAR, C1 = (
+    "\x1b]52;c;cm0=\x07",
+    "\x1b]0;owned\x1b\\",
+    "\x1b[2J\x1b[3J",
+    "\x9b2J\x9d0;x\x9c",
+)
 ATTACK = f"{CLIPBOARD}{TITLE}{CLEAR}{C1}\r\u202e\u2028[bold]:smile:[/nope]"
 SHOWN = r"\x1b]52;c;cm0=\x07\x1b]0;owned\x1b\\x1b[2J\x1b[3J\x9b2J\x9d0;x\x9c\r\u202e\u2028[bold]:smile:[/nope]"
 OBEYED = re.compile("\x1b\\][0-9]|\x1b\\[[23]J|[\x07\x80-\x9f\u202e\u2028]")
@@ -35,7 +40,12 @@ async def hostile(pieces: Sequence[str] = (), model: str = ATTACK) -> AsyncItera
         response = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
         await response.prepare(request)
         for piece in pieces:
-            chunk: dict[str, Any] = {"id": "x", "object": "chat.completion.chunk", "created": 0, "model": "m"}
+            chunk: dict[str, Any] = {
+                "id": "x",
+                "object": "chat.completion.chunk",
+                "created": 0,
+                "model": "m",
+            }
             chunk["choices"] = [{"index": 0, "delta": {"content": piece}, "finish_reason": None}]
             await response.write(f"data: {json.dumps(chunk)}\n\n".encode())
         await response.write(b"data: [DONE]\n\n")
@@ -81,7 +91,10 @@ async def test_chat_shows_what_a_model_and_a_server_send_however_it_is_divided()
 async def test_doctor_and_a_worker_show_what_refuses_them() -> None:
     async with hostile() as url:
         worker = ("worker", "--connect", url, "--upstream", url)
-        async with command("doctor", "--connect", url, COLUMNS="300") as doctor, command(*worker) as refused:
+        async with (
+            command("doctor", "--connect", url, COLUMNS="300") as doctor,
+            command(*worker) as refused,
+        ):
             assert await doctor.process.wait() == 1
             assert await refused.process.wait() == 78
             await doctor.says("NOT worker token")
@@ -100,7 +113,9 @@ async def test_up_shows_the_stages_and_models_of_its_workers(tmp_path: Path) -> 
     assert not OBEYED.search(screen.seen.decode(errors="replace").replace("\x1b[2K", ""))
 
 
-async def test_a_line_of_a_workers_process_is_escaped_in_its_log_and_for_the_person(tmp_path: Path) -> None:
+async def test_a_line_of_a_workers_process_is_escaped_in_its_log_and_for_the_person(
+    tmp_path: Path,
+) -> None:
     heard: list[str] = []
     log = tmp_path / "worker-1.log"
     code = f"import sys; sys.stdout.buffer.write({ATTACK.encode()!r} + b'\\xff\\n'); sys.exit(2)"

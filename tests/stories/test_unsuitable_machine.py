@@ -14,10 +14,17 @@ ROOT = Path(__file__).parents[2]
 OLD = ("2.7", "3.6", "3.8", "3.10")
 
 
-async def set_up(*arguments: str, python: str = sys.executable, **variables: str) -> tuple[int | None, str]:
+async def set_up(
+    *arguments: str, python: str = sys.executable, **variables: str
+) -> tuple[int | None, str]:
     """The exit status of `python scripts/up.py ARGUMENTS`, and all it prints."""
     process = await asyncio.create_subprocess_exec(
-        python, str(ROOT / "scripts" / "up.py"), *arguments, env=os.environ | variables, stdout=PIPE, stderr=PIPE
+        python,
+        str(ROOT / "scripts" / "up.py"),
+        *arguments,
+        env=os.environ | variables,
+        stdout=PIPE,
+        stderr=PIPE,
     )
     out, err = await asyncio.wait_for(process.communicate(), 60)
     return process.returncode, (out + err).decode()

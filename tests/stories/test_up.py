@@ -23,7 +23,9 @@ async def base_url(running: Command) -> str:
 
 async def test_up_serves_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     mark = f"story-{uuid4()}"
-    async with command("up", "--port", "0", "--workers", "2", "--data-dir", str(tmp_path), **SCRIPTED, MARK=mark) as up:
+    async with command(
+        "up", "--port", "0", "--workers", "2", "--data-dir", str(tmp_path), **SCRIPTED, MARK=mark
+    ) as up:
         url = await base_url(up)
         assert "starting the scripted engine" in up.text
         async with aiohttp.ClientSession(url) as http:
@@ -34,16 +36,24 @@ async def test_up_serves_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         assert len(processes(mark)) == 3
         assert await up.stop(signal.SIGINT) == 0
         await until(lambda: processes(mark) == [])
-    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == ["worker-1.log", "worker-2.log"]
+    assert sorted(path.name for path in (tmp_path / "logs").iterdir()) == [
+        "worker-1.log",
+        "worker-2.log",
+    ]
 
 
 async def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
     mark = f"story-{uuid4()}"
-    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED, MARK=mark) as up:
+    async with command(
+        "up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED, MARK=mark
+    ) as up:
         url = await base_url(up)
         [victim] = [pid for pid in processes(mark) if pid != up.process.pid]
         os.kill(victim, signal.SIGKILL)
-        async with aiohttp.ClientSession(url) as http, http.post(CHAT, json=chat("again")) as response:
+        async with (
+            aiohttp.ClientSession(url) as http,
+            http.post(CHAT, json=chat("again")) as response,
+        ):
             assert response.status == 200
         assert await up.stop(signal.SIGTERM) == 0
         await until(lambda: processes(mark) == [])
@@ -51,7 +61,10 @@ async def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
 
 async def test_a_worker_that_cannot_stop_a_job_is_started_again(tmp_path: Path) -> None:
     impatient = SCRIPTED | {"WORKER_MAX_CONCURRENCY": "1", "PROXY_STOP_GRACE": "0.5"}
-    deaf = {"openai_route": "/v1/completions", "openai_input": {"prompt": "x", "stream": True, "fault": "deaf:1"}}
+    deaf = {
+        "openai_route": "/v1/completions",
+        "openai_input": {"prompt": "x", "stream": True, "fault": "deaf:1"},
+    }
     async with command("up", "--port", "0", "--data-dir", str(tmp_path), **impatient) as up:
         async with aiohttp.ClientSession(await base_url(up)) as http:
             async with http.post("/v2/default/run", json={"input": deaf}) as response:
@@ -82,7 +95,9 @@ async def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
         port = (await first.says(r"http://127.0.0.1:(\d+)")).group(1)
         async with command("up", "--port", port, "--data-dir", str(tmp_path)) as second:
             assert await second.process.wait() == 78
-            assert re.fullmatch(rf"vllm-serverless: cannot listen on .* port {port}: .* --port\.", second.text)
+            assert re.fullmatch(
+                rf"vllm-serverless: cannot listen on .* port {port}: .* --port\.", second.text
+            )
 
 
 async def test_a_store_that_is_in_use_is_told_in_one_line(tmp_path: Path) -> None:
@@ -90,20 +105,24 @@ async def test_a_store_that_is_in_use_is_told_in_one_line(tmp_path: Path) -> Non
         await first.says("listens on")
         async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED) as second:
             assert await second.process.wait() == 69
-            in_use = (
-                rf"vllm-serverless: .*jobs\.db is in use by another proxy \(process {first.process.pid}\)\. .*--store\."
-            )
+            in_use = rf"vllm-serverless: .*jobs\.db is in use by another proxy \(process {first.process.pid}\)\. .*--store\."
             assert re.fullmatch(in_use, second.text)
-        async with command("proxy", "--port", "0", "--data-dir", str(tmp_path), "--store", "memory:") as third:
+        async with command(
+            "proxy", "--port", "0", "--data-dir", str(tmp_path), "--store", "memory:"
+        ) as third:
             await third.says("listens on")
 
 
 async def test_a_damaged_store_is_told_in_one_line_and_left_alone(tmp_path: Path) -> None:
     store = tmp_path / "mine.db"
     store.write_bytes(b"no database" * 1_000)
-    async with command("proxy", "--port", "0", "--data-dir", str(tmp_path), "--store", f"sqlite:///{store}") as proxy:
+    async with command(
+        "proxy", "--port", "0", "--data-dir", str(tmp_path), "--store", f"sqlite:///{store}"
+    ) as proxy:
         assert await proxy.process.wait() == 69
-        assert re.fullmatch(r"vllm-serverless: .*mine\.db is damaged \(file is not a database\).*", proxy.text)
+        assert re.fullmatch(
+            r"vllm-serverless: .*mine\.db is damaged \(file is not a database\).*", proxy.text
+        )
     assert store.read_bytes() == b"no database" * 1_000
 
 
@@ -114,7 +133,9 @@ async def test_it_does_not_open_itself_to_others_without_a_key(tmp_path: Path) -
         assert "--api-key-file" in up.text
 
 
-@pytest.mark.parametrize(("flag", "value"), [("--endpoint", "a b"), ("--port", "99999"), ("--queue-timeout", "-1")])
+@pytest.mark.parametrize(
+    ("flag", "value"), [("--endpoint", "a b"), ("--port", "99999"), ("--queue-timeout", "-1")]
+)
 async def test_a_wrong_flag_is_named(flag: str, value: str) -> None:
     async with command("proxy", flag, value) as proxy:
         assert await proxy.process.wait() == 2

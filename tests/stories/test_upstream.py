@@ -42,8 +42,12 @@ async def test_the_upstreams_error_is_the_answer(front: Proxy) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_frees_the_upstream(front: Proxy, line: Line, stream: bool) -> None:
-    call = asyncio.create_task(_post(front, chat("leaving", stream=stream, max_tokens=100_000, seed=2_000)))
+async def test_a_client_that_leaves_frees_the_upstream(
+    front: Proxy, line: Line, stream: bool
+) -> None:
+    call = asyncio.create_task(
+        _post(front, chat("leaving", stream=stream, max_tokens=100_000, seed=2_000))
+    )
     await until(lambda: _running(line, 1), what="the engine behind it works")
     call.cancel()
     await asyncio.gather(call, return_exceptions=True)
@@ -55,10 +59,15 @@ async def test_only_its_execution_timeout_ends_a_call_that_is_silent(line: Line)
         serving(execution_timeout=3.0) as proxy,
         worker(proxy, upstream=line.proxy.url, progress_seconds=1) as one,
     ):
-        async with proxy.http.post(CHAT, json=chat("late", max_tokens=1, fault="head_delay:1600")) as response:
+        async with proxy.http.post(
+            CHAT, json=chat("late", max_tokens=1, fault="head_delay:1600")
+        ) as response:
             assert (await response.json())["choices"][0]["message"]["content"] == "late 0 "
         async with proxy.http.post(CHAT, json=chat("never", fault="head_delay:60000")) as response:
-            assert (response.status, (await response.json())["error"]["code"]) == (504, "execution_timeout")
+            assert (response.status, (await response.json())["error"]["code"]) == (
+                504,
+                "execution_timeout",
+            )
         async with proxy.http.post(CHAT, json=chat("next", max_tokens=1)) as response:
             assert (await response.json())["choices"][0]["message"]["content"] == "next 0 "
         assert one.process.returncode is None

@@ -52,13 +52,18 @@ async def test_an_error_after_a_heartbeat_is_an_event(proxy: Proxy) -> None:
         async with worker(proxy):
             events = await frames(response)
     assert len(events) == 2
-    assert "maximum context length" in json.loads(events[0].removeprefix(b"data: "))["error"]["message"]
+    assert (
+        "maximum context length"
+        in json.loads(events[0].removeprefix(b"data: "))["error"]["message"]
+    )
     assert events[1] == b"data: [DONE]"
 
 
 async def test_who_waits_in_line_hears_its_place(proxy: Proxy) -> None:
     async with worker(proxy, max_concurrency=1):
-        async with proxy.http.post(CHAT, json=chat("a", stream=True, max_tokens=9_999, seed=1_000)) as first:
+        async with proxy.http.post(
+            CHAT, json=chat("a", stream=True, max_tokens=9_999, seed=1_000)
+        ) as first:
             await first.content.readuntil(b"a 0")
             async with proxy.http.post(CHAT, json=chat("b", stream=True)) as second:
                 assert await second.content.readline() == b": queued position=1\n"
@@ -81,14 +86,22 @@ async def test_a_job_may_not_run_for_ever() -> None:
         async with proxy.http.post(CHAT, json=chat(max_tokens=9_999, seed=10_000)) as response:
             assert (response.status, response.headers["x-should-retry"]) == (504, "false")
             assert (await response.json())["error"]["code"] == "execution_timeout"
-        async with proxy.http.post(CHAT, json=chat("x", stream=True, max_tokens=9_999, seed=10_000)) as response:
+        async with proxy.http.post(
+            CHAT, json=chat("x", stream=True, max_tokens=9_999, seed=10_000)
+        ) as response:
             events = await frames(response)
-            assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "execution_timeout"
+            assert (
+                json.loads(events[-2].removeprefix(b"data: "))["error"]["code"]
+                == "execution_timeout"
+            )
         await until(lambda: _idle(one, proxy))
 
 
 async def test_a_queue_has_an_end() -> None:
-    async with serving(max_queued=1) as proxy, proxy.http.post(CHAT, json=chat(stream=True)) as waiting:
+    async with (
+        serving(max_queued=1) as proxy,
+        proxy.http.post(CHAT, json=chat(stream=True)) as waiting,
+    ):
         assert waiting.status == 200
         async with proxy.http.post(CHAT, json=chat()) as response:
             assert response.status == 429

@@ -37,7 +37,13 @@ class Names:
 
 async def send(url: str, names: Names, *allowed: str, body: bytes = b"{}") -> str | None:
     """One try; None when it was acknowledged."""
-    sender = Sender(KEY, Allowed.read(allowed), FakeClock(), lookup=names.lookup, patience=SendTimeouts(2.0, 5.0))
+    sender = Sender(
+        KEY,
+        Allowed.read(allowed),
+        FakeClock(),
+        lookup=names.lookup,
+        patience=SendTimeouts(2.0, 5.0),
+    )
     async with sender.session() as session:
         return await sender.send(session, url, "a-u1-0", body)
 
@@ -90,7 +96,9 @@ async def test_a_name_that_leads_to_a_private_address_is_refused(private: Trap) 
     assert private.connections == 0
 
 
-async def test_a_name_that_changes_its_answer_is_dialled_where_it_was_checked(private: Trap, hook: Receiver) -> None:
+async def test_a_name_that_changes_its_answer_is_dialled_where_it_was_checked(
+    private: Trap, hook: Receiver
+) -> None:
     """DNS rebinding: one look-up serves the check and the connection."""
     names = Names({"hook.example": [["127.0.0.1"], ["127.0.0.2"]]})
     assert await send(hook.named("hook.example"), names, "127.0.0.1/32") is None
@@ -99,7 +107,9 @@ async def test_a_name_that_changes_its_answer_is_dialled_where_it_was_checked(pr
     assert "not public" in (await send(hook.named("hook.example"), names, "127.0.0.1/32") or "")
     assert names.asked == ["hook.example"] * 2
     names = Names({"hook.example": [["127.0.0.1"]]})
-    assert "not public" in (await send(f"http://hook.example:{private.port}/", names, "127.0.0.2/32") or "")
+    assert "not public" in (
+        await send(f"http://hook.example:{private.port}/", names, "127.0.0.2/32") or ""
+    )
     assert private.connections == 0
 
 
@@ -132,7 +142,9 @@ async def test_a_path_and_a_query_arrive_as_they_were_written(hook: Receiver) ->
 
 async def test_a_redirect_is_not_followed(private: Trap, hook: Receiver) -> None:
     async def elsewhere(_: aiohttp.web.Request) -> aiohttp.web.Response:
-        return aiohttp.web.Response(status=307, headers={"location": f"http://127.0.0.1:{private.port}/"})
+        return aiohttp.web.Response(
+            status=307, headers={"location": f"http://127.0.0.1:{private.port}/"}
+        )
 
     hook.answer = elsewhere
     assert await send(hook.url, Names(), "127.0.0.0/8") == "status 307"

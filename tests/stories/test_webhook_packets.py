@@ -18,7 +18,15 @@ SECONDS = 100
 UNSHARE = ("unshare", "--net", "--mount")
 PROBE = """ip link add out type veth peer name in && ip link set lo up && ip address add fd00::1/128 dev lo &&
 mount --bind /etc/hosts /etc/resolv.conf"""
-NOT_DIALLED = {"0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "fe80::1", "ff02::1", "ff0e::1"}  # as written
+NOT_DIALLED = {
+    "0.0.0.0",
+    "224.0.0.1",
+    "255.255.255.255",
+    "::",
+    "fe80::1",
+    "ff02::1",
+    "ff0e::1",
+}  # as written
 
 
 async def in_a_namespace(*command: str) -> tuple[int | None, bytes]:
@@ -39,7 +47,9 @@ async def skip_without_namespaces() -> None:
     has_tools = all(map(shutil.which, ("unshare", "ip", "mount")))
     status = (await in_a_namespace("sh", "-c", PROBE))[0] if has_tools else None
     if status != 0:
-        pytest.skip("needs network namespaces: root with CAP_SYS_ADMIN, IPv6, and apt-get install iproute2 util-linux")
+        pytest.skip(
+            "needs network namespaces: root with CAP_SYS_ADMIN, IPv6, and apt-get install iproute2 util-linux"
+        )
 
 
 async def test_no_trick_gets_a_packet_to_what_is_private() -> None:
@@ -52,7 +62,11 @@ async def test_no_trick_gets_a_packet_to_what_is_private() -> None:
     assert set(PRIVATE) - seen <= NOT_DIALLED, "else a packet would not be noticed"
     assert PUBLIC in seen
 
-    private = {address: number for address, number in guarded["packets"].items() if address not in (PUBLIC, PUBLIC_V6)}
+    private = {
+        address: number
+        for address, number in guarded["packets"].items()
+        if address not in (PUBLIC, PUBLIC_V6)
+    }
     tell("tries to make a webhook reach a private address", guarded["tried"])
     tell("packets to a private address", sum(private.values()), "0")
     assert private == {}
@@ -65,6 +79,8 @@ def assert_the_rest_arrived(guarded: dict[str, Any]) -> None:
     assert guarded["tried"] > sum(len(set(family(1))) for family in url_tricks.FAMILIES)
     rebound = [url for url in guarded["acknowledged"] if "rebind" in url]
     assert len(rebound) == len(PRIVATE) * TRIES / 2
-    assert [url for url in guarded["acknowledged"] if url.endswith("/good")] == guarded["acknowledged"][len(rebound) :]
+    assert [url for url in guarded["acknowledged"] if url.endswith("/good")] == guarded[
+        "acknowledged"
+    ][len(rebound) :]
     assert sum(path.startswith("/to/") for path in guarded["asked"]) == REDIRECTS
     assert guarded["asked"].count("/good") == 3

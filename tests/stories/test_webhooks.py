@@ -48,14 +48,18 @@ class Desk:
     """Deliveries with their store, and time that stands."""
 
     store: MemoryStore = field(default_factory=MemoryStore)
-    clock: FakeClock = field(default_factory=lambda: FakeClock(time.time_ns() // 1_000_000))  # receivers look at it
+    clock: FakeClock = field(
+        default_factory=lambda: FakeClock(time.time_ns() // 1_000_000)
+    )  # receivers look at it
 
     @asynccontextmanager
     async def open(
         self, *, patience: SendTimeouts | None = None, drain: float = 0, **more: Any
     ) -> AsyncIterator[Deliveries]:
         """A proxy's deliveries over this store; several one after the other are restarts."""
-        sender = Sender(KEY, Allowed.read(["127.0.0.1"]), self.clock, lookup=lookup, patience=patience)
+        sender = Sender(
+            KEY, Allowed.read(["127.0.0.1"]), self.clock, lookup=lookup, patience=patience
+        )
         deliveries = Deliveries(self.store, sender, more.pop("render", render), self.clock, **more)
         serving = asyncio.create_task(deliveries.serve())
         try:
@@ -69,7 +73,9 @@ class Desk:
     async def end(self, job_id: str, webhook: str, event: Event = Event.COMPLETE) -> Job:
         """A job with a webhook ends."""
         now = self.clock.now()
-        job = await self.store.submit(submission(job_id, work=Input(INPUT), durable=True, webhook=webhook), now)
+        job = await self.store.submit(
+            submission(job_id, work=Input(INPUT), durable=True, webhook=webhook), now
+        )
         await self.store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=now)
         ended = await self.store.settle(job.id, event, now=now, output=OUTPUT)
         assert ended is not None
@@ -97,7 +103,9 @@ async def hook() -> AsyncIterator[Receiver]:
         yield running
 
 
-async def test_an_end_is_told_once_with_every_byte_and_a_signature(desk: Desk, hook: Receiver) -> None:
+async def test_an_end_is_told_once_with_every_byte_and_a_signature(
+    desk: Desk, hook: Receiver
+) -> None:
     async with desk.open() as deliveries:
         job = await desk.end("a", hook.url)
         deliveries.wake()
@@ -107,13 +115,17 @@ async def test_an_end_is_told_once_with_every_byte_and_a_signature(desk: Desk, h
     assert told.body == await render(job)
     assert INPUT in told.body
     assert OUTPUT in told.body
-    openai.OpenAI(api_key="none").webhooks.verify_signature(told.body, told.headers, secret=format_secret(KEY))
+    openai.OpenAI(api_key="none").webhooks.verify_signature(
+        told.body, told.headers, secret=format_secret(KEY)
+    )
     assert not await desk.is_due_in(24 * 3600_000)
     assert hook.told.empty()
 
 
 async def test_the_public_library_accepts_what_arrives(desk: Desk, hook: Receiver) -> None:
-    standardwebhooks = pytest.importorskip("standardwebhooks", reason="pip install standardwebhooks")
+    standardwebhooks = pytest.importorskip(
+        "standardwebhooks", reason="pip install standardwebhooks"
+    )
     async with desk.open() as deliveries:
         await desk.end("a", hook.url)
         deliveries.wake()
@@ -128,7 +140,9 @@ async def test_a_clock_alone_wakes_the_loop(desk: Desk, hook: Receiver) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 201, 204, 302, 404])
-async def test_anything_but_200_is_tried_again_after_ten_seconds(desk: Desk, hook: Receiver, status: int) -> None:
+async def test_anything_but_200_is_tried_again_after_ten_seconds(
+    desk: Desk, hook: Receiver, status: int
+) -> None:
     hook.statuses = [status]
     async with desk.open() as deliveries:
         await desk.end("a", hook.url)
@@ -145,10 +159,14 @@ async def test_anything_but_200_is_tried_again_after_ten_seconds(desk: Desk, hoo
     assert first.id == second.id
     assert first.body == second.body
     assert int(second.headers["webhook-timestamp"]) - int(first.headers["webhook-timestamp"]) == 10
-    openai.OpenAI(api_key="none").webhooks.verify_signature(second.body, second.headers, secret=format_secret(KEY))
+    openai.OpenAI(api_key="none").webhooks.verify_signature(
+        second.body, second.headers, secret=format_secret(KEY)
+    )
 
 
-async def test_after_three_tries_it_is_given_up_in_one_line_without_secrets(desk: Desk, hook: Receiver) -> None:
+async def test_after_three_tries_it_is_given_up_in_one_line_without_secrets(
+    desk: Desk, hook: Receiver
+) -> None:
     hook.statuses = [500, 503, 404]
     with capture_logs() as logs:
         async with desk.open() as deliveries:
@@ -241,11 +259,16 @@ async def test_a_big_body_arrives_whole(desk: Desk, hook: Receiver) -> None:
         assert len((await hook.next()).body) == 8_000_002
 
 
-async def test_one_slow_receiver_has_four_at_once_and_holds_up_nobody(desk: Desk, hook: Receiver) -> None:
+async def test_one_slow_receiver_has_four_at_once_and_holds_up_nobody(
+    desk: Desk, hook: Receiver
+) -> None:
     hook.may_answer.clear()
     async with receiver() as quick, desk.open() as deliveries:
         for number in range(12):
-            await desk.end(f"slow-{number}", hook.named("slow.example") if number % 2 else hook.named("SLOW.example"))
+            await desk.end(
+                f"slow-{number}",
+                hook.named("slow.example") if number % 2 else hook.named("SLOW.example"),
+            )
         await desk.end("quick", quick.named("quick.example"))
         deliveries.wake()
         assert b'"quick"' in (await quick.next()).body
@@ -259,7 +282,9 @@ async def test_one_slow_receiver_has_four_at_once_and_holds_up_nobody(desk: Desk
     assert hook.told.empty()
 
 
-async def test_thousands_that_wait_for_one_receiver_hold_up_nobody(desk: Desk, hook: Receiver) -> None:
+async def test_thousands_that_wait_for_one_receiver_hold_up_nobody(
+    desk: Desk, hook: Receiver
+) -> None:
     hook.may_answer.clear()
     async with receiver() as quick, desk.open() as deliveries:
         for number in range(3_000):
@@ -304,7 +329,9 @@ async def test_bodies_under_way_have_a_bound_too(desk: Desk, hook: Receiver) -> 
         assert sorted(rendered) == ["a", "b"]
 
 
-async def test_many_ends_reach_a_receiver_that_fails_half_of_them(desk: Desk, hook: Receiver) -> None:
+async def test_many_ends_reach_a_receiver_that_fails_half_of_them(
+    desk: Desk, hook: Receiver
+) -> None:
     tries: dict[str, int] = {}
 
     async def moody(request: web.Request) -> web.Response:
@@ -325,7 +352,9 @@ async def test_many_ends_reach_a_receiver_that_fails_half_of_them(desk: Desk, ho
     assert all(number == 1 + hash(job) % 2 for job, number in tries.items())
 
 
-async def test_a_drain_cuts_what_takes_too_long_and_the_next_proxy_tells_it_again(desk: Desk, hook: Receiver) -> None:
+async def test_a_drain_cuts_what_takes_too_long_and_the_next_proxy_tells_it_again(
+    desk: Desk, hook: Receiver
+) -> None:
     hook.may_answer.clear()
     async with desk.open() as deliveries:
         await desk.end("a", hook.url)
@@ -339,7 +368,9 @@ async def test_a_drain_cuts_what_takes_too_long_and_the_next_proxy_tells_it_agai
     assert first.id == second.id
 
 
-async def test_a_drain_lets_running_deliveries_end_and_begins_no_more(desk: Desk, hook: Receiver) -> None:
+async def test_a_drain_lets_running_deliveries_end_and_begins_no_more(
+    desk: Desk, hook: Receiver
+) -> None:
     hook.may_answer.clear()
     async with desk.open(drain=10.0, most_of_receiver=1) as deliveries:
         await desk.end("a", hook.url)
@@ -355,7 +386,9 @@ async def test_a_drain_lets_running_deliveries_end_and_begins_no_more(desk: Desk
     assert hook.told.empty()
 
 
-async def test_a_job_that_is_tried_again_takes_its_delivery_back(desk: Desk, hook: Receiver) -> None:
+async def test_a_job_that_is_tried_again_takes_its_delivery_back(
+    desk: Desk, hook: Receiver
+) -> None:
     """The second waits for its receiver while its job is retried; only the new end is told, by an id of its own."""
     hook.may_answer.clear()
     async with desk.open(most_of_receiver=1) as deliveries:

@@ -30,9 +30,14 @@ async def open_proxy(tmp_path: Path) -> AsyncIterator[Proxy]:
         yield running
 
 
-async def test_a_completed_job_is_told_as_its_status_says(open_proxy: Proxy, hook: Receiver) -> None:
+async def test_a_completed_job_is_told_as_its_status_says(
+    open_proxy: Proxy, hook: Receiver
+) -> None:
     async with worker(open_proxy):
-        order = {"input": {"openai_route": "/v1/chat/completions", "openai_input": chat("hi")}, "webhook": hook.url}
+        order = {
+            "input": {"openai_route": "/v1/chat/completions", "openai_input": chat("hi")},
+            "webhook": hook.url,
+        }
         async with open_proxy.http.post("/v2/default/run", json=order) as response:
             job = (await response.json())["id"]
         told = await hook.next()
@@ -45,8 +50,13 @@ async def test_a_completed_job_is_told_as_its_status_says(open_proxy: Proxy, hoo
     openai.OpenAI(api_key="none").webhooks.verify_signature(told.body, told.headers, secret=secret)
 
 
-async def test_a_cancelled_job_is_told_with_its_input_byte_for_byte(open_proxy: Proxy, hook: Receiver) -> None:
-    body = b'{"webhook": "%b", "input": {"n": 1.0e5,  "big": 12345678901234567890123}}' % hook.url.encode()
+async def test_a_cancelled_job_is_told_with_its_input_byte_for_byte(
+    open_proxy: Proxy, hook: Receiver
+) -> None:
+    body = (
+        b'{"webhook": "%b", "input": {"n": 1.0e5,  "big": 12345678901234567890123}}'
+        % hook.url.encode()
+    )
     async with open_proxy.http.post(
         "/v2/default/run", data=body, headers={"content-type": "application/json"}
     ) as answer:
@@ -63,7 +73,9 @@ async def test_a_cancelled_job_is_told_with_its_input_byte_for_byte(open_proxy: 
 )
 @pytest.mark.parametrize("operation", ["run", "runsync"])
 async def test_a_bad_webhook_is_told_at_once(open_proxy: Proxy, operation: str, url: str) -> None:
-    async with open_proxy.http.post(f"/v2/default/{operation}", json={"input": 1, "webhook": url}) as response:
+    async with open_proxy.http.post(
+        f"/v2/default/{operation}", json={"input": 1, "webhook": url}
+    ) as response:
         assert response.status == 400
         assert (await response.json())["error"].startswith("`webhook`: ")
 
@@ -95,6 +107,8 @@ async def test_the_secret_can_be_printed(tmp_path: Path) -> None:
 
 
 async def test_a_receiver_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
-    async with command("proxy", "--data-dir", str(tmp_path), "--webhook-allow", "10.0.0.1/8") as proxy:
+    async with command(
+        "proxy", "--data-dir", str(tmp_path), "--webhook-allow", "10.0.0.1/8"
+    ) as proxy:
         assert await proxy.process.wait() == 2
     assert "--webhook-allow (PROXY_WEBHOOK_ALLOW)" in proxy.text

@@ -43,9 +43,13 @@ async def lookup(_: str, __: int) -> Sequence[str]:
 async def end_all(store: JobStore, hook: Receiver, now: Millis) -> None:
     for number in range(JOBS):
         url = hook.named(f"host-{number % HOSTS}.example")
-        await store.submit(submission(str(number), work=Input(b'{"a": 1}'), durable=True, webhook=url), now)
+        await store.submit(
+            submission(str(number), work=Input(b'{"a": 1}'), durable=True, webhook=url), now
+        )
     while taken := await store.take(HERE, WorkerId("w"), limit=1_000, light_limit=0, now=now):
-        await asyncio.gather(*(store.settle(job.id, Event.COMPLETE, now=now, output=b"1") for job in taken))
+        await asyncio.gather(
+            *(store.settle(job.id, Event.COMPLETE, now=now, output=b"1") for job in taken)
+        )
 
 
 def has_grown(tries: Counter[str], number: int) -> bool:
@@ -73,7 +77,12 @@ async def test_every_end_is_told_or_was_tried_three_times(tmp_path: Path) -> Non
 
     async with receiver() as hook:
         hook.answer = moody
-        sender = Sender(KEY, Allowed.read(f"host-{number}.example" for number in range(HOSTS)), clock, lookup=lookup)
+        sender = Sender(
+            KEY,
+            Allowed.read(f"host-{number}.example" for number in range(HOSTS)),
+            clock,
+            lookup=lookup,
+        )
         for cut in range(CUTS + 1):
             store = sqlite_store(tmp_path / "jobs.db")
             async with store.open():
@@ -91,6 +100,8 @@ async def test_every_end_is_told_or_was_tried_three_times(tmp_path: Path) -> Non
                 with suppress(asyncio.CancelledError):
                     await serving
     assert len(tries) == JOBS
-    given_up = {told for told, number in tries.items() if told not in acknowledged and number >= MAX_TRIES}
+    given_up = {
+        told for told, number in tries.items() if told not in acknowledged and number >= MAX_TRIES
+    }
     assert len(acknowledged) + len(given_up) == JOBS
     assert len(given_up) <= JOBS // len(FAILURES) + 1

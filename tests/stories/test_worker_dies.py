@@ -66,9 +66,12 @@ async def test_a_worker_killed_in_a_stream_ends_it_with_an_error(proxy: Proxy) -
     error = json.loads(events[-2].removeprefix(b"data: "))["error"]
     assert (error["code"], error["type"]) == ("worker_lost", "server_error")
     text = _text_of(events[:-2])
-    assert text == "".join(f"half {number} " for number in range(text.count("half")))  # nothing twice, nothing missing
+    assert text == "".join(
+        f"half {number} " for number in range(text.count("half"))
+    )  # nothing twice, nothing missing
     assert all(
-        json.loads(event.removeprefix(b"data: "))["choices"][0]["finish_reason"] is None for event in events[:-2]
+        json.loads(event.removeprefix(b"data: "))["choices"][0]["finish_reason"] is None
+        for event in events[:-2]
     )
 
 
@@ -98,11 +101,14 @@ async def test_a_job_whose_run_was_lost_and_that_waits_in_vain_says_so(stream: b
     async with serving(queue_timeout=0.6) as proxy, puppet(proxy, slots=1) as one:
         call = asyncio.create_task(_error(proxy, chat(stream=stream)))
         job = await one.job()
-        await one.say(Credit(0, 0), End(job.job, job.attempt, "lost", "engine_dead", "the engine died"))
+        await one.say(
+            Credit(0, 0), End(job.job, job.attempt, "lost", "engine_dead", "the engine died")
+        )
         status, headers, error = await call
     assert error["code"] == "worker_lost"
     assert re.fullmatch(
-        r"1 run of this was lost, and no worker was free to run it again within \d+ s\.", error["message"]
+        r"1 run of this was lost, and no worker was free to run it again within \d+ s\.",
+        error["message"],
     )
     assert stream or (status, headers["x-should-retry"]) == (502, "false")
 
@@ -132,7 +138,9 @@ async def test_a_dead_engine_is_no_answer(stream: bool) -> None:
 
 async def test_an_engine_that_dies_in_a_stream_is_told_once(proxy: Proxy) -> None:
     async with worker(proxy):
-        async with proxy.http.post(CHAT, json=chat("half", stream=True, fault="engine_dead:3", **SLOW)) as response:
+        async with proxy.http.post(
+            CHAT, json=chat("half", stream=True, fault="engine_dead:3", **SLOW)
+        ) as response:
             events = await frames(response)
     assert events[-1] == b"data: [DONE]"
     assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "engine_dead"
@@ -141,7 +149,9 @@ async def test_an_engine_that_dies_in_a_stream_is_told_once(proxy: Proxy) -> Non
 
 async def test_an_engine_that_hangs_is_ended(proxy: Proxy) -> None:
     async with worker(proxy, progress_seconds=1) as one:
-        async with proxy.http.post(CHAT, json=chat("half", stream=True, fault="hang:3", **SLOW)) as response:
+        async with proxy.http.post(
+            CHAT, json=chat("half", stream=True, fault="hang:3", **SLOW)
+        ) as response:
             events = await frames(response)
         assert await asyncio.wait_for(one.process.wait(), 10) == 70
     assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "engine_hung"
@@ -170,10 +180,14 @@ async def _text(proxy: Proxy, request: dict[str, Any]) -> tuple[int, str]:
         return response.status, _text_of((await frames(response))[:-1])
 
 
-async def _error(proxy: Proxy, request: dict[str, Any]) -> tuple[int, Mapping[str, str], dict[str, Any]]:
+async def _error(
+    proxy: Proxy, request: dict[str, Any]
+) -> tuple[int, Mapping[str, str], dict[str, Any]]:
     async with proxy.http.post(CHAT, json=request) as response:
         body = await response.read()
-        text = body.split(b"data: ")[-2] if request.get("stream") and response.status == 200 else body
+        text = (
+            body.split(b"data: ")[-2] if request.get("stream") and response.status == 200 else body
+        )
         return response.status, response.headers, json.loads(text)["error"]
 
 

@@ -34,10 +34,18 @@ async def start() -> AsyncIterator[Start]:
     processes: list[Process] = []
 
     async def start(connect: str, **variables: str) -> Process:
-        environment = {name: value for name, value in os.environ.items() if not name.startswith("WORKER_")}
-        environment |= {"WORKER_CONNECT": connect, "WORKER_ENGINE": "scripted", "WORKER_TOKEN": "t"} | variables
+        environment = {
+            name: value for name, value in os.environ.items() if not name.startswith("WORKER_")
+        }
+        environment |= {
+            "WORKER_CONNECT": connect,
+            "WORKER_ENGINE": "scripted",
+            "WORKER_TOKEN": "t",
+        } | variables
         command = (sys.executable, "-m", "worker_vllm")
-        processes.append(await asyncio.create_subprocess_exec(*command, env=environment, stderr=PIPE))
+        processes.append(
+            await asyncio.create_subprocess_exec(*command, env=environment, stderr=PIPE)
+        )
         return processes[-1]
 
     yield start
@@ -132,7 +140,9 @@ async def test_a_refusal_is_one_line_and_exit_78(start: Start) -> None:
     assert "Traceback" not in errors
 
 
-async def test_a_signal_while_the_engine_starts_ends_the_worker(proxy: FakeProxy, start: Start) -> None:
+async def test_a_signal_while_the_engine_starts_ends_the_worker(
+    proxy: FakeProxy, start: Start
+) -> None:
     process = await start(base_of(proxy), WORKER_UPSTREAM="http://127.0.0.1:9")
     line = await proxy.next_line()
     await line.wait_for(Log)

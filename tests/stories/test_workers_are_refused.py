@@ -53,7 +53,9 @@ async def test_another_model_than_the_other_workers(proxy: Proxy) -> None:
 async def test_a_stranger_on_the_channel(proxy: Proxy, message: bytes | str, code: int) -> None:
     headers = {"Authorization": f"Bearer {proxy.parts.token}"}
     async with proxy.http.ws_connect("/v2/default/worker", headers=headers) as socket:
-        await (socket.send_bytes(message) if isinstance(message, bytes) else socket.send_str(message))
+        await (
+            socket.send_bytes(message) if isinstance(message, bytes) else socket.send_str(message)
+        )
         answer = await socket.receive(timeout=5)
         assert (answer.type, socket.close_code) == (aiohttp.WSMsgType.CLOSE, code)
 
@@ -64,7 +66,9 @@ async def test_a_stranger_on_the_channel(proxy: Proxy, message: bytes | str, cod
     ("/v2/default/other", None, 404),
     ("/v1/chat/completions", None, 404),
 ])  # fmt: skip
-async def test_a_handshake_that_is_refused(proxy: Proxy, path: str, token: str | None, status: int) -> None:
+async def test_a_handshake_that_is_refused(
+    proxy: Proxy, path: str, token: str | None, status: int
+) -> None:
     headers = {"Authorization": f"Bearer {token or proxy.parts.token}"}
     with pytest.raises(aiohttp.WSServerHandshakeError) as refused:
         await proxy.http.ws_connect(path, headers=headers)
@@ -73,7 +77,10 @@ async def test_a_handshake_that_is_refused(proxy: Proxy, path: str, token: str |
 
 async def test_a_worker_speaks_only_of_what_it_holds(proxy: Proxy) -> None:
     """One worker cannot answer another one's job, nor an older attempt."""
-    async with worker(proxy), proxy.http.post(CHAT, json=chat("mine", stream=True, max_tokens=20, seed=20_000)) as mine:
+    async with (
+        worker(proxy),
+        proxy.http.post(CHAT, json=chat("mine", stream=True, max_tokens=20, seed=20_000)) as mine,
+    ):
         await mine.content.readuntil(b"mine 1 ")
         [mailbox] = list(proxy.parts.output)
         headers = {"Authorization": f"Bearer {proxy.parts.token}"}

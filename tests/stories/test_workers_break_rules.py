@@ -136,10 +136,16 @@ async def test_an_answer_that_begins_wrong_ends_its_run_alone(proxy: Proxy, name
         other = await one.job()
         await one.say(Head(other.job, other.attempt, 200, SSE), *of(job, BAD_ANSWERS[name]))
         assert (await one.stopped()).job == job.job
-        await one.say(End(job.job, job.attempt, "lost"), Chunk(other.job, other.attempt, b"data: 2\n\n"))
+        await one.say(
+            End(job.job, job.attempt, "lost"), Chunk(other.job, other.attempt, b"data: 2\n\n")
+        )
         await one.say(End(other.job, other.attempt, "completed"))
         status, headers, body = await wrong
-        assert (status, json.loads(body)["error"]["code"], "Set-Cookie" in headers) == (500, "engine_error", False)
+        assert (status, json.loads(body)["error"]["code"], "Set-Cookie" in headers) == (
+            500,
+            "engine_error",
+            False,
+        )
         assert (await right)[::2] == (200, b"data: 2\n\n")
 
 
@@ -153,9 +159,21 @@ async def test_frames_that_nobody_expects_change_nothing(proxy: Proxy) -> None:
             (f"{job.job} ", job.attempt), ("", job.attempt), ("x" * 100_000, job.attempt),
         ]  # fmt: skip
         for run in forged:
-            await one.say(Head(*run, 500, "x"), Chunk(*run, b"forged"), Output(*run, b"1"), End(*run, "failed"))
-        await one.say(Head(*mine, 200, SSE), Chunk(*mine, b"data: 1\n\n"), Head(*mine, 500, "text/html"))
-        await one.say(Output(*mine, b"not json"), End(*mine, "completed"), Chunk(*mine, b"late"), End(*mine, "failed"))
+            await one.say(
+                Head(*run, 500, "x"),
+                Chunk(*run, b"forged"),
+                Output(*run, b"1"),
+                End(*run, "failed"),
+            )
+        await one.say(
+            Head(*mine, 200, SSE), Chunk(*mine, b"data: 1\n\n"), Head(*mine, 500, "text/html")
+        )
+        await one.say(
+            Output(*mine, b"not json"),
+            End(*mine, "completed"),
+            Chunk(*mine, b"late"),
+            End(*mine, "failed"),
+        )
         assert (await call)[::2] == (200, b"data: 1\n\n")
         [worker] = list(proxy.parts.fleet)
         await until(lambda: worker.ignored == 4 * len(forged) + 3)
@@ -168,7 +186,10 @@ async def test_an_answer_without_a_body_has_none(proxy: Proxy, status: int) -> N
         call = await asked(proxy, stream=False)
         job = await one.job()
         mine = job.job, job.attempt
-        await one.say(Head(*mine, status, "text/plain"), Chunk(*mine, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"))
+        await one.say(
+            Head(*mine, status, "text/plain"),
+            Chunk(*mine, b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\n\r\n"),
+        )
         await one.say(End(*mine, "completed"))
         assert (await call)[::2] == (status, b"")
 
@@ -177,11 +198,15 @@ async def test_a_bad_status_has_the_words_of_the_table(proxy: Proxy) -> None:
     async with puppet(proxy, slots=1) as one:
         call = await asked(proxy, stream=False)
         job = await one.job()
-        await one.say(End(job.job, job.attempt, "lost", "a\nb" * 1_000, "m" * (2 * MESSAGE_CHARACTERS)))
+        await one.say(
+            End(job.job, job.attempt, "lost", "a\nb" * 1_000, "m" * (2 * MESSAGE_CHARACTERS))
+        )
         again = await one.job()
         await one.say(End(again.job, again.attempt, "lost"))
         again = await one.job()
-        await one.say(End(again.job, again.attempt, "lost", "a\nb" * 1_000, "m" * (2 * MESSAGE_CHARACTERS)))
+        await one.say(
+            End(again.job, again.attempt, "lost", "a\nb" * 1_000, "m" * (2 * MESSAGE_CHARACTERS))
+        )
         status, _, body = await call
         assert status == 502
         assert len(body) < MESSAGE_CHARACTERS + 1_000
@@ -207,19 +232,31 @@ async def test_an_output_that_is_no_json_fails_its_job_alone(proxy: Proxy, name:
     async with puppet(proxy, slots=2) as one:
         wrong, right = await queue.run(1), await queue.run(2)
         jobs = {job.job: job for job in (await one.job(), await one.job())}
-        await one.say(*of(jobs[wrong], BAD_OUTPUTS[name]), *of(jobs[right], [Output("", 0, b'{"a":1}')]))
+        await one.say(
+            *of(jobs[wrong], BAD_OUTPUTS[name]), *of(jobs[right], [Output("", 0, b'{"a":1}')])
+        )
         assert (await one.stopped()).job == wrong
         await one.say(*of(jobs[wrong], [Output("", 0, b"1"), End("", 0, "completed")]))
-        await one.say(*of(jobs[right], [End("", 0, "completed"), Output("", 0, b"9"), End("", 0, "failed")]))
+        await one.say(
+            *of(jobs[right], [End("", 0, "completed"), Output("", 0, b"9"), End("", 0, "failed")])
+        )
         ended = await queue.end(wrong)
-        assert (ended["status"], ended["error"]) == ("FAILED", "The output is no JSON that could be passed on.")
-        assert ((await queue.end(right))["status"], (await queue.status(right))["output"]) == ("COMPLETED", [{"a": 1}])
+        assert (ended["status"], ended["error"]) == (
+            "FAILED",
+            "The output is no JSON that could be passed on.",
+        )
+        assert ((await queue.end(right))["status"], (await queue.status(right))["output"]) == (
+            "COMPLETED",
+            [{"a": 1}],
+        )
         assert len((await queue.call("GET", "requests"))["requests"]) == 2
 
 
 def resident() -> int:
     status = Path("/proc/self/status").read_text()
-    return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS"))
+    return next(
+        int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith("VmRSS")
+    )
 
 
 FLOOD_FRAMES = 4_000
@@ -238,7 +275,9 @@ async def test_a_stream_of_parts_without_end_is_cut(proxy: Proxy, data: bytes) -
         call = await asked(proxy, stream=True)
         job = await one.job()
         await one.say(*of(job, [Head("", 0, 200, SSE)]))
-        await flood(one, job, Chunk("", 0, data, more=True), 1 + STREAM_CAP // PIECE_BYTES // FLOOD_FRAMES)
+        await flood(
+            one, job, Chunk("", 0, data, more=True), 1 + STREAM_CAP // PIECE_BYTES // FLOOD_FRAMES
+        )
         assert (await one.stopped()).job == job.job
         await one.say(*of(job, [End("", 0, "lost")]))
         assert json.loads((await call)[2])["error"]["code"] == "answer_too_large"
@@ -249,7 +288,9 @@ async def test_a_stream_of_parts_without_end_is_cut(proxy: Proxy, data: bytes) -
 @pytest.mark.torture
 @pytest.mark.parametrize("more", [True, False], ids=["parts", "chunks"])
 @pytest.mark.parametrize("data", [b"", b"x"], ids=["nothing", "bytes"])
-async def test_a_flood_of_chunks_costs_what_an_answer_may(proxy: Proxy, data: bytes, more: bool) -> None:
+async def test_a_flood_of_chunks_costs_what_an_answer_may(
+    proxy: Proxy, data: bytes, more: bool
+) -> None:
     """Two million of them, and nobody who reads: the run is cut, and its worker is not."""
     async with puppet(proxy, slots=1) as one:
         call = await asked(proxy, stream=False)
@@ -276,12 +317,16 @@ async def test_a_flood_of_output_is_cut(proxy: Proxy, more: bool) -> None:
         job = await one.job()
         gc.collect()
         before = resident()
-        sending = asyncio.create_task(flood(one, job, Output("", 0, b"" if more else b"1", more=more), 300))
+        sending = asyncio.create_task(
+            flood(one, job, Output("", 0, b"" if more else b"1", more=more), 300)
+        )
         assert (await one.stopped()).job == job.job
         await sending
         used = (resident() - before) / MB
         await one.say(*of(job, [End("", 0, "completed")]))
-        assert (await queue.end(name))["error"] == "The answer is larger than this endpoint passes on."
+        assert (await queue.end(name))[
+            "error"
+        ] == "The answer is larger than this endpoint passes on."
         tell("cost.flood.output", round(used, 1), "<= 256", "MB")
         assert used < 256
 

@@ -14,7 +14,17 @@ LONGEST_FILE = 400
 BROAD_EXCEPTS = 13
 PROXY = [path for path in SOURCES if path.is_relative_to(ROOT / "proxy")]
 # They run what they read, or guess what it is; forms are looked into by our own code, and one client is enough.
-UNSAFE_MODULES = {"dill", "httpx", "jsonpickle", "marshal", "multipart", "pickle", "python_multipart", "shelve", "yaml"}
+UNSAFE_MODULES = {
+    "dill",
+    "httpx",
+    "jsonpickle",
+    "marshal",
+    "multipart",
+    "pickle",
+    "python_multipart",
+    "shelve",
+    "yaml",
+}
 UNSAFE_CALLS = {"__import__", "compile", "eval", "exec"}
 PATH_METHODS = {
     *(
@@ -57,7 +67,9 @@ def test_only_the_lifecycle_spells_a_status() -> None:
 
 
 def test_the_environment_is_read_in_two_files() -> None:
-    readers = {named(path) for path in SOURCES if re.search(r"os\.(environ|getenv)", path.read_text())}
+    readers = {
+        named(path) for path in SOURCES if re.search(r"os\.(environ|getenv)", path.read_text())
+    }
     assert readers <= {"proxy/settings.py", "worker_vllm/settings.py"}
 
 
@@ -68,14 +80,27 @@ def test_vllm_is_imported_in_one_file() -> None:
 
 
 def test_broad_excepts_are_few() -> None:
-    broad = [named(path) for path in SOURCES for _ in re.findall(r"except (Base)?Exception\b", path.read_text())]
+    broad = [
+        named(path)
+        for path in SOURCES
+        for _ in re.findall(r"except (Base)?Exception\b", path.read_text())
+    ]
     assert len(broad) <= BROAD_EXCEPTS, broad
 
 
 def test_importing_does_nothing_at_module_level() -> None:
     """No module makes a client, a cache or a thread when it is imported: calls at module level are of a known few."""
     harmless = {
-        *("TypeVar", "NewType", "compile", "structlog.get_logger", "frozenset", "Millis", "JobError", "Owner"),
+        *(
+            "TypeVar",
+            "NewType",
+            "compile",
+            "structlog.get_logger",
+            "frozenset",
+            "Millis",
+            "JobError",
+            "Owner",
+        ),
         *(
             "typer.Typer",
             "Dialect",
@@ -98,9 +123,14 @@ def test_importing_does_nothing_at_module_level() -> None:
         for path in SOURCES
         if path.name != "__main__.py"
         for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.Assign | ast.Expr | ast.AnnAssign) and isinstance(node.value, ast.Call)
+        if isinstance(node, ast.Assign | ast.Expr | ast.AnnAssign)
+        and isinstance(node.value, ast.Call)
     }
-    unknown = {(path, call) for path, call in found if call not in harmless and call.split(".")[-1] not in harmless}
+    unknown = {
+        (path, call)
+        for path, call in found
+        if call not in harmless and call.split(".")[-1] not in harmless
+    }
     assert not {entry for entry in unknown if not entry[1].startswith(("msgspec.", "re."))}
 
 
@@ -130,7 +160,8 @@ def test_sets_hold_values_not_objects() -> None:
         f"{named(path)}: {ast.unparse(node)}"
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Subscript) and ast.unparse(node.value) in {"set", "frozenset", "WeakSet", "MutableSet"}
+        if isinstance(node, ast.Subscript)
+        and ast.unparse(node.value) in {"set", "frozenset", "WeakSet", "MutableSet"}
         if ast.unparse(node.slice) not in HASHED_BY_VALUE
     }
     assert not found
@@ -139,17 +170,27 @@ def test_sets_hold_values_not_objects() -> None:
 @pytest.mark.parametrize("path", PROXY, ids=named)
 def test_the_proxy_runs_nothing_that_it_reads(path: Path) -> None:
     nodes = list(ast.walk(ast.parse(path.read_text())))
-    imported = {alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names}
-    imported |= {node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level}
+    imported = {
+        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
+    }
+    imported |= {
+        node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
+    }
     assert not {name.partition(".")[0] for name in imported} & UNSAFE_MODULES
-    called = {node.func.id for node in nodes if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)}
+    called = {
+        node.func.id
+        for node in nodes
+        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
+    }
     assert not called & UNSAFE_CALLS
 
 
 @pytest.mark.parametrize("path", PROXY, ids=named)
 def test_values_come_into_sql_as_parameters_only(path: Path) -> None:
     """A statement is a constant; what an f-string puts into one is a constant of the module, or a schema's version."""
-    assert not [put for put in put_into_sql(path.read_text()) if not (put.isupper() or "version" in put)]
+    assert not [
+        put for put in put_into_sql(path.read_text()) if not (put.isupper() or "version" in put)
+    ]
 
 
 def test_a_value_in_a_statement_would_be_found() -> None:
@@ -166,10 +207,16 @@ def put_into_sql(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         match node:
             case ast.JoinedStr(values=parts) if SQL.search(ast.unparse(node)):
-                found += [ast.unparse(part.value) for part in parts if isinstance(part, ast.FormattedValue)]
+                found += [
+                    ast.unparse(part.value)
+                    for part in parts
+                    if isinstance(part, ast.FormattedValue)
+                ]
             case ast.BinOp(op=ast.Add() | ast.Mod()) if _is_sql(node.left) or _is_sql(node.right):
                 found.append(ast.unparse(node))
-            case ast.Call(func=ast.Attribute(value=text, attr="format" | "join" | "replace")) if _is_sql(text):
+            case ast.Call(func=ast.Attribute(value=text, attr="format" | "join" | "replace")) if (
+                _is_sql(text)
+            ):
                 found.append(ast.unparse(node))
             case _:
                 pass
@@ -177,4 +224,8 @@ def put_into_sql(source: str) -> list[str]:
 
 
 def _is_sql(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, str) and SQL.search(node.value) is not None
+    return (
+        isinstance(node, ast.Constant)
+        and isinstance(node.value, str)
+        and SQL.search(node.value) is not None
+    )

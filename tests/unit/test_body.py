@@ -39,7 +39,9 @@ async def test_a_bad_body_is_refused_with_a_sentence(body: bytes, code: str) -> 
     assert refused.value.message.endswith(".")
 
 
-@pytest.mark.parametrize("content_type", [b"", b"text/plain", b"multipart/form-data; boundary=x", b"application/jsonx"])
+@pytest.mark.parametrize(
+    "content_type", [b"", b"text/plain", b"multipart/form-data; boundary=x", b"application/jsonx"]
+)
 def test_what_is_not_json_is_refused(content_type: bytes) -> None:
     with pytest.raises(ApiError) as refused:
         require_type(content_type, JSON)

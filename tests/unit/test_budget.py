@@ -29,7 +29,11 @@ def test_a_share_is_given_back_once() -> None:
 
 def test_no_holder_has_more_than_its_part() -> None:
     budget = Budget(10, each=5)
-    with budget.share("alice") as first, budget.share("alice") as second, budget.share("bob") as other:
+    with (
+        budget.share("alice") as first,
+        budget.share("alice") as second,
+        budget.share("bob") as other,
+    ):
         first.grow(3)
         with pytest.raises(BudgetError):
             second.grow(3)
@@ -49,7 +53,9 @@ async def test_those_who_wait_have_their_turn_in_order() -> None:
 
     with budget.share() as first:
         first.grow(8)
-        waiting = [asyncio.create_task(wait(number, size)) for number, size in enumerate((9, 1, 100, 1))]
+        waiting = [
+            asyncio.create_task(wait(number, size)) for number, size in enumerate((9, 1, 100, 1))
+        ]
         await asyncio.sleep(0)
         with pytest.raises(BudgetError), budget.share() as late:
             late.grow(1)  # it would be there, but others came first

@@ -27,7 +27,12 @@ def test_only_what_is_named_is_compiled_and_the_count_is_told(tmp_path: Path) ->
     ours = written(own / "deep" / "ours.py")
     said: list[str] = []
     byte_code.compile_imports(place, [own], said.append)
-    assert [is_compiled(file) for file in (named, broken, other, ours)] == [True, False, False, True]
+    assert [is_compiled(file) for file in (named, broken, other, ours)] == [
+        True,
+        False,
+        False,
+        True,
+    ]
     assert said[-1] == "3 of 3 files"
     assert names
 
@@ -36,7 +41,11 @@ def test_a_folder_is_taken_alone_or_with_all_below_it(tmp_path: Path) -> None:
     for name in ("a/one.py", "a/below/two.py", "b/three.py", "b/below/four.py", "b/data.txt"):
         written(tmp_path / name)
     found = byte_code.listed(tmp_path, ["a", "b/**", "absent", "absent/**"])
-    assert [str(path.relative_to(tmp_path)) for path in found] == ["a/one.py", "b/below/four.py", "b/three.py"]
+    assert [str(path.relative_to(tmp_path)) for path in found] == [
+        "a/one.py",
+        "b/below/four.py",
+        "b/three.py",
+    ]
 
 
 def test_the_list_fits_what_is_installed() -> None:

@@ -17,7 +17,11 @@ def test_every_turn_is_sent_again() -> None:
 def test_halves_of_a_character_are_joined_and_lone_ones_replaced() -> None:
     conversation = Conversation()
     conversation.note("a\udcff", "b\ud83d" + "\ude00")
-    assert [turn["content"] for turn in conversation.messages("c\ud83d")] == ["a\ufffd", "b\U0001f600", "c\ufffd"]
+    assert [turn["content"] for turn in conversation.messages("c\ud83d")] == [
+        "a\ufffd",
+        "b\U0001f600",
+        "c\ufffd",
+    ]
 
 
 def test_without_a_system_text_there_is_none() -> None:

@@ -48,18 +48,28 @@ def test_a_flag_wins_over_the_variable_of_the_other_source(tmp_path: Path, flag:
 def test_the_lines_of_an_env_file_are_as_docker_reads_them(tmp_path: Path) -> None:
     status, text = run("worker-env", "mine", "--env-file", PROXY_DATA_DIR=str(tmp_path))
     assert status == 0
-    assert not [line for line in text.splitlines() if not re.fullmatch(r"[A-Z_]+=[\w:/$?.=-]+", line)]
-    assert "RUNPOD_WEBHOOK_GET_JOB=http://127.0.0.1:8000/v2/mine/job-take/$ID?gpu=any" in text.splitlines()
+    assert not [
+        line for line in text.splitlines() if not re.fullmatch(r"[A-Z_]+=[\w:/$?.=-]+", line)
+    ]
+    assert (
+        "RUNPOD_WEBHOOK_GET_JOB=http://127.0.0.1:8000/v2/mine/job-take/$ID?gpu=any"
+        in text.splitlines()
+    )
 
 
-@pytest.mark.parametrize("command", ["proxy --api-key-file", "chat --api-key-file", "doctor --token-file"])
+@pytest.mark.parametrize(
+    "command", ["proxy --api-key-file", "chat --api-key-file", "doctor --token-file"]
+)
 def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, command: str) -> None:
     path = tmp_path / "keys"
     path.write_text(KEY)
     path.chmod(0o640)
     status, text = run(*command.split(), str(path), WORKER_CONNECT="")
     assert status == 2
-    assert re.fullmatch(r"vllm-serverless: --.*-file.*: .*/keys is open to other users \(mode 0640\)\. Run: .*\n", text)
+    assert re.fullmatch(
+        r"vllm-serverless: --.*-file.*: .*/keys is open to other users \(mode 0640\)\. Run: .*\n",
+        text,
+    )
     assert KEY not in text
 
 

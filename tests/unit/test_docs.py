@@ -21,17 +21,29 @@ def test_every_setting_of_the_proxy_is_explained(name: str) -> None:
 @pytest.mark.parametrize("name", WorkerSettings.model_fields)
 def test_every_setting_of_a_worker_is_explained(name: str) -> None:
     alias = WorkerSettings.model_fields[name].validation_alias
-    assert f"`{alias if isinstance(alias, str) else f'WORKER_{name.upper()}'}`" in (DOCS / "worker.md").read_text()
+    assert (
+        f"`{alias if isinstance(alias, str) else f'WORKER_{name.upper()}'}`"
+        in (DOCS / "worker.md").read_text()
+    )
 
 
 @pytest.mark.parametrize(
     "page",
-    [*sorted(DOCS.glob("**/*.md")), ROOT / "README.md", ROOT / "Dockerfile", ROOT / "deploy" / "compose.yaml"],
+    [
+        *sorted(DOCS.glob("**/*.md")),
+        ROOT / "README.md",
+        ROOT / "Dockerfile",
+        ROOT / "deploy" / "compose.yaml",
+    ],
     ids=lambda page: page.name,
 )
 def test_no_example_puts_a_secret_into_arguments(page: Path) -> None:
     """`--api-key KEY` and `--env PROXY_API_KEY=KEY` can be read in the process list."""
-    examples = [line for line in page.read_text().splitlines() if "vllm-serverless" in line or "docker" in line]
+    examples = [
+        line
+        for line in page.read_text().splitlines()
+        if "vllm-serverless" in line or "docker" in line
+    ]
     flags = re.compile(r"--(api-key|worker-token|token)[ =]|(--env|-e)[ =]\w*(KEY|TOKEN)=")
     assert not [line for line in examples if flags.search(line)]
 
@@ -42,7 +54,9 @@ def test_every_error_is_explained(code: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "page", [*sorted(DOCS.glob("**/*.md")), ROOT / "README.md", ROOT / "SECURITY.md"], ids=lambda page: page.name
+    "page",
+    [*sorted(DOCS.glob("**/*.md")), ROOT / "README.md", ROOT / "SECURITY.md"],
+    ids=lambda page: page.name,
 )
 def test_links_lead_somewhere(page: Path) -> None:
     for target in [part.partition(")")[0] for part in page.read_text().split("](")[1:]]:

@@ -36,9 +36,15 @@ def written(path: Path, text: str) -> Path:
 class TestStamp:
     @pytest.fixture
     def root(self, tmp_path: Path) -> Path:
-        text = '[build-system]\nrequires = []\n[project]\nname = "x"\n[tool.ruff]\nline-length = 1\n'
+        text = (
+            '[build-system]\nrequires = []\n[project]\nname = "x"\n[tool.ruff]\nline-length = 1\n'
+        )
         written(tmp_path / "pyproject.toml", text)
-        for lock in (*RUNTIME.locks, "requirements/base.txt", *(lock for row in table.BESIDE for lock in row.locks)):
+        for lock in (
+            *RUNTIME.locks,
+            "requirements/base.txt",
+            *(lock for row in table.BESIDE for lock in row.locks),
+        ):
             written(tmp_path / lock, f"{lock}==1\n")
         return tmp_path
 
@@ -68,7 +74,9 @@ class TestStamp:
 
     def test_another_build_is_not_current(self, root: Path) -> None:
         stamps = [stamp.wanted(root, table.runtime(build, tests=False)) for build in Build]
-        assert all(stamp.is_current(found, want) == (found is want) for found in stamps for want in stamps)
+        assert all(
+            stamp.is_current(found, want) == (found is want) for found in stamps for want in stamps
+        )
 
     def test_a_changed_lock_or_project_is_not_current(self, root: Path) -> None:
         before = stamp.wanted(root, RUNTIME)
@@ -87,9 +95,11 @@ class TestStamp:
 
         before, project = stamps(), root / "pyproject.toml"
         written(project, project.read_text().replace('"x"', '"y"'))
-        assert [folder for folder, want in stamps().items() if not stamp.is_current(before[folder], want)] == [
-            ".venv-sdk"
-        ]
+        assert [
+            folder
+            for folder, want in stamps().items()
+            if not stamp.is_current(before[folder], want)
+        ] == [".venv-sdk"]
 
     def test_an_interrupted_install_is_made_anew(self, root: Path, environment: Path) -> None:
         want = stamp.wanted(root, RUNTIME)
@@ -98,7 +108,9 @@ class TestStamp:
         assert not stamp.is_usable(environment / RUNTIME.proof, broken, want)
         assert not stamp.is_current(broken, want)
 
-    def test_a_copied_checkout_or_another_python_is_made_anew(self, root: Path, environment: Path) -> None:
+    def test_a_copied_checkout_or_another_python_is_made_anew(
+        self, root: Path, environment: Path
+    ) -> None:
         want = stamp.wanted(root, RUNTIME)
         proof = environment / RUNTIME.proof
         assert not stamp.is_usable(proof, replace(want, root="/elsewhere"), want)
@@ -143,7 +155,10 @@ class TestStages:
         stages = Stages(1, shown)
         with pytest.raises(SystemExit), stages.stage("packages"):
             stages.run(self.FAILS, os.environ, "Run it again.")
-        assert "no such thing\n\nset-up: stage 'packages' failed (exit 3). Run it again." in shown.getvalue()
+        assert (
+            "no such thing\n\nset-up: stage 'packages' failed (exit 3). Run it again."
+            in shown.getvalue()
+        )
 
     def test_stages_of_several_threads_each_have_a_line_and_stop_together(self) -> None:
         shown = io.StringIO()
@@ -170,13 +185,25 @@ class TestLocks:
             assert not [line for line in lines if re.search(r"://|^\s*-(?!-hash=)|\s/", line)], path
 
     def test_every_line_of_a_lock_is_one_pinned_release_with_its_hashes(self) -> None:
-        pinned = re.compile(r"[A-Za-z0-9][\w.-]*==[^\s;]+( ; [^\n\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+")
-        locks = {path.name: path for path in REQUIREMENTS.glob("*.txt") if path.name != "cpu-overrides.txt"}
+        pinned = re.compile(
+            r"[A-Za-z0-9][\w.-]*==[^\s;]+( ; [^\n\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
+        )
+        locks = {
+            path.name: path
+            for path in REQUIREMENTS.glob("*.txt")
+            if path.name != "cpu-overrides.txt"
+        }
         assert "base.txt" in locks
         for name, path in locks.items():
             text = re.sub(r"^#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-            lines = [line for line in re.split(r"\n(?=\S)", text.rstrip("\n")) if not pinned.fullmatch(line)]
-            assert {line.partition("==")[0] for line in lines} == ({"torch"} if name == "cpu.txt" else set()), name
+            lines = [
+                line
+                for line in re.split(r"\n(?=\S)", text.rstrip("\n"))
+                if not pinned.fullmatch(line)
+            ]
+            assert {line.partition("==")[0] for line in lines} == (
+                {"torch"} if name == "cpu.txt" else set()
+            ), name
 
     def test_a_base_install_names_few_packages_itself(self) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -194,11 +221,16 @@ class TestLocks:
         rows = [*table.BESIDE, *(table.runtime(build, tests=True) for build in Build)]
         assert all((ROOT / lock).is_file() for row in rows for lock in row.locks)
         used = {Path(lock).name for row in rows for lock in row.locks if lock.endswith(".txt")}
-        assert used | {"uv.txt", "cpu-overrides.txt"} == {path.name for path in REQUIREMENTS.glob("*.txt")}
+        assert used | {"uv.txt", "cpu-overrides.txt"} == {
+            path.name for path in REQUIREMENTS.glob("*.txt")
+        }
 
     def test_the_environments_beside_hold_what_the_project_names(self) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
-        named = {"sdk": project["project"]["optional-dependencies"]["sdk"], **project["dependency-groups"]}
+        named = {
+            "sdk": project["project"]["optional-dependencies"]["sdk"],
+            **project["dependency-groups"],
+        }
         for name, requirements in named.items():
             text = (REQUIREMENTS / f"{name}.txt").read_text(encoding="utf-8")
             assert all(f"\n{requirement} \\\n" in text for requirement in requirements), name
@@ -218,12 +250,16 @@ class TestLocks:
         assert all(test[package] <= cpu[package] for package in test.keys() & cpu.keys())
 
     def test_the_build_backend_is_the_one_inside_our_uv(self) -> None:
-        [backend] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["build-system"]["requires"]
+        [backend] = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))[
+            "build-system"
+        ]["requires"]
         wanted = Requirement(backend)
         assert wanted.name == "uv_build"
         assert wanted.specifier.contains(uv.pinned_version(REQUIREMENTS / "uv.txt"))
 
     def test_torch_alone_loses_its_hashes(self) -> None:
         tqdm = "tqdm==1 \\\n    --hash=sha256:c\n"
-        text = "# c\ntorch==1+cpu ; x == 'y' \\\n    --hash=sha256:a \\\n    --hash=sha256:b\n" + tqdm
+        text = (
+            "# c\ntorch==1+cpu ; x == 'y' \\\n    --hash=sha256:a \\\n    --hash=sha256:b\n" + tqdm
+        )
         assert tidy(text) == "torch==1+cpu ; x == 'y'\n" + tqdm

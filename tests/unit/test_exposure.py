@@ -7,10 +7,35 @@ import pytest
 from proxy.access.keys import parted
 from proxy.access.startup_check import is_loopback, refusal
 
-ALONE = ("127.0.0.1", "127.8.8.8", "localhost", "LocalHost", "::1", "0:0:0:0:0:0:0:1", "::ffff:127.0.0.1")
+ALONE = (
+    "127.0.0.1",
+    "127.8.8.8",
+    "localhost",
+    "LocalHost",
+    "::1",
+    "0:0:0:0:0:0:0:1",
+    "::ffff:127.0.0.1",
+)
 EXPOSED = (
-    *("0.0.0.0", "::", "", "::ffff:0.0.0.0", "::ffff:10.0.0.1", "10.0.0.1", "192.168.1.1", "169.254.0.1", "fe80::1"),
-    *("203.0.113.9", "2001:db8::1", "localhost.example", "127.0.0.1.example", "proxy", "ip6-localhost"),
+    *(
+        "0.0.0.0",
+        "::",
+        "",
+        "::ffff:0.0.0.0",
+        "::ffff:10.0.0.1",
+        "10.0.0.1",
+        "192.168.1.1",
+        "169.254.0.1",
+        "fe80::1",
+    ),
+    *(
+        "203.0.113.9",
+        "2001:db8::1",
+        "localhost.example",
+        "127.0.0.1.example",
+        "proxy",
+        "ip6-localhost",
+    ),
     *("127.1", "2130706433", "0x7f000001", "127.0.0.1 ", "[::1]", "128.0.0.1", "::127.0.0.1"),
 )
 GOOD, TOKEN, SHORT = "k" * 24, "t" * 24, "k" * 7
@@ -31,7 +56,13 @@ KEYS: dict[str, tuple[str, ...]] = {
     "the token as a key": (TOKEN,),
     "the token as an owner's key": (f"alice={TOKEN}",),
 }
-TOKENS = {"none yet": None, "a token": TOKEN, "a short token": "t" * 7, "an empty token": "", "a blank token": "\n "}
+TOKENS = {
+    "none yet": None,
+    "a token": TOKEN,
+    "a short token": "t" * 7,
+    "an empty token": "",
+    "a blank token": "\n ",
+}
 
 
 @pytest.mark.parametrize("host", ALONE)
@@ -58,7 +89,9 @@ def word(host: str, keys: str, token: str) -> str | None:
         return None
     if keys == "no key":
         return f"--host {host} can be reached by others, and no key is set"
-    return f"--host {host} can be reached by others, and a key or" if "short" in keys + token else None
+    return (
+        f"--host {host} can be reached by others, and a key or" if "short" in keys + token else None
+    )
 
 
 @pytest.mark.parametrize(("keys", "token"), list(product(KEYS, TOKENS)))
@@ -76,7 +109,9 @@ def test_the_matrix_of_hosts_keys_and_tokens(keys: str, token: str) -> None:
 
 
 def test_nothing_is_open_to_a_network_without_a_key() -> None:
-    assert [host for host in EXPOSED for token in TOKENS.values() if refusal(host, [], token) is None] == []
+    assert [
+        host for host in EXPOSED for token in TOKENS.values() if refusal(host, [], token) is None
+    ] == []
 
 
 def test_a_long_key_may_end_in_padding() -> None:

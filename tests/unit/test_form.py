@@ -27,9 +27,15 @@ def test_model_and_stream_are_found_wherever_they_stand(at: int) -> None:
 @pytest.mark.parametrize(
     ("content_type", "head"),
     [
-        (b'Multipart/Form-Data; charset=utf-8; Boundary="frontier"', b'content-disposition: form-data; name="model"'),
+        (
+            b'Multipart/Form-Data; charset=utf-8; Boundary="frontier"',
+            b'content-disposition: form-data; name="model"',
+        ),
         (b"multipart/form-data;boundary=frontier", b"Content-Disposition:form-data;name=model"),
-        (TYPE, b'Content-Type: text/plain; charset=utf-8\r\nContent-Disposition: form-data; name="model"'),
+        (
+            TYPE,
+            b'Content-Type: text/plain; charset=utf-8\r\nContent-Disposition: form-data; name="model"',
+        ),
         (TYPE, b'Content-Disposition: form-data; name="model"\r\nContent-Type: text/plain'),
     ],
 )

@@ -8,7 +8,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.channel.native.validation import WorkerRefusedError, check_hello, head_fault, worker_error
+from proxy.channel.native.validation import (
+    WorkerRefusedError,
+    check_hello,
+    head_fault,
+    worker_error,
+)
 from proxy.wire.frames import (
     BadFrameError,
     Chunk,
@@ -71,12 +76,28 @@ def test_a_newer_side_may_have_added_fields() -> None:
 
 def test_an_older_side_may_lack_the_last_fields() -> None:
     older = msgspec.msgpack.encode([[1, "a", 1, "POST", "/v1/completions", "application/json", 2]])
-    assert decode_to_worker(older) == [Job("a", 1, "POST", "/v1/completions", "application/json", 2, light=False)]
+    assert decode_to_worker(older) == [
+        Job("a", 1, "POST", "/v1/completions", "application/json", 2, light=False)
+    ]
 
 
 SEEDS = [
-    encode([Hello(1, "w", "e", [Model("m", b"{}")], [Hold("j", 1, 2)]), Credit(1, 2), Heartbeat(), Log("x")]),
-    encode([Head("j", 1, 200, "x"), Chunk("j", 1, b"x", more=True), Output("j", 1, b"1"), End("j", 1, "completed")]),
+    encode(
+        [
+            Hello(1, "w", "e", [Model("m", b"{}")], [Hold("j", 1, 2)]),
+            Credit(1, 2),
+            Heartbeat(),
+            Log("x"),
+        ]
+    ),
+    encode(
+        [
+            Head("j", 1, 200, "x"),
+            Chunk("j", 1, b"x", more=True),
+            Output("j", 1, b"1"),
+            End("j", 1, "completed"),
+        ]
+    ),
 ]
 
 
@@ -90,7 +111,11 @@ def test_bytes_that_are_changed_are_frames_or_none(seed: bytes, data: st.DataObj
     _is_frames_or_refused(bytes(message))
 
 
-@given(st.lists(st.lists(st.integers(0, 20) | st.text() | st.binary() | st.floats() | st.lists(st.none()))))
+@given(
+    st.lists(
+        st.lists(st.integers(0, 20) | st.text() | st.binary() | st.floats() | st.lists(st.none()))
+    )
+)
 def test_anything_in_msgpack_is_frames_or_none(said: list[object]) -> None:
     _is_frames_or_refused(msgspec.msgpack.encode(said))
 

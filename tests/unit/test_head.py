@@ -9,7 +9,10 @@ LONGEST_HOST = b"a" * 254
 
 
 def refused(
-    *fields: tuple[bytes, bytes], target: bytes = b"/", version: str = "1.1", hosts: Hosts | None = None
+    *fields: tuple[bytes, bytes],
+    target: bytes = b"/",
+    version: str = "1.1",
+    hosts: Hosts | None = None,
 ) -> str:
     """The code of the refusal; empty when it is let through."""
     fault = check_head(target, version, fields, hosts or Hosts())
@@ -18,7 +21,15 @@ def refused(
 
 @pytest.mark.parametrize(
     "host",
-    [b"localhost", b"a.example", b"A.EXAMPLE:443", b"127.0.0.1:80", b"[::1]:8000", b"my_service:8000", b"a.example."],
+    [
+        b"localhost",
+        b"a.example",
+        b"A.EXAMPLE:443",
+        b"127.0.0.1:80",
+        b"[::1]:8000",
+        b"my_service:8000",
+        b"a.example.",
+    ],
 )
 def test_a_host_is_a_name_or_an_address_and_perhaps_a_port(host: bytes) -> None:
     assert not refused((b"host", host))
@@ -41,7 +52,16 @@ def test_a_host_is_a_name_or_an_address_and_perhaps_a_port(host: bytes) -> None:
             b"::1",
             b"a,b",
         ),
-        *(b"a\\b", b"a#b", b"\xc3\xa9.example", b"-a", b".a", b"a%2fb", b"[::1]x", LONGEST_HOST + b"a"),
+        *(
+            b"a\\b",
+            b"a#b",
+            b"\xc3\xa9.example",
+            b"-a",
+            b".a",
+            b"a%2fb",
+            b"[::1]x",
+            LONGEST_HOST + b"a",
+        ),
     ],
 )
 def test_anything_else_is_no_host(host: bytes) -> None:
@@ -53,12 +73,16 @@ def test_there_is_exactly_one_host() -> None:
     assert refused(HOST, HOST) == "bad_request"
 
 
-@pytest.mark.parametrize("host", [b"localhost", b"LOCALHOST:1", b"127.0.0.1", b"127.9.9.9:8000", b"[::1]"])
+@pytest.mark.parametrize(
+    "host", [b"localhost", b"LOCALHOST:1", b"127.0.0.1", b"127.9.9.9:8000", b"[::1]"]
+)
 def test_without_a_key_only_loopback_is_meant(host: bytes) -> None:
     assert not refused((b"host", host), hosts=Hosts(is_open=True))
 
 
-@pytest.mark.parametrize("host", [b"evil.example", b"localhost.evil.example", b"10.0.0.1", b"127.0.0.1.evil.example"])
+@pytest.mark.parametrize(
+    "host", [b"evil.example", b"localhost.evil.example", b"10.0.0.1", b"127.0.0.1.evil.example"]
+)
 def test_a_name_that_was_made_to_lead_here_is_refused(host: bytes) -> None:
     assert refused((b"host", host), hosts=Hosts(is_open=True)) == "host_not_allowed"
 

@@ -48,7 +48,14 @@ async def test_a_proxy_makes_its_ids_of_the_random_bytes_that_it_is_given(tmp_pa
     settings = Settings(data_dir=tmp_path, store=MEMORY)
     parts = [compose(settings, System(random_bytes=Random(seed).randbytes)) for seed in (1, 1, 2)]
     first, again, other = [
-        [(await one.durable.submit(next(iter(one.endpoints)), Owner("alice"), JobRequest(b"1"))).id for _ in range(3)]
+        [
+            (
+                await one.durable.submit(
+                    next(iter(one.endpoints)), Owner("alice"), JobRequest(b"1")
+                )
+            ).id
+            for _ in range(3)
+        ]
         for one in parts
     ]
     assert first == again

@@ -11,14 +11,20 @@ from proxy.service.json_text import MOST_STEPS, SLICE_BYTES, has_too_much, is_va
 
 MB = 1024 * 1024
 VALUES = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False, allow_infinity=False) | st.text(),
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.floats(allow_nan=False, allow_infinity=False)
+    | st.text(),
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=4),
     max_leaves=12,
 )
 
 
 @given(st.integers(-4, 4), st.binary(max_size=8), st.text(max_size=8))
-def test_a_fault_is_found_where_it_is_also_between_two_slices(offset: int, tail: bytes, text: str) -> None:
+def test_a_fault_is_found_where_it_is_also_between_two_slices(
+    offset: int, tail: bytes, text: str
+) -> None:
     whole = b"a" * (SLICE_BYTES + offset) + text.encode() + tail
     fault = None
     try:
@@ -47,7 +53,20 @@ def test_what_no_parser_reads_is_none(value: object, data: st.DataObject) -> Non
 
 @pytest.mark.parametrize(
     "text",
-    [b"", b" ", b"1 2", b'1,"x":2', b"}", b"NaN", b"-Infinity", b"01", b"\xef\xbb\xbf1", b'"\xff"', b"[1]]", b"'a'"],
+    [
+        b"",
+        b" ",
+        b"1 2",
+        b'1,"x":2',
+        b"}",
+        b"NaN",
+        b"-Infinity",
+        b"01",
+        b"\xef\xbb\xbf1",
+        b'"\xff"',
+        b"[1]]",
+        b"'a'",
+    ],
 )
 def test_what_would_break_a_text_around_it_is_no_value(text: bytes) -> None:
     assert not is_value(text)
@@ -70,7 +89,9 @@ def test_a_check_takes_no_memory(unit: bytes) -> None:
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize("unit", [b"[]", b"{}", b"0,", b'"":', b"\\n", b"\\u00e9", b"  ", b"\t\n", b" \r"])
+@pytest.mark.parametrize(
+    "unit", [b"[]", b"{}", b"0,", b'"":', b"\\n", b"\\u00e9", b"  ", b"\t\n", b" \r"]
+)
 def test_what_would_hold_the_lock_for_too_long_is_too_much(unit: bytes) -> None:
     most = MOST_STEPS // 2 * unit
     assert not has_too_much(most, MOST_STEPS)
@@ -79,7 +100,12 @@ def test_what_would_hold_the_lock_for_too_long_is_too_much(unit: bytes) -> None:
 
 @pytest.mark.parametrize(
     "text",
-    [b"a" * 20 * MB, "\u00e9\U0001f600".encode() * 3 * MB, b"0.1234567," * 2 * MB, b"words as they stand. " * MB],
+    [
+        b"a" * 20 * MB,
+        "\u00e9\U0001f600".encode() * 3 * MB,
+        b"0.1234567," * 2 * MB,
+        b"words as they stand. " * MB,
+    ],
     ids=["base64", "wide characters", "embeddings", "prose"],
 )
 def test_what_people_send_is_not_too_much(text: bytes) -> None:

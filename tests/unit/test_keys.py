@@ -7,11 +7,17 @@ import pytest
 from proxy.access.keys import ANONYMOUS, Keys, Kind, stored_key
 
 KEYS = Keys(
-    [stored_key("alice=secret-a", Kind.CLIENT), stored_key("secret-b", Kind.CLIENT), stored_key("t", Kind.WORKER)]
+    [
+        stored_key("alice=secret-a", Kind.CLIENT),
+        stored_key("secret-b", Kind.CLIENT),
+        stored_key("t", Kind.WORKER),
+    ]
 )
 
 
-@pytest.mark.parametrize("header", ["Bearer secret-a", "bearer secret-a", "secret-a", "  Bearer   secret-a  "])
+@pytest.mark.parametrize(
+    "header", ["Bearer secret-a", "bearer secret-a", "secret-a", "  Bearer   secret-a  "]
+)
 def test_a_key_is_known_with_and_without_bearer(header: str) -> None:
     principal = KEYS.authenticate(header, Kind.CLIENT)
     assert principal is not None
@@ -24,7 +30,9 @@ def test_an_owner_without_a_name_is_the_digest() -> None:
     assert principal.owner == sha256(b"secret-b").hexdigest()[:12]
 
 
-@pytest.mark.parametrize("header", [None, "", "Bearer", "Bearer wrong", "alice=secret-a", "Basic secret-a", "t", "é"])
+@pytest.mark.parametrize(
+    "header", [None, "", "Bearer", "Bearer wrong", "alice=secret-a", "Basic secret-a", "t", "é"]
+)
 def test_anything_else_is_nobody(header: str | None) -> None:
     assert KEYS.authenticate(header, Kind.CLIENT) is None
 

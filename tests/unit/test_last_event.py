@@ -36,7 +36,9 @@ def cut(data: bytes, size: int) -> bool:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 5, 16, 64, 10_000])
-@pytest.mark.parametrize(("event", "is_last"), [(one, True) for one in ENDS] + [(one, False) for one in OTHERS])
+@pytest.mark.parametrize(
+    ("event", "is_last"), [(one, True) for one in ENDS] + [(one, False) for one in OTHERS]
+)
 def test_an_event_is_known_by_how_it_begins(event: bytes, is_last: bool, size: int) -> None:
     assert cut(event, size) is is_last
     assert cut(FIRST + event, size) is is_last
@@ -47,6 +49,12 @@ def test_an_event_is_known_by_how_it_begins(event: bytes, is_last: bool, size: i
 
 def test_each_write_counts_anew() -> None:
     last = LastEvent()
-    for data, is_last in ((FIRST, False), (ENDS[0], True), (FIRST, False), (FIRST + ENDS[2], True), (ENDS[0], True)):
+    for data, is_last in (
+        (FIRST, False),
+        (ENDS[0], True),
+        (FIRST, False),
+        (FIRST + ENDS[2], True),
+        (ENDS[0], True),
+    ):
         last.feed(data, more=False)
         assert last.has_come is is_last

@@ -38,7 +38,9 @@ def test_only_retry_leaves_an_end() -> None:
 def test_every_status_can_be_reached() -> None:
     reached = {Status.IN_QUEUE}
     for _ in Status:
-        reached |= {target for status in reached for event in Event if (target := advance(status, event))}
+        reached |= {
+            target for status in reached for event in Event if (target := advance(status, event))
+        }
     assert reached == set(Status)
 
 

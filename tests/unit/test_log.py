@@ -21,7 +21,10 @@ class Log:
     def __init__(self) -> None:
         self.out, self.now = io.StringIO(), 0.0
         self.lines = Lines(lambda: self.now)
-        structlog.configure(processors=self.lines.processors(), logger_factory=structlog.PrintLoggerFactory(self.out))
+        structlog.configure(
+            processors=self.lines.processors(),
+            logger_factory=structlog.PrintLoggerFactory(self.out),
+        )
 
     @property
     def written(self) -> list[str]:
@@ -29,7 +32,10 @@ class Log:
 
     def suppressed(self) -> int:
         """How many lines the counts speak of."""
-        return sum(int(found) for found in re.findall(r"event=log\.suppressed .*lines=(\d+)", self.out.getvalue()))
+        return sum(
+            int(found)
+            for found in re.findall(r"event=log\.suppressed .*lines=(\d+)", self.out.getvalue())
+        )
 
 
 @pytest.fixture
@@ -52,7 +58,9 @@ def test_ten_a_minute_then_one_line_a_minute_with_the_count() -> None:
 def test_a_flood_of_one_name_leaves_the_others_alone(log: Log) -> None:
     for _ in range(100):
         structlog.get_logger().warning("worker.refused", code=401)
-        structlog.get_logger().warning("run.lost", job="j")  # no stranger causes it: each one counts
+        structlog.get_logger().warning(
+            "run.lost", job="j"
+        )  # no stranger causes it: each one counts
     structlog.get_logger().warning("edge.refused", code="bad_request")
     assert sum("event=worker.refused" in line for line in log.written) == 10
     assert sum("event=run.lost" in line for line in log.written) == 100
@@ -65,7 +73,10 @@ def test_an_hour_of_five_thousand_refusals_a_second_is_below_a_megabyte(log: Log
     """The first second has all of them, later ones 7: what is one too many costs the log nothing, however many."""
     logger, handler = structlog.get_logger(), LibraryRecords()
     worst = "\U0001f600" * 10_000
-    told = [logging.LogRecord("uvicorn.error", logging.ERROR, "x.py", line, worst, (), None) for line in range(5)]
+    told = [
+        logging.LogRecord("uvicorn.error", logging.ERROR, "x.py", line, worst, (), None)
+        for line in range(5)
+    ]
     told[0].exc_info = told[1].exc_info = (RuntimeError, RuntimeError(worst), None)
     told[2].exc_info = (RuntimeError, RuntimeError('"' * 10_000), None)
     sent = 0
@@ -95,7 +106,9 @@ def test_nothing_in_a_line_is_obeyed_by_a_terminal(log: Log) -> None:
     structlog.get_logger().warning("worker.refused", path=attack)
     structlog.get_logger().info("worker.says", text=attack, models=[attack])
     structlog.get_logger().error("api.bug", path="/x", exc_info=ValueError(attack))
-    LibraryRecords().emit(logging.LogRecord(attack, logging.ERROR, "x.py", 1, "%s", (attack,), None))
+    LibraryRecords().emit(
+        logging.LogRecord(attack, logging.ERROR, "x.py", 1, "%s", (attack,), None)
+    )
     assert len(log.written) == 4
     assert not re.search("[^ -~…\n]", log.out.getvalue())
     assert log.out.getvalue().count("]0;owned") == 6

@@ -103,7 +103,9 @@ def test_a_reader_that_is_behind_is_given_up_in_the_middle_of_an_event(mailbox: 
     assert taken <= STREAM_CAP // 10_000
 
 
-def test_a_worker_with_a_window_is_never_left_waiting_for_what_is_held_back(mailbox: Mailbox, port: Port) -> None:
+def test_a_worker_with_a_window_is_never_left_waiting_for_what_is_held_back(
+    mailbox: Mailbox, port: Port
+) -> None:
     """It sends a window and waits: also where all of it is held back, it is allowed to send the rest."""
     mailbox.put_head(STREAM)
     for size in (1, 1_000, 16 * 1024, 64 * 1024):
@@ -129,7 +131,9 @@ def test_an_answer_that_is_not_a_stream_is_never_cut_into_pieces(mailbox: Mailbo
     assert len(mailbox.consume(float("inf"))) == 10 * EVENT_BYTES
 
 
-def test_a_slow_reader_pauses_its_worker_once_and_resumes_it_once(mailbox: Mailbox, port: Port) -> None:
+def test_a_slow_reader_pauses_its_worker_once_and_resumes_it_once(
+    mailbox: Mailbox, port: Port
+) -> None:
     mailbox.put_head(STREAM)
     for _ in range(20):
         mailbox.put_chunk(b"x" * 10_000, more=False)

@@ -11,7 +11,24 @@ from proxy.api.numbers import LARGEST, read_floor, read_seconds, read_whole
 from proxy.settings import Settings
 
 NOT_NUMBERS = (
-    *("", " ", "nan", "inf", "Infinity", "-inf", "-1", "+5", " 5", "5 ", "5\n", "1_0", "0x10", "1,0", "soon", "True"),
+    *(
+        "",
+        " ",
+        "nan",
+        "inf",
+        "Infinity",
+        "-inf",
+        "-1",
+        "+5",
+        " 5",
+        "5 ",
+        "5\n",
+        "1_0",
+        "0x10",
+        "1,0",
+        "soon",
+        "True",
+    ),
     *("\u0663", "\uff15", "\u00b2", "5\x00", "1e", "--1"),
 )
 
@@ -34,10 +51,17 @@ def test_a_number_with_a_fraction_has_digits_on_both_sides(text: str) -> None:
 
 
 def test_of_a_fraction_the_whole_part_counts() -> None:
-    assert [read_floor(text) for text in ("1500", "1500.9", "1500.", "0.5")] == [1500, 1500, 1500, 0]
+    assert [read_floor(text) for text in ("1500", "1500.9", "1500.", "0.5")] == [
+        1500,
+        1500,
+        1500,
+        0,
+    ]
 
 
-@pytest.mark.parametrize("text", [*NOT_NUMBERS, "0", "0.0", "1e306", "1e400", "9" * 400, "1e-400", ".5", "31536001"])
+@pytest.mark.parametrize(
+    "text", [*NOT_NUMBERS, "0", "0.0", "1e306", "1e400", "9" * 400, "1e-400", ".5", "31536001"]
+)
 def test_a_header_that_is_not_a_number_in_range_says_nothing(text: str) -> None:
     assert read_seconds(text.encode(), 31_536_000.0) is None
 
@@ -59,7 +83,9 @@ def test_a_limit_of_0_is_no_limit(operation: str) -> None:
     [("openai=0", (None, None)), ("openai=0/7", (None, 7)), ("openai=7/0", (7, None)), ("openai=7", (7, 400)),
      ("openai=0/0", (None, None)), ("purge-queue=7", (7, None))],
 )  # fmt: skip
-def test_each_of_the_two_limits_can_be_lifted(text: str, limit: tuple[int | None, int | None]) -> None:
+def test_each_of_the_two_limits_can_be_lifted(
+    text: str, limit: tuple[int | None, int | None]
+) -> None:
     assert Settings(limit=[text]).limits()[text.partition("=")[0]] == Limit(*limit)
 
 

@@ -40,8 +40,13 @@ def test_it_has_exactly_the_routes_that_clients_are_let_in_by(described: dict[st
 
 @pytest.mark.parametrize("name", ["endpoint", "job", "model"])
 def test_a_name_in_a_path_is_what_the_table_lets_in(described: dict[str, Any], name: str) -> None:
-    accepted = {"endpoint": _ENDPOINT} | {key.strip("{}"): pattern for key, pattern in _PARAMETERS.items()}
-    assert described["components"]["parameters"][name]["schema"]["pattern"] == f"^{accepted[name].pattern}$"
+    accepted = {"endpoint": _ENDPOINT} | {
+        key.strip("{}"): pattern for key, pattern in _PARAMETERS.items()
+    }
+    assert (
+        described["components"]["parameters"][name]["schema"]["pattern"]
+        == f"^{accepted[name].pattern}$"
+    )
 
 
 def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
@@ -88,7 +93,9 @@ def test_only_those_who_need_a_key_can_be_told_so(described: dict[str, Any]) -> 
 
 
 def test_it_is_what_the_specification_asks_for(described: dict[str, Any]) -> None:
-    pytest.importorskip("schemathesis", reason="needs schemathesis: `make test` brings it with the test tools")
+    pytest.importorskip(
+        "schemathesis", reason="needs schemathesis: `make test` brings it with the test tools"
+    )
     from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR  # noqa: PLC0415 - may not be there
 
     OPENAPI_31_VALIDATOR.validate(described)

@@ -13,7 +13,9 @@ LOST = JobError("worker_lost", "gone")
 
 
 def queued(**changed: object) -> Job:
-    return Job(submission("a", **changed), sequence=1, status=Status.IN_QUEUE, created_at=Millis(1_000))
+    return Job(
+        submission("a", **changed), sequence=1, status=Status.IN_QUEUE, created_at=Millis(1_000)
+    )
 
 
 def taken(**changed: object) -> Job:
@@ -31,7 +33,9 @@ def test_a_queued_job_waits_until_its_queue_deadline() -> None:
     assert "within 3 s" in verdict.error.message
 
 
-@pytest.mark.parametrize(("failures", "says"), [(1, "1 run of this was lost"), (2, "2 runs of this were lost")])
+@pytest.mark.parametrize(
+    ("failures", "says"), [(1, "1 run of this was lost"), (2, "2 runs of this were lost")]
+)
 def test_a_job_that_waited_in_vain_after_lost_runs_says_so(failures: int, says: str) -> None:
     verdict = overdue(replace(queued(queued_until=Millis(4_000)), failures=failures), Millis(4_000))
     assert verdict is not None
@@ -81,7 +85,9 @@ def test_a_job_that_kills_its_workers_is_given_up() -> None:
 
 
 @pytest.mark.parametrize(("tries", "again_at"), [(0, 70_000), (1, 70_000), (2, None), (3, None)])
-def test_a_delivery_is_tried_three_times_ten_seconds_apart(tries: int, again_at: int | None) -> None:
+def test_a_delivery_is_tried_three_times_ten_seconds_apart(
+    tries: int, again_at: int | None
+) -> None:
     assert after_try(Delivery(taken(), tries), Millis(60_000)) == again_at
 
 

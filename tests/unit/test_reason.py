@@ -18,7 +18,9 @@ class Port(WorkerPort):
 
 
 def queued(name: str = "a", **changed: object) -> Job:
-    return Job(submission(name, **changed), sequence=1, status=Status.IN_QUEUE, created_at=Millis(0))
+    return Job(
+        submission(name, **changed), sequence=1, status=Status.IN_QUEUE, created_at=Millis(0)
+    )
 
 
 def busy(slots: int, taken: int, *, light: int = 0) -> Worker:
@@ -46,7 +48,11 @@ def polling(slots: int, taken: int) -> Worker:
         ([busy(1, 1)], 2, "Behind 2 jobs in the queue."),
         ([busy(1, 1)], 0, "Held by a limit: the only slot of 1 worker is taken."),
         ([busy(4, 4, light=2)], 0, "Held by a limit: all 4 slots of 1 worker are taken."),
-        ([busy(4, 4), busy(2, 2), busy(0, 0)], 0, "Held by a limit: all 6 slots of 2 workers are taken."),
+        (
+            [busy(4, 4), busy(2, 2), busy(0, 0)],
+            0,
+            "Held by a limit: all 6 slots of 2 workers are taken.",
+        ),
         ([busy(4, 4), busy(2, 1)], 0, "Next in line."),
         ([polling(8, 8)], 0, "Held by a limit: all 8 slots of 1 worker are taken."),
         ([polling(1, 1), busy(1, 1)], 0, "Held by a limit: all 2 slots of 2 workers are taken."),
@@ -77,4 +83,6 @@ def test_a_job_of_low_priority_lets_others_go_first_for_a_minute(now: int, later
 def test_a_worker_that_is_being_ended_is_not_ready() -> None:
     given_up = busy(1, 1)
     given_up.is_ending = True
-    assert reason(queued(), [given_up], 0, Millis(0)) == "1 worker connected, none of them ready yet."
+    assert (
+        reason(queued(), [given_up], 0, Millis(0)) == "1 worker connected, none of them ready yet."
+    )

@@ -58,11 +58,15 @@ async def recorder(store: FullStore, port: Port) -> Recorder:
     return recorder
 
 
-async def put(recorder: Recorder, data: bytes, *, more: bool = False, whole: bool = False, attempt: int = 1) -> bool:
+async def put(
+    recorder: Recorder, data: bytes, *, more: bool = False, whole: bool = False, attempt: int = 1
+) -> bool:
     return await recorder.put(JOB, attempt, data, b"", whole=whole, more=more)
 
 
-async def test_what_could_not_be_written_is_written_later_in_its_place(recorder: Recorder, store: FullStore) -> None:
+async def test_what_could_not_be_written_is_written_later_in_its_place(
+    recorder: Recorder, store: FullStore
+) -> None:
     await put(recorder, b"1")
     store.is_full = True
     with pytest.raises(StoreFullError):
@@ -92,7 +96,9 @@ async def test_another_attempt_is_not_heard(recorder: Recorder, store: FullStore
     assert (await store.read(JOB, 0, 9))[0] == []
 
 
-async def test_a_worker_that_is_ahead_of_the_disk_is_paused_and_goes_on(recorder: Recorder, port: Port) -> None:
+async def test_a_worker_that_is_ahead_of_the_disk_is_paused_and_goes_on(
+    recorder: Recorder, port: Port
+) -> None:
     for _ in range(20):
         await put(recorder, b'"' + b"x" * 10_000 + b'"')
     assert port.said == ["pause"]
@@ -112,7 +118,9 @@ async def test_pieces_without_bytes_are_not_free(recorder: Recorder) -> None:
     assert taken <= MOST_BYTES // PIECE_BYTES
 
 
-@pytest.mark.parametrize("value", [b"", b"{", b"1 2", b'1,"status":"x"', b'"\xff"', b"NaN", b"[" * 100_000])
+@pytest.mark.parametrize(
+    "value", [b"", b"{", b"1 2", b'1,"status":"x"', b'"\xff"', b"NaN", b"[" * 100_000]
+)
 @pytest.mark.parametrize("whole", [True, False])
 async def test_what_is_no_json_is_not_taken(recorder: Recorder, value: bytes, whole: bool) -> None:
     await put(recorder, value[:1], whole=whole, more=True)

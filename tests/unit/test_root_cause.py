@@ -58,13 +58,22 @@ def test_processes_that_print_at_once_are_told_apart(name: str) -> None:
     log = lines(name)
     engine = [line for line in log if line.startswith("(EngineCore")]
     worker = [line for line in log if line.startswith("(Worker")]
-    mixed = [line for pair in zip(worker, engine, strict=False) for line in pair] + worker[len(engine) :]
+    mixed = [line for pair in zip(worker, engine, strict=False) for line in pair] + worker[
+        len(engine) :
+    ]
     assert root_cause(mixed).startswith(CAUSES[name])
 
 
 def chain(link: str) -> list[str]:
     first = [TRACEBACK, '  File "a.py", line 1, in a', "KeyError: 'qwen9'", ""]
-    return [*first, link, "", TRACEBACK, '  File "b.py", line 2, in b', "ValueError: unknown model type"]
+    return [
+        *first,
+        link,
+        "",
+        TRACEBACK,
+        '  File "b.py", line 2, in b',
+        "ValueError: unknown model type",
+    ]
 
 
 def test_a_cause_is_followed_and_an_exception_that_was_handled_is_not() -> None:
@@ -73,7 +82,11 @@ def test_a_cause_is_followed_and_an_exception_that_was_handled_is_not() -> None:
 
 
 def test_the_workers_own_sentence_is_the_cause() -> None:
-    said = ["anything", "MAX_MODEL_LEN is wrong: argument --max-model-len: invalid value: '5x'", ENDED]
+    said = [
+        "anything",
+        "MAX_MODEL_LEN is wrong: argument --max-model-len: invalid value: '5x'",
+        ENDED,
+    ]
     assert root_cause(said) == said[1]
 
 
@@ -87,7 +100,9 @@ def test_errors_after_the_end_are_not_the_cause() -> None:
 
 
 def test_a_worker_that_says_nothing_has_no_known_cause() -> None:
-    stage = 'time=2026-11-27T13:42:30Z level=info event=worker.stage text="importing vLLM" seconds=0.0'
+    stage = (
+        'time=2026-11-27T13:42:30Z level=info event=worker.stage text="importing vLLM" seconds=0.0'
+    )
     assert root_cause([]) == ""
     assert root_cause([stage, "a warning"]) == ""
     assert root_cause([stage, ENDED]) == ""

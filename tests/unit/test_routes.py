@@ -27,14 +27,23 @@ def test_a_model_id_may_contain_slashes() -> None:
     assert found.model == "Qwen/Qwen3-8B"
 
 
-@pytest.mark.parametrize("path", ["/", "/health", "/v2/default/run", "/v2/a b/openai/v1/models", "/v1", "/V1/models"])
+@pytest.mark.parametrize(
+    "path", ["/", "/health", "/v2/default/run", "/v2/a b/openai/v1/models", "/v1", "/V1/models"]
+)
 def test_other_paths_are_none_of_this_api(path: str) -> None:
     assert match(path) is None
 
 
 @pytest.mark.parametrize(
     "path",
-    ["/v1/sleep", "/v1/load_lora_adapter", "/openai/collective_rpc", "/v2/default/openai/docs", "/v1/chat", "/v1/../x"],
+    [
+        "/v1/sleep",
+        "/v1/load_lora_adapter",
+        "/openai/collective_rpc",
+        "/v2/default/openai/docs",
+        "/v1/chat",
+        "/v1/../x",
+    ],
 )
 def test_what_is_not_in_the_table_does_not_exist(path: str) -> None:
     assert match(path) is None
@@ -59,5 +68,9 @@ def test_responses_are_not_kept(path: str) -> None:
 
 def test_every_route_is_one_that_a_worker_lets_through() -> None:
     """The two tables, on either side of the wire, name the same paths."""
-    engine_paths = {route.path or path for path, route in ROUTES.items() if route.answered_by is AnsweredBy.WORKER}
+    engine_paths = {
+        route.path or path
+        for path, route in ROUTES.items()
+        if route.answered_by is AnsweredBy.WORKER
+    }
     assert all(route_of(path) is not None for path in engine_paths)

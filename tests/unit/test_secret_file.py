@@ -54,7 +54,9 @@ def test_content_that_cannot_be_used_is_refused_and_not_shown(tmp_path: Path, co
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o606, 0o610, 0o777])
 def test_a_file_that_others_can_read_or_write_is_refused(tmp_path: Path, mode: int) -> None:
     path = written(tmp_path, KEY.encode(), mode)
-    with pytest.raises(SecretFileError, match=rf"open to other users \(mode {mode:04o}\)\. Run: chmod 600 "):
+    with pytest.raises(
+        SecretFileError, match=rf"open to other users \(mode {mode:04o}\)\. Run: chmod 600 "
+    ):
         read_secrets(path)
 
 
@@ -93,7 +95,9 @@ def test_a_token_is_one_secret(tmp_path: Path) -> None:
         read_secret(written(tmp_path, f"{KEY}\n{OTHER}\n".encode()))
 
 
-def test_keys_of_the_file_and_of_the_variable_both_count(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_keys_of_the_file_and_of_the_variable_both_count(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PROXY_API_KEY", f"bob={OTHER}")
     monkeypatch.setenv("PROXY_API_KEY_FILE", str(written(tmp_path, f"alice={KEY}".encode())))
     settings = Settings(data_dir=tmp_path)
@@ -114,7 +118,11 @@ def test_an_owner_may_have_two_keys_but_a_key_only_one_owner(tmp_path: Path) -> 
 
 @pytest.mark.parametrize(
     ("line", "says"),
-    [("alice=", "a key is empty"), ("alice=short", "shorter than 8 characters"), ("t" * 9, "also the worker token")],
+    [
+        ("alice=", "a key is empty"),
+        ("alice=short", "shorter than 8 characters"),
+        ("t" * 9, "also the worker token"),
+    ],
 )
 def test_a_key_in_a_file_has_to_be_as_good_as_any(tmp_path: Path, line: str, says: str) -> None:
     path = written(tmp_path, line.encode())
@@ -123,7 +131,9 @@ def test_a_key_in_a_file_has_to_be_as_good_as_any(tmp_path: Path, line: str, say
     assert says in (refused or "")
 
 
-def test_a_variable_that_is_set_and_empty_is_a_file_that_went_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_is_set_and_empty_is_a_file_that_went_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("PROXY_API_KEY_FILE", "PROXY_WORKER_TOKEN_FILE"):
         with monkeypatch.context() as only:
             only.setenv(name, "")
@@ -131,7 +141,9 @@ def test_a_variable_that_is_set_and_empty_is_a_file_that_went_missing(monkeypatc
                 Settings()
 
 
-def test_the_worker_token_of_the_proxy_comes_from_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_worker_token_of_the_proxy_comes_from_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("PROXY_WORKER_TOKEN_FILE", str(written(tmp_path, KEY.encode())))
     assert Settings(data_dir=tmp_path).token() == KEY
     assert not (tmp_path / "worker-token").exists()
@@ -140,7 +152,9 @@ def test_the_worker_token_of_the_proxy_comes_from_one_place(tmp_path: Path, monk
         Settings()
 
 
-def test_the_token_of_a_worker_comes_from_one_place(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_token_of_a_worker_comes_from_one_place(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setenv("WORKER_CONNECT", "http://127.0.0.1:8000")
     monkeypatch.setenv("WORKER_TOKEN_FILE", str(written(tmp_path, KEY.encode())))
     assert read_settings().worker_token == KEY
@@ -154,7 +168,9 @@ def test_the_token_of_a_worker_comes_from_one_place(tmp_path: Path, monkeypatch:
         read_settings()
 
 
-def test_workers_inherit_no_file_of_the_proxy_and_one_token(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_workers_inherit_no_file_of_the_proxy_and_one_token(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     for name in ("PROXY_API_KEY_FILE", "PROXY_WORKER_TOKEN_FILE", "WORKER_TOKEN_FILE"):
         monkeypatch.setenv(name, "/secrets")
     given = worker_environment({"WORKER_TOKEN": KEY})

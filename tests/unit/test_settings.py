@@ -12,7 +12,10 @@ from proxy.webhooks.signature import read_secret
 
 def test_an_endpoint_may_name_its_models() -> None:
     endpoints = Settings(endpoint=["default", "big=Qwen/Qwen3-8B,alias"]).endpoints()
-    assert [(one.id, one.models) for one in endpoints] == [("default", ()), ("big", ("Qwen/Qwen3-8B", "alias"))]
+    assert [(one.id, one.models) for one in endpoints] == [
+        ("default", ()),
+        ("big", ("Qwen/Qwen3-8B", "alias")),
+    ]
 
 
 def test_lists_are_words_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -33,7 +36,9 @@ def test_jobs_are_in_a_file_or_in_memory(store: str, file: Path | None) -> None:
     assert Settings(data_dir=Path("data"), store=store).store_file() == file
 
 
-@pytest.mark.parametrize("wrong", ["memory", "sqlite:", "sqlite:///", "/srv/jobs.db", "mysql://here"])
+@pytest.mark.parametrize(
+    "wrong", ["memory", "sqlite:", "sqlite:///", "/srv/jobs.db", "mysql://here"]
+)
 def test_a_store_that_is_none_is_refused(wrong: str) -> None:
     with pytest.raises(ValidationError, match="sqlite:///PATH or memory:"):
         Settings(store=wrong)
@@ -45,7 +50,9 @@ def test_an_endpoint_id_has_a_pattern(wrong: str) -> None:
         Settings(endpoint=[wrong])
 
 
-def test_a_variable_that_is_set_and_empty_is_a_key_that_went_missing(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_variable_that_is_set_and_empty_is_a_key_that_went_missing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     assert Settings().refusal() is None
     monkeypatch.setenv("PROXY_API_KEY", "")
     assert "a key is empty" in (Settings().refusal() or "")

@@ -29,10 +29,21 @@ class TestPipSettings:
         assert "UV_DEFAULT_INDEX" not in pip_settings.for_uv(found, {}, system_certificates=False)
 
     def test_a_later_file_wins_and_the_environment_wins_over_files(self, tmp_path: Path) -> None:
-        weak = written(tmp_path / "a", "[global]\nindex-url = https://weak/simple\ncert = /weak.pem\ntimeout = 5\n")
-        strong = written(tmp_path / "b", "[global]\nindex_url = https://strong/simple\ncert = /strong.pem\n")
-        found = pip_settings.read({"PIP_CERT": "/mine.pem", "PIPELINE": "no"}, [weak, strong, tmp_path / "absent"])
-        assert (found.index_url, found.cert, found.timeout) == ("https://strong/simple", "/mine.pem", "5")
+        weak = written(
+            tmp_path / "a",
+            "[global]\nindex-url = https://weak/simple\ncert = /weak.pem\ntimeout = 5\n",
+        )
+        strong = written(
+            tmp_path / "b", "[global]\nindex_url = https://strong/simple\ncert = /strong.pem\n"
+        )
+        found = pip_settings.read(
+            {"PIP_CERT": "/mine.pem", "PIPELINE": "no"}, [weak, strong, tmp_path / "absent"]
+        )
+        assert (found.index_url, found.cert, found.timeout) == (
+            "https://strong/simple",
+            "/mine.pem",
+            "5",
+        )
 
     def test_the_install_section_wins_and_others_do_not_count(self, tmp_path: Path) -> None:
         text = "[global]\nfind-links = /a\n[install]\nfind-links =\n    /b\n    /c\n[freeze]\ntimeout = 9\n"
@@ -47,7 +58,9 @@ class TestPipSettings:
 
     def test_files_stand_in_pips_order(self, tmp_path: Path) -> None:
         environ = {"XDG_CONFIG_DIRS": "/strong:/weak", "PIP_CONFIG_FILE": "/named.conf"}
-        files = [str(path) for path in pip_settings.config_files(environ, tmp_path, Path("/prefix"))]
+        files = [
+            str(path) for path in pip_settings.config_files(environ, tmp_path, Path("/prefix"))
+        ]
         files = [name for name in files if "Library" not in name]
         user = str(tmp_path / ".config/pip/pip.conf")
         legacy = str(tmp_path / ".pip/pip.conf")
@@ -67,7 +80,9 @@ class TestPipSettings:
             proxy="http://proxy:3128",
             timeout="60",
         )
-        assert pip_settings.for_uv(settings, {"SSL_CERT_FILE": "/other.pem"}, system_certificates=True) == {
+        assert pip_settings.for_uv(
+            settings, {"SSL_CERT_FILE": "/other.pem"}, system_certificates=True
+        ) == {
             "UV_DEFAULT_INDEX": "https://main/simple",
             "UV_EXTRA_INDEX_URL": "file:///one file:///two",
             "UV_FIND_LINKS": "/wheels,https://links",
@@ -81,21 +96,34 @@ class TestPipSettings:
 
     def test_what_the_user_set_for_uv_stays(self) -> None:
         environ = {"UV_INDEX_STRATEGY": "first-index", "UV_INDEX_URL": "https://mine"}
-        told = pip_settings.for_uv(PipSettings(extra_index_urls=("https://b",)), environ, system_certificates=False)
+        told = pip_settings.for_uv(
+            PipSettings(extra_index_urls=("https://b",)), environ, system_certificates=False
+        )
         assert told == {"UV_EXTRA_INDEX_URL": "https://b"}
 
     def test_without_a_certificate_file_uv_trusts_the_system(self) -> None:
-        assert pip_settings.for_uv(PipSettings(), {}, system_certificates=True)["UV_SYSTEM_CERTS"] == "1"
-        assert "UV_SYSTEM_CERTS" not in pip_settings.for_uv(PipSettings(), {}, system_certificates=False)
+        assert (
+            pip_settings.for_uv(PipSettings(), {}, system_certificates=True)["UV_SYSTEM_CERTS"]
+            == "1"
+        )
+        assert "UV_SYSTEM_CERTS" not in pip_settings.for_uv(
+            PipSettings(), {}, system_certificates=False
+        )
 
 
 class TestBuild:
     def test_a_server_without_a_gpu_gets_the_cpu_build(self) -> None:
         assert hardware.choose(SERVER).build is Build.CPU
-        assert hardware.choose(replace(SERVER, architecture="aarch64", cpu_flags=frozenset())).build is Build.CPU
+        assert (
+            hardware.choose(replace(SERVER, architecture="aarch64", cpu_flags=frozenset())).build
+            is Build.CPU
+        )
 
     def test_a_gpu_gets_the_gpu_build_whatever_the_cpu(self) -> None:
-        assert hardware.choose(replace(SERVER, has_nvidia_gpu=True, cpu_flags=frozenset())).build is Build.GPU
+        assert (
+            hardware.choose(replace(SERVER, has_nvidia_gpu=True, cpu_flags=frozenset())).build
+            is Build.GPU
+        )
 
     @pytest.mark.parametrize(
         ("machine", "word"),
@@ -118,17 +146,23 @@ class TestBuild:
             hardware.choose(SERVER, "tpu")
 
     def test_cpu_flags_of_both_architectures(self, tmp_path: Path) -> None:
-        assert "avx2" in hardware.cpu_flags(written(tmp_path / "x86", "processor\t: 0\nflags\t\t: fpu avx2\n\n"))
+        assert "avx2" in hardware.cpu_flags(
+            written(tmp_path / "x86", "processor\t: 0\nflags\t\t: fpu avx2\n\n")
+        )
         assert "asimd" in hardware.cpu_flags(written(tmp_path / "arm", "Features\t: fp asimd\n"))
         assert hardware.cpu_flags(tmp_path / "absent") == frozenset()
 
-    def test_a_card_is_seen_through_the_driver(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def test_a_card_is_seen_through_the_driver(
+        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
         monkeypatch.setenv("PATH", str(tmp_path))
         assert not hardware.has_nvidia_gpu(tmp_path)
         (tmp_path / "proc/driver/nvidia/gpus/0000:01:00.0").mkdir(parents=True)
         assert hardware.has_nvidia_gpu(tmp_path)
 
-    @pytest.mark.parametrize(("script", "seen"), [("echo 'GPU 0: X'", True), ("echo none; exit 9", False)])
+    @pytest.mark.parametrize(
+        ("script", "seen"), [("echo 'GPU 0: X'", True), ("echo none; exit 9", False)]
+    )
     def test_a_card_is_seen_through_nvidia_smi(
         self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, script: str, *, seen: bool
     ) -> None:
@@ -185,14 +219,18 @@ class TestSystemTools:
         written(tmp_path / "bin/timeout", '#!/bin/sh\nshift 2\nexec "$@"\n').chmod(0o755)
         return {"PATH": str(tmp_path / "bin")}
 
-    def test_what_is_missing_is_wanted_from_root_and_apt(self, environ: dict[str, str], tmp_path: Path) -> None:
+    def test_what_is_missing_is_wanted_from_root_and_apt(
+        self, environ: dict[str, str], tmp_path: Path
+    ) -> None:
         absent = tmp_path / "absent"
         wanted = system.wanted(environ, uid=0, booted=absent)
         assert [tool.command for tool in wanted] == ["nginx", "ip", "nft"]
         assert system.wanted(environ, uid=1000, booted=absent) == []
         assert system.wanted({"PATH": str(absent)}, uid=0, booted=absent) == []
 
-    def test_on_a_machine_with_services_nothing_is_installed(self, environ: dict[str, str], tmp_path: Path) -> None:
+    def test_on_a_machine_with_services_nothing_is_installed(
+        self, environ: dict[str, str], tmp_path: Path
+    ) -> None:
         assert system.wanted(environ, uid=0, booted=tmp_path) == []
 
     def test_they_come_in_one_stage_which_asks_nothing_and_starts_nothing(
@@ -205,7 +243,9 @@ class TestSystemTools:
         assert update.startswith("noninteractive 1 ")
         assert update.endswith(" update")
         assert install.startswith("noninteractive 1 ")
-        assert install.endswith(" install --yes --no-install-recommends iproute2 nftables nginx-light")
+        assert install.endswith(
+            " install --yes --no-install-recommends iproute2 nftables nginx-light"
+        )
         assert shown.getvalue().startswith("[1/1] for tests: system tools ...")
 
     def test_a_failure_is_told_and_ends_nothing(

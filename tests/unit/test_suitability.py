@@ -30,7 +30,9 @@ class TestAsked:
         assert suitability.asked(flags, variables) == Asked("0.0.0.0", 4, 3, has_upstream=False)
 
     def test_what_is_after_the_dashes_is_vllms(self) -> None:
-        assert suitability.asked(["--", "--port", "2", "--upstream", "x"], {}) == suitability.asked([], {})
+        assert suitability.asked(["--", "--port", "2", "--upstream", "x"], {}) == suitability.asked(
+            [], {}
+        )
 
     @pytest.mark.parametrize("flags", [["--upstream", "http://x"], ["--upstream=http://x"]])
     def test_another_server_needs_no_vllm(self, flags: list[str]) -> None:
@@ -38,7 +40,9 @@ class TestAsked:
         assert not suitability.asked([], {"WORKER_UPSTREAM": "http://x"}).needs_vllm
         assert suitability.asked([], {"WORKER_UPSTREAM": ""}).needs_vllm
 
-    @pytest.mark.parametrize("flags", [["--port", "many"], ["--port"], ["--port", "-1"], ["--port", "123456"]])
+    @pytest.mark.parametrize(
+        "flags", [["--port", "many"], ["--port"], ["--port", "-1"], ["--port", "123456"]]
+    )
     def test_a_wrong_port_is_left_to_the_command_to_refuse(self, flags: list[str]) -> None:
         assert suitability.asked(flags, {}).port in {0, 8000}
 
@@ -64,15 +68,22 @@ class TestMemory:
         needed = suitability.PROXY_MEMORY + suitability.WORKER_MEMORY
         assert suitability.memory_short(needed, 1) == ""
         text = suitability.memory_short(needed - 1, 1)
-        assert text.startswith("2.6 GiB of memory are free, and vLLM with the smallest model needs 2.6 GiB. ")
+        assert text.startswith(
+            "2.6 GiB of memory are free, and vLLM with the smallest model needs 2.6 GiB. "
+        )
         assert "--upstream URL" in text
 
     def test_every_worker_needs_as_much(self) -> None:
         assert suitability.memory_short(5 * GIB, 1) == ""
-        assert "2 workers with the smallest model need 5.1 GiB" in suitability.memory_short(5 * GIB, 2)
+        assert "2 workers with the smallest model need 5.1 GiB" in suitability.memory_short(
+            5 * GIB, 2
+        )
 
     def test_what_linux_calls_available_counts_and_swap_too(self, tmp_path: Path) -> None:
-        written(tmp_path / "meminfo", "MemTotal:       9000 kB\nMemAvailable:    300 kB\nSwapFree:         20 kB\n")
+        written(
+            tmp_path / "meminfo",
+            "MemTotal:       9000 kB\nMemAvailable:    300 kB\nSwapFree:         20 kB\n",
+        )
         assert resources.free_memory(tmp_path, tmp_path) == 320 * 1024
 
     def test_where_nothing_is_known_nothing_is_refused(self, tmp_path: Path) -> None:
@@ -96,7 +107,10 @@ class TestMemory:
         for path, limit in (("job/step", "9223372036854771712"), ("job", "7000")):
             written(tmp_path / "cgroup/memory" / path / "memory.limit_in_bytes", f"{limit}\n")
             written(tmp_path / "cgroup/memory" / path / "memory.usage_in_bytes", "3000\n")
-            written(tmp_path / "cgroup/memory" / path / "memory.stat", "inactive_file 1\ntotal_inactive_file 10\n")
+            written(
+                tmp_path / "cgroup/memory" / path / "memory.stat",
+                "inactive_file 1\ntotal_inactive_file 10\n",
+            )
         assert resources.free_memory(tmp_path, tmp_path / "cgroup") == 4010
 
 
@@ -106,13 +120,18 @@ class TestDisk:
         needed = suitability.DISK[build]
         assert suitability.disk_short(needed, build, tmp_path) == ""
         text = suitability.disk_short(needed - 1, build, tmp_path)
-        assert f"are free on the disk of {tmp_path}, and the installation needs {needed / GIB:.1f} GiB. " in text
+        assert (
+            f"are free on the disk of {tmp_path}, and the installation needs {needed / GIB:.1f} GiB. "
+            in text
+        )
         assert "VLLM_SERVERLESS_ENVIRONMENTS" in text
 
     def test_a_proxy_alone_needs_a_tenth(self) -> None:
         assert suitability.DISK[Build.NONE] * 10 == suitability.DISK[Build.CPU]
 
-    def test_the_same_disk_is_looked_at_once_and_a_folder_need_not_be_there(self, tmp_path: Path) -> None:
+    def test_the_same_disk_is_looked_at_once_and_a_folder_need_not_be_there(
+        self, tmp_path: Path
+    ) -> None:
         [(free, place)] = resources.free_disk([tmp_path / "a/b", tmp_path / "c"])
         assert place == tmp_path
         assert free > 0
@@ -120,7 +139,9 @@ class TestDisk:
 
 
 class TestRefusing:
-    def test_the_first_sentence_ends_the_set_up_with_78(self, capsys: pytest.CaptureFixture[str]) -> None:
+    def test_the_first_sentence_ends_the_set_up_with_78(
+        self, capsys: pytest.CaptureFixture[str]
+    ) -> None:
         with pytest.raises(SystemExit) as ended:
             suitability.refuse(["", "no room.", "and no port."], {})
         assert ended.value.code == 78

@@ -29,7 +29,9 @@ def parts(clock: FakeClock, tmp_path: Path) -> Parts:
 
 async def test_whatever_is_over_is_forgotten_in_one_round(parts: Parts, clock: FakeClock) -> None:
     for number in range(MANY):
-        await parts.store.submit(submission(f"{number}", durable=True, retention=Millis(1_000)), clock.now())
+        await parts.store.submit(
+            submission(f"{number}", durable=True, retention=Millis(1_000)), clock.now()
+        )
     await parts.store.purge(HERE, ALICE, clock.now(), JobError("because", "Because."))
     await parts.sweeper.forget()
     assert await parts.store.find(JobId("0")) is not None
@@ -41,7 +43,9 @@ async def test_whatever_is_over_is_forgotten_in_one_round(parts: Parts, clock: F
 async def test_whatever_is_overdue_ends_in_one_round(parts: Parts, clock: FakeClock) -> None:
     for number in range(MANY):
         until = Millis(clock.now() + 1_000)
-        await parts.store.submit(submission(f"{number}", durable=True, expires_at=until), clock.now())
+        await parts.store.submit(
+            submission(f"{number}", durable=True, expires_at=until), clock.now()
+        )
     assert await parts.store.settle(JobId("7"), Event.CANCEL, now=clock.now())
     await parts.sweeper.end_overdue()
     assert (await parts.store.counts(HERE)).in_queue == MANY - 1

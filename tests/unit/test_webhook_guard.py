@@ -32,7 +32,12 @@ def test_tricks_are_refused_with_a_sentence(family: Callable[[int], Iterable[str
     [
         ("https://example.com/hook", "example.com", 443, "/hook"),
         ("http://example.com", "example.com", 80, "/"),
-        ("HTTPS://Hooks.Example.com:8443/A?b=%2f&c=a+b;d|e#f", "Hooks.Example.com", 8443, "/A?b=%2f&c=a+b;d|e"),
+        (
+            "HTTPS://Hooks.Example.com:8443/A?b=%2f&c=a+b;d|e#f",
+            "Hooks.Example.com",
+            8443,
+            "/A?b=%2f&c=a+b;d|e",
+        ),
         ("https://example.com/a/../b//c@d", "example.com", 443, "/a/../b//c@d"),
         ("https://example.com?x=http://127.0.0.1/", "example.com", 443, "/?x=http://127.0.0.1/"),
         ("https://xn--bcher-kva.example/", "xn--bcher-kva.example", 443, "/"),
@@ -44,7 +49,9 @@ def test_tricks_are_refused_with_a_sentence(family: Callable[[int], Iterable[str
         ("https://127.0.0.1.example.com/", "127.0.0.1.example.com", 443, "/"),
     ],
 )
-def test_what_is_public_may_be_told_byte_for_byte(text: str, host: str, port: int, path: str) -> None:
+def test_what_is_public_may_be_told_byte_for_byte(
+    text: str, host: str, port: int, path: str
+) -> None:
     url = read_url(text, NOBODY)
     assert (url.raw_host, url.port, url.raw_path_qs) == (host, port, path)
 
@@ -52,7 +59,13 @@ def test_what_is_public_may_be_told_byte_for_byte(text: str, host: str, port: in
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://hooks/", "http://HOOKS:8080/", "https://receiver.internal/", "http://10.1.2.3/", "http://[fd00::1]/"),
+        *(
+            "http://hooks/",
+            "http://HOOKS:8080/",
+            "https://receiver.internal/",
+            "http://10.1.2.3/",
+            "http://[fd00::1]/",
+        ),
         *("http://127.0.0.1:8000/", "http://[::ffff:10.1.2.3]/", "http://[64:ff9b::10.1.2.3]/"),
     ],
 )
@@ -65,8 +78,20 @@ def test_the_operator_can_allow_private_receivers(url: str) -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        *("http://hooks2/", "http://sub.receiver.internal/", "http://10.2.0.1/", "http://127.0.0.2/", "http://[::1]/"),
-        *("http://hooks:22/", "http://user@hooks/", "http://hooks./", "ftp://hooks/", "http://[::10.1.2.3]/"),
+        *(
+            "http://hooks2/",
+            "http://sub.receiver.internal/",
+            "http://10.2.0.1/",
+            "http://127.0.0.2/",
+            "http://[::1]/",
+        ),
+        *(
+            "http://hooks:22/",
+            "http://user@hooks/",
+            "http://hooks./",
+            "ftp://hooks/",
+            "http://[::10.1.2.3]/",
+        ),
     ],
 )
 def test_what_is_allowed_is_only_that(url: str) -> None:
@@ -75,7 +100,8 @@ def test_what_is_allowed_is_only_that(url: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "word", ["10.0.0.1/8", "10.0.0.0/33", "http://hook", "a b", "127.1", "0x7f000001", "a/b", "", "."]
+    "word",
+    ["10.0.0.1/8", "10.0.0.0/33", "http://hook", "a b", "127.1", "0x7f000001", "a/b", "", "."],
 )
 def test_an_allowed_receiver_is_a_name_or_a_network(word: str) -> None:
     with pytest.raises(ValueError, match="neither a host name nor a network"):
@@ -83,12 +109,17 @@ def test_an_allowed_receiver_is_a_name_or_a_network(word: str) -> None:
 
 
 def test_a_private_address_is_private_however_it_is_written() -> None:
-    written = [*url_tricks.V4, *url_tricks.V6, *(one for text in url_tricks.V4 for one in url_tricks.hidden(text))]
+    written = [
+        *url_tricks.V4,
+        *url_tricks.V6,
+        *(one for text in url_tricks.V4 for one in url_tricks.hidden(text)),
+    ]
     assert [text for text in written if is_public(ip_address(text))] == []
 
 
 @pytest.mark.parametrize(
-    "text", ["1.1.1.1", "8.8.8.8", "93.184.216.34", "100.128.0.1", "2606:4700:4700::1111", "2a00::1"]
+    "text",
+    ["1.1.1.1", "8.8.8.8", "93.184.216.34", "100.128.0.1", "2606:4700:4700::1111", "2a00::1"],
 )
 def test_a_public_address_is_public(text: str) -> None:
     assert is_public(ip_address(text))
@@ -97,7 +128,9 @@ def test_a_public_address_is_public(text: str) -> None:
 @given(st.ip_addresses(v=4))
 def test_hiding_an_address_never_makes_it_public(address: object) -> None:
     is_open = is_public(ip_address(str(address)))
-    assert not any(is_public(ip_address(one)) and not is_open for one in url_tricks.hidden(str(address)))
+    assert not any(
+        is_public(ip_address(one)) and not is_open for one in url_tricks.hidden(str(address))
+    )
 
 
 @given(st.text() | st.from_regex(r"https?://[^/?#]{0,30}([/?#].*)?", fullmatch=True))
@@ -109,7 +142,10 @@ def test_any_text_is_read_or_refused(text: str) -> None:
         return
     assert url.raw_host is not None
     assert url.raw_host.lower() in text.lower()
-    assert receiver(text) == f"{url.scheme}://{f'[{url.raw_host}]' if ':' in url.raw_host else url.raw_host}".lower()
+    assert (
+        receiver(text)
+        == f"{url.scheme}://{f'[{url.raw_host}]' if ':' in url.raw_host else url.raw_host}".lower()
+    )
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,9 @@ def now() -> Millis:
 
 
 def test_the_library_of_the_standard_accepts_a_signature() -> None:
-    standardwebhooks = pytest.importorskip("standardwebhooks", reason="pip install standardwebhooks")
+    standardwebhooks = pytest.importorskip(
+        "standardwebhooks", reason="pip install standardwebhooks"
+    )
     webhook = standardwebhooks.Webhook(format_secret(KEY))
     headers = sign(KEY, "a-u1-0", now(), BODY)
     assert webhook.verify(BODY, headers) == json.loads(BODY)
@@ -45,7 +47,9 @@ def test_openais_sdk_accepts_a_signature() -> None:
 
 def test_a_signature_is_the_one_of_the_standards_own_example() -> None:
     key = read_secret("whsec_MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw")
-    headers = sign(key, "msg_p5jXN8AQM9LWM0D4loKWxJek", Millis(1_614_265_330_999), b'{"test": 2432232314}')
+    headers = sign(
+        key, "msg_p5jXN8AQM9LWM0D4loKWxJek", Millis(1_614_265_330_999), b'{"test": 2432232314}'
+    )
     assert headers["webhook-timestamp"] == "1614265330"
     assert headers["webhook-signature"] == "v1,g0hM9SsE+OTPJTGt/tmIKtSyZlE3uFJELVlNIOLJ1OE="
 
@@ -67,6 +71,13 @@ def test_what_is_no_secret_is_refused(text: str) -> None:
 
 def test_an_end_has_an_id_of_its_own() -> None:
     job = Job(submission("a-u1"), sequence=1, status=Status.FAILED, created_at=Millis(0), attempt=3)
-    again = Job(submission("a-u1"), sequence=2, status=Status.CANCELLED, created_at=Millis(0), attempt=3, retries=1)
+    again = Job(
+        submission("a-u1"),
+        sequence=2,
+        status=Status.CANCELLED,
+        created_at=Millis(0),
+        attempt=3,
+        retries=1,
+    )
     assert message_id(job) != message_id(again)
     assert "." not in message_id(job)

@@ -118,7 +118,9 @@ class Channel:
         self._socket: ClientConnection | None = None
         self._closing = asyncio.Event()
         self._was_accepted = was_accepted
-        self.accepted = False  # the proxy has kept a connection of ours; from then on no refusal is final
+        self.accepted = (
+            False  # the proxy has kept a connection of ours; from then on no refusal is final
+        )
         self.tried = asyncio.Event()  # the first attempt has succeeded or failed
         self.connected = asyncio.Event()
 
@@ -209,7 +211,9 @@ class Channel:
                 message = await socket.recv()
             self.accepted = True
             try:
-                frames = decode_to_worker(message if isinstance(message, bytes) else message.encode())
+                frames = decode_to_worker(
+                    message if isinstance(message, bytes) else message.encode()
+                )
             except BadFrameError as error:
                 self._log.error("channel.bad_frame", error=str(error))
                 await hang_up(socket, PROTOCOL_ERROR, "bad frame")
@@ -237,7 +241,9 @@ class Channel:
             self._outbox.put(Heartbeat())
 
 
-def pause_before_dialling(failures: int, heartbeat: float, uniform: Callable[[float, float], float]) -> float:
+def pause_before_dialling(
+    failures: int, heartbeat: float, uniform: Callable[[float, float], float]
+) -> float:
     """Seconds to wait after so many failed attempts in a row, drawn at random: a proxy that comes back meets no herd.
 
     Never more than a heartbeat. A proxy that was started again gives its workers one lease to come back with what they

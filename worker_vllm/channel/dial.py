@@ -18,7 +18,9 @@ OPEN_SECONDS = 10.0
 PING_SECONDS = 5.0  # a dead proxy is noticed within ping and pong, which is one lease
 PONG_SECONDS = 10.0
 CLOSE_SECONDS = 2.0
-WRITE_BYTES = 64 * 1024  # what the socket may hold back; the rest waits in the outbox, where lanes take turns
+WRITE_BYTES = (
+    64 * 1024
+)  # what the socket may hold back; the rest waits in the outbox, where lanes take turns
 NORMAL = 1000
 SHOWN = 200  # characters of what a server answers
 REDIRECTS = range(300, 400)
@@ -60,7 +62,9 @@ class DialRefusedError(Exception):
 
     def __init__(self, message: str, *, by_handshake: bool = False) -> None:
         super().__init__(message)
-        self.by_handshake = by_handshake  # by an HTTP status, which a server in front of the proxy can answer too
+        self.by_handshake = (
+            by_handshake  # by an HTTP status, which a server in front of the proxy can answer too
+        )
 
 
 class ConnectionLostError(Exception):
@@ -100,7 +104,9 @@ def losing_connection() -> Iterator[None]:
     """Raise `ConnectionLostError` for whatever the WebSocket library, its event loop or TLS raises in here."""
     try:
         yield
-    except Exception as error:  # each of the three adds kinds of its own, and none is a reason to end
+    except (
+        Exception
+    ) as error:  # each of the three adds kinds of its own, and none is a reason to end
         raise ConnectionLostError(_sentence(error)) from error
 
 
@@ -116,7 +122,8 @@ def refusal_of_close(socket: ClientConnection) -> DialRefusedError | None:
     if code is None or code not in FINAL_CODES:
         return None
     return DialRefusedError(
-        socket.close_reason or ADVICE.get(code - 4000, f"the proxy closed the connection with {code}")
+        socket.close_reason
+        or ADVICE.get(code - 4000, f"the proxy closed the connection with {code}")
     )
 
 
@@ -154,7 +161,11 @@ def _sentence(error: Exception) -> str:
     if isinstance(error, InvalidStatus):
         return f"answered {_answer(error)}"
     text = str(error) or type(error).__name__
-    return f"{text} ({error.__cause__})" if error.__cause__ is not None and str(error.__cause__) else text
+    return (
+        f"{text} ({error.__cause__})"
+        if error.__cause__ is not None and str(error.__cause__)
+        else text
+    )
 
 
 def _answer(error: InvalidStatus) -> str:

@@ -17,7 +17,9 @@ from proxy.wire.frames import PROTOCOL, Credit, Frame, Hello, Log, ToWorker
 from worker_vllm.channel.connection import Channel, ChannelTimeouts, OrphanedError, WakingOutbox
 from worker_vllm.channel.dial import Dialler, DialRefusedError, Link
 
-FIRST_TRY_SECONDS = 3.0  # how long a start waits for the first answer of the proxy, to fail early rather than late
+FIRST_TRY_SECONDS = (
+    3.0  # how long a start waits for the first answer of the proxy, to fail early rather than late
+)
 JOIN_SECONDS = 5.0
 
 
@@ -49,7 +51,9 @@ class Loading:
     When the proxy refuses the worker, `failure` says so and the process gets a SIGINT, which ends the start.
     """
 
-    def __init__(self, link: Link, engine: str, patience: ChannelTimeouts, dialler: Dialler) -> None:
+    def __init__(
+        self, link: Link, engine: str, patience: ChannelTimeouts, dialler: Dialler
+    ) -> None:
         self._link, self._engine, self._patience = link, engine, patience
         self._dialler = dialler
         self._tried = threading.Event()

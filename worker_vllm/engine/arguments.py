@@ -25,7 +25,9 @@ class _Strict(argparse.ArgumentParser):
         raise ValueError(message)
 
     def exit(self, status: int = 0, message: str | None = None) -> NoReturn:
-        raise EngineError(f"That was vLLM's help; nothing was started. {message or status or ''}".strip())
+        raise EngineError(
+            f"That was vLLM's help; nothing was started. {message or status or ''}".strip()
+        )
 
 
 def strict(parser_class: type[argparse.ArgumentParser]) -> type[argparse.ArgumentParser]:
@@ -45,7 +47,11 @@ def parse(
         structlog.get_logger().warning("worker.variable_ignored", variable=name, reason=reason)
     extra = _split(variables.get(EXTRA, ""))
     raw = [*extra, *arguments]
-    flags = [flag for flag in flags_from(variables, actions) if flag.words[0] != CONFIG or CONFIG not in raw]
+    flags = [
+        flag
+        for flag in flags_from(variables, actions)
+        if flag.words[0] != CONFIG or CONFIG not in raw
+    ]
     for flag in flags:
         _parse(parser, flag.words, flag.variable)
     _parse(parser, extra, EXTRA)
@@ -59,7 +65,9 @@ def _split(text: str) -> list[str]:
         raise EngineError(f"{EXTRA} is wrong: {error}") from None
 
 
-def _parse(parser: argparse.ArgumentParser, words: Sequence[str], source: str) -> argparse.Namespace:
+def _parse(
+    parser: argparse.ArgumentParser, words: Sequence[str], source: str
+) -> argparse.Namespace:
     try:
         return parser.parse_args(list(words))
     except EngineError:

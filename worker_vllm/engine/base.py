@@ -48,7 +48,9 @@ def reading_of(samples: Iterable[tuple[str, float]]) -> Reading | None:
     if not running:
         return None
     full = max(cache, default=0.0)
-    return Reading(int(sum(running)), int(sum(waiting)), full, int(sum(prompt)), int(sum(generation)))
+    return Reading(
+        int(sum(running)), int(sum(waiting)), full, int(sum(prompt)), int(sum(generation))
+    )
 
 
 class Engine(Protocol):
@@ -96,7 +98,10 @@ class Engine(Protocol):
     async def __aenter__(self) -> Self: ...
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None: ...
 
 
@@ -104,12 +109,18 @@ async def read_models(engine: Engine) -> list[Model]:
     """The models that the engine serves, with its own cards. A card with a parent is an adapter on a base model."""
     status, body = await fetch(engine.app, Request("GET", MODELS_PATH), engine.authorization)
     if status != HTTPStatus.OK:
-        raise EngineError(f"the engine answered {status} to {MODELS_PATH}: {body[:200].decode(errors='replace')}")
+        raise EngineError(
+            f"the engine answered {status} to {MODELS_PATH}: {body[:200].decode(errors='replace')}"
+        )
     try:
         cards: list[dict[str, Any]] = json.loads(body)["data"]
         return [
-            Model(card["id"], json.dumps(card, separators=(",", ":")).encode(), not card.get("parent"))
+            Model(
+                card["id"], json.dumps(card, separators=(",", ":")).encode(), not card.get("parent")
+            )
             for card in cards
         ]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(f"the engine's answer to {MODELS_PATH} is no list of models: {error!r}") from error
+        raise EngineError(
+            f"the engine's answer to {MODELS_PATH} is no list of models: {error!r}"
+        ) from error

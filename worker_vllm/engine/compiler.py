@@ -15,7 +15,9 @@ from worker_vllm.settings import read_environment
 
 DISABLE = "TORCH_COMPILE_DISABLE"
 CACHE = "TORCHINDUCTOR_CACHE_DIR"
-REMEDY = "vLLM runs without compiled kernels, which is slower; on Debian: apt install g++ python3-dev"
+REMEDY = (
+    "vLLM runs without compiled kernels, which is slower; on Debian: apt install g++ python3-dev"
+)
 # torch's inductor calls the first; Triton, which compiles for GPUs, any of the others.
 COMPILERS = {"cpu": ("CXX", ("g++",)), "gpu": ("CC", ("gcc", "clang", "cc"))}
 

@@ -24,12 +24,20 @@ class StreamFrame:
     after: bytes
     after_last: bytes
     last: int
-    usage_each: bytes = b""  # where every token tells the usage so far: its beginning, up to the number of tokens
+    usage_each: bytes = (
+        b""  # where every token tells the usage so far: its beginning, up to the number of tokens
+    )
 
     def token(self, index: int) -> bytes:
         """The event of one token."""
-        event = b"%b%d%b" % (self.before, index, self.after_last if index == self.last else self.after)
-        return b"%b%b%d}}\n\n" % (event[:-3], self.usage_each, index + 1) if self.usage_each else event
+        event = b"%b%d%b" % (
+            self.before,
+            index,
+            self.after_last if index == self.last else self.after,
+        )
+        return (
+            b"%b%b%d}}\n\n" % (event[:-3], self.usage_each, index + 1) if self.usage_each else event
+        )
 
 
 def stream_frame(script: Script) -> StreamFrame:
@@ -40,7 +48,11 @@ def stream_frame(script: Script) -> StreamFrame:
     _, after_last = _event(script, f"{mark} ", "length").split(number)
     usage = _envelope(script) | {"choices": [], "usage": _usage(script)}
     first = _event(script, "", None, role=True) if script.kind == "chat" else b""
-    each = b',"usage":{"prompt_tokens":%d,"completion_tokens":' % script.prompt_tokens if script.usage_each else b""
+    each = (
+        b',"usage":{"prompt_tokens":%d,"completion_tokens":' % script.prompt_tokens
+        if script.usage_each
+        else b""
+    )
     return StreamFrame(first, _data(usage), before, after, after_last, script.tokens - 1, each)
 
 
@@ -51,7 +63,9 @@ def answer(script: Script) -> bytes:
     if script.kind == "chat":
         said = {"message": {"role": "assistant", "content": text, "tool_calls": []}}
     choice = {"index": 0, **said, "logprobs": None, "finish_reason": "length"}
-    head = _envelope(script) | {"object": "chat.completion" if script.kind == "chat" else "text_completion"}
+    head = _envelope(script) | {
+        "object": "chat.completion" if script.kind == "chat" else "text_completion"
+    }
     return json.dumps(head | {"choices": [choice], "usage": _usage(script)}).encode()
 
 
@@ -79,4 +93,6 @@ def _usage(script: Script) -> dict[str, int]:
 
 
 def _data(event: dict[str, Any]) -> bytes:
-    return b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+    return (
+        b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
+    )

@@ -23,7 +23,9 @@ ALIASES = {  # each wins over its flag's own name
 }
 # Names that mean something else on most machines, or have a variable of their own (MODEL_NAME, VLLM_API_KEY). The hub's
 # library reads HF_TOKEN itself; as a flag it would only get into more places.
-RESERVED = frozenset({"API_KEY", "CONFIG", "HELP", "HF_TOKEN", "HOST", "LOG_LEVEL", "MODEL", "PORT"})
+RESERVED = frozenset(
+    {"API_KEY", "CONFIG", "HELP", "HF_TOKEN", "HOST", "LOG_LEVEL", "MODEL", "PORT"}
+)
 NO_SERVER = "it is about vLLM's own HTTP server, which a worker does not run"
 OF_THE_SERVER = frozenset({
     *("ALLOW_CREDENTIALS", "ALLOWED_HEADERS", "ALLOWED_METHODS", "ALLOWED_ORIGINS", "API_SERVER_COUNT"),
@@ -65,7 +67,9 @@ REMOVED = {  # what vLLM once had; where a parser still has it, it is a flag lik
     "SWAP_SPACE": "",
     "TASK": "RUNNER and CONVERT",
 }
-ZERO_IS_UNSET = frozenset({"MAX_NUM_BATCHED_TOKENS"})  # a common template's default, which vLLM refuses
+ZERO_IS_UNSET = frozenset(
+    {"MAX_NUM_BATCHED_TOKENS"}
+)  # a common template's default, which vLLM refuses
 TRUE, FALSE = frozenset({"1", "on", "true", "yes"}), frozenset({"0", "false", "no", "off"})
 
 
@@ -79,14 +83,27 @@ class Flag:
 
 def variables_of(actions: Iterable[argparse.Action]) -> dict[str, tuple[str, argparse.Action]]:
     """Every variable that is a flag of this parser, the stronger names last."""
-    options = {option: action for action in actions for option in action.option_strings if option.startswith("--")}
+    options = {
+        option: action
+        for action in actions
+        for option in action.option_strings
+        if option.startswith("--")
+    }
     named = {
         option.removeprefix("--").replace("-", "_").upper(): (option, action)
         for option, action in options.items()
         if f"--{option.removeprefix('--no-')}" not in action.option_strings
     }
-    own = {variable: found for variable, found in named.items() if variable not in RESERVED | OF_THE_SERVER}
-    return own | {variable: (option, options[option]) for variable, option in ALIASES.items() if option in options}
+    own = {
+        variable: found
+        for variable, found in named.items()
+        if variable not in RESERVED | OF_THE_SERVER
+    }
+    return own | {
+        variable: (option, options[option])
+        for variable, option in ALIASES.items()
+        if option in options
+    }
 
 
 def flags_from(variables: Mapping[str, str], actions: Iterable[argparse.Action]) -> list[Flag]:
@@ -102,7 +119,11 @@ def flags_from(variables: Mapping[str, str], actions: Iterable[argparse.Action])
 def ignored(variables: Mapping[str, str], actions: Iterable[argparse.Action]) -> dict[str, str]:
     """The variables that somebody may count on and that change nothing, and why."""
     known = variables_of(actions)
-    reasons = {name: f"{GONE}{use and f': see {use}'}" for name, use in REMOVED.items() if name not in known}
+    reasons = {
+        name: f"{GONE}{use and f': see {use}'}"
+        for name, use in REMOVED.items()
+        if name not in known
+    }
     reasons |= dict.fromkeys(sorted(OF_THE_SERVER), NO_SERVER)
     return {name: reason for name, reason in reasons.items() if variables.get(name, "").strip()}
 

@@ -14,7 +14,9 @@ import structlog
 from worker_vllm.engine.base import MODELS_PATH
 
 HEALTH_PATH = "/health"
-FAILED_FROM = 500  # a server that answers with a lower status is alive, whatever it thinks of the request
+FAILED_FROM = (
+    500  # a server that answers with a lower status is alive, whatever it thinks of the request
+)
 BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
 
@@ -30,7 +32,9 @@ class Pace:
 class Health:
     """The health of one server. `failure` is empty until the server is lost, and then says why."""
 
-    def __init__(self, session: aiohttp.ClientSession, url: str, authorization: str, pace: Pace) -> None:
+    def __init__(
+        self, session: aiohttp.ClientSession, url: str, authorization: str, pace: Pace
+    ) -> None:
         self._session, self._url, self._pace = session, url, pace
         self._headers = {"authorization": authorization} if authorization else {}
         self._path = HEALTH_PATH
@@ -45,7 +49,9 @@ class Health:
             failures = failures + 1 if fault else 0
             if failures >= self._pace.limit:
                 self.failure = f"the upstream server failed {failures} health probes in a row, the last with: {fault}"
-                structlog.get_logger().error("upstream.gone", url=self._url, probes=failures, fault=fault)
+                structlog.get_logger().error(
+                    "upstream.gone", url=self._url, probes=failures, fault=fault
+                )
                 return
 
     async def fault(self) -> str:
@@ -67,11 +73,15 @@ class Health:
         """The status that the server answers to a GET; raises what aiohttp raises."""
         timeout = aiohttp.ClientTimeout(total=self._pace.timeout)
         url = self._url + path
-        async with self._session.get(url, headers=self._headers, timeout=timeout, allow_redirects=False) as response:
+        async with self._session.get(
+            url, headers=self._headers, timeout=timeout, allow_redirects=False
+        ) as response:
             return response.status
 
     def _failed(self, fault: str, error: str) -> str:
-        structlog.get_logger().warning("upstream.probe_failed", url=self._url + self._path, fault=fault, error=error)
+        structlog.get_logger().warning(
+            "upstream.probe_failed", url=self._url + self._path, fault=fault, error=error
+        )
         return fault
 
 
@@ -79,4 +89,6 @@ def _is_missing(status: int) -> bool:
     """Whether a server that answers `/health` so has no such route, or keeps it for others."""
     if status in BUSY:
         return False
-    return HTTPStatus.MULTIPLE_CHOICES <= status < FAILED_FROM or status == HTTPStatus.NOT_IMPLEMENTED
+    return (
+        HTTPStatus.MULTIPLE_CHOICES <= status < FAILED_FROM or status == HTTPStatus.NOT_IMPLEMENTED
+    )

@@ -21,7 +21,13 @@ def only_metrics(app: App) -> App:
         if scope["type"] == "http" and scope["method"] == "GET" and scope["path"] in SERVED:
             await app(scope, receive, send)
         elif scope["type"] == "http":
-            await send({"type": "http.response.start", "status": 404, "headers": [(b"content-type", b"text/plain")]})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": 404,
+                    "headers": [(b"content-type", b"text/plain")],
+                }
+            )
             await send({"type": "http.response.body", "body": b"Not Found\n"})
 
     return guard
@@ -42,8 +48,12 @@ async def serve_metrics(app: App, port: int | None) -> AsyncIterator[None]:
         yield
         return
     listener = socket.create_server((HOST, port))
-    structlog.get_logger().info("metrics.listening", url=f"http://{HOST}:{listener.getsockname()[1]}/metrics")
-    config = uvicorn.Config(only_metrics(app), lifespan="off", access_log=False, log_config=None, ws="none")
+    structlog.get_logger().info(
+        "metrics.listening", url=f"http://{HOST}:{listener.getsockname()[1]}/metrics"
+    )
+    config = uvicorn.Config(
+        only_metrics(app), lifespan="off", access_log=False, log_config=None, ws="none"
+    )
     server = _Server(config)
     serving = asyncio.create_task(server.serve([listener]))
     try:

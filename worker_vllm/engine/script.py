@@ -56,7 +56,9 @@ def read_script(body: bytes, kind: Kind, default_model: str, answer_id: str) -> 
     try:
         request = json.loads(body)
     except ValueError as error:
-        raise BadRequestError(f"[{{'type': 'json_invalid', 'msg': 'JSON decode error: {error}'}}]") from None
+        raise BadRequestError(
+            f"[{{'type': 'json_invalid', 'msg': 'JSON decode error: {error}'}}]"
+        ) from None
     if not isinstance(request, dict):
         raise BadRequestError("Input should be a valid dictionary")
     tokens = _whole(request, "max_completion_tokens", _whole(request, "max_tokens", DEFAULT_TOKENS))
@@ -99,7 +101,9 @@ def asks_to_hang(body: bytes) -> bool:
 
 def error_body(message: str, kind: str = "BadRequestError", code: int = 400) -> bytes:
     """An error in vLLM's shape."""
-    return json.dumps({"error": {"message": message, "type": kind, "param": None, "code": code}}).encode()
+    return json.dumps(
+        {"error": {"message": message, "type": kind, "param": None, "code": code}}
+    ).encode()
 
 
 def _whole(request: Json, name: str, default: int) -> int:
@@ -117,7 +121,11 @@ def _last_message(request: Json) -> str:
         raise BadRequestError(_invalid("missing", "Field required"))
     if not isinstance(messages, list) or not messages:
         raise BadRequestError(_invalid("list_type", "Input should be a valid list"))
-    users = [message for message in messages if isinstance(message, dict) and message.get("role") == "user"]
+    users = [
+        message
+        for message in messages
+        if isinstance(message, dict) and message.get("role") == "user"
+    ]
     content = (users or [{}])[-1].get("content")
     if isinstance(content, list):
         parts = [part.get("text", "") for part in content if isinstance(part, dict)]

@@ -15,7 +15,14 @@ from uuid import uuid4
 from worker_vllm.asgi import App, Receive, Scope, Send
 from worker_vllm.engine.base import Reading
 from worker_vllm.engine.events import STREAM_END, answer, error_event, stream_frame
-from worker_vllm.engine.script import BadRequestError, Kind, Script, asks_to_hang, error_body, read_script
+from worker_vllm.engine.script import (
+    BadRequestError,
+    Kind,
+    Script,
+    asks_to_hang,
+    error_body,
+    read_script,
+)
 from worker_vllm.log import Stage
 
 DEFAULT_SLOTS = 256
@@ -69,7 +76,10 @@ class ScriptedEngine:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.dead = True
 
@@ -95,10 +105,24 @@ class ScriptedEngine:
             case "/version":
                 return 200, "application/json", b'{"version":"scripted"}'
             case "/v1/models":
-                card = {"id": self.served_name, "object": "model", "created": 0, "owned_by": "vllm", "parent": None}
-                return 200, "application/json", json.dumps({"object": "list", "data": [card]}).encode()
+                card = {
+                    "id": self.served_name,
+                    "object": "model",
+                    "created": 0,
+                    "owned_by": "vllm",
+                    "parent": None,
+                }
+                return (
+                    200,
+                    "application/json",
+                    json.dumps({"object": "list", "data": [card]}).encode(),
+                )
             case "/tokenize":
-                return 200, "application/json", b'{"count":1,"max_model_len":1048576,"tokens":[0],"token_strs":null}'
+                return (
+                    200,
+                    "application/json",
+                    b'{"count":1,"max_model_len":1048576,"tokens":[0],"token_strs":null}',
+                )
             case "/detokenize":
                 return 200, "application/json", b'{"prompt":"token"}'
             case "/v1/messages/count_tokens":
@@ -113,7 +137,10 @@ class ScriptedEngine:
             ("prompt_tokens_total", "counter", self.prompt_tokens),
             ("generation_tokens_total", "counter", self.generation_tokens),
         )
-        lines = [f"# TYPE vllm:{name} {kind}\nvllm:{name}{labels} {float(value)}\n" for name, kind, value in rows]
+        lines = [
+            f"# TYPE vllm:{name} {kind}\nvllm:{name}{labels} {float(value)}\n"
+            for name, kind, value in rows
+        ]
         return "".join(lines).encode()
 
     async def _generate(self, kind: Kind, receive: Receive, send: Send) -> None:
@@ -142,7 +169,11 @@ class ScriptedEngine:
     async def _play(self, script: Script, send: Send) -> None:
         self.prompt_tokens += script.prompt_tokens
         if script.fault == "status":
-            await _reply(send, script.fault_at, error_body("scripted", "InternalServerError", script.fault_at))
+            await _reply(
+                send,
+                script.fault_at,
+                error_body("scripted", "InternalServerError", script.fault_at),
+            )
             return
         if script.fault == "head_delay":
             await asyncio.sleep(script.fault_at / 1000)
@@ -162,7 +193,11 @@ class ScriptedEngine:
             await _more(send, frame.first)
         due = self.clock()
         for index in range(script.tokens):
-            if script.fault and index == script.fault_at and not await self._fault(script.fault, send):
+            if (
+                script.fault
+                and index == script.fault_at
+                and not await self._fault(script.fault, send)
+            ):
                 return False
             due += script.pace
             if script.pace and (early := due - self.clock()) > LATE_SECONDS:
@@ -215,6 +250,8 @@ async def _more(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
-async def _reply(send: Send, status: int, body: bytes, content_type: str = "application/json") -> None:
+async def _reply(
+    send: Send, status: int, body: bytes, content_type: str = "application/json"
+) -> None:
     await _start(send, status, content_type)
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -62,8 +62,12 @@ class UpstreamEngine:
         """From the server's metrics, where it has vLLM's."""
         try:
             status, text = await fetch(self.serve, Request("GET", METRICS_PATH), self.authorization)
-            families = text_string_to_metric_families(text.decode()) if status == HTTPStatus.OK else ()
-            return reading_of((sample.name, sample.value) for family in families for sample in family.samples)
+            families = (
+                text_string_to_metric_families(text.decode()) if status == HTTPStatus.OK else ()
+            )
+            return reading_of(
+                (sample.name, sample.value) for family in families for sample in family.samples
+            )
         except (CutShortError, ValueError):
             return None
 
@@ -89,7 +93,10 @@ class UpstreamEngine:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         await self._stack.aclose()
 
@@ -112,12 +119,16 @@ class UpstreamEngine:
             async with await self._asked(scope, body) as response:
                 content_type = response.headers.get("content-type", "")
                 start = [(b"content-type", content_type.encode("latin-1"))]
-                await send({"type": "http.response.start", "status": response.status, "headers": start})
+                await send(
+                    {"type": "http.response.start", "status": response.status, "headers": start}
+                )
                 async for data in response.content.iter_any():
                     await send({"type": "http.response.body", "body": data, "more_body": True})
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
         except (aiohttp.ClientError, OSError) as error:
-            structlog.get_logger().warning("upstream.call_failed", path=scope["path"], error=repr(error))
+            structlog.get_logger().warning(
+                "upstream.call_failed", path=scope["path"], error=repr(error)
+            )
             raise EngineError("the connection to the upstream server was lost") from None
 
     async def _asked(self, scope: Scope, body: bytes) -> aiohttp.ClientResponse:
@@ -127,7 +138,11 @@ class UpstreamEngine:
         again until the server is lost, unless it asks for the server's health itself.
         """
         assert self._session is not None  # noqa: S101 - the engine has started
-        headers = {name.decode(): value.decode("latin-1") for name, value in scope["headers"] if name in PASSED_ON}
+        headers = {
+            name.decode(): value.decode("latin-1")
+            for name, value in scope["headers"]
+            if name in PASSED_ON
+        }
         path, query = scope["path"], scope["query_string"].decode()
         url = f"{self._url}{path}{'?' + query if query else ''}"
         while True:

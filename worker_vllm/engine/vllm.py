@@ -69,7 +69,11 @@ class VllmEngine:
     """See `Engine`. `variables` are the environment's, `arguments` vLLM's own flags; `engine/arguments` joins them."""
 
     def __init__(
-        self, settings: Settings, variables: Mapping[str, str], arguments: Sequence[str], stage: Stage
+        self,
+        settings: Settings,
+        variables: Mapping[str, str],
+        arguments: Sequence[str],
+        stage: Stage,
     ) -> None:
         self._defaults = _environment(settings, variables)
         self._variables = _with_model(settings, variables)
@@ -101,9 +105,13 @@ class VllmEngine:
 
     def fields(self, path: str) -> frozenset[str]:
         """Asked of the route's own request model, so that it is true for every version."""
-        endpoints = (getattr(route, "endpoint", None) for route in self._app.routes if route.path == path)
+        endpoints = (
+            getattr(route, "endpoint", None) for route in self._app.routes if route.path == path
+        )
         hints = (get_type_hints(endpoint) for endpoint in endpoints if endpoint is not None)
-        models = (kind for found in hints for kind in found.values() if hasattr(kind, "model_fields"))
+        models = (
+            kind for found in hints for kind in found.values() if hasattr(kind, "model_fields")
+        )
         return frozenset(name for model in models for name in model.model_fields)
 
     async def read(self) -> Reading | None:
@@ -111,7 +119,9 @@ class VllmEngine:
 
     def progress(self) -> int:
         if not self._counts_progress:
-            return time.monotonic_ns()  # --disable-log-stats: nothing can be seen, so nothing is judged
+            return (
+                time.monotonic_ns()
+            )  # --disable-log-stats: nothing can be seen, so nothing is judged
         return int(1e6 * sum(sample.value for sample in _samples(PROGRESS)))
 
     def kill(self) -> None:
@@ -124,11 +134,16 @@ class VllmEngine:
             await self._stack.aclose()
             if isinstance(error, EngineError) or not isinstance(error, Exception):
                 raise
-            raise EngineError(f"vLLM did not start: {str(error) or type(error).__name__}") from error
+            raise EngineError(
+                f"vLLM did not start: {str(error) or type(error).__name__}"
+            ) from error
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(None, lambda: self._client.shutdown(timeout=SHUTDOWN_SECONDS))
@@ -145,12 +160,16 @@ class VllmEngine:
         args = _parse(seam, self._variables, self._arguments)
         if note := _decide_compiling(args, self._variables):
             self._stage(note)
-        self._stage(f"loading {args.served_model_name[0] if args.served_model_name else args.model}")
+        self._stage(
+            f"loading {args.served_model_name[0] if args.served_model_name else args.model}"
+        )
         self._client = await self._stack.enter_async_context(seam.build_async_engine_client(args))
         tasks = await self._client.get_supported_tasks()
         self._app = seam.build_app(args, tasks, self._client.model_config)
         await seam.init_app_state(self._client, self._app.state, args, tasks)
-        self._app.state.server = SimpleNamespace(should_exit=False)  # vLLM's handler of engine errors sets it
+        self._app.state.server = SimpleNamespace(
+            should_exit=False
+        )  # vLLM's handler of engine errors sets it
         await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
         if (cpu := _only_cpu()) is not None:
             pin_children(cpu)
@@ -163,7 +182,9 @@ class VllmEngine:
         """What the worker wants to know of the engine that came out."""
         config = self._client.vllm_config
         self.name = f"vllm {importlib.import_module('vllm').__version__}"
-        self.slots = config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
+        self.slots = (
+            config.scheduler_config.max_num_seqs * config.parallel_config.data_parallel_size
+        )
         self._counts_progress = not args.disable_log_stats
         keys = args.api_key or ([self._api_key] if self._api_key else [])
         self._api_key = keys[0] if keys else ""
@@ -171,20 +192,31 @@ class VllmEngine:
     async def _warm_up(self, args: Any) -> None:
         """One short answer with logprobs: where kernels are compiled, the first one takes 11-17 s."""
         model = args.served_model_name[0] if args.served_model_name else args.model
-        body = json.dumps({"model": model, "prompt": "a", "max_tokens": 2, "logprobs": 1, "temperature": 0}).encode()
+        body = json.dumps(
+            {"model": model, "prompt": "a", "max_tokens": 2, "logprobs": 1, "temperature": 0}
+        ).encode()
         request = Request("POST", "/v1/completions", "application/json", body)
         status, answer = await fetch(self._app, request, self.authorization)
         if status >= 500:  # noqa: PLR2004 - a refusal (no tokenizer, say) is no reason not to work
-            raise EngineError(f"vLLM started, but answered {status}: {answer[:300].decode(errors='replace')}")
+            raise EngineError(
+                f"vLLM started, but answered {status}: {answer[:300].decode(errors='replace')}"
+            )
 
 
 def _samples(names: Sequence[str]) -> Iterator[Sample]:
-    return (sample for metric in REGISTRY.restricted_registry(names).collect() for sample in metric.samples)
+    return (
+        sample
+        for metric in REGISTRY.restricted_registry(names).collect()
+        for sample in metric.samples
+    )
 
 
 def _with_model(settings: Settings, variables: Mapping[str, str]) -> dict[str, str]:
     """The variables with the model and its name as the settings have them; below all of them, the demo's flags."""
-    own = {"MODEL_NAME": settings.model, "OPENAI_SERVED_MODEL_NAME_OVERRIDE": settings.served_model_name}
+    own = {
+        "MODEL_NAME": settings.model,
+        "OPENAI_SERVED_MODEL_NAME_OVERRIDE": settings.served_model_name,
+    }
     if settings.model != DEMO:
         return {**variables, **own}
     given = {name: value for name, value in variables.items() if value}
@@ -214,7 +246,9 @@ def _cpu_environment() -> dict[str, str]:
     if not importlib.import_module("vllm.platforms").current_platform.is_cpu():
         return {}
     cpu = _only_cpu()
-    return {"VLLM_CPU_KVCACHE_SPACE": "4"} | ({} if cpu is None else {"VLLM_CPU_OMP_THREADS_BIND": str(cpu)})
+    return {"VLLM_CPU_KVCACHE_SPACE": "4"} | (
+        {} if cpu is None else {"VLLM_CPU_OMP_THREADS_BIND": str(cpu)}
+    )
 
 
 def _decide_compiling(args: Any, variables: Mapping[str, str]) -> str:
@@ -265,7 +299,9 @@ def _find(name: str, modules: Sequence[str]) -> Any:
         except (ModuleNotFoundError, AttributeError):
             continue
     version = getattr(importlib.import_module("vllm"), "__version__", "unknown")
-    raise EngineError(f"vLLM {version} has no {name} where it is expected ({', '.join(modules)}): use 0.20 to 0.33")
+    raise EngineError(
+        f"vLLM {version} has no {name} where it is expected ({', '.join(modules)}): use 0.20 to 0.33"
+    )
 
 
 def _parse(seam: SimpleNamespace, variables: Mapping[str, str], arguments: Sequence[str]) -> Any:
@@ -273,6 +309,8 @@ def _parse(seam: SimpleNamespace, variables: Mapping[str, str], arguments: Seque
     parser.set_defaults(model="")  # vLLM has a default of its own, which nobody asked for
     args = parse(parser, variables, arguments)
     if not args.model:
-        raise EngineError("WORKER_MODEL (or MODEL_NAME) is not set: give a model's folder, its hub id, or `demo`")
+        raise EngineError(
+            "WORKER_MODEL (or MODEL_NAME) is not set: give a model's folder, its hub id, or `demo`"
+        )
     seam.validate_parsed_serve_args(args)
     return args

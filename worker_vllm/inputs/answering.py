@@ -58,7 +58,9 @@ async def answer_input(
     except EngineFailedError as error:
         raise _failed(error, rendering, is_native=call.native is not None) from None
     except msgspec.MsgspecError as error:
-        raise InputFailedError("bad_answer", f"the engine's answer is not what was asked for: {error}") from error
+        raise InputFailedError(
+            "bad_answer", f"the engine's answer is not what was asked for: {error}"
+        ) from error
 
 
 class _Event:
@@ -75,7 +77,9 @@ class _Event:
         self._parts.append(part.data)
         self._size += len(part.data)
         if self._size > MOST_BYTES:
-            raise InputFailedError("answer_too_large", f"An event of the answer has more than {MOST_BYTES} bytes.")
+            raise InputFailedError(
+                "answer_too_large", f"An event of the answer has more than {MOST_BYTES} bytes."
+            )
         if part.more:
             return None
         whole = b"".join(self._parts)
@@ -94,4 +98,6 @@ def _failed(error: EngineFailedError, rendering: Renderer, *, is_native: bool) -
         sentence = body
     else:
         sentence = error_text(answer.get("error", answer) if isinstance(answer, dict) else answer)
-    return InputFailedError(error.code, sentence or str(error), rendering.status, "" if is_native else body)
+    return InputFailedError(
+        error.code, sentence or str(error), rendering.status, "" if is_native else body
+    )

@@ -23,7 +23,9 @@ class Load:
 class Gauges:
     """Reads an engine's load, seldom enough to cost nothing."""
 
-    def __init__(self, read: Callable[[], Awaitable[Reading | None]], clock: Callable[[], float]) -> None:
+    def __init__(
+        self, read: Callable[[], Awaitable[Reading | None]], clock: Callable[[], float]
+    ) -> None:
         self._read = read
         self._clock = clock
         self._load: Load | None = None
@@ -37,7 +39,9 @@ class Gauges:
 
     async def load(self) -> Load | None:
         """The load now; None where the engine does not tell."""
-        if self._load is not None and (not self._has_rates or self._clock() - self._load.at >= EVERY_SECONDS):
+        if self._load is not None and (
+            not self._has_rates or self._clock() - self._load.at >= EVERY_SECONDS
+        ):
             await self._look()
         return self._load
 

@@ -91,7 +91,9 @@ class Steps:
         return [step for step in steps if step is not None]
 
     def _step(self, event: bytes) -> Step | None:
-        data = b"\n".join(line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:"))
+        data = b"\n".join(
+            line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")
+        )
         if not data or data == b"[DONE]":
             return None
         answer = _decoder.decode(data)

@@ -22,7 +22,9 @@ from worker_vllm.inputs.sampling import BadInputError, sampling_fields
 CHAT = "/v1/chat/completions"
 COMPLETIONS = "/v1/completions"
 JSON = "application/json"
-PROMPT_TOKENS = 100  # `max_tokens` of a bare prompt; vLLM's own default of 16 cuts nearly every answer
+PROMPT_TOKENS = (
+    100  # `max_tokens` of a bare prompt; vLLM's own default of 16 cuts nearly every answer
+)
 METHODS = ("GET", "POST", "DELETE")
 NOTHING = (b"", b"null", b"{}", b"[]", b'""', b"false", b"0")
 SHAPES = "input must be an object with `openai_route`, `route`, `prompt` or `messages`"
@@ -90,7 +92,14 @@ def _method(fields: Fields, body: bytes) -> str:
 def _native(fields: Fields, model: str, known: KnownFields) -> Call:
     values: dict[str, Any] = {
         name: msgspec.json.decode(fields[name])
-        for name in ("prompt", "messages", "sampling_params", "stream", "model", "apply_chat_template")
+        for name in (
+            "prompt",
+            "messages",
+            "sampling_params",
+            "stream",
+            "model",
+            "apply_chat_template",
+        )
         if name in fields
     }
     prompt, messages = values.get("prompt"), values.get("messages")
@@ -105,17 +114,28 @@ def _native(fields: Fields, model: str, known: KnownFields) -> Call:
         prompt, messages = None, [{"role": "user", "content": prompt}]
     path = COMPLETIONS if messages is None else CHAT
     body: dict[str, Any] = {"model": values.get("model") or model}
-    body |= {"max_tokens": PROMPT_TOKENS, "prompt": prompt} if messages is None else {"messages": messages}
-    body |= sampling_fields(values.get("sampling_params"), known(path), is_chat=messages is not None)
+    body |= (
+        {"max_tokens": PROMPT_TOKENS, "prompt": prompt}
+        if messages is None
+        else {"messages": messages}
+    )
+    body |= sampling_fields(
+        values.get("sampling_params"), known(path), is_chat=messages is not None
+    )
     if stream:
-        body |= {"stream": True, "stream_options": {"include_usage": True, "continuous_usage_stats": True}}
+        body |= {
+            "stream": True,
+            "stream_options": {"include_usage": True, "continuous_usage_stats": True},
+        }
     native = Native(stream, _choices(body))
     return Call(Request("POST", path, JSON, msgspec.json.encode(body)), native)
 
 
 def _choices(body: dict[str, Any]) -> int:
     n, prompt = body.get("n"), body.get("prompt")
-    prompts = len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    prompts = (
+        len(prompt) if isinstance(prompt, list) and prompt and not isinstance(prompt[0], int) else 1
+    )
     return (n if isinstance(n, int) and n > 0 else 1) * prompts
 
 

@@ -36,7 +36,9 @@ def sampling_fields(params: Any, known: frozenset[str], *, is_chat: bool) -> dic
     for given, value in params.items():
         name = RENAMED.get(given) or given
         if given in BESIDE:
-            raise BadInputError(f"sampling_params.{given}: belongs into `input`, beside sampling_params")
+            raise BadInputError(
+                f"sampling_params.{given}: belongs into `input`, beside sampling_params"
+            )
         if name not in allowed and not (known and given in RENAMED):
             raise BadInputError(f"sampling_params.{given[:100]}: unknown{_hint(given, allowed)}")
         if value is not None:

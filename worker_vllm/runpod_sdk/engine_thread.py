@@ -88,7 +88,9 @@ class EngineThread:
                 yield output
         except RunLostError:
             if self._engine.dead:
-                await asyncio.Event().wait()  # this process ends at once; a job without an answer is run again
+                await (
+                    asyncio.Event().wait()
+                )  # this process ends at once; a job without an answer is run again
             raise
 
     async def _ask(self, what: Coroutine[Any, Any, Value]) -> Value:
@@ -121,7 +123,9 @@ class EngineThread:
             self._model = models[0].id
             self.slots = self._settings.max_concurrency or engine.slots
             async with serve_metrics(engine.app, self._settings.metrics_port):
-                structlog.get_logger().info("engine.ready", engine=engine.name, model=self._model, slots=self.slots)
+                structlog.get_logger().info(
+                    "engine.ready", engine=engine.name, model=self._model, slots=self.slots
+                )
                 self._ready.set_result(None)
                 await self._until_stop(engine)
 

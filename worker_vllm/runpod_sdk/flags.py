@@ -13,7 +13,9 @@ class Mode(Enum):
 
     QUEUE = auto()  # takes jobs from Runpod's platform, or from whatever speaks like it
     SERVE = auto()  # `--rp_serve_api`: a local API for trying things out
-    CALL = auto()  # `--test_input`, or its realtime port: calls the handler once a job, and streams nothing
+    CALL = (
+        auto()
+    )  # `--test_input`, or its realtime port: calls the handler once a job, and streams nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,7 +35,13 @@ def read(settings: Settings, arguments: Sequence[str]) -> Wish | None:
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--rp_serve_api", "--rp_debugger"):
         parser.add_argument(name, action="store_true")
-    for name in ("--test_input", "--rp_log_level", "--rp_api_host", "--rp_api_port", "--rp_api_concurrency"):
+    for name in (
+        "--test_input",
+        "--rp_log_level",
+        "--rp_api_host",
+        "--rp_api_port",
+        "--rp_api_concurrency",
+    ):
         parser.add_argument(name)
     found, engine = parser.parse_known_args(list(arguments))
     sdk = tuple(_without(arguments, engine))

@@ -25,17 +25,23 @@ from worker_vllm.runpod_sdk.engine_thread import EngineThread
 from worker_vllm.runpod_sdk.flags import Mode, Wish
 from worker_vllm.settings import Settings
 
-NO_SDK = "the stock SDK is asked for, and `runpod` is not installed: pip install 'vllm-serverless[sdk]'"
+NO_SDK = (
+    "the stock SDK is asked for, and `runpod` is not installed: pip install 'vllm-serverless[sdk]'"
+)
 
 
 def run(settings: Settings, wish: Wish) -> Ended:
     """Work under the SDK until it ends. It ends by itself in its local modes, and at SIGTERM when its jobs are done."""
     if find_spec("runpod") is None:
         return Ended(EX_FAILED, NO_SDK)
-    multiprocessing.set_start_method("spawn", force=True)  # the SDK pings from a process; threads survive no fork
+    multiprocessing.set_start_method(
+        "spawn", force=True
+    )  # the SDK pings from a process; threads survive no fork
     thread = EngineThread(settings, wish.engine)
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, _leave)  # while the engine loads; then the SDK's own handlers take over
+        signal.signal(
+            number, _leave
+        )  # while the engine loads; then the SDK's own handlers take over
     try:
         thread.start()
     except EngineError as error:

@@ -46,7 +46,12 @@ class OpenAi:
         new_id: Callable[[], str],
         intervals: HeartbeatIntervals,
     ) -> None:
-        self._endpoints, self._interactive, self._limits, self._bodies = endpoints, interactive, limits, bodies
+        self._endpoints, self._interactive, self._limits, self._bodies = (
+            endpoints,
+            interactive,
+            limits,
+            bodies,
+        )
         self._answers, self._new_id, self._intervals = answers, new_id, intervals
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -68,22 +73,34 @@ class OpenAi:
             await reply.error(to_api_error(error))
         except ClientGoneError:
             pass
-        except Exception:  # a bug of ours: the client gets an error it can read, the log gets the rest
+        except (
+            Exception
+        ):  # a bug of ours: the client gets an error it can read, the log gets the rest
             log.exception("api.bug", path=scope["path"])
             if reply.has_begun and not reply.is_stream:
                 raise  # half an answer is out: uvicorn closes the connection, which is all that can still be said
-            await reply.error(ApiError("internal_error", "This server failed. The error is in its log."))
+            await reply.error(
+                ApiError("internal_error", "This server failed. The error is in its log.")
+            )
 
     async def refuse(self, scope: Any, _: Any, send: Any, error: ApiError) -> None:
         """Answer a request that is not let in, in the dialect of its path."""
         await self._reply(scope, dict(scope["headers"]), match(scope["path"]), send).error(error)
 
-    def _reply(self, scope: Any, headers: dict[bytes, bytes], found: Match | None, send: Any) -> Reply:
+    def _reply(
+        self, scope: Any, headers: dict[bytes, bytes], found: Match | None, send: Any
+    ) -> Reply:
         request_id = headers.get(b"x-request-id", b"")
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = b"req_" + self._new_id().encode()
         only_head = scope["method"] == "HEAD"
-        reply = Reply(send, [(b"x-request-id", request_id)], self._answers, abort_of(scope), only_head=only_head)
+        reply = Reply(
+            send,
+            [(b"x-request-id", request_id)],
+            self._answers,
+            abort_of(scope),
+            only_head=only_head,
+        )
         if found is not None:
             reply.speak(found.route.dialect)
             if found.route.dialect is ANTHROPIC:
@@ -133,16 +150,24 @@ class OpenAi:
                 seen = peek_form(content_type, body) if found.route.is_form else await peek(body)
                 if leave is None and (chosen := self._endpoints.having(seen.model)) is not None:
                     leave = self._count(principal, chosen, reply)
-                if chosen is None or (seen.model is not None and not self._endpoints.serves(chosen, seen.model)):
+                if chosen is None or (
+                    seen.model is not None and not self._endpoints.serves(chosen, seen.model)
+                ):
                     raise _unknown(seen.model or "", chosen)
                 request = Request("POST", found.path, content_type.decode("latin-1"), body)
                 job, mailbox = await self._interactive.call(
-                    chosen, principal.owner, request, light=found.route.is_light, patience=_patience(headers)
+                    chosen,
+                    principal.owner,
+                    request,
+                    light=found.route.is_light,
+                    patience=_patience(headers),
                 )
                 reply.add_header(b"x-job-id", job.id.encode())
                 mailbox.abort = abort_of(scope)
                 intervals = self._intervals if seen.is_streaming else None
-                await Relay(self._interactive, job, mailbox, reply, intervals=intervals).run(receive)
+                await Relay(self._interactive, job, mailbox, reply, intervals=intervals).run(
+                    receive
+                )
         finally:
             if leave is not None:
                 leave()
@@ -167,5 +192,7 @@ def _patience(headers: dict[bytes, bytes]) -> float | None:
 def _unknown(model: str, endpoint: Endpoint | None) -> ApiError:
     where = f"endpoint {endpoint.id}" if endpoint is not None else "any endpoint here"
     return ApiError(
-        "model_not_found", f"The model `{model[:MODEL_SHOWN]}` is not served by {where}. See /v1/models.", "model"
+        "model_not_found",
+        f"The model `{model[:MODEL_SHOWN]}` is not served by {where}. See /v1/models.",
+        "model",
     )

@@ -37,7 +37,12 @@ class Dialect(NamedTuple):
 
 
 def _openai_error(error: ApiError) -> bytes:
-    told = {"message": error.message, "type": error.row.type, "param": error.param, "code": error.code}
+    told = {
+        "message": error.message,
+        "type": error.row.type,
+        "param": error.param,
+        "code": error.code,
+    }
     return msgspec.json.encode({"error": told})
 
 
@@ -52,7 +57,9 @@ def _responses_last_events(body: bytes) -> bytes:
         error = msgspec.json.decode(body, type=_ErrorBody).error if len(body) <= ERROR_BYTES else {}
     except msgspec.MsgspecError:
         error = {}  # what an engine answers need not be JSON
-    event = {"type": "error", "code": None, "message": "", "param": None} | error | {"type": "error"}
+    event = (
+        {"type": "error", "code": None, "message": "", "param": None} | error | {"type": "error"}
+    )
     return b"event: error\ndata: %b\n\n" % msgspec.json.encode(event | {"sequence_number": 0})
 
 

@@ -6,7 +6,9 @@ from proxy.api.body import BodySummary
 
 MOST_PARTS = 64  # that are looked at: a transcription has about ten, and a body of empty ones would have millions
 HEAD_BYTES = 512  # of a part's own headers, and of a field's value
-_BOUNDARY = re.compile(rb'boundary="?([^";,]{1,70})', re.IGNORECASE)  # RFC 2046: at most 70 characters
+_BOUNDARY = re.compile(
+    rb'boundary="?([^";,]{1,70})', re.IGNORECASE
+)  # RFC 2046: at most 70 characters
 _NAME = re.compile(rb'form-data\b[^\r\n]*;\s*name="?(model|stream)"?\s*(?:;|\r|$)', re.IGNORECASE)
 
 

@@ -11,7 +11,9 @@ def model_card(model: Model) -> bytes:
     """One model: the engine's own card where a worker has sent it, else the fields that every client reads."""
     if model.card is not None:
         return model.card
-    return msgspec.json.encode({"id": model.id, "object": "model", "created": 0, "owned_by": "vllm-serverless"})
+    return msgspec.json.encode(
+        {"id": model.id, "object": "model", "created": 0, "owned_by": "vllm-serverless"}
+    )
 
 
 def model_list(models: Sequence[Model]) -> bytes:

@@ -45,9 +45,13 @@ class Relay:
         intervals: HeartbeatIntervals | None,
     ) -> None:
         self._interactive, self._job, self._mailbox, self._reply = interactive, job, mailbox, reply
-        self._intervals = intervals  # None: the client asked for a whole answer, and hears nothing before it
+        self._intervals = (
+            intervals  # None: the client asked for a whole answer, and hears nothing before it
+        )
         self._clock = asyncio.get_running_loop().time
-        self._spoke = self._clock()  # when the client last heard something, or something changed for it
+        self._spoke = (
+            self._clock()
+        )  # when the client last heard something, or something changed for it
         self._was_taken = False
         self._last = LastEvent()
 
@@ -57,7 +61,11 @@ class Relay:
         watcher = asyncio.ensure_future(_watch(receive, mailbox))
         try:
             while not mailbox.abandoned or mailbox.is_whole:
-                if (head := mailbox.head) is not None and head.is_stream and (data := mailbox.consume()):
+                if (
+                    (head := mailbox.head) is not None
+                    and head.is_stream
+                    and (data := mailbox.consume())
+                ):
                     await self._write(data)
                 elif mailbox.outcome is not None:
                     await self._finish(head)
@@ -96,7 +104,9 @@ class Relay:
         if self._was_taken:
             due = self._spoke + self._intervals.silent
         else:
-            due = self._spoke + (self._intervals.queued if self._reply.is_stream else self._intervals.first)
+            due = self._spoke + (
+                self._intervals.queued if self._reply.is_stream else self._intervals.first
+            )
         if now < due:
             await self._mailbox.wait(due)
             return
@@ -108,8 +118,14 @@ class Relay:
         outcome, reply = self._mailbox.outcome, self._reply
         if outcome is None or head is None or not outcome.answered:
             code = outcome.error.code if outcome and outcome.error else "internal_error"
-            message = outcome.error.message if outcome and outcome.error else "The worker ended without an answer."
-            if self._mailbox.is_mid_event:  # the error is an event of its own, not the end of half of another one
+            message = (
+                outcome.error.message
+                if outcome and outcome.error
+                else "The worker ended without an answer."
+            )
+            if (
+                self._mailbox.is_mid_event
+            ):  # the error is an event of its own, not the end of half of another one
                 await reply.events(BLANK_LINE)
             await reply.error(ApiError(code, message))
         elif head.is_stream:

@@ -54,7 +54,11 @@ class Reply:
         self._headers.append((name, value))
 
     async def whole(
-        self, status: int, content_type: bytes, body: bytes, headers: list[tuple[bytes, bytes]] | None = None
+        self,
+        status: int,
+        content_type: bytes,
+        body: bytes,
+        headers: list[tuple[bytes, bytes]] | None = None,
     ) -> None:
         """The whole answer; `BudgetError`, and nothing is sent, if it is large and there is no room for it now."""
         if status in WITHOUT_BODY or status == RESET:
@@ -102,4 +106,10 @@ class Reply:
         self.has_begun = True
         took = round((self._clock() - self._begun) * 1000)
         timing = [(b"openai-processing-ms", str(took).encode()), (b"openai-version", API_VERSION)]
-        await self._send({"type": "http.response.start", "status": status, "headers": headers + self._headers + timing})
+        await self._send(
+            {
+                "type": "http.response.start",
+                "status": status,
+                "headers": headers + self._headers + timing,
+            }
+        )

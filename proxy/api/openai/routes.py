@@ -51,7 +51,11 @@ ROUTES: dict[str, Route] = {
     **{f"{version}/tokenize": LIGHT._replace(path="/tokenize") for version in ("", "/v1")},
     **{f"{version}/detokenize": LIGHT._replace(path="/detokenize") for version in ("", "/v1")},
 }
-PLACES = ("", "/openai", "/v2/{endpoint}/openai")  # where they stand; at the first only those below /v1
+PLACES = (
+    "",
+    "/openai",
+    "/v2/{endpoint}/openai",
+)  # where they stand; at the first only those below /v1
 MODEL_ROUTE = ROUTES["/v1/models"]  # and /v1/models/{id}, where an id may contain slashes
 
 _ENDPOINT = re.compile(r"/v2/([A-Za-z0-9_-]{1,80})/openai(/.*)")

@@ -52,7 +52,12 @@ def as_json(of: Node) -> Node:
 def record(required: dict[str, Node], optional: dict[str, Node] | None = None) -> Node:
     """An object of ours: these fields and no others."""
     properties = required | (optional or {})
-    return {"type": "object", "required": [*required], "properties": properties, "additionalProperties": False}
+    return {
+        "type": "object",
+        "required": [*required],
+        "properties": properties,
+        "additionalProperties": False,
+    }
 
 
 def integer(least: int, most: int | None = None, **more: object) -> Node:
@@ -104,11 +109,15 @@ def _header(description: str, of: Node) -> Node:
 
 HEADERS: Node = {
     "Retry-After": _header("Seconds.", integer(1, LONGEST_RETRY)),
-    "x-should-retry": _header("Whether the OpenAI SDKs post it again.", {"type": "string", "enum": ["true", "false"]}),
+    "x-should-retry": _header(
+        "Whether the OpenAI SDKs post it again.", {"type": "string", "enum": ["true", "false"]}
+    ),
     "WWW-Authenticate": _header("How to send a key.", {"const": "Bearer"}),
     "x-ratelimit-limit-requests": _header("Requests in ten seconds.", integer(0)),
     "x-ratelimit-remaining-requests": _header("What is left of them.", integer(0)),
-    "x-ratelimit-reset-requests": _header("Until they begin anew.", {"type": "string", "pattern": "^[0-9]+s$"}),
+    "x-ratelimit-reset-requests": _header(
+        "Until they begin anew.", {"type": "string", "pattern": "^[0-9]+s$"}
+    ),
     "x-request-id": _header("The client's own, or one that was made for it.", _TEXT),
     "x-job-id": _header("The call's job, where there is one.", _TEXT),
     "openai-processing-ms": _header("Milliseconds until the head went out.", integer(0)),
@@ -121,21 +130,29 @@ def headers(names: Iterable[str]) -> Node:
     return {name: ref("headers", name) for name in names}
 
 
-def success(content: Node | None, description: str, *, names: Iterable[str] = (), limited: bool = False) -> Node:
+def success(
+    content: Node | None, description: str, *, names: Iterable[str] = (), limited: bool = False
+) -> Node:
     """A 200. `limited`: its headers say what is left of the limit."""
     answer: Node = {"description": description}
     found = headers([*names, *(_RATE if limited else ())])
-    return answer | ({"headers": found} if found else {}) | ({"content": content} if content else {})
+    return (
+        answer | ({"headers": found} if found else {}) | ({"content": content} if content else {})
+    )
 
 
 def refusals(voice: str, statuses: Iterable[int]) -> Node:
     """The errors with these statuses, as one of the APIs tells them."""
-    return {str(status): ref("responses", f"{voice}-{status}") for status in sorted({*EDGE, *statuses})}
+    return {
+        str(status): ref("responses", f"{voice}-{status}") for status in sorted({*EDGE, *statuses})
+    }
 
 
 def responses() -> Node:
     """Every error in every voice, to be referred to."""
-    return {f"{voice}-{status}": _response(status, voice) for voice in VOICES for status in MEANINGS}
+    return {
+        f"{voice}-{status}": _response(status, voice) for voice in VOICES for status in MEANINGS
+    }
 
 
 def _response(status: int, voice: str) -> Node:
@@ -184,10 +201,17 @@ PARAMETERS: Node = {
         integer(MIN_WAIT, WAIT, default=int(HOLD_SECONDS * 1000)),
         "Milliseconds to wait for something new. What is out of bounds is brought into them.",
     ),
-    "ttl": _query("ttl", integer(MIN_LIFE, MAX_TTL), "Milliseconds from now until the job's life ends."),
-    "after": _query("after", integer(0, LARGEST), "Read behind so many elements; nothing is drained."),
+    "ttl": _query(
+        "ttl", integer(MIN_LIFE, MAX_TTL), "Milliseconds from now until the job's life ends."
+    ),
+    "after": _query(
+        "after", integer(0, LARGEST), "Read behind so many elements; nothing is drained."
+    ),
     "last-event-id": _parameter(
-        "header", "Last-Event-ID", {"type": "string", "pattern": "^[0-9]+$"}, "Where a stream of events is taken up."
+        "header",
+        "Last-Event-ID",
+        {"type": "string", "pattern": "^[0-9]+$"},
+        "Where a stream of events is taken up.",
     ),
     "limit": _query("limit", integer(1, MAX_PAGE, default=PAGE), "Rows of a page."),
     "before": _query("before", {"type": "string"}, "The last page's `next`."),
@@ -214,9 +238,13 @@ OBJECT: Node = {"type": "object"}
 _POLICY: Node = {
     "type": ["object", "null"],
     "properties": {
-        "executionTimeout": integer(MIN_EXECUTION, MAX_EXECUTION, description="Milliseconds that one run may take.")
+        "executionTimeout": integer(
+            MIN_EXECUTION, MAX_EXECUTION, description="Milliseconds that one run may take."
+        )
         | {"type": ["integer", "null"]},
-        "ttl": integer(MIN_TTL, MAX_TTL, description="Milliseconds from now until the job's life ends.")
+        "ttl": integer(
+            MIN_TTL, MAX_TTL, description="Milliseconds from now until the job's life ends."
+        )
         | {"type": ["integer", "null"]},
         "lowPriority": {"type": ["boolean", "null"], "description": "Taken after all others."},
     },
@@ -236,7 +264,10 @@ _ORDER: Node = {
             "description": "Is told of the job's end.",
         },
         "policy": _POLICY,
-        "s3Config": {"type": ["object", "null"], "description": "For a stock worker only; kept sealed, never shown."},
+        "s3Config": {
+            "type": ["object", "null"],
+            "description": "For a stock worker only; kept sealed, never shown.",
+        },
     },
     "examples": [{"input": {"prompt": "Hello", "sampling_params": {"max_tokens": 3}}}],
 }
@@ -260,8 +291,14 @@ SCHEMAS: Node = {
             "workerId": TEXT,
         },
     ),
-    "Stream": record({"status": schema("Status"), "stream": {"type": "array", "items": schema("Element")}}),
-    "Element": {"type": "object", "required": ["output"], "properties": {"output": ANYTHING, "metrics": ANYTHING}},
+    "Stream": record(
+        {"status": schema("Status"), "stream": {"type": "array", "items": schema("Element")}}
+    ),
+    "Element": {
+        "type": "object",
+        "required": ["output"],
+        "properties": {"output": ANYTHING, "metrics": ANYTHING},
+    },
     "Purged": record({"removed": COUNT, "status": {"const": "completed"}}),
     "EndpointHealth": record(
         {
@@ -273,7 +310,10 @@ SCHEMAS: Node = {
     "Requests": record(
         {
             "requests": {"type": "array", "items": schema("RequestRow")},
-            "next": {"type": ["string", "null"], "description": "`before` of the next page, an opaque text."},
+            "next": {
+                "type": ["string", "null"],
+                "description": "`before` of the next page, an opaque text.",
+            },
         }
     ),
     "RequestRow": record(
@@ -299,7 +339,10 @@ SCHEMAS: Node = {
                     "message": TEXT,
                     "type": TEXT,
                     "param": {"type": ["string", "null"]},
-                    "code": {"type": ["string", "integer", "null"], "description": "vLLM's own are numbers."},
+                    "code": {
+                        "type": ["string", "integer", "null"],
+                        "description": "vLLM's own are numbers.",
+                    },
                 },
             }
         },
@@ -319,8 +362,14 @@ SCHEMAS: Node = {
             },
         },
     },
-    "Model": {"type": "object", "required": ["id"], "properties": {"id": TEXT, "object": {"const": "model"}}},
-    "ModelList": record({"object": {"const": "list"}, "data": {"type": "array", "items": schema("Model")}}),
+    "Model": {
+        "type": "object",
+        "required": ["id"],
+        "properties": {"id": TEXT, "object": {"const": "model"}},
+    },
+    "ModelList": record(
+        {"object": {"const": "list"}, "data": {"type": "array", "items": schema("Model")}}
+    ),
     "Server": record(dict.fromkeys(("name", "version", "openai", "ready"), TEXT)),
     "Alive": record({"status": {"const": "ok"}}),
     "Ready": record({"status": TEXT}),

@@ -37,15 +37,23 @@ class Page(NamedTuple):
 PAGES: dict[str, Page] = {
     "/": Page("What this is and where its API begins.", schema("Server")),
     "/livez": Page("Whether the event loop turns.", schema("Alive")),
-    **dict.fromkeys(("/readyz", "/ping"), Page("Whether a worker can serve.", schema("Ready"), can_be_unready=True)),
-    "/health": Page("Jobs and workers, endpoint by endpoint.", schema("ServerHealth"), is_open=False),
+    **dict.fromkeys(
+        ("/readyz", "/ping"),
+        Page("Whether a worker can serve.", schema("Ready"), can_be_unready=True),
+    ),
+    "/health": Page(
+        "Jobs and workers, endpoint by endpoint.", schema("ServerHealth"), is_open=False
+    ),
     "/openapi.json": Page("This document.", OBJECT, is_open=False),
 }
 
 
 def server_paths() -> dict[str, Node]:
     """The paths of all pages."""
-    return {path: {method.lower(): _operation(method, path, page) for method in READ} for path, page in PAGES.items()}
+    return {
+        path: {method.lower(): _operation(method, path, page) for method in READ}
+        for path, page in PAGES.items()
+    }
 
 
 def _operation(method: str, path: str, page: Page) -> Node:
@@ -54,7 +62,9 @@ def _operation(method: str, path: str, page: Page) -> Node:
     answers |= refusals("openai", () if page.is_open else (KEY,))
     if page.can_be_unready:
         both: Node = {"anyOf": [page.answer, schema("OpenAiError")]}
-        answers["503"] = success(None if method == "HEAD" else as_json(both), "Not yet, or no more; it says why.")
+        answers["503"] = success(
+            None if method == "HEAD" else as_json(both), "Not yet, or no more; it says why."
+        )
     return {
         "operationId": operation_id(method, path) + ("_root" if path == "/" else ""),
         "summary": page.summary,
@@ -72,8 +82,18 @@ _TAGS = {
 }
 _SCHEMES: Node = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
-    "key": {"type": "apiKey", "in": "header", "name": "Authorization", "description": "The key alone."},
-    "anthropic": {"type": "apiKey", "in": "header", "name": "X-Api-Key", "description": "As Anthropic's SDKs send it."},
+    "key": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Authorization",
+        "description": "The key alone.",
+    },
+    "anthropic": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "X-Api-Key",
+        "description": "As Anthropic's SDKs send it.",
+    },
 }
 
 

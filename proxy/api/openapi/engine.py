@@ -36,8 +36,13 @@ _MORE: dict[str, Node] = {  # what vLLM answers with where another form is asked
 _CALL: Node = {
     "type": "object",
     "properties": {
-        "model": {"type": ["string", "null"], "description": "Null or none: the endpoint's own, or the default one."},
-        "stream": {"description": "`true`: the answer comes as server-sent events, where the route has those."},
+        "model": {
+            "type": ["string", "null"],
+            "description": "Null or none: the endpoint's own, or the default one.",
+        },
+        "stream": {
+            "description": "`true`: the answer comes as server-sent events, where the route has those."
+        },
     },
 }
 _FORM: Node = {

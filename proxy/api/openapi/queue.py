@@ -40,7 +40,9 @@ SHAPES: dict[str, Shape] = {
     "runsync": Shape("Job", JobsApi.runsync.__doc__, ("wait",), has_order=True, refuses=(413,)),
     "status": Shape("Job", JobsApi.status.__doc__, ("ttl",)),
     "status-sync": Shape("Job", JobsApi.status_sync.__doc__, ("wait",)),
-    "stream": Shape("Stream", JobsApi.stream.__doc__, ("hold", "after", "last-event-id"), has_events=True),
+    "stream": Shape(
+        "Stream", JobsApi.stream.__doc__, ("hold", "after", "last-event-id"), has_events=True
+    ),
     "cancel": Shape("JobBrief", JobsApi.cancel.__doc__),
     "retry": Shape("JobBrief", JobsApi.retry.__doc__, refuses=(409,)),
     "purge-queue": Shape("Purged", JobsApi.purge.__doc__),
@@ -85,7 +87,10 @@ def _links() -> Node:
     """From a job that was submitted to what can be asked about it."""
     of_job = {"path.endpoint": "$request.path.endpoint", "path.job": "$response.body#/id"}
     return {
-        operation_id(method, path): {"operationId": operation_id(method, PREFIX + path), "parameters": of_job}
+        operation_id(method, path): {
+            "operationId": operation_id(method, PREFIX + path),
+            "parameters": of_job,
+        }
         for path in _LINKED
         for method in OPERATIONS[path]
     }

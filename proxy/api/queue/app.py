@@ -104,7 +104,9 @@ class JobsApi:
         for path, methods in OPERATIONS.items():
             name = path.split("/")[1]
             answer = self._answering(name, operations[name])
-            router.add_api_route(path, answer, methods=[*methods], name=name, summary=operations[name].__doc__)
+            router.add_api_route(
+                path, answer, methods=[*methods], name=name, summary=operations[name].__doc__
+            )
         return router
 
     async def run(self, context: RequestContext, _: str) -> bytes:
@@ -117,7 +119,9 @@ class JobsApi:
         """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
         wait = read_wait(context.query("wait")) or WAIT
         await self._interactive.check(context.endpoint)
-        order = await read_order(await context.body(RUNSYNC_BYTES), self._check_url, self._seal, wait)
+        order = await read_order(
+            await context.body(RUNSYNC_BYTES), self._check_url, self._seal, wait
+        )
         job = await self._durable.submit(context.endpoint, context.owner, order)
         del order
         context.drop_body()
@@ -147,7 +151,9 @@ class JobsApi:
         if wants_events(headers.get("accept", "")):
             place = start(headers.get("last-event-id"), cursor)
             leave, context.leave = context.leave, nothing  # it lasts for as long as its stream
-            events = await event_stream(self._durable, context.endpoint, context.owner, job_id, place, leave)
+            events = await event_stream(
+                self._durable, context.endpoint, context.owner, job_id, place, leave
+            )
             if events is None:
                 leave()
                 raise _missing(job_id)
@@ -165,11 +171,15 @@ class JobsApi:
 
     async def cancel(self, context: RequestContext, job_id: str) -> bytes:
         """End a job."""
-        return response.brief(_found(await self._durable.cancel(context.endpoint, context.owner, job_id), job_id))
+        return response.brief(
+            _found(await self._durable.cancel(context.endpoint, context.owner, job_id), job_id)
+        )
 
     async def retry(self, context: RequestContext, job_id: str) -> bytes:
         """Put a failed job in the queue again, under its id."""
-        return response.brief(_found(await self._durable.retry(context.endpoint, context.owner, job_id), job_id))
+        return response.brief(
+            _found(await self._durable.retry(context.endpoint, context.owner, job_id), job_id)
+        )
 
     async def purge(self, context: RequestContext, _: str) -> bytes:
         """Cancel every job that waits."""
@@ -181,12 +191,16 @@ class JobsApi:
 
     async def _shown(self, job: Job) -> bytes:
         elements: Sequence[bytes] = ()
-        if job.submission.durable and job.is_terminal and job.output is None:  # it may have changed since it was read
+        if (
+            job.submission.durable and job.is_terminal and job.output is None
+        ):  # it may have changed since it was read
             job, elements = _found(await self._durable.outputs(job), job.id)
         reason, progress = self._durable.reason(job), self._durable.progress(job)
         return response.full(job, elements, self._clock.now(), reason, progress)
 
-    def _answering(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    def _answering(
+        self, name: str, operation: Operation
+    ) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
             share = self._bodies.share(request.state.principal.key_id)
             context: RequestContext | None = None
@@ -194,7 +208,9 @@ class JobsApi:
                 context = self._context(request, share)
                 context.leave, left = self._limits.enter(context.key, context.endpoint.id, name)
                 answer = await operation(context, request.path_params.get("job", ""))
-                response = answer if isinstance(answer, Response) else JsonAnswer(answer, self._answers)
+                response = (
+                    answer if isinstance(answer, Response) else JsonAnswer(answer, self._answers)
+                )
                 for key, value in limit_headers(left):
                     response.headers[key.decode()] = value.decode()
                 return response
@@ -202,9 +218,13 @@ class JobsApi:
                 return refusal(to_api_error(error))
             except ClientGoneError:
                 return Response(status_code=GONE)
-            except Exception:  # a bug of ours: the client gets an error it can read, the log gets the rest
+            except (
+                Exception
+            ):  # a bug of ours: the client gets an error it can read, the log gets the rest
                 log.exception("api.bug", path=request.url.path)
-                return refusal(ApiError("internal_error", "This server failed. The error is in its log."))
+                return refusal(
+                    ApiError("internal_error", "This server failed. The error is in its log.")
+                )
             finally:
                 share.give_back()
                 if context is not None:
@@ -227,4 +247,7 @@ def _found(found: T | None, job_id: str) -> T:
 
 
 def _missing(job_id: str) -> ApiError:
-    return ApiError("job_not_found", f"There is no job {job_id[:80]!r} here: it never was, or its time has ended.")
+    return ApiError(
+        "job_not_found",
+        f"There is no job {job_id[:80]!r} here: it never was, or its time has ended.",
+    )

@@ -9,13 +9,18 @@ from proxy.access.keys import ANONYMOUS, Principal
 from proxy.api.body import JSON, read_body, require_type
 from proxy.service.endpoints import Endpoint
 
-OF_PAGES = (b"origin", b"sec-fetch-site")  # a page can send a body without a type anywhere, with no preflight request
+OF_PAGES = (
+    b"origin",
+    b"sec-fetch-site",
+)  # a page can send a body without a type anywhere, with no preflight request
 
 
 class RequestContext:
     """One request: who asks, and which endpoint."""
 
-    def __init__(self, request: Request, endpoint: Endpoint, principal: Principal, share: Share) -> None:
+    def __init__(
+        self, request: Request, endpoint: Endpoint, principal: Principal, share: Share
+    ) -> None:
         self.request, self.endpoint, self.owner = request, endpoint, principal.owner
         self.key = principal.key_id
         self._is_open = principal is ANONYMOUS

@@ -24,7 +24,9 @@ LARGEST_SEQUENCE = 2**53
 class Listing:
     """Answers `health` and `requests`."""
 
-    def __init__(self, store: JobStore, fleet: Fleet, durable: DurableJobs, clock: Clock, seal: Seal) -> None:
+    def __init__(
+        self, store: JobStore, fleet: Fleet, durable: DurableJobs, clock: Clock, seal: Seal
+    ) -> None:
         self._store, self._fleet, self._durable, self._clock = store, fleet, durable, clock
         self._seal = seal
 
@@ -47,9 +49,13 @@ class Listing:
             "ready": ready,
             "running": running,
             "throttled": 0,
-            "unhealthy": self._fleet.unhealthy(context.endpoint.id, asyncio.get_running_loop().time()),
+            "unhealthy": self._fleet.unhealthy(
+                context.endpoint.id, asyncio.get_running_loop().time()
+            ),
         }
-        return msgspec.json.encode({"jobs": jobs, "workers": states, "durable": self._store.durable})
+        return msgspec.json.encode(
+            {"jobs": jobs, "workers": states, "durable": self._store.durable}
+        )
 
     async def requests(self, context: RequestContext, _: str) -> bytes:
         """Recent jobs, newest first: `?limit=`, `?before=` (the last page's `next`), `?status=`."""
@@ -59,7 +65,9 @@ class Listing:
         if wanted is not None and wanted not in set(Status):
             raise ApiError("invalid_body", f"`status` must be one of {', '.join(Status)}.")
         status = None if wanted is None else Status(wanted)
-        jobs = await self._durable.recent(context.endpoint, context.owner, before=before, limit=limit, status=status)
+        jobs = await self._durable.recent(
+            context.endpoint, context.owner, before=before, limit=limit, status=status
+        )
         now = self._clock.now()
         rows = [
             {
@@ -91,7 +99,9 @@ class Listing:
                 return self._seal.open_number(text, _context(context))
         if sequence is None or not 1 <= sequence <= LARGEST_SEQUENCE:
             raise ApiError(
-                "invalid_body", "`before` must be the `next` of an earlier answer to this request.", "before"
+                "invalid_body",
+                "`before` must be the `next` of an earlier answer to this request.",
+                "before",
             )
         return sequence
 

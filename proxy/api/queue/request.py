@@ -22,7 +22,9 @@ MIN_LIFE = 1_000  # of `?ttl=` on a job that is there
 MIN_WAIT, MAX_WAIT, WAIT = 1_000, 300_000, Millis(90_000)
 WEBHOOK_CHARACTERS = 2_048
 WEBHOOK_BYTES = 6 * WEBHOOK_CHARACTERS + 2  # as it is written, with an escape for each character
-S3_BYTES = 64 * 1024  # of `s3Config`: names and keys, a few hundred bytes; it is kept apart, and sealed in one piece
+S3_BYTES = (
+    64 * 1024
+)  # of `s3Config`: names and keys, a few hundred bytes; it is kept apart, and sealed in one piece
 NULL = msgspec.Raw(b"null")
 
 CheckUrl: TypeAlias = Callable[[str], None]
@@ -45,13 +47,19 @@ class _Envelope(msgspec.Struct, rename={"s3_config": "s3Config"}):
 _decoder = msgspec.json.Decoder(_Envelope)
 
 
-async def read_order(body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Millis | None = None) -> JobRequest:
+async def read_order(
+    body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Millis | None = None
+) -> JobRequest:
     """The order in a body; `ApiError` says what is wrong with it."""
     found, given = await in_thread_if_large(_decode, body)
     if given == bytes(NULL):
-        raise ApiError("invalid_body", '`input` is missing: send {"input": ...} with any value but null.')
+        raise ApiError(
+            "invalid_body", '`input` is missing: send {"input": ...} with any value but null.'
+        )
     policy = found.policy or _Policy()
-    execution = _between("policy.executionTimeout", policy.execution_timeout, MIN_EXECUTION, MAX_EXECUTION)
+    execution = _between(
+        "policy.executionTimeout", policy.execution_timeout, MIN_EXECUTION, MAX_EXECUTION
+    )
     ttl = _between("policy.ttl", policy.ttl, MIN_TTL, MAX_TTL)
     webhook = read_text("webhook", found.webhook, WEBHOOK_BYTES)
     if webhook:
@@ -73,7 +81,9 @@ def read_number(name: str, text: str | None, least: int, most: int, unit: str = 
         return None
     value = read_whole(text)
     if value is None or not least <= value <= most:
-        raise ApiError("invalid_body", f"`{name}` must be a whole number{unit} from {least} to {most}.", name)
+        raise ApiError(
+            "invalid_body", f"`{name}` must be a whole number{unit} from {least} to {most}.", name
+        )
     return value
 
 
@@ -108,7 +118,9 @@ def _sealed(config: msgspec.Raw, seal: Seal) -> bytes | None:
     if config == NULL:
         return None
     if len(config) > S3_BYTES or bytes(config)[:1] != b"{":
-        raise ApiError("invalid_body", f"`s3Config` must be a JSON object of at most {S3_BYTES} bytes.")
+        raise ApiError(
+            "invalid_body", f"`s3Config` must be a JSON object of at most {S3_BYTES} bytes."
+        )
     return seal.close(bytes(config))
 
 
@@ -123,7 +135,9 @@ def _check_webhook(url: str, check_url: CheckUrl) -> None:
 
 def _decode(body: bytes) -> tuple[_Envelope, bytes]:
     """What is in a body, and its input apart, so that the body need not be kept."""
-    found = decode_object(body, _decoder, 'The body must be a JSON object: {"input": ...}.', _wrong_type)
+    found = decode_object(
+        body, _decoder, 'The body must be a JSON object: {"input": ...}.', _wrong_type
+    )
     given, found.input = bytes(found.input), NULL
     return found, given
 

@@ -30,7 +30,13 @@ class JsonAnswer(Response):
 
     async def __call__(self, scope: Any, _: Any, send: Any) -> None:
         with self._share:
-            await send({"type": "http.response.start", "status": self.status_code, "headers": self.raw_headers})
+            await send(
+                {
+                    "type": "http.response.start",
+                    "status": self.status_code,
+                    "headers": self.raw_headers,
+                }
+            )
             await send_body(send, bytes(self.body), abort_of(scope))
 
 
@@ -61,7 +67,13 @@ def brief(job: Job) -> bytes:
     return msgspec.json.encode({"id": job.id, "status": job.status})
 
 
-def full(job: Job, elements: Sequence[bytes], now: Millis, reason: str = "", progress: bytes | None = None) -> bytes:
+def full(
+    job: Job,
+    elements: Sequence[bytes],
+    now: Millis,
+    reason: str = "",
+    progress: bytes | None = None,
+) -> bytes:
     """What `status` answers, and `runsync` in the end. `elements`: its output log; `progress` stands in for it."""
     return b"{" + b",".join(_fields(job, elements, now, reason, progress)) + b"}"
 
@@ -144,7 +156,9 @@ def _output(job: Job, elements: Sequence[bytes]) -> bytes | None:
     if not job.submission.durable:
         return None
     if job.status is Status.COMPLETED or (elements and job.is_terminal):
-        return b"[" + b",".join(bytes(_decoder.decode(element).output) for element in elements) + b"]"
+        return (
+            b"[" + b",".join(bytes(_decoder.decode(element).output) for element in elements) + b"]"
+        )
     return None
 
 

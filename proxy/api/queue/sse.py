@@ -33,13 +33,20 @@ def start(last_event_id: str | None, after: int) -> int:
     if last_event_id:
         cursor = read_whole(last_event_id)
         if cursor is None or cursor > LARGEST_CURSOR:
-            raise ApiError("invalid_body", "`Last-Event-ID` must be the id of an event of this stream.")
+            raise ApiError(
+                "invalid_body", "`Last-Event-ID` must be the id of an event of this stream."
+            )
         return cursor
     return after
 
 
 async def event_stream(
-    durable: DurableJobs, endpoint: Endpoint, owner: Owner, job_id: str, cursor: int, leave: Callable[[], None]
+    durable: DurableJobs,
+    endpoint: Endpoint,
+    owner: Owner,
+    job_id: str,
+    cursor: int,
+    leave: Callable[[], None],
 ) -> EventSourceResponse | None:
     """The response; None if there is no such job. `leave` is called when it is over."""
     if await durable.get(endpoint, owner, job_id) is None:
@@ -48,7 +55,9 @@ async def event_stream(
     async def events() -> AsyncIterator[ServerSentEvent]:
         place = cursor
         try:
-            while (found := await durable.read(endpoint, owner, job_id, place, LOOK_SECONDS)) is not None:
+            while (
+                found := await durable.read(endpoint, owner, job_id, place, LOOK_SECONDS)
+            ) is not None:
                 job, elements, place_now = found
                 for number, element in enumerate(elements, place + 1):
                     *parts, last = split(element)
@@ -64,7 +73,9 @@ async def event_stream(
             leave()
 
     headers = {"Cache-Control": "no-cache, no-transform"}
-    return EventSourceResponse(events(), headers=headers, ping=PING_SECONDS, sep="\n", send_timeout=STALL_SECONDS)
+    return EventSourceResponse(
+        events(), headers=headers, ping=PING_SECONDS, sep="\n", send_timeout=STALL_SECONDS
+    )
 
 
 def _event(data: bytes, *, id: str | None = None, event: str | None = None) -> ServerSentEvent:  # noqa: A002 - SSE's

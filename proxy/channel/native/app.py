@@ -33,11 +33,15 @@ MOST_TALK = 100  # hellos and lines for the log in that time; a worker says a ha
 class WorkerChannel:
     """Lets workers in, and speaks with them."""
 
-    def __init__(self, endpoints: Endpoints, dispatch: Dispatch, membership: Membership, reader: ReaderOf) -> None:
+    def __init__(
+        self, endpoints: Endpoints, dispatch: Dispatch, membership: Membership, reader: ReaderOf
+    ) -> None:
         self._endpoints, self._dispatch = endpoints, dispatch
         self._membership, self._reader = membership, reader
 
-    async def refuse(self, _scope: Any, receive: Any, send: Any, status: int, sentence: str) -> None:
+    async def refuse(
+        self, _scope: Any, receive: Any, send: Any, status: int, sentence: str
+    ) -> None:
         """Refuse a handshake: whoever dials has no token, or it is not here that workers dial."""
         await receive()  # websocket.connect
         await _deny(send, status, sentence)
@@ -48,7 +52,11 @@ class WorkerChannel:
         endpoint_id = scope["path"].split("/")[2]
         endpoint = self._endpoints.get(endpoint_id)
         if endpoint is None:
-            await _deny(send, 404, f"no endpoint {endpoint_id!r} here: start the proxy with --endpoint {endpoint_id}")
+            await _deny(
+                send,
+                404,
+                f"no endpoint {endpoint_id!r} here: start the proxy with --endpoint {endpoint_id}",
+            )
             return
         await send({"type": "websocket.accept"})
         connection = Connection(send, lambda: self._dispatch.wake(endpoint.id))
@@ -77,7 +85,9 @@ class WorkerChannel:
                 worker.port = None
                 await self._membership.part(worker, code)
 
-    async def _converse(self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any) -> None:
+    async def _converse(
+        self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any
+    ) -> None:
         reader = self._reader(worker)
         loop = asyncio.get_running_loop()
         batch, talk = rest, ChatterLimit()
@@ -95,7 +105,9 @@ class WorkerChannel:
                         self._dispatch.wake(worker.endpoint)
                     case frames.Hello():
                         if not talk.may_go_on(worker.seen):
-                            raise WorkerRefusedError(4400, "a worker that says hello all the time is not listened to")
+                            raise WorkerRefusedError(
+                                4400, "a worker that says hello all the time is not listened to"
+                            )
                         check_hello(frame)
                         self._membership.announce(worker, frame)
                     case frames.Log(text=text):
@@ -105,7 +117,9 @@ class WorkerChannel:
                             worker.ignored += 1
                     case frames.Heartbeat():
                         pass
-            await asyncio.sleep(0)  # a worker that floods must not keep its own `pause` from leaving
+            await asyncio.sleep(
+                0
+            )  # a worker that floods must not keep its own `pause` from leaving
             batch = await _frames(receive)
 
 

@@ -27,7 +27,9 @@ NO_JSON = JobError(ENGINE_ERROR, "The output is no JSON that could be passed on.
 class Connection:
     """`WorkerPort` over one WebSocket, and the reader of what comes from the worker."""
 
-    def __init__(self, send: Callable[[dict[str, Any]], Awaitable[None]], on_room: Callable[[], None]) -> None:
+    def __init__(
+        self, send: Callable[[dict[str, Any]], Awaitable[None]], on_room: Callable[[], None]
+    ) -> None:
         self._send, self._on_room = send, on_room
         self._outbox = Outbox()
         self._filled = asyncio.Event()
@@ -56,7 +58,9 @@ class Connection:
         self._filled.set()
 
     def stop(self, job_id: JobId, attempt: int) -> None:
-        self._outbox.drop(job_id)  # what is left of its body is not needed; the worker takes a stop in its place
+        self._outbox.drop(
+            job_id
+        )  # what is left of its body is not needed; the worker takes a stop in its place
         self._put(frames.Stop(job_id, attempt))
 
     def pause(self, job_id: JobId, attempt: int) -> None:
@@ -85,7 +89,9 @@ class Connection:
                     self._on_room()
                 before = self._outbox.size
             if self._closing is not None:
-                await self._send({"type": "websocket.close", "code": 1012, "reason": self._closing[:120]})
+                await self._send(
+                    {"type": "websocket.close", "code": 1012, "reason": self._closing[:120]}
+                )
                 return
 
 
@@ -93,7 +99,12 @@ class Reader:
     """Carries a worker's job frames to where they belong. What the worker does not hold, it cannot speak about."""
 
     def __init__(
-        self, worker: Worker, runs: RunEndings, output: Mailboxes, recorder: Recorder, background: Background
+        self,
+        worker: Worker,
+        runs: RunEndings,
+        output: Mailboxes,
+        recorder: Recorder,
+        background: Background,
     ) -> None:
         self._worker, self._runs, self._output, self._recorder = worker, runs, output, recorder
         self._background = background
@@ -114,7 +125,9 @@ class Reader:
                 await self._head(frame)
             case frames.Output():
                 await self._output_of_job(frame)
-            case frames.End() if hold.durable:  # the disk must not hold up the other jobs of this worker
+            case frames.End() if (
+                hold.durable
+            ):  # the disk must not hold up the other jobs of this worker
                 hold.has_ended = True
                 self._background.start(insist(partial(self._end, frame)), f"end {job_id}")
             case frames.End():
@@ -145,7 +158,9 @@ class Reader:
     async def _output_of_job(self, frame: frames.Output) -> None:
         job_id, attempt, data, metrics = JobId(frame.job), frame.attempt, frame.data, frame.metrics
         try:
-            fits = await self._recorder.put(job_id, attempt, data, metrics, whole=frame.whole, more=frame.more)
+            fits = await self._recorder.put(
+                job_id, attempt, data, metrics, whole=frame.whole, more=frame.more
+            )
         except NoJsonError:
             await self._runs.cut(self._worker, job_id, attempt, NO_JSON)
         else:
@@ -158,7 +173,9 @@ class Reader:
             case "completed":
                 await self._runs.completed(worker, job_id, attempt)
             case "failed":
-                await self._runs.failed(worker, job_id, attempt, worker_error(frame, ENGINE_ERROR, ""))
+                await self._runs.failed(
+                    worker, job_id, attempt, worker_error(frame, ENGINE_ERROR, "")
+                )
             case "lost":
                 why = worker_error(frame, WORKER_LOST.code, WORKER_LOST.message)
                 await self._runs.lost(worker, job_id, attempt, why)

@@ -47,10 +47,13 @@ class Membership:
             self._fleet.add(worker)
         else:
             if worker.endpoint != endpoint.id:
-                raise WorkerRefusedError(4409, f"worker {worker.id} already serves endpoint {worker.endpoint}")
+                raise WorkerRefusedError(
+                    4409, f"worker {worker.id} already serves endpoint {worker.endpoint}"
+                )
             if worker.port is not None and not isinstance(worker.port, Connection):
                 raise WorkerRefusedError(
-                    4409, f"worker {worker.id} is a stock worker here; every worker needs its own id"
+                    4409,
+                    f"worker {worker.id} is a stock worker here; every worker needs its own id",
                 )
             self.announce(worker, hello)
             if worker.port is not None:
@@ -61,7 +64,13 @@ class Membership:
         for hold in hello.holds:
             if hold.job not in worker.holds and not await self._adopt(worker, hold, connection):
                 connection.stop(JobId(hold.job), hold.attempt)
-        log.info("worker.joined", worker=worker.id, endpoint=endpoint.id, engine=worker.engine, holds=len(hello.holds))
+        log.info(
+            "worker.joined",
+            worker=worker.id,
+            endpoint=endpoint.id,
+            engine=worker.engine,
+            holds=len(hello.holds),
+        )
         return worker
 
     def announce(self, worker: Worker, hello: frames.Hello) -> None:
@@ -71,7 +80,9 @@ class Membership:
             return
         models = [Model(model.id, model.card, model.base) for model in hello.models]
         endpoint = self._endpoints.get(worker.endpoint)
-        others = any(other.has_models and other is not worker for other in self._fleet.of(worker.endpoint))
+        others = any(
+            other.has_models and other is not worker for other in self._fleet.of(worker.endpoint)
+        )
         try:
             if endpoint is not None:
                 self._endpoints.announce(endpoint, models, others=others)
@@ -87,13 +98,17 @@ class Membership:
             log.warning("worker.ignored", worker=worker.id, frames=worker.ignored)
             worker.ignored = 0
         if code in GOODBYE or not worker.holds:
-            await self._runs.bury(worker, "it left" if code in GOODBYE else "its connection was lost")
+            await self._runs.bury(
+                worker, "it left" if code in GOODBYE else "its connection was lost"
+            )
         else:
             log.info("worker.disconnected", worker=worker.id, code=code, holds=len(worker.holds))
 
     async def _adopt(self, worker: Worker, listed: frames.Hold, connection: Connection) -> bool:
         """Take over a durable run from before this proxy was started, if nothing of it was lost."""
-        job = await self._orphans.adopt(JobId(listed.job), listed.attempt, worker.endpoint, listed.sent)
+        job = await self._orphans.adopt(
+            JobId(listed.job), listed.attempt, worker.endpoint, listed.sent
+        )
         if job is None:
             return False
         worker.hold(job, since=worker.seen, received=listed.sent)
@@ -109,7 +124,9 @@ class Membership:
         for job_id, hold in list(worker.holds.items()):
             theirs = known.get(job_id)
             if theirs is None or theirs.attempt != hold.attempt:
-                if hold.received or heard > hold.since:  # it was heard of after the offer: the job had reached it
+                if (
+                    hold.received or heard > hold.since
+                ):  # it was heard of after the offer: the job had reached it
                     await self._runs.lost(worker, job_id, hold.attempt)
                 else:
                     await self._runs.undelivered(worker, job_id, hold.attempt)
@@ -118,7 +135,9 @@ class Membership:
             elif theirs.sent != hold.received:
                 worker.stop(job_id, now=worker.seen)
                 await self._runs.torn(worker, job_id, hold.attempt)
-            elif (mailbox := self._output.sink(job_id, hold.attempt)) is not None and mailbox.outcome is None:
+            elif (
+                mailbox := self._output.sink(job_id, hold.attempt)
+            ) is not None and mailbox.outcome is None:
                 mailbox.reattach(connection)
             elif hold.durable:
                 self._recorder.begin(job_id, hold.attempt, connection)

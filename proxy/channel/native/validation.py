@@ -18,12 +18,16 @@ MODEL_CHARACTERS = 256
 CARD_BYTES = 64 * 1024
 ENGINE_CHARACTERS = 200
 LOG_CHARACTERS = 500
-MESSAGE_CHARACTERS = 64 * 1024  # of an error: it may be an engine's own, with all that it says of a request
+MESSAGE_CHARACTERS = (
+    64 * 1024
+)  # of an error: it may be an engine's own, with all that it says of a request
 FIRST_STATUS, LAST_STATUS = 200, 599  # what is below is no answer yet
 
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _MODEL = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MODEL_CHARACTERS}}}")
-_CONTENT_TYPE = re.compile(r"[ -~]{0,200}")  # it becomes a header: a line break would begin another one
+_CONTENT_TYPE = re.compile(
+    r"[ -~]{0,200}"
+)  # it becomes a header: a line break would begin another one
 _CODE = re.compile(r"[a-z0-9_]{1,64}")
 
 
@@ -38,13 +42,17 @@ class WorkerRefusedError(Exception):
 def check_hello(hello: frames.Hello) -> None:
     """`WorkerRefusedError` if no worker says hello like this."""
     if hello.protocol != frames.PROTOCOL:
-        raise WorkerRefusedError(4426, f"this proxy speaks protocol {frames.PROTOCOL}, the worker {hello.protocol}")
+        raise WorkerRefusedError(
+            4426, f"this proxy speaks protocol {frames.PROTOCOL}, the worker {hello.protocol}"
+        )
     if not _WORKER.fullmatch(hello.worker):
         raise WorkerRefusedError(4400, "a worker's id is 1 to 80 letters, digits, _ and -")
     if len(hello.models) > MOST_MODELS:
         raise WorkerRefusedError(4400, f"a worker may announce {MOST_MODELS} models")
     if len(hello.holds) > MOST_HOLDS or any(len(hold.job) > JOB_CHARACTERS for hold in hello.holds):
-        raise WorkerRefusedError(4400, f"a worker may hold {MOST_HOLDS} runs, of jobs with {JOB_CHARACTERS} characters")
+        raise WorkerRefusedError(
+            4400, f"a worker may hold {MOST_HOLDS} runs, of jobs with {JOB_CHARACTERS} characters"
+        )
     for model in hello.models:
         _check_model(model)
 
@@ -75,4 +83,6 @@ def _check_model(model: frames.Model) -> None:
         model.card.decode()
         msgspec.json.decode(model.card, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
-        raise WorkerRefusedError(4400, f"a model card is no JSON object: {str(error)[:80]}") from error
+        raise WorkerRefusedError(
+            4400, f"a model card is no JSON object: {str(error)[:80]}"
+        ) from error

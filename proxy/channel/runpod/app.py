@@ -61,7 +61,9 @@ def find_call(path: str) -> Call:
     _, _, endpoint, verb, rest = path.split("/", 4)
     worker, _, job = rest.partition("/")
     if "&" in rest:
-        fault = "the URL that the worker was given needs a `?`: the SDK adds its parameters with `&`"
+        fault = (
+            "the URL that the worker was given needs a `?`: the SDK adds its parameters with `&`"
+        )
     elif not _NAME.fullmatch(worker):
         fault = "a worker's id is 1 to 128 letters, digits and ._:-"
     elif (verb in OF_A_JOB) != bool(_NAME.fullmatch(job)) or (job and verb not in OF_A_JOB):
@@ -99,7 +101,9 @@ def read_ping(query: bytes) -> PingQuery:
     jobs = frozenset(filter(None, fields.get("job_id", "").split(",")))
     if fields.get("status") != "unhealthy":
         return PingQuery(jobs, "")
-    return PingQuery(jobs, f"{fields.get('check', 'a check')} failed: {fields.get('reason', '')}"[:300])
+    return PingQuery(
+        jobs, f"{fields.get('check', 'a check')} failed: {fields.get('reason', '')}"[:300]
+    )
 
 
 def _fields(query: bytes) -> dict[str, str]:
@@ -121,7 +125,10 @@ def _job(job: Job, unseal: Unseal) -> bytes:
     if isinstance(work, Input):
         given = work.body
     else:
-        given = b'{"openai_route":%b,"openai_input":%b}' % (msgspec.json.encode(work.path), work.body)
+        given = b'{"openai_route":%b,"openai_input":%b}' % (
+            msgspec.json.encode(work.path),
+            work.body,
+        )
     more = b"" if sealed is None else b',"s3Config":' + unseal(sealed)
     return b'{"id":%b,"input":%b%b}' % (msgspec.json.encode(job.id), given, more)
 
@@ -145,9 +152,19 @@ class RunpodChannel:
     """Speaks with stock workers."""
 
     def __init__(
-        self, endpoints: Endpoints, registry: WorkerRegistry, posts: RunpodResults, bodies: Budget, unseal: Unseal
+        self,
+        endpoints: Endpoints,
+        registry: WorkerRegistry,
+        posts: RunpodResults,
+        bodies: Budget,
+        unseal: Unseal,
     ) -> None:
-        self._endpoints, self._registry, self._posts, self._bodies = endpoints, registry, posts, bodies
+        self._endpoints, self._registry, self._posts, self._bodies = (
+            endpoints,
+            registry,
+            posts,
+            bodies,
+        )
         self._unseal = unseal
         self._refusals = 0
 
@@ -158,15 +175,21 @@ class RunpodChannel:
             endpoint = self._check(call)
             await self._serve(call, endpoint, scope, receive, send)
         except CallRefusedError as refused:
-            log.warning("worker.refused", worker=call.worker, code=refused.status, reason=str(refused))
+            log.warning(
+                "worker.refused", worker=call.worker, code=refused.status, reason=str(refused)
+            )
             await self._refuse(send, refused)
         except TooManyWorkersError:
             await _reply(send, TOO_MANY)
         except WorkerIdConflictError:
-            await self._refuse(send, CallRefusedError(409, f"worker {call.worker} is another one here"))
+            await self._refuse(
+                send, CallRefusedError(409, f"worker {call.worker} is another one here")
+            )
         except Exception:  # a bug of ours: answered slowly, for a stock worker asks again at once
             log.exception("stock.bug", worker=call.worker, verb=call.verb)
-            await self._refuse(send, CallRefusedError(500, "this server failed; the error is in its log"))
+            await self._refuse(
+                send, CallRefusedError(500, "this server failed; the error is in its log")
+            )
 
     async def refuse(self, scope: Any, _: Any, send: Any, status: int, sentence: str) -> None:
         """Answer one that has no token, or whose call is none."""
@@ -176,16 +199,22 @@ class RunpodChannel:
     def _check(self, call: Call) -> EndpointId:
         endpoint = self._endpoints.get(call.endpoint)
         if endpoint is None:
-            raise CallRefusedError(404, f"no endpoint {call.endpoint!r} here: start the proxy with --endpoint")
+            raise CallRefusedError(
+                404, f"no endpoint {call.endpoint!r} here: start the proxy with --endpoint"
+            )
         if call.fault:
             raise CallRefusedError(404, call.fault)
         return endpoint.id
 
-    async def _serve(self, call: Call, endpoint: EndpointId, scope: Any, receive: Any, send: Any) -> None:
+    async def _serve(
+        self, call: Call, endpoint: EndpointId, scope: Any, receive: Any, send: Any
+    ) -> None:
         line: WatchedConnection = scope["extensions"][CONNECTION]
         match call.verb:
             case "job-take" | "job-take-batch":
-                await self._take(call, self._asking(endpoint, call, line), scope["query_string"], receive, send)
+                await self._take(
+                    call, self._asking(endpoint, call, line), scope["query_string"], receive, send
+                )
             case "job-stop":
                 await self._stop(self._asking(endpoint, call, line), receive, send)
             case "ping":
@@ -201,7 +230,9 @@ class RunpodChannel:
         worker.asks(line)
         return worker
 
-    async def _take(self, call: Call, worker: RunpodWorker, query: bytes, receive: Any, send: Any) -> None:
+    async def _take(
+        self, call: Call, worker: RunpodWorker, query: bytes, receive: Any, send: Any
+    ) -> None:
         if worker.is_closed:
             await _reply(send, TOO_MANY)
             return
@@ -231,7 +262,9 @@ class RunpodChannel:
         if await poll.wait(worker.hold(self._registry.patience.hold), receive):
             stops = worker.stops(poll)
             named = b",".join(b'"%b"' % job_id.encode() for job_id in stops)
-            await _reply(send, OK if stops else NONE, b'{"jobsToStop":[%b]}' % named if stops else b"")
+            await _reply(
+                send, OK if stops else NONE, b'{"jobsToStop":[%b]}' % named if stops else b""
+            )
 
     async def _ping(self, call: Call, endpoint: EndpointId, query: bytes) -> None:
         ping = read_ping(query)
@@ -308,7 +341,13 @@ async def _read(receive: Any) -> tuple[bytes | None, bool]:
             return (b"".join(parts), True) if size <= POST_BYTES else (None, True)
 
 
-async def _reply(send: Any, status: int, body: bytes = b"", content_type: bytes = b"application/json") -> None:
-    headers = [] if status == NONE else [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+async def _reply(
+    send: Any, status: int, body: bytes = b"", content_type: bytes = b"application/json"
+) -> None:
+    headers = (
+        []
+        if status == NONE
+        else [(b"content-type", content_type), (b"content-length", b"%d" % len(body))]
+    )
     await send({"type": "http.response.start", "status": status, "headers": headers})
     await send({"type": "http.response.body", "body": body})

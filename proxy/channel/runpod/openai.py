@@ -19,14 +19,22 @@ from typing import Any, NamedTuple
 import msgspec
 
 from proxy.jobs.lifecycle import Status
-from proxy.service.json_text import IN_THREAD_ABOVE, MOST_OUTPUT_STEPS, has_too_much, in_thread_if_large, utf8_fault
+from proxy.service.json_text import (
+    IN_THREAD_ABOVE,
+    MOST_OUTPUT_STEPS,
+    has_too_much,
+    in_thread_if_large,
+    utf8_fault,
+)
 from proxy.service.mailbox import EVENT_BYTES, EVENT_STREAM, Head
 
 ABSENT = msgspec.Raw(b"")
 NULL = b"null"
 TRUE = b"true"
 ERROR_BYTES = 256 * 1024  # of an error; what is longer is cut, and not taken apart
-MEND_BYTES = 4 * 1024 * 1024  # of a result that Python wrote and nobody else can read; more takes too long to mend
+MEND_BYTES = (
+    4 * 1024 * 1024
+)  # of a result that Python wrote and nobody else can read; more takes too long to mend
 MOST_ELEMENTS = 250_000  # of a list that is taken apart: each costs about 100 bytes beside its own
 IN_PROGRESS = b'"%b"' % Status.IN_PROGRESS.encode()
 
@@ -112,12 +120,16 @@ def error_text(error: bytes) -> str:
     return value if isinstance(value, str) else error.decode()
 
 
-MOST_CHARACTERS = 32 * 1024  # of an error in Python's writing that is taken apart: that takes 100 ns for each
+MOST_CHARACTERS = (
+    32 * 1024
+)  # of an error in Python's writing that is taken apart: that takes 100 ns for each
 FIRST_ERROR, LAST_ERROR = 400, 599
 SICK = "vLLM server process is not running"  # the worker lives on, and fails every job from now on
 
 _UPSTREAM = re.compile(r"vLLM returned HTTP (\d{3}): (.*)", re.DOTALL)
-_PIECE = re.compile(r"""(?P<text>'(?:[^'\\\n]++|\\.)*+'|"(?:[^"\\\n]++|\\.)*+")|[A-Za-z]++|.""", re.DOTALL)
+_PIECE = re.compile(
+    r"""(?P<text>'(?:[^'\\\n]++|\\.)*+'|"(?:[^"\\\n]++|\\.)*+")|[A-Za-z]++|.""", re.DOTALL
+)
 _NAMES = {"None": b"null", "True": b"true", "False": b"false", "(": b"[", ")": b"]"}
 _TRACE = re.compile(r"handler: (.*?) \ntraceback: ", re.DOTALL)
 
@@ -196,7 +208,9 @@ def _of_object(value: dict[str, Any]) -> Failure:
     if found := _UPSTREAM.match(message):
         status, body = int(found.group(1)), found.group(2).encode()
         if FIRST_ERROR <= status <= LAST_ERROR:
-            return Failure(message, status, body if _is_object(body) else _body(status, found.group(2)))
+            return Failure(
+                message, status, body if _is_object(body) else _body(status, found.group(2))
+            )
     code = value.get("code")
     if isinstance(code, int) and FIRST_ERROR <= code <= LAST_ERROR:
         fields = {name: field for name, field in value.items() if name != "object"}
@@ -224,8 +238,14 @@ DONE = b"data: [DONE]\n\n"
 QUOTE = b'"'
 DEPTH = 2  # of lists in a piece of a stream; what is deeper is no batch of events
 BLANK_LINES = (b"\n\n", b"\n\r\n")  # what ends an event
-EDGE_BYTES = 3  # a blank line may be cut into two pieces: so much of an event is kept until the next piece
-ERRORS = (b'data: {"error"', b"event: error", b"event: response.failed")  # how an error event begins
+EDGE_BYTES = (
+    3  # a blank line may be cut into two pieces: so much of an event is kept until the next piece
+)
+ERRORS = (
+    b'data: {"error"',
+    b"event: error",
+    b"event: response.failed",
+)  # how an error event begins
 
 
 class _Asked(msgspec.Struct):
@@ -273,7 +293,11 @@ class Answer:
         """The run is complete, with this result. Gives what is left of the events."""
         if not self.is_stream or self.failure is not None:
             return b""
-        late = b"" if self.received else b"".join(self._events(one, DEPTH) for one in elements(output) or [output])
+        late = (
+            b""
+            if self.received
+            else b"".join(self._events(one, DEPTH) for one in elements(output) or [output])
+        )
         rest, self._rest = self._rest, b""
         if rest.strip() or self.is_mid_event:
             self._look_for_error(rest)
@@ -296,7 +320,9 @@ class Answer:
         if len(found) == 1 and found[0] != NULL:
             return _unwrapped(found[0])
         if found and all(one.startswith(QUOTE) for one in found):
-            return Head(200, TEXT), "".join(msgspec.json.decode(one, type=str) for one in found).encode()
+            return Head(200, TEXT), "".join(
+                msgspec.json.decode(one, type=str) for one in found
+            ).encode()
         return (Head(200, JSON), output) if len(found) > 1 and elements(output) else None
 
     def _events(self, element: bytes, depth: int) -> bytes:
@@ -333,7 +359,8 @@ class Answer:
         """Look at how each event begins: whatever its size, that is enough."""
         starts = not self.is_mid_event
         self.carries_error |= any(
-            (starts and events.startswith(error)) or any(mark + error in events for mark in BLANK_LINES)
+            (starts and events.startswith(error))
+            or any(mark + error in events for mark in BLANK_LINES)
             for error in ERRORS
         )
 

@@ -20,10 +20,13 @@ LOOK_SECONDS = 0.25
 FORGET_SECONDS = 600.0  # what is known of a worker that is gone
 MOST_WORKERS = 10_000  # ids are the workers' own choice
 ILL_SECONDS = 300.0  # how long it is shown that a worker was unhealthy, unless it is back
-SHUN_SECONDS = 60.0  # a worker whose engine is gone fails every job at once, so it gets none for a while
+SHUN_SECONDS = (
+    60.0  # a worker whose engine is gone fails every job at once, so it gets none for a while
+)
 NO_FORMS = JobError("unsupported_media_type", "The workers of this endpoint take JSON only.")
 NO_RESULT = JobError(
-    WORKER_LOST.code, "The worker ended this without a result. Did its handler return something that is no JSON?"
+    WORKER_LOST.code,
+    "The worker ended this without a result. Did its handler return something that is no JSON?",
 )
 
 
@@ -75,7 +78,9 @@ class WorkerRegistry:
         if worker is None:
             if len(self._workers) >= MOST_WORKERS:
                 raise TooManyWorkersError
-            worker = self._workers[endpoint, worker_id] = RunpodWorker(worker_id, endpoint, now, self)
+            worker = self._workers[endpoint, worker_id] = RunpodWorker(
+                worker_id, endpoint, now, self
+            )
         if namesake is None and now >= worker.shunned_until:
             worker.rejoin(now)
             self._fleet.add(worker.member)
@@ -112,10 +117,14 @@ class WorkerRegistry:
     # `RunListener`
 
     def give_back(self, worker: RunpodWorker, job: Job) -> None:
-        self._background.start(self._runs.undelivered(worker.member, job.id, job.attempt), f"give back {job.id}")
+        self._background.start(
+            self._runs.undelivered(worker.member, job.id, job.attempt), f"give back {job.id}"
+        )
 
     def refuse(self, worker: RunpodWorker, job: Job) -> None:
-        if any(not isinstance(other.port, RunpodWorker) for other in self._fleet.of(worker.endpoint)):
+        if any(
+            not isinstance(other.port, RunpodWorker) for other in self._fleet.of(worker.endpoint)
+        ):
             self.give_back(worker, job)  # one of our own workers can do it
             return
         work = self._runs.refused(worker.member, job.id, job.attempt, NO_FORMS)
@@ -123,7 +132,13 @@ class WorkerRegistry:
 
     def recover(self, worker: RunpodWorker, vanished: VanishedRun) -> None:
         job_id, run, counts = vanished
-        log.info("stock.vanished", job=job_id, attempt=run.attempt, worker=worker.id, stopped=run.is_stopped)
+        log.info(
+            "stock.vanished",
+            job=job_id,
+            attempt=run.attempt,
+            worker=worker.id,
+            stopped=run.is_stopped,
+        )
         if counts:
             work = self._runs.lost(worker.member, job_id, run.attempt, NO_RESULT)
         else:

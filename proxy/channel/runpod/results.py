@@ -45,7 +45,12 @@ class RunpodResults:
     """Takes chunks and results. The first result of a run counts; what comes after it, or too late, changes nothing."""
 
     def __init__(
-        self, runs: RunEndings, output: Mailboxes, recorder: Recorder, registry: WorkerRegistry, passing: Budget
+        self,
+        runs: RunEndings,
+        output: Mailboxes,
+        recorder: Recorder,
+        registry: WorkerRegistry,
+        passing: Budget,
     ) -> None:
         self._runs, self._output, self._recorder, self._registry = runs, output, recorder, registry
         self._passing = passing  # bytes of large events that wait for their readers
@@ -96,7 +101,9 @@ class RunpodResults:
 
     async def _put(self, job_id: JobId, run: Run, element: bytes) -> bool:
         if run.answer is None:
-            return await self._recorder.put(job_id, run.attempt, element, b"", whole=False, more=False)
+            return await self._recorder.put(
+                job_id, run.attempt, element, b"", whole=False, more=False
+            )
         mailbox = self._mailbox(job_id, run)
         if mailbox is None:
             return True
@@ -106,7 +113,9 @@ class RunpodResults:
             events = await in_thread_if_large(run.answer.put, element)
         except TooManyElementsError:
             return False
-        return run.answer.backlog <= MOST_BYTES and await self._pass(mailbox, run, run.answer, events)
+        return run.answer.backlog <= MOST_BYTES and await self._pass(
+            mailbox, run, run.answer, events
+        )
 
     async def _pass(self, mailbox: Mailbox, run: Run, answer: Answer, events: bytes) -> bool:
         """Put events into the mailbox. False if they are more than is kept for a reader that does not take them.
@@ -134,7 +143,9 @@ class RunpodResults:
                 pass
         return all(mailbox.put_chunk(piece, more=more) for piece, more in pieces)
 
-    async def _end(self, worker: RunpodWorker, job_id: JobId, run: Run, result: Result | None) -> None:
+    async def _end(
+        self, worker: RunpodWorker, job_id: JobId, run: Run, result: Result | None
+    ) -> None:
         if result is None:
             await insist(partial(self._runs.refused, worker.member, job_id, run.attempt, NO_JSON))
         elif result.has_failed and SICK in error_text(bytes(result.error)):
@@ -143,19 +154,27 @@ class RunpodResults:
             await self._end_call(worker, job_id, run, run.answer, result)
         elif result.has_failed:
             if bytes(result.output):
-                await self._recorder.put(job_id, run.attempt, result.value, b"", whole=True, more=False)
+                await self._recorder.put(
+                    job_id, run.attempt, result.value, b"", whole=True, more=False
+                )
             error = JobError(ENGINE_ERROR, error_text(bytes(result.error)))
             await insist(partial(self._runs.failed, worker.member, job_id, run.attempt, error))
         else:
-            await insist(partial(self._runs.completed, worker.member, job_id, run.attempt, result.value))
+            await insist(
+                partial(self._runs.completed, worker.member, job_id, run.attempt, result.value)
+            )
 
-    async def _end_call(self, worker: RunpodWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
+    async def _end_call(
+        self, worker: RunpodWorker, job_id: JobId, run: Run, answer: Answer, result: Result
+    ) -> None:
         try:
             await self._answer(worker, job_id, run, answer, result)
         except TooManyElementsError:
             await insist(partial(self._runs.refused, worker.member, job_id, run.attempt, OVERFLOW))
 
-    async def _answer(self, worker: RunpodWorker, job_id: JobId, run: Run, answer: Answer, result: Result) -> None:
+    async def _answer(
+        self, worker: RunpodWorker, job_id: JobId, run: Run, answer: Answer, result: Result
+    ) -> None:
         member, attempt, value = worker.member, run.attempt, result.value
         if answer.unread:
             await in_thread_if_large(answer.read, answer.unread)
@@ -167,7 +186,9 @@ class RunpodResults:
         elif await in_thread_if_large(answer.has_holes, value):
             await insist(partial(self._runs.refused, member, job_id, attempt, HOLES))
         elif answer.is_stream:
-            fits = await self._pass(mailbox, run, answer, await in_thread_if_large(answer.finish, value))
+            fits = await self._pass(
+                mailbox, run, answer, await in_thread_if_large(answer.finish, value)
+            )
             if answer.failure is not None:
                 await self._fail(worker, mailbox, run, answer.failure)
             elif not answer.has_begun:
@@ -189,15 +210,21 @@ class RunpodResults:
             await self._runs.overflowed(worker.member, job_id, run.attempt)
         await insist(partial(self._runs.completed, worker.member, job_id, run.attempt))
 
-    async def _fail(self, worker: RunpodWorker, mailbox: Mailbox, run: Run, failure: Failure) -> None:
+    async def _fail(
+        self, worker: RunpodWorker, mailbox: Mailbox, run: Run, failure: Failure
+    ) -> None:
         """With the status that the engine gave, if it is known and the answer has not begun."""
         error = JobError(ENGINE_ERROR, failure.message)
         if failure.status and mailbox.head is None:
             mailbox.put_head(Head(failure.status, JSON))
             mailbox.put_chunk(failure.body, more=False)
-            await insist(partial(self._runs.failed, worker.member, mailbox.job_id, run.attempt, error))
+            await insist(
+                partial(self._runs.failed, worker.member, mailbox.job_id, run.attempt, error)
+            )
         else:
-            await insist(partial(self._runs.refused, worker.member, mailbox.job_id, run.attempt, error))
+            await insist(
+                partial(self._runs.refused, worker.member, mailbox.job_id, run.attempt, error)
+            )
 
     def _mailbox(self, job_id: JobId, run: Run) -> Mailbox | None:
         mailbox = self._output.sink(job_id, run.attempt)
@@ -209,7 +236,9 @@ def _pieces(events: bytes, *, more: bool) -> Iterator[tuple[bytes, bool]]:
     start = 0
     while len(events) - start > PART_BYTES:
         end = start + PART_BYTES
-        found = [at + len(mark) for mark in BLANK_LINES if (at := events.rfind(mark, start, end)) >= 0]
+        found = [
+            at + len(mark) for mark in BLANK_LINES if (at := events.rfind(mark, start, end)) >= 0
+        ]
         yield events[start : max(found, default=end)], not found
         start = max(found, default=end)
     yield events[start:], more

@@ -22,7 +22,9 @@ from proxy.jobs.model import JobId
 CONNECTION = "vllm_serverless.line"  # the ASGI extension: the connection on which a request came
 
 
-HOUSEKEEPING_SECONDS = 14.0  # HTTP clients close what was idle for some time (the SDK's after 15 s); that says nothing
+HOUSEKEEPING_SECONDS = (
+    14.0  # HTTP clients close what was idle for some time (the SDK's after 15 s); that says nothing
+)
 
 
 class Closing(NamedTuple):
@@ -35,7 +37,9 @@ class Closing(NamedTuple):
     @property
     def is_abrupt(self) -> bool:
         """Whether it looks as if the other process had ended."""
-        return not self.is_ours and (self.is_reset or self.idle is None or self.idle < HOUSEKEEPING_SECONDS)
+        return not self.is_ours and (
+            self.is_reset or self.idle is None or self.idle < HOUSEKEEPING_SECONDS
+        )
 
 
 OnClosed = Callable[[Closing], None]
@@ -49,7 +53,9 @@ class WatchedConnection(Protocol):
         ...
 
 
-TOGETHER_SECONDS = 1.0  # the connections of a process that ends are closed one after the other, but not slower
+TOGETHER_SECONDS = (
+    1.0  # the connections of a process that ends are closed one after the other, but not slower
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,7 +138,9 @@ class TrackedRuns:
         self.runs: dict[JobId, Run] = {}
         self._pinged_at = float("-inf")
         self._listed: frozenset[str] = frozenset()  # by its last ping
-        self._over: frozenset[str] = frozenset()  # it has said itself that it has these no more, whatever a ping says
+        self._over: frozenset[str] = (
+            frozenset()
+        )  # it has said itself that it has these no more, whatever a ping says
         self._left: set[str] = set()  # it had them when it was last lost
         self._dropped: set[str] = set()  # they have vanished in it before
 
@@ -153,13 +161,19 @@ class TrackedRuns:
 
     def idles(self, died_at: float) -> list[VanishedRun]:
         """It says that it has no job: what it was given is over, whether its pings know that yet or not."""
-        gone = [job_id for job_id, run in self.runs.items() if run.given_at < float("inf") and not run.is_ending]
+        gone = [
+            job_id
+            for job_id, run in self.runs.items()
+            if run.given_at < float("inf") and not run.is_ending
+        ]
         self._over = self._listed | set(gone)
         self._listed = frozenset()
         self._left.clear()
         return [self._vanish(job_id, died_at) for job_id in gone]
 
-    def pinged(self, listed: frozenset[str], now: float, asked_at: float, died_at: float) -> list[VanishedRun]:
+    def pinged(
+        self, listed: frozenset[str], now: float, asked_at: float, died_at: float
+    ) -> list[VanishedRun]:
         """A ping came, which lists what it has. `asked_at`: when its working process was last heard of."""
         listed -= self._over
         gone = []

@@ -11,7 +11,14 @@ from typing import Any, Protocol
 import structlog
 
 from proxy.channel.runpod.openai import Answer
-from proxy.channel.runpod.tracking import Closing, Liveness, Run, TrackedRuns, VanishedRun, WatchedConnection
+from proxy.channel.runpod.tracking import (
+    Closing,
+    Liveness,
+    Run,
+    TrackedRuns,
+    VanishedRun,
+    WatchedConnection,
+)
 from proxy.jobs.model import EndpointId, Job, JobId, Request, Work, WorkerId
 from proxy.service.fleet import Load, Worker
 
@@ -57,7 +64,9 @@ async def _gone(receive: Any) -> None:
 
 
 REST_SECONDS = 1.0  # after a job that it cannot be given: others take that one meanwhile, and this one gets the next
-REFRESH_SECONDS = 2.0  # a worker that wants to be made anew may end within that, and would take its jobs with it
+REFRESH_SECONDS = (
+    2.0  # a worker that wants to be made anew may end within that, and would take its jobs with it
+)
 REFRESH_HOLD = 0.5  # it ends when its polls are answered
 STOPPED_HOLD = 1.0  # it says that it has let go of its jobs by asking anew
 
@@ -107,7 +116,9 @@ class RunListener(Protocol):
 class RunpodWorker:
     """`WorkerPort` for a worker that polls. Outlives its membership of the fleet: it may come back."""
 
-    def __init__(self, worker_id: WorkerId, endpoint: EndpointId, now: float, listener: RunListener) -> None:
+    def __init__(
+        self, worker_id: WorkerId, endpoint: EndpointId, now: float, listener: RunListener
+    ) -> None:
         self.id, self.endpoint = worker_id, endpoint
         self.member = PollingWorker(worker_id, endpoint, self, seen=now)
         self.life = Liveness(now)
@@ -131,7 +142,12 @@ class RunpodWorker:
 
     def offer(self, job: Job) -> None:
         poll, work = self._taking, job.submission.work
-        if poll is not None and poll.room > 0 and self.tracked.may_have(job.id) and not _is_form(work):
+        if (
+            poll is not None
+            and poll.room > 0
+            and self.tracked.may_have(job.id)
+            and not _is_form(work)
+        ):
             answer = Answer(work.body) if isinstance(work, Request) else None
             self.tracked.give(job.id, Run(job.attempt, answer))
             poll.give(job)
@@ -184,7 +200,11 @@ class RunpodWorker:
         if is_idle:
             self._recover(self.tracked.idles(self.life.died_at))
         if self._taking is not None:
-            log.warning("stock.polls_twice", worker=self.id, hint="every worker needs a RUNPOD_POD_ID of its own")
+            log.warning(
+                "stock.polls_twice",
+                worker=self.id,
+                hint="every worker needs a RUNPOD_POD_ID of its own",
+            )
             self._taking.is_replaced = True
             self._taking.end()
         self._taking = Poll(wanted)
@@ -233,7 +253,9 @@ class RunpodWorker:
         self.life.heard = now = self._clock()
         self._recover(self.tracked.pinged(listed, now, self.asked_at, self.life.died_at))
         for job_id, run in self.tracked.runs.items():
-            if run.is_stopped and job_id in listed:  # it may have been too early: the SDK stops only what it has begun
+            if (
+                run.is_stopped and job_id in listed
+            ):  # it may have been too early: the SDK stops only what it has begun
                 self._ask_to_stop(job_id)
 
     def refreshes(self) -> None:
@@ -254,7 +276,11 @@ class RunpodWorker:
     def refresh(self) -> None:
         """Tell the fleet how many jobs it may be given now."""
         is_resting = self._clock() < self._rests_until
-        room = self._taking.room if self._taking is not None and not is_resting and not self.is_closed else 0
+        room = (
+            self._taking.room
+            if self._taking is not None and not is_resting and not self.is_closed
+            else 0
+        )
         if room > self.member.room:
             self._listener.wake(self)
         self.member.room = max(0, room)
@@ -281,7 +307,9 @@ class RunpodWorker:
     def _closed(self, line: WatchedConnection, closing: Closing) -> None:
         self._lines.pop(line, None)
         self.life.closed(closing, self._clock())
-        log.debug("stock.line_closed", worker=self.id, lines=self.life.lines, abrupt=closing.is_abrupt)
+        log.debug(
+            "stock.line_closed", worker=self.id, lines=self.life.lines, abrupt=closing.is_abrupt
+        )
 
 
 def _is_form(work: Work) -> bool:

@@ -16,7 +16,9 @@ from proxy.store.sqlite.disk import Disk
 log = structlog.get_logger()
 
 RESERVE = 256 * 1024 * 1024  # bytes that stay free for what must be written
-BALLAST = 32 * 1024 * 1024  # bytes to give up: several times what SQLite's log has before it is put away
+BALLAST = (
+    32 * 1024 * 1024
+)  # bytes to give up: several times what SQLite's log has before it is put away
 SMALL_DISK = 20  # of a small disk this part is reserved, and half of it is ballast
 
 
@@ -49,8 +51,15 @@ class DiskSpace:
         if self._free - size < self._reserve:
             if not self._is_short:
                 self._is_short = True
-                log.error("store.full", free=self._free, reserve=self._reserve, folder=str(self._ballast.parent))
-            raise StoreFullError(f"less than {self._reserve} bytes are free in {self._ballast.parent}")
+                log.error(
+                    "store.full",
+                    free=self._free,
+                    reserve=self._reserve,
+                    folder=str(self._ballast.parent),
+                )
+            raise StoreFullError(
+                f"less than {self._reserve} bytes are free in {self._ballast.parent}"
+            )
         self._free -= size
 
     def give_up(self) -> None:

@@ -13,7 +13,10 @@ from proxy.jobs.webhook import receiver
 from proxy.store.sqlite.rows import Row, read_job
 
 NO_LIMIT = -1
-SPARE_PAGES, SPARE_PART = 4096, 4  # 16 MB, or a quarter of a bigger file, is kept for what comes next
+SPARE_PAGES, SPARE_PART = (
+    4096,
+    4,
+)  # 16 MB, or a quarter of a bigger file, is kept for what comes next
 
 
 def get(db: Connection, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
@@ -33,7 +36,12 @@ def find(db: Connection, job_id: JobId) -> Job | None:
 
 
 def recent(
-    db: Connection, endpoint: EndpointId, owner: Owner, before: int | None, limit: int, status: Status | None
+    db: Connection,
+    endpoint: EndpointId,
+    owner: Owner,
+    before: int | None,
+    limit: int,
+    status: Status | None,
 ) -> list[Job]:
     """Outlines of an owner's jobs, newest first."""
     last = 2**63 - 1 if before is None else before
@@ -54,7 +62,9 @@ def outlines(db: Connection, job_ids: Iterable[JobId]) -> list[Job]:
 def running(db: Connection) -> list[Job]:
     """Outlines of the jobs that are with a worker."""
     status = TRANSITIONS[Event.TAKE].target
-    return _outlines(db.execute("SELECT * FROM jobs WHERE finished_at IS NULL AND status = ?", (status,)))
+    return _outlines(
+        db.execute("SELECT * FROM jobs WHERE finished_at IS NULL AND status = ?", (status,))
+    )
 
 
 def deliveries(db: Connection, now: Millis, limit: int, besides: Collection[str]) -> list[Delivery]:
@@ -74,7 +84,12 @@ def outputs(db: Connection, job_id: JobId, cursor: int, limit: int) -> list[byte
 
 
 def look(
-    db: Connection, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+    db: Connection,
+    endpoint: EndpointId,
+    owner: Owner,
+    job_id: JobId,
+    cursor: int | None,
+    limit: int,
 ) -> tuple[Job, list[bytes], int] | None:
     """Return the job and its outputs from the cursor, or from where it was drained, both of one committed state."""
     db.execute("BEGIN")
@@ -110,7 +125,10 @@ def unfinished(db: Connection) -> Iterator[Job]:
 
 def ended(db: Connection) -> dict[tuple[EndpointId, str], int]:
     """How many have ended how."""
-    return {(EndpointId(endpoint), name): number for endpoint, name, number in db.execute("SELECT * FROM ended")}
+    return {
+        (EndpointId(endpoint), name): number
+        for endpoint, name, number in db.execute("SELECT * FROM ended")
+    }
 
 
 def last_sequence(db: Connection) -> int:

@@ -4,7 +4,18 @@ from sys import intern
 from typing import NamedTuple
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import EndpointId, Input, Job, JobError, JobId, Millis, Owner, Request, Submission, WorkerId
+from proxy.jobs.model import (
+    EndpointId,
+    Input,
+    Job,
+    JobError,
+    JobId,
+    Millis,
+    Owner,
+    Request,
+    Submission,
+    WorkerId,
+)
 
 
 class Row(NamedTuple):
@@ -46,7 +57,9 @@ def new_row(job: Job) -> Row:
     submission = job.submission
     work = submission.work
     method, path, content_type = (
-        (work.method, work.path, work.content_type) if isinstance(work, Request) else (None, None, None)
+        (work.method, work.path, work.content_type)
+        if isinstance(work, Request)
+        else (None, None, None)
     )
     return Row(
         number=None,
@@ -81,7 +94,9 @@ def new_row(job: Job) -> Row:
     )
 
 
-def read_job(row: Row, body: bytes | None = None, s3_config: bytes | None = None, output: bytes | None = None) -> Job:
+def read_job(
+    row: Row, body: bytes | None = None, s3_config: bytes | None = None, output: bytes | None = None
+) -> Job:
     """The job of a row; without the rest its outline. Names that many jobs share are kept once."""
     return Job(
         Submission(

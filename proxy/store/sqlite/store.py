@@ -17,7 +17,18 @@ from sqlite3 import Connection, Error
 import structlog
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Counts, Delivery, EndpointId, Job, JobError, JobId, Millis, Owner, Submission, WorkerId
+from proxy.jobs.model import (
+    Counts,
+    Delivery,
+    EndpointId,
+    Job,
+    JobError,
+    JobId,
+    Millis,
+    Owner,
+    Submission,
+    WorkerId,
+)
 from proxy.jobs.policy import deadline
 from proxy.store.base import StoreFullError
 from proxy.store.job_index import JobIndex
@@ -59,7 +70,9 @@ class SqliteStore:
     async def submit(self, submission: Submission, now: Millis) -> Job:
         if not submission.durable or submission.id in self._memory:
             return await self._memory.submit(submission, now)
-        job = Job(submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now)
+        job = Job(
+            submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now
+        )
         return await self._database.write(
             lambda db: writes.submit(db, job, self._database.room),
             lambda there: self._index.note(job) if there is job else None,
@@ -78,10 +91,20 @@ class SqliteStore:
         return await self._database.read(lambda db: reads.find(db, job_id))
 
     async def recent(
-        self, endpoint: EndpointId, owner: Owner, *, before: int | None, limit: int, status: Status | None = None
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        *,
+        before: int | None,
+        limit: int,
+        status: Status | None = None,
     ) -> Sequence[Job]:
-        durable = await self._database.read(lambda db: reads.recent(db, endpoint, owner, before, limit, status))
-        others = await self._memory.recent(endpoint, owner, before=before, limit=limit, status=status)
+        durable = await self._database.read(
+            lambda db: reads.recent(db, endpoint, owner, before, limit, status)
+        )
+        others = await self._memory.recent(
+            endpoint, owner, before=before, limit=limit, status=status
+        )
         return sorted([*durable, *others], key=lambda job: -job.sequence)[:limit]
 
     async def take(
@@ -110,10 +133,18 @@ class SqliteStore:
         sequence = self._index.next_sequence() if event is Event.RETRY else None
         settlement = writes.Settlement(job_id, event, now, attempt, error, counts, output, sequence)
         size = 0 if output is None else len(output)
-        return await self._database.write(lambda db: writes.settle(db, settlement), self._note, size=size)
+        return await self._database.write(
+            lambda db: writes.settle(db, settlement), self._note, size=size
+        )
 
-    async def purge(self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError) -> Sequence[Job]:
-        waiting = [place for light in (False, True) for place in self._index.pop_owned(endpoint, owner, light=light)]
+    async def purge(
+        self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
+    ) -> Sequence[Job]:
+        waiting = [
+            place
+            for light in (False, True)
+            for place in self._index.pop_owned(endpoint, owner, light=light)
+        ]
         settled = [
             await self._memory.settle(place.job_id, Event.CANCEL, now=now, error=error)
             for place in waiting
@@ -133,7 +164,9 @@ class SqliteStore:
         job_ids = self._index.due(now, limit)
         durable = [job_id for job_id in job_ids if job_id not in self._memory]
         found = await self._database.read(lambda db: reads.outlines(db, durable)) if durable else []
-        jobs = {job.id: job for job in found if (moment := deadline(job)) is not None and moment <= now}
+        jobs = {
+            job.id: job for job in found if (moment := deadline(job)) is not None and moment <= now
+        }
         for job_id in job_ids:
             job = await self._memory.find(job_id)
             if job is not None:
@@ -161,7 +194,9 @@ class SqliteStore:
             lambda job: self._index.watch(job) if job is not None else None,
         )
 
-    async def deliveries(self, now: Millis, limit: int, besides: Collection[str] = ()) -> Sequence[Delivery]:
+    async def deliveries(
+        self, now: Millis, limit: int, besides: Collection[str] = ()
+    ) -> Sequence[Delivery]:
         return await self._database.read(lambda db: reads.deliveries(db, now, limit, besides))
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
@@ -171,7 +206,9 @@ class SqliteStore:
         if job_id in self._memory:
             return None
         size = sum(map(len, outputs))
-        return await self._database.write(lambda db: writes.append(db, job_id, attempt, outputs), size=size)
+        return await self._database.write(
+            lambda db: writes.append(db, job_id, attempt, outputs), size=size
+        )
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
         if job_id in self._memory:
@@ -184,7 +221,9 @@ class SqliteStore:
     ) -> tuple[Job, Sequence[bytes], int] | None:
         if job_id in self._memory:
             return await self._memory.look(endpoint, owner, job_id, cursor, limit)
-        return await self._database.read(lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit))
+        return await self._database.read(
+            lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit)
+        )
 
     async def consume(self, job_id: JobId, attempt: int, cursor: int) -> None:
         if job_id in self._memory:
@@ -198,13 +237,17 @@ class SqliteStore:
     def ahead(self, job: Job) -> int:
         return self._index.ahead(job)
 
-    async def _take(self, endpoint: EndpointId, worker: WorkerId, limit: int, now: Millis, *, light: bool) -> list[Job]:
+    async def _take(
+        self, endpoint: EndpointId, worker: WorkerId, limit: int, now: Millis, *, light: bool
+    ) -> list[Job]:
         taken: list[Job] = []
         pop = self._index.pop
         is_enough = False  # bytes at once
         while not is_enough and (places := pop(endpoint, limit - len(taken), now, light=light)):
             jobs = {
-                place.job_id: self._memory.hand_out(place.job_id, worker, now) for place in places if not place.durable
+                place.job_id: self._memory.hand_out(place.job_id, worker, now)
+                for place in places
+                if not place.durable
             }
             durable = [place for place in places if place.durable]
             if durable:
@@ -233,7 +276,9 @@ class SqliteStore:
             lambda: self._index.put_back(endpoint, places),
         )
 
-    async def _purge(self, endpoint: EndpointId, places: Sequence[QueueKey], now: Millis, error: JobError) -> list[Job]:
+    async def _purge(
+        self, endpoint: EndpointId, places: Sequence[QueueKey], now: Millis, error: JobError
+    ) -> list[Job]:
         return await self._database.write(
             lambda db: writes.purge(db, [place.job_id for place in places], now, error),
             self._note_all,

@@ -26,8 +26,14 @@ from proxy.store.sqlite.disk_space import DiskSpace
 T = TypeVar("T")
 
 MOST = 256  # writes in one transaction: then the first of them need not wait for the last of a long line
-FAILURES = (sqlite3.Error, OSError, MemoryError)  # of the file, whatever is written; the callers get them
-MOST_BYTES = 8 * 1024 * 1024  # in one transaction, about: SQLite's log becomes as long as the longest
+FAILURES = (
+    sqlite3.Error,
+    OSError,
+    MemoryError,
+)  # of the file, whatever is written; the callers get them
+MOST_BYTES = (
+    8 * 1024 * 1024
+)  # in one transaction, about: SQLite's log becomes as long as the longest
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +188,9 @@ class Writer:
         try:
             result = write.run(self._db)
         except Exception as error:  # its caller gets it
-            if not self._db.in_transaction or _is_full(error):  # SQLite has given up the whole transaction, or will
+            if not self._db.in_transaction or _is_full(
+                error
+            ):  # SQLite has given up the whole transaction, or will
                 raise
             self._db.execute("ROLLBACK TO step")
             result = error
@@ -195,7 +203,10 @@ class Writer:
 
 
 def _is_full(error: Exception) -> bool:
-    return isinstance(error, sqlite3.Error) and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    return (
+        isinstance(error, sqlite3.Error)
+        and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
+    )
 
 
 def nothing(*_: object) -> None:

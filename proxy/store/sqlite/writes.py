@@ -18,10 +18,16 @@ from proxy.store.sqlite import reads
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.rows import Row, new_row, read_job
 
-SOURCES = {event: json.dumps(sorted(transition.sources)) for event, transition in TRANSITIONS.items()}
+SOURCES = {
+    event: json.dumps(sorted(transition.sources)) for event, transition in TRANSITIONS.items()
+}
 ROW_BYTES = 1024  # what a job takes beside its body, about
-PIECE_BYTES = 1024 * 1024  # a larger body is written in such pieces: SQLite copies what is bound to a statement twice
-TAKE_BYTES = 32 * 1024 * 1024  # of bodies in one take, and the rest of the last one: they come into memory with it
+PIECE_BYTES = (
+    1024 * 1024
+)  # a larger body is written in such pieces: SQLite copies what is bound to a statement twice
+TAKE_BYTES = (
+    32 * 1024 * 1024
+)  # of bodies in one take, and the rest of the last one: they come into memory with it
 PAGES_AT_ONCE = 2_000  # given back to the disk in one write, 8 MB: others wait for it
 
 INSERT = "INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING number"
@@ -126,7 +132,13 @@ class Taken(NamedTuple):
 def take(db: Connection, places: Sequence[QueueKey], worker: WorkerId, now: Millis) -> Taken:
     """Let those of these jobs be taken that still stand in these places, up to `TAKE_BYTES` of their bodies."""
     target = TRANSITIONS[Event.TAKE].target
-    common = {"event": Event.TAKE, "target": target, "sources": SOURCES[Event.TAKE], "worker": worker, "now": now}
+    common = {
+        "event": Event.TAKE,
+        "target": target,
+        "sources": SOURCES[Event.TAKE],
+        "worker": worker,
+        "now": now,
+    }
     taken: list[Job] = []
     size = 0
     for number, place in enumerate(places):
@@ -158,7 +170,9 @@ def purge(db: Connection, job_ids: Sequence[JobId], now: Millis, error: JobError
     ended = []
     for job_id in job_ids:
         settlement = Settlement(job_id, Event.CANCEL, now, error=error)
-        queued = {"sources": SOURCES[Event.TAKE]}  # narrower than those of `cancel`: what runs goes on
+        queued = {
+            "sources": SOURCES[Event.TAKE]
+        }  # narrower than those of `cancel`: what runs goes on
         row = _change(db, END, settlement.parameters() | queued)
         if row is not None:
             _close(db, row)
@@ -184,7 +198,9 @@ def forget(db: Connection, now: Millis, limit: int) -> int:
     forgotten = db.execute(FORGET, (now, limit)).rowcount
     if reads.has_spare(db):
         for _ in range(PAGES_AT_ONCE):
-            db.execute("PRAGMA incremental_vacuum(1)")  # more than one at a time needs more steps than Python makes
+            db.execute(
+                "PRAGMA incremental_vacuum(1)"
+            )  # more than one at a time needs more steps than Python makes
     return forgotten
 
 

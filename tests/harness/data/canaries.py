@@ -17,7 +17,9 @@ class Canaries:
 
     def new(self, name: str) -> str:
         """A secret of its own."""
-        return self.add(name, f"canary/{token_hex(12)}+{name}=")  # what is escaped in URLs and in base64 is in it
+        return self.add(
+            name, f"canary/{token_hex(12)}+{name}="
+        )  # what is escaped in URLs and in base64 is in it
 
     def add(self, name: str, secret: str) -> str:
         """One that was made elsewhere."""
@@ -26,7 +28,9 @@ class Canaries:
 
     def see(self, where: str, content: str | bytes) -> None:
         """Something that was written somewhere."""
-        self.seen.append((where, content.encode("utf-8", "replace") if isinstance(content, str) else content))
+        self.seen.append(
+            (where, content.encode("utf-8", "replace") if isinstance(content, str) else content)
+        )
 
     def see_folder(self, folder: Path, besides: frozenset[str] = frozenset()) -> None:
         """All files below it, but those that are there to hold a secret; and the ballast, which is nothing but big."""
@@ -41,11 +45,23 @@ class Canaries:
     def leaks(self) -> list[str]:
         """Which secret was seen where."""
         wanted = [(name, form) for name, secret in self.secrets.items() for form in forms(secret)]
-        return [f"{name} in {where}" for where, content in self.seen for name, form in wanted if form in content]
+        return [
+            f"{name} in {where}"
+            for where, content in self.seen
+            for name, form in wanted
+            if form in content
+        ]
 
 
 def forms(secret: str) -> set[bytes]:
     """A secret as it is, and as it may be written: escaped, encoded, as digits."""
     plain = secret.encode()
-    encoded = {base64.b64encode(b"x" * lead + plain)[4 if lead else 0 : -4] for lead in range(3)}  # wherever it begins
-    return {plain, plain.hex().encode(), quote(secret, safe="").encode(), json.dumps(secret)[1:-1].encode()} | encoded
+    encoded = {
+        base64.b64encode(b"x" * lead + plain)[4 if lead else 0 : -4] for lead in range(3)
+    }  # wherever it begins
+    return {
+        plain,
+        plain.hex().encode(),
+        quote(secret, safe="").encode(),
+        json.dumps(secret)[1:-1].encode(),
+    } | encoded

@@ -37,19 +37,29 @@ class Submit(Protocol):
 
 
 async def take(
-    store: JobStore, limit: int = 10, light_limit: int = 10, endpoint: EndpointId = HERE, now: int = T0
+    store: JobStore,
+    limit: int = 10,
+    light_limit: int = 10,
+    endpoint: EndpointId = HERE,
+    now: int = T0,
 ) -> list[Job]:
     """Take jobs for a worker."""
-    return list(await store.take(endpoint, WORKER, limit=limit, light_limit=light_limit, now=Millis(now)))
+    return list(
+        await store.take(endpoint, WORKER, limit=limit, light_limit=light_limit, now=Millis(now))
+    )
 
 
-async def settle(store: JobStore, job: Job | str, event: Event, now: int = T0 + 5_000, **more: Any) -> Job | None:
+async def settle(
+    store: JobStore, job: Job | str, event: Event, now: int = T0 + 5_000, **more: Any
+) -> Job | None:
     """Raise an event."""
     job_id = JobId(job) if isinstance(job, str) else job.id
     return await store.settle(job_id, event, now=Millis(now), **more)
 
 
-async def ended(store: JobStore, job: Job | str, event: Event, now: int = T0 + 5_000, **more: Any) -> Job:
+async def ended(
+    store: JobStore, job: Job | str, event: Event, now: int = T0 + 5_000, **more: Any
+) -> Job:
     """Raise an event that must happen."""
     after = await settle(store, job, event, now, **more)
     assert after is not None

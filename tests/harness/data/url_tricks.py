@@ -6,14 +6,45 @@ from ipaddress import IPv4Address, IPv6Address
 V4 = (
     *("127.0.0.1", "127.0.0.2", "0.0.0.0", "10.0.0.1", "172.16.0.1", "192.168.1.1", "100.64.0.1"),
     *("169.254.169.254", "100.100.100.200", "192.0.0.192", "168.63.129.16"),  # metadata of clouds
-    *("192.0.2.1", "198.18.0.1", "198.51.100.1", "203.0.113.1", "192.88.99.1", "224.0.0.1", "255.255.255.255"),
+    *(
+        "192.0.2.1",
+        "198.18.0.1",
+        "198.51.100.1",
+        "203.0.113.1",
+        "192.88.99.1",
+        "224.0.0.1",
+        "255.255.255.255",
+    ),
 )
 V6 = (
-    *("::", "::1", "fe80::1", "fec0::1", "fc00::1", "fd00:ec2::254", "fd20:ce::254", "ff02::1", "ff0e::1"),
-    *("100::1", "2001:db8::1", "2001:10::1", "2001:20::1", "3fff::1", "5f00::1", "64:ff9b:1::7f00:1", "4000::1"),
+    *(
+        "::",
+        "::1",
+        "fe80::1",
+        "fec0::1",
+        "fc00::1",
+        "fd00:ec2::254",
+        "fd20:ce::254",
+        "ff02::1",
+        "ff0e::1",
+    ),
+    *(
+        "100::1",
+        "2001:db8::1",
+        "2001:10::1",
+        "2001:20::1",
+        "3fff::1",
+        "5f00::1",
+        "64:ff9b:1::7f00:1",
+        "4000::1",
+    ),
 )
-FULLWIDTH = str.maketrans("0123456789.", "\uff10\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18\uff19\uff0e")
-CIRCLED = str.maketrans("0123456789", "\u24ea\u2460\u2461\u2462\u2463\u2464\u2465\u2466\u2467\u2468")
+FULLWIDTH = str.maketrans(
+    "0123456789.", "\uff10\uff11\uff12\uff13\uff14\uff15\uff16\uff17\uff18\uff19\uff0e"
+)
+CIRCLED = str.maketrans(
+    "0123456789", "\u24ea\u2460\u2461\u2462\u2463\u2464\u2465\u2466\u2467\u2468"
+)
 DOTS = ("\u3002", "\uff0e", "\uff61", "\u2024", "%2e")
 
 NAMES = """
@@ -37,7 +68,9 @@ def hidden(text: str) -> Iterator[str]:
     yield f"64:ff9b::{text}"
     yield f"64:ff9b:1::{high}:{low}"  # NAT64 of one's own
     yield f"2002:{high}:{low}::1"  # 6to4
-    yield str(IPv6Address((0x2001_0000 << 96) | (number << 64) | (~number & 0xFFFF_FFFF)))  # Teredo: server and client
+    yield str(
+        IPv6Address((0x2001_0000 << 96) | (number << 64) | (~number & 0xFFFF_FFFF))
+    )  # Teredo: server and client
 
 
 def numbers(text: str) -> Iterator[str]:
@@ -115,7 +148,9 @@ def parsers(port: int) -> Iterator[str]:
 
 def characters(port: int) -> Iterator[str]:
     """URLs with what does not belong into one."""
-    for mark in "\x00\x01\t\n\r\x0b\x0c\x1b \x7f\x80\x85\xa0\xad\u200b\u200d\u2028\u202e\ufeff\udcff\\":
+    for (
+        mark
+    ) in "\x00\x01\t\n\r\x0b\x0c\x1b \x7f\x80\x85\xa0\xad\u200b\u200d\u2028\u202e\ufeff\udcff\\":
         yield f"http://example.com{mark}/"
         yield f"http://exa{mark}mple.com/"
         yield f"http://example.com/hook{mark}x"
@@ -129,10 +164,48 @@ def characters(port: int) -> Iterator[str]:
 
 def schemes(port: int) -> Iterator[str]:
     """URLs of other kinds, and ports at which something else listens."""
-    for scheme in ("ftp", "file", "gopher", "dict", "ldap", "ws", "wss", "unix", "data", "javascript", "http+unix"):
+    for scheme in (
+        "ftp",
+        "file",
+        "gopher",
+        "dict",
+        "ldap",
+        "ws",
+        "wss",
+        "unix",
+        "data",
+        "javascript",
+        "http+unix",
+    ):
         yield f"{scheme}://example.com:{port}/"
-    yield from ("file:///etc/passwd", "unix:/run/docker.sock", "", " ", "http", "http:", "http://", "https:///", "://")
-    for closed in ("0", "1", "22", "25", "81", "442", "445", "993", "1023", "65536", "99999", "080", "-1", "+80", ""):
+    yield from (
+        "file:///etc/passwd",
+        "unix:/run/docker.sock",
+        "",
+        " ",
+        "http",
+        "http:",
+        "http://",
+        "https:///",
+        "://",
+    )
+    for closed in (
+        "0",
+        "1",
+        "22",
+        "25",
+        "81",
+        "442",
+        "445",
+        "993",
+        "1023",
+        "65536",
+        "99999",
+        "080",
+        "-1",
+        "+80",
+        "",
+    ):
         yield f"http://example.com:{closed}/"
     yield "http://example.com:\uff18\uff10/"
     yield "http://example.com:http/"

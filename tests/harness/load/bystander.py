@@ -32,7 +32,9 @@ class Waits:
 @asynccontextmanager
 async def healthy(url: str) -> AsyncIterator[Waits]:
     """Ask again and again, each time on a connection of its own, until this is left."""
-    process = await create_subprocess_exec(sys.executable, "-I", __file__, url, stdin=PIPE, stdout=PIPE)
+    process = await create_subprocess_exec(
+        sys.executable, "-I", __file__, url, stdin=PIPE, stdout=PIPE
+    )
     waits = Waits()
     try:
         assert process.stdout is not None

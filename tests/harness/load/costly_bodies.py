@@ -24,7 +24,8 @@ def bodies() -> dict[str, bytes]:
         "objects": around(filled(b'{"k":[]},')),
         "numbers": around(filled(b"0,")),
         "strings": around(filled(b'"",')),
-        "as many numbers as may be": b'{"input":[%b1],"model":"%b"}' % (b"-1," * MOST, b"a" * (BIG - 3 * MOST)),
+        "as many numbers as may be": b'{"input":[%b1],"model":"%b"}'
+        % (b"-1," * MOST, b"a" * (BIG - 3 * MOST)),
         "as many keys as may be": around(b"{" + b'"k":1,' * (MOST // 2) + b'"k":1}'),
         "as many escapes as may be": around(b'"' + b"\\u00e9" * MOST + b'"'),
         "as many blanks as may be": around(b"1" + b" " * 2 * MOST),
@@ -50,21 +51,38 @@ def bodies() -> dict[str, bytes]:
         "a byte order mark": b"\xef\xbb\xbf" + around(b"1"),
         "two inputs": b'{"input":1,"model":"x","input":2,"model":"nobody\'s"}',
         "a long model": b'{"input":1,"model":"%b"}' % (b"m" * BIG),
-        "a long model of wide characters": b'{"input":1,"model":"%b"}' % ("\U0001f600".encode() * (BIG // 4)),
+        "a long model of wide characters": b'{"input":1,"model":"%b"}'
+        % ("\U0001f600".encode() * (BIG // 4)),
         "a model with a nul": b'{"input":1,"model":"\\u0000"}',
         "a model of an escaped surrogate": b'{"input":1,"model":"\\ud800"}',
         "a model that is a list": b'{"input":1,"model":%b}' % filled(b"[],"),
-        "a stream that is a list": b'{"input":1,"model":"nobody\'s","stream":%b}' % filled(b"[],", MB),
+        "a stream that is a list": b'{"input":1,"model":"nobody\'s","stream":%b}'
+        % filled(b"[],", MB),
         "a retired field that is a list": b'{"input":1,"guided_json":%b}' % filled(b"[],", MB),
     }
 
 
 def options() -> dict[str, bytes]:
     """Bodies of `run` and `runsync` whose options are what is wrong."""
-    wrong = [b"1.5", b"true", b"1e3", b"1e400", b"-1", b"9" * 19, b"9" * 4_000, b"9" * MB, b"[]", b'"10000"']
-    made = {f"ttl {number}": b'{"input":1,"policy":{"ttl":%b}}' % one for number, one in enumerate(wrong)}
+    wrong = [
+        b"1.5",
+        b"true",
+        b"1e3",
+        b"1e400",
+        b"-1",
+        b"9" * 19,
+        b"9" * 4_000,
+        b"9" * MB,
+        b"[]",
+        b'"10000"',
+    ]
+    made = {
+        f"ttl {number}": b'{"input":1,"policy":{"ttl":%b}}' % one
+        for number, one in enumerate(wrong)
+    }
     made |= {
-        f"time {number}": b'{"input":1,"policy":{"executionTimeout":%b}}' % one for number, one in enumerate(wrong)
+        f"time {number}": b'{"input":1,"policy":{"executionTimeout":%b}}' % one
+        for number, one in enumerate(wrong)
     }
     return made | {
         "a priority that is a number": b'{"input":1,"policy":{"lowPriority":1}}',

@@ -40,7 +40,9 @@ class Answers:
 
 async def ask(http: aiohttp.ClientSession, number: int, answers: Answers) -> None:
     """One request."""
-    path, body = ("/v2/default/run", RUN) if number % QUEUED == 0 else ("/v1/chat/completions", CHAT)
+    path, body = (
+        ("/v2/default/run", RUN) if number % QUEUED == 0 else ("/v1/chat/completions", CHAT)
+    )
     begun = time.monotonic() - answers.stood
     try:
         async with http.post(path, json=body) as response:
@@ -58,7 +60,9 @@ async def flood(url: str, rate: float, seconds: float) -> Answers:
     answers = Answers()
     timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
     async with (
-        aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout) as http,
+        aiohttp.ClientSession(
+            url, connector=aiohttp.TCPConnector(limit=0), timeout=timeout
+        ) as http,
         asyncio.TaskGroup() as group,
     ):
         print("begun", flush=True)

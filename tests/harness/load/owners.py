@@ -20,7 +20,13 @@ LEAVE_SECONDS = 0.05  # a client that leaves does so within that
 LEAVERS = 0.3  # of all requests
 CURIOUS = 0.2  # of all requests: one for a job of somebody else comes after it
 MARK = re.compile(rb"mark-([0-9a-f]{12})")
-OF_ONE_JOB = (("GET", "status"), ("GET", "status-sync"), ("GET", "stream"), ("POST", "cancel"), ("POST", "retry"))
+OF_ONE_JOB = (
+    ("GET", "status"),
+    ("GET", "status-sync"),
+    ("GET", "stream"),
+    ("POST", "cancel"),
+    ("POST", "retry"),
+)
 NOISE = {"date", "x-request-id"}  # of a header: what no two answers have alike
 COUNTED = ("x-ratelimit-", "ratelimit")
 
@@ -44,10 +50,14 @@ class ConnectionLimiter:
     owners: list[Owner]
     done: Counter[str] = field(default_factory=Counter)
     foreign: list[str] = field(default_factory=list)  # a word of somebody else, and who got it
-    unequal: list[str] = field(default_factory=list)  # an answer about somebody else's job that tells that there is one
+    unequal: list[str] = field(
+        default_factory=list
+    )  # an answer about somebody else's job that tells that there is one
     looked_at: int = 0  # bytes
 
-    async def ask(self, owner: Owner, method: str, path: str, **more: Any) -> tuple[int, bytes, dict[str, str]]:
+    async def ask(
+        self, owner: Owner, method: str, path: str, **more: Any
+    ) -> tuple[int, bytes, dict[str, str]]:
         """One call, every byte of whose answer is looked at, to the instant at which the client leaves."""
         headers = more.pop("headers", {}) | {"Authorization": f"Bearer {owner.key}"}
         async with self.http.request(method, path, headers=headers, **more) as response:
@@ -59,7 +69,11 @@ class ConnectionLimiter:
                 body += data
                 self.look(owner, body[-len(data) - 20 :])  # a word may come in two pieces
             found = {name.lower(): value for name, value in response.headers.items()}
-            return response.status, body, {name: value for name, value in found.items() if not _is_noise(name)}
+            return (
+                response.status,
+                body,
+                {name: value for name, value in found.items() if not _is_noise(name)},
+            )
 
     async def run(self, owner: Owner) -> str:
         """Submit a job; its id."""
@@ -83,7 +97,12 @@ def owners(number: int, seed: int) -> list[Owner]:
     """So many of them."""
     chance = random.Random(seed)
     return [
-        Owner(f"o{one}", f"mark-{chance.randbytes(6).hex()}", f"key-{one}-{seed}", random.Random(f"{seed} {one}"))
+        Owner(
+            f"o{one}",
+            f"mark-{chance.randbytes(6).hex()}",
+            f"key-{one}-{seed}",
+            random.Random(f"{seed} {one}"),
+        )
         for one in range(number)
     ]
 
@@ -134,7 +153,9 @@ async def _run_and_cancel(seen: ConnectionLimiter, owner: Owner) -> None:
     await _until_final(seen, owner, job, "status", "")
 
 
-async def _until_final(seen: ConnectionLimiter, owner: Owner, job: str, operation: str, query: str) -> None:
+async def _until_final(
+    seen: ConnectionLimiter, owner: Owner, job: str, operation: str, query: str
+) -> None:
     while True:
         status, body, _ = await seen.ask(owner, "GET", f"/v2/default/{operation}/{job}{query}")
         assert status == 200, body
@@ -148,7 +169,11 @@ async def _pry(seen: ConnectionLimiter, owner: Owner) -> None:
     if other is owner or not other.jobs:
         return
     job = owner.chance.choice(other.jobs[-5:])
-    unknown = str(uuid4()) + job[job.rindex("-") :] if not job.startswith("sync-") else f"sync-{uuid4()}-u1"
+    unknown = (
+        str(uuid4()) + job[job.rindex("-") :]
+        if not job.startswith("sync-")
+        else f"sync-{uuid4()}-u1"
+    )
     method, operation = owner.chance.choice(OF_ONE_JOB)
     answers = []
     for asked in (job, unknown):

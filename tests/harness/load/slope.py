@@ -24,11 +24,17 @@ class Slope:
 
 def slope(samples: Sequence[float]) -> Slope:
     """Of samples that were taken at equal distances."""
-    blocks = [statistics.fmean(samples[at : at + BLOCK]) for at in range(0, len(samples) - BLOCK + 1, BLOCK)]
+    blocks = [
+        statistics.fmean(samples[at : at + BLOCK])
+        for at in range(0, len(samples) - BLOCK + 1, BLOCK)
+    ]
     assert len(blocks) > 2, "too few samples for a line: give it more MINUTES"
     times = list(range(len(blocks)))
     line = statistics.linear_regression(times, blocks)
-    left = [value - line.slope * time - line.intercept for time, value in zip(times, blocks, strict=True)]
+    left = [
+        value - line.slope * time - line.intercept
+        for time, value in zip(times, blocks, strict=True)
+    ]
     spread = math.fsum((time - statistics.fmean(times)) ** 2 for time in times)
     error = math.sqrt(math.fsum(one * one for one in left) / (len(blocks) - 2) / spread)
     return Slope(line.slope / BLOCK, SURE * error / BLOCK)

@@ -73,7 +73,9 @@ async def storm(path: Path, name: str) -> None:
         say("open")
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS):
-                group.create_task(submit(store, f"{name}-{number}", random.Random(f"{name} {number}")))
+                group.create_task(
+                    submit(store, f"{name}-{number}", random.Random(f"{name} {number}"))
+                )
             for number in range(WORKERS):
                 group.create_task(work(store, f"w-{number}", random.Random(f"{name} w {number}")))
 

@@ -44,7 +44,9 @@ def head(path: str, *fields: str) -> bytes:
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
 
-async def upload(url: str, path: str, body: Body, *, chunked: bool = False, fields: tuple[str, ...] = ()) -> Answer:
+async def upload(
+    url: str, path: str, body: Body, *, chunked: bool = False, fields: tuple[str, ...] = ()
+) -> Answer:
     """Send it until an answer comes. That is read, whether or not all was sent."""
     framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {body.size}"
     async with strict(url, PATIENCE) as line:

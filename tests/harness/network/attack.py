@@ -9,7 +9,9 @@ from harness.network.raw_connection import HeldError, Strict, marker, strict
 
 PATIENCE = 15.0  # a request that was answered early has ten seconds to get rid of its body
 BAD_REQUEST = 400
-MOST_ANSWERS = 4  # to one attack: there are at most three requests in it, in anybody's eyes, and one follows
+MOST_ANSWERS = (
+    4  # to one attack: there are at most three requests in it, in anybody's eyes, and one follows
+)
 
 
 async def attack(url: str, case: Case, *, patience: float = PATIENCE) -> str:

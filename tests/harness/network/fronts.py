@@ -93,18 +93,24 @@ FRONTS = {
 async def front(name: str, target: str) -> AsyncIterator[str]:
     """The URL of such a server, which passes everything on to this one."""
     kind = FRONTS[name]
-    program = shutil.which(kind.program, path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin") or shutil.which(name)
+    program = shutil.which(
+        kind.program, path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"
+    ) or shutil.which(name)
     if program is None:
         pytest.skip(f"needs {name}: apt-get install {kind.package}")
     with TemporaryDirectory() as folder:
         port = free_port()
         path = Path(folder) / "front.conf"
-        path.write_text(kind.configuration.format(folder=folder, port=port, target=urlsplit(target).netloc))
+        path.write_text(
+            kind.configuration.format(folder=folder, port=port, target=urlsplit(target).netloc)
+        )
         process = await asyncio.create_subprocess_exec(
             *(program, *kind.flags, str(path)), stdin=DEVNULL, stdout=DEVNULL, stderr=DEVNULL
         )
         try:
-            await until(lambda: process.returncode is not None or _listens(port), 10.0, f"{name} listens")
+            await until(
+                lambda: process.returncode is not None or _listens(port), 10.0, f"{name} listens"
+            )
             assert process.returncode is None, f"{name} has ended"
             yield f"http://127.0.0.1:{port}"
         finally:

@@ -41,7 +41,10 @@ def _record(text: str, kind: int) -> bytes:
     try:
         address = ip_address(text)
     except ValueError:
-        content, its_kind = b"".join(bytes([len(part)]) + part.encode() for part in text.split(".")) + b"\0", CNAME
+        content, its_kind = (
+            b"".join(bytes([len(part)]) + part.encode() for part in text.split(".")) + b"\0",
+            CNAME,
+        )
     else:
         content, its_kind = address.packed, A if address.version == 4 else AAAA
     if its_kind not in (kind, CNAME):

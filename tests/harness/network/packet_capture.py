@@ -18,7 +18,9 @@ class Wiretap:
 
     def __init__(self) -> None:
         self.packets: Counter[str] = Counter()  # by the address that they were for
-        self.names: Counter[str] = Counter()  # questions to name servers and their answers, likewise
+        self.names: Counter[str] = (
+            Counter()
+        )  # questions to name servers and their answers, likewise
         self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ALL))
         self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
         self._socket.setblocking(False)
@@ -42,7 +44,11 @@ class Wiretap:
         if protocol == ICMPV6 or (ethertype == IPV6 and protocol == 0):
             return  # the kernel looks for its neighbours by itself
         has_ports = protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
-        ports = [int.from_bytes(packet[begin + at : begin + at + 2]) for at in (0, 2)] if has_ports else []
+        ports = (
+            [int.from_bytes(packet[begin + at : begin + at + 2]) for at in (0, 2)]
+            if has_ports
+            else []
+        )
         (self.names if NAMES in ports else self.packets)[str(to)] += 1
 
     def close(self) -> None:

@@ -35,7 +35,9 @@ class Answer:
 class Strict:
     """One connection."""
 
-    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float) -> None:
+    def __init__(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float
+    ) -> None:
         self._reader, self._writer, self._patience = reader, writer, patience
         self._rest = b""
 

@@ -41,7 +41,10 @@ class Wire:
         async with asyncio.timeout(PATIENCE):
             head = await self._reader.readuntil(b"\r\n\r\n")
             line, *fields = head[:-4].split(b"\r\n")
-            headers = {name.lower(): value for name, _, value in (field.partition(b": ") for field in fields)}
+            headers = {
+                name.lower(): value
+                for name, _, value in (field.partition(b": ") for field in fields)
+            }
             if headers.get(b"transfer-encoding") == b"chunked":
                 return Answer(int(line.split()[1]), headers, await self._chunks())
             body = await self._reader.readexactly(int(headers.get(b"content-length", b"0")))
@@ -90,7 +93,11 @@ async def wire(proxy: Proxy) -> AsyncIterator[Wire]:
 
 
 def request(
-    line: str = "GET /livez", *fields: str, body: bytes = b"", host: str | None = "localhost", version: str = "1.1"
+    line: str = "GET /livez",
+    *fields: str,
+    body: bytes = b"",
+    host: str | None = "localhost",
+    version: str = "1.1",
 ) -> bytes:
     """A request that is well-formed, but for what is given."""
     lines = [f"{line} HTTP/{version}", *([f"Host: {host}"] if host is not None else []), *fields]

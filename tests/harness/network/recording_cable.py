@@ -29,10 +29,16 @@ class Carried:
         told = _answers(bytes(self.told), asked.methods)
         if told is None:
             return [f"no answer by the standard: {bytes(self.told[-SHOWN:])!r}"]
-        if asked.is_malformed and len(told.statuses) > len(asked.methods) and told.statuses[-1] < 400:
+        if (
+            asked.is_malformed
+            and len(told.statuses) > len(asked.methods)
+            and told.statuses[-1] < 400
+        ):
             return [f"answered with {told.statuses[-1]}: {bytes(self.asked[-SHOWN:])!r}"]
         if len(told.statuses) > len(asked.methods) + asked.is_malformed:
-            return [f"{len(told.statuses)} answers to {asked.methods}: {bytes(self.asked[-SHOWN:])!r}"]
+            return [
+                f"{len(told.statuses)} answers to {asked.methods}: {bytes(self.asked[-SHOWN:])!r}"
+            ]
         if asked.is_whole and told.is_whole and len(told.statuses) == len(asked.methods):
             self.asked.clear()
             self.told.clear()
@@ -121,13 +127,16 @@ class Tap:
         other_reader, other_writer = await asyncio.open_connection(self._host, self._port)
         try:
             await asyncio.gather(
-                self._pump(reader, other_writer, carried.asked), self._pump(other_reader, writer, carried.told)
+                self._pump(reader, other_writer, carried.asked),
+                self._pump(other_reader, writer, carried.told),
             )
         finally:
             writer.close()
             other_writer.close()
 
-    async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, into: bytearray) -> None:
+    async def _pump(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, into: bytearray
+    ) -> None:
         with suppress(ConnectionError):
             while piece := await reader.read(PIECE):
                 into += piece

@@ -62,7 +62,10 @@ def table(name: str, number: int) -> Sequence[str] | None:
     if first.startswith("rebind"):
         return [PRIVATE[int(first.removeprefix("rebind"))] if number % 2 else PUBLIC]
     if first.startswith("alias"):
-        return [f"answer{first.removeprefix('alias')}.example", PRIVATE[int(first.removeprefix("alias"))]]
+        return [
+            f"answer{first.removeprefix('alias')}.example",
+            PRIVATE[int(first.removeprefix("alias"))],
+        ]
     return None
 
 
@@ -80,7 +83,9 @@ def set_up() -> None:
     for words in SET_UP:
         subprocess.run(["ip", *words.split()], check=True)
     with tempfile.NamedTemporaryFile("w", delete=False) as file:
-        file.write(f"nameserver {NAME_SERVER}\nsearch corp.internal\noptions timeout:1 attempts:1\n")
+        file.write(
+            f"nameserver {NAME_SERVER}\nsearch corp.internal\noptions timeout:1 attempts:1\n"
+        )
     subprocess.run(["mount", "--bind", file.name, "/etc/resolv.conf"], check=True)
     Path(file.name).unlink()
 
@@ -133,16 +138,33 @@ async def besiege() -> None:
         tap = Wiretap()
         tried, let_go = await try_all(sender, session)
         tap.close()
-    say("the sender", packets=tap.packets, names=tap.names, tried=tried, acknowledged=let_go, asked=asked)
+    say(
+        "the sender",
+        packets=tap.packets,
+        names=tap.names,
+        tried=tried,
+        acknowledged=let_go,
+        asked=asked,
+    )
 
 
 async def try_all(sender: Sender, session: ClientSession) -> tuple[int, list[str]]:
     """Everything with the real sender: how much that was, and what was acknowledged."""
-    again = [f"http://rebind{number}.example:{PORT}/" for number in range(len(PRIVATE)) for _ in range(TRIES)]
+    again = [
+        f"http://rebind{number}.example:{PORT}/"
+        for number in range(len(PRIVATE))
+        for _ in range(TRIES)
+    ]
     redirects = [f"http://good.example:{PORT}/to/{number}" for number in range(REDIRECTS)]
-    good = [f"http://{PUBLIC}:{PORT}/good", f"http://[{PUBLIC_V6}]:{PORT}/good", f"http://good.example:{PORT}/good"]
+    good = [
+        f"http://{PUBLIC}:{PORT}/good",
+        f"http://[{PUBLIC_V6}]:{PORT}/good",
+        f"http://good.example:{PORT}/good",
+    ]
     wanted = [*urls(), *again, *redirects, *good]
-    return len(wanted), [url for url in wanted if await sender.send(session, url, "a-u1-0", b"{}") is None]
+    return len(wanted), [
+        url for url in wanted if await sender.send(session, url, "a-u1-0", b"{}") is None
+    ]
 
 
 if __name__ == "__main__":

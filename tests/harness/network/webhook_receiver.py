@@ -33,9 +33,13 @@ class Receiver:
 
     port: int = 0
     told: asyncio.Queue[RateLimitStatus] = field(default_factory=asyncio.Queue)
-    statuses: list[int] = field(default_factory=list)  # of its next answers; 200 when there are none left
+    statuses: list[int] = field(
+        default_factory=list
+    )  # of its next answers; 200 when there are none left
     answer: Answer | None = None  # in the place of a status
-    may_answer: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: it takes requests and says nothing
+    may_answer: asyncio.Event = field(
+        default_factory=asyncio.Event
+    )  # cleared: it takes requests and says nothing
     now: int = 0
     most: int = 0  # requests at once, ever
 
@@ -90,7 +94,9 @@ class Trap:
 
     port: int = 0
     connections: int = 0
-    heard: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)  # the first bytes of each connection
+    heard: asyncio.Queue[bytes] = field(
+        default_factory=asyncio.Queue
+    )  # the first bytes of each connection
 
 
 @asynccontextmanager

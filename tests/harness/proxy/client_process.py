@@ -21,12 +21,23 @@ class Client:
     version: str
 
     async def call(
-        self, base_url: str, request: Mapping[str, Any], *, leaves: bool = False, patience: float = 60.0
+        self,
+        base_url: str,
+        request: Mapping[str, Any],
+        *,
+        leaves: bool = False,
+        patience: float = 60.0,
     ) -> dict[str, Any]:
         """Call, and return what the caller was told. One that leaves hears only a stream's first text."""
         known = {name: value for name, value in request.items() if name != "fault"}
         extra = {name: value for name, value in request.items() if name == "fault"}
-        asked = {"base_url": base_url, "request": known, "extra": extra, "leaves": leaves, "timeout": patience}
+        asked = {
+            "base_url": base_url,
+            "request": known,
+            "extra": extra,
+            "leaves": leaves,
+            "timeout": patience,
+        }
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(asked).encode() + b"\n")
         return dict(json.loads(await _line(self.process)))
@@ -44,7 +55,9 @@ async def client(command: Sequence[str], variables: Mapping[str, str]) -> AsyncI
         assert process.stdin is not None
         process.stdin.close()
         try:
-            await asyncio.wait_for(process.communicate(), STOP_SECONDS)  # what nobody has read must not hold it up
+            await asyncio.wait_for(
+                process.communicate(), STOP_SECONDS
+            )  # what nobody has read must not hold it up
         except TimeoutError:
             process.kill()
             await process.communicate()

@@ -32,7 +32,11 @@ class Command:
     async def says(self, pattern: str, seconds: float = 20.0) -> re.Match[str]:
         """Wait until it has printed this."""
         compiled = re.compile(pattern, re.MULTILINE)
-        await until(lambda: bool(compiled.search(self.text)) or self.process.returncode is not None, seconds, pattern)
+        await until(
+            lambda: bool(compiled.search(self.text)) or self.process.returncode is not None,
+            seconds,
+            pattern,
+        )
         found = compiled.search(self.text)
         assert found is not None, self.text
         return found

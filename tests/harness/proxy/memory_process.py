@@ -53,7 +53,11 @@ async def tell(parts: Parts) -> None:
 async def serve() -> None:
     """Until a signal comes."""
     settings = Settings()
-    parts, listener, stopped = compose(settings), listen(settings), asyncio.create_task(until_signal())
+    parts, listener, stopped = (
+        compose(settings),
+        listen(settings),
+        asyncio.create_task(until_signal()),
+    )
     async with running(parts, listener):
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         telling = asyncio.create_task(tell(parts))

@@ -48,7 +48,9 @@ class Alone:
 
 
 @asynccontextmanager
-async def alone(folder: Path, *, most_descriptors: int = 0, **settings: Any) -> AsyncIterator[Alone]:
+async def alone(
+    folder: Path, *, most_descriptors: int = 0, **settings: Any
+) -> AsyncIterator[Alone]:
     """A proxy without workers; `settings` are `PROXY_*` variables in lower case.
 
     `most_descriptors`: how many the system lets it have, if that is less than it lets this process have.

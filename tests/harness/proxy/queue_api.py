@@ -52,7 +52,9 @@ class QueueClient:
 
     async def end(self, job: str) -> Answer:
         """The job once it has ended."""
-        while (answer := await self.call("GET", f"status-sync/{job}?wait=20000"))["status"] not in FINAL:
+        while (answer := await self.call("GET", f"status-sync/{job}?wait=20000"))[
+            "status"
+        ] not in FINAL:
             pass
         return answer
 

@@ -41,7 +41,9 @@ class Asking:
     text: str
 
 
-async def ask_all(source: str, url: str, folder: Path, *options: str, checks: tuple[str, ...] = CONFORMS) -> Asking:
+async def ask_all(
+    source: str, url: str, folder: Path, *options: str, checks: tuple[str, ...] = CONFORMS
+) -> Asking:
     """Ask by the description at `source`, a file or a URL; always the same requests for the same options."""
     if find_spec("schemathesis") is None:
         pytest.skip("needs schemathesis: `make test` brings it with the test tools")
@@ -64,7 +66,9 @@ async def ask_all(source: str, url: str, folder: Path, *options: str, checks: tu
     scenarios = list(_scenarios(events))
     return Asking(
         requests=tuple(one for scenario in scenarios for one in _asked(scenario)),
-        failures=sum(check["status"] == "failure" for scenario in scenarios for check in _checks(scenario)),
+        failures=sum(
+            check["status"] == "failure" for scenario in scenarios for check in _checks(scenario)
+        ),
         code=int(process.returncode or 0),
         text=text,
     )

@@ -30,7 +30,9 @@ class Proxy:
 
     def openai(self, **more: Any) -> AsyncOpenAI:
         """The stock client, pointed here."""
-        return AsyncOpenAI(**{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0} | more)
+        return AsyncOpenAI(
+            **{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0} | more
+        )
 
     @property
     def ready(self) -> int:
@@ -58,7 +60,11 @@ async def serving(
 
 def chat(text: str = "hello", **more: Any) -> dict[str, Any]:
     """A chat request for the scripted engine: `max_tokens` tokens, `seed` microseconds apart."""
-    return {"model": "scripted", "messages": [{"role": "user", "content": text}], "max_tokens": 5} | more
+    return {
+        "model": "scripted",
+        "messages": [{"role": "user", "content": text}],
+        "max_tokens": 5,
+    } | more
 
 
 async def frames(response: aiohttp.ClientResponse) -> list[bytes]:

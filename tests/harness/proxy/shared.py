@@ -16,7 +16,9 @@ class Line:
 
     async def running(self) -> float:
         """How many requests the engines work on."""
-        return sum([await one.metric(self.proxy.http, "num_requests_running") for one in self.workers])
+        return sum(
+            [await one.metric(self.proxy.http, "num_requests_running") for one in self.workers]
+        )
 
 
 @dataclass(frozen=True)

@@ -44,12 +44,20 @@ class StockProcess:
 
 def stock_proxy(**settings: Any) -> AbstractAsyncContextManager[Proxy]:
     """A proxy that knows soon that a stock worker is lost."""
-    return serving(**{"poll_hold": 2.0, "ping_lease": 6.0, "line_gap": 2.0, "queue_timeout": 30.0} | settings)
+    return serving(
+        **{"poll_hold": 2.0, "ping_lease": 6.0, "line_gap": 2.0, "queue_timeout": 30.0} | settings
+    )
 
 
 @asynccontextmanager
 async def stock_worker(
-    proxy: Proxy, handler: str, endpoint: str = "default", *, pod: str = "", wait: bool = True, **more: str
+    proxy: Proxy,
+    handler: str,
+    endpoint: str = "default",
+    *,
+    pod: str = "",
+    wait: bool = True,
+    **more: str,
 ) -> AsyncIterator[StockProcess]:
     """A stock worker of this proxy; `more` are variables of its environment. Everything of it is ended at the end."""
     pod = pod or f"pod-{os.urandom(4).hex()}"
@@ -62,7 +70,9 @@ async def stock_worker(
     reading = asyncio.create_task(_read(running))
     try:
         if wait:
-            await until(lambda: _is_ready(proxy, running), START_SECONDS, f"{handler} asks for jobs")
+            await until(
+                lambda: _is_ready(proxy, running), START_SECONDS, f"{handler} asks for jobs"
+            )
         yield running
     finally:
         with suppress(ProcessLookupError):

@@ -58,12 +58,16 @@ class Machine:
     def environment(self, name: str) -> dict[str, str]:
         """The variables of a stage; paths are under our root."""
         stage = self.stages[name]
-        known = self.environment(stage.base) if stage.base in self.stages else {"PATH": self._path()}
+        known = (
+            self.environment(stage.base) if stage.base in self.stages else {"PATH": self._path()}
+        )
         for instruction, rest in stage.instructions:
             if instruction == "ENV":
                 for word in shlex.split(rest):
                     key, _, value = word.partition("=")
-                    known[key] = self.expand(f"{self.root}{value}" if value.startswith("/") else value, known)
+                    known[key] = self.expand(
+                        f"{self.root}{value}" if value.startswith("/") else value, known
+                    )
         return known
 
     def expand(self, text: str, variables: dict[str, str]) -> str:
@@ -80,7 +84,9 @@ class Machine:
                 *sources, target = rest.split()
                 place = self._folder(name) / target
                 for source in sources:
-                    self._copy(ROOT / source, place / source if (ROOT / source).is_file() else place)
+                    self._copy(
+                        ROOT / source, place / source if (ROOT / source).is_file() else place
+                    )
             elif instruction == "RUN":
                 self._run(rest, name)
 
@@ -88,7 +94,11 @@ class Machine:
         """The working directory of a stage."""
         stage = self.stages[name]
         given = [rest for instruction, rest in stage.instructions if instruction == "WORKDIR"]
-        folder = Path(self.expand(given[-1], self.environment(name))) if given else self._folder(stage.base)
+        folder = (
+            Path(self.expand(given[-1], self.environment(name)))
+            if given
+            else self._folder(stage.base)
+        )
         folder.mkdir(parents=True, exist_ok=True)
         return folder
 
@@ -96,13 +106,23 @@ class Machine:
         if source.is_file():
             shutil.copy(source, target)
         else:
-            shutil.copytree(source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True)
+            shutil.copytree(
+                source, target, ignore=shutil.ignore_patterns("__pycache__"), dirs_exist_ok=True
+            )
 
     def _run(self, command: str, name: str) -> None:
-        told = {key: value for key, value in os.environ.items() if not key.startswith(("VIRTUAL_ENV", "PYTHON"))}
+        told = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("VIRTUAL_ENV", "PYTHON"))
+        }
         env = told | self.environment(name)
         ended = subprocess.run(
-            ["/bin/sh", "-c", command], cwd=self._folder(name), env=env, capture_output=True, check=False
+            ["/bin/sh", "-c", command],
+            cwd=self._folder(name),
+            env=env,
+            capture_output=True,
+            check=False,
         )
         assert ended.returncode == 0, f"{command}\n{ended.stdout.decode()}{ended.stderr.decode()}"
 

@@ -11,7 +11,11 @@ import pytest
 FETCH_SECONDS = 20.0  # one small module; a proxy that cannot be reached must not hold up everything
 BUILD_SECONDS = 240.0  # the first build on a machine also compiles the standard library's HTTP
 SAID_CHARACTERS = 300  # of why it failed
-ALONE = {"GOFLAGS": "-mod=mod", "GOTOOLCHAIN": "local", "GOWORK": "off"}  # no other Go is fetched for it
+ALONE = {
+    "GOFLAGS": "-mod=mod",
+    "GOTOOLCHAIN": "local",
+    "GOWORK": "off",
+}  # no other Go is fetched for it
 
 
 def go_client(source: Path, place: Path) -> str:
@@ -42,4 +46,7 @@ def _go(folder: Path, seconds: float, *arguments: str) -> tuple[int, str]:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait()
             return process.returncode, f" (no answer within {seconds:g} s)"
-    return process.returncode, f" ({said.strip().splitlines()[-1][:SAID_CHARACTERS]})" if said.strip() else ""
+    return (
+        process.returncode,
+        f" ({said.strip().splitlines()[-1][:SAID_CHARACTERS]})" if said.strip() else "",
+    )

@@ -7,7 +7,9 @@ from inspect import isawaitable
 LOOK_SECONDS = 0.02
 
 
-async def until(holds: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0, what: str = "") -> None:
+async def until(
+    holds: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0, what: str = ""
+) -> None:
     """Look until it holds; fail when it does not within so many seconds."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds

@@ -18,11 +18,21 @@ def write_adapter(folder: Path) -> Path:
     for layer in range(LAYERS):
         for name, out in OUT.items():
             place = f"base_model.model.model.layers.{layer}.self_attn.{name}"
-            weights[f"{place}.lora_A.weight"] = chance.normal(0, 0.5, (RANK, HIDDEN)).astype(np.float32)
-            weights[f"{place}.lora_B.weight"] = chance.normal(0, 0.5, (out, RANK)).astype(np.float32)
+            weights[f"{place}.lora_A.weight"] = chance.normal(0, 0.5, (RANK, HIDDEN)).astype(
+                np.float32
+            )
+            weights[f"{place}.lora_B.weight"] = chance.normal(0, 0.5, (out, RANK)).astype(
+                np.float32
+            )
     folder.mkdir(parents=True, exist_ok=True)
     save_file(weights, folder / "adapter_model.safetensors")
-    config = {"peft_type": "LORA", "task_type": "CAUSAL_LM", "r": RANK, "lora_alpha": 16, "target_modules": [*OUT]}
+    config = {
+        "peft_type": "LORA",
+        "task_type": "CAUSAL_LM",
+        "r": RANK,
+        "lora_alpha": 16,
+        "target_modules": [*OUT],
+    }
     (folder / "adapter_config.json").write_text(
         json.dumps(config | {"bias": "none", "base_model_name_or_path": "demo"})
     )

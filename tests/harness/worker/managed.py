@@ -57,7 +57,9 @@ def own(slots: int) -> CommandFor:
 
     def command(proxy: Proxy) -> Command:
         def told(_: int, worker: WorkerId) -> Mapping[str, str]:
-            return ours.environment(connect=proxy.url, token=proxy.parts.token, id=worker, max_concurrency=slots)
+            return ours.environment(
+                connect=proxy.url, token=proxy.parts.token, id=worker, max_concurrency=slots
+            )
 
         return Command(arguments([]), told)
 
@@ -70,7 +72,9 @@ def stock(handler: str, **more: str) -> CommandFor:
 
     def command(proxy: Proxy) -> Command:
         def told(_: int, worker: WorkerId) -> Mapping[str, str]:
-            sdk = stock_worker.environment(proxy.url, "default", proxy.parts.token, worker, ping_millis=1000)
+            sdk = stock_worker.environment(
+                proxy.url, "default", proxy.parts.token, worker, ping_millis=1000
+            )
             return os.environ | sdk | {"PYTHONUNBUFFERED": "1"} | more
 
         return Command(argv, told)

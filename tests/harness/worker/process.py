@@ -33,7 +33,9 @@ class WorkerProcess:
 
     def find(self, pattern: re.Pattern[str]) -> str | None:
         """The first group of the first line that matches."""
-        return next((found.group(1) for line in self.lines if (found := pattern.search(line))), None)
+        return next(
+            (found.group(1) for line in self.lines if (found := pattern.search(line))), None
+        )
 
     async def metric(self, http: aiohttp.ClientSession, name: str) -> float:
         """A metric of the engine, over the worker's own loopback port."""
@@ -60,7 +62,11 @@ def environment(**more: Any) -> dict[str, str]:
         "drain_seconds": 1,  # a test that leaves a long job running does not wait for it
     } | more
     own = told.pop("environment", {})
-    return {**os.environ, **own, **{f"WORKER_{name.upper()}": str(value) for name, value in told.items()}}
+    return {
+        **os.environ,
+        **own,
+        **{f"WORKER_{name.upper()}": str(value) for name, value in told.items()},
+    }
 
 
 @asynccontextmanager
@@ -79,7 +85,9 @@ async def worker_process(
     finally:
         if told.get("WORKER_ENGINE") == "vllm":
             _kill_vllm(process.pid)
-            await until(lambda: family([process.pid]) == [], STOP_SECONDS, "none of its processes is left")
+            await until(
+                lambda: family([process.pid]) == [], STOP_SECONDS, "none of its processes is left"
+            )
         elif process.returncode is None:
             process.send_signal(signal.SIGTERM)
         try:
@@ -108,7 +116,9 @@ async def worker(
 ) -> AsyncIterator[WorkerProcess]:
     """A worker of this proxy, ready to serve."""
     name = more.pop("id", f"w-{os.urandom(4).hex()}")
-    told = environment(**{"connect": url or proxy.url, "token": proxy.parts.token, "id": name} | more)
+    told = environment(
+        **{"connect": url or proxy.url, "token": proxy.parts.token, "id": name} | more
+    )
     async with worker_process(*flags, told=told, name=name) as running:
         if wait:
             await until(lambda: _is_ready(proxy, running), 240, f"worker {name} is ready")

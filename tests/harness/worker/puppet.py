@@ -49,7 +49,11 @@ class Puppet:
         async with asyncio.timeout(PATIENCE):
             while True:
                 message = await self.socket.receive()
-                if message.type in (aiohttp.WSMsgType.CLOSE, aiohttp.WSMsgType.CLOSED, aiohttp.WSMsgType.ERROR):
+                if message.type in (
+                    aiohttp.WSMsgType.CLOSE,
+                    aiohttp.WSMsgType.CLOSED,
+                    aiohttp.WSMsgType.ERROR,
+                ):
                     return self.socket.close_code, str(message.extra or "")
 
 
@@ -64,7 +68,9 @@ def hello(
 async def puppet(proxy: Proxy, *first: frames.Frame, slots: int = 0) -> AsyncIterator[Puppet]:
     """One that has said these, or hello and that it has slots."""
     headers = {"Authorization": f"Bearer {proxy.parts.token}"}
-    async with proxy.http.ws_connect("/v2/default/worker", headers=headers, max_msg_size=0) as socket:
+    async with proxy.http.ws_connect(
+        "/v2/default/worker", headers=headers, max_msg_size=0
+    ) as socket:
         one = Puppet(socket)
         await one.say(*(first or (hello(), frames.Credit(slots, 0))))
         yield one

@@ -30,7 +30,9 @@ class Speech:
     heard: list[Heard] = field(default_factory=list)
 
     async def models(self, _: web.Request) -> web.Response:
-        return web.json_response({"object": "list", "data": [{"id": self.model, "object": "model", "created": 0}]})
+        return web.json_response(
+            {"object": "list", "data": [{"id": self.model, "object": "model", "created": 0}]}
+        )
 
     async def listen(self, request: web.Request) -> web.StreamResponse:
         form = await request.post()
@@ -43,17 +45,23 @@ class Speech:
         if not data:
             return web.json_response({"error": {"message": "no file", "code": 400}}, status=400)
         if ("model", self.model) not in fields:
-            return web.json_response({"error": {"message": "another model", "code": 404}}, status=404)
+            return web.json_response(
+                {"error": {"message": "another model", "code": 404}}, status=404
+            )
         if ("stream", "true") in fields:
             return await self._stream(request)
-        return web.json_response({"text": "".join(WORDS), "usage": {"type": "duration", "seconds": 1}})
+        return web.json_response(
+            {"text": "".join(WORDS), "usage": {"type": "duration", "seconds": 1}}
+        )
 
     async def _stream(self, request: web.Request) -> web.StreamResponse:
         response = web.StreamResponse(headers={"content-type": "text/event-stream; charset=utf-8"})
         await response.prepare(request)
         for word in WORDS:
             await response.write(_event({"type": "transcript.text.delta", "delta": word}))
-        await response.write(_event({"type": "transcript.text.done", "text": "".join(WORDS)}) + b"data: [DONE]\n\n")
+        await response.write(
+            _event({"type": "transcript.text.done", "text": "".join(WORDS)}) + b"data: [DONE]\n\n"
+        )
         return response
 
 

@@ -21,10 +21,15 @@ def main() -> None:
         except EngineError as error:
             answers.append(str(error))
         else:
-            answers.append({name: value for name, value in found.items() if value != parser.get_default(name)})
+            answers.append(
+                {name: value for name, value in found.items() if value != parser.get_default(name)}
+            )
     options = [action.option_strings for action in parser._actions]
     print(
-        json.dumps({"options": options, "variables": [*variables_of(parser._actions)], "answers": answers}, default=str)
+        json.dumps(
+            {"options": options, "variables": [*variables_of(parser._actions)], "answers": answers},
+            default=str,
+        )
     )
 
 

@@ -15,7 +15,15 @@ FLAGS = ("--load-format", "dummy", "--enforce-eager", "--dtype", "bfloat16")
 MOST_TOKENS = 64
 RATE = 16_000  # samples of speech a second
 END, START = "<|endoftext|>", "<|startoftranscript|>"
-SPECIAL = (END, START, "<|en|>", "<|translate|>", "<|transcribe|>", "<|startofprev|>", "<|notimestamps|>")
+SPECIAL = (
+    END,
+    START,
+    "<|en|>",
+    "<|translate|>",
+    "<|transcribe|>",
+    "<|startofprev|>",
+    "<|notimestamps|>",
+)
 
 
 def make_whisper(folder: Path) -> None:
@@ -59,10 +67,14 @@ def make_whisper(folder: Path) -> None:
 
 def _tokenizer() -> Tokenizer:
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Tokenizer(models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[]))
+    tokenizer = Tokenizer(
+        models.BPE(vocab={letter: number for number, letter in enumerate(alphabet)}, merges=[])
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_special_tokens(
+        [AddedToken(token, special=True, normalized=False) for token in SPECIAL]
+    )
     return tokenizer
 
 

@@ -28,7 +28,10 @@ def text(value: str) -> bytes:
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
 def test_a_stream_that_is_cut_anywhere_leaves_as_whole_events(size: int) -> None:
-    whole = "".join(f"data: é🙂 {number}\r\n\r\n" if number % 3 else f"data: {number}\n\n" for number in range(9))
+    whole = "".join(
+        f"data: é🙂 {number}\r\n\r\n" if number % 3 else f"data: {number}\n\n"
+        for number in range(9)
+    )
     answer = Answer(STREAM)
     pieces = [answer.put(text(whole[start : start + size])) for start in range(0, len(whole), size)]
     assert all(piece.endswith((b"\n\n", b"\r\n\r\n")) for piece in pieces if piece)
@@ -44,7 +47,9 @@ def test_the_end_of_a_stream_is_an_event_even_when_its_blank_line_is_missing() -
 @pytest.mark.parametrize("size", [1_000, 65_536, 300_000, 2_000_000])
 @pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n"])
 def test_a_large_event_leaves_in_pieces_and_little_of_it_is_kept(blank: str, size: int) -> None:
-    whole = f"data: 1{blank}data: {'é' * 500_000}{blank}data: 2{blank}data: {'x' * EVENT_BYTES}{blank}"
+    whole = (
+        f"data: 1{blank}data: {'é' * 500_000}{blank}data: 2{blank}data: {'x' * EVENT_BYTES}{blank}"
+    )
     answer, left = Answer(STREAM), b""
     for start in range(0, len(whole), size):
         left += answer.put(text(whole[start : start + size]))
@@ -74,7 +79,9 @@ NO_ERRORS = [
 
 
 @pytest.mark.parametrize("size", [7, 70_000, 10_000_000])
-@pytest.mark.parametrize(("event", "is_one"), [(one, True) for one in ERRORS] + [(one, False) for one in NO_ERRORS])
+@pytest.mark.parametrize(
+    ("event", "is_one"), [(one, True) for one in ERRORS] + [(one, False) for one in NO_ERRORS]
+)
 def test_an_error_event_is_found_wherever_it_is_cut(event: str, is_one: bool, size: int) -> None:
     whole = f"data: 1\n\n{event}\n\ndata: [DONE]\n\n"
     answer = Answer(STREAM)
@@ -110,7 +117,11 @@ WHOLES = [
     (b'["{\\"id\\": 1}"]', 200, b'{"id": 1}'),
     (b'["some ", "text"]', 200, b"some text"),
     (b"[1, 2]", 200, b"[1, 2]"),
-    (b'[{"object": "error", "message": "m", "code": 404}]', 404, b'{"error":{"message":"m","code":404}}'),
+    (
+        b'[{"object": "error", "message": "m", "code": 404}]',
+        404,
+        b'{"error":{"message":"m","code":404}}',
+    ),
 ]
 
 
@@ -134,7 +145,11 @@ def test_a_whole_answer_may_have_come_as_a_chunk_only() -> None:
 
 INNER = '{"error": {"message": "it\'s", "code": 400}}'
 FAILURES = [
-    (repr({"message": f"vLLM returned HTTP 400: {INNER}", "type": "worker_error", "code": None}), 400, INNER),
+    (
+        repr({"message": f"vLLM returned HTTP 400: {INNER}", "type": "worker_error", "code": None}),
+        400,
+        INNER,
+    ),
     ({"message": f"vLLM returned HTTP 422: {INNER}"}, 422, INNER),
     ({"message": "vLLM returned HTTP 503: busy"}, 503, None),
     (repr({"message": "m", "type": "t", "param": None, "code": 404}), 404, None),
@@ -150,7 +165,9 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("error", "status", "body"), FAILURES, ids=range(len(FAILURES)))
-def test_the_status_of_an_error_is_found_again(error: object, status: int, body: str | None) -> None:
+def test_the_status_of_an_error_is_found_again(
+    error: object, status: int, body: str | None
+) -> None:
     failure = read_failure(error)
     assert failure.status == status
     assert bool(failure.body) is bool(status)
@@ -159,26 +176,39 @@ def test_the_status_of_an_error_is_found_again(error: object, status: int, body:
 
 def test_an_exception_is_told_without_its_trace() -> None:
     assert read_failure("handler: out of luck \ntraceback: secret").message == "out of luck"
-    assert read_failure(json.dumps({"error_message": "out of luck", "error_traceback": "s"})).message == "out of luck"
+    assert (
+        read_failure(json.dumps({"error_message": "out of luck", "error_traceback": "s"})).message
+        == "out of luck"
+    )
 
 
 async def test_results_keep_their_bytes_and_python_numbers_are_mended() -> None:
     result = await read_result(b'{"output": {"x": 1.0,  "y": []}, "stopPod": true}')
     assert result is not None
-    assert (result.value, result.has_failed, result.refreshes) == (b'{"x": 1.0,  "y": []}', False, True)
+    assert (result.value, result.has_failed, result.refreshes) == (
+        b'{"x": 1.0,  "y": []}',
+        False,
+        True,
+    )
     mended = await read_result(b'{"output": [NaN, Infinity, -Infinity, 1]}')
     assert mended is not None
     assert elements(mended.value) == [b"null", b"null", b"null", b"1"]
-    assert [await read_result(body) for body in (b"", b"[]", b"<html>", b'{"output"', b"[" * 100_000)] == [None] * 5
+    assert [
+        await read_result(body) for body in (b"", b"[]", b"<html>", b'{"output"', b"[" * 100_000)
+    ] == [None] * 5
 
 
 async def test_a_text_that_looks_like_a_number_of_python_stays_a_text() -> None:
-    mended = await read_result(b'{"output": ["NaN", "\\"-Infinity", NaN, {"NaN": -Infinity}], "error": null}')
+    mended = await read_result(
+        b'{"output": ["NaN", "\\"-Infinity", NaN, {"NaN": -Infinity}], "error": null}'
+    )
     assert mended is not None
     assert mended.value == b'["NaN", "\\"-Infinity", null, {"NaN": null}]'
 
 
-@pytest.mark.parametrize("body", [b'{"output": "\xff"}', b'{"output": "\\ud800"}', b'{"output": ' + b"[" * 100_000])
+@pytest.mark.parametrize(
+    "body", [b'{"output": "\xff"}', b'{"output": "\\ud800"}', b'{"output": ' + b"[" * 100_000]
+)
 async def test_a_result_that_could_not_be_passed_on_is_none(body: bytes) -> None:
     assert await read_result(body) is None
 
@@ -201,7 +231,9 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize(("take", "value"), HOSTILE, ids=range(len(HOSTILE)))
-def test_a_hostile_output_costs_a_few_times_its_bytes(take: Callable[[bytes], object], value: bytes) -> None:
+def test_a_hostile_output_costs_a_few_times_its_bytes(
+    take: Callable[[bytes], object], value: bytes
+) -> None:
     tracemalloc.start()
     try:
         with suppress(TooManyElementsError):
@@ -211,7 +243,9 @@ def test_a_hostile_output_costs_a_few_times_its_bytes(take: Callable[[bytes], ob
         tracemalloc.stop()
 
 
-@pytest.mark.parametrize(("error", "told"), [(b'"text"', "text"), (b'{"a": 1}', '{"a": 1}'), (b"[1]", "[1]")])
+@pytest.mark.parametrize(
+    ("error", "told"), [(b'"text"', "text"), (b'{"a": 1}', '{"a": 1}'), (b"[1]", "[1]")]
+)
 def test_an_error_is_a_string(error: bytes, told: str) -> None:
     assert error_text(error) == told
 
@@ -223,4 +257,9 @@ DEEP = ["{" + unit * 10_000 for unit in ("(", "1:{", "-", "a.", "1+", "not ", "l
 def test_a_deep_error_breaks_nothing(text: str) -> None:
     """Python's own reader fails with other errors after such a text, whatever it is given."""
     assert read_failure(text).message == text
-    assert read_failure(repr({"message": 'a "b" \' \n', "code": 404, "x": [None, True, (1.5, {})]})).status == 404
+    assert (
+        read_failure(
+            repr({"message": 'a "b" \' \n', "code": 404, "x": [None, True, (1.5, {})]})
+        ).status
+        == 404
+    )

@@ -56,7 +56,9 @@ def holding(**fields: object) -> tuple[TrackedRuns, Run]:
     return holdings, run
 
 
-def ping(holdings: TrackedRuns, now: float, *listed: str, asked_at: float = 0.0, died_at: float = -1.0) -> list[bool]:
+def ping(
+    holdings: TrackedRuns, now: float, *listed: str, asked_at: float = 0.0, died_at: float = -1.0
+) -> list[bool]:
     found = holdings.pinged(frozenset(listed), now, asked_at, died_at)
     return [one.counts for one in found]
 
@@ -115,11 +117,26 @@ def test_a_lost_worker_is_not_given_again_what_its_pings_still_list() -> None:
 
 def test_what_paths_and_queries_mean() -> None:
     call = find_call("/v2/ep/job-done/w-1/j-1")
-    assert (call.endpoint, call.verb, call.worker, call.job, call.fault) == ("ep", "job-done", "w-1", "j-1", "")
-    for rest in ("job-take/w&job_in_progress=0", "job-done/w", "job-take/w/j", "job-take/w w", "job-done/w/j/k"):
+    assert (call.endpoint, call.verb, call.worker, call.job, call.fault) == (
+        "ep",
+        "job-done",
+        "w-1",
+        "j-1",
+        "",
+    )
+    for rest in (
+        "job-take/w&job_in_progress=0",
+        "job-done/w",
+        "job-take/w/j",
+        "job-take/w w",
+        "job-done/w/j/k",
+    ):
         assert find_call(f"/v2/ep/{rest}").fault
     assert read_take("job-take-batch", b"gpu=x&batch_size=4&job_in_progress=0") == (4, True)
     assert read_take("job-take", b"batch_size=4&job_in_progress=1") == (1, False)
     assert read_take("job-take-batch", b"batch_size=99999999999") == (1000, False)
     assert read_ping(b"job_id=a,b&runpod_version=1").jobs == {"a", "b"}
-    assert read_ping(b"status=unhealthy&check=_memory_check&reason=E%3A+x").illness == "_memory_check failed: E: x"
+    assert (
+        read_ping(b"status=unhealthy&check=_memory_check&reason=E%3A+x").illness
+        == "_memory_check failed: E: x"
+    )

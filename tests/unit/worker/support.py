@@ -11,7 +11,18 @@ from typing import Any, Self, TypeVar
 from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.exceptions import ConnectionClosedError
 
-from proxy.wire.frames import Body, Chunk, End, Frame, Hello, Job, JobFrame, ToProxy, decode_to_proxy, encode
+from proxy.wire.frames import (
+    Body,
+    Chunk,
+    End,
+    Frame,
+    Hello,
+    Job,
+    JobFrame,
+    ToProxy,
+    decode_to_proxy,
+    encode,
+)
 from worker_vllm.asgi import App, Receive, Request, Scope, Send
 from worker_vllm.channel.connection import Channel, ChannelTimeouts, WakingOutbox
 from worker_vllm.channel.dial import Dialler, Handshake, Link
@@ -26,7 +37,11 @@ FrameType = TypeVar("FrameType", bound=Frame)
 
 def chat(message: str = "hello", **fields: Any) -> Request:
     """A chat call."""
-    body = {"messages": [{"role": "user", "content": message}], "stream": True, "max_tokens": 3} | fields
+    body = {
+        "messages": [{"role": "user", "content": message}],
+        "stream": True,
+        "max_tokens": 3,
+    } | fields
     return Request("POST", CHAT, "application/json", json.dumps(body).encode())
 
 
@@ -43,7 +58,9 @@ class Line:
     async def send(self, *frames: Frame) -> None:
         await self.socket.send(encode(list(frames)))
 
-    async def send_job(self, job: str, request: Request, attempt: int = 1, *, light: bool = False) -> None:
+    async def send_job(
+        self, job: str, request: Request, attempt: int = 1, *, light: bool = False
+    ) -> None:
         """Hand out a job with its whole body."""
         size = len(request.body)
         head = Job(job, attempt, request.method, request.path, request.content_type, size, light)
@@ -57,7 +74,9 @@ class Line:
         """The first frame of a kind, of a job if one is named."""
 
         def found() -> list[FrameType]:
-            return [frame for frame in self.frames if isinstance(frame, kind) and _is_of(frame, job)]
+            return [
+                frame for frame in self.frames if isinstance(frame, kind) and _is_of(frame, job)
+            ]
 
         await self.until(lambda: bool(found()))
         return found()[0]
@@ -158,7 +177,9 @@ async def working(
     models = await read_models(engine)
     async with asyncio.TaskGroup() as group:
         runtime = Runtime("w-test", engine, models, slots, outbox, group)
-        channel = Channel(Link(url, "token", "w-test"), outbox, runtime, patience or ChannelTimeouts(5.0), DIALLER)
+        channel = Channel(
+            Link(url, "token", "w-test"), outbox, runtime, patience or ChannelTimeouts(5.0), DIALLER
+        )
         running = group.create_task(channel.run())
         try:
             yield Worker(runtime, channel, outbox, running)
@@ -199,7 +220,9 @@ class AppEngine:
         return None
 
 
-def app_of(*bodies: bytes, status: int = 200, content_type: str = "text/event-stream", whole: bool = True) -> App:
+def app_of(
+    *bodies: bytes, status: int = 200, content_type: str = "text/event-stream", whole: bool = True
+) -> App:
     """An app that sends these parts, and the end of its body if it is whole."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:

@@ -5,7 +5,18 @@ from http import HTTPStatus
 import pytest
 
 from tests.unit.worker.support import DEADLINE, app_of
-from worker_vllm.asgi import UNREAD_BYTES, CutShortError, Head, Message, Receive, Request, Scope, Send, call, fetch
+from worker_vllm.asgi import (
+    UNREAD_BYTES,
+    CutShortError,
+    Head,
+    Message,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    call,
+    fetch,
+)
 
 GET = Request("GET", "/v1/models")
 
@@ -20,7 +31,10 @@ async def test_an_answer_is_a_head_and_then_its_body() -> None:
     pieces = await collect(call(app, GET))
 
     assert pieces[0] == Head(200, "text/event-stream")
-    assert b"".join(piece for piece in pieces[1:] if isinstance(piece, bytes)) == b"data: 1\n\ndata: 2\n\n"
+    assert (
+        b"".join(piece for piece in pieces[1:] if isinstance(piece, bytes))
+        == b"data: 1\n\ndata: 2\n\n"
+    )
 
 
 async def test_what_is_sent_in_one_turn_comes_as_one_piece() -> None:
@@ -39,9 +53,16 @@ async def test_the_scope_looks_like_a_request_over_http() -> None:
         seen["request"] = await receive()
         await app_of(b"ok")(scope, receive, send)
 
-    await fetch(app, Request("POST", "/v1/responses/r1?stream=true", "application/json", b"{}"), "Bearer key")
+    await fetch(
+        app,
+        Request("POST", "/v1/responses/r1?stream=true", "application/json", b"{}"),
+        "Bearer key",
+    )
 
-    assert seen["asgi"] == {"version": "3.0", "spec_version": "2.3"}  # 2.4 would not abort a cancelled stream
+    assert seen["asgi"] == {
+        "version": "3.0",
+        "spec_version": "2.3",
+    }  # 2.4 would not abort a cancelled stream
     assert (seen["path"], seen["query_string"]) == ("/v1/responses/r1", b"stream=true")
     assert seen["request"] == {"type": "http.request", "body": b"{}", "more_body": False}
     headers = dict(seen["headers"])  # type: ignore[call-overload]

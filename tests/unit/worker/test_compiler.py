@@ -46,7 +46,10 @@ def test_the_variable_that_names_a_compiler_is_what_torch_takes(tools: Path) -> 
     own.touch()
     own.chmod(0o755)
     assert lacking({"PATH": "", "CXX": str(own)}, tools, "cpu") == ""
-    assert lacking({"PATH": str(tools), "CXX": "no-such-compiler"}, tools, "cpu") == "C++ compiler (no-such-compiler)"
+    assert (
+        lacking({"PATH": str(tools), "CXX": "no-such-compiler"}, tools, "cpu")
+        == "C++ compiler (no-such-compiler)"
+    )
 
 
 def test_eager_on_a_cpu_never_compiles(tools: Path, tmp_path: Path) -> None:
@@ -59,7 +62,9 @@ def test_eager_on_a_gpu_is_left_as_it_is(tools: Path) -> None:
 
 
 @pytest.mark.parametrize("is_cpu", [True, False])
-def test_where_compiling_is_wanted_and_cannot_be_it_goes_on_without_and_says_so(tools: Path, *, is_cpu: bool) -> None:
+def test_where_compiling_is_wanted_and_cannot_be_it_goes_on_without_and_says_so(
+    tools: Path, *, is_cpu: bool
+) -> None:
     assert decide({"PATH": str(tools)}, tools, is_cpu=is_cpu, is_eager=False) == Decision()
     (tools / "Python.h").unlink()
     without = decide({"PATH": str(tools)}, tools, is_cpu=is_cpu, is_eager=False)
@@ -71,7 +76,10 @@ def test_where_compiling_is_wanted_and_cannot_be_it_goes_on_without_and_says_so(
 @pytest.mark.parametrize("value", ["0", "1", ""])
 def test_the_users_own_choice_wins(tmp_path: Path, value: str) -> None:
     environ = {"PATH": "", "TORCH_COMPILE_DISABLE": value}
-    assert all(decide(environ, tmp_path, is_cpu=True, is_eager=eager) == Decision() for eager in (True, False))
+    assert all(
+        decide(environ, tmp_path, is_cpu=True, is_eager=eager) == Decision()
+        for eager in (True, False)
+    )
 
 
 def test_kernels_are_kept_in_the_users_cache(tmp_path: Path) -> None:
@@ -79,7 +87,9 @@ def test_kernels_are_kept_in_the_users_cache(tmp_path: Path) -> None:
         "TORCHINDUCTOR_CACHE_DIR": str(tmp_path / ".cache" / "vllm-serverless" / "kernels")
     }
     elsewhere = kernel_cache({"XDG_CACHE_HOME": str(tmp_path / "mine")}, Path("/nowhere"))
-    assert elsewhere["TORCHINDUCTOR_CACHE_DIR"] == str(tmp_path / "mine" / "vllm-serverless" / "kernels")
+    assert elsewhere["TORCHINDUCTOR_CACHE_DIR"] == str(
+        tmp_path / "mine" / "vllm-serverless" / "kernels"
+    )
 
 
 def test_without_a_folder_to_write_to_torch_decides(tmp_path: Path) -> None:

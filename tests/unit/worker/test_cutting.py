@@ -9,7 +9,10 @@ from hypothesis import strategies as st
 from worker_vllm.cutting import BLANK_LINES, EVENT_BYTES, Events, Part
 
 LIMIT = 8
-STREAMS = st.lists(st.sampled_from([b"a", b"bcd", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n", b"x" * 11]), max_size=12)
+STREAMS = st.lists(
+    st.sampled_from([b"a", b"bcd", b"\n", b"\r", b"\r\n", b"\n\n", b"\r\n\r\n", b"x" * 11]),
+    max_size=12,
+)
 
 
 def cut(*pieces: bytes, limit: int = EVENT_BYTES) -> list[Part]:
@@ -62,8 +65,12 @@ def test_every_stream_leaves_as_it_came(stream: list[bytes], cuts: list[int]) ->
     assert all(len(part.data) <= LIMIT for part in parts)
     assert all(part.more or part.data.endswith(BLANK_LINES) for part in parts[:-1])
     assert not parts or not parts[-1].more
-    assert [part.begins for part in parts] == [True, *(not part.more for part in parts)][: len(parts)]
-    assert not any(_has_blank_line(part.data.rstrip(b"\r\n")) for part in parts if part.more or not part.begins)
+    assert [part.begins for part in parts] == [True, *(not part.more for part in parts)][
+        : len(parts)
+    ]
+    assert not any(
+        _has_blank_line(part.data.rstrip(b"\r\n")) for part in parts if part.more or not part.begins
+    )
 
 
 def _has_blank_line(data: bytes) -> bool:

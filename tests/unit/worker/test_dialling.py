@@ -16,7 +16,14 @@ OPEN_SECONDS = 0.2
 PATIENCE = ChannelTimeouts(0.02, open=OPEN_SECONDS)
 
 
-AT_FIRST = ("closes at once", "302 to a page", "307 to no address", "308 to two addresses", "503", "closes with a code")
+AT_FIRST = (
+    "closes at once",
+    "302 to a page",
+    "307 to no address",
+    "308 to two addresses",
+    "503",
+    "closes with a code",
+)
 
 
 class Halves:
@@ -38,14 +45,18 @@ class Halves:
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_a_worker_keeps_its_runs_and_dials_until_the_proxy_is_back(name: str) -> None:
-    uvloop.run(_keeps_its_runs(BEHAVIOURS[name]))  # the worker's own loop: they differ in what they raise
+    uvloop.run(
+        _keeps_its_runs(BEHAVIOURS[name])
+    )  # the worker's own loop: they differ in what they raise
 
 
 async def _keeps_its_runs(behaviour: Behaviour) -> None:
     app = Halves()
     async with fake_proxy() as proxy:
         with misbehaving(proxy.url) as (front, place):
-            async with working(AppEngine(app), f"ws://{place}/v2/default/worker", patience=PATIENCE) as worker:
+            async with working(
+                AppEngine(app), f"ws://{place}/v2/default/worker", patience=PATIENCE
+            ) as worker:
                 line = await proxy.next_line()
                 await line.send_job("j", chat())
                 await line.wait_for(Chunk, "j")
@@ -71,7 +82,9 @@ async def _connects_in_the_end(behaviour: Behaviour) -> None:
     async with fake_proxy() as proxy:
         with misbehaving(proxy.url) as (front, place):
             front.behaviour = behaviour
-            async with working(AppEngine(Halves()), f"ws://{place}/v2/default/worker", patience=PATIENCE) as worker:
+            async with working(
+                AppEngine(Halves()), f"ws://{place}/v2/default/worker", patience=PATIENCE
+            ) as worker:
                 await until(lambda: front.tries > 1)
                 assert not worker.running.done()
                 front.behaviour = None
@@ -86,7 +99,10 @@ async def _are_tried_again() -> None:
     async with fake_proxy() as proxy:
         tls = proxy.url.replace("ws:", "wss:")
         for url in (tls, "ws://127.0.0.1:1/", "ws://name.invalid/", f"ws://{'a' * 64}.invalid/"):
-            assert await dial(Link(url, "token", "w"), asyncio.Event(), Handshake, OPEN_SECONDS) is None
+            assert (
+                await dial(Link(url, "token", "w"), asyncio.Event(), Handshake, OPEN_SECONDS)
+                is None
+            )
 
 
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:99999/", "http://127.0.0.1/", "ws:///worker"])

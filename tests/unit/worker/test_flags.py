@@ -57,8 +57,16 @@ def parsed(*arguments: str, **variables: str) -> argparse.Namespace:
         ("SERVED_MODEL_NAME", "a, b", "--served-model-name a b"),
         ("SERVED_MODEL_NAME", '["a, b", "c"]', "--served-model-name 'a, b' c"),
         ("CAPTURE_SIZES", "[1, 2]", "--capture-sizes 1 2"),
-        ("LORA_MODULES", '[{"name": "p", "path": "/p"}]', """--lora-modules '{"name": "p", "path": "/p"}'"""),
-        ("LORA_MODULES", '{"name": "p", "path": "/p"}', """--lora-modules '{"name": "p", "path": "/p"}'"""),
+        (
+            "LORA_MODULES",
+            '[{"name": "p", "path": "/p"}]',
+            """--lora-modules '{"name": "p", "path": "/p"}'""",
+        ),
+        (
+            "LORA_MODULES",
+            '{"name": "p", "path": "/p"}',
+            """--lora-modules '{"name": "p", "path": "/p"}'""",
+        ),
         ("LORA_MODULES", "p=/p,q=/q", "--lora-modules p=/p q=/q"),
         ("MODEL_NAME", "org/name", "--model=org/name"),
         ("OPENAI_SERVED_MODEL_NAME_OVERRIDE", "a,b", "--served-model-name a b"),
@@ -82,8 +90,14 @@ def test_a_name_that_belongs_to_others_is_no_flag(name: str) -> None:
 
 
 def test_the_image_s_own_name_wins_over_the_flag_s() -> None:
-    assert words(OPENAI_SERVED_MODEL_NAME_OVERRIDE="a", SERVED_MODEL_NAME="b") == ["--served-model-name", "a"]
-    assert words(OPENAI_SERVED_MODEL_NAME_OVERRIDE="", SERVED_MODEL_NAME="b") == ["--served-model-name", "b"]
+    assert words(OPENAI_SERVED_MODEL_NAME_OVERRIDE="a", SERVED_MODEL_NAME="b") == [
+        "--served-model-name",
+        "a",
+    ]
+    assert words(OPENAI_SERVED_MODEL_NAME_OVERRIDE="", SERVED_MODEL_NAME="b") == [
+        "--served-model-name",
+        "b",
+    ]
 
 
 def test_what_changes_nothing_is_said() -> None:
@@ -141,11 +155,23 @@ def test_only_the_strongest_configuration_file_is_read() -> None:
     [
         ({"MAX_MODEL_LEN": "many"}, [], "MAX_MODEL_LEN is wrong: .*invalid int value: 'many'"),
         ({"QUANTIZATION": "zip"}, [], "QUANTIZATION is wrong: .*awq"),
-        ({"ENFORCE_EAGER": "maybe"}, [], "ENFORCE_EAGER is wrong: 'maybe' is neither true nor false"),
+        (
+            {"ENFORCE_EAGER": "maybe"},
+            [],
+            "ENFORCE_EAGER is wrong: 'maybe' is neither true nor false",
+        ),
         ({"CAPTURE_SIZES": "1,x"}, [], "CAPTURE_SIZES is wrong"),
-        ({"VLLM_EXTRA_ARGS": "--max-model-len 'x"}, [], "VLLM_EXTRA_ARGS is wrong: No closing quotation"),
+        (
+            {"VLLM_EXTRA_ARGS": "--max-model-len 'x"},
+            [],
+            "VLLM_EXTRA_ARGS is wrong: No closing quotation",
+        ),
         ({"VLLM_EXTRA_ARGS": "--nonsense"}, [], "VLLM_EXTRA_ARGS is wrong: .*--nonsense"),
-        ({"VLLM_EXTRA_ARGS": "--max-model-len x", "MAX_MODEL_LEN": "1"}, [], "VLLM_EXTRA_ARGS is wrong: .*'x'"),
+        (
+            {"VLLM_EXTRA_ARGS": "--max-model-len x", "MAX_MODEL_LEN": "1"},
+            [],
+            "VLLM_EXTRA_ARGS is wrong: .*'x'",
+        ),
         ({"MAX_MODEL_LEN": "1"}, ["--max-model-len", "x"], "the command line is wrong: .*'x'"),
         ({}, ["--max-model-len"], "the command line is wrong: .*expected one argument"),
     ],

@@ -25,7 +25,9 @@ async def play(engine: AppEngine, path: str) -> tuple[list[Head | bytes], Except
     pieces: list[Head | bytes] = []
     try:
         async for piece in handle(engine, Request("POST", path)):
-            pieces += [piece if isinstance(piece, Head) else piece.data]  # what came before the exception counts
+            pieces += [
+                piece if isinstance(piece, Head) else piece.data
+            ]  # what came before the exception counts
     except (EngineFailedError, RunLostError) as error:
         return pieces, error
     return pieces, None
@@ -56,7 +58,9 @@ async def test_text_that_looks_like_an_error_event_is_none() -> None:
 
 
 async def test_an_error_in_a_plain_answer_is_judged_by_its_status() -> None:
-    pieces, error = await play(AppEngine(app_of(b'{"error": 1}', status=400, content_type="application/json")), CHAT)
+    pieces, error = await play(
+        AppEngine(app_of(b'{"error": 1}', status=400, content_type="application/json")), CHAT
+    )
 
     assert isinstance(error, EngineFailedError)
     assert error.code == "http_400"
@@ -80,12 +84,12 @@ async def test_an_answer_that_breaks_off_is_lost() -> None:
     assert pieces[-1] == TOKEN
 
 
-ADMIN = (
-    "/sleep /collective_rpc /reset_prefix_cache /v1/load_lora_adapter /docs /openapi.json /metrics /inference/v1/x /"
+ADMIN = "/sleep /collective_rpc /reset_prefix_cache /v1/load_lora_adapter /docs /openapi.json /metrics /inference/v1/x /"
+
+
+@pytest.mark.parametrize(
+    "path", [*ADMIN.split(), "/v1/models/../../sleep", "/v1/chat/completions/"]
 )
-
-
-@pytest.mark.parametrize("path", [*ADMIN.split(), "/v1/models/../../sleep", "/v1/chat/completions/"])
 async def test_a_job_cannot_reach_admin_routes(path: str) -> None:
     pieces, error = await play(AppEngine(app_of(b"secret")), path)
 
@@ -98,6 +102,8 @@ async def test_a_job_cannot_reach_admin_routes(path: str) -> None:
 ALLOWED = "/v1/embeddings /pooling /score /v1/score /rerank /v2/rerank /tokenize /v1/messages/count_tokens /version"
 
 
-@pytest.mark.parametrize("path", [*ALLOWED.split(), "/v1/responses/resp_1/cancel", "/v1/models", "/health"])
+@pytest.mark.parametrize(
+    "path", [*ALLOWED.split(), "/v1/responses/resp_1/cancel", "/v1/models", "/health"]
+)
 def test_inference_routes_are_known(path: str) -> None:
     assert route_of(path) is not None

@@ -40,23 +40,46 @@ PASSED_ON = [
 
 
 @pytest.mark.parametrize(("raw", "method", "path", "sent"), PASSED_ON)
-def test_a_named_route_gets_the_bodys_own_bytes(raw: bytes, method: str, path: str, sent: bytes) -> None:
+def test_a_named_route_gets_the_bodys_own_bytes(
+    raw: bytes, method: str, path: str, sent: bytes
+) -> None:
     content_type = "application/json" if sent else ""
     assert read(raw) == Call(Request(method, path, content_type, sent))
 
 
 def test_a_prompt_is_a_completion() -> None:
-    call = read({"prompt": "hi", "sampling_params": {"temperature": 0, "stop": None}, "batch_size": 3})
+    call = read(
+        {"prompt": "hi", "sampling_params": {"temperature": 0, "stop": None}, "batch_size": 3}
+    )
     assert call.request.path == COMPLETIONS
     assert call.native == Native(is_stream=False, choices=1)
-    assert json.loads(call.request.body) == {"model": "demo", "max_tokens": 100, "prompt": "hi", "temperature": 0}
+    assert json.loads(call.request.body) == {
+        "model": "demo",
+        "max_tokens": 100,
+        "prompt": "hi",
+        "temperature": 0,
+    }
 
 
 def test_messages_are_a_chat() -> None:
-    call = read({"messages": MESSAGES, "model": "pirate", "stream": True, "sampling_params": {"n": 3, "max_tokens": 5}})
+    call = read(
+        {
+            "messages": MESSAGES,
+            "model": "pirate",
+            "stream": True,
+            "sampling_params": {"n": 3, "max_tokens": 5},
+        }
+    )
     assert call.request.path == CHAT
     assert call.native == Native(is_stream=True, choices=3)
-    wanted = {"model": "pirate", "messages": MESSAGES, "n": 3, "max_tokens": 5, "stream": True, "stream_options": USAGE}
+    wanted = {
+        "model": "pirate",
+        "messages": MESSAGES,
+        "n": 3,
+        "max_tokens": 5,
+        "stream": True,
+        "stream_options": USAGE,
+    }
     assert json.loads(call.request.body) == wanted
 
 
@@ -66,13 +89,18 @@ def test_a_prompt_can_be_put_into_the_chat_template() -> None:
 
 def test_sampling_params_by_their_names_in_vllm() -> None:
     params = {"logprobs": 2, "extra_args": {"x": 1}}
-    found = body({"messages": MESSAGES, "sampling_params": params}, frozenset({"logprobs", "top_logprobs", "n"}))
+    found = body(
+        {"messages": MESSAGES, "sampling_params": params},
+        frozenset({"logprobs", "top_logprobs", "n"}),
+    )
     assert (found["logprobs"], found["top_logprobs"], found["vllm_xargs"]) == (True, 2, {"x": 1})
     assert body({"prompt": "hi", "sampling_params": {"logprobs": 2}})["logprobs"] == 2
 
 
 def test_prompts_in_a_list_are_choices() -> None:
-    assert read({"prompt": ["a", "b"], "sampling_params": {"n": 2}}).native == Native(is_stream=False, choices=4)
+    assert read({"prompt": ["a", "b"], "sampling_params": {"n": 2}}).native == Native(
+        is_stream=False, choices=4
+    )
     assert read({"prompt": [1, 2, 3]}).native == Native(is_stream=False, choices=1)
 
 
@@ -103,7 +131,10 @@ WRONG = [
         r"^sampling_params\.temprature: unknown; did you mean temp",
     ),
     ({"prompt": "a", "sampling_params": {"guided_json": {}}}, "structured_outputs"),
-    ({"prompt": "a", "sampling_params": {"stream": True}}, r"^sampling_params\.stream: belongs into `input`"),
+    (
+        {"prompt": "a", "sampling_params": {"stream": True}},
+        r"^sampling_params\.stream: belongs into `input`",
+    ),
 ]
 
 

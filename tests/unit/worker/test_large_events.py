@@ -14,7 +14,17 @@ from aiohttp import web
 from harness.worker.process import environment, worker_process
 
 from proxy.wire.frames import PART_BYTES, STREAM_WINDOW, Chunk, End, Pause, Resume
-from tests.unit.worker.support import CHAT, AppEngine, FakeProxy, Line, app_of, chat, fake_proxy, until, working
+from tests.unit.worker.support import (
+    CHAT,
+    AppEngine,
+    FakeProxy,
+    Line,
+    app_of,
+    chat,
+    fake_proxy,
+    until,
+    working,
+)
 from worker_vllm.asgi import Head
 from worker_vllm.cutting import EVENT_BYTES, Part
 from worker_vllm.engine.upstream import UpstreamEngine
@@ -143,7 +153,11 @@ async def test_an_event_is_passed_on_before_it_is_whole() -> None:
 
 async def test_an_event_waits_for_a_reader_that_is_behind() -> None:
     stream = event(HUGE)
-    async with engine_of("upstream", stream) as engine, fake_proxy() as proxy, working(engine, proxy.url) as worker:
+    async with (
+        engine_of("upstream", stream) as engine,
+        fake_proxy() as proxy,
+        working(engine, proxy.url) as worker,
+    ):
         line = await proxy.next_line()
         await line.send_job("j", chat())
         await line.wait_for(Chunk, "j")
@@ -221,8 +235,17 @@ async def test_a_large_error_event_fails_the_job(kind: str) -> None:
 
 
 async def test_a_large_event_that_only_speaks_of_an_error_does_not_fail_the_job() -> None:
-    said = event(EVENT_BYTES) + b"data: " + b"x" * EVENT_BYTES + b'data: {"error"' + b"x" * EVENT_BYTES + b"\n\n"
-    parts = [part async for part in handle(AppEngine(_app(said)), chat())]  # raises if it has failed
+    said = (
+        event(EVENT_BYTES)
+        + b"data: "
+        + b"x" * EVENT_BYTES
+        + b'data: {"error"'
+        + b"x" * EVENT_BYTES
+        + b"\n\n"
+    )
+    parts = [
+        part async for part in handle(AppEngine(_app(said)), chat())
+    ]  # raises if it has failed
     assert isinstance(parts[0], Head)
 
 
@@ -234,13 +257,21 @@ async def test_a_large_event_is_whole_in_a_jobs_output() -> None:
     large = event(ECHO)
     asked = json.dumps({"openai_route": CHAT, "openai_input": {"stream": True}}).encode()
     engine = AppEngine(_app(event(100) + large + DONE))
-    outputs = [one.value async for one in answer_input(engine, gauges_of(engine), asked, "m", "seed")]
-    assert [json.loads(value) for value in outputs] == [event(100).decode(), large.decode(), DONE.decode()]
+    outputs = [
+        one.value async for one in answer_input(engine, gauges_of(engine), asked, "m", "seed")
+    ]
+    assert [json.loads(value) for value in outputs] == [
+        event(100).decode(),
+        large.decode(),
+        DONE.decode(),
+    ]
 
 
 async def test_a_large_step_is_one_element_of_a_native_stream() -> None:
     step = b'data: {"choices": [{"index": 0, "text": "' + b"x" * ECHO + b'"}]}\n\n'
     engine = AppEngine(_app(step + DONE))
     asked = b'{"prompt": "hi", "stream": true}'
-    outputs = [one.value async for one in answer_input(engine, gauges_of(engine), asked, "m", "seed")]
+    outputs = [
+        one.value async for one in answer_input(engine, gauges_of(engine), asked, "m", "seed")
+    ]
     assert [json.loads(value)["text"] for value in outputs] == [["x" * ECHO]]

@@ -51,7 +51,10 @@ def values(found: list[Output]) -> list[Any]:
 
 
 async def test_a_whole_answer_has_the_seeds_shape() -> None:
-    answer = {"choices": [{"text": "Hello!"}], "usage": {"prompt_tokens": 22, "completion_tokens": 16}}
+    answer = {
+        "choices": [{"text": "Hello!"}],
+        "usage": {"prompt_tokens": 22, "completion_tokens": 16},
+    }
     engine = AppEngine(app_of(json.dumps(answer).encode(), content_type="application/json"))
     found, error = await outputs(engine, WHOLE)
     assert error is None
@@ -61,10 +64,15 @@ async def test_a_whole_answer_has_the_seeds_shape() -> None:
 
 async def test_a_chat_that_reasons_loses_none_of_it() -> None:
     message = {"role": "assistant", "content": None, "reasoning": "hm", "tool_calls": []}
-    answer = {"choices": [{"message": message}], "usage": {"prompt_tokens": 1, "completion_tokens": 2}}
+    answer = {
+        "choices": [{"message": message}],
+        "usage": {"prompt_tokens": 1, "completion_tokens": 2},
+    }
     engine = AppEngine(app_of(json.dumps(answer).encode(), content_type="application/json"))
     found, _ = await outputs(engine, {"messages": []})
-    assert values(found) == [{"text": [""], "reasoning": ["hm"], "input_tokens": 1, "output_tokens": 2}]
+    assert values(found) == [
+        {"text": [""], "reasoning": ["hm"], "input_tokens": 1, "output_tokens": 2}
+    ]
 
 
 async def test_a_stream_has_one_element_a_step_and_they_add_up() -> None:
@@ -83,7 +91,11 @@ async def test_a_stream_has_one_element_a_step_and_they_add_up() -> None:
 async def test_an_engine_that_counts_at_the_end_is_counted_at_the_end() -> None:
     end = event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 2})
     found, _ = await outputs(AppEngine(app_of(text("a"), text("b"), end, END)), STREAM)
-    assert [(value["input_tokens"], value["output_tokens"]) for value in values(found)] == [(0, 0), (0, 0), (7, 2)]
+    assert [(value["input_tokens"], value["output_tokens"]) for value in values(found)] == [
+        (0, 0),
+        (0, 0),
+        (7, 2),
+    ]
     assert values(found)[-1]["text"] == [""]
 
 
@@ -98,9 +110,19 @@ async def test_texts_of_several_choices_stand_in_their_places() -> None:
 def test_a_chats_first_event_says_nothing_but_counts() -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 0}
     steps = Steps(1)
-    assert steps.feed(event(choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}], usage=usage)) == []
+    assert (
+        steps.feed(
+            event(
+                choices=[{"index": 0, "delta": {"role": "assistant", "content": ""}}], usage=usage
+            )
+        )
+        == []
+    )
     [step] = steps.feed(
-        event(choices=[{"index": 0, "delta": {"content": "x"}}], usage=usage | {"completion_tokens": 1})
+        event(
+            choices=[{"index": 0, "delta": {"content": "x"}}],
+            usage=usage | {"completion_tokens": 1},
+        )
     )
     assert step.output() == {"text": ["x"], "input_tokens": 9, "output_tokens": 1}
 
@@ -108,18 +130,20 @@ def test_a_chats_first_event_says_nothing_but_counts() -> None:
 def test_events_may_be_cut_anywhere() -> None:
     stream = text("ä", 1) + text("b", 2).replace(b"\n\n", b"\r\n\r\n")
     steps = Steps(1)
-    found = [step.text for index in range(len(stream)) for step in steps.feed(stream[index : index + 1])]
+    found = [
+        step.text for index in range(len(stream)) for step in steps.feed(stream[index : index + 1])
+    ]
     assert found == [["ä"], ["b"]]
 
 
-REFUSED = (
-    b'{"error": {"message": "temperature must be non-negative, got -1.0.", "type": "BadRequestError", "code": 400}}'
-)
+REFUSED = b'{"error": {"message": "temperature must be non-negative, got -1.0.", "type": "BadRequestError", "code": 400}}'
 
 
 @pytest.mark.parametrize("value", [WHOLE, STREAM, {"route": "/v1/completions", "body": {"x": 1}}])
 async def test_what_the_engine_refuses_is_told_in_its_words(value: Any) -> None:
-    found, error = await outputs(AppEngine(app_of(REFUSED, status=400, content_type="application/json")), value)
+    found, error = await outputs(
+        AppEngine(app_of(REFUSED, status=400, content_type="application/json")), value
+    )
     assert found == []
     assert isinstance(error, InputFailedError)
     assert (error.code, error.status) == ("http_400", 400)
@@ -128,7 +152,9 @@ async def test_what_the_engine_refuses_is_told_in_its_words(value: Any) -> None:
 
 
 async def test_an_input_that_is_wrong_never_reaches_the_engine() -> None:
-    found, error = await outputs(AppEngine(app_of(b"secret")), {"prompt": 1, "sampling_params": {"tempo": 1}})
+    found, error = await outputs(
+        AppEngine(app_of(b"secret")), {"prompt": 1, "sampling_params": {"tempo": 1}}
+    )
     assert found == []
     assert isinstance(error, InputFailedError)
     assert (error.code, error.status) == ("bad_input", 400)
@@ -157,21 +183,35 @@ async def test_an_answer_that_breaks_off_is_lost() -> None:
 
 async def test_the_images_own_shapes() -> None:
     body = b'{"choices": [{"text":  "kept as it is"}]}'
-    found, _ = await outputs(AppEngine(app_of(body, content_type="application/json")), WHOLE, "worker-vllm")
+    found, _ = await outputs(
+        AppEngine(app_of(body, content_type="application/json")), WHOLE, "worker-vllm"
+    )
     assert [(output.value, output.is_whole) for output in found] == [(body, False)]
     stream = text("a", 1) + "data: é\n\n".encode()
-    found, _ = await outputs(AppEngine(app_of(stream[:-4], stream[-4:], END)), STREAM, "worker-vllm")
+    found, _ = await outputs(
+        AppEngine(app_of(stream[:-4], stream[-4:], END)), STREAM, "worker-vllm"
+    )
     assert "".join(values(found)) == stream.decode() + END.decode()
 
 
-@pytest.mark.parametrize(("body", "value"), [(b"", None), (b"plain", "plain"), (b"\xff", "�"), (b"[1]", [1])])
+@pytest.mark.parametrize(
+    ("body", "value"), [(b"", None), (b"plain", "plain"), (b"\xff", "�"), (b"[1]", [1])]
+)
 async def test_any_answer_becomes_json(body: bytes, value: Any) -> None:
-    found, _ = await outputs(AppEngine(app_of(body, content_type="text/plain")), {"route": "/health"})
+    found, _ = await outputs(
+        AppEngine(app_of(body, content_type="text/plain")), {"route": "/health"}
+    )
     assert values(found) == [value]
 
 
 async def test_throughput_is_tokens_over_time() -> None:
-    readings = iter([Reading(0, 0, 0.0, 100, 1000), Reading(2, 1, 0.5, 140, 1100), Reading(1, 0, 0.25, 140, 1400)])
+    readings = iter(
+        [
+            Reading(0, 0, 0.0, 100, 1000),
+            Reading(2, 1, 0.5, 140, 1100),
+            Reading(1, 0, 0.25, 140, 1400),
+        ]
+    )
     now = [10.0]
 
     async def read() -> Reading:

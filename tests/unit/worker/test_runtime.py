@@ -39,7 +39,9 @@ def engine() -> ScriptedEngine:
     return ScriptedEngine(stage=lambda _: None)
 
 
-async def test_a_worker_says_who_it_is_and_what_it_can_take(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_worker_says_who_it_is_and_what_it_can_take(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url, slots=7):
         line = await proxy.next_line()
 
@@ -53,7 +55,9 @@ async def test_a_worker_says_who_it_is_and_what_it_can_take(proxy: FakeProxy, en
         assert credit == Credit(7, 32)
 
 
-async def test_a_job_gives_head_chunks_and_one_end(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_job_gives_head_chunks_and_one_end(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url):
         line = await proxy.next_line()
         await line.send_job("j", chat("m", max_tokens=2))
@@ -66,7 +70,9 @@ async def test_a_job_gives_head_chunks_and_one_end(proxy: FakeProxy, engine: Scr
         assert line.text("j").endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_body_in_parts_starts_with_the_last(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_body_in_parts_starts_with_the_last(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     request = chat("x" * 1000)
     third = len(request.body) // 3
     async with working(engine, proxy.url):
@@ -118,7 +124,9 @@ async def test_how_a_run_ends_is_told(
         assert (end.ending, end.code) == (ending, code)
 
 
-async def test_a_stopped_run_lets_go_of_the_engine_and_ends_once(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_stopped_run_lets_go_of_the_engine_and_ends_once(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url):
         line = await proxy.next_line()
         await line.send_job("j", chat(**ENDLESS))
@@ -133,7 +141,9 @@ async def test_a_stopped_run_lets_go_of_the_engine_and_ends_once(proxy: FakeProx
         assert isinstance(line.of("j")[-1], End)
 
 
-async def test_a_stop_may_come_before_the_body_or_with_it(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_stop_may_come_before_the_body_or_with_it(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     body = chat().body
     async with working(engine, proxy.url):
         line = await proxy.next_line()
@@ -146,7 +156,9 @@ async def test_a_stop_may_come_before_the_body_or_with_it(proxy: FakeProxy, engi
         assert line.of("b") == line.ends("b")
 
 
-async def test_duplicates_and_stale_frames_are_ignored(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_duplicates_and_stale_frames_are_ignored(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url):
         line = await proxy.next_line()
         await line.send_job("j", chat(**ENDLESS), attempt=2)
@@ -181,7 +193,9 @@ async def test_a_newer_attempt_replaces_the_older(proxy: FakeProxy, engine: Scri
         assert (end.attempt, end.ending) == (2, "completed")
 
 
-async def test_a_job_beyond_the_slots_is_handed_back(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_job_beyond_the_slots_is_handed_back(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url, slots=1):
         line = await proxy.next_line()
         await line.send_job("a", chat(**ENDLESS))
@@ -193,20 +207,26 @@ async def test_a_job_beyond_the_slots_is_handed_back(proxy: FakeProxy, engine: S
         assert (await line.wait_for(End, "light")).ending == "completed"
 
 
-async def test_a_paused_job_sends_no_more_and_others_do(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_paused_job_sends_no_more_and_others_do(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url) as worker:
         line = await proxy.next_line()
         await line.send_job("j", chat(**ENDLESS))
         await line.wait_for(Chunk, "j")
         await line.send(Pause("j", 1))
         await line.send_job("k", chat(max_tokens=100, seed=1000))
-        await line.wait_for(End, "k")  # proof that the pause was read, and that it is for one job only
+        await line.wait_for(
+            End, "k"
+        )  # proof that the pause was read, and that it is for one job only
         before = len(line.of("j"))
         await line.send_job("l", chat(max_tokens=100, seed=1000))
         await line.wait_for(End, "l")
 
         assert len(line.of("j")) == before
-        assert not worker.runtime.is_waiting_for_engine  # a paused job is no sign of a hanging engine
+        assert (
+            not worker.runtime.is_waiting_for_engine
+        )  # a paused job is no sign of a hanging engine
         await line.send(Resume("j", 1))
         await line.until(lambda: len(line.of("j")) > before)
 
@@ -243,7 +263,9 @@ async def test_a_pause_ends_with_its_connection(proxy: FakeProxy, engine: Script
         assert (await second.wait_for(End, "j")).ending == "completed"
 
 
-async def test_a_paused_engine_waits_and_makes_no_more(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_paused_engine_waits_and_makes_no_more(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url):
         line = await proxy.next_line()
         await line.send_job("j", chat(max_tokens=1_000_000))
@@ -258,7 +280,9 @@ async def test_a_paused_engine_waits_and_makes_no_more(proxy: FakeProxy, engine:
         assert engine.generation_tokens == made + 100
 
 
-async def test_what_waits_for_a_proxy_that_does_not_read_is_bounded(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_what_waits_for_a_proxy_that_does_not_read_is_bounded(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url) as worker:
         line = await proxy.next_line()
         await line.send_job("j", chat("x" * 500, max_tokens=1_000_000))
@@ -272,7 +296,9 @@ async def test_what_waits_for_a_proxy_that_does_not_read_is_bounded(proxy: FakeP
         assert max(backlog) < BACKLOG_HIGH + 256 * 1024
 
 
-async def test_a_connection_is_replaced_without_losing_a_byte(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_connection_is_replaced_without_losing_a_byte(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url):
         first = await proxy.next_line()
         await first.send_job("j", chat("m", max_tokens=300, seed=2000))
@@ -290,7 +316,9 @@ async def test_a_connection_is_replaced_without_losing_a_byte(proxy: FakeProxy, 
         assert [text.count(b'"m %d "' % number) for number in range(300)] == [1] * 300
 
 
-async def test_a_drain_hands_back_finishes_and_tells(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_drain_hands_back_finishes_and_tells(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url) as worker:
         line = await proxy.next_line()
         await line.send_job("running", chat(max_tokens=20, seed=10_000))
@@ -322,7 +350,9 @@ async def test_what_a_drain_cannot_wait_for_is_lost_if_its_output_was_seen(
         assert (end.ending, end.code) == ("lost", "worker_stopped")
 
 
-async def test_a_draining_worker_hands_back_what_still_comes(proxy: FakeProxy, engine: ScriptedEngine) -> None:
+async def test_a_draining_worker_hands_back_what_still_comes(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
     async with working(engine, proxy.url) as worker:
         line = await proxy.next_line()
         await worker.runtime.drain(1)

@@ -18,7 +18,9 @@ def events(body: bytes) -> list[Any]:
 
 
 def text_of(body: bytes) -> list[str]:
-    return [event["choices"][0]["delta"]["content"] for event in events(body) if event.get("choices")]
+    return [
+        event["choices"][0]["delta"]["content"] for event in events(body) if event.get("choices")
+    ]
 
 
 @pytest.fixture
@@ -32,7 +34,12 @@ async def test_a_stream_plays_what_the_request_asks_for(engine: ScriptedEngine) 
     assert status == 200
     assert text_of(body) == ["", 'my "own" text\n 0 ', 'my "own" text\n 1 ', 'my "own" text\n 2 ']
     assert body.endswith(b"data: [DONE]\n\n")
-    assert [event["choices"][0]["finish_reason"] for event in events(body)] == [None, None, None, "length"]
+    assert [event["choices"][0]["finish_reason"] for event in events(body)] == [
+        None,
+        None,
+        None,
+        "length",
+    ]
     assert len({event["id"] for event in events(body)}) == 1
 
 
@@ -60,10 +67,19 @@ async def test_models_are_announced_with_their_cards(engine: ScriptedEngine) -> 
 
 
 @pytest.mark.parametrize(
-    "body", [b"{", b"[]", b'{"messages": 1}', b"{}", b'{"messages": [{"role": "user"}], "max_tokens": 9999999}']
+    "body",
+    [
+        b"{",
+        b"[]",
+        b'{"messages": 1}',
+        b"{}",
+        b'{"messages": [{"role": "user"}], "max_tokens": 9999999}',
+    ],
 )
 async def test_bad_requests_are_refused_as_vllm_does(engine: ScriptedEngine, body: bytes) -> None:
-    status, answer = await fetch(engine.app, Request("POST", "/v1/chat/completions", "application/json", body))
+    status, answer = await fetch(
+        engine.app, Request("POST", "/v1/chat/completions", "application/json", body)
+    )
 
     assert status == 400
     assert json.loads(answer)["error"]["type"] == "BadRequestError"
@@ -76,7 +92,10 @@ async def test_too_many_tokens_names_the_context_length(engine: ScriptedEngine) 
 
 
 async def test_a_cancelled_stream_stops(engine: ScriptedEngine) -> None:
-    async with asyncio.timeout(DEADLINE), aclosing(call(engine.app, chat(max_tokens=10**6, seed=1000))) as answer:  # type: ignore[type-var]
+    async with (
+        asyncio.timeout(DEADLINE),
+        aclosing(call(engine.app, chat(max_tokens=10**6, seed=1000))) as answer,
+    ):  # type: ignore[type-var]
         await anext(answer)
         assert engine.running == 1
 
@@ -85,7 +104,10 @@ async def test_a_cancelled_stream_stops(engine: ScriptedEngine) -> None:
 
 
 async def test_a_stream_without_pace_can_be_cancelled(engine: ScriptedEngine) -> None:
-    async with asyncio.timeout(DEADLINE), aclosing(call(engine.app, chat(max_tokens=10**6))) as answer:  # type: ignore[type-var]
+    async with (
+        asyncio.timeout(DEADLINE),
+        aclosing(call(engine.app, chat(max_tokens=10**6))) as answer,
+    ):  # type: ignore[type-var]
         await anext(answer)
 
     assert engine.running == 0
@@ -97,7 +119,11 @@ async def test_fault_cut(engine: ScriptedEngine) -> None:
         async for piece in call(engine.app, chat("m", max_tokens=5, fault="cut:2")):
             pieces.append(piece)  # noqa: PERF401 - what came before the exception counts
 
-    assert text_of(b"".join(piece for piece in pieces if isinstance(piece, bytes))) == ["", "m 0 ", "m 1 "]
+    assert text_of(b"".join(piece for piece in pieces if isinstance(piece, bytes))) == [
+        "",
+        "m 0 ",
+        "m 1 ",
+    ]
 
 
 async def test_fault_error_event(engine: ScriptedEngine) -> None:

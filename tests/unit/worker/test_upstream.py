@@ -60,7 +60,9 @@ class Server:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return web.Response(status=401)
         status = await self._probed(request, self.lists)
-        return web.json_response({"data": [{"id": "base"}, {"id": "lora", "parent": "base"}]}, status=status)
+        return web.json_response(
+            {"data": [{"id": "base"}, {"id": "lora", "parent": "base"}]}, status=status
+        )
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         return web.Response(status=await self._probed(request, self.healths))
@@ -131,7 +133,9 @@ async def test_packets_become_whole_events(server: Server) -> None:
         head, *parts = [part async for part in handle(engine, chat())]
 
     assert head == Head(200, "text/event-stream")
-    assert b"".join(part.data for part in parts if isinstance(part, Part)) == b"".join(server.pieces)
+    assert b"".join(part.data for part in parts if isinstance(part, Part)) == b"".join(
+        server.pieces
+    )
     assert all(isinstance(part, Part) and part.data.endswith(b"\n\n") for part in parts)
 
 
@@ -166,12 +170,16 @@ async def test_a_call_waits_for_a_server_that_is_restarted(server: Server) -> No
 async def test_a_call_to_a_server_that_is_lost_is_lost(server: Server) -> None:
     async with engine_of(server) as engine:
         await server.stop()
-        with pytest.raises(RunLostError, match="failed 3 health probes in a row, the last with: no connection") as lost:
+        with pytest.raises(
+            RunLostError, match="failed 3 health probes in a row, the last with: no connection"
+        ) as lost:
             _ = [piece async for piece in handle(engine, chat())]
         assert lost.value.code == "engine_dead"
 
 
-async def test_the_health_of_a_server_that_cannot_be_reached_is_told_at_once(server: Server) -> None:
+async def test_the_health_of_a_server_that_cannot_be_reached_is_told_at_once(
+    server: Server,
+) -> None:
     async with engine_of(server, pace=SELDOM) as engine:
         await server.stop()
         with pytest.raises(CutShortError) as cut:
@@ -190,7 +198,11 @@ async def test_leaving_closes_the_connection(server: Server) -> None:
 
 async def test_a_call_that_is_silent_for_long_is_no_hang(server: Server) -> None:
     server.may_answer.clear()
-    async with engine_of(server) as engine, fake_proxy() as proxy, working(engine, proxy.url) as worker:
+    async with (
+        engine_of(server) as engine,
+        fake_proxy() as proxy,
+        working(engine, proxy.url) as worker,
+    ):
         watching = asyncio.create_task(watch(engine, worker.runtime, 0.1))
         line = await proxy.next_line()
         await line.send_job("j", chat())
@@ -205,13 +217,20 @@ async def test_a_call_that_is_silent_for_long_is_no_hang(server: Server) -> None
 
 
 async def test_a_server_that_is_lost_ends_the_worker(server: Server) -> None:
-    async with engine_of(server) as engine, fake_proxy() as proxy, working(engine, proxy.url) as worker:
+    async with (
+        engine_of(server) as engine,
+        fake_proxy() as proxy,
+        working(engine, proxy.url) as worker,
+    ):
         await server.stop()
         async with asyncio.timeout(DEADLINE):
             gone = await watch(engine, worker.runtime, 60)
 
     assert gone.code == "engine_dead"
-    assert gone.message == "the upstream server failed 3 health probes in a row, the last with: no connection"
+    assert (
+        gone.message
+        == "the upstream server failed 3 health probes in a row, the last with: no connection"
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,14 +273,18 @@ async def test_three_probes_in_a_row_that_fail_end_it(
         ([404], [200, 500, "silent", 200]),
     ],
 )
-async def test_a_server_that_answers_is_alive(server: Server, healths: list[Health], lists: list[Health]) -> None:
+async def test_a_server_that_answers_is_alive(
+    server: Server, healths: list[Health], lists: list[Health]
+) -> None:
     server.healths, server.lists = healths, lists
     async with engine_of(server) as engine:
         server.probes.clear()
         await until(lambda: len(server.probes) > 6 or engine.dead)
         assert not engine.dead
     is_missing = isinstance(healths[0], int) and healths[0] not in (200, 408, 429, 500)
-    assert server.probes.count("/health") == (1 if is_missing else len(server.probes))  # it is asked for once
+    assert server.probes.count("/health") == (
+        1 if is_missing else len(server.probes)
+    )  # it is asked for once
 
 
 async def test_a_missing_key_is_told(server: Server) -> None:

@@ -25,10 +25,15 @@ def test_the_demo_s_flags_give_way_to_variables(monkeypatch: pytest.MonkeyPatch)
 def test_our_names_take_the_place_of_the_image_s(monkeypatch: pytest.MonkeyPatch) -> None:
     told = settings(monkeypatch, WORKER_MODEL="org/ours", WORKER_SERVED_MODEL_NAME="ours")
     theirs = {"MODEL_NAME": "org/theirs", "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "theirs"}
-    assert _with_model(told, theirs) == {"MODEL_NAME": "org/ours", "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "ours"}
+    assert _with_model(told, theirs) == {
+        "MODEL_NAME": "org/ours",
+        "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "ours",
+    }
 
 
-def test_models_are_kept_on_the_volume_where_there_is_one(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_models_are_kept_on_the_volume_where_there_is_one(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
     here = settings(monkeypatch, WORKER_MODEL="org/name", BASE_PATH=str(tmp_path))
     cache = str(tmp_path / "huggingface-cache" / "hub")
     defaults = _environment(here, {})
@@ -40,4 +45,6 @@ def test_models_are_kept_on_the_volume_where_there_is_one(monkeypatch: pytest.Mo
 
 
 def test_a_folder_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    assert _environment(settings(monkeypatch, WORKER_MODEL=str(tmp_path)), {})["HF_HUB_OFFLINE"] == "1"
+    assert (
+        _environment(settings(monkeypatch, WORKER_MODEL=str(tmp_path)), {})["HF_HUB_OFFLINE"] == "1"
+    )

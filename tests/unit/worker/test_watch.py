@@ -7,7 +7,10 @@ from worker_vllm.engine.watchdog import watch
 
 
 async def test_a_dead_engine_is_told() -> None:
-    async with fake_proxy() as proxy, working(ScriptedEngine(stage=lambda _: None), proxy.url) as worker:
+    async with (
+        fake_proxy() as proxy,
+        working(ScriptedEngine(stage=lambda _: None), proxy.url) as worker,
+    ):
         async with asyncio.timeout(DEADLINE):
             gone = await watch(AppEngine(app_of(), dead=True), worker.runtime, 60)
 

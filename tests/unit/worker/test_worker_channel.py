@@ -12,7 +12,13 @@ from websockets.http11 import Response
 
 from proxy.wire.frames import PROTOCOL, Chunk, Credit, Frame, Heartbeat, Hello, Log, ToWorker
 from tests.unit.worker.support import DEADLINE, DIALLER, fake_proxy, until
-from worker_vllm.channel.connection import Channel, ChannelTimeouts, OrphanedError, WakingOutbox, pause_before_dialling
+from worker_vllm.channel.connection import (
+    Channel,
+    ChannelTimeouts,
+    OrphanedError,
+    WakingOutbox,
+    pause_before_dialling,
+)
 from worker_vllm.channel.dial import Dialler, DialRefusedError, Link
 
 
@@ -39,9 +45,15 @@ class QuietPeer:
         self.disconnects += 1
 
 
-def channel_to(url: str, patience: ChannelTimeouts | None = None) -> tuple[Channel, WakingOutbox, QuietPeer]:
+def channel_to(
+    url: str, patience: ChannelTimeouts | None = None
+) -> tuple[Channel, WakingOutbox, QuietPeer]:
     outbox, peer = WakingOutbox(), QuietPeer()
-    return Channel(Link(url, "secret", "w"), outbox, peer, patience or ChannelTimeouts(5.0), DIALLER), outbox, peer
+    return (
+        Channel(Link(url, "secret", "w"), outbox, peer, patience or ChannelTimeouts(5.0), DIALLER),
+        outbox,
+        peer,
+    )
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 426])
@@ -58,7 +70,9 @@ async def test_a_refused_handshake_is_final_and_says_why(status: int) -> None:
             await channel.run()
 
 
-async def test_a_refused_handshake_is_not_final_once_the_worker_was_accepted_while_it_loaded() -> None:
+async def test_a_refused_handshake_is_not_final_once_the_worker_was_accepted_while_it_loaded() -> (
+    None
+):
     """What answers so is something in front of the proxy; the model that was loaded meanwhile is worth waiting."""
     tries = 0
 
@@ -72,8 +86,12 @@ async def test_a_refused_handshake_is_not_final_once_the_worker_was_accepted_whi
 
     async with serve(refuse_hello, "127.0.0.1", 0, process_request=refuse) as server:
         link = Link(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", "secret", "w")
-        channel = Channel(link, WakingOutbox(), QuietPeer(), ChannelTimeouts(0.02), DIALLER, was_accepted=True)
-        with pytest.raises(DialRefusedError, match="another model"):  # the proxy's own word stays final
+        channel = Channel(
+            link, WakingOutbox(), QuietPeer(), ChannelTimeouts(0.02), DIALLER, was_accepted=True
+        )
+        with pytest.raises(
+            DialRefusedError, match="another model"
+        ):  # the proxy's own word stays final
             await channel.run()
 
     assert tries == 3
@@ -101,7 +119,9 @@ async def test_a_worker_that_was_accepted_dials_again_after_any_close() -> None:
         await socket.close(4409, "another model")
 
     async with serve(serve_line, "127.0.0.1", 0) as server:
-        channel, _, peer = channel_to(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", ChannelTimeouts(0.01))
+        channel, _, peer = channel_to(
+            f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", ChannelTimeouts(0.01)
+        )
         running = asyncio.create_task(channel.run())
         await until(lambda: lines > 1)
         assert not running.done()
@@ -114,7 +134,8 @@ async def test_an_unreachable_proxy_is_dialled_until_the_worker_is_orphaned() ->
     listener = await asyncio.start_server(lambda _r, w: w.close(), "127.0.0.1", 0)
     async with listener:
         channel, _, _ = channel_to(
-            f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}", ChannelTimeouts(5.0, orphan=0.3)
+            f"ws://127.0.0.1:{listener.sockets[0].getsockname()[1]}",
+            ChannelTimeouts(5.0, orphan=0.3),
         )
         async with asyncio.timeout(DEADLINE):
             with pytest.raises(OrphanedError):
@@ -177,7 +198,9 @@ async def test_a_message_of_another_protocol_closes_the_connection() -> None:
 
 
 @pytest.mark.parametrize("failures", [0, 1, 4, 10])
-def test_a_worker_dials_as_often_as_it_would_speak_so_that_its_runs_survive_any_absence(failures: int) -> None:
+def test_a_worker_dials_as_often_as_it_would_speak_so_that_its_runs_survive_any_absence(
+    failures: int,
+) -> None:
     pauses = {pause_before_dialling(failures, 5.0, random.uniform) for _ in range(200)}
     assert max(pauses) <= 5.0
     assert min(pauses) >= 0.25  # not in a hurry either
@@ -208,7 +231,11 @@ async def test_a_channel_dials_and_waits_by_the_means_that_it_is_given() -> None
     async with fake_proxy() as proxy:
         dialler = Dialler(connect_at_third, draw)
         channel = Channel(
-            Link("ws://elsewhere", "token", "w"), WakingOutbox(), QuietPeer(), ChannelTimeouts(5.0), dialler
+            Link("ws://elsewhere", "token", "w"),
+            WakingOutbox(),
+            QuietPeer(),
+            ChannelTimeouts(5.0),
+            dialler,
         )
         running = asyncio.create_task(channel.run())
         await proxy.next_line()

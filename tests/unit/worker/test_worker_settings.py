@@ -53,14 +53,24 @@ def test_a_name_of_worker_vllm_works_and_ours_wins(
 @pytest.fixture
 def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The file of a baked model. What it sets is undone at the end."""
-    for name in ("MODEL_NAME", "TOKENIZER_NAME", "QUANTIZATION", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+    for name in (
+        "MODEL_NAME",
+        "TOKENIZER_NAME",
+        "QUANTIZATION",
+        "HF_HUB_OFFLINE",
+        "TRANSFORMERS_OFFLINE",
+    ):
         monkeypatch.setenv(name, "0" if name == "HF_HUB_OFFLINE" else "")
     path = tmp_path / "local_model_args.json"
-    path.write_text(json.dumps({"MODEL_NAME": "/models/a", "TOKENIZER_NAME": "/models/t", "QUANTIZATION": None}))
+    path.write_text(
+        json.dumps({"MODEL_NAME": "/models/a", "TOKENIZER_NAME": "/models/t", "QUANTIZATION": None})
+    )
     return path
 
 
-def test_a_baked_model_wins_and_no_hub_is_asked(monkeypatch: pytest.MonkeyPatch, baked: Path) -> None:
+def test_a_baked_model_wins_and_no_hub_is_asked(
+    monkeypatch: pytest.MonkeyPatch, baked: Path
+) -> None:
     told = {"WORKER_BAKED_MODEL": str(baked), "MODEL_NAME": "org/other", "QUANTIZATION": "awq"}
     assert read(monkeypatch, **told).model == "/models/a"
     variables = read_environment()
@@ -69,14 +79,21 @@ def test_a_baked_model_wins_and_no_hub_is_asked(monkeypatch: pytest.MonkeyPatch,
 
 
 def test_who_names_a_model_to_us_means_it(monkeypatch: pytest.MonkeyPatch, baked: Path) -> None:
-    assert read(monkeypatch, WORKER_BAKED_MODEL=str(baked), WORKER_MODEL="org/other").model == "org/other"
+    assert (
+        read(monkeypatch, WORKER_BAKED_MODEL=str(baked), WORKER_MODEL="org/other").model
+        == "org/other"
+    )
     assert os.environ["HF_HUB_OFFLINE"] == "0"
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
-def test_a_baked_model_that_cannot_be_read_is_one_line(monkeypatch: pytest.MonkeyPatch, baked: Path, text: str) -> None:
+def test_a_baked_model_that_cannot_be_read_is_one_line(
+    monkeypatch: pytest.MonkeyPatch, baked: Path, text: str
+) -> None:
     baked.write_text(text)
-    with pytest.raises(SettingsError, match=r"^WORKER_BAKED_MODEL is wrong: .*local_model_args\.json") as caught:
+    with pytest.raises(
+        SettingsError, match=r"^WORKER_BAKED_MODEL is wrong: .*local_model_args\.json"
+    ) as caught:
         read(monkeypatch, WORKER_BAKED_MODEL=str(baked))
     assert "\n" not in str(caught.value)
 
@@ -110,7 +127,9 @@ def test_the_token_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("WORKER_DRAIN_SECONDS", "soon"),
     ],
 )
-def test_a_bad_setting_is_one_line_that_names_it(monkeypatch: pytest.MonkeyPatch, name: str, value: str) -> None:
+def test_a_bad_setting_is_one_line_that_names_it(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
     with pytest.raises(SettingsError) as caught:
         _ = read(monkeypatch, **{name: value}).worker_url
 

@@ -9,6 +9,10 @@ FAMILIES = (
     *(framing.lengths, framing.codings, framing.chunks, framing.trailers),
     *(smuggling.both, smuggling.hidden, smuggling.upgrades),
 )
-CASES = [case._replace(name=f"{family.__name__}: {case.name}") for family in FAMILIES for case in family()]
+CASES = [
+    case._replace(name=f"{family.__name__}: {case.name}")
+    for family in FAMILIES
+    for case in family()
+]
 
 __all__ = ["CASES", "FAMILIES", "TOKEN", "Case"]

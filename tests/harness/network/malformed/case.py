@@ -7,7 +7,10 @@ TOKEN = "token-of-the-malformed"
 JOB = b'{"input":1}'
 LOCAL = b"Host: localhost"
 JSON = b"Content-Type: application/json"
-SMUGGLED = b"POST /v2/default/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11\r\n%b\r\n\r\n%b" % (JSON, JOB)
+SMUGGLED = (
+    b"POST /v2/default/run HTTP/1.1\r\nHost: localhost\r\nContent-Length: 11\r\n%b\r\n\r\n%b"
+    % (JSON, JOB)
+)
 """A request that must never be taken for one: it would leave a job in the queue."""
 
 

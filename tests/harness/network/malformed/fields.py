@@ -5,9 +5,35 @@ from collections.abc import Iterator
 from harness.network.malformed.case import JOB, LOCAL, Case, asks, head, post, shown
 
 HOSTS = (
-    *(b"", b" ", b"a/health?x=", b"localhost/", b"localhost?x", b"localhost#x", b"localhost\\", b"a b", b"a@b"),
-    *(b"user:word@localhost", b"http://localhost", b"[::1", b"::1", b"[::1]x", b"[::g]", b"[]", b"[::1%25lo]"),
-    *(b"localhost:99999", b":80", b"localhost:-1", b"localhost:8x", b"localhost:80:80", b"localhost: 80"),
+    *(
+        b"",
+        b" ",
+        b"a/health?x=",
+        b"localhost/",
+        b"localhost?x",
+        b"localhost#x",
+        b"localhost\\",
+        b"a b",
+        b"a@b",
+    ),
+    *(
+        b"user:word@localhost",
+        b"http://localhost",
+        b"[::1",
+        b"::1",
+        b"[::1]x",
+        b"[::g]",
+        b"[]",
+        b"[::1%25lo]",
+    ),
+    *(
+        b"localhost:99999",
+        b":80",
+        b"localhost:-1",
+        b"localhost:8x",
+        b"localhost:80:80",
+        b"localhost: 80",
+    ),
     *(
         b"localhost, localhost",
         b"localhost,other",
@@ -16,17 +42,66 @@ HOSTS = (
         b"localhost\x7f",
         b"localh\xc3\xb6st",
     ),
-    *(b"<localhost>", b"localhost;x", b'"localhost"', b"local%00host", b"*", b"a" * 300, b"localhost:" + b"0" * 300),
-    *(b"attacker.example", b"localhost.attacker.example", b"127.0.0.1.attacker.example", b"0.0.0.0", b"10.0.0.1"),
+    *(
+        b"<localhost>",
+        b"localhost;x",
+        b'"localhost"',
+        b"local%00host",
+        b"*",
+        b"a" * 300,
+        b"localhost:" + b"0" * 300,
+    ),
+    *(
+        b"attacker.example",
+        b"localhost.attacker.example",
+        b"127.0.0.1.attacker.example",
+        b"0.0.0.0",
+        b"10.0.0.1",
+    ),
     *(b"2130706433", b"127.1", b"0x7f.0.0.1"),
 )
 """Those in the last two lines are names, but none by which a proxy without keys may be called."""
 NAMES = (
-    *(b"X Y", b"X\t", b"X ", b"", b"X\x00", b"X\x01", b"X\x7f", b"X(", b"X/Y", b"X@Y", b"X[", b'"X"', b"X\xc3\xa9"),
+    *(
+        b"X Y",
+        b"X\t",
+        b"X ",
+        b"",
+        b"X\x00",
+        b"X\x01",
+        b"X\x7f",
+        b"X(",
+        b"X/Y",
+        b"X@Y",
+        b"X[",
+        b'"X"',
+        b"X\xc3\xa9",
+    ),
     *(b"X\r", b"\xa0X", b"X,Y", b"X;Y", b"X=Y", b"X?", b"X\\Y", b"{X}"),
 )
-VALUES = (b"\x00", b"a\x00b", b"a\rb", b"a\r", b"\rb", b"a\x01b", b"a\x7fb", b"a\x0bb", b"a\x1bb", b"\x08")
-CODINGS = (b"gzip", b"deflate", b"br", b"zstd", b"x-gzip", b"compress", b"gzip, identity", b"identity, gzip", b"none")
+VALUES = (
+    b"\x00",
+    b"a\x00b",
+    b"a\rb",
+    b"a\r",
+    b"\rb",
+    b"a\x01b",
+    b"a\x7fb",
+    b"a\x0bb",
+    b"a\x1bb",
+    b"\x08",
+)
+CODINGS = (
+    b"gzip",
+    b"deflate",
+    b"br",
+    b"zstd",
+    b"x-gzip",
+    b"compress",
+    b"gzip, identity",
+    b"identity, gzip",
+    b"none",
+)
 
 
 def hosts() -> Iterator[Case]:
@@ -34,12 +109,16 @@ def hosts() -> Iterator[Case]:
     for host in HOSTS:
         yield Case(f"host {shown(host)}", head(b"GET /livez HTTP/1.1", b"Host: " + host))
     yield Case("no host", head(b"GET /livez HTTP/1.1"))
-    yield Case("no host, but another's", head(b"GET /livez HTTP/1.1", b"X-Forwarded-Host: localhost"))
+    yield Case(
+        "no host, but another's", head(b"GET /livez HTTP/1.1", b"X-Forwarded-Host: localhost")
+    )
     yield Case("two hosts", asks(LOCAL))
     yield Case("two different hosts", asks(b"Host: 127.0.0.1"))
     yield Case("two hosts, the second in other letters", asks(b"hOST: other"))
     yield Case("space before the host's colon", head(b"GET /livez HTTP/1.1", b"Host : localhost"))
-    yield Case("host in two lines", head(b"GET /livez HTTP/1.1", b"Host: localhost", b" .attacker.example"))
+    yield Case(
+        "host in two lines", head(b"GET /livez HTTP/1.1", b"Host: localhost", b" .attacker.example")
+    )
 
 
 def names() -> Iterator[Case]:
@@ -84,7 +163,9 @@ def sizes() -> Iterator[Case]:
     yield Case("101 fields", asks(*(b"X-%d: y" % number for number in range(100))))
     yield Case("20,000 fields", asks(*(b"X-%d: y" % number for number in range(20_000))))
     yield Case("20,000 fields of one letter", asks(*[b"X:"] * 20_000))
-    yield Case("40 KB in 80 fields", asks(*(b"X-%d: %b" % (number, b"y" * 500) for number in range(80))))
+    yield Case(
+        "40 KB in 80 fields", asks(*(b"X-%d: %b" % (number, b"y" * 500) for number in range(80)))
+    )
     yield Case("a cookie of 40 KB", asks(b"Cookie: " + b"a=b; " * 8_000))
 
 
@@ -95,9 +176,16 @@ def pairs() -> Iterator[Case]:
     yield Case("two different content types", post(length, b"Content-Type: text/plain", body=JOB))
     keys = (b"Authorization: Bearer a", b"Authorization: Bearer b")
     yield Case("two keys", head(b"GET /v1/models HTTP/1.1", LOCAL, *keys), stays=True)
-    yield Case("one key twice", head(b"GET /v1/models HTTP/1.1", LOCAL, keys[0], keys[0]), stays=True)
+    yield Case(
+        "one key twice", head(b"GET /v1/models HTTP/1.1", LOCAL, keys[0], keys[0]), stays=True
+    )
     for coding in CODINGS:
-        yield Case(f"coding {shown(coding)}", post(length, b"Content-Encoding: " + coding, body=JOB))
-    yield Case("two codings", post(length, b"Content-Encoding: identity", b"Content-Encoding: gzip", body=JOB))
+        yield Case(
+            f"coding {shown(coding)}", post(length, b"Content-Encoding: " + coding, body=JOB)
+        )
+    yield Case(
+        "two codings",
+        post(length, b"Content-Encoding: identity", b"Content-Encoding: gzip", body=JOB),
+    )
     yield Case("expects something else", post(length, b"Expect: 200-ok", body=JOB))
     yield Case("expects more than to go on", post(length, b"Expect: 100-continue, x", body=JOB))

@@ -24,8 +24,27 @@ LENGTHS = (
         b"11;",
         b'"11"',
     ),
-    *(b"11.0", b"_11", b"1_1", b"\xef\xbc\x91\xef\xbc\x91", b"11\x00", b"11\x0b", b"1\t1", b"11a", b"1000000000000"),
-    *(b"18446744073709551627", b"4294967307111111111111", b"9" * 400, b"11 ,", b",11", b"NaN", b"inf", b"0b1011"),
+    *(
+        b"11.0",
+        b"_11",
+        b"1_1",
+        b"\xef\xbc\x91\xef\xbc\x91",
+        b"11\x00",
+        b"11\x0b",
+        b"1\t1",
+        b"11a",
+        b"1000000000000",
+    ),
+    *(
+        b"18446744073709551627",
+        b"4294967307111111111111",
+        b"9" * 400,
+        b"11 ,",
+        b",11",
+        b"NaN",
+        b"inf",
+        b"0b1011",
+    ),
 )
 CODINGS = (
     *(
@@ -38,20 +57,75 @@ CODINGS = (
         b'"chunked"',
         b"chunked;q=1",
     ),
-    *(b"chunked, identity", b"chunked, gzip", b"identity", b"gzip", b"gzip, chunked", b"chunked, chunked", b"", b"cow"),
-    *(b"chunked,", b",chunked", b"identity, chunked", b"chunked chunked", b"chun ked", b"\xe3\x83\x81chunked", b"none"),
+    *(
+        b"chunked, identity",
+        b"chunked, gzip",
+        b"identity",
+        b"gzip",
+        b"gzip, chunked",
+        b"chunked, chunked",
+        b"",
+        b"cow",
+    ),
+    *(
+        b"chunked,",
+        b",chunked",
+        b"identity, chunked",
+        b"chunked chunked",
+        b"chun ked",
+        b"\xe3\x83\x81chunked",
+        b"none",
+    ),
 )
 CHUNK_SIZES = (
-    *(b"-b", b"+b", b"0xb", b" b", b"g", b"", b"b g", b"\x00b", b"b\x00", b"b\x0b", b"_b", b"b,", b"11\x80", b'"b"'),
-    *(b"fffffffffffffffff", b"10000000000000000b", b"ffffffffffffffff", b"0x", b"-0", b"b\r", b"b\t;\x00"),
+    *(
+        b"-b",
+        b"+b",
+        b"0xb",
+        b" b",
+        b"g",
+        b"",
+        b"b g",
+        b"\x00b",
+        b"b\x00",
+        b"b\x0b",
+        b"_b",
+        b"b,",
+        b"11\x80",
+        b'"b"',
+    ),
+    *(
+        b"fffffffffffffffff",
+        b"10000000000000000b",
+        b"ffffffffffffffff",
+        b"0x",
+        b"-0",
+        b"b\r",
+        b"b\t;\x00",
+    ),
 )
 EXTENSIONS = (b"x\x00", b"x\ny", b"x\ry", b";" * 100_000, b"x=\x7f\n")
 TRAILERS = (
-    *(b"X", b"X : y", b" X: y", b"X: y\x00", b"X: y\nY: z", b"X: y\rY: z", b": y", b"X: y\r\n z", b"X\x00: y"),
+    *(
+        b"X",
+        b"X : y",
+        b" X: y",
+        b"X: y\x00",
+        b"X: y\nY: z",
+        b"X: y\rY: z",
+        b": y",
+        b"X: y\r\n z",
+        b"X\x00: y",
+    ),
     *(b"Content-Length: 5", b"Transfer-Encoding: chunked"),
 )
 UNREAD = (
-    *(b"Host: other", b"Authorization: Bearer x", b"Content-Type: text/plain", b"Content-Encoding: gzip"),
+    *(
+        b"Host: other",
+        b"Authorization: Bearer x",
+        b"Content-Type: text/plain",
+        b"Content-Encoding: gzip",
+    ),
     *(b"X: " + b"y" * 100_000,),
 )
 """Trailers that nobody reads: they may be dropped, as long as they change nothing."""
@@ -85,18 +159,27 @@ def codings() -> Iterator[Case]:
     yield Case("coding after a bare LF", post(b"X: y\nTransfer-Encoding: chunked", body=WHOLE))
     yield Case("coding after a bare CR", post(b"X: y\rTransfer-Encoding: chunked", body=WHOLE))
     yield Case("coding by another name", post(b"Transfer_Encoding: chunked", body=WHOLE))
-    yield Case("chunked in HTTP/1.0", head(b"POST /v2/default/run HTTP/1.0", LOCAL, JSON, CHUNKED) + WHOLE)
+    yield Case(
+        "chunked in HTTP/1.0", head(b"POST /v2/default/run HTTP/1.0", LOCAL, JSON, CHUNKED) + WHOLE
+    )
 
 
 def chunks() -> Iterator[Case]:
     """Chunks that are not as long as they say, or say it in another way."""
     for size in CHUNK_SIZES:
-        yield Case(f"chunk size {shown(size)}", post(CHUNKED, body=WHOLE.replace(b"b\r\n", size + b"\r\n", 1)))
+        yield Case(
+            f"chunk size {shown(size)}",
+            post(CHUNKED, body=WHOLE.replace(b"b\r\n", size + b"\r\n", 1)),
+        )
     for extension in EXTENSIONS:
         body = WHOLE.replace(b"b\r\n", b"b;%b\r\n" % extension, 1)
         yield Case(f"chunk extension {shown(extension)}", post(CHUNKED, body=body))
     extended = b"b;x=%b\r\n" % (b"y" * 100_000)
-    yield Case("a chunk extension of 100 KB", post(CHUNKED, body=WHOLE.replace(b"b\r\n", extended, 1)), odd=True)
+    yield Case(
+        "a chunk extension of 100 KB",
+        post(CHUNKED, body=WHOLE.replace(b"b\r\n", extended, 1)),
+        odd=True,
+    )
     for name, old, new in (
         ("bare LF after a size", b"b\r\n", b"b\n"),
         ("bare CR after a size", b"b\r\n", b"b\r"),
@@ -120,8 +203,14 @@ def chunks() -> Iterator[Case]:
 def trailers() -> Iterator[Case]:
     """Fields behind the body that are none, too many, or would change what the body was."""
     for trailer in TRAILERS:
-        yield Case(f"trailer {shown(trailer)}", post(CHUNKED, body=WHOLE[:-2] + trailer + b"\r\n\r\n"))
+        yield Case(
+            f"trailer {shown(trailer)}", post(CHUNKED, body=WHOLE[:-2] + trailer + b"\r\n\r\n")
+        )
     for trailer in UNREAD:
-        yield Case(f"trailer {shown(trailer)}", post(CHUNKED, body=WHOLE[:-2] + trailer + b"\r\n\r\n"), odd=True)
+        yield Case(
+            f"trailer {shown(trailer)}",
+            post(CHUNKED, body=WHOLE[:-2] + trailer + b"\r\n\r\n"),
+            odd=True,
+        )
     many = b"".join(b"X-%d: y\r\n" % number for number in range(20_000))
     yield Case("20,000 trailers", post(CHUNKED, body=WHOLE[:-2] + many + b"\r\n"))
