@@ -1,9 +1,8 @@
-"""Between a worker's channel and a client's relay: one mailbox for each job whose client is waiting here.
+"""Mailboxes: one between a worker's channel and the relay of each client that waits for an answer.
 
-The channel puts in what a worker sends; the relay waits, looks and drains. A mailbox is a state, not a list of events:
-any number of changes in one turn of the event loop wake the relay once, and it sends what is there in one write.
-
-All mailboxes of this proxy: one for each job whose client is waiting here.
+The channel puts in what a worker sends; the relay waits for changes and consumes it. A mailbox is a state and not a
+list of events: any number of changes in one turn of the event loop wake the relay once, and it sends everything that
+is there in one write.
 """
 
 import asyncio
@@ -13,63 +12,68 @@ from dataclasses import dataclass
 
 from proxy.jobs.model import JobId, Outcome
 from proxy.service.ports import WorkerPort
-from proxy.wire.frames import STREAM_WINDOW
+from proxy.wire.flow import ReceiveFlow
 
-PAUSE_ABOVE = 128 * 1024  # bytes that wait for a slow reader before its worker is paused
-RESUME_BELOW = 32 * 1024
-STREAM_CAP = 1024 * 1024  # a worker that sends this much in spite of `pause` is cut
-PIECE_BYTES = 64  # what a chunk costs beside its bytes: a million of one byte are no megabyte
-DRAIN_BYTES = (
-    64 * 1024
-)  # one write to a client: what it has not read then waits here, not in the socket's buffer
-EVENT_BYTES = (
-    256 * 1024
-)  # an event up to this size reaches its client whole or not at all; a larger one goes in pieces
-STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
+# Unread bytes of one stream. A worker that ignores `Pause` and exceeds this loses the run.
+STREAM_MAX_BYTES = 1024 * 1024
+# The memory that a chunk takes in addition to its bytes, so that a million chunks of one byte are bounded too.
+CHUNK_OVERHEAD_BYTES = 64
+# One write to a client. Bytes that it has not read wait in the mailbox and not in the buffer of the socket.
+WRITE_BYTES = 64 * 1024
+# An event up to this size is passed on whole or not at all; a larger one is passed on in pieces.
+EVENT_MAX_BYTES = 256 * 1024
+# A client that does not read for this long is disconnected.
+STALL_SECONDS = 60.0
 
 EVENT_STREAM = "text/event-stream"
-ERROR_STATUS = 400
+FIRST_ERROR_STATUS = 400
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """How the engine's answer begins."""
+    """Status and Content-Type of the engine's response."""
 
     status: int
     content_type: str
 
     @property
     def is_stream(self) -> bool:
-        """Whether the body is a stream of events, to be passed on as it comes. An error never is: it has its status."""
-        return self.content_type.startswith(EVENT_STREAM) and self.status < ERROR_STATUS
+        """True if the body is an event stream that is passed on as it arrives.
+
+        An error response is not a stream: it is passed on whole, with its own status.
+        """
+        return self.content_type.startswith(EVENT_STREAM) and self.status < FIRST_ERROR_STATUS
 
 
 class Mailbox:
-    """What has come for one job and has not yet left. Put in by one channel, drained by one relay."""
+    """The answer of one job between channel and relay, as far as the client has not received it.
+
+    `attempt` is 0 until a worker takes the job. `left` becomes True when output has been sent to the client: the
+    attempt is then the only one whose output the client may see. `is_whole` becomes True when the last event of a
+    stream has been written. `is_mid_event`: the bytes consumed last end inside an event. `abandoned`: the client has
+    left. `is_taken`: a worker has the job now. `abort` closes the client's connection.
+    """
 
     def __init__(self, job_id: JobId, max_answer: int) -> None:
         self.job_id = job_id
-        self.attempt = 0  # 0: nobody has taken the job yet
+        self.attempt = 0
         self.head: Head | None = None
         self.outcome: Outcome | None = None
-        self.left = (
-            False  # output has gone to the client, so this attempt is the only one it may ever see
-        )
-        self.is_whole = False  # the last event of a stream has been written to the client: it has the whole answer
-        self.is_mid_event = False  # what was drained ends in the middle of an event
-        self.abandoned = False  # the client has left
-        self.is_taken = False  # a worker has it now
-        self.abort: Callable[[], None] = _nothing  # cuts the client's connection
+        self.left = False
+        self.is_whole = False
+        self.is_mid_event = False
+        self.abandoned = False
+        self.is_taken = False
+        self.abort: Callable[[], None] = _nothing
         self._max_answer = max_answer
-        self._chunks: list[
-            tuple[bytes, bool]
-        ] = []  # each with whether it ends in the middle of an event
-        self._backlog = 0  # bytes of the chunks
-        self._parts: list[bytes] = []  # of an event that has not come whole, and is held back
+        # Each chunk, and True if it ends inside an event.
+        self._chunks: list[tuple[bytes, bool]] = []
+        self._flow = ReceiveFlow()
+        # The parts of an incomplete event that is held back until it is complete.
+        self._parts: list[bytes] = []
         self._parts_size = 0
-        self._in_pieces = False  # the event that comes is too large to be held back
-        self._paused = False
-        self._drained = 0  # bytes since the worker was last allowed to go on; below 0: it may send some that it has sent
+        # The current event is too large to be held back.
+        self._in_pieces = False
         self._port: WorkerPort | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._alarm: float | None = None
@@ -77,65 +81,70 @@ class Mailbox:
 
     @property
     def backlog(self) -> int:
-        """Bytes that wait here."""
-        return self._backlog + self._parts_size
+        """Bytes that wait for the client."""
+        return self._flow.backlog + self._parts_size
 
-    # The channel's side
+    # Called by the channel
 
     def begin(self, attempt: int, port: WorkerPort) -> None:
-        """A worker has taken the job. What an earlier attempt left here, and the client has not seen, is gone."""
+        """Start a run. Output of an earlier attempt is dropped; the client has not seen it."""
         self._forget()
-        self.attempt, self._port, self.is_taken = attempt, port, True
+        self.attempt = attempt
+        self._port = port
+        self.is_taken = True
         self._wake()
 
     def requeue(self) -> None:
-        """The run was lost before any of its output left: the client still waits, and knows nothing of it."""
+        """Forget a run that was lost before any output was sent: the client keeps waiting and is not informed."""
         self._forget()
-        self._port, self.is_taken = None, False
+        self._port = None
+        self.is_taken = False
         self._wake()
 
     def reattach(self, port: WorkerPort) -> None:
-        """The same run goes on over another connection."""
-        self._port, self._paused, self._drained = port, False, 0
-        self._apply_pressure()
+        """Continue the same run over another connection."""
+        self._port = port
+        self._flow.restart()
+        self._pause_if_needed()
 
     def put_head(self, head: Head) -> None:
-        """The answer begins. Says nothing to the client yet: without a byte of body it may still become another one."""
+        """Store the response head. Nothing is sent yet: before the first body byte the response can still change."""
         self.head = head
         self._wake()
 
     def put_chunk(self, data: bytes, *, more: bool) -> bool:
         """Take a piece of the answer; `more` means that the next piece continues the same event.
 
-        An event is passed on once it is whole, or, above `EVENT_BYTES`, as its pieces come: then only what its reader
-        has not taken is kept. An answer that is not a stream is one event. Returns False if this is more than is kept
-        for one client: the run is to be ended.
+        An event is passed on once it is complete, or, above `EVENT_MAX_BYTES`, as its pieces arrive: then only the
+        bytes that its reader has not taken are kept. An answer that is not a stream is one event. Returns False if this
+        exceeds the bytes kept for one client: the run has to be ended.
         """
         if more or self._parts:
             self._parts.append(data)
             self._parts_size += len(data)
-            if not more or (
-                self._is_stream and (self._in_pieces or self._parts_size > EVENT_BYTES)
-            ):
-                data, self._parts, self._parts_size = b"".join(self._parts), [], 0
+            is_large = self._in_pieces or self._parts_size > EVENT_MAX_BYTES
+            if not more or (self._is_stream and is_large):
+                data = b"".join(self._parts)
+                self._parts = []
+                self._parts_size = 0
                 self._pass_on(data, more=more)
             else:
-                self._let_go_on()  # the worker must not wait for what is held back until it sends the rest
+                self._resume_if_possible()
         else:
             self._pass_on(data, more=False)
-        cost = self.backlog + PIECE_BYTES * (len(self._chunks) + len(self._parts))
-        return cost <= (STREAM_CAP if self._is_stream else self._max_answer)
+        cost = self.backlog + CHUNK_OVERHEAD_BYTES * (len(self._chunks) + len(self._parts))
+        return cost <= (STREAM_MAX_BYTES if self._is_stream else self._max_answer)
 
     def end(self, outcome: Outcome) -> None:
-        """The job has ended. The first end counts."""
+        """Note that the job has ended. Only the first outcome counts."""
         if self.outcome is None:
             self.outcome = outcome
             self._wake()
 
-    # The relay's side
+    # Called by the relay
 
     def abandon(self) -> None:
-        """The client has left."""
+        """Note that the client has left."""
         self.abandoned = True
         self._wake()
 
@@ -146,14 +155,17 @@ class Mailbox:
         try:
             await self._waiter
         finally:
-            self._waiter = self._alarm = None
+            self._waiter = None
+            self._alarm = None
 
-    def consume(self, limit: float = DRAIN_BYTES) -> bytes:
-        """Take out what has come, whole chunks, up to about `limit` bytes; empty when nothing waits."""
-        if self._backlog <= limit:
-            taken, self._chunks = self._chunks, []
+    def consume(self, limit: float = WRITE_BYTES) -> bytes:
+        """Remove and return whole chunks of up to about `limit` bytes; empty if there are none."""
+        if self._flow.backlog <= limit:
+            taken = self._chunks
+            self._chunks = []
         else:
-            size = count = 0
+            size = 0
+            count = 0
             while size < limit:
                 size += len(self._chunks[count][0])
                 count += 1
@@ -162,19 +174,18 @@ class Mailbox:
         if taken:
             self.is_mid_event = taken[-1][1]
         data = taken[0][0] if len(taken) == 1 else b"".join([chunk for chunk, _ in taken])
-        self._backlog -= len(data)
-        self._drained += len(data)
-        self._let_go_on()
+        self._flow.consumed(len(data))
+        self._resume_if_possible()
         return data
 
     def writing(self, since: float | None) -> None:
-        """A write to the client began now and may have to wait for it; None: it is done."""
+        """Note the time at which a write to the client began, or None when it is done."""
         self._stall = None if since is None else since + STALL_SECONDS
 
-    # The clock's side
+    # Called by the clock
 
     def tick(self, now: float) -> None:
-        """Ring the alarm if it is time; cut a reader that stands still."""
+        """Wake the relay if its alarm is due; disconnect a client that does not read."""
         if self._alarm is not None and now >= self._alarm:
             self._wake()
         if self._stall is not None and now >= self._stall:
@@ -183,38 +194,34 @@ class Mailbox:
 
     def _forget(self) -> None:
         self.head = None
-        self._chunks, self._backlog = [], 0
-        self._parts, self._parts_size, self._in_pieces = [], 0, False
-        self._paused, self._drained = False, 0
+        self._chunks = []
+        self._parts = []
+        self._parts_size = 0
+        self._in_pieces = False
+        self._flow = ReceiveFlow()
 
     @property
     def _is_stream(self) -> bool:
         return self.head is not None and self.head.is_stream
 
     def _pass_on(self, data: bytes, *, more: bool) -> None:
-        """Let the relay have this; `more` means that it ends in the middle of an event."""
+        """Make bytes available to the relay; `more` means that they end inside an event."""
         self._in_pieces = more
         self._chunks.append((data, more))
-        self._backlog += len(data)
-        self._apply_pressure()
+        self._flow.received(len(data))
+        self._pause_if_needed()
         self._wake()
 
-    def _let_go_on(self) -> None:
-        """Allow the worker to send more once its reader has taken enough. What is held back counts as taken."""
-        passed = self._drained + self._parts_size
-        is_owed = self._paused or passed >= STREAM_WINDOW // 2
-        if is_owed and self._is_stream and self._backlog < RESUME_BELOW and self._port is not None:
-            self._paused, self._drained = False, -self._parts_size
+    def _resume_if_possible(self) -> None:
+        if self._port is None or not self._is_stream:
+            return
+        if self._flow.should_resume(held=self._parts_size):
             self._port.resume(self.job_id, self.attempt)
 
-    def _apply_pressure(self) -> None:
-        if (
-            self._backlog > PAUSE_ABOVE
-            and not self._paused
-            and self._is_stream
-            and self._port is not None
-        ):
-            self._paused = True
+    def _pause_if_needed(self) -> None:
+        if self._port is None or not self._is_stream:
+            return
+        if self._flow.should_pause():
             self._port.pause(self.job_id, self.attempt)
 
     def _wake(self) -> None:
@@ -227,7 +234,7 @@ def _nothing() -> None:
 
 
 class Mailboxes:
-    """All mailboxes of this proxy."""
+    """The mailboxes of all clients that wait at this proxy."""
 
     def __init__(self) -> None:
         self._mailboxes: dict[JobId, Mailbox] = {}
@@ -241,34 +248,35 @@ class Mailboxes:
         return iter(tuple(self._mailboxes.values()))
 
     def open(self, job_id: JobId, max_answer: int) -> Mailbox:
-        """A new mailbox; the relay that asks for it closes it."""
-        mailbox = self._mailboxes[job_id] = Mailbox(job_id, max_answer)
+        """Return a new mailbox; the relay that asked for it closes it."""
+        mailbox = Mailbox(job_id, max_answer)
+        self._mailboxes[job_id] = mailbox
         self._empty.clear()
         return mailbox
 
     def close(self, job_id: JobId) -> None:
-        """The client's call is over."""
+        """Remove the mailbox of a call that is over."""
         self._mailboxes.pop(job_id, None)
         if not self._mailboxes:
             self._empty.set()
 
     async def wait_empty(self, seconds: float) -> bool:
-        """Wait until no call is open, or so long; whether none is."""
+        """Wait up to `seconds` for all calls to finish; return True if they did."""
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._empty.wait()
         return not self._mailboxes
 
     def get(self, job_id: JobId) -> Mailbox | None:
-        """The mailbox of a job whose client is here."""
+        """Return the mailbox of a job whose client waits here."""
         return self._mailboxes.get(job_id)
 
     def sink(self, job_id: JobId, attempt: int) -> Mailbox | None:
-        """Where the output of this attempt goes; None when nobody wants it any more."""
+        """Return the mailbox for the output of this attempt, or None if its output is no longer wanted."""
         mailbox = self._mailboxes.get(job_id)
         return mailbox if mailbox is not None and mailbox.attempt == attempt else None
 
     def tick(self, now: float) -> None:
-        """Look at every mailbox's alarms, a few times a second: cheaper than a timer for each write."""
+        """Check the alarms of all mailboxes. A few calls a second cost less than a timer for each write."""
         for mailbox in self._mailboxes.values():
             mailbox.tick(now)

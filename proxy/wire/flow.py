@@ -23,7 +23,7 @@ class ReceiveFlow:
     low_watermark: int = LOW_WATERMARK_BYTES
     backlog: int = 0
     taken: int = 0
-    """Bytes taken since the last `Resume`."""
+    """Bytes taken since the last `Resume`; negative while bytes that were acknowledged early are outstanding."""
     is_paused: bool = False
 
     def received(self, size: int) -> None:
@@ -42,16 +42,21 @@ class ReceiveFlow:
         self.backlog -= size
         self.taken += size
 
-    def should_resume(self) -> bool:
-        """Return True, once, when the sender may continue and has to be informed."""
-        is_due = self.is_paused or self.taken >= STREAM_WINDOW // 2
+    def should_resume(self, held: int = 0) -> bool:
+        """Return True, once, when the sender may continue and has to be informed.
+
+        `held`: received bytes outside the backlog that cannot be taken before the sender has sent more, such as the
+        parts of an incomplete event. They count as taken, or sender and receiver would wait for each other.
+        """
+        is_due = self.is_paused or self.taken + held >= STREAM_WINDOW // 2
         if not is_due or self.backlog >= self.low_watermark:
             return False
-        self.restart()
+        self.is_paused = False
+        self.taken = -held
         return True
 
     def restart(self) -> None:
-        """Forget what the sender was asked: it was just resumed, or its connection was replaced."""
+        """Forget what the sender was asked for: its connection was replaced."""
         self.is_paused = False
         self.taken = 0
 

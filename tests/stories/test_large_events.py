@@ -15,7 +15,8 @@ from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, puppet
 
 from proxy.service.endings import OVERFLOW
-from proxy.service.mailbox import EVENT_BYTES, PAUSE_ABOVE, STREAM_CAP
+from proxy.service.mailbox import EVENT_MAX_BYTES, STREAM_MAX_BYTES
+from proxy.wire.flow import HIGH_WATERMARK_BYTES
 from proxy.wire.frames import (
     PART_BYTES,
     SOCKET_BYTES,
@@ -129,7 +130,7 @@ async def called(
 
 
 @pytest.mark.parametrize("patient", [True, False], ids=["a window at a time", "all at once"])
-@pytest.mark.parametrize("size", [EVENT_BYTES, EVENT_BYTES + 1, ECHO])
+@pytest.mark.parametrize("size", [EVENT_MAX_BYTES, EVENT_MAX_BYTES + 1, ECHO])
 async def test_a_large_event_comes_whole(beating: Proxy, size: int, patient: bool) -> None:
     async with (
         puppet(beating, slots=1) as worker,
@@ -152,11 +153,11 @@ async def test_twenty_megabytes_come_whole_and_little_of_them_is_kept(beating: P
             most = max(most, mailbox.backlog)
         await one.end()
         assert without_heartbeats(await reading) == data + DONE
-    assert 0 < most < STREAM_CAP
+    assert 0 < most < STREAM_MAX_BYTES
 
 
 async def test_no_heartbeat_comes_between_the_pieces_of_an_event(beating: Proxy) -> None:
-    data, cut = event(ECHO), EVENT_BYTES + 10
+    data, cut = event(ECHO), EVENT_MAX_BYTES + 10
     async with puppet(beating, slots=2) as worker, wire(beating) as client, wire(beating) as other:
         await client.send(ask())
         async with sender(worker) as one:
@@ -191,16 +192,18 @@ async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(
             [mailbox] = list(beating.parts.output)
             sending = asyncio.create_task(one.send(event(40_000_000)))
             if patient:
-                await until(lambda: mailbox.backlog > PAUSE_ABOVE, what="its reader is behind")
+                await until(
+                    lambda: mailbox.backlog > HIGH_WATERMARK_BYTES, what="its reader is behind"
+                )
             else:
                 await one.stopped.wait()
                 assert (await status(beating, one.job))["error"] == OVERFLOW.message
-            assert mailbox.backlog <= STREAM_CAP + (0 if patient else SOCKET_BYTES)
+            assert mailbox.backlog <= STREAM_MAX_BYTES + (0 if patient else SOCKET_BYTES)
             sending.cancel()
             await asyncio.gather(sending, return_exceptions=True)
 
 
-@pytest.mark.parametrize(("size", "comes"), [(EVENT_BYTES - 100, False), (ECHO, True)])
+@pytest.mark.parametrize(("size", "comes"), [(EVENT_MAX_BYTES - 100, False), (ECHO, True)])
 async def test_a_run_that_is_lost_in_the_middle_of_an_event(
     beating: Proxy, size: int, comes: bool
 ) -> None:
@@ -225,7 +228,7 @@ async def test_a_run_that_is_lost_in_the_middle_of_an_event(
 async def test_a_client_that_closes_at_a_large_error_event_has_a_failed_job(
     beating: Proxy, ending: Ending
 ) -> None:
-    data = b'data: {"error": {"message": "' + b"x" * EVENT_BYTES + b'"}}\n\n'
+    data = b'data: {"error": {"message": "' + b"x" * EVENT_MAX_BYTES + b'"}}\n\n'
     async with puppet(beating, slots=1) as worker, wire(beating) as client:
         await client.send(ask())
         async with sender(worker) as one:

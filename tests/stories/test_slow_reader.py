@@ -11,7 +11,7 @@ from harness.proxy.server import CHAT, Proxy, chat, frames
 from harness.proxy.shared import Line
 from harness.tools.waiting import until
 
-from proxy.service.mailbox import PAUSE_ABOVE
+from proxy.wire.flow import HIGH_WATERMARK_BYTES
 from proxy.wire.frames import PART_BYTES, STREAM_WINDOW
 
 LARGEST = (
@@ -56,7 +56,9 @@ async def hold(line: Line, seconds: float) -> None:
     client = standing_reader(line.proxy)
     try:
         await until(
-            lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output)
+            lambda: any(
+                mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.output
+            )
         )
         await others_go_on(line, seconds)
         loop = asyncio.get_running_loop()
@@ -81,7 +83,9 @@ async def test_a_reader_that_stands_for_half_a_minute(line: Line) -> None:
 
 async def test_a_standing_reader_that_leaves_frees_its_slot(line: Line) -> None:
     client = standing_reader(line.proxy)
-    await until(lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output))
+    await until(
+        lambda: any(mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.output)
+    )
     client.close()
     await until(lambda: len(line.proxy.parts.output) == 0, 2.0)
     await until(lambda: not any(worker.holds for worker in line.proxy.parts.fleet), 2.0)
@@ -93,7 +97,9 @@ async def test_a_reader_that_stands_for_more_than_a_minute_is_cut(line: Line) ->
     client = standing_reader(line.proxy)
     try:
         await until(
-            lambda: any(mailbox.backlog > PAUSE_ABOVE for mailbox in line.proxy.parts.output)
+            lambda: any(
+                mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.output
+            )
         )
         await until(lambda: len(line.proxy.parts.output) == 0, 75.0)
         await until(lambda: not any(worker.holds for worker in line.proxy.parts.fleet), 2.0)

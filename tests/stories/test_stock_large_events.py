@@ -14,7 +14,8 @@ from harness.runpod.raw_worker import Raw
 from harness.runpod.sdk_worker import stock_proxy
 from harness.tools.waiting import until
 
-from proxy.service.mailbox import EVENT_BYTES, RESUME_BELOW, STREAM_CAP
+from proxy.service.mailbox import EVENT_MAX_BYTES, STREAM_MAX_BYTES
+from proxy.wire.flow import LOW_WATERMARK_BYTES
 
 ECHO = 1_094_182
 DONE = "data: [DONE]\n\n"
@@ -85,7 +86,7 @@ async def test_a_stream_that_came_only_as_a_result_comes_whole(proxy: Proxy) -> 
         assert await reading == "".join(data).encode()
 
 
-@pytest.mark.parametrize("size", [10, 2 * EVENT_BYTES])
+@pytest.mark.parametrize("size", [10, 2 * EVENT_MAX_BYTES])
 async def test_a_stream_with_an_error_event_has_failed(proxy: Proxy, size: int) -> None:
     error = 'data: {"error": {"message": "' + "x" * size + '"}}\n\n'
     async with called(proxy) as (raw, job, reading):
@@ -102,8 +103,8 @@ async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(proxy: Pr
         job = str((await raw.next_job())["id"])
         [mailbox] = list(proxy.parts.output)
         posting = asyncio.create_task(raw.chunk(job, event(20_000_000)))
-        await until(lambda: mailbox.backlog > RESUME_BELOW, what="its reader is behind")
-        assert mailbox.backlog <= STREAM_CAP
+        await until(lambda: mailbox.backlog > LOW_WATERMARK_BYTES, what="its reader is behind")
+        assert mailbox.backlog <= STREAM_MAX_BYTES
         assert not posting.done()
         await client.close()
         assert await asyncio.wait_for(posting, 20) == 200

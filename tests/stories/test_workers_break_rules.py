@@ -18,8 +18,8 @@ from harness.worker.puppet import Puppet, hello, puppet
 
 from proxy.channel.native.app import MOST_TALK
 from proxy.channel.native.validation import CARD_BYTES, MESSAGE_CHARACTERS, MOST_HOLDS, MOST_MODELS
-from proxy.service.mailbox import PIECE_BYTES, STREAM_CAP
-from proxy.service.recorder import METRICS_BYTES
+from proxy.service.mailbox import CHUNK_OVERHEAD_BYTES, STREAM_MAX_BYTES
+from proxy.service.recorder import METRICS_MAX_BYTES
 from proxy.wire import frames
 from proxy.wire.frames import Chunk, End, Head, Hold, Model, Output
 
@@ -222,7 +222,7 @@ BAD_OUTPUTS = {
     "parts": [Output("", 0, b"[1", more=True), Output("", 0, b",]")],
     "a whole one": [Output("", 0, b"}", whole=True)],
     "metrics": [Output("", 0, b"1", b"}")],
-    "large metrics": [Output("", 0, b"1", b'"%b"' % (b"m" * METRICS_BYTES))],
+    "large metrics": [Output("", 0, b"1", b'"%b"' % (b"m" * METRICS_MAX_BYTES))],
 }
 
 
@@ -276,7 +276,10 @@ async def test_a_stream_of_parts_without_end_is_cut(proxy: Proxy, data: bytes) -
         job = await one.job()
         await one.say(*of(job, [Head("", 0, 200, SSE)]))
         await flood(
-            one, job, Chunk("", 0, data, more=True), 1 + STREAM_CAP // PIECE_BYTES // FLOOD_FRAMES
+            one,
+            job,
+            Chunk("", 0, data, more=True),
+            1 + STREAM_MAX_BYTES // CHUNK_OVERHEAD_BYTES // FLOOD_FRAMES,
         )
         assert (await one.stopped()).job == job.job
         await one.say(*of(job, [End("", 0, "lost")]))

@@ -5,7 +5,14 @@ import asyncio
 import pytest
 
 from proxy.jobs.model import Job, JobId, Outcome
-from proxy.service.mailbox import EVENT_BYTES, PAUSE_ABOVE, PIECE_BYTES, STREAM_CAP, Head, Mailbox
+from proxy.service.mailbox import (
+    CHUNK_OVERHEAD_BYTES,
+    EVENT_MAX_BYTES,
+    STREAM_MAX_BYTES,
+    Head,
+    Mailbox,
+)
+from proxy.wire.flow import HIGH_WATERMARK_BYTES
 from proxy.wire.frames import STREAM_WINDOW
 
 STREAM = Head(200, "text/event-stream; charset=utf-8")
@@ -70,7 +77,7 @@ def test_half_an_event_is_not_seen(mailbox: Mailbox) -> None:
 
 def test_a_large_event_is_passed_on_as_its_pieces_come(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
-    part = b"x" * (EVENT_BYTES // 4)
+    part = b"x" * (EVENT_MAX_BYTES // 4)
     for _ in range(4):
         assert mailbox.put_chunk(part, more=True)
         assert mailbox.consume() == b""
@@ -92,7 +99,7 @@ def test_an_event_of_any_size_passes_a_reader_that_keeps_up(mailbox: Mailbox) ->
     for _ in range(100):
         assert mailbox.put_chunk(b"x" * 100_000, more=True)
         mailbox.consume()
-        assert mailbox.backlog <= EVENT_BYTES
+        assert mailbox.backlog <= EVENT_MAX_BYTES
 
 
 def test_a_reader_that_is_behind_is_given_up_in_the_middle_of_an_event(mailbox: Mailbox) -> None:
@@ -100,7 +107,7 @@ def test_a_reader_that_is_behind_is_given_up_in_the_middle_of_an_event(mailbox: 
     taken = 0
     while mailbox.put_chunk(b"x" * 10_000, more=True):
         taken += 1
-    assert taken <= STREAM_CAP // 10_000
+    assert taken <= STREAM_MAX_BYTES // 10_000
 
 
 def test_a_worker_with_a_window_is_never_left_waiting_for_what_is_held_back(
@@ -125,10 +132,10 @@ def test_a_worker_with_a_window_is_never_left_waiting_for_what_is_held_back(
 def test_an_answer_that_is_not_a_stream_is_never_cut_into_pieces(mailbox: Mailbox) -> None:
     mailbox.put_head(JSON)
     for _ in range(10):
-        mailbox.put_chunk(b"x" * EVENT_BYTES, more=True)
+        mailbox.put_chunk(b"x" * EVENT_MAX_BYTES, more=True)
     assert mailbox.consume(float("inf")) == b""
     mailbox.put_chunk(b"", more=False)
-    assert len(mailbox.consume(float("inf"))) == 10 * EVENT_BYTES
+    assert len(mailbox.consume(float("inf"))) == 10 * EVENT_MAX_BYTES
 
 
 def test_a_slow_reader_pauses_its_worker_once_and_resumes_it_once(
@@ -161,13 +168,13 @@ def test_one_write_is_bounded(mailbox: Mailbox) -> None:
 
 def test_an_answer_that_is_not_streamed_is_never_paused(mailbox: Mailbox, port: Port) -> None:
     mailbox.put_head(JSON)
-    assert mailbox.put_chunk(b"x" * PAUSE_ABOVE * 3, more=False)
+    assert mailbox.put_chunk(b"x" * HIGH_WATERMARK_BYTES * 3, more=False)
     assert port.told == []
 
 
 def test_a_worker_that_ignores_pause_goes_too_far(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
-    assert mailbox.put_chunk(b"x" * (STREAM_CAP - 2 * PIECE_BYTES), more=False)
+    assert mailbox.put_chunk(b"x" * (STREAM_MAX_BYTES - 2 * CHUNK_OVERHEAD_BYTES), more=False)
     assert not mailbox.put_chunk(b"x", more=False)
 
 
@@ -176,7 +183,7 @@ def test_chunks_without_bytes_are_not_free(mailbox: Mailbox) -> None:
     taken = 0
     while mailbox.put_chunk(b"", more=taken % 2 == 0):
         taken += 1
-    assert taken <= 2 * STREAM_CAP // PIECE_BYTES
+    assert taken <= 2 * STREAM_MAX_BYTES // CHUNK_OVERHEAD_BYTES
 
 
 def test_an_answer_has_a_largest_size() -> None:

@@ -7,7 +7,12 @@ from harness.data.jobs import HERE, submission
 
 from proxy.jobs.model import JobId, Millis, WorkerId
 from proxy.service.events import JobEvents
-from proxy.service.recorder import MOST_BYTES, PIECE_BYTES, NoJsonError, Recorder
+from proxy.service.recorder import (
+    ELEMENT_OVERHEAD_BYTES,
+    OUTPUT_MAX_BYTES,
+    InvalidOutputError,
+    Recorder,
+)
 from proxy.store.base import StoreFullError
 from proxy.store.memory import MemoryStore
 
@@ -107,7 +112,7 @@ async def test_a_worker_that_is_ahead_of_the_disk_is_paused_and_goes_on(
 
 
 async def test_more_than_may_be_is_told(recorder: Recorder) -> None:
-    assert await put(recorder, b"x" * (MOST_BYTES - 2 * PIECE_BYTES), more=True)
+    assert await put(recorder, b"x" * (OUTPUT_MAX_BYTES - 2 * ELEMENT_OVERHEAD_BYTES), more=True)
     assert not await put(recorder, b"x", more=True)
 
 
@@ -115,7 +120,7 @@ async def test_pieces_without_bytes_are_not_free(recorder: Recorder) -> None:
     taken = 0
     while await put(recorder, b"", more=True):
         taken += 1
-    assert taken <= MOST_BYTES // PIECE_BYTES
+    assert taken <= OUTPUT_MAX_BYTES // ELEMENT_OVERHEAD_BYTES
 
 
 @pytest.mark.parametrize(
@@ -124,8 +129,8 @@ async def test_pieces_without_bytes_are_not_free(recorder: Recorder) -> None:
 @pytest.mark.parametrize("whole", [True, False])
 async def test_what_is_no_json_is_not_taken(recorder: Recorder, value: bytes, whole: bool) -> None:
     await put(recorder, value[:1], whole=whole, more=True)
-    with pytest.raises(NoJsonError):
+    with pytest.raises(InvalidOutputError):
         await put(recorder, value[1:], whole=whole)
-    with pytest.raises(NoJsonError):
+    with pytest.raises(InvalidOutputError):
         await recorder.put(JOB, 1, b"1", value or b"?", whole=whole, more=False)
     assert await recorder.close(JOB, 1) is None

@@ -13,7 +13,7 @@ from proxy.service.background import Background, insist
 from proxy.service.endings import WORKER_LOST, RunEndings
 from proxy.service.fleet import MOST_OWED, Worker
 from proxy.service.mailbox import Head, Mailboxes
-from proxy.service.recorder import NoJsonError, Recorder
+from proxy.service.recorder import InvalidOutputError, Recorder
 from proxy.wire import frames
 from proxy.wire.outbox import Outbox
 
@@ -161,7 +161,7 @@ class Reader:
             fits = await self._recorder.put(
                 job_id, attempt, data, metrics, whole=frame.whole, more=frame.more
             )
-        except NoJsonError:
+        except InvalidOutputError:
             await self._runs.cut(self._worker, job_id, attempt, NO_JSON)
         else:
             if not fits:

@@ -25,7 +25,7 @@ from proxy.channel.runpod.tracking import CONNECTION, WatchedConnection
 from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import EndpointId, Input, Job, JobId
 from proxy.service.endpoints import Endpoints
-from proxy.service.recorder import MOST_BYTES
+from proxy.service.recorder import OUTPUT_MAX_BYTES
 from proxy.wire.frames import STREAM_WINDOW
 
 log = structlog.get_logger()
@@ -136,7 +136,7 @@ def _job(job: Job, unseal: Unseal) -> bytes:
 REFUSAL_SECONDS = 2.0
 PATH_SHOWN = 200  # characters of a path in the log
 MOST_REFUSALS = 64  # that wait at once; the others are told 429
-POST_BYTES = MOST_BYTES + STREAM_WINDOW  # the output, and what stands around it
+POST_BYTES = OUTPUT_MAX_BYTES + STREAM_WINDOW  # the output, and what stands around it
 OK, NONE, TOO_MANY = 200, 204, 429
 
 

@@ -26,7 +26,7 @@ from proxy.service.json_text import (
     in_thread_if_large,
     utf8_fault,
 )
-from proxy.service.mailbox import EVENT_BYTES, EVENT_STREAM, Head
+from proxy.service.mailbox import EVENT_MAX_BYTES, EVENT_STREAM, Head
 
 ABSENT = msgspec.Raw(b"")
 NULL = b"null"
@@ -348,7 +348,7 @@ class Answer:
         border, end = max((data.rfind(mark, begin), len(mark)) for mark in BLANK_LINES)
         end = border + end if border >= 0 else 0
         is_mid_event = self.is_mid_event and not end
-        if is_mid_event or len(data) - end > EVENT_BYTES:
+        if is_mid_event or len(data) - end > EVENT_MAX_BYTES:
             end, is_mid_event = max(end, len(data) - EDGE_BYTES), True
         passed, self._rest = data[:end], data[end:]
         self._look_for_error(passed)

@@ -27,8 +27,15 @@ from proxy.jobs.model import JobError, JobId
 from proxy.service.background import insist
 from proxy.service.endings import OVERFLOW, WORKER_LOST, RunEndings
 from proxy.service.json_text import in_thread_if_large
-from proxy.service.mailbox import ERROR_STATUS, STALL_SECONDS, STREAM_CAP, Head, Mailbox, Mailboxes
-from proxy.service.recorder import MOST_BYTES, Recorder
+from proxy.service.mailbox import (
+    FIRST_ERROR_STATUS,
+    STALL_SECONDS,
+    STREAM_MAX_BYTES,
+    Head,
+    Mailbox,
+    Mailboxes,
+)
+from proxy.service.recorder import OUTPUT_MAX_BYTES, Recorder
 from proxy.wire.frames import PART_BYTES
 
 log = structlog.get_logger()
@@ -113,7 +120,7 @@ class RunpodResults:
             events = await in_thread_if_large(run.answer.put, element)
         except TooManyElementsError:
             return False
-        return run.answer.backlog <= MOST_BYTES and await self._pass(
+        return run.answer.backlog <= OUTPUT_MAX_BYTES and await self._pass(
             mailbox, run, run.answer, events
         )
 
@@ -125,7 +132,7 @@ class RunpodResults:
         pieces = _pieces(events, more=answer.is_mid_event) if events else iter(())
         with self._passing.share() as share:
             try:
-                if len(events) > STREAM_CAP:
+                if len(events) > STREAM_MAX_BYTES:
                     share.grow(2 * len(events))  # with the post itself
                 async with asyncio.timeout(STALL_SECONDS):
                     for piece, more in pieces:
@@ -135,7 +142,7 @@ class RunpodResults:
                             mailbox.put_head(Head(200, EVENTS))
                         if not mailbox.put_chunk(piece, more=more):
                             return False
-                        if mailbox.backlog > STREAM_CAP // 2:
+                        if mailbox.backlog > STREAM_MAX_BYTES // 2:
                             await run.flow.wait()
             except BudgetError:
                 return False
@@ -199,7 +206,7 @@ class RunpodResults:
                 await self._complete(worker, job_id, run, fits=fits)
         elif (found := await in_thread_if_large(answer.whole, value)) is None:
             await insist(partial(self._runs.refused, member, job_id, attempt, NOTHING))
-        elif found[0].status >= ERROR_STATUS:
+        elif found[0].status >= FIRST_ERROR_STATUS:
             await self._fail(worker, mailbox, run, Failure("", found[0].status, found[1]))
         else:
             mailbox.put_head(found[0])

@@ -17,7 +17,7 @@ from proxy.channel.runpod.openai import (
     read_failure,
     read_result,
 )
-from proxy.service.mailbox import EVENT_BYTES
+from proxy.service.mailbox import EVENT_MAX_BYTES
 
 STREAM, WHOLE = b'{"stream": true}', b'{"stream": false}'
 
@@ -47,20 +47,18 @@ def test_the_end_of_a_stream_is_an_event_even_when_its_blank_line_is_missing() -
 @pytest.mark.parametrize("size", [1_000, 65_536, 300_000, 2_000_000])
 @pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n"])
 def test_a_large_event_leaves_in_pieces_and_little_of_it_is_kept(blank: str, size: int) -> None:
-    whole = (
-        f"data: 1{blank}data: {'é' * 500_000}{blank}data: 2{blank}data: {'x' * EVENT_BYTES}{blank}"
-    )
+    whole = f"data: 1{blank}data: {'é' * 500_000}{blank}data: 2{blank}data: {'x' * EVENT_MAX_BYTES}{blank}"
     answer, left = Answer(STREAM), b""
     for start in range(0, len(whole), size):
         left += answer.put(text(whole[start : start + size]))
         assert answer.is_mid_event != left.endswith(blank.encode())
-        assert answer.backlog <= EVENT_BYTES
+        assert answer.backlog <= EVENT_MAX_BYTES
     assert left + answer.finish(b"[]") == whole.encode()
 
 
 def test_a_large_event_without_its_blank_line_is_ended() -> None:
     answer = Answer(STREAM)
-    data = "data: " + "x" * 2 * EVENT_BYTES
+    data = "data: " + "x" * 2 * EVENT_MAX_BYTES
     assert answer.put(text(data)) + answer.finish(b"[]") == data.encode() + b"\n\n"
     assert not answer.is_mid_event
 
@@ -69,11 +67,11 @@ ERRORS = [
     'data: {"error": {"message": "no"}}',
     "event: error\ndata: {}",
     "event: response.failed\ndata: {}",
-    'data: {"error": {"message": "' + "x" * 2 * EVENT_BYTES + '"}}',
+    'data: {"error": {"message": "' + "x" * 2 * EVENT_MAX_BYTES + '"}}',
 ]
 NO_ERRORS = [
     'data: {"text": "data: {\\"error\\""}',
-    "data: x" * EVENT_BYTES + 'data: {"error"',
+    "data: x" * EVENT_MAX_BYTES + 'data: {"error"',
     "event: response.completed",
 ]
 
@@ -85,8 +83,8 @@ NO_ERRORS = [
 def test_an_error_event_is_found_wherever_it_is_cut(event: str, is_one: bool, size: int) -> None:
     whole = f"data: 1\n\n{event}\n\ndata: [DONE]\n\n"
     answer = Answer(STREAM)
-    if size == 7 and len(whole) > EVENT_BYTES:
-        size = EVENT_BYTES + 7
+    if size == 7 and len(whole) > EVENT_MAX_BYTES:
+        size = EVENT_MAX_BYTES + 7
     for start in range(0, len(whole), size):
         answer.put(text(whole[start : start + size]))
     answer.finish(b"[]")
