@@ -1,6 +1,7 @@
-"""The composition root: makes the parts and connects them. `serving` runs them."""
+"""The composition root: makes the parts of one proxy and connects them. `serving` runs them."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -29,7 +30,9 @@ from proxy.edge.origins import Origins
 from proxy.edge.routes import Backend, Table
 from proxy.jobs.ids import Ids
 from proxy.jobs.model import Job, WorkerId
+from proxy.service.admission import Admission
 from proxy.service.background import Background
+from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
 from proxy.service.durable import DurableJobs
 from proxy.service.endings import RunEndings
@@ -54,31 +57,31 @@ from proxy.webhooks.sender import Sender
 from proxy.webhooks.signature import read_secret
 from proxy.webhooks.url_policy import check_url
 
-EXPOSED_HEADERS = [
-    *(
-        "x-request-id",
-        "x-job-id",
-        "x-should-retry",
-        "retry-after",
-        "retry-after-ms",
-        "openai-processing-ms",
-    ),
-    *(
-        f"x-ratelimit-{what}-{of}"
-        for what in ("limit", "remaining", "reset")
-        for of in ("requests", "tokens")
-    ),
-]
-ANSWER_BYTES = 256 * 1024 * 1024  # of whole answers on their way to clients
-RESULT_BYTES = 128 * 1024 * 1024  # that stock workers post at once: two of the largest results
-PASSING_BYTES = (
-    128 * 1024 * 1024
-)  # of streams that stock workers have posted by more than 1 MB, until they are passed on
+EXPOSED_HEADERS = (
+    "x-request-id",
+    "x-job-id",
+    "x-should-retry",
+    "retry-after",
+    "retry-after-ms",
+    "openai-processing-ms",
+    "x-ratelimit-limit-requests",
+    "x-ratelimit-limit-tokens",
+    "x-ratelimit-remaining-requests",
+    "x-ratelimit-remaining-tokens",
+    "x-ratelimit-reset-requests",
+    "x-ratelimit-reset-tokens",
+)
+# Whole answers on their way to clients.
+ANSWERS_MAX_BYTES = 256 * 1024 * 1024
+# Results that Runpod workers post at the same time: two of the largest ones.
+RESULTS_MAX_BYTES = 128 * 1024 * 1024
+# Posts of Runpod workers with more than 1 MB of a stream, until they have been passed on.
+PASSING_MAX_BYTES = 128 * 1024 * 1024
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The parts of one proxy, connected."""
+    """The parts of one proxy, connected. `app` is the ASGI application behind the edge."""
 
     settings: Settings
     token: str = field(repr=False)
@@ -87,6 +90,7 @@ class Parts:
     output: Mailboxes
     dispatch: Dispatch
     runs: RunEndings
+    admission: Admission
     interactive: InteractiveJobs
     store: JobStore
     orphans: Orphans
@@ -102,91 +106,102 @@ class Parts:
     answers: Budget
     passing: Budget
     edge: EdgeContext
-    app: Any  # the ASGI application
+    app: Any
 
     def worker_exited(self, worker_exit: WorkerExit) -> None:
-        """A worker process that was started here has ended: no need to wait for its lease."""
+        """Note that a worker process that was started here has ended, so that its lease need not expire first."""
         worker = self.fleet.get(WorkerId(worker_exit.worker))
         if worker is not None:
-            worker.has_exited = True  # the sweeper buries it in its next round
+            worker.has_exited = True
 
 
 def compose(
     settings: Settings, system: System | None = None, store: JobStore | None = None
 ) -> Parts:
-    """Make the parts, with the configured store unless one is given. Nothing runs yet and nothing is opened."""
+    """Return the parts, with the configured store unless one is given. Nothing runs and nothing is opened yet."""
     system = system or System()
+    store = store or _store(settings, system)
     clock = system.clock
     ids = Ids(system.random_bytes)
+    seal = Seal(settings.seal_key(), system.random_bytes)
     token = settings.token()
-    keys = Keys(settings.keys(token))
     endpoints = Endpoints(settings.endpoints())
-    store = store or _store(settings, system)
-    fleet, output, events, background = Fleet(), Mailboxes(), JobEvents(), Background()
+    background = Background()
+
+    # Jobs and workers
+    fleet = Fleet()
+    mailboxes = Mailboxes()
+    events = JobEvents()
     recorder = Recorder(store, events)
-    dispatch = Dispatch(store, LocalSignal(), fleet, output, recorder, events, clock)
-    runs = RunEndings(store, fleet, output, recorder, events, dispatch, clock)
+    dispatch = Dispatch(store, LocalSignal(), fleet, mailboxes, recorder, events, clock)
+    runs = RunEndings(store, fleet, mailboxes, recorder, events, dispatch, clock)
     orphans = Orphans(store, runs)
-    interactive = InteractiveJobs(store, output, dispatch, runs, clock, ids)
-    limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, _loop_time)
-    durable = DurableJobs(store, fleet, dispatch, runs, recorder, events, interactive, clock, ids)
+    admission = Admission(store)
+    interactive = InteractiveJobs(store, mailboxes, dispatch, runs, admission, clock, ids)
+    durable = DurableJobs(store, fleet, dispatch, runs, recorder, events, admission, clock, ids)
     stuck = StuckWorkers(fleet, settings.stop_grace)
-    sweeper = Sweeper(store, fleet, output, runs, orphans, stuck, clock, settings.lease)
-    receivers, seal = settings.receivers(), Seal(settings.seal_key(), system.random_bytes)
-    check_webhook = partial(check_url, allowed=receivers)
+    sweeper = Sweeper(store, fleet, mailboxes, runs, orphans, stuck, clock, settings.lease)
 
-    async def notice(job: Job) -> bytes:
-        webhook = seal.open_webhook(job.submission.webhook or "")
-        found = await durable.outputs(job) if job.output is None else (job, ())
-        if found is None or found[0].retries != job.retries:  # a retry takes the delivery back
-            return b""
-        return response.notice(job, found[1], clock.now(), webhook)
-
+    # Webhooks
+    receivers = settings.receivers()
     sender = Sender(read_secret(settings.signing_secret()), receivers, clock)
+    notice = _notice(durable, seal, clock)
     deliveries = Deliveries(store, sender, notice, clock, open_webhook=seal.open_webhook)
     runs.on_delivery = deliveries.wake
-    membership = Membership(endpoints, fleet, runs, output, recorder, orphans)
-    channel = WorkerChannel(
+
+    # Channels of workers
+    membership = Membership(endpoints, fleet, runs, mailboxes, recorder, orphans)
+    native = WorkerChannel(
         endpoints,
         dispatch,
         membership,
-        lambda worker: Reader(worker, runs, output, recorder, background),
+        lambda worker: Reader(worker, runs, mailboxes, recorder, background),
     )
     registry = WorkerRegistry(
         fleet, runs, dispatch, recorder, orphans, background, settings.patience()
     )
-    results, passing = Budget(RESULT_BYTES), Budget(PASSING_BYTES)
-    posts = RunpodResults(runs, output, recorder, registry, passing)
-    stock = RunpodChannel(endpoints, registry, posts, results, seal.open)
-    bodies = Budget(
-        settings.body_budget, settings.body_budget // (2 if len(settings.client_keys()) > 1 else 1)
-    )
-    answers = Budget(ANSWER_BYTES)
+    passing = Budget(PASSING_MAX_BYTES)
+    results = RunpodResults(runs, mailboxes, recorder, registry, passing)
+    runpod = RunpodChannel(endpoints, registry, results, Budget(RESULTS_MAX_BYTES), seal.open)
+
+    # APIs of clients
+    limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, _loop_time)
+    bodies = Budget(settings.body_budget, _body_share(settings))
+    answers = Budget(ANSWERS_MAX_BYTES)
     openai = OpenAi(
-        endpoints, interactive, limits, bodies, answers, ids.request, settings.intervals()
+        endpoints,
+        interactive,
+        admission,
+        limits,
+        bodies,
+        answers,
+        ids.request,
+        settings.intervals(),
     )
     jobs = JobsApi(
         endpoints,
         Listing(store, fleet, durable, clock, seal),
         durable,
-        interactive,
+        admission,
         limits,
         bodies,
         answers,
         clock,
-        check_url=check_webhook,
+        check_url=partial(check_url, allowed=receivers),
         seal=seal,
     )
-    status = StatusApp(endpoints, fleet, interactive, store, jobs)
+    status = StatusApp(endpoints, fleet, admission, store, jobs)
+
+    # The edge
     backends: dict[Backend, BackendApp] = {
         Backend.STATUS: status,
         Backend.QUEUE: status,
         Backend.OPENAI: openai,
-        Backend.STOCK: WorkerBackend(stock),
-        Backend.CHANNEL: WorkerBackend(channel),
+        Backend.STOCK: WorkerBackend(runpod),
+        Backend.CHANNEL: WorkerBackend(native),
     }
     table = Table()
-    gate = Gate(keys, table, backends)
+    gate = Gate(Keys(settings.keys(token)), table, backends)
     edge = EdgeContext(
         settings.hosts(),
         settings.pace(),
@@ -194,43 +209,69 @@ def compose(
         error_body,
         gate.is_worker,
     )
+    return Parts(
+        settings=settings,
+        token=token,
+        endpoints=endpoints,
+        fleet=fleet,
+        output=mailboxes,
+        dispatch=dispatch,
+        runs=runs,
+        admission=admission,
+        interactive=interactive,
+        store=store,
+        orphans=orphans,
+        durable=durable,
+        recorder=recorder,
+        events=events,
+        background=background,
+        stuck=stuck,
+        sweeper=sweeper,
+        deliveries=deliveries,
+        registry=registry,
+        bodies=bodies,
+        answers=answers,
+        passing=passing,
+        edge=edge,
+        app=_guarded(gate, table, settings),
+    )
+
+
+def _guarded(gate: Gate, table: Table, settings: Settings) -> Any:
+    """Return the gate behind the rules for web pages: CORS, and without a key the check of the origin."""
     app: Any = gate
     if settings.cors_origin:
         app = CORSMiddleware(
             app,
             allow_origins=settings.cors_origin,
             allow_methods=["GET", "POST", "DELETE", "HEAD", "OPTIONS"],
-            allow_headers=["*"],  # names what the browser asks for
+            # The middleware answers with the names that the browser asks for.
+            allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
             max_age=600,
         )
-    if not settings.api_key:
+    if not settings.client_keys():
         app = Origins(app, gate.refuse, table, settings.cors_origin)
-    return Parts(
-        settings,
-        token,
-        endpoints,
-        fleet,
-        output,
-        dispatch,
-        runs,
-        interactive,
-        store,
-        orphans,
-        durable,
-        recorder,
-        events,
-        background,
-        stuck,
-        sweeper,
-        deliveries,
-        registry,
-        bodies,
-        answers,
-        passing,
-        edge,
-        app,
-    )
+    return app
+
+
+def _notice(durable: DurableJobs, seal: Seal, clock: Clock) -> Callable[[Job], Awaitable[bytes]]:
+    """Return the function that renders the body of a webhook; an empty body if a retry has withdrawn the delivery."""
+
+    async def notice(job: Job) -> bytes:
+        webhook = seal.open_webhook(job.submission.webhook or "")
+        found = await durable.outputs(job) if job.output is None else (job, ())
+        if found is None or found[0].retries != job.retries:
+            return b""
+        return response.notice(job, found[1], clock.now(), webhook)
+
+    return notice
+
+
+def _body_share(settings: Settings) -> int:
+    """Return the bytes of request bodies that one key may hold: half of all, where there are several keys."""
+    has_several = len(settings.client_keys()) > 1
+    return settings.body_budget // (2 if has_several else 1)
 
 
 def _store(settings: Settings, system: System) -> JobStore:
@@ -239,5 +280,5 @@ def _store(settings: Settings, system: System) -> JobStore:
 
 
 def _loop_time() -> float:
-    """The monotonic clock of the running event loop, in seconds."""
+    """Return the time of the running event loop, in seconds."""
     return asyncio.get_running_loop().time()

@@ -118,7 +118,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
 
 async def drain(parts: Parts) -> None:
     """Stop taking; finish, or hand back; close."""
-    parts.interactive.refuse()
+    parts.admission.close()
     await parts.interactive.end_waiting()
     if not await parts.output.wait_empty(parts.settings.drain):
         log.warning("drain.cut", calls=len(parts.output))

@@ -14,9 +14,9 @@ from proxy.api.openapi.document import document
 from proxy.api.queue.app import JobsApi
 from proxy.api.queue.response import queue_error
 from proxy.jobs.model import EndpointId
+from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
-from proxy.service.interactive import InteractiveJobs
 from proxy.store.base import JobStore
 
 
@@ -27,11 +27,11 @@ class StatusApp:
         self,
         endpoints: Endpoints,
         fleet: Fleet,
-        interactive: InteractiveJobs,
+        admission: Admission,
         store: JobStore,
         jobs: JobsApi,
     ) -> None:
-        self.fastapi = _fastapi(endpoints, fleet, interactive, store, jobs)
+        self.fastapi = _fastapi(endpoints, fleet, admission, store, jobs)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request of a caller who may ask."""
@@ -55,7 +55,7 @@ def error_body(path: str, error: ApiError) -> bytes:
 
 
 def _fastapi(
-    endpoints: Endpoints, fleet: Fleet, interactive: InteractiveJobs, store: JobStore, jobs: JobsApi
+    endpoints: Endpoints, fleet: Fleet, admission: Admission, store: JobStore, jobs: JobsApi
 ) -> FastAPI:
     app = FastAPI(
         title="vllm-serverless",
@@ -85,7 +85,7 @@ def _fastapi(
     @app.api_route("/ping", methods=["GET", "HEAD"])
     async def readyz() -> Response:
         """200 once a worker can serve; 503, and why, before that and while the proxy shuts down."""
-        if interactive.is_draining:
+        if admission.is_draining:
             return JSONResponse({"status": "draining"}, 503)
         is_ready = any(fleet.is_ready(endpoint.id) for endpoint in endpoints)
         return JSONResponse(

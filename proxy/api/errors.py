@@ -9,8 +9,8 @@ from typing import NamedTuple
 
 from proxy.access.body_budget import BudgetError
 from proxy.access.rate_limits import LimitedError, RateLimitStatus
+from proxy.service.admission import DrainingError, QueueFullError
 from proxy.service.durable import NotRetriableError
-from proxy.service.interactive import DrainingError, QueueFullError
 from proxy.store.base import StoreFullError
 
 REQUEST = "invalid_request_error"

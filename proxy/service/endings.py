@@ -91,7 +91,7 @@ class RunEndings:
             worker,
             job_id,
             attempt,
-            JobError(WORKER_LOST.code, "Mailboxes was lost with a connection."),
+            JobError(WORKER_LOST.code, "Output was lost with a connection."),
         )
 
     async def orphaned(self, job: Job) -> None:

@@ -189,7 +189,7 @@ async def test_one_too_many_is_told_when_to_come_back(path: str) -> None:
 @pytest.mark.parametrize("path", OF_ORDERS)
 async def test_a_proxy_that_shuts_down_takes_no_job(path: str) -> None:
     async with serving() as proxy:
-        proxy.parts.interactive.refuse()
+        proxy.parts.admission.close()
         status, headers, body = await ask(
             proxy, Wrong("", 503, "POST", f"/v2/default{path}", b'{"input": 1}', key="")
         )

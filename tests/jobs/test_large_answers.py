@@ -14,11 +14,11 @@ from harness.proxy.server import Proxy, serving
 from harness.tools.waiting import until
 
 from proxy.api.sending import STALL_SECONDS
-from proxy.app import ANSWER_BYTES
+from proxy.app import ANSWERS_MAX_BYTES
 
 OUTPUT = "x" * (50 * 1024 * 1024)
 EMBEDDINGS = "/v2/default/openai/v1/embeddings"
-FIT = ANSWER_BYTES // len(OUTPUT)
+FIT = ANSWERS_MAX_BYTES // len(OUTPUT)
 
 
 @contextmanager

@@ -20,6 +20,7 @@ from proxy.api.openai.reply import Reply
 from proxy.api.openai.routes import BODY_BYTES, AnsweredBy, Match, match, unknown_route
 from proxy.api.sending import abort_of
 from proxy.jobs.model import Request
+from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.interactive import InteractiveJobs
 
@@ -40,19 +41,21 @@ class OpenAi:
         self,
         endpoints: Endpoints,
         interactive: InteractiveJobs,
+        admission: Admission,
         limits: Limits,
         bodies: Budget,
         answers: Budget,
         new_id: Callable[[], str],
         intervals: HeartbeatIntervals,
     ) -> None:
-        self._endpoints, self._interactive, self._limits, self._bodies = (
-            endpoints,
-            interactive,
-            limits,
-            bodies,
-        )
-        self._answers, self._new_id, self._intervals = answers, new_id, intervals
+        self._endpoints = endpoints
+        self._interactive = interactive
+        self._admission = admission
+        self._limits = limits
+        self._bodies = bodies
+        self._answers = answers
+        self._new_id = new_id
+        self._intervals = intervals
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request of a caller who may ask."""
@@ -144,7 +147,7 @@ class OpenAi:
         try:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
-                await self._interactive.check(chosen)
+                await self._admission.check(chosen)
             with self._bodies.share(principal.key_id) as share:
                 body = await read_body(receive, headers, BODY_BYTES, share)
                 seen = peek_form(content_type, body) if found.route.is_form else await peek(body)

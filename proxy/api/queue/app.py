@@ -32,10 +32,10 @@ from proxy.api.queue.request import (
 from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import LARGEST_CURSOR, event_stream, start, wants_events
 from proxy.jobs.model import Job
+from proxy.service.admission import Admission
 from proxy.service.clock import Clock
 from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoints
-from proxy.service.interactive import InteractiveJobs
 
 log = structlog.get_logger()
 
@@ -73,7 +73,7 @@ class JobsApi:
         endpoints: Endpoints,
         listing: Listing,
         durable: DurableJobs,
-        interactive: InteractiveJobs,
+        admission: Admission,
         limits: Limits,
         bodies: Budget,
         answers: Budget,
@@ -82,7 +82,7 @@ class JobsApi:
         seal: Seal,
     ) -> None:
         self._endpoints, self._listing, self._durable = endpoints, listing, durable
-        self._interactive, self._limits, self._clock = interactive, limits, clock
+        self._admission, self._limits, self._clock = admission, limits, clock
         self._bodies, self._answers = bodies, answers
         self._check_url, self._seal = check_url, seal
 
@@ -111,14 +111,14 @@ class JobsApi:
 
     async def run(self, context: RequestContext, _: str) -> bytes:
         """Put a job in the queue."""
-        await self._interactive.check(context.endpoint)
+        await self._admission.check(context.endpoint)
         order = await read_order(await context.body(RUN_BYTES), self._check_url, self._seal)
         return response.brief(await self._durable.submit(context.endpoint, context.owner, order))
 
     async def runsync(self, context: RequestContext, _: str) -> bytes:
         """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
         wait = read_wait(context.query("wait")) or WAIT
-        await self._interactive.check(context.endpoint)
+        await self._admission.check(context.endpoint)
         order = await read_order(
             await context.body(RUNSYNC_BYTES), self._check_url, self._seal, wait
         )

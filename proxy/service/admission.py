@@ -1,0 +1,43 @@
+"""Admission of new jobs: does the proxy still take jobs, and has the endpoint's queue room for one more?"""
+
+from proxy.service.endpoints import Endpoint
+from proxy.store.base import JobStore
+
+
+class QueueFullError(Exception):
+    """The queue of the endpoint has reached its limit."""
+
+
+class DrainingError(Exception):
+    """The proxy is shutting down and takes no new jobs."""
+
+
+class Admission:
+    """Decides if a new job may enter a queue."""
+
+    def __init__(self, store: JobStore) -> None:
+        self._store = store
+        self._is_draining = False
+
+    @property
+    def is_draining(self) -> bool:
+        """True while new jobs are refused because the proxy shuts down."""
+        return self._is_draining
+
+    def close(self) -> None:
+        """Refuse all new jobs from now on."""
+        self._is_draining = True
+
+    async def check(self, endpoint: Endpoint) -> None:
+        """Raise `DrainingError` or `QueueFullError` if a new job for this endpoint is refused.
+
+        It is called before a body is read, so that a refusal costs little, and again when the job is submitted.
+        """
+        if self._is_draining:
+            raise DrainingError("The server is shutting down. Retry in a moment.")
+        counts = await self._store.counts(endpoint.id)
+        if counts.in_queue >= endpoint.max_queued:
+            raise QueueFullError(
+                f"The queue of endpoint {endpoint.id} is full ({endpoint.max_queued} jobs). "
+                "Retry later."
+            )
