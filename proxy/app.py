@@ -109,7 +109,9 @@ class Parts:
     app: Any
 
     def worker_exited(self, worker_exit: WorkerExit) -> None:
-        """Note that a worker process that was started here has ended, so that its lease need not expire first."""
+        """Note that a worker process that was started here has ended, so that its lease need not
+        expire first.
+        """
         worker = self.fleet.get(WorkerId(worker_exit.worker))
         if worker is not None:
             worker.has_exited = True
@@ -118,7 +120,9 @@ class Parts:
 def compose(
     settings: Settings, system: System | None = None, store: JobStore | None = None
 ) -> Parts:
-    """Return the parts, with the configured store unless one is given. Nothing runs and nothing is opened yet."""
+    """Return the parts, with the configured store unless one is given. Nothing runs and nothing is
+    opened yet.
+    """
     system = system or System()
     store = store or _store(settings, system)
     clock = system.clock
@@ -238,7 +242,9 @@ def compose(
 
 
 def _guarded(gate: Gate, table: Table, settings: Settings) -> Any:
-    """Return the gate behind the rules for web pages: CORS, and without a key the check of the origin."""
+    """Return the gate behind the rules for web pages: CORS, and without a key the check of the
+    origin.
+    """
     app: Any = gate
     if settings.cors_origin:
         app = CORSMiddleware(
@@ -256,7 +262,9 @@ def _guarded(gate: Gate, table: Table, settings: Settings) -> Any:
 
 
 def _notice(durable: DurableJobs, seal: Seal, clock: Clock) -> Callable[[Job], Awaitable[bytes]]:
-    """Return the function that renders the body of a webhook; an empty body if a retry has withdrawn the delivery."""
+    """Return the function that renders the body of a webhook; an empty body if a retry has
+    withdrawn the delivery.
+    """
 
     async def notice(job: Job) -> bytes:
         webhook = seal.open_webhook(job.submission.webhook or "")
@@ -269,7 +277,9 @@ def _notice(durable: DurableJobs, seal: Seal, clock: Clock) -> Callable[[Job], A
 
 
 def _body_share(settings: Settings) -> int:
-    """Return the bytes of request bodies that one key may hold: half of all, where there are several keys."""
+    """Return the bytes of request bodies that one key may hold: half of all, where there are
+    several keys.
+    """
     has_several = len(settings.client_keys()) > 1
     return settings.body_budget // (2 if has_several else 1)
 

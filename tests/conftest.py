@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from harness.proxy.server import Proxy, serving
 from harness.proxy.shared import Line
-from harness.scheduling import FileScheduling, longest_first
+from harness.tools.scheduling import FileScheduling, longest_first
 from harness.worker.process import worker
 from xdist.remote import Producer
 

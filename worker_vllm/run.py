@@ -5,8 +5,8 @@
         │            │           └──▶ STOPPING ◀──┘──────▶│
         └────────────┴────────────────────────────────────┘
 
-`TRANSITIONS` is the complete table. An event that is absent for a phase changes nothing: a late frame is a result,
-not an error.
+`TRANSITIONS` is the complete table. An event that is absent for a phase changes nothing: a late
+frame is a result, not an error.
 """
 
 import asyncio
@@ -74,7 +74,9 @@ class BadBodyError(ValueError):
 
 @dataclass(slots=True)
 class Run:
-    """The worker's record of a run. `origin` is the outbox of the connection that the job came from."""
+    """The worker's record of a run. `origin` is the outbox of the connection that the job came
+    from.
+    """
 
     job: Job
     origin: Outbox
@@ -95,7 +97,9 @@ class Run:
         self.may_continue.set()
 
     def advance(self, event: RunEvent) -> bool:
-        """Change the phase as the table says; return False, and change nothing, where it has no entry."""
+        """Change the phase as the table says; return False, and change nothing, where it has no
+        entry.
+        """
         target = TRANSITIONS.get((self.phase, event))
         if target is None:
             return False

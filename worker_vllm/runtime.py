@@ -1,9 +1,11 @@
-"""Runs jobs: takes them from a channel, has the handler answer them, puts heads, chunks and one `End` into the outbox.
+"""Runs jobs: takes them from a channel, has the handler answer them, puts heads, chunks and one
+`End` into the outbox.
 
-A run is forgotten when its `End` is handed to the socket; until then `hello` lists it, so that a proxy that is dialled
-again keeps it. A run belongs to the connection that its job came from (`Run.origin`): its frames leave through that
-outbox, and frames from another connection do not concern it. The attempt is the fence: frames of another attempt are
-ignored, and a newer attempt of a job replaces the older one.
+A run is forgotten when its `End` is handed to the socket; until then `hello` lists it, so that a
+proxy that is dialled again keeps it. A run belongs to the connection that its job came from
+(`Run.origin`): its frames leave through that outbox, and frames from another connection do not
+concern it. The attempt is the fence: frames of another attempt are ignored, and a newer attempt of
+a job replaces the older one.
 """
 
 import asyncio
@@ -41,12 +43,14 @@ from worker_vllm.settings import OutputFormat
 
 # Calls that never reach the model (tokenize, version, ...) take none of the worker's slots.
 LIGHT_SLOTS = 32
-# Watermarks of a job's bytes in the outbox: above the first its output waits, below the second it continues.
+# Watermarks of a job's bytes in the outbox: above the first its output waits, below the second it
+# continues.
 OUTBOX_HIGH_BYTES = 128 * 1024
 OUTBOX_LOW_BYTES = 32 * 1024
 # How long stopped runs may take to end before the worker exits without them.
 STOP_SECONDS = 15.0
-# A proxy of an older version sends no `Resume` within an event: unless it paused the run, more is sent after this time.
+# A proxy of an older version sends no `Resume` within an event: unless it paused the run, more is
+# sent after this time.
 OLD_PROXY_SECONDS = 1.0
 
 
@@ -97,7 +101,8 @@ class Runtime:
         run = self._runs.get(frame.job)
         if run is None or run.job.attempt != frame.attempt or run.origin is not origin:
             if isinstance(frame, Stop):
-                # It overtook its job, or crossed its end. The proxy waits for an `End` in both cases.
+                # It overtook its job, or crossed its end. The proxy waits for an `End` in both
+                # cases.
                 origin.put_in_lane(End(frame.job, frame.attempt, "released", "unknown_run"))
             return
         if run.phase is Phase.ENDED:
@@ -139,7 +144,9 @@ class Runtime:
 
     @property
     def is_waiting_for_engine(self) -> bool:
-        """Whether at least one run is held up by the engine and not by the receiver of its output."""
+        """Whether at least one run is held up by the engine and not by the receiver of its
+        output.
+        """
         return any(run.waits_for_engine for run in self._runs.values())
 
     async def drain(self, seconds: float) -> None:
@@ -160,7 +167,9 @@ class Runtime:
             await self.lose_all("worker_stopped", "the worker had to stop before the job was done")
 
     async def lose_all(self, code: str, message: str) -> None:
-        """End every run as lost, and wait until the engine has let go of them or `STOP_SECONDS` have passed."""
+        """End every run as lost, and wait until the engine has let go of them or `STOP_SECONDS`
+        have passed.
+        """
         self._refuse_new_jobs()
         for run in list(self._runs.values()):
             self._stop(run, run.end("lost", code, message))
@@ -171,7 +180,9 @@ class Runtime:
                 task.cancel()
 
     def _refuse_new_jobs(self) -> None:
-        """Withdraw the credit before any run ends, so that a job that is handed back does not return at once."""
+        """Withdraw the credit before any run ends, so that a job that is handed back does not
+        return at once.
+        """
         if self._is_draining:
             return
         self._is_draining = True

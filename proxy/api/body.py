@@ -9,13 +9,13 @@ import msgspec
 
 from proxy.access.body_budget import Share
 from proxy.api.errors import ApiError
-from proxy.service.json_text import MOST_STEPS, has_too_much, in_thread_if_large, utf8_fault
+from proxy.service.json_text import BODY_MAX_STEPS, has_too_much, in_thread_if_large, utf8_fault
 
 Decoded = TypeVar("Decoded")
 
 JSON = b"application/json"
 FORM = b"multipart/form-data"
-TOO_MUCH = f"The body has too much in it: {MOST_STEPS // 2:,} values, keys and escapes are the most, or twice as many blanks."
+TOO_MUCH = f"The body has too much in it: {BODY_MAX_STEPS // 2:,} values, keys and escapes are the most, or twice as many blanks."
 MODEL_BYTES = 2048  # of a model's name as it is written; it stands in sentences and headers, and no name is longer
 
 
@@ -131,7 +131,7 @@ def decode_object(
     """A body that must be UTF-8 and a JSON object, else `ApiError`; `wrong` is what a value of a wrong type is told."""
     if (fault := utf8_fault(body)) is not None:
         raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {fault}).")
-    if has_too_much(body, MOST_STEPS):
+    if has_too_much(body, BODY_MAX_STEPS):
         raise ApiError("invalid_body", TOO_MUCH)
     try:
         return decoder.decode(body)

@@ -1,4 +1,6 @@
-"""Admission of new jobs: does the proxy still take jobs, and has the endpoint's queue room for one more?"""
+"""Admission of new jobs: does the proxy still take jobs, and has the endpoint's queue room for one
+more?
+"""
 
 from proxy.service.endpoints import Endpoint
 from proxy.store.base import JobStore
@@ -31,7 +33,8 @@ class Admission:
     async def check(self, endpoint: Endpoint) -> None:
         """Raise `DrainingError` or `QueueFullError` if a new job for this endpoint is refused.
 
-        It is called before a body is read, so that a refusal costs little, and again when the job is submitted.
+        It is called before a body is read, so that a refusal costs little, and again when the job
+        is submitted.
         """
         if self._is_draining:
             raise DrainingError("The server is shutting down. Retry in a moment.")

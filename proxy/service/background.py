@@ -1,4 +1,4 @@
-"""Work that nobody waits for, with a parent all the same: it ends with the proxy, and its failures are told."""
+"""Background tasks with a parent: they end with the proxy, and their failures are logged."""
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
@@ -10,24 +10,25 @@ from proxy.store.base import StoreFullError
 
 log = structlog.get_logger()
 
-AGAIN_SECONDS = 1.0  # after which what could not be written, or broke, is tried again
+# The pause before a failed write or a failed loop is tried again.
+RETRY_SECONDS = 1.0
 
 
 class Background:
-    """Tasks of the proxy."""
+    """The background tasks of the proxy."""
 
     def __init__(self) -> None:
-        # dict, not set: sets of objects iterate in the order of memory addresses
+        # A dict, because sets of objects iterate in the order of memory addresses.
         self._tasks: dict[asyncio.Task[None], None] = {}
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Do this beside everything else."""
+        """Run a coroutine as a task of its own."""
         task = asyncio.create_task(self._run(work, name), name=name)
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
 
     async def finish(self, seconds: float) -> None:
-        """Wait until all is done; what is not done by then is ended."""
+        """Wait up to `seconds` for all tasks to end, then cancel the rest."""
         if self._tasks:
             await asyncio.wait(self._tasks, timeout=seconds)
         for task in tuple(self._tasks):
@@ -37,28 +38,28 @@ class Background:
     async def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
         try:
             await work
-        except Exception:  # a bug of ours: the log gets it, the rest goes on
+        except Exception:  # a bug of ours: it is logged, and everything else continues
             log.exception("background.broke", task=name)
 
 
 async def keep(serve: Callable[[], Awaitable[None]], name: str) -> None:
-    """Have a loop of the proxy go on, whatever happens in it: a job can be lost by that, but not an endpoint."""
+    """Run an endless loop, and start it again if it fails: an error can cost one job, but not an
+    endpoint.
+    """
     while True:
         try:
             await serve()
         except StoreFullError:
-            log.error("store.full", loop=name)  # noqa: TRY400 - where it was raised tells nothing
-        except (
-            Exception
-        ):  # a bug of ours: the log gets it, and the loop goes on with the next thing
+            log.error("store.full", loop=name)  # noqa: TRY400 - a traceback adds nothing
+        except Exception:  # a bug of ours: it is logged, and the loop continues
             log.exception("loop.broke", loop=name)
-        await asyncio.sleep(AGAIN_SECONDS)
+        await asyncio.sleep(RETRY_SECONDS)
 
 
 async def insist(write: Callable[[], Awaitable[None]]) -> None:
-    """Do something that has to be written, as soon as there is room for it."""
+    """Repeat a write until the store has room for it."""
     while True:
         try:
             return await write()
         except StoreFullError:
-            await asyncio.sleep(AGAIN_SECONDS)
+            await asyncio.sleep(RETRY_SECONDS)

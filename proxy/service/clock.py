@@ -1,4 +1,4 @@
-"""The only clock of the proxy's decisions."""
+"""The wall clock of the proxy's decisions."""
 
 from typing import Protocol
 
@@ -6,8 +6,8 @@ from proxy.jobs.model import Millis
 
 
 class Clock(Protocol):
-    """Tells the time; the tests have one that they set."""
+    """A source of the time; tests supply one that they set."""
 
     def now(self) -> Millis:
-        """Milliseconds since the epoch."""
+        """Return the milliseconds since the epoch."""
         ...

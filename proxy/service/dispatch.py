@@ -1,11 +1,12 @@
-"""Who runs what: jobs leave the queue here, as fast as the workers have credit.
+"""The dispatcher: jobs leave the queue here, limited by the credit of the workers.
 
-Hand-out is by credit. A worker says how many jobs it will hold at once; what it holds is counted here, from the moment
-a job is taken for it until its `End` has come. So no worker is ever given more than it has slots for, and a job that is
-stopped keeps its slot until the engine has really let go of it.
+A worker announces how many jobs it holds at the same time. Its jobs are counted here, from the
+moment when a job is taken for it until its `End` has arrived. So a worker never receives more jobs
+than it has slots, and a stopped job occupies its slot until the engine has ended it.
 
-A hand-out takes jobs for the least loaded worker, only as many as bring it level with the next one, and goes on until
-the queue or the credit is used up. It runs once per turn of the event loop, however many jobs or credits came in it.
+A hand-out takes jobs for the least loaded worker, as many as make it equal to the next one, and
+repeats this until the queue is empty or the credit is used up. It runs once per turn of the event
+loop, whatever the number of new jobs or credits.
 """
 
 import asyncio
@@ -23,59 +24,64 @@ from proxy.store.base import JobStore, Signal
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 5.0  # a hint that was lost, or a disk that was full, costs no more than this
+# The longest delay that a lost hint or a full disk causes.
+RETRY_SECONDS = 5.0
 
 
 class Dispatch:
-    """Hands jobs to workers."""
-
     def __init__(
         self,
         store: JobStore,
         signal: Signal,
         fleet: Fleet,
-        output: Mailboxes,
+        mailboxes: Mailboxes,
         recorder: Recorder,
         events: JobEvents,
         clock: Clock,
     ) -> None:
-        self._store, self._signal, self._fleet, self._clock = store, signal, fleet, clock
-        self._output, self._recorder, self._events = output, recorder, events
+        self._store = store
+        self._signal = signal
+        self._fleet = fleet
+        self._mailboxes = mailboxes
+        self._recorder = recorder
+        self._events = events
+        self._clock = clock
 
     async def serve(self, endpoint: EndpointId) -> None:
-        """Hand out this endpoint's jobs for ever."""
+        """Hand out the jobs of an endpoint until cancelled."""
         while True:
-            await self._signal.wait(endpoint, LOOK_SECONDS)
+            await self._signal.wait(endpoint, RETRY_SECONDS)
             await self._hand_out(endpoint)
 
     def wake(self, endpoint: EndpointId) -> None:
-        """There may be a new job or new credit."""
+        """Start a hand-out: the endpoint may have a new job or new credit."""
         self._signal.wake(endpoint)
 
     async def _hand_out(self, endpoint: EndpointId) -> None:
         while (free := self._fleet.next_free(endpoint)) is not None:
             worker, limit = free
-            if not await self._give(worker, limit=limit, light_limit=0):
+            if not await self._take_for(worker, limit=limit, light_limit=0):
                 break
         while (light := self._fleet.next_light(endpoint)) is not None:
-            if not await self._give(light, limit=0, light_limit=light.light_credit):
+            if not await self._take_for(light, limit=0, light_limit=light.light_credit):
                 break
 
-    async def _give(self, worker: Worker, *, limit: int, light_limit: int) -> bool:
-        now, since = self._clock.now(), asyncio.get_running_loop().time()
+    async def _take_for(self, worker: Worker, *, limit: int, light_limit: int) -> bool:
+        now = self._clock.now()
+        since = asyncio.get_running_loop().time()
         jobs = await self._store.take(
             worker.endpoint, worker.id, limit=limit, light_limit=light_limit, now=now
         )
         port = worker.port
-        if (
-            port is None or worker.is_ending
-        ):  # it went meanwhile: nothing was delivered, so nothing was lost
+        if port is None or worker.is_ending:
+            # The worker has left in the meantime; nothing was delivered, so nothing is lost.
             for job in jobs:
                 await self._store.settle(job.id, Event.RELEASE, now=now, attempt=job.attempt)
             return bool(jobs)
-        for job in jobs:  # all in one turn of the event loop: who ends one of them must find its run, to have it stopped
+        # All in one turn of the event loop: a cancellation must find the run in order to stop it.
+        for job in jobs:
             worker.hold(job, since=since)
-            if (mailbox := self._output.get(job.id)) is not None:
+            if (mailbox := self._mailboxes.get(job.id)) is not None:
                 mailbox.begin(job.attempt, port)
             elif job.submission.durable:
                 self._recorder.begin(job.id, job.attempt, port)

@@ -1,4 +1,4 @@
-"""Durable jobs, as the clients of the queue API use them: submit, wait, read, cancel, retry, purge."""
+"""Durable jobs: what clients of the queue API do with them, from submission to retry and purge."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
@@ -24,14 +24,17 @@ RETENTION = Millis(30 * 60_000)
 # The least retention of a job that was submitted with `runsync`.
 SYNC_RETENTION = Millis(60_000)
 TTL = Millis(24 * 3600_000)
-# Elements in one answer about an unfinished job; the answer about a finished job contains all of them.
+# Elements in one answer about an unfinished job; the answer about a finished job contains all of
+# them.
 PAGE_ELEMENTS = 1_000
 ALL_ELEMENTS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
 class JobRequest:
-    """The content and the policy of a new job. `sync_wait`: the client waits for its end this long (`runsync`)."""
+    """The content and the policy of a new job. `sync_wait`: the client waits for its end this long
+    (`runsync`).
+    """
 
     input: bytes
     execution_timeout: Millis | None = None
@@ -55,7 +58,9 @@ class _Consumers:
 
 
 class DurableJobs:
-    """The operations of clients on their jobs. A job of another owner is treated like an unknown one."""
+    """The operations of clients on their jobs. A job of another owner is treated like an unknown
+    one.
+    """
 
     def __init__(
         self,
@@ -83,7 +88,8 @@ class DurableJobs:
         """True once the proxy shuts down: no call waits any longer."""
 
     async def submit(self, endpoint: Endpoint, owner: Owner, order: JobRequest) -> Job:
-        """Put a job into the queue. It is in the store when this returns; the returned job omits the request body.
+        """Put a job into the queue. It is in the store when this returns; the returned job omits
+        the request body.
 
         Raises the errors of `Admission.check`, or the store's `StoreFullError`.
         """
@@ -127,14 +133,17 @@ class DurableJobs:
                 await subscription.wait(left)
 
     def let_go(self) -> None:
-        """Answer all waiting calls with the present state: the proxy shuts down, and the jobs continue without it."""
+        """Answer all waiting calls with the present state: the proxy shuts down, and the jobs
+        continue without it.
+        """
         self.is_over = True
         self._events.notify_all()
 
     async def outputs(self, job: Job) -> tuple[Job, Sequence[bytes]] | None:
         """Return the job as it is now with all elements of its output log, both of one moment.
 
-        An element is a JSON object with `output`, and `metrics` if there are any. None: the job no longer exists.
+        An element is a JSON object with `output`, and `metrics` if there are any. None: the job no
+        longer exists.
         """
         found = await self._store.look(job.endpoint, job.submission.owner, job.id, 0, ALL_ELEMENTS)
         return None if found is None else found[:2]
@@ -142,10 +151,12 @@ class DurableJobs:
     async def read(
         self, endpoint: Endpoint, owner: Owner, job_id: str, after: int | None, seconds: float
     ) -> tuple[Job, Sequence[bytes], int] | None:
-        """Wait for elements after the first `after`, or for the job's end; return job, elements and the next cursor.
+        """Wait for elements after the first `after`, or for the job's end; return job, elements and
+        the next cursor.
 
-        `after` None: after those that a client has consumed. Another run can begin during the wait, with a log of its
-        own, so the job and its log are always read together. None: this owner has no such job.
+        `after` None: after those that a client has consumed. Another run can begin during the wait,
+        with a log of its own, so the job and its log are always read together. None: this owner has
+        no such job.
         """
         deadline = asyncio.get_running_loop().time() + seconds
         with self._events.subscribe(JobId(job_id)) as subscription:
@@ -166,7 +177,8 @@ class DurableJobs:
     ) -> tuple[Job, Sequence[bytes]] | None:
         """Wait for elements that no client has consumed yet, and consume them.
 
-        The cancellation of a job is reported once, with the remaining elements; then the result is None.
+        The cancellation of a job is reported once, with the remaining elements; then the result is
+        None.
         """
         # Before the lock: waiting for it would reveal that the job exists and is being read.
         if await self.get(endpoint, owner, job_id) is None:
@@ -199,7 +211,9 @@ class DurableJobs:
         return ended
 
     async def retry(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
-        """Put a failed job into the queue again. Raises `NotRetriableError` if its status does not allow it."""
+        """Put a failed job into the queue again. Raises `NotRetriableError` if its status does not
+        allow it.
+        """
         job = await self.get(endpoint, owner, job_id)
         if job is None:
             return None
@@ -250,7 +264,9 @@ class DurableJobs:
 
     @asynccontextmanager
     async def _alone(self, job_id: JobId) -> AsyncIterator[None]:
-        """Let one client at a time consume the output of a job, so that no element is delivered twice."""
+        """Let one client at a time consume the output of a job, so that no element is delivered
+        twice.
+        """
         consumers = self._consumers.setdefault(job_id, _Consumers())
         consumers.clients += 1
         try:

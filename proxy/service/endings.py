@@ -1,8 +1,9 @@
-"""How runs end, and what that means for the job and its client.
+"""The ends of runs, and their consequences for the job and its client.
 
-A run ends in one of four ways (`wire.frames.Ending`), or is lost with its worker. What a loss means is decided by
-`jobs.policy.after_loss`; here it is only carried out. Every write names the attempt, so what comes late, from a worker
-that was thought dead or over a connection that was replaced, changes nothing.
+A run ends in one of four ways (`wire.frames.Ending`), or is lost with its worker.
+`jobs.policy.after_loss` decides the consequence of a loss; this module carries it out. Every write
+names the attempt, so a late message, from a worker that was considered lost or over a connection
+that was replaced, changes nothing.
 """
 
 import asyncio
@@ -28,45 +29,55 @@ OVERFLOW = JobError("answer_too_large", "The answer is larger than this endpoint
 
 
 class RunEndings:
-    """Ends the runs of jobs."""
-
     def __init__(
         self,
         store: JobStore,
         fleet: Fleet,
-        output: Mailboxes,
+        mailboxes: Mailboxes,
         recorder: Recorder,
         events: JobEvents,
         dispatch: Dispatch,
         clock: Clock,
     ) -> None:
-        self._store, self._fleet, self._dispatch, self._clock = store, fleet, dispatch, clock
-        self._output, self._recorder, self._events = output, recorder, events
-        self.on_delivery: Callable[[], None] = _nothing  # a job with a webhook has ended
+        self._store = store
+        self._fleet = fleet
+        self._mailboxes = mailboxes
+        self._recorder = recorder
+        self._events = events
+        self._dispatch = dispatch
+        self._clock = clock
+        self.on_delivery: Callable[[], None] = _nothing
+        """Called when a job with a webhook has ended."""
 
     async def completed(
         self, worker: Worker, job_id: JobId, attempt: int, output: bytes | None = None
     ) -> None:
-        """The engine's answer is whole. `output` is the job's, where the worker gives it apart from its pieces."""
-        self._let_go(worker, job_id, attempt)
+        """Complete the job: the engine's answer is complete. `output`: the job's output, if it was
+        sent as a whole.
+        """
+        self._free_slot(worker, job_id, attempt)
         recorded = await self._recorder.close(job_id, attempt)
         output = recorded if output is None else output
         await self._finish(job_id, attempt, Event.COMPLETE, Outcome(answered=True), output)
 
     async def failed(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
-        """The engine's answer is whole, and says that it could not."""
-        self._let_go(worker, job_id, attempt)
+        """Fail the job: the engine's answer is complete and reports an error."""
+        self._free_slot(worker, job_id, attempt)
         output = await self._recorder.close(job_id, attempt)
         await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=True, error=error), output)
 
     async def refused(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
-        """The run is over without an answer that its client could be given, and another one would be no better."""
-        self._let_go(worker, job_id, attempt)
+        """Fail the job: the run ended without a usable answer, and another run would end in the
+        same way.
+        """
+        self._free_slot(worker, job_id, attempt)
         await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=False, error=error))
 
     async def released(self, worker: Worker, job_id: JobId, attempt: int) -> None:
-        """The worker hands it back untouched. If the client has seen output of it all the same, that is a loss."""
-        mailbox = self._let_go(worker, job_id, attempt)
+        """Requeue a job that the worker hands back. It is a loss if the client has received output
+        of the run.
+        """
+        mailbox = self._free_slot(worker, job_id, attempt)
         job = await self._store.find(job_id) if mailbox is None else None
         if (mailbox is not None and mailbox.left) or (job is not None and job.consumed_cursor):
             await self._lose(worker, job_id, attempt, WORKER_LOST)
@@ -76,17 +87,19 @@ class RunEndings:
     async def lost(
         self, worker: Worker, job_id: JobId, attempt: int, error: JobError = WORKER_LOST
     ) -> None:
-        """There will be no answer from this run."""
-        self._let_go(worker, job_id, attempt)
+        """Handle the loss of a run: it will not be answered."""
+        self._free_slot(worker, job_id, attempt)
         await self._lose(worker, job_id, attempt, error)
 
     async def undelivered(self, worker: Worker, job_id: JobId, attempt: int) -> None:
-        """The job never reached the worker that it was given to: nothing ran, so nothing is counted."""
-        self._let_go(worker, job_id, attempt)
+        """Requeue a job that did not reach its worker. It did not run, so no failure is counted."""
+        self._free_slot(worker, job_id, attempt)
         await self._requeue(job_id, attempt, counts=False)
 
-    async def torn(self, worker: Worker, job_id: JobId, attempt: int) -> None:
-        """Some of this run's output was lost on the way. The worker keeps its slot until it has ended the run."""
+    async def output_lost(self, worker: Worker, job_id: JobId, attempt: int) -> None:
+        """Handle the loss of some of a run's output in transit. Its slot stays occupied until the
+        worker has ended it.
+        """
         await self._lose(
             worker,
             job_id,
@@ -95,7 +108,9 @@ class RunEndings:
         )
 
     async def orphaned(self, job: Job) -> None:
-        """It ran when this proxy was started, and no worker has come back with it. That is nobody's fault."""
+        """End a run from before the start of this proxy that no worker has resumed. No failure is
+        counted.
+        """
         if job.consumed_cursor:
             error = JobError(
                 WORKER_LOST.code, "The worker that ran this did not come back after a restart."
@@ -107,24 +122,28 @@ class RunEndings:
             await self._requeue(job.id, job.attempt, counts=False)
 
     async def passed_on(self, job_id: JobId, attempt: int) -> None:
-        """The client has the whole answer, and the worker does not end the run: complete the job, and stop the run."""
+        """Complete a job whose client has the whole answer although the worker does not end the
+        run; stop the run.
+        """
         job = await self._finish(job_id, attempt, Event.COMPLETE, Outcome(answered=True))
         if job is not None and (worker := self._fleet.get(job.worker)) is not None:
             worker.stop(job_id, now=asyncio.get_running_loop().time())
 
     async def overflowed(self, worker: Worker, job_id: JobId, attempt: int) -> None:
-        """The run sends more than its client may be given."""
+        """Fail the job and stop the run: its answer is too large."""
         await self.cut(worker, job_id, attempt, OVERFLOW)
 
     async def cut(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
-        """The run sends what nobody can be given. The worker keeps its slot until it has ended the run."""
+        """Fail the job and stop the run: its output is unusable. Its slot stays occupied until the
+        worker has ended it.
+        """
         await self._finish(job_id, attempt, Event.FAIL, Outcome(answered=False, error=error))
         hold = worker.holds.get(job_id)
         if hold is not None and hold.attempt == attempt:
             worker.stop(job_id, now=asyncio.get_running_loop().time())
 
-    async def bury(self, worker: Worker, why: str) -> None:
-        """A worker is gone for good, and with it everything it held."""
+    async def remove_worker(self, worker: Worker, why: str) -> None:
+        """Remove a lost worker, and handle the loss of every run that it held."""
         if self._fleet.get(worker.id) is not worker:
             return
         self._fleet.remove(worker.id)
@@ -143,28 +162,30 @@ class RunEndings:
             await self._lose(worker, job_id, hold.attempt, error)
 
     def withdraw(self, jobs: Iterable[Job], error: JobError) -> None:
-        """Jobs were ended from outside (cancelled, purged, overdue): tell their clients, stop their runs."""
+        """Inform the clients of jobs that were cancelled, purged or have expired, and stop their
+        runs.
+        """
         now = asyncio.get_running_loop().time()
         for job in jobs:
             self._recorder.drop(job.id)
-            self._tell(job)
-            if (mailbox := self._output.get(job.id)) is not None:
+            self._notify(job)
+            if (mailbox := self._mailboxes.get(job.id)) is not None:
                 mailbox.end(Outcome(answered=False, error=error))
             if (worker := self._fleet.get(job.worker)) is not None:
                 worker.stop(job.id, now=now)
 
-    def _let_go(self, worker: Worker, job_id: JobId, attempt: int) -> Mailbox | None:
+    def _free_slot(self, worker: Worker, job_id: JobId, attempt: int) -> Mailbox | None:
         hold = worker.holds.get(job_id)
         if hold is not None and hold.attempt == attempt:
-            worker.let_go(job_id)
+            worker.release(job_id)
             self._dispatch.wake(worker.endpoint)
-        return self._output.sink(job_id, attempt)
+        return self._mailboxes.sink(job_id, attempt)
 
     async def _lose(self, worker: Worker, job_id: JobId, attempt: int, error: JobError) -> None:
         job = await self._store.find(job_id)
         if job is None or job.attempt != attempt or job.is_terminal:
             return
-        mailbox = self._output.sink(job_id, attempt)
+        mailbox = self._mailboxes.sink(job_id, attempt)
         if mailbox is not None and mailbox.is_whole:  # there is nothing left to lose
             await self._finish(job_id, attempt, Event.COMPLETE, Outcome(answered=True))
             return
@@ -194,7 +215,7 @@ class RunEndings:
             return
         self._recorder.drop(job_id)
         self._events.notify(job_id)
-        if (mailbox := self._output.sink(job_id, attempt)) is not None:
+        if (mailbox := self._mailboxes.sink(job_id, attempt)) is not None:
             mailbox.requeue()
         self._dispatch.wake(job.endpoint)
 
@@ -218,13 +239,13 @@ class RunEndings:
             log.debug("run.late", job=job_id, attempt=attempt, ending=event)
             return None
         self._recorder.drop(job_id)
-        self._tell(settled)
-        if (mailbox := self._output.sink(job_id, attempt)) is not None:
+        self._notify(settled)
+        if (mailbox := self._mailboxes.sink(job_id, attempt)) is not None:
             mailbox.end(outcome)
         return settled
 
-    def _tell(self, job: Job) -> None:
-        """A job has ended."""
+    def _notify(self, job: Job) -> None:
+        """Notify the subscribers of a job that has ended, and start its webhook."""
         self._events.notify(job.id)
         if job.submission.webhook is not None:
             self.on_delivery()

@@ -1,4 +1,4 @@
-"""Which endpoints there are, and which models they serve."""
+"""The endpoints and the models that they serve."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -8,40 +8,50 @@ from proxy.jobs.model import EndpointId, Millis
 
 @dataclass(frozen=True, slots=True)
 class Model:
-    """A model by its public name, with the engine's own model card (a JSON object) where a worker has sent one."""
+    """A model by its public name, with the engine's model card (a JSON object) if a worker has sent
+    one.
+
+    `base` is False for an adapter on a base model.
+    """
 
     id: str
     card: bytes | None = None
-    base: bool = True  # False for an adapter on a base model
+    base: bool = True
 
 
-MOST_MODELS = 1_000  # that the workers of one endpoint may announce, all together: a list of them is one answer
+# Models that all workers of one endpoint may announce together. The list of them is one response.
+ENDPOINT_MAX_MODELS = 1_000
 QUEUE_TIMEOUT = Millis(300_000)
 EXECUTION_TIMEOUT = Millis(600_000)
 
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """One queue and the workers that serve it. Workers of one endpoint are alike: another model is another endpoint."""
+    """One queue and the workers that serve it. All workers of an endpoint serve the same base
+    models.
+
+    `models`: the configured ones, known before a worker connects. `queue_timeout`: an interactive
+    job that no worker has taken by then is answered with 503. `max_queued`: a longer queue is
+    refused with 429, since it would only hide that jobs are not served. `max_answer`: the bytes of
+    one answer that is not streamed; it is kept until it is complete.
+    """
 
     id: EndpointId
-    models: tuple[str, ...] = ()  # known before any worker has called
-    queue_timeout: Millis = QUEUE_TIMEOUT  # an interactive job that nobody took by then gets 503
+    models: tuple[str, ...] = ()
+    queue_timeout: Millis = QUEUE_TIMEOUT
     execution_timeout: Millis = EXECUTION_TIMEOUT
-    max_queued: int = (
-        10_000  # beyond it the answer is 429: a longer queue only hides that nobody is served
-    )
-    max_answer: int = (
-        64 * 1024 * 1024
-    )  # bytes of one answer that is not streamed; it is held until it is whole
+    max_queued: int = 10_000
+    max_answer: int = 64 * 1024 * 1024
 
 
 class OtherModelError(ValueError):
-    """A worker serves another base model than its endpoint does."""
+    """A worker serves another base model than its endpoint."""
 
 
 class Endpoints:
-    """The registry. Models are the configured ones and those that workers have announced, also when they have gone."""
+    """The registry. Models are the configured ones and those that workers have announced, connected
+    or not.
+    """
 
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self._endpoints = {endpoint.id: endpoint for endpoint in endpoints}
@@ -52,26 +62,32 @@ class Endpoints:
         return iter(self._endpoints.values())
 
     def get(self, endpoint_id: str) -> Endpoint | None:
-        """The endpoint by this id."""
+        """Return the endpoint with this id."""
         return self._endpoints.get(EndpointId(endpoint_id))
 
     def only(self) -> Endpoint | None:
-        """The endpoint, where there is just one."""
+        """Return the endpoint if there is exactly one."""
         return next(iter(self._endpoints.values())) if len(self._endpoints) == 1 else None
 
     def models(self, endpoint: Endpoint) -> Sequence[Model]:
-        """What this endpoint serves; empty when nothing was configured and no worker has ever called."""
+        """Return the models of an endpoint; empty if none is configured and no worker has announced
+        one.
+        """
         return list(self._models[endpoint.id].values())
 
     def serves(self, endpoint: Endpoint, model: str) -> bool:
-        """Whether the endpoint has this model. One that knows no model yet may have any; its engine will judge."""
+        """Return True if the endpoint serves this model, or if it knows no models yet: then its
+        engine decides.
+        """
         known = self._models[endpoint.id]
         return not known or model in known
 
     def having(self, model: str | None) -> Endpoint | None:
-        """The endpoint for a call on a flat path: the first one with the model; without a model, the first of all.
+        """Return the endpoint for a call whose path names none: the first with this model, or the
+        first of all.
 
-        The only endpoint takes any model as long as it knows none: whoever calls while its first worker loads waits.
+        An only endpoint accepts every model until it knows its models, so that calls can wait for
+        its first worker.
         """
         for endpoint in self._endpoints.values():
             if model is None or model in self._models[endpoint.id]:
@@ -80,9 +96,11 @@ class Endpoints:
         return only if only is not None and not self._models[only.id] else None
 
     def announce(self, endpoint: Endpoint, models: Sequence[Model], *, others: bool) -> None:
-        """Note what a worker serves. `others`: there are other workers here that serve something already.
+        """Add the models of a worker. `others`: other workers of the endpoint have announced models
+        already.
 
-        Raises `OtherModelError` when its base models are not those of the configuration or of the other workers.
+        Raises `OtherModelError` if its base models differ from the configuration or from those of
+        the other workers.
         """
         bases = {model.id for model in models if model.base}
         known = set(endpoint.models)
@@ -95,9 +113,9 @@ class Endpoints:
             raise OtherModelError(message)
         kept = self._announced.get(endpoint.id, {}) if others else {}
         announced = kept | {model.id: model for model in models}
-        if len(announced) > MOST_MODELS:
+        if len(announced) > ENDPOINT_MAX_MODELS:
             raise OtherModelError(
-                f"endpoint {endpoint.id} has as many models as are kept ({MOST_MODELS})"
+                f"endpoint {endpoint.id} has more than {ENDPOINT_MAX_MODELS} models"
             )
         self._announced[endpoint.id] = announced
         self._models[endpoint.id] = _configured(endpoint) | self._announced[endpoint.id]

@@ -1,4 +1,6 @@
-"""Who waits for news of a job: its status, or its output. A hint only; whoever hears it reads the store."""
+"""Notifications that a job's status or output has changed. They are hints: the subscriber reads the
+store.
+"""
 
 import asyncio
 from collections.abc import Iterator
@@ -8,30 +10,33 @@ from proxy.jobs.model import JobId
 
 
 class Subscription:
-    """One that waits."""
+    """A caller that waits for changes of one job."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
 
     def notify(self) -> None:
-        """There is something to read."""
+        """Wake the caller."""
         self._event.set()
 
     async def wait(self, seconds: float) -> bool:
-        """Wait for news since the last wait (true), or so long. Read after it, not before."""
+        """Wait up to `seconds` for a change since the last wait; return True if there was one.
+
+        Read the store after waiting and not before, so that no change is missed.
+        """
         with suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._event.wait()
-        heard = self._event.is_set()
+        was_notified = self._event.is_set()
         self._event.clear()
-        return heard
+        return was_notified
 
 
 class JobEvents:
-    """The followers of jobs."""
+    """The subscriptions of all jobs."""
 
     def __init__(self) -> None:
-        # dict, not set: sets of objects iterate in the order of memory addresses
+        # A dict, because sets of objects iterate in the order of memory addresses.
         self._subscriptions: dict[JobId, dict[Subscription, None]] = {}
 
     def __len__(self) -> int:
@@ -39,7 +44,7 @@ class JobEvents:
 
     @contextmanager
     def subscribe(self, job_id: JobId) -> Iterator[Subscription]:
-        """Follow a job for as long as the context lasts."""
+        """Subscribe to a job while the context lasts."""
         subscription = Subscription()
         self._subscriptions.setdefault(job_id, {})[subscription] = None
         try:
@@ -51,11 +56,11 @@ class JobEvents:
                 del self._subscriptions[job_id]
 
     def notify(self, job_id: JobId) -> None:
-        """Something about this job changed."""
+        """Wake the subscribers of a job."""
         for subscription in self._subscriptions.get(job_id, ()):
             subscription.notify()
 
     def notify_all(self) -> None:
-        """Nobody need wait any longer."""
+        """Wake all subscribers: the proxy shuts down."""
         for job_id in self._subscriptions:
             self.notify(job_id)

@@ -1,4 +1,6 @@
-"""Interactive jobs: calls of the OpenAI API, whose client waits on its own connection for the answer."""
+"""Interactive jobs: calls of the OpenAI API, whose client waits on its own connection for the
+answer.
+"""
 
 from proxy.jobs.ids import Ids
 from proxy.jobs.lifecycle import Event
@@ -48,8 +50,9 @@ class InteractiveJobs:
     ) -> tuple[Job, Mailbox]:
         """Submit a job and open the mailbox in which its answer arrives.
 
-        `patience`: the seconds that the client itself waits, if it has announced them; the job waits at most that long
-        for a worker. Raises the errors of `Admission.check`. The caller returns the mailbox with `hang_up`.
+        `patience`: the seconds that the client itself waits, if it has announced them; the job
+        waits at most that long for a worker. Raises the errors of `Admission.check`. The caller
+        returns the mailbox with `hang_up`.
         """
         await self._admission.check(endpoint)
         now = self._clock.now()
@@ -75,7 +78,9 @@ class InteractiveJobs:
         return job, mailbox
 
     async def hang_up(self, mailbox: Mailbox) -> None:
-        """Close the mailbox of a call. If its job has not ended, it ends now; `Relay` describes how."""
+        """Close the mailbox of a call. If its job has not ended, it ends now; `Relay` describes
+        how.
+        """
         self._mailboxes.close(mailbox.job_id)
         await self._end(mailbox, CLIENT_LEFT)
 
@@ -94,7 +99,9 @@ class InteractiveJobs:
         return self._store.ahead(job)
 
     async def end_waiting(self) -> None:
-        """Cancel the calls that no worker has taken; their clients are asked to retry. Durable jobs stay queued."""
+        """Cancel the calls that no worker has taken; their clients are asked to retry. Durable jobs
+        stay queued.
+        """
         for mailbox in self._mailboxes:
             if not mailbox.is_taken and mailbox.outcome is None:
                 await self.cancel(mailbox.job_id, DRAINING)

@@ -1,8 +1,8 @@
-"""JSON of others, which is passed on as the bytes that it is: checked, and never built.
+"""Validation of JSON that is passed on unchanged: it is checked and never parsed into objects.
 
-Building it would cost 25 times its bytes. A check costs no memory, but holds Python's lock while it runs, so the event
-loop stands still wherever it runs: that is why there is a limit of what there may be to check in a text, and why large
-texts are checked one at a time.
+Objects would take 25 times the memory of the text. A check takes no memory, but it holds the
+interpreter lock and so blocks the event loop, even in a thread. Therefore the number of elements in
+a text is limited, and large texts are checked one at a time. See docs/decisions/0009.
 """
 
 import asyncio
@@ -16,38 +16,41 @@ import msgspec
 
 Found = TypeVar("Found")
 
-IN_THREAD_ABOVE = (
-    256 * 1024
-)  # bytes: a megabyte takes a few milliseconds, and the event loop has other clients
+# Larger texts are checked in a thread: one megabyte takes a few milliseconds.
+INLINE_MAX_BYTES = 256 * 1024
 SLICE_BYTES = 64 * 1024
-MOST_STEPS = 6_000_000  # of a client's body; one takes up to 5 ns, and a byte without any 0.4
-MOST_OUTPUT_STEPS = (
-    20_000_000  # of a worker's output, which is trusted more, and lost if it is refused
-)
-_MARKS, _BLANKS = b",:[{\\", b" \t\r\n"
+# Steps in a client's body. A step takes up to 5 ns; a byte without one takes 0.4 ns.
+BODY_MAX_STEPS = 6_000_000
+# Steps in a worker's output, which is trusted more and would be lost if it was rejected.
+OUTPUT_MAX_STEPS = 20_000_000
+_MARKS = b",:[{\\"
+_BLANKS = b" \t\r\n"
 
 _value = msgspec.json.Decoder(msgspec.Raw)
 
 
 async def in_thread_if_large(work: Callable[[bytes], Found], text: bytes) -> Found:
-    """Do something with a text that takes time by its length: in a thread if it is large."""
-    return (
-        await asyncio.to_thread(_in_turn, _turn(), work, text)
-        if len(text) > IN_THREAD_ABOVE
-        else work(text)
-    )
+    """Return `work(text)`, computed in a thread if the text is large."""
+    if len(text) > INLINE_MAX_BYTES:
+        return await asyncio.to_thread(_one_at_a_time, _large_text_lock(), work, text)
+    return work(text)
 
 
 def utf8_fault(text: bytes) -> int | None:
-    """Where a text is not UTF-8; None if all of it is. In slices: a whole one could become four times its bytes."""
+    """Return the position of the first byte that is not UTF-8, or None.
+
+    The text is decoded in slices, since all of it could take four times its bytes.
+    """
     if len(text) <= SLICE_BYTES:
         try:
             text.decode()
         except UnicodeDecodeError as error:
             return error.start
         return None
-    decoder, view = codecs.getincrementaldecoder("utf-8")(), memoryview(text)
-    start, pending = 0, 0
+    decoder = codecs.getincrementaldecoder("utf-8")()
+    view = memoryview(text)
+    start = 0
+    pending = 0
     try:
         for start in range(0, len(text), SLICE_BYTES):
             decoder.decode(view[start : start + SLICE_BYTES])
@@ -60,9 +63,10 @@ def utf8_fault(text: bytes) -> int | None:
 
 
 def has_too_much(text: bytes, most: int) -> bool:
-    """Whether a check of it would take more steps than this: two for each value, key and escape, one for each blank.
+    """Return True if a check would take more steps than `most`: two for each value, key and escape,
+    one for each blank.
 
-    The marks that stand before values and keys are counted, and those in strings with them.
+    The punctuation before values and keys is counted, including punctuation inside strings.
     """
     if 2 * len(text) <= most or 2 * _count(text, _MARKS + _BLANKS) <= most:
         return False
@@ -70,15 +74,18 @@ def has_too_much(text: bytes, most: int) -> bool:
 
 
 def _count(text: bytes, what: bytes) -> int:
-    view, rest = memoryview(text), 0
+    view = memoryview(text)
+    rest = 0
     for start in range(0, len(text), SLICE_BYTES):
         rest += len(bytes(view[start : start + SLICE_BYTES]).translate(None, what))
     return len(text) - rest
 
 
 def is_value(text: bytes) -> bool:
-    """Whether a worker's text is one JSON value, so that it may stand in the middle of another JSON text."""
-    if utf8_fault(text) is not None or has_too_much(text, MOST_OUTPUT_STEPS):
+    """Return True if a worker's text is one JSON value, so that it can be embedded in another JSON
+    text.
+    """
+    if utf8_fault(text) is not None or has_too_much(text, OUTPUT_MAX_STEPS):
         return False
     try:
         _value.decode(text)
@@ -88,11 +95,13 @@ def is_value(text: bytes) -> bool:
 
 
 @cache
-def _turn() -> Lock:
-    """Between two checks the event loop has its turn; with several at once it would wait for all of them."""
+def _large_text_lock() -> Lock:
+    """Return the lock for checks of large texts. The event loop runs between two checks; it would
+    wait for parallel ones.
+    """
     return Lock()
 
 
-def _in_turn(turn: Lock, work: Callable[[bytes], Found], text: bytes) -> Found:
-    with turn:
+def _one_at_a_time(lock: Lock, work: Callable[[bytes], Found], text: bytes) -> Found:
+    with lock:
         return work(text)

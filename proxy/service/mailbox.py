@@ -1,8 +1,8 @@
 """Mailboxes: one between a worker's channel and the relay of each client that waits for an answer.
 
-The channel puts in what a worker sends; the relay waits for changes and consumes it. A mailbox is a state and not a
-list of events: any number of changes in one turn of the event loop wake the relay once, and it sends everything that
-is there in one write.
+The channel puts in what a worker sends; the relay waits for changes and consumes it. A mailbox is a
+state and not a list of events: any number of changes in one turn of the event loop wake the relay
+once, and it sends everything that is there in one write.
 """
 
 import asyncio
@@ -16,9 +16,11 @@ from proxy.wire.flow import ReceiveFlow
 
 # Unread bytes of one stream. A worker that ignores `Pause` and exceeds this loses the run.
 STREAM_MAX_BYTES = 1024 * 1024
-# The memory that a chunk takes in addition to its bytes, so that a million chunks of one byte are bounded too.
+# The memory that a chunk takes in addition to its bytes, so that a million chunks of one byte are
+# bounded too.
 CHUNK_OVERHEAD_BYTES = 64
-# One write to a client. Bytes that it has not read wait in the mailbox and not in the buffer of the socket.
+# One write to a client. Bytes that it has not read wait in the mailbox and not in the buffer of the
+# socket.
 WRITE_BYTES = 64 * 1024
 # An event up to this size is passed on whole or not at all; a larger one is passed on in pieces.
 EVENT_MAX_BYTES = 256 * 1024
@@ -48,10 +50,11 @@ class Head:
 class Mailbox:
     """The answer of one job between channel and relay, as far as the client has not received it.
 
-    `attempt` is 0 until a worker takes the job. `left` becomes True when output has been sent to the client: the
-    attempt is then the only one whose output the client may see. `is_whole` becomes True when the last event of a
-    stream has been written. `is_mid_event`: the bytes consumed last end inside an event. `abandoned`: the client has
-    left. `is_taken`: a worker has the job now. `abort` closes the client's connection.
+    `attempt` is 0 until a worker takes the job. `left` becomes True when output has been sent to
+    the client: the attempt is then the only one whose output the client may see. `is_whole` becomes
+    True when the last event of a stream has been written. `is_mid_event`: the bytes consumed last
+    end inside an event. `abandoned`: the client has left. `is_taken`: a worker has the job now.
+    `abort` closes the client's connection.
     """
 
     def __init__(self, job_id: JobId, max_answer: int) -> None:
@@ -95,7 +98,9 @@ class Mailbox:
         self._wake()
 
     def requeue(self) -> None:
-        """Forget a run that was lost before any output was sent: the client keeps waiting and is not informed."""
+        """Forget a run that was lost before any output was sent: the client keeps waiting and is
+        not informed.
+        """
         self._forget()
         self._port = None
         self.is_taken = False
@@ -108,16 +113,19 @@ class Mailbox:
         self._pause_if_needed()
 
     def put_head(self, head: Head) -> None:
-        """Store the response head. Nothing is sent yet: before the first body byte the response can still change."""
+        """Store the response head. Nothing is sent yet: before the first body byte the response can
+        still change.
+        """
         self.head = head
         self._wake()
 
     def put_chunk(self, data: bytes, *, more: bool) -> bool:
         """Take a piece of the answer; `more` means that the next piece continues the same event.
 
-        An event is passed on once it is complete, or, above `EVENT_MAX_BYTES`, as its pieces arrive: then only the
-        bytes that its reader has not taken are kept. An answer that is not a stream is one event. Returns False if this
-        exceeds the bytes kept for one client: the run has to be ended.
+        An event is passed on once it is complete, or, above `EVENT_MAX_BYTES`, as its pieces
+        arrive: then only the bytes that its reader has not taken are kept. An answer that is not a
+        stream is one event. Returns False if this exceeds the bytes kept for one client: the run
+        has to be ended.
         """
         if more or self._parts:
             self._parts.append(data)
@@ -272,11 +280,15 @@ class Mailboxes:
         return self._mailboxes.get(job_id)
 
     def sink(self, job_id: JobId, attempt: int) -> Mailbox | None:
-        """Return the mailbox for the output of this attempt, or None if its output is no longer wanted."""
+        """Return the mailbox for the output of this attempt, or None if its output is no longer
+        wanted.
+        """
         mailbox = self._mailboxes.get(job_id)
         return mailbox if mailbox is not None and mailbox.attempt == attempt else None
 
     def tick(self, now: float) -> None:
-        """Check the alarms of all mailboxes. A few calls a second cost less than a timer for each write."""
+        """Check the alarms of all mailboxes. A few calls a second cost less than a timer for each
+        write.
+        """
         for mailbox in self._mailboxes.values():
             mailbox.tick(now)

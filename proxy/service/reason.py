@@ -1,4 +1,4 @@
-"""Why a job waits, in a sentence for its client."""
+"""The reason why a job is still queued, as a sentence for its client."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from proxy.service.fleet import Worker
 
 
 def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
-    """Why this queued job waits: for workers, for jobs before it, or because the workers run all that they may."""
+    """Return the reason: no workers, no ready workers, jobs before it, or no free slot."""
     if not workers:
         return "No worker is connected."
     ready = [worker for worker in workers if worker.is_ready]
@@ -27,7 +27,9 @@ def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
 
 
 def _limit(ready: Sequence[Worker], *, light: bool) -> str:
-    """What is used up; empty as long as there is room. Between two polls a stock worker may have some for a moment."""
+    """Return the limit that is reached, or an empty text. A Runpod worker can have a free slot
+    between two polls.
+    """
     loads = [worker.load(light=light) for worker in ready]
     taken, slots = sum(load.taken for load in loads), sum(load.slots for load in loads)
     if not slots or taken < slots:

@@ -1,7 +1,8 @@
 """The recorder writes the output of durable jobs into the store's log, many elements in one write.
 
-An element is written within `FLUSH_SECONDS`; its readers are notified then. Until it is written it counts as backlog:
-a worker that is faster than the disk is paused like one that is faster than its reader.
+An element is written within `FLUSH_SECONDS`; its readers are notified then. Until it is written it
+counts as backlog: a worker that is faster than the disk is paused like one that is faster than its
+reader.
 """
 
 import asyncio
@@ -84,9 +85,11 @@ class Recorder:
     async def put(
         self, job_id: JobId, attempt: int, data: bytes, metrics: bytes, *, whole: bool, more: bool
     ) -> bool:
-        """Take a piece of output; `more`: the next one continues it; `whole`: it is the output itself, not an element.
+        """Take a piece of output; `more`: the next one continues it; `whole`: it is the output
+        itself, not an element.
 
-        Returns False if the job's output exceeds `OUTPUT_MAX_BYTES`. Raises `InvalidOutputError` if it is not JSON.
+        Returns False if the job's output exceeds `OUTPUT_MAX_BYTES`. Raises `InvalidOutputError` if
+        it is not JSON.
         """
         recording = self._recordings.get(job_id)
         if recording is None or recording.attempt != attempt:

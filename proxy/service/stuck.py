@@ -1,8 +1,9 @@
-"""Workers that do not let go of what they were told to stop. One that was started here is ended and started again.
+"""Workers that do not end the runs that they were asked to stop. One that was started here is
+restarted.
 
-A handler that blocks its process, and an engine that takes no notice of a stop, cannot be stopped in any other way. No
-other job pays for that: a worker that also runs something else goes on until that is over. A worker that somebody else
-started is left alone; its slot stays taken.
+A handler that blocks its process, or an engine that ignores a stop, cannot be stopped in any other
+way. Other jobs are not affected: a worker that also runs something else continues until that has
+ended. A worker that was started elsewhere is not touched; its slot stays occupied.
 """
 
 import structlog
@@ -13,22 +14,24 @@ from proxy.service.ports import Provider
 
 log = structlog.get_logger()
 
-GRACE_SECONDS = 12.0  # a healthy engine needs less than one; a worker of ours uses force against its own after ten
+# A healthy engine needs less than one second; our own worker kills an engine after ten.
+GRACE_SECONDS = 12.0
 
 
 class StuckWorkers:
-    """Finds them, and has them ended by whoever started them."""
+    """Finds stuck workers and has their providers end them."""
 
     def __init__(self, fleet: Fleet, grace: float) -> None:
-        self._fleet, self._grace = fleet, grace
+        self._fleet = fleet
+        self._grace = grace
         self._providers: list[Provider] = []
 
     def provided_by(self, provider: Provider) -> None:
-        """The workers of this provider may be ended."""
+        """Allow ending the workers of this provider."""
         self._providers.append(provider)
 
     def end(self, now: float) -> None:
-        """End those that have had their time. `now` is the event loop's."""
+        """End the workers whose grace period is over. `now` is the event loop's time."""
         for worker in self._fleet:
             stopped = [hold.stopped for hold in worker.holds.values()]
             if worker.is_open and is_stuck(stopped, now, self._grace):

@@ -1,4 +1,4 @@
-"""What happens because time has passed: leases, deadlines, retentions, alarms."""
+"""Periodic work: expired leases, deadlines, retentions and alarms."""
 
 import asyncio
 
@@ -13,84 +13,84 @@ from proxy.service.stuck import StuckWorkers
 from proxy.store.base import JobStore
 
 TICK_SECONDS = 0.25
-BATCH = 1_000  # of one kind in one question to the store; a round asks until nothing is due
+# Jobs in one request to the store. A round repeats the request until no job is due.
+BATCH_JOBS = 1_000
 
 
 class Sweeper:
-    """Looks at the clock a few times a second."""
+    """Carries out what is due, a few times a second."""
 
     def __init__(
         self,
         store: JobStore,
         fleet: Fleet,
-        output: Mailboxes,
+        mailboxes: Mailboxes,
         runs: RunEndings,
         orphans: Orphans,
         stuck: StuckWorkers,
         clock: Clock,
         lease: float,
     ) -> None:
-        self._store, self._fleet, self._output, self._runs, self._clock = (
-            store,
-            fleet,
-            output,
-            runs,
-            clock,
-        )
-        self._orphans, self._stuck, self._lease = orphans, stuck, lease
+        self._store = store
+        self._fleet = fleet
+        self._mailboxes = mailboxes
+        self._runs = runs
+        self._orphans = orphans
+        self._stuck = stuck
+        self._clock = clock
+        self._lease = lease
 
     async def serve(self) -> None:
-        """Sweep for ever."""
+        """Run until cancelled."""
         began = asyncio.get_running_loop().time()
         while True:
             await asyncio.sleep(TICK_SECONDS)
             if self._orphans and asyncio.get_running_loop().time() - began > self._lease:
                 await self._orphans.end()
-            self._output.tick(asyncio.get_running_loop().time())
+            self._mailboxes.tick(asyncio.get_running_loop().time())
             self._stuck.end(asyncio.get_running_loop().time())
             await self.end_leases()
             await self.end_overdue()
 
     async def serve_forgetting(self) -> None:
-        """Forget what is over, for ever. Beside the rest, which must not wait for the disk."""
+        """Forget expired jobs until cancelled. A task of its own: the other duties must not wait
+        for the disk.
+        """
         while True:
             await asyncio.sleep(TICK_SECONDS)
             await self.forget()
 
     async def forget(self) -> None:
-        """Forget the jobs whose retention has ended, as many as there are. Half of the time is left to others."""
+        """Forget all jobs whose retention has ended. Half of the time is left to other tasks."""
         clock = asyncio.get_running_loop().time
         while True:
             began = clock()
-            if await self._store.forget(self._clock.now(), BATCH) < BATCH:
+            if await self._store.forget(self._clock.now(), BATCH_JOBS) < BATCH_JOBS:
                 return
             await asyncio.sleep(clock() - began)
 
     async def end_leases(self) -> None:
-        """Bury the workers that were not heard of for a whole lease."""
+        """Remove the workers whose lease has expired or whose process has ended."""
         now = asyncio.get_running_loop().time()
         for worker in self._fleet:
             if worker.has_exited:
-                await self._runs.bury(worker, "its process ended")
+                await self._runs.remove_worker(worker, "its process ended")
             elif now - worker.seen > self._lease and (
                 worker.port is None or worker.holds or worker.slots
             ):
-                why = (
-                    "its connection was lost"
-                    if worker.port is None
-                    else f"silent for {self._lease:g} s"
-                )
-                await self._runs.bury(worker, why)
+                is_gone = worker.port is None
+                why = "its connection was lost" if is_gone else f"silent for {self._lease:g} s"
+                await self._runs.remove_worker(worker, why)
 
     async def end_overdue(self) -> None:
         """End the jobs whose deadline has passed."""
-        now, has_more = self._clock.now(), True
+        now = self._clock.now()
+        has_more = True
         while has_more:
-            due = await self._store.due(now, BATCH)
+            due = await self._store.due(now, BATCH_JOBS)
             ended = [await self._end_overdue(job, now) for job in due]
-            has_more = len(due) == BATCH and any(
-                ended
-            )  # what could not be ended would be due again
+            # A job that could not be ended is due again.
+            has_more = len(due) == BATCH_JOBS and any(ended)
             await asyncio.sleep(0)
 
     async def _end_overdue(self, job: Job, now: Millis) -> bool:

@@ -1,9 +1,10 @@
 """Flow control of one run's output: what the receiver asks for, and what the sender may send.
 
-The receiver (the proxy) counts the bytes that wait for their reader. Above the high watermark it asks the sender to
-pause; below the low watermark it asks it to resume. A pause can arrive late, so the sender (the worker) also keeps a
-window: it sends at most `STREAM_WINDOW` bytes until the next `Resume`. The receiver therefore sends `Resume` after each
-half window that its reader has taken, even if it never paused the sender. See docs/flow-control.md.
+The receiver (the proxy) counts the bytes that wait for their reader. Above the high watermark it
+asks the sender to pause; below the low watermark it asks it to resume. A pause can arrive late, so
+the sender (the worker) also keeps a window: it sends at most `STREAM_WINDOW` bytes until the next
+`Resume`. The receiver therefore sends `Resume` after each half window that its reader has taken,
+even if it never paused the sender. See docs/flow-control.md.
 
 Both classes only count. Their owner sends the frames.
 """
@@ -23,7 +24,9 @@ class ReceiveFlow:
     low_watermark: int = LOW_WATERMARK_BYTES
     backlog: int = 0
     taken: int = 0
-    """Bytes taken since the last `Resume`; negative while bytes that were acknowledged early are outstanding."""
+    """Bytes taken since the last `Resume`; negative while bytes that were acknowledged early are
+    outstanding.
+    """
     is_paused: bool = False
 
     def received(self, size: int) -> None:
@@ -45,8 +48,9 @@ class ReceiveFlow:
     def should_resume(self, held: int = 0) -> bool:
         """Return True, once, when the sender may continue and has to be informed.
 
-        `held`: received bytes outside the backlog that cannot be taken before the sender has sent more, such as the
-        parts of an incomplete event. They count as taken, or sender and receiver would wait for each other.
+        `held`: received bytes outside the backlog that cannot be taken before the sender has sent
+        more, such as the parts of an incomplete event. They count as taken, or sender and receiver
+        would wait for each other.
         """
         is_due = self.is_paused or self.taken + held >= STREAM_WINDOW // 2
         if not is_due or self.backlog >= self.low_watermark:
@@ -66,7 +70,9 @@ class SendFlow:
     """The sender's side: whether more output may be sent now."""
 
     has_window: bool = False
-    """Whether the window applies: it does for streams and for the outputs of jobs, not for whole answers."""
+    """Whether the window applies: it does for streams and for the outputs of jobs, not for whole
+    answers.
+    """
     unacknowledged: int = 0
     """Bytes sent since the last `Resume`."""
     is_paused: bool = False

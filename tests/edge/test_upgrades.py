@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import pytest
 import pytest_asyncio
-from harness.parsed import Parsed, parsed
+from harness.tools.parsed import Parsed, parsed
 
 from proxy.edge.guard import PIPELINED
 

@@ -20,7 +20,7 @@ import structlog
 
 with atheris.instrument_imports(include=["proxy"]):
     import msgspec
-    from harness.parsed import Parsed
+    from harness.tools.parsed import Parsed
     from yarl import URL
 
     from proxy.channel.native.validation import RefusedError, check_hello, head_fault, told

@@ -11,9 +11,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness.ports import free_port
 from harness.proxy.command import Command, command
 from harness.proxy.queue_api import QueueClient, long, prompt
+from harness.tools.ports import free_port
 from harness.tools.waiting import until
 from harness.worker.process import WorkerProcess, environment, worker_process
 

@@ -11,8 +11,8 @@ import pytest
 import pytest_asyncio
 from harness.data.store_steps import STORES
 from harness.proxy.queue_api import QueueClient
+from harness.proxy.recorded_store import RecordedStore, recorded
 from harness.proxy.server import CHAT, Proxy, chat, serving
-from harness.recorded import RecordedStore, recorded
 from harness.tools.waiting import until
 from pydantic import SecretStr
 
@@ -67,7 +67,10 @@ async def street(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         await until(lambda: len(proxy.parts.output) == 1, what="the call is in the queue")
         interactive = next(iter(proxy.parts.output)).job_id
         reading = asyncio.create_task(alice.stream(waiting, "?wait=90000"))
-        await until(lambda: bool(store.naming(f"read('{waiting}'")), what="alice waits for output")
+        await until(
+            lambda: bool(store.naming(f"look('default', 'alice', '{waiting}'")),
+            what="alice waits for output",
+        )
         yield Street(proxy, store, [waiting, cancelled, interactive], reading)
         for task in (reading, call):
             task.cancel()

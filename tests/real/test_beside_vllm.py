@@ -10,9 +10,9 @@ from typing import Any
 
 import aiohttp
 import pytest
-from harness.ports import free_port
 from harness.proxy.server import CHAT
 from harness.proxy.shared import Real
+from harness.tools.ports import free_port
 from harness.tools.waiting import until
 from harness.worker.real_vllm import START_SECONDS, ask
 

@@ -12,8 +12,8 @@ from uuid import uuid4
 
 import aiohttp
 import pytest
-from harness.machine import hidden_folder, path_without_compilers
 from harness.proxy.command import ROOT, Command, command, family, processes
+from harness.tools.machine import hidden_folder, path_without_compilers
 from harness.tools.waiting import until
 from harness.worker.real_vllm import START_SECONDS
 

@@ -5,7 +5,7 @@ from contextlib import AbstractAsyncContextManager
 
 from harness.proxy.server import serving
 from harness.proxy.shared import Line
-from harness.terminal import Terminal, terminal
+from harness.tools.terminal import Terminal, terminal
 from harness.tools.waiting import until
 
 

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from harness.ports import free_port
 from harness.tools import dockerfile
 from harness.tools.dockerfile import ROOT, Machine
 from harness.tools.environments import skip_if_fast
+from harness.tools.ports import free_port
 from harness.tools.waiting import until
 
 from proxy.settings import Settings as ProxySettings

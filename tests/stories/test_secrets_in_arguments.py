@@ -12,7 +12,7 @@ import pytest
 from harness.data.canaries import Canaries
 from harness.proxy.command import Command, command, family
 from harness.proxy.server import CHAT, chat
-from harness.terminal import terminal
+from harness.tools.terminal import terminal
 from harness.tools.waiting import until
 
 SCRIPTED = {"WORKER_ENGINE": "scripted"}

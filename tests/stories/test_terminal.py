@@ -10,7 +10,7 @@ from typing import Any
 
 from aiohttp import web
 from harness.proxy.command import command
-from harness.terminal import terminal
+from harness.tools.terminal import terminal
 from harness.tools.waiting import until
 
 from proxy.scaler.process import Command, ProcessProvider

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from harness.misbehaving import CONNECTIONS, HANDSHAKES, misbehaving, status
+from harness.network.misbehaving import CONNECTIONS, HANDSHAKES, misbehaving, status
 
 from proxy.cli import doctor
 

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.service.json_text import MOST_STEPS, SLICE_BYTES, has_too_much, is_value, utf8_fault
+from proxy.service.json_text import BODY_MAX_STEPS, SLICE_BYTES, has_too_much, is_value, utf8_fault
 
 MB = 1024 * 1024
 VALUES = st.recursive(
@@ -93,9 +93,9 @@ def test_a_check_takes_no_memory(unit: bytes) -> None:
     "unit", [b"[]", b"{}", b"0,", b'"":', b"\\n", b"\\u00e9", b"  ", b"\t\n", b" \r"]
 )
 def test_what_would_hold_the_lock_for_too_long_is_too_much(unit: bytes) -> None:
-    most = MOST_STEPS // 2 * unit
-    assert not has_too_much(most, MOST_STEPS)
-    assert has_too_much(most + unit, MOST_STEPS)
+    most = BODY_MAX_STEPS // 2 * unit
+    assert not has_too_much(most, BODY_MAX_STEPS)
+    assert has_too_much(most + unit, BODY_MAX_STEPS)
 
 
 @pytest.mark.parametrize(
@@ -110,4 +110,4 @@ def test_what_would_hold_the_lock_for_too_long_is_too_much(unit: bytes) -> None:
 )
 def test_what_people_send_is_not_too_much(text: bytes) -> None:
     assert len(text) >= 18 * MB
-    assert not has_too_much(text, MOST_STEPS)
+    assert not has_too_much(text, BODY_MAX_STEPS)

@@ -9,11 +9,11 @@ from harness.data.jobs import ALICE, HERE, submission
 from proxy.app import Parts, compose
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import JobError, JobId, Millis
-from proxy.service.sweeper import BATCH
+from proxy.service.sweeper import BATCH_JOBS
 from proxy.settings import Settings
 from proxy.system import System
 
-MANY = 3 * BATCH + 1
+MANY = 3 * BATCH_JOBS + 1
 
 
 @pytest.fixture

@@ -11,7 +11,7 @@ from proxy.channel.native.validation import JOB_CHARACTERS, head_fault, worker_e
 from proxy.jobs.model import Input, Job, JobError, JobId, Request
 from proxy.service.background import Background, insist
 from proxy.service.endings import WORKER_LOST, RunEndings
-from proxy.service.fleet import MOST_OWED, Worker
+from proxy.service.fleet import UNSENT_MAX_BYTES, Worker
 from proxy.service.mailbox import Head, Mailboxes
 from proxy.service.recorder import InvalidOutputError, Recorder
 from proxy.wire import frames
@@ -85,7 +85,7 @@ class Connection:
             before = self._outbox.size
             while (message := self._outbox.next_message()) is not None:
                 await self._send({"type": "websocket.send", "bytes": message[0]})
-                if before >= MOST_OWED > self._outbox.size:
+                if before >= UNSENT_MAX_BYTES > self._outbox.size:
                     self._on_room()
                 before = self._outbox.size
             if self._closing is not None:

@@ -98,7 +98,7 @@ class Membership:
             log.warning("worker.ignored", worker=worker.id, frames=worker.ignored)
             worker.ignored = 0
         if code in GOODBYE or not worker.holds:
-            await self._runs.bury(
+            await self._runs.remove_worker(
                 worker, "it left" if code in GOODBYE else "its connection was lost"
             )
         else:
@@ -134,7 +134,7 @@ class Membership:
                 worker.stop(job_id, now=worker.seen)
             elif theirs.sent != hold.received:
                 worker.stop(job_id, now=worker.seen)
-                await self._runs.torn(worker, job_id, hold.attempt)
+                await self._runs.output_lost(worker, job_id, hold.attempt)
             elif (
                 mailbox := self._output.sink(job_id, hold.attempt)
             ) is not None and mailbox.outcome is None:

@@ -20,8 +20,8 @@ import msgspec
 
 from proxy.jobs.lifecycle import Status
 from proxy.service.json_text import (
-    IN_THREAD_ABOVE,
-    MOST_OUTPUT_STEPS,
+    INLINE_MAX_BYTES,
+    OUTPUT_MAX_STEPS,
     has_too_much,
     in_thread_if_large,
     utf8_fault,
@@ -85,7 +85,7 @@ async def read_result(body: bytes) -> Result | None:
 
 
 def _read(body: bytes) -> Result | None:
-    if utf8_fault(body) is not None or has_too_much(body, MOST_OUTPUT_STEPS):
+    if utf8_fault(body) is not None or has_too_much(body, OUTPUT_MAX_STEPS):
         return None
     try:
         return _decoder.decode(body)
@@ -258,7 +258,7 @@ class Answer:
     def __init__(self, body: bytes) -> None:
         self.is_stream = False
         self.unread = body  # what the client asked, until it has been looked at
-        if len(body) <= IN_THREAD_ABOVE:
+        if len(body) <= INLINE_MAX_BYTES:
             self.read(body)
         self.has_begun = False  # events have come
         self.failure: Failure | None = None  # what came was an error

@@ -111,7 +111,7 @@ class WorkerRegistry:
         worker = self.find(endpoint, name)
         if worker is not None:
             worker.shunned_until = now + SHUN_SECONDS if shun else now
-            await self._runs.bury(worker.member, why)
+            await self._runs.remove_worker(worker.member, why)
         self._fleet.report(WorkerId(name), endpoint, now + ILL_SECONDS)
 
     # `RunListener`
@@ -154,7 +154,7 @@ class WorkerRegistry:
             if not worker.life.lines and now - worker.asked_at > FORGET_SECONDS:
                 del self._workers[worker.endpoint, worker.id]
         elif why := worker.life.loss(now, self.patience):
-            await self._runs.bury(worker.member, why)
+            await self._runs.remove_worker(worker.member, why)
         else:
             worker.member.seen = now  # the fleet's lease is for workers that have one connection
             worker.refresh()

@@ -79,7 +79,7 @@ class PollingWorker(Worker):
 
     @property
     def credit(self) -> int:
-        return self.room if self.has_way else 0
+        return self.room if self.is_writable else 0
 
     @property
     def light_credit(self) -> int:

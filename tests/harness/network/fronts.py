@@ -13,7 +13,7 @@ from urllib.parse import urlsplit
 
 import pytest
 
-from harness.ports import free_port
+from harness.tools.ports import free_port
 from harness.tools.waiting import until
 
 STOP_SECONDS = 10.0

@@ -29,7 +29,7 @@ def held(parts: Parts, *, objects: bool) -> dict[str, int]:
         "tasks": len(asyncio.all_tasks()),
         "mailboxes": len(parts.output),
         "followers": len(parts.durable._events._followers),
-        "drains": len(parts.durable._drains),
+        "drains": len(parts.durable._consumers),
         "recordings": len(parts.recorder._recordings),
         "background": len(parts.background._tasks),
         "roster": len(parts.registry._workers),

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 import uvloop
-from harness.misbehaving import BEHAVIOURS, Behaviour, misbehaving
+from harness.network.misbehaving import BEHAVIOURS, Behaviour, misbehaving
 
 from proxy.wire.frames import Chunk, End, Hello, Hold
 from tests.unit.worker.support import AppEngine, chat, fake_proxy, until, working

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from harness.tools.waiting import until
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 STOP_SECONDS = 30.0
 _COLOURS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
