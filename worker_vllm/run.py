@@ -1,69 +1,125 @@
-"""One run: one attempt of one job in this worker, from its first frame to its `End`."""
+"""One run: one attempt of one job in this worker, from its first frame to its `End`.
+
+    ARRIVING ──▶ STARTING ──▶ RUNNING ──▶ ANSWERING ──▶ ENDED
+        │            │           │            │           ▲
+        │            │           └──▶ STOPPING ◀──┘──────▶│
+        └────────────┴────────────────────────────────────┘
+
+`TRANSITIONS` is the complete table. An event that is absent for a phase changes nothing: a late frame is a result,
+not an error.
+"""
 
 import asyncio
 from dataclasses import dataclass, field
+from enum import Enum, auto
 
-from proxy.wire.frames import STREAM_WINDOW, Body, End, Ending, Job
+from proxy.wire.flow import SendFlow
+from proxy.wire.frames import Body, End, Ending, Job
+from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Request
 
-MESSAGE = 2_000  # characters of the sentence in an `End`
-BODY_BYTES = 64 * 1024 * 1024  # the biggest body a worker takes; the proxy's own limits are lower
+MESSAGE_CHARACTERS = 2_000
+# The limits of the proxy for request bodies are lower.
+BODY_MAX_BYTES = 64 * 1024 * 1024
+
+
+class Phase(Enum):
+    """The state of a run."""
+
+    ARRIVING = auto()
+    """Its body is still being received."""
+    STARTING = auto()
+    """The body is complete and its task exists, but the task has not made its first step."""
+    RUNNING = auto()
+    """The engine works on it; no output exists yet."""
+    ANSWERING = auto()
+    """At least one byte of output exists."""
+    STOPPING = auto()
+    """It was stopped by a decision outside the engine, and the engine has not let go of it yet."""
+    ENDED = auto()
+    """Its `End` is in the outbox."""
+
+
+class RunEvent(Enum):
+    """A cause for a new phase."""
+
+    COMPLETE_BODY = auto()
+    BEGIN = auto()
+    ANSWER = auto()
+    STOP = auto()
+    END = auto()
+
+
+TRANSITIONS: dict[tuple[Phase, RunEvent], Phase] = {
+    (Phase.ARRIVING, RunEvent.COMPLETE_BODY): Phase.STARTING,
+    (Phase.ARRIVING, RunEvent.STOP): Phase.ENDED,
+    (Phase.ARRIVING, RunEvent.END): Phase.ENDED,
+    (Phase.STARTING, RunEvent.BEGIN): Phase.RUNNING,
+    (Phase.STARTING, RunEvent.STOP): Phase.ENDED,
+    (Phase.RUNNING, RunEvent.ANSWER): Phase.ANSWERING,
+    (Phase.RUNNING, RunEvent.STOP): Phase.STOPPING,
+    (Phase.RUNNING, RunEvent.END): Phase.ENDED,
+    (Phase.ANSWERING, RunEvent.STOP): Phase.STOPPING,
+    (Phase.ANSWERING, RunEvent.END): Phase.ENDED,
+    (Phase.STOPPING, RunEvent.END): Phase.ENDED,
+}
+
+NOT_BEGUN = (Phase.ARRIVING, Phase.STARTING)
+IN_ENGINE = (Phase.STARTING, Phase.RUNNING, Phase.ANSWERING, Phase.STOPPING)
 
 
 class BadBodyError(ValueError):
-    """The parts of a body do not make what the job announced."""
+    """The parts of a body do not add up to the size that the job announced."""
 
 
 @dataclass(slots=True)
 class Run:
-    """What the worker knows about a run."""
+    """The worker's record of a run. `origin` is the outbox of the connection that the job came from."""
 
     job: Job
+    origin: Outbox
+    phase: Phase = Phase.ARRIVING
     body: bytearray = field(default_factory=bytearray)
-    task: "asyncio.Task[None] | None" = None  # there once the body is whole
-    has_begun: bool = False  # the task has made its first step
-    verdict: End | None = (
-        None  # how it shall end, once somebody else than the engine has decided that
-    )
-    sent: int = 0  # frames handed to the socket
-    has_output: bool = False  # a byte of the answer exists
-    is_ending: bool = False  # its `End` waits in the outbox
-    is_paused: bool = False  # by the proxy
-    has_window: bool = (
-        False  # its answer is a stream of events, or a job's outputs: the proxy says when to go on
-    )
-    is_in_event: bool = False  # a part of an event was sent, and more of it follows
-    unanswered: int = 0  # bytes of the stream since the proxy last said to go on
-    is_held_back: bool = False  # waits for room, not for the engine
-    room: asyncio.Event = field(default_factory=asyncio.Event)
+    task: "asyncio.Task[None] | None" = None
+    verdict: End | None = None
+    """How the run shall end, once a decision outside the engine has been made."""
+    frames_sent: int = 0
+    """Frames of this run that were handed to the socket, as `Hello` reports them."""
+    flow: SendFlow = field(default_factory=SendFlow)
+    is_in_event: bool = False
+    """Whether a part of an event was sent and more of it follows."""
+    may_continue: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set while the run does not wait for its receiver."""
 
-    @property
-    def is_arriving(self) -> bool:
-        """Its body is not whole yet."""
-        return self.task is None and not self.is_ending
+    def __post_init__(self) -> None:
+        self.may_continue.set()
 
-    @property
-    def may_send(self) -> bool:
-        """Neither paused nor at the end of its window."""
-        return not self.is_paused and self.unanswered < STREAM_WINDOW
+    def advance(self, event: RunEvent) -> bool:
+        """Change the phase as the table says; return False, and change nothing, where it has no entry."""
+        target = TRANSITIONS.get((self.phase, event))
+        if target is None:
+            return False
+        self.phase = target
+        return True
 
     @property
     def waits_for_engine(self) -> bool:
-        return self.task is not None and not self.is_ending and not self.is_held_back
+        """Whether the engine holds up this run, and not the receiver of its output."""
+        return self.phase in IN_ENGINE and self.may_continue.is_set()
 
     def end(self, ending: Ending, code: str = "", message: str = "") -> End:
-        """The last frame of this run."""
-        return End(self.job.job, self.job.attempt, ending, code, message[:MESSAGE])
+        """Return the last frame of this run."""
+        return End(self.job.job, self.job.attempt, ending, code, message[:MESSAGE_CHARACTERS])
 
     def add(self, part: Body) -> bool:
-        """Take a part of the body. True when it is whole."""
+        """Append a part of the body; return True when it is complete. Raises `BadBodyError`."""
         self.body += part.data
         if len(self.body) > self.job.size or (not part.more and len(self.body) != self.job.size):
             raise BadBodyError(f"{len(self.body)} bytes of a body of {self.job.size}")
         return not part.more
 
     def request(self) -> Request:
-        """What to ask the engine."""
+        """Return the request for the engine, and release the body's buffer."""
         body = bytes(self.body)
         self.body.clear()
         return Request(self.job.method, self.job.path, self.job.content_type, body)

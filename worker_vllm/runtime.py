@@ -1,8 +1,9 @@
-"""Runs jobs: takes them from the channel, has the handler answer them, puts heads, chunks and one `End` in the outbox.
+"""Runs jobs: takes them from a channel, has the handler answer them, puts heads, chunks and one `End` into the outbox.
 
-A run leaves the books when its `End` is handed to the socket; until then `hello` lists it, so that a proxy that dials
-again, or is dialled again, keeps it. The attempt is the fence: frames of another attempt are ignored, and a newer
-attempt of a job replaces the older one.
+A run is forgotten when its `End` is handed to the socket; until then `hello` lists it, so that a proxy that is dialled
+again keeps it. A run belongs to the connection that its job came from (`Run.origin`): its frames leave through that
+outbox, and frames from another connection do not concern it. The attempt is the fence: frames of another attempt are
+ignored, and a newer attempt of a job replaces the older one.
 """
 
 import asyncio
@@ -35,18 +36,22 @@ from worker_vllm.engine.base import Engine
 from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
 from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges
-from worker_vllm.run import BODY_BYTES, BadBodyError, Run
+from worker_vllm.run import BODY_MAX_BYTES, NOT_BEGUN, BadBodyError, Phase, Run, RunEvent
 from worker_vllm.settings import OutputFormat
 
-LIGHT_SLOTS = 32  # calls that never reach the model (tokenize, version, ...) and take no slot
-BACKLOG_HIGH = 128 * 1024  # bytes of a job in the outbox above which its engine output waits
-BACKLOG_LOW = 32 * 1024  # and below which it goes on
-OLD_PROXY_SECONDS = 1.0  # an older proxy sends no `Resume` within an event: unless it pauses the run, it is sent more
-STOP_SECONDS = 15.0  # how long stopped runs may take to end, before the worker goes without them
+# Calls that never reach the model (tokenize, version, ...) take none of the worker's slots.
+LIGHT_SLOTS = 32
+# Watermarks of a job's bytes in the outbox: above the first its output waits, below the second it continues.
+OUTBOX_HIGH_BYTES = 128 * 1024
+OUTBOX_LOW_BYTES = 32 * 1024
+# How long stopped runs may take to end before the worker exits without them.
+STOP_SECONDS = 15.0
+# A proxy of an older version sends no `Resume` within an event: unless it paused the run, more is sent after this time.
+OLD_PROXY_SECONDS = 1.0
 
 
 class Runtime:
-    """The jobs of one worker. Speaks through its outbox; its runs are tasks of `group`."""
+    """The jobs of one worker. Implements `Peer` for its channels; runs are tasks of `group`."""
 
     def __init__(
         self,
@@ -54,7 +59,6 @@ class Runtime:
         engine: Engine,
         models: list[Model],
         slots: int,
-        outbox: Outbox,
         group: asyncio.TaskGroup,
         output_format: OutputFormat = "seed",
     ) -> None:
@@ -62,122 +66,128 @@ class Runtime:
         self._engine = engine
         self._models = models
         self._slots = slots
-        self._outbox = outbox
         self._group = group
         self._output_format = output_format
         self._gauges = Gauges(engine.read, asyncio.get_running_loop().time)
         self._runs: dict[str, Run] = {}
+        self._outboxes: list[Outbox] = []
         self._is_draining = False
-        self._idle = asyncio.Event()  # no run is in the books
+        self._idle = asyncio.Event()
         self._idle.set()
         self._log = structlog.get_logger()
-        self.moves = 0  # grows with every piece of output
+        self.moves = 0
+        """Grows with every piece of output; the watchdog compares it."""
 
-    # What the channel asks (see `Peer`)
+    # `Peer`
 
-    def hello(self) -> Hello:
-        holds = [Hold(run.job.job, run.job.attempt, run.sent) for run in self._runs.values()]
+    def hello(self, origin: Outbox) -> Hello:
+        if origin not in self._outboxes:
+            self._outboxes.append(origin)
+        held = [run for run in self._runs.values() if run.origin is origin]
+        holds = [Hold(run.job.job, run.job.attempt, run.frames_sent) for run in held]
         return Hello(frames.PROTOCOL, self._worker, self._engine.name, self._models, holds)
 
-    def credit(self) -> Credit:
+    def credit(self, origin: Outbox) -> Credit:  # noqa: ARG002 - one connection has all slots
         return Credit(0, 0) if self._is_draining else Credit(self._slots, LIGHT_SLOTS)
 
-    def receive(self, frame: ToWorker) -> None:
+    def receive(self, origin: Outbox, frame: ToWorker) -> None:
         if isinstance(frame, Job):
-            self._take(frame)
+            self._accept(origin, frame)
             return
         run = self._runs.get(frame.job)
-        if run is None or run.job.attempt != frame.attempt:
-            if isinstance(
-                frame, Stop
-            ):  # it has overtaken its job, or crossed its end: the proxy waits for an end
-                self._outbox.put_in_lane(End(frame.job, frame.attempt, "released", "unknown_run"))
+        if run is None or run.job.attempt != frame.attempt or run.origin is not origin:
+            if isinstance(frame, Stop):
+                # It overtook its job, or crossed its end. The proxy waits for an `End` in both cases.
+                origin.put_in_lane(End(frame.job, frame.attempt, "released", "unknown_run"))
             return
-        if run.is_ending:
+        if run.phase is Phase.ENDED:
             return
         match frame:
             case Body():
                 self._add(run, frame)
             case Stop():
-                self._outbox.drop(frame.job)
+                origin.drop(frame.job)
                 self._stop(run, run.end("released", "stopped", "stopped by the proxy"))
             case Pause():
-                run.is_paused = True
+                run.flow.pause()
             case Resume():
-                self._go_on(run)
+                self._resume(run)
 
-    def sent(self, frames: Sequence[Frame]) -> None:
+    def sent(self, origin: Outbox, frames: Sequence[Frame]) -> None:
         for frame in frames:
             if not isinstance(frame, JobFrame):
                 continue
             run = self._runs.get(frame.job)
-            if run is None or run.job.attempt != frame.attempt:
+            if run is None or run.job.attempt != frame.attempt or run.origin is not origin:
                 continue
-            run.sent += 1
+            run.frames_sent += 1
             if isinstance(frame, End):
                 self._forget(run)
-            elif run.is_held_back:
-                self._make_room(run)
+            else:
+                self._continue_if_possible(run)
 
-    def disconnected(self) -> None:
-        for run in [run for run in self._runs.values() if run.is_arriving]:
-            self._forget(
-                run
-            )  # the rest of its body will not come; the proxy sees that `hello` does not list it
-        for run in self._runs.values():
-            self._go_on(
-                run
-            )  # a pause ends with its connection; the proxy pauses anew where it must
+    def disconnected(self, origin: Outbox) -> None:
+        for run in [run for run in self._runs.values() if run.origin is origin]:
+            if run.phase is Phase.ARRIVING:
+                # The rest of its body will not come; the proxy sees that `hello` does not list it.
+                self._forget(run)
+            else:
+                # A pause ends with its connection; the proxy pauses the run again where it must.
+                self._resume(run)
 
-    # What the worker asks
+    # Called by the worker
 
     @property
     def is_waiting_for_engine(self) -> bool:
-        """Is there a run that the engine, and nobody else, holds up?"""
+        """Whether at least one run is held up by the engine and not by the receiver of its output."""
         return any(run.waits_for_engine for run in self._runs.values())
 
     async def drain(self, seconds: float) -> None:
-        """Take no more; hand back what has not begun, let the rest finish. After `seconds` that is handed back too, or
-        lost if some of its output has left.
+        """Refuse new jobs, hand back runs that have not begun, and let the others finish.
+
+        After `seconds`, runs without output are handed back and runs with output end as lost.
         """
-        self._take_no_more()
+        self._refuse_new_jobs()
         for run in list(self._runs.values()):
-            if not run.has_begun:
+            if run.phase in NOT_BEGUN:
                 self._stop(run, run.end("released", "drained", "the worker stops"))
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
             for run in list(self._runs.values()):
-                if not run.has_output:
+                if run.phase is not Phase.ANSWERING:
                     self._stop(run, run.end("released", "drained", "the worker stops"))
             await self.lose_all("worker_stopped", "the worker had to stop before the job was done")
 
     async def lose_all(self, code: str, message: str) -> None:
-        """End every run as lost, and wait until that is so."""
-        self._take_no_more()
+        """End every run as lost, and wait until the engine has let go of them or `STOP_SECONDS` have passed."""
+        self._refuse_new_jobs()
         for run in list(self._runs.values()):
             self._stop(run, run.end("lost", code, message))
         tasks = [run.task for run in self._runs.values() if run.task is not None]
         if tasks:
-            _, deaf = await asyncio.wait(tasks, timeout=STOP_SECONDS)
-            for task in deaf:
-                task.cancel()  # once more: it waits for an engine that does not let go
+            _, unresponsive = await asyncio.wait(tasks, timeout=STOP_SECONDS)
+            for task in unresponsive:
+                task.cancel()
 
-    def _take_no_more(self) -> None:
-        """Say so before any end does: a job that is handed back, or lost, must not come straight back here."""
-        if not self._is_draining:
-            self._is_draining = True
-            self._outbox.put(self.credit())
+    def _refuse_new_jobs(self) -> None:
+        """Withdraw the credit before any run ends, so that a job that is handed back does not return at once."""
+        if self._is_draining:
+            return
+        self._is_draining = True
+        for outbox in self._outboxes:
+            outbox.put(self.credit(outbox))
 
-    # Its own work
+    # The life of a run
 
-    def _take(self, job: Job) -> None:
+    def _accept(self, origin: Outbox, job: Job) -> None:
         held = self._runs.get(job.job)
         if held is not None and held.job.attempt >= job.attempt:
-            return  # a duplicate, or older than what we have
+            return
         if held is not None:
             self._replace(held)
-        run = self._runs[job.job] = Run(job)
+        run = Run(job, origin)
+        self._runs[job.job] = run
         self._idle.clear()
         refusal = self._refusal(job)
         if refusal is not None:
@@ -191,12 +201,16 @@ class Runtime:
             return "released", "drained", "the worker stops"
         if held > (LIGHT_SLOTS if job.light else self._slots):
             return "released", "no_slot", "every slot of the worker is taken"
-        if job.size > BODY_BYTES:
-            return "lost", "body_too_big", f"a worker takes bodies of at most {BODY_BYTES} bytes"
+        if job.size > BODY_MAX_BYTES:
+            return (
+                "lost",
+                "body_too_big",
+                f"a worker takes bodies of at most {BODY_MAX_BYTES} bytes",
+            )
         return None
 
     def _add(self, run: Run, part: Body) -> None:
-        if not run.is_arriving:
+        if run.phase is not Phase.ARRIVING:
             return
         try:
             if run.add(part):
@@ -205,12 +219,14 @@ class Runtime:
             self._finish(run, run.end("lost", "bad_body", str(error)))
 
     def _start(self, run: Run) -> None:
+        run.advance(RunEvent.COMPLETE_BODY)
         run.task = self._group.create_task(self._run(run), name=f"run {run.job.job}")
 
     async def _run(self, run: Run) -> None:
-        """Answer one job. Ends with its one `End`, whatever happens."""
-        run.has_begun = True
-        self._log.debug("job.started", job=run.job.job, attempt=run.job.attempt, path=run.job.path)
+        """Answer one job. Ends with its one `End` in every case."""
+        run.advance(RunEvent.BEGIN)
+        job, attempt = run.job.job, run.job.attempt
+        self._log.debug("job.started", job=job, attempt=attempt, path=run.job.path)
         try:
             end = await self._answer(run)
         except asyncio.CancelledError:
@@ -221,14 +237,12 @@ class Runtime:
             end = run.end("failed", error.code, str(error))
         except RunLostError as error:
             if self._engine.dead:
-                self._take_no_more()
+                self._refuse_new_jobs()
             end = run.end("lost", error.code, str(error))
-        except Exception as error:  # noqa: BLE001 - the border of a task: a bug of ours costs this job, not the worker
-            self._log.exception("job.broke", job=run.job.job, attempt=run.job.attempt)
+        except Exception as error:  # noqa: BLE001 - task border: a bug of ours costs this job, not the worker
+            self._log.exception("job.broke", job=job, attempt=attempt)
             end = run.end("lost", "worker_error", repr(error))
-        self._log.debug(
-            "job.ended", job=run.job.job, attempt=run.job.attempt, ending=end.ending, code=end.code
-        )
+        self._log.debug("job.ended", job=job, attempt=attempt, ending=end.ending, code=end.code)
         self._finish(run, run.verdict or end)
 
     async def _answer(self, run: Run) -> End:
@@ -239,8 +253,8 @@ class Runtime:
             async for piece in answer:
                 self.moves += 1
                 if isinstance(piece, Head):
-                    run.has_window = piece.content_type.startswith(EVENT_STREAM)
-                    self._outbox.put_in_lane(
+                    run.flow.has_window = piece.content_type.startswith(EVENT_STREAM)
+                    run.origin.put_in_lane(
                         frames.Head(job, attempt, piece.status, piece.content_type)
                     )
                     continue
@@ -252,7 +266,7 @@ class Runtime:
         outputs = answer_input(
             self._engine, self._gauges, run.request().body, model, self._output_format
         )
-        run.has_window = True
+        run.flow.has_window = True
         async with aclosing(outputs) as answer:  # type: ignore[type-var]
             async for output in answer:
                 self.moves += 1
@@ -263,60 +277,68 @@ class Runtime:
         return run.end("completed")
 
     async def _put(self, run: Run, frame: Chunk | frames.Output) -> None:
-        """Send a piece of the answer, when there is room for it."""
-        run.has_output = True
-        if not run.may_send or self._outbox.backlog(frame.job) > BACKLOG_HIGH:
-            await self._room(run)
-        run.unanswered += len(frame.data) if run.has_window else 0
+        """Send a piece of the answer as soon as flow control allows it."""
+        run.advance(RunEvent.ANSWER)
+        if not run.flow.may_send or run.origin.backlog(frame.job) > OUTBOX_HIGH_BYTES:
+            await self._wait_to_continue(run)
+        run.flow.sent(len(frame.data))
         run.is_in_event = frame.more
-        self._outbox.put_in_lane(frame)
+        run.origin.put_in_lane(frame)
 
-    async def _room(self, run: Run) -> None:
-        """Wait until the job may send again."""
-        run.room.clear()
-        run.is_held_back = True
+    async def _wait_to_continue(self, run: Run) -> None:
+        """Wait until flow control allows the run to send again."""
+        run.may_continue.clear()
+        limit = OLD_PROXY_SECONDS if run.is_in_event else None
         try:
-            while not run.room.is_set():
+            while not run.may_continue.is_set():
                 try:
-                    async with asyncio.timeout(OLD_PROXY_SECONDS if run.is_in_event else None):
-                        await run.room.wait()
+                    async with asyncio.timeout(limit):
+                        await run.may_continue.wait()
                 except TimeoutError:
-                    if not run.is_paused and self._outbox.backlog(run.job.job) < BACKLOG_LOW:
-                        self._go_on(run)
+                    is_sent = run.origin.backlog(run.job.job) < OUTBOX_LOW_BYTES
+                    if not run.flow.is_paused and is_sent:
+                        self._resume(run)
         finally:
-            run.is_held_back = False
+            run.may_continue.set()
 
-    def _go_on(self, run: Run) -> None:
-        run.is_paused, run.unanswered = False, 0
-        self._make_room(run)
+    def _resume(self, run: Run) -> None:
+        run.flow.resume()
+        self._continue_if_possible(run)
 
-    def _make_room(self, run: Run) -> None:
-        if run.may_send and self._outbox.backlog(run.job.job) < BACKLOG_LOW:
-            run.room.set()
+    def _continue_if_possible(self, run: Run) -> None:
+        if run.flow.may_send and run.origin.backlog(run.job.job) < OUTBOX_LOW_BYTES:
+            run.may_continue.set()
 
     def _stop(self, run: Run, verdict: End) -> None:
-        """End a run for a reason of our own; the first reason counts."""
-        if run.is_ending or run.verdict is not None:
+        """End a run by a decision outside the engine; the first decision counts."""
+        if not run.advance(RunEvent.STOP):
             return
         run.verdict = verdict
         if run.task is not None:
             run.task.cancel()
-        if not run.has_begun:
-            self._finish(
-                run, verdict
-            )  # nor will it: a task that is cancelled before its first step never runs
+        if run.phase is Phase.ENDED:
+            # The task has not made its first step and never will.
+            self._send_end(run, verdict)
 
     def _finish(self, run: Run, end: End) -> None:
-        run.is_ending = True
+        if run.advance(RunEvent.END):
+            self._send_end(run, end)
+
+    def _send_end(self, run: Run, end: End) -> None:
         if self._runs.get(run.job.job) is run:
-            self._outbox.put_in_lane(end)
+            run.origin.put_in_lane(end)
 
     def _replace(self, old: Run) -> None:
-        """The proxy has handed out a newer attempt: the old one ends unheard."""
-        self._outbox.drop(old.job.job)
+        """End the older attempt of a job: the proxy has handed out a newer one."""
+        end = old.end("released", "replaced")
+        is_over = old.phase is Phase.ENDED
+        old.origin.drop(old.job.job)
         self._forget(old)
-        if old.task is not None and old.verdict is None:
-            old.verdict = old.end("released", "replaced")
+        old.origin.put_in_lane(old.verdict or end)
+        if is_over:
+            return
+        old.verdict = old.verdict or end
+        if old.advance(RunEvent.STOP) and old.task is not None:
             old.task.cancel()
 
     def _forget(self, run: Run) -> None:

@@ -16,7 +16,6 @@ from worker_vllm.channel.connection import (
     Channel,
     ChannelTimeouts,
     OrphanedError,
-    WakingOutbox,
 )
 from worker_vllm.channel.dial import Dialler, DialRefusedError, Handshake, Link
 from worker_vllm.channel.loading import Loading
@@ -121,12 +120,11 @@ async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _St
     structlog.get_logger().info(
         "engine.ready", engine=engine.name, models=[model.id for model in models], slots=slots
     )
-    outbox = WakingOutbox()
     async with asyncio.TaskGroup() as group:
-        runtime = Runtime(settings.id, engine, models, slots, outbox, group, settings.output_format)
+        runtime = Runtime(settings.id, engine, models, slots, group, settings.output_format)
         link, patience = _link(settings), _patience(settings)
         was_accepted = loading.was_accepted
-        channel = Channel(link, outbox, runtime, patience, _dialler(), was_accepted=was_accepted)
+        channel = Channel(link, runtime, patience, _dialler(), was_accepted=was_accepted)
         loading.retire()
         connecting = group.create_task(_connect(channel))
         await _first(channel.connected.wait(), connecting, TAKE_OVER_SECONDS)

@@ -133,7 +133,7 @@ async def test_a_job_and_its_output_are_looked_at_together(store: JobStore, subm
     assert await look(store, 3, 0) == (Status.COMPLETED, 2, [b"4"], 4)
 
 
-async def test_nobody_looks_at_a_job_of_another_owner(store: JobStore, submit: Submit) -> None:
+async def test_a_look_at_a_job_of_another_owner_finds_nothing(store: JobStore, submit: Submit) -> None:
     await submit("a")
     assert await store.look(HERE, Owner("bob"), A, 0, 9) is None
     assert await store.look(EndpointId("other"), ALICE, A, 0, 9) is None

@@ -47,7 +47,7 @@ async def beating() -> AsyncIterator[Proxy]:
 
 
 def event(size: int) -> bytes:
-    """An event of so many bytes, no two parts of which are alike."""
+    """An event of this many bytes, no two parts of which are alike."""
     data = b"data: " + b"".join(b"%08d" % number for number in range(size // 8 + 1))
     return data[: size - 2] + b"\n\n"
 

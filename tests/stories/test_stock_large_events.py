@@ -32,7 +32,7 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 
 def event(size: int) -> str:
-    """An event of so many bytes, no two parts of which are alike."""
+    """An event of this many bytes, no two parts of which are alike."""
     return ("data: " + "".join(f"{number:08}" for number in range(size // 8 + 1)))[
         : size - 2
     ] + "\n\n"

@@ -47,7 +47,7 @@ def test_an_event_is_known_by_how_it_begins(event: bytes, is_last: bool, size: i
     assert cut(FIRST + event.rstrip(), size) is is_last
 
 
-def test_each_write_counts_anew() -> None:
+def test_only_the_last_write_counts() -> None:
     last = LastEvent()
     for data, is_last in (
         (FIRST, False),

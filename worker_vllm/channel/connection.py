@@ -64,22 +64,22 @@ class WakingOutbox(Outbox):
 
 
 class Peer(Protocol):
-    """Who speaks through a channel."""
+    """The user of a channel. `origin` is the outbox of the connection that a call is about."""
 
-    def hello(self) -> Hello:
-        """What to say first on a new connection."""
+    def hello(self, origin: Outbox) -> Hello:
+        """Return the first frame of a new connection."""
 
-    def credit(self) -> Credit:
-        """What to say second."""
+    def credit(self, origin: Outbox) -> Credit:
+        """Return the second frame of a new connection: the slots that its proxy may use."""
 
-    def receive(self, frame: ToWorker) -> None:
-        """A frame from the proxy."""
+    def receive(self, origin: Outbox, frame: ToWorker) -> None:
+        """Handle a frame from the proxy."""
 
-    def sent(self, frames: Sequence[Frame]) -> None:
-        """These frames were handed to the socket; whether they arrive is not known."""
+    def sent(self, origin: Outbox, frames: Sequence[Frame]) -> None:
+        """Note that these frames were handed to the socket; whether they arrive is unknown."""
 
-    def disconnected(self) -> None:
-        """The connection is gone; another will be made."""
+    def disconnected(self, origin: Outbox) -> None:
+        """Note that the connection is lost; the channel dials again."""
 
 
 class OrphanedError(Exception):
@@ -101,7 +101,6 @@ class Channel:
     def __init__(
         self,
         link: Link,
-        outbox: WakingOutbox,
         peer: Peer,
         patience: ChannelTimeouts,
         dialler: Dialler,
@@ -111,7 +110,7 @@ class Channel:
         """`was_accepted`: the proxy has kept an earlier connection of this worker: address and token are right."""
         self._link = link
         self._dialler = dialler
-        self._outbox = outbox
+        self.outbox = WakingOutbox()
         self._peer = peer
         self._patience = patience
         self._log = structlog.get_logger().bind(worker=link.worker)
@@ -153,12 +152,12 @@ class Channel:
     def say(self, frame: Frame) -> None:
         """Send a frame that belongs to no job, if there is a connection."""
         if self._socket is not None:
-            self._outbox.put(frame)
+            self.outbox.put(frame)
 
     async def close(self, code: int = GOING_AWAY, reason: str = "") -> None:
         """Write what waits, close, and dial no more."""
         if self._socket is not None and not self._closing.is_set():
-            await _wait(self._outbox.empty.wait(), FLUSH_SECONDS)
+            await _wait(self.outbox.empty.wait(), FLUSH_SECONDS)
         self._closing.set()
         if self._socket is not None:
             await hang_up(self._socket, code, reason)
@@ -182,7 +181,7 @@ class Channel:
         finally:
             self._socket = None
             self.connected.clear()
-            self._peer.disconnected()
+            self._peer.disconnected(self.outbox)
             await hang_up(socket)
         refusal = refusal_of_close(socket)
         self._log.info("channel.closed", code=socket.close_code, reason=socket.close_reason)
@@ -191,9 +190,9 @@ class Channel:
         return True
 
     async def _speak(self, socket: ClientConnection) -> None:
-        self._outbox.clear_control()
-        self._outbox.put(self._peer.hello())
-        self._outbox.put(self._peer.credit())
+        self.outbox.clear_control()
+        self.outbox.put(self._peer.hello(self.outbox))
+        self.outbox.put(self._peer.credit(self.outbox))
         self._log.info("channel.connected", url=self._link.url)
         self.connected.set()
         self.tried.set()
@@ -219,18 +218,18 @@ class Channel:
                 await hang_up(socket, PROTOCOL_ERROR, "bad frame")
                 continue  # `recv` ends this loop
             for frame in frames:
-                self._peer.receive(frame)
+                self._peer.receive(self.outbox, frame)
 
     async def _write(self, socket: ClientConnection) -> None:
         while True:
-            message = self._outbox.next_message()
+            message = self.outbox.next_message()
             if message is None:
-                self._outbox.empty.set()
-                self._outbox.ready.clear()
-                await self._outbox.ready.wait()
+                self.outbox.empty.set()
+                self.outbox.ready.clear()
+                await self.outbox.ready.wait()
                 continue
             payload, frames = message
-            self._peer.sent(frames)
+            self._peer.sent(self.outbox, frames)
             with losing_connection():
                 await socket.send(payload)
 
@@ -238,7 +237,7 @@ class Channel:
         while True:
             await asyncio.sleep(self._patience.heartbeat)
             self.accepted = True
-            self._outbox.put(Heartbeat())
+            self.outbox.put(Heartbeat())
 
 
 def pause_before_dialling(

@@ -14,7 +14,8 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 
 from proxy.wire.frames import PROTOCOL, Credit, Frame, Hello, Log, ToWorker
-from worker_vllm.channel.connection import Channel, ChannelTimeouts, OrphanedError, WakingOutbox
+from proxy.wire.outbox import Outbox
+from worker_vllm.channel.connection import Channel, ChannelTimeouts, OrphanedError
 from worker_vllm.channel.dial import Dialler, DialRefusedError, Link
 
 FIRST_TRY_SECONDS = (
@@ -29,19 +30,19 @@ class _Announcement:
     def __init__(self, worker: str, engine: str) -> None:
         self._hello = Hello(PROTOCOL, worker, engine)
 
-    def hello(self) -> Hello:
+    def hello(self, _: Outbox) -> Hello:
         return self._hello
 
-    def credit(self) -> Credit:
+    def credit(self, _: Outbox) -> Credit:
         return Credit(0, 0)
 
-    def receive(self, frame: ToWorker) -> None:
+    def receive(self, _: Outbox, frame: ToWorker) -> None:
         """Nothing is owed: there was no credit."""
 
-    def sent(self, frames: Sequence[Frame]) -> None:
+    def sent(self, _: Outbox, frames: Sequence[Frame]) -> None:
         """Nothing to keep count of."""
 
-    def disconnected(self) -> None:
+    def disconnected(self, _: Outbox) -> None:
         """Nothing to give up."""
 
 
@@ -59,7 +60,6 @@ class Loading:
         self._tried = threading.Event()
         self._thread = threading.Thread(target=self._main, name="loading", daemon=True)
         self._loop: asyncio.AbstractEventLoop | None = None
-        self._outbox: WakingOutbox | None = None
         self._channel: Channel | None = None
         self._stop: Callable[[], object] | None = None
         self._is_over = False
@@ -77,8 +77,8 @@ class Loading:
 
     def say(self, text: str) -> None:
         """Tell the person who runs the proxy what is going on. From any thread."""
-        if self._outbox is not None:
-            self._ask(self._outbox.put, Log(text))
+        if self._channel is not None:
+            self._ask(self._channel.outbox.put, Log(text))
 
     def retire(self) -> None:
         """The worker's own channel is about to dial: neither dial again nor mind being replaced."""
@@ -110,9 +110,8 @@ class Loading:
             self._tried.set()
 
     async def _keep(self) -> None:
-        self._outbox = WakingOutbox()
         peer = _Announcement(self._link.worker, self._engine)
-        self._channel = Channel(self._link, self._outbox, peer, self._patience, self._dialler)
+        self._channel = Channel(self._link, peer, self._patience, self._dialler)
         self._loop = asyncio.get_running_loop()
         running = asyncio.create_task(self._channel.run())
         self._stop = running.cancel

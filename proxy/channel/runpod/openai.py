@@ -239,7 +239,7 @@ QUOTE = b'"'
 DEPTH = 2  # of lists in a piece of a stream; what is deeper is no batch of events
 BLANK_LINES = (b"\n\n", b"\n\r\n")  # what ends an event
 EDGE_BYTES = (
-    3  # a blank line may be cut into two pieces: so much of an event is kept until the next piece
+    3  # a blank line may be cut into two pieces: the end of an event is kept until the next one
 )
 ERRORS = (
     b'data: {"error"',

@@ -130,7 +130,7 @@ class RunpodResults:
                 async with asyncio.timeout(STALL_SECONDS):
                     for piece, more in pieces:
                         if self._mailbox(mailbox.job_id, run) is not mailbox or run.is_stopped:
-                            return True  # nobody wants it any longer
+                            return True  # the run is over
                         if mailbox.head is None:
                             mailbox.put_head(Head(200, EVENTS))
                         if not mailbox.put_chunk(piece, more=more):

@@ -173,16 +173,15 @@ async def working(
     engine: Engine, url: str, slots: int = 4, patience: ChannelTimeouts | None = None
 ) -> AsyncIterator[Worker]:
     """Runtime and channel of a worker, dialled in."""
-    outbox = WakingOutbox()
     models = await read_models(engine)
     async with asyncio.TaskGroup() as group:
-        runtime = Runtime("w-test", engine, models, slots, outbox, group)
+        runtime = Runtime("w-test", engine, models, slots, group)
         channel = Channel(
-            Link(url, "token", "w-test"), outbox, runtime, patience or ChannelTimeouts(5.0), DIALLER
+            Link(url, "token", "w-test"), runtime, patience or ChannelTimeouts(5.0), DIALLER
         )
         running = group.create_task(channel.run())
         try:
-            yield Worker(runtime, channel, outbox, running)
+            yield Worker(runtime, channel, channel.outbox, running)
         finally:
             await runtime.lose_all("test_over", "")
             running.cancel()

@@ -11,6 +11,7 @@ from websockets.http11 import Request as HandshakeRequest
 from websockets.http11 import Response
 
 from proxy.wire.frames import PROTOCOL, Chunk, Credit, Frame, Heartbeat, Hello, Log, ToWorker
+from proxy.wire.outbox import Outbox
 from tests.unit.worker.support import DEADLINE, DIALLER, fake_proxy, until
 from worker_vllm.channel.connection import (
     Channel,
@@ -29,31 +30,28 @@ class QuietPeer:
         self.sent_frames: list[Frame] = []
         self.disconnects = 0
 
-    def hello(self) -> Hello:
+    def hello(self, _: Outbox) -> Hello:
         return Hello(PROTOCOL, "w", "none")
 
-    def credit(self) -> Credit:
+    def credit(self, _: Outbox) -> Credit:
         return Credit(0, 0)
 
-    def receive(self, frame: ToWorker) -> None:
+    def receive(self, _: Outbox, frame: ToWorker) -> None:
         raise AssertionError(frame)
 
-    def sent(self, frames: Sequence[Frame]) -> None:
+    def sent(self, _: Outbox, frames: Sequence[Frame]) -> None:
         self.sent_frames += frames
 
-    def disconnected(self) -> None:
+    def disconnected(self, _: Outbox) -> None:
         self.disconnects += 1
 
 
 def channel_to(
     url: str, patience: ChannelTimeouts | None = None
 ) -> tuple[Channel, WakingOutbox, QuietPeer]:
-    outbox, peer = WakingOutbox(), QuietPeer()
-    return (
-        Channel(Link(url, "secret", "w"), outbox, peer, patience or ChannelTimeouts(5.0), DIALLER),
-        outbox,
-        peer,
-    )
+    peer = QuietPeer()
+    channel = Channel(Link(url, "secret", "w"), peer, patience or ChannelTimeouts(5.0), DIALLER)
+    return channel, channel.outbox, peer
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 426])
@@ -86,9 +84,7 @@ async def test_a_refused_handshake_is_not_final_once_the_worker_was_accepted_whi
 
     async with serve(refuse_hello, "127.0.0.1", 0, process_request=refuse) as server:
         link = Link(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", "secret", "w")
-        channel = Channel(
-            link, WakingOutbox(), QuietPeer(), ChannelTimeouts(0.02), DIALLER, was_accepted=True
-        )
+        channel = Channel(link, QuietPeer(), ChannelTimeouts(0.02), DIALLER, was_accepted=True)
         with pytest.raises(
             DialRefusedError, match="another model"
         ):  # the proxy's own word stays final
@@ -232,7 +228,6 @@ async def test_a_channel_dials_and_waits_by_the_means_that_it_is_given() -> None
         dialler = Dialler(connect_at_third, draw)
         channel = Channel(
             Link("ws://elsewhere", "token", "w"),
-            WakingOutbox(),
             QuietPeer(),
             ChannelTimeouts(5.0),
             dialler,

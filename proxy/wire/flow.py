@@ -1,0 +1,86 @@
+"""Flow control of one run's output: what the receiver asks for, and what the sender may send.
+
+The receiver (the proxy) counts the bytes that wait for their reader. Above the high watermark it asks the sender to
+pause; below the low watermark it asks it to resume. A pause can arrive late, so the sender (the worker) also keeps a
+window: it sends at most `STREAM_WINDOW` bytes until the next `Resume`. The receiver therefore sends `Resume` after each
+half window that its reader has taken, even if it never paused the sender. See docs/flow-control.md.
+
+Both classes only count. Their owner sends the frames.
+"""
+
+from dataclasses import dataclass
+
+from proxy.wire.frames import STREAM_WINDOW
+
+HIGH_WATERMARK_BYTES = 128 * 1024
+LOW_WATERMARK_BYTES = 32 * 1024
+
+
+@dataclass(slots=True)
+class ReceiveFlow:
+    """The receiver's side: `backlog` is the number of received bytes that nobody has taken yet."""
+
+    low_watermark: int = LOW_WATERMARK_BYTES
+    backlog: int = 0
+    taken: int = 0
+    """Bytes taken since the last `Resume`."""
+    is_paused: bool = False
+
+    def received(self, size: int) -> None:
+        """Count bytes that have arrived."""
+        self.backlog += size
+
+    def should_pause(self) -> bool:
+        """Return True, once, when the sender has to be paused."""
+        if self.is_paused or self.backlog <= HIGH_WATERMARK_BYTES:
+            return False
+        self.is_paused = True
+        return True
+
+    def consumed(self, size: int) -> None:
+        """Count bytes that have been taken out of the backlog."""
+        self.backlog -= size
+        self.taken += size
+
+    def should_resume(self) -> bool:
+        """Return True, once, when the sender may continue and has to be informed."""
+        is_due = self.is_paused or self.taken >= STREAM_WINDOW // 2
+        if not is_due or self.backlog >= self.low_watermark:
+            return False
+        self.restart()
+        return True
+
+    def restart(self) -> None:
+        """Forget what the sender was asked: it was just resumed, or its connection was replaced."""
+        self.is_paused = False
+        self.taken = 0
+
+
+@dataclass(slots=True)
+class SendFlow:
+    """The sender's side: whether more output may be sent now."""
+
+    has_window: bool = False
+    """Whether the window applies: it does for streams and for the outputs of jobs, not for whole answers."""
+    unacknowledged: int = 0
+    """Bytes sent since the last `Resume`."""
+    is_paused: bool = False
+
+    @property
+    def may_send(self) -> bool:
+        """Whether the sender is neither paused nor at the end of its window."""
+        return not self.is_paused and self.unacknowledged < STREAM_WINDOW
+
+    def sent(self, size: int) -> None:
+        """Count bytes that are on their way."""
+        if self.has_window:
+            self.unacknowledged += size
+
+    def pause(self) -> None:
+        """Send nothing until `resume`."""
+        self.is_paused = True
+
+    def resume(self) -> None:
+        """Start a new window."""
+        self.is_paused = False
+        self.unacknowledged = 0
