@@ -3,7 +3,7 @@ export ONLY MINUTES
 
 .PHONY: up test torture check lock audit sbom
 
-up:       ## install what is missing, then start the proxy and a worker: make up ARGS="--model ..."
+up:       ## install missing packages, then start the proxy and a worker: make up ARGS="--model ..."
 	@$(PYTHON) scripts/up.py $(ARGS)
 
 test:     ## every test that this machine can run: make test ARGS="tests/unit -x"
@@ -15,11 +15,11 @@ torture:  ## the long tests: make torture ONLY=name MINUTES=n
 check:    ## format, lint, types, import contracts: make check ARGS=--fix
 	@$(PYTHON) scripts/check.py $(ARGS)
 
-lock:     ## compile requirements/*.txt anew: make lock ARGS=--upgrade
+lock:     ## compile requirements/*.txt again: make lock ARGS=--upgrade
 	@$(PYTHON) scripts/lock.py $(ARGS)
 
-audit:    ## ask an advisory service about every pinned package: 0 clean, 1 vulnerable, 2 could not be asked
+audit:    ## ask an advisory service about every pinned package: 0 clean, 1 vulnerable, 2 no credible answer
 	@$(PYTHON) scripts/audit.py $(ARGS)
 
-sbom:     ## a CycloneDX list of a base install, dist/sbom.json: make sbom ARGS=PATH
+sbom:     ## write a CycloneDX list of a base install to dist/sbom.json: make sbom ARGS=PATH
 	@$(PYTHON) scripts/sbom.py $(ARGS)

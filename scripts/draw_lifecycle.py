@@ -10,8 +10,8 @@ from proxy.jobs.lifecycle import TRANSITIONS, mermaid  # noqa: E402 - after the 
 
 PAGE = """# The life of a job
 
-Drawn by `python3 scripts/draw_lifecycle.py` from the one table in `proxy/jobs/lifecycle.py`; a test holds the two
-together.
+Drawn by `python3 scripts/draw_lifecycle.py` from the one table in `proxy/jobs/lifecycle.py`; a test keeps the page and the
+table equal.
 
 ```mermaid
 {diagram}```
@@ -20,8 +20,8 @@ together.
 |---|---|---|
 {rows}
 
-What is absent is illegal. `attempt` grows at every `take` and never falls; it is the only fence. `failures` counts lost
-runs and is set to 0 by `retry`; at three the job fails instead of being released.
+A transition that is not in the table is illegal. `attempt` grows with every `take` and never decreases; it is the only
+fencing token. `failures` counts lost runs and is reset to 0 by `retry`; at three the job fails instead of being released.
 """
 
 

@@ -62,3 +62,16 @@ def test_links_lead_somewhere(page: Path) -> None:
     for target in [part.partition(")")[0] for part in page.read_text().split("](")[1:]]:
         if not target.startswith("http"):
             assert (page.parent / target.partition("#")[0]).exists(), target
+
+
+def test_flow_control_names_constants_that_exist() -> None:
+    page = (DOCS / "flow-control.md").read_text()
+    found = re.findall(r"`((?:proxy|worker_vllm)/[\w/]+\.py)`: ((?:`[\w.]+`(?:, )?)+)", page)
+    names = [(path, name) for path, names in found for name in re.findall(r"[\w.]+", names)]
+    assert len(names) > 20
+    missing = [
+        f"{path}: {name}"
+        for path, name in names
+        if not re.search(rf"\b{name.partition('.')[2] or name}\b", (ROOT / path).read_text())
+    ]
+    assert not missing
