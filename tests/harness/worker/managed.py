@@ -7,11 +7,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO
 
-from harness import worker as ours
 from harness.proxy.server import Proxy
 from harness.runpod.sdk_worker import HANDLERS
 from harness.tools.environments import python
 from harness.tools.waiting import until
+from harness.worker import process as ours
 from proxy.cli import stock_worker
 from proxy.cli.up import new_worker_id
 from proxy.cli.worker import arguments
