@@ -79,7 +79,8 @@ def ours(place: Path, environ: dict[str, str]) -> Times:
                 break
         answer(f"http://127.0.0.1:{port}/v1/chat/completions", BODY)
         times["answer"] = time.monotonic() - begun
-        times["start, CPU"] = cpu_seconds(up.pid) - set_up_cpu
+        times["answer, CPU"] = cpu_seconds(up.pid)
+        times["start, CPU"] = times["answer, CPU"] - set_up_cpu
         times["start"] = times["ready"] - times.get("installed", 0.0)
         up.send_signal(signal.SIGINT)
         up.communicate()
@@ -139,7 +140,7 @@ def one_round(folder: Path, commit: str, against: str) -> Times:
     their_second = theirs(there, environment(peer))
     times = {f"first {name}": value for name, value in first.items()}
     times |= {f"second {name}": value for name, value in second.items()}
-    times |= {"clone to answer": cloned + first["answer"]}
+    times |= {"clone to answer": cloned + first["answer"], "clone to answer, CPU": first["answer, CPU"]}
     for name, own, other in (("first", first, their_first), ("second", second, their_second)):
         for unit in ("start", "start, CPU"):
             times[f"vLLM's {name} {unit}"] = other[unit]
@@ -148,7 +149,9 @@ def one_round(folder: Path, commit: str, against: str) -> Times:
         begun = time.monotonic()
         before = clone(old, against)
         cloned = time.monotonic() - begun
-        times[f"clone to answer, {against}"] = cloned + ours(before, environment(old))["answer"]
+        was = ours(before, environment(old))
+        times[f"clone to answer, {against}"] = cloned + was["answer"]
+        times[f"clone to answer, {against}, CPU"] = was["answer, CPU"]
     return times
 
 
