@@ -2,7 +2,8 @@
 
 In each round a clone is installed and started twice, and takes turns with vLLM's server in a second clone that was
 installed in the same way. Packages come from uv's cache where they are in it; kernels are compiled and kept in folders
-of the round. With --against, a clone of another commit goes from nothing to its first answer too.
+of the round. With --against, a clone of another commit goes from nothing to its first answer too. Where a machine has
+other work, the processor time until ready says more than the clock.
 """
 
 import argparse
@@ -88,28 +89,30 @@ def ours(place: Path, environ: dict[str, str]) -> Times:
         command, cwd=place, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as up:
         assert up.stdout is not None  # noqa: S101 - it is a pipe
-        begins = 0.0
+        set_up_cpu = 0.0
         for line in up.stdout:
             now = time.monotonic() - begun
             if found := SET_UP.match(line):
                 times[f"install: {found[1]}"] = float(found[2])
             elif line.startswith("set-up: done"):
                 times["installed"] = now
+                set_up_cpu = cpu_seconds(up.pid)
             elif (found := STAGE.match(line)) or line.startswith("Ready after"):
                 times[f"at {found[2]}" if found else "ready"] = now
-                begins = begins or now
             if line.startswith("Ready after"):
                 break
         answer(f"http://127.0.0.1:{port}/v1/chat/completions", BODY)
         times["answer"] = time.monotonic() - begun
+        times["answer, CPU"] = cpu_seconds(up.pid)
+        times["start, CPU"] = times["answer, CPU"] - set_up_cpu
         times["start"] = times["ready"] - times.get("installed", 0.0)
         up.send_signal(signal.SIGINT)
         up.communicate()
     return times
 
 
-def theirs(place: Path, environ: dict[str, str]) -> float:
-    """Run vLLM's server until it is healthy; the seconds."""
+def theirs(place: Path, environ: dict[str, str]) -> Times:
+    """Run vLLM's server until it is healthy; its seconds on the clock and of processor time."""
     port = free_port()
     python = str(place / ".venv" / "bin" / "python")
     command = [
@@ -131,9 +134,21 @@ def theirs(place: Path, environ: dict[str, str]) -> float:
         stderr=subprocess.DEVNULL,
     ) as server:
         answer(f"http://127.0.0.1:{port}/health")
-        seconds = time.monotonic() - begun
+        times = {"start": time.monotonic() - begun, "start, CPU": cpu_seconds(server.pid)}
         server.terminate()
-    return seconds
+    return times
+
+
+def cpu_seconds(pid: int) -> float:
+    """The processor time of a process, of those below it, and of those of them that have ended."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    own = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+    children = [
+        child
+        for tasks in Path("/proc").glob(f"{pid}/task/*/children")
+        for child in tasks.read_text().split()
+    ]
+    return own + sum(cpu_seconds(int(child)) for child in children)
 
 
 def answer(url: str, body: bytes | None = None) -> None:
@@ -168,17 +183,21 @@ def one_round(folder: Path, commit: str, against: str) -> Times:
     their_second = theirs(there, environment(peer))
     times = {f"first {name}": value for name, value in first.items()}
     times |= {f"second {name}": value for name, value in second.items()}
-    times |= {"clone to answer": cloned + first["answer"]}
-    times |= {"vLLM's first": their_first, "vLLM's second": their_second}
     times |= {
-        "ratio of the first": first["start"] / their_first,
-        "ratio of the second": second["start"] / their_second,
+        "clone to answer": cloned + first["answer"],
+        "clone to answer, CPU": first["answer, CPU"],
     }
+    for name, own, other in (("first", first, their_first), ("second", second, their_second)):
+        for unit in ("start", "start, CPU"):
+            times[f"vLLM's {name} {unit}"] = other[unit]
+            times[f"ratio of the {name} {unit}"] = own[unit] / other[unit]
     if against:
         begun = time.monotonic()
         before = clone(old, against)
         cloned = time.monotonic() - begun
-        times[f"clone to answer, {against}"] = cloned + ours(before, environment(old))["answer"]
+        was = ours(before, environment(old))
+        times[f"clone to answer, {against}"] = cloned + was["answer"]
+        times[f"clone to answer, {against}, CPU"] = was["answer, CPU"]
     return times
 
 

@@ -15,8 +15,8 @@ from environment.byte_code import LIST, WHOLE
 from environment.prepare import prepare
 from environment.table import ROOT
 
-MOSTLY = 0.6  # of a whole tree: it becomes one line
-ENOUGH = 0.25  # of one folder: with a smaller part imported it is not worth its time
+MOSTLY = 0.8  # of a whole tree: it becomes one line
+ENOUGH = 0.5  # of one folder: with a smaller part imported it is not worth its time
 
 
 def main() -> None:
