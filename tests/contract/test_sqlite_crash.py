@@ -176,6 +176,6 @@ async def test_nothing_is_acknowledged_before_it_is_on_the_disk(tmp_path: Path) 
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(1800)
+@pytest.mark.timeout(1_200)
 async def test_a_process_that_is_killed_many_times_loses_nothing(tmp_path: Path) -> None:
     await kill_and_look(tmp_path / "jobs.db", kills=100, most=5_000)

@@ -439,7 +439,7 @@ def test_a_store_does_as_its_model(kind: str) -> None:
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(3600)
+@pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("kind", STORES)
 def test_a_store_does_as_its_model_for_long(kind: str) -> None:
     check(kind, examples=2_000)
