@@ -14,7 +14,7 @@ from websockets.http11 import Request, Response
 
 from proxy.wire.frames import Chunk, Credit, End, Hello, Log
 from tests.unit.worker.support import DEADLINE, DIALLER, FakeProxy, chat, fake_proxy
-from worker_vllm.channel.connection import Patience
+from worker_vllm.channel.connection import ChannelTimeouts
 from worker_vllm.channel.dial import Link
 from worker_vllm.channel.loading import Loading
 
@@ -162,7 +162,9 @@ async def test_an_orphan_ends(start: Start) -> None:
 
 async def test_a_loading_connection_may_be_ended_twice(proxy: FakeProxy) -> None:
     """Its thread may end by itself, when the proxy replaces the connection, just as somebody asks it to."""
-    loading = Loading(Link(proxy.url, "token", "w-twice"), "scripted", Patience(5.0), DIALLER)
+    loading = Loading(
+        Link(proxy.url, "token", "w-twice"), "scripted", ChannelTimeouts(5.0), DIALLER
+    )
     await asyncio.to_thread(loading.start)
     for _ in range(2):
         await asyncio.to_thread(loading.close)

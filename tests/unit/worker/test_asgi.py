@@ -6,7 +6,7 @@ import pytest
 
 from tests.unit.worker.support import DEADLINE, app_of
 from worker_vllm.asgi import (
-    UNREAD_BYTES,
+    UNREAD_HIGH_BYTES,
     CutShortError,
     Head,
     Message,
@@ -159,7 +159,7 @@ async def test_the_app_waits_while_too_much_is_unread() -> None:
         await anext(answer)  # the head; the app has run up to its bound
         for _ in range(10):
             await asyncio.sleep(0)
-        assert sent <= 2 * UNREAD_BYTES + 8192  # what was taken, and what may wait behind it
+        assert sent <= 2 * UNREAD_HIGH_BYTES + 8192  # what was taken, and what may wait behind it
         rest = [piece async for piece in answer]
 
     assert sum(len(piece) for piece in rest if isinstance(piece, bytes)) == 100 * 4096
@@ -181,7 +181,7 @@ async def test_an_app_that_resists_force_too_is_waited_for() -> None:
             await may_end.wait()
 
     async def ask() -> None:
-        async with aclosing(call(app, GET, leave_seconds=0.01)) as answer:  # type: ignore[type-var]
+        async with aclosing(call(app, GET, disconnect_seconds=0.01)) as answer:  # type: ignore[type-var]
             await anext(answer)
 
     async with asyncio.timeout(DEADLINE):
@@ -203,7 +203,7 @@ async def test_an_app_that_ignores_the_disconnect_is_ended_by_force() -> None:
         finally:
             gone.set()
 
-    async with aclosing(call(app, GET, leave_seconds=0.01)) as answer:  # type: ignore[type-var]
+    async with aclosing(call(app, GET, disconnect_seconds=0.01)) as answer:  # type: ignore[type-var]
         await anext(answer)
 
     async with asyncio.timeout(DEADLINE):

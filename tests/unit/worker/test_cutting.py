@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_vllm.cutting import BLANK_LINES, EVENT_BYTES, Events, Part
+from worker_vllm.cutting import BLANK_LINES, EVENT_MAX_BYTES, Events, Part
 
 LIMIT = 8
 STREAMS = st.lists(
@@ -15,7 +15,7 @@ STREAMS = st.lists(
 )
 
 
-def cut(*pieces: bytes, limit: int = EVENT_BYTES) -> list[Part]:
+def cut(*pieces: bytes, limit: int = EVENT_MAX_BYTES) -> list[Part]:
     events = Events(limit)
     return [*itertools.chain.from_iterable(events.feed(piece) for piece in pieces), *events.end()]
 

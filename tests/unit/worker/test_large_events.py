@@ -26,7 +26,7 @@ from tests.unit.worker.support import (
     working,
 )
 from worker_vllm.asgi import Head
-from worker_vllm.cutting import EVENT_BYTES, Part
+from worker_vllm.cutting import EVENT_MAX_BYTES, Part
 from worker_vllm.engine.upstream import UpstreamEngine
 from worker_vllm.handler import handle
 from worker_vllm.inputs.answering import answer_input
@@ -119,7 +119,7 @@ def digest(data: bytes) -> str:
 
 
 @pytest.mark.parametrize("kind", ["upstream", "in process"])
-@pytest.mark.parametrize("size", [EVENT_BYTES, EVENT_BYTES + 1, ECHO, HUGE])
+@pytest.mark.parametrize("size", [EVENT_MAX_BYTES, EVENT_MAX_BYTES + 1, ECHO, HUGE])
 async def test_a_large_event_passes_in_pieces(kind: str, size: int) -> None:
     stream = event(100) + event(size) + event(100, b"y") + DONE
     async with engine_of(kind, stream) as engine, fake_proxy() as proxy, working(engine, proxy.url):
@@ -138,13 +138,13 @@ async def test_a_large_event_passes_in_pieces(kind: str, size: int) -> None:
 
 
 async def test_an_event_is_passed_on_before_it_is_whole() -> None:
-    async with upstream(event(2 * EVENT_BYTES + 200 * KB)) as server:
+    async with upstream(event(2 * EVENT_MAX_BYTES + 200 * KB)) as server:
         server.may_go_on.clear()
         async with UpstreamEngine(server.url, "", lambda _: None) as engine:
             size = 0
             async for part in handle(engine, chat()):
                 if isinstance(part, Part):
-                    assert len(part.data) <= EVENT_BYTES
+                    assert len(part.data) <= EVENT_MAX_BYTES
                     size += len(part.data)
                     server.may_go_on.set()
 
@@ -165,7 +165,7 @@ async def test_an_event_waits_for_a_reader_that_is_behind() -> None:
         await until(lambda: not worker.runtime.is_waiting_for_engine and worker.outbox.size == 0)
         await line.until(lambda: len(line.text("j")) >= STREAM_WINDOW)
         await asyncio.sleep(OLD_PROXY_SECONDS * 1.2)  # a pause counts however long it lasts
-        assert len(line.text("j")) < STREAM_WINDOW + 2 * EVENT_BYTES
+        assert len(line.text("j")) < STREAM_WINDOW + 2 * EVENT_MAX_BYTES
         await line.send(Resume("j", 1))
         await read(line, "j")
 
@@ -236,11 +236,11 @@ async def test_a_large_error_event_fails_the_job(kind: str) -> None:
 
 async def test_a_large_event_that_only_speaks_of_an_error_does_not_fail_the_job() -> None:
     said = (
-        event(EVENT_BYTES)
+        event(EVENT_MAX_BYTES)
         + b"data: "
-        + b"x" * EVENT_BYTES
+        + b"x" * EVENT_MAX_BYTES
         + b'data: {"error"'
-        + b"x" * EVENT_BYTES
+        + b"x" * EVENT_MAX_BYTES
         + b"\n\n"
     )
     parts = [
