@@ -1,4 +1,4 @@
-"""The other routes of vLLM, through the proxy: nothing about them is known here but their names."""
+"""The other routes of vLLM, of which the proxy knows only the paths."""
 
 import json
 from collections.abc import AsyncIterator
@@ -73,7 +73,7 @@ async def test_tokens_there_and_back(real: Real, base: str) -> None:
         assert (await response.json())["prompt"] == text
 
 
-async def test_what_the_model_cannot_do_the_engine_says(real: Real) -> None:
+async def test_an_unsupported_route_is_rejected_by_the_engine(real: Real) -> None:
     async with real.proxy.http.post(
         "/v1/embeddings", json={"model": "demo", "input": "x"}
     ) as response:
@@ -83,13 +83,13 @@ async def test_what_the_model_cannot_do_the_engine_says(real: Real) -> None:
 
 @pytest_asyncio.fixture(scope="module")
 async def pooling() -> AsyncIterator[Proxy]:
-    """A line whose worker embeds instead of generating."""
+    """Start a proxy with a worker that embeds instead of generating."""
     flags = ("--runner", "pooling", "--convert", "embed")
     demo = ("--dtype", "bfloat16", "--max-model-len", "512", "--enforce-eager")
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(serving())
-        told = {"engine": "vllm", "model": "demo", "log_level": "info", "heartbeat_seconds": 5}
-        await stack.enter_async_context(worker(proxy, *flags, *demo, **told))
+        settings = {"engine": "vllm", "model": "demo", "log_level": "info", "heartbeat_seconds": 5}
+        await stack.enter_async_context(worker(proxy, *flags, *demo, **settings))
         yield proxy
 
 
