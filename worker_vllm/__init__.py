@@ -1,1 +1,4 @@
-"""The worker: dials a proxy, pulls jobs, answers them with an engine's OpenAI app. Importing this does nothing."""
+"""The worker: dials a proxy, takes jobs, and answers them with an engine's OpenAI app.
+
+Importing this package has no side effects.
+"""

@@ -1,4 +1,7 @@
-"""`python -m worker_vllm [flags for vLLM ...]`. Engine processes import this module too, hence the guard."""
+"""`python -m worker_vllm [flags for vLLM ...]`.
+
+vLLM's engine processes import this module too, hence the guard.
+"""
 
 if __name__ == "__main__":
     import sys

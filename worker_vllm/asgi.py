@@ -1,14 +1,18 @@
-"""Call an ASGI app in this process and stream its answer.
+"""Call an ASGI app in this process and stream its response.
 
 The rules, each found the hard way with vLLM's app:
-- `spec_version` is 2.3. With 2.4 Starlette stops listening for the disconnect, and a cancelled stream runs to its end.
-- `receive` gives the request once, then waits until the caller leaves, then gives `http.disconnect`.
-- `send` drops silently once the caller has left; before that it waits while too much is unread.
-- To cancel: leave first, then await the app. Cancelling its task at once orphans requests in the engine.
+- `spec_version` is 2.3. With 2.4 Starlette does not listen for the disconnect, and a cancelled
+  stream runs to its end.
+- `receive` returns the request once, then waits until the caller disconnects, then returns
+  `http.disconnect`.
+- `send` discards its data after the caller has disconnected. Before that it waits while too many
+  bytes are unread (back-pressure).
+- To cancel: disconnect first, then await the app. Cancelling its task at once orphans requests in
+  the engine.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass
 from typing import Any, TypeAlias
@@ -21,16 +25,16 @@ Receive: TypeAlias = Callable[[], Awaitable[Message]]
 Send: TypeAlias = Callable[[Message], Awaitable[None]]
 App: TypeAlias = Callable[[Scope, Receive, Send], Awaitable[None]]
 
-UNREAD_BYTES = 64 * 1024  # the app's send waits above this: the engine's client is as slow as ours
-LEAVE_SECONDS = (
-    10.0  # how long an app may take to notice that the caller left; a healthy vLLM needs 30 ms
-)
-CALLER = ("127.0.0.1", 0)
+# High watermark of the bytes that the reader has not taken. Above it the app's `send` waits.
+UNREAD_HIGH_BYTES = 64 * 1024
+# Time that an app may take to end after the disconnect. A healthy vLLM needs 30 ms.
+DISCONNECT_TIMEOUT_SECONDS = 10.0
+CLIENT_ADDRESS = ("127.0.0.1", 0)
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """One HTTP request for the engine's app. `path` may end with a query."""
+    """An HTTP request for the engine's app. `path` may end with a query string."""
 
     method: str
     path: str
@@ -40,45 +44,52 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Status and Content-Type of the answer."""
+    """Status code and Content-Type of a response."""
 
     status: int
     content_type: str
 
 
 class CutShortError(Exception):
-    """The app ended before its answer was whole; the cause is the app's own exception, if it raised one."""
+    """The app ended before its response was complete. The cause is the app's exception, if any."""
 
 
 async def call(
-    app: App, request: Request, authorization: str = "", leave_seconds: float = LEAVE_SECONDS
-) -> AsyncIterator[Head | bytes]:
-    """The app's answer: one head, then its body. What the app sent in one loop turn is joined, unless it is large.
+    app: App,
+    request: Request,
+    authorization: str = "",
+    disconnect_seconds: float = DISCONNECT_TIMEOUT_SECONDS,
+) -> AsyncGenerator[Head | bytes, None]:
+    """Yield the app's response: one head, then its body.
 
-    Ends normally only if the answer is whole, else with `CutShortError`. Closing this iterator, or cancelling the task
-    in it, ends the request in the app.
+    Pieces that the app sent in one turn of the event loop are joined, unless they are large.
+    Raises `CutShortError` if the response is not complete. Closing this generator, or cancelling
+    the task in it, ends the request in the app.
     """
     exchange = _Exchange(request, authorization)
     task = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
-    task.add_done_callback(lambda _: exchange.news.set())
+    task.add_done_callback(lambda _: exchange.changed.set())
     try:
         while not exchange.is_whole and not task.done():
-            await exchange.news.wait()
+            await exchange.changed.wait()
             for piece in exchange.take():
                 yield piece
         for piece in exchange.take():
             yield piece
     finally:
-        exchange.leave()
-        await _let_end(task, request.path, leave_seconds)
+        exchange.disconnect()
+        await _wait_for_end(task, request.path, disconnect_seconds)
     if not exchange.is_whole:
-        raise CutShortError(f"the engine's answer to {request.path} broke off") from _failure(task)
+        raise CutShortError(f"the engine's response to {request.path} is incomplete") from _failure(
+            task
+        )
 
 
 async def fetch(app: App, request: Request, authorization: str = "") -> tuple[int, bytes]:
-    """The whole answer at once: status and body."""
-    status, body = 0, bytearray()
-    async with aclosing(call(app, request, authorization)) as answer:  # type: ignore[type-var]
+    """Return the status and the whole body of the app's response. Raises `CutShortError`."""
+    status = 0
+    body = bytearray()
+    async with aclosing(call(app, request, authorization)) as answer:
         async for piece in answer:
             if isinstance(piece, Head):
                 status = piece.status
@@ -88,69 +99,71 @@ async def fetch(app: App, request: Request, authorization: str = "") -> tuple[in
 
 
 class _Exchange:
-    """One request and what its app has sent so far."""
+    """A request, and the part of its response that the reader has not taken yet."""
 
     def __init__(self, request: Request, authorization: str) -> None:
         self.scope = _scope(request, authorization)
-        self.news = asyncio.Event()  # the reader has something to take
+        # Set while there may be something to take.
+        self.changed = asyncio.Event()
         self.is_whole = False
         self._request: bytes | None = request.body
         self._head: Head | None = None
         self._unread: list[bytes] = []
         self._unread_bytes = 0
-        self._room = asyncio.Event()  # the app may send more
-        self._room.set()
-        self._left = asyncio.Event()  # the reader is gone
+        # Set while the app may send more.
+        self._may_send = asyncio.Event()
+        self._may_send.set()
+        # Set when the reader has disconnected.
+        self._disconnected = asyncio.Event()
 
     async def receive(self) -> Message:
         if self._request is not None:
-            body, self._request = self._request, None
+            body = self._request
+            self._request = None
             return {"type": "http.request", "body": body, "more_body": False}
-        await self._left.wait()
+        await self._disconnected.wait()
         return {"type": "http.disconnect"}
 
     async def send(self, message: Message) -> None:
-        if self._left.is_set() or self.is_whole:
+        if self._disconnected.is_set() or self.is_whole:
             return
         if message["type"] == "http.response.start":
             headers = dict(message.get("headers", ()))
-            self._head = Head(
-                int(message["status"]), headers.get(b"content-type", b"").decode("latin-1")
-            )
+            content_type = headers.get(b"content-type", b"").decode("latin-1")
+            self._head = Head(int(message["status"]), content_type)
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             if body:
                 self._unread.append(bytes(body))
                 self._unread_bytes += len(body)
             self.is_whole = not message.get("more_body", False)
-        self.news.set()
-        if self._unread_bytes > UNREAD_BYTES and not self.is_whole:
-            self._room.clear()
-            await self._room.wait()
+        self.changed.set()
+        if self._unread_bytes > UNREAD_HIGH_BYTES and not self.is_whole:
+            self._may_send.clear()
+            await self._may_send.wait()
 
     def take(self) -> list[Head | bytes]:
-        """What has come since the last call."""
-        self.news.clear()
+        """Return what the app has sent since the last call."""
+        self.changed.clear()
         pieces: list[Head | bytes] = []
         if self._head is not None:
             pieces.append(self._head)
             self._head = None
         if self._unread:
-            if (
-                self._unread_bytes > UNREAD_BYTES
-            ):  # a copy of what is large would cost as much again
+            # Joining makes a copy, which large pieces are spared.
+            if len(self._unread) == 1 or self._unread_bytes > UNREAD_HIGH_BYTES:
                 pieces += self._unread
             else:
-                pieces.append(self._unread[0] if len(self._unread) == 1 else b"".join(self._unread))
+                pieces.append(b"".join(self._unread))
             self._unread.clear()
             self._unread_bytes = 0
-            self._room.set()
+            self._may_send.set()
         return pieces
 
-    def leave(self) -> None:
-        """The reader takes no more."""
-        self._left.set()
-        self._room.set()
+    def disconnect(self) -> None:
+        """Tell the app that the reader has left, and release it if it waits in `send`."""
+        self._disconnected.set()
+        self._may_send.set()
 
 
 def _scope(request: Request, authorization: str) -> Scope:
@@ -175,15 +188,17 @@ def _scope(request: Request, authorization: str) -> Scope:
         "query_string": query.encode("utf-8"),
         "root_path": "",
         "headers": headers,
-        "client": CALLER,
+        "client": CLIENT_ADDRESS,
         "server": ("127.0.0.1", 80),
         "state": {},
     }
 
 
-async def _let_end(task: "asyncio.Future[None]", path: str, seconds: float) -> None:
-    """Wait until the app has let go of the request; by force if it does not. One that resists that too is waited for:
-    the proxy does with the worker what it can, and gives its slot to nobody.
+async def _wait_for_end(task: "asyncio.Future[None]", path: str, seconds: float) -> None:
+    """Wait until the app has released the request; cancel it after `seconds`.
+
+    An app that ignores the cancellation too is awaited without limit, so that its slot is not
+    given to another job. The proxy detects such a worker.
     """
     try:
         await asyncio.wait({task}, timeout=seconds)

@@ -1,7 +1,7 @@
-"""`python -m worker_vllm.bake MODEL`: bring a model from the hub into a container image while that is being built.
+"""`python -m worker_vllm.bake MODEL`: download a model into a container image during its build.
 
-What it brought is written to the file that a worker reads at its start (`WORKER_BAKED_MODEL`). A gated model needs
-HF_TOKEN, which the hub's own library reads; it is written nowhere.
+The result is described in the file that a worker reads at its start (`WORKER_BAKED_MODEL`). A gated
+model needs HF_TOKEN, which the hub's own library reads; the token is not written to any file.
 """
 
 import argparse
@@ -11,36 +11,44 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-NOTE = Path("/local_model_args.json")
-FOLDER = Path("/baked")
-NOT_NEEDED = (
-    "original/*",
-)  # a second copy of the weights in some models, which vLLM does not load either
+BAKED_MODEL_FILE = Path("/local_model_args.json")
+MODEL_FOLDER = Path("/baked")
+# A second copy of the weights in some models, which vLLM does not load.
+IGNORED_FILES = ("original/*",)
 
 
 def main(arguments: Sequence[str]) -> None:
-    """Bring the model, and its tokenizer if that is another one's; an empty argument is as good as none."""
+    """Download the model, and the tokenizer of another model if one is named.
+
+    An empty argument counts as absent.
+    """
     parser = argparse.ArgumentParser(
-        prog="worker_vllm.bake", description="Bring a model into a container image."
+        prog="worker_vllm.bake", description="Download a model into a container image."
     )
     parser.add_argument("model", help="the model's hub id")
     for name in ("revision", "tokenizer", "tokenizer-revision", "quantization"):
         parser.add_argument(f"--{name}", default="")
-    parser.add_argument("--into", type=Path, default=FOLDER, help="folder for the files")
-    parser.add_argument("--note", type=Path, default=NOTE, help="the file that a worker reads")
-    told = parser.parse_args(arguments)
-    model = tokenizer = _bring(told.model, told.revision, told.into / "model")
-    if told.tokenizer:
-        tokenizer = _bring(told.tokenizer, told.tokenizer_revision, told.into / "tokenizer")
-    note = {"MODEL_NAME": model, "TOKENIZER_NAME": tokenizer, "QUANTIZATION": told.quantization}
-    told.note.write_text(json.dumps({name: value for name, value in note.items() if value}))
+    parser.add_argument("--into", type=Path, default=MODEL_FOLDER, help="folder for the files")
+    parser.add_argument(
+        "--note", type=Path, default=BAKED_MODEL_FILE, help="the file that a worker reads"
+    )
+    options = parser.parse_args(arguments)
+    model = _download(options.model, options.revision, options.into / "model")
+    tokenizer = model
+    if options.tokenizer:
+        tokenizer = _download(
+            options.tokenizer, options.tokenizer_revision, options.into / "tokenizer"
+        )
+    note = {"MODEL_NAME": model, "TOKENIZER_NAME": tokenizer, "QUANTIZATION": options.quantization}
+    options.note.write_text(json.dumps({name: value for name, value in note.items() if value}))
 
 
-def _bring(name: str, revision: str, folder: Path) -> str:
-    hub = importlib.import_module("huggingface_hub")  # comes with vLLM
+def _download(name: str, revision: str, folder: Path) -> str:
+    # This library is a dependency of vLLM.
+    hub = importlib.import_module("huggingface_hub")
     return str(
         hub.snapshot_download(
-            name, revision=revision or None, local_dir=folder, ignore_patterns=NOT_NEEDED
+            name, revision=revision or None, local_dir=folder, ignore_patterns=IGNORED_FILES
         )
     )
 

@@ -1,38 +1,48 @@
-"""Cut the body of an answer into parts that travel as one: whole events, where it is an event stream.
+"""Split the body of a response into parts. A part of an event stream contains whole events.
 
-An engine's app sends a stream in whole events, an HTTP server in packets. A part ends with a blank line. Only an event
-that is longer than `EVENT_BYTES` is cut: its parts but the last have `more`, and nothing may come between them.
+An ASGI app in this process sends whole events, an HTTP server sends arbitrary packets. Here both
+become parts that end with a blank line, which is the end of an event. Only an event that is longer
+than `EVENT_MAX_BYTES` is split: all its parts except the last have `more` set, and no other data
+may be sent between them.
 """
 
 from collections.abc import Iterable, Iterator
 from typing import NamedTuple, Protocol
 
-EVENT_BYTES = 256 * 1024  # an event up to this size is kept until it is whole
-BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r")  # the second one covers CRLF
-OVERLAP = 3  # bytes at the end of a piece that may be the beginning of a blank line
-LINE_ENDS = b"\r\n"
+# An event up to this size is buffered until it is complete.
+EVENT_MAX_BYTES = 256 * 1024
+# The second one also matches CRLF.
+BLANK_LINES = (b"\n\n", b"\n\r\n", b"\r\r")
+# Bytes at the end of a piece that may be the beginning of a blank line.
+BLANK_LINE_OVERLAP_BYTES = 3
+LINE_END_CHARACTERS = b"\r\n"
 
 
 class Part(NamedTuple):
-    """A piece of an answer's body."""
+    """A piece of a response body."""
 
     data: bytes
-    more: bool = False  # the next part continues the event in which this one ends
-    begins: bool = False  # it begins with the beginning of an event
+    more: bool = False
+    """The next part continues the event in which this one ends."""
+    begins: bool = False
+    """The first byte of this part is the first byte of an event."""
 
 
 class Cutter(Protocol):
-    """Makes parts of the pieces of one body."""
+    """Converts the pieces of one body into parts."""
 
     def feed(self, data: bytes) -> Iterable[Part]:
-        """Take the next piece. The parts are made as they are asked for, and have to be asked for to the last."""
+        """Take the next piece and return its parts.
+
+        The parts may be produced lazily, so the caller must consume all of them.
+        """
 
     def end(self) -> Iterable[Part]:
-        """The body is whole: what is left of it."""
+        """Return the rest of the body, after its last piece."""
 
 
 class Pieces:
-    """A body that is not a stream of events: every piece is a part."""
+    """A body that is not an event stream: every piece is a part."""
 
     def feed(self, data: bytes) -> Iterable[Part]:
         return (Part(data),)
@@ -42,30 +52,28 @@ class Pieces:
 
 
 class Events:
-    """A stream of events. Keeps at most `limit` bytes beside the piece that it is given."""
+    """A stream of events. Buffers at most `limit` bytes in addition to the piece that it is fed."""
 
-    def __init__(self, limit: int = EVENT_BYTES) -> None:
+    def __init__(self, limit: int = EVENT_MAX_BYTES) -> None:
         self._limit = limit
-        self._kept = b""  # no blank line is in it
-        self._is_inside = False  # an event has been passed on in part
+        # The buffered beginning of an event. It contains no blank line.
+        self._kept = b""
+        # True after a part with `more`, until the last part of that event.
+        self._is_inside = False
 
     def feed(self, data: bytes) -> Iterable[Part]:
-        if (
-            not self._kept
-            and not self._is_inside
-            and len(data) <= self._limit
-            and data.endswith(BLANK_LINES)
-        ):
+        is_between_events = not self._kept and not self._is_inside
+        if is_between_events and len(data) <= self._limit and data.endswith(BLANK_LINES):
             return (Part(data, begins=True),)
         return self._cut(data)
 
     def end(self) -> Iterable[Part]:
-        return (
-            (Part(self._kept, begins=not self._is_inside),) if self._kept or self._is_inside else ()
-        )
+        if not self._kept and not self._is_inside:
+            return ()
+        return (Part(self._kept, begins=not self._is_inside),)
 
     def _cut(self, data: bytes) -> Iterator[Part]:
-        searched = len(self._kept) - OVERLAP
+        searched = len(self._kept) - BLANK_LINE_OVERLAP_BYTES
         data = self._kept + data
         start = 0
         while start < len(data):
@@ -74,23 +82,29 @@ class Events:
             more = not end
             if more and not self._is_inside and len(data) - start <= self._limit:
                 break
-            if more:  # what may be the beginning of a blank line stays with the rest of it
-                end = start + len(data[start:stop].rstrip(LINE_ENDS))
+            if more:
+                # The possible beginning of a blank line stays in the buffer.
+                end = start + len(data[start:stop].rstrip(LINE_END_CHARACTERS))
                 if end == start:
                     break
             part = Part(data[start:end], more, begins=not self._is_inside)
-            start, self._is_inside = end, more
+            start = end
+            self._is_inside = more
             yield part
         self._kept = data[start:]
 
     def _end(self, data: bytes, start: int, stop: int) -> int:
-        """Where to cut in this range: after the event that has begun, else after as many as there are; 0: nowhere."""
+        """Return the position after the blank line at which to cut `data[start:stop]`, or 0.
+
+        Inside an event that has been split this is the first blank line, else the last one, so
+        that a part contains as many whole events as possible.
+        """
+        find = data.find if self._is_inside else data.rfind
+        ends = []
+        for line in BLANK_LINES:
+            position = find(line, start, stop)
+            if position >= 0:
+                ends.append(position + len(line))
         if self._is_inside:
-            found = [
-                at + len(line) for line in BLANK_LINES if (at := data.find(line, start, stop)) >= 0
-            ]
-            return min(found, default=0)
-        return max(
-            at + len(line) if (at := data.rfind(line, start, stop)) >= 0 else 0
-            for line in BLANK_LINES
-        )
+            return min(ends, default=0)
+        return max(ends, default=0)

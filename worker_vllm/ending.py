@@ -1,13 +1,18 @@
-"""How a worker ends: its exit status, and the line to print if a person should read one."""
+"""The end of a worker's process: its exit status, and an optional line for the operator."""
 
 from dataclasses import dataclass
 
-EX_OK, EX_FAILED, EX_USAGE, EX_UNAVAILABLE, EX_SOFTWARE, EX_CONFIG = 0, 1, 2, 69, 70, 78
+EX_OK = 0
+EX_FAILED = 1
+EX_USAGE = 2
+EX_UNAVAILABLE = 69
+EX_SOFTWARE = 70
+EX_CONFIG = 78
 
 
 @dataclass(frozen=True, slots=True)
 class Ended:
-    """The end of a worker."""
+    """The exit status of a worker, and the line that `main` prints on stderr unless it is empty."""
 
     code: int
     line: str = ""

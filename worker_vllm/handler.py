@@ -1,12 +1,13 @@
-"""Answer one job with the engine: pass its app's bytes on untouched, and tell how it ended.
+"""Answer one job with the engine: forward the bytes of its app unchanged, and report the outcome.
 
-Two checks, and no JSON is read for them: a stream that carries an error event has failed, and an answer that breaks off
-is lost. An engine that has died answers with errors too; those are not the truth about the job, so they are held back.
+Two checks decide the outcome, without parsing JSON: a stream that contains an error event has
+failed, and an incomplete response is lost. An engine that has died also responds with errors. Those
+say nothing about the job, so they are not forwarded.
 """
 
 import json
 import re
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
@@ -16,13 +17,12 @@ from worker_vllm.cutting import Cutter, Events, Part, Pieces
 from worker_vllm.engine.base import Engine
 
 EVENT_STREAM = "text/event-stream"
-ERROR_BYTES = (
-    64 * 1024
-)  # of an event that comes in parts: an error event says at its beginning that it is one
+# Length of the beginning of a split event in which an error event is searched for.
+ERROR_SEARCH_BYTES = 64 * 1024
 
 
 class EngineFailedError(Exception):
-    """The engine answered with an error, and the client has been given it."""
+    """The engine responded with an error, which has been forwarded to the client."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -30,7 +30,7 @@ class EngineFailedError(Exception):
 
 
 class RunLostError(Exception):
-    """There is no answer: the job may be run again."""
+    """The job has no outcome and may be run again, for example on another worker."""
 
     def __init__(self, code: str, message: str) -> None:
         super().__init__(message)
@@ -39,7 +39,7 @@ class RunLostError(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """A path that a job may name, and how an error event of its streams begins."""
+    """The pattern of a path that jobs may use, and the beginnings of its error events."""
 
     path: str
     error_events: tuple[bytes, ...] = ()
@@ -67,38 +67,46 @@ ROUTES = (
     Route(r"/load"),
     Route(r"/version"),
 )
-"""Every other route of an engine's app (admin, development, documentation) is out of reach of a job."""
+"""Jobs cannot reach any other route of an engine's app (admin, development, documentation)."""
 
 _COMPILED = tuple((re.compile(route.path), route) for route in ROUTES)
 
 
 def route_of(path: str) -> Route | None:
-    """The route that a path names, or None if jobs may not go there."""
+    """Return the route of a path, or None if jobs may not use it."""
     plain = path.partition("?")[0]
     if ".." in plain.split("/"):
-        return None  # some HTTP clients resolve it
+        # Some HTTP clients resolve it, which would lead to another route.
+        return None
     return next((route for pattern, route in _COMPILED if pattern.fullmatch(plain)), None)
 
 
 def carries_error(part: Part, route: Route) -> bool:
-    """Whether an event in this part of a stream begins as an error event. Of a cut event only its beginning is read."""
+    """Return True if an event in this part of a stream begins like an error event.
+
+    Of a split event only the beginning is searched.
+    """
     if not part.begins:
         return False
-    data = part.data[:ERROR_BYTES] if part.more else part.data
+    data = part.data[:ERROR_SEARCH_BYTES] if part.more else part.data
     return any(data.startswith(event) or b"\n\n" + event in data for event in route.error_events)
 
 
-async def handle(engine: Engine, request: Request) -> AsyncIterator[Head | Part]:
-    """The answer: a head, then its body. Raises `EngineFailedError` or `RunLostError` if the job is not completed."""
+async def handle(engine: Engine, request: Request) -> AsyncGenerator[Head | Part, None]:
+    """Yield the response: a head, then the parts of its body.
+
+    Raises `EngineFailedError` or `RunLostError` if the job is not completed.
+    """
     route = route_of(request.path)
     if route is None:
-        for given in _not_found(request):
-            yield given
-        raise EngineFailedError("http_404", f"no such route: {request.path}")
+        head, body = _not_found(request)
+        yield head
+        yield body
+        raise EngineFailedError("http_404", f"the route {request.path} does not exist")
     outcome: EngineFailedError | None = None
     cutter: Cutter = Pieces()
     try:
-        async with aclosing(call(engine.app, request, engine.authorization)) as answer:  # type: ignore[type-var]
+        async with aclosing(call(engine.app, request, engine.authorization)) as answer:
             async for piece in answer:
                 if isinstance(piece, Head):
                     cutter = Events() if piece.content_type.startswith(EVENT_STREAM) else cutter
@@ -122,7 +130,9 @@ def _by_status(head: Head, engine: Engine) -> EngineFailedError | None:
     if head.status < HTTPStatus.BAD_REQUEST:
         return None
     _check_alive(engine)
-    return EngineFailedError(f"http_{head.status}", f"the engine answered {head.status}")
+    return EngineFailedError(
+        f"http_{head.status}", f"the engine responded with status {head.status}"
+    )
 
 
 def _by_event(part: Part, route: Route, engine: Engine) -> EngineFailedError | None:

@@ -1,4 +1,4 @@
-"""Logging: events with fields, as `key=value` lines on stderr. `stage` is the one that people wait for."""
+"""Logging: events with fields, as `key=value` lines on stderr."""
 
 import logging
 import sys
@@ -11,7 +11,7 @@ import structlog
 from proxy.wire.escaping import escape_controls
 
 Stage = Callable[[str], None]
-"""Tell people what the worker is doing now, in a few words."""
+"""Report in a few words what the worker does during its start."""
 
 _LEVELS = {
     "debug": logging.DEBUG,
@@ -22,7 +22,7 @@ _LEVELS = {
 
 
 def configure_logging(level: str) -> None:
-    """Send our events to stderr. Libraries keep the standard library's logging, from warnings up."""
+    """Write the worker's events to stderr. Libraries log with `logging`, from warnings up."""
     structlog.configure(
         processors=[
             structlog.contextvars.merge_contextvars,
@@ -39,12 +39,15 @@ def configure_logging(level: str) -> None:
 
 
 def _escape(_logger: object, _method: str, line: Any) -> str:
-    """Escape control characters in a rendered line: its values may come from the proxy or an engine."""
+    """Escape control characters in a line, whose values may come from the proxy or an engine."""
     return escape_controls(str(line))
 
 
 def stage_log(started: float) -> Stage:
-    """Stages as `worker.stage` events; `seconds` counts from `started` (monotonic)."""
+    """Return a function that logs stages as `worker.stage` events.
+
+    Their field `seconds` counts from `started`, a reading of the monotonic clock.
+    """
     log = structlog.get_logger()
 
     def stage(text: str) -> None:

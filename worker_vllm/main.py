@@ -1,4 +1,4 @@
-"""The worker's process: read the settings, then work for a proxy, or for the stock Runpod SDK where that is wanted."""
+"""The worker's process: read the settings, then serve a proxy, or run under the Runpod SDK."""
 
 import sys
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from worker_vllm.settings import SettingsError, read_settings
 
 
 def main(arguments: Sequence[str]) -> int:
-    """Run a worker; `arguments` are flags for vLLM, or for the SDK. Gives the exit code."""
+    """Run a worker and return its exit status. `arguments` are flags for vLLM or for the SDK."""
     try:
         ended = _run(arguments)
     except SettingsError as error:

@@ -1,4 +1,4 @@
-"""One run: one attempt of one job in this worker, from its first frame to its `End`.
+"""A run is one attempt of one job in this worker, from its first frame to its `End`.
 
     ARRIVING ──▶ STARTING ──▶ RUNNING ──▶ ANSWERING ──▶ ENDED
         │            │           │            │           ▲
@@ -35,7 +35,7 @@ class Phase(Enum):
     ANSWERING = auto()
     """At least one byte of output exists."""
     STOPPING = auto()
-    """It was stopped by a decision outside the engine, and the engine has not let go of it yet."""
+    """It was stopped by a decision outside the engine, which has not released it yet."""
     ENDED = auto()
     """Its `End` is in the outbox."""
 
@@ -74,8 +74,9 @@ class BadBodyError(ValueError):
 
 @dataclass(slots=True)
 class Run:
-    """The worker's record of a run. `origin` is the outbox of the connection that the job came
-    from.
+    """The worker's record of a run.
+
+    `origin` is the outbox of the connection that the job came from.
     """
 
     job: Job
@@ -89,7 +90,7 @@ class Run:
     """Frames of this run that were handed to the socket, as `Hello` reports them."""
     flow: SendFlow = field(default_factory=SendFlow)
     is_in_event: bool = False
-    """Whether a part of an event was sent and more of it follows."""
+    """True after a part of an event was sent, while more of it follows."""
     may_continue: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the run does not wait for its receiver."""
 
@@ -97,8 +98,9 @@ class Run:
         self.may_continue.set()
 
     def advance(self, event: RunEvent) -> bool:
-        """Change the phase as the table says; return False, and change nothing, where it has no
-        entry.
+        """Change the phase according to the table.
+
+        Returns False, and changes nothing, if the table has no entry.
         """
         target = TRANSITIONS.get((self.phase, event))
         if target is None:
@@ -108,7 +110,7 @@ class Run:
 
     @property
     def waits_for_engine(self) -> bool:
-        """Whether the engine holds up this run, and not the receiver of its output."""
+        """True if this run waits for the engine, and not for the receiver of its output."""
         return self.phase in IN_ENGINE and self.may_continue.is_set()
 
     def end(self, ending: Ending, code: str = "", message: str = "") -> End:

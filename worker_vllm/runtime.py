@@ -1,11 +1,11 @@
-"""Runs jobs: takes them from a channel, has the handler answer them, puts heads, chunks and one
-`End` into the outbox.
+"""Runs jobs: takes them from a channel, answers them with the handler, and sends the frames.
 
-A run is forgotten when its `End` is handed to the socket; until then `hello` lists it, so that a
-proxy that is dialled again keeps it. A run belongs to the connection that its job came from
-(`Run.origin`): its frames leave through that outbox, and frames from another connection do not
-concern it. The attempt is the fence: frames of another attempt are ignored, and a newer attempt of
-a job replaces the older one.
+The frames of a run are a head, chunks and one `End`; they go into the outbox. A run is removed when
+its `End` is handed to the socket. Until then `hello` lists it, so that the proxy keeps it after a
+reconnect. A run belongs to the connection that its job came from (`Run.origin`): its frames leave
+through that outbox, and frames from another connection do not concern it. The attempt is the
+fencing token: frames of another attempt are ignored, and a newer attempt of a job replaces the
+older one.
 """
 
 import asyncio
@@ -41,10 +41,10 @@ from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.run import BODY_MAX_BYTES, NOT_BEGUN, BadBodyError, Phase, Run, RunEvent
 from worker_vllm.settings import OutputFormat
 
-# Calls that never reach the model (tokenize, version, ...) take none of the worker's slots.
+# Calls that never reach the model (tokenize, version, ...) do not occupy the worker's slots.
 LIGHT_SLOTS = 32
-# Watermarks of a job's bytes in the outbox: above the first its output waits, below the second it
-# continues.
+# Watermarks of a job's bytes in the outbox. Above the first one its output waits, below the second
+# one it continues.
 OUTBOX_HIGH_BYTES = 128 * 1024
 OUTBOX_LOW_BYTES = 32 * 1024
 # How long stopped runs may take to end before the worker exits without them.
@@ -80,7 +80,7 @@ class Runtime:
         self._idle.set()
         self._log = structlog.get_logger()
         self.moves = 0
-        """Grows with every piece of output; the watchdog compares it."""
+        """The number of pieces of output so far. The watchdog compares it."""
 
     # `Peer`
 
@@ -144,9 +144,7 @@ class Runtime:
 
     @property
     def is_waiting_for_engine(self) -> bool:
-        """Whether at least one run is held up by the engine and not by the receiver of its
-        output.
-        """
+        """True if at least one run waits for the engine and not for the receiver of its output."""
         return any(run.waits_for_engine for run in self._runs.values())
 
     async def drain(self, seconds: float) -> None:
@@ -157,19 +155,17 @@ class Runtime:
         self._refuse_new_jobs()
         for run in list(self._runs.values()):
             if run.phase in NOT_BEGUN:
-                self._stop(run, run.end("released", "drained", "the worker stops"))
+                self._stop(run, run.end("released", "drained", "the worker is draining"))
         try:
             await asyncio.wait_for(self._idle.wait(), seconds)
         except TimeoutError:
             for run in list(self._runs.values()):
                 if run.phase is not Phase.ANSWERING:
-                    self._stop(run, run.end("released", "drained", "the worker stops"))
-            await self.lose_all("worker_stopped", "the worker had to stop before the job was done")
+                    self._stop(run, run.end("released", "drained", "the worker is draining"))
+            await self.lose_all("worker_stopped", "the worker stopped before the job was finished")
 
     async def lose_all(self, code: str, message: str) -> None:
-        """End every run as lost, and wait until the engine has let go of them or `STOP_SECONDS`
-        have passed.
-        """
+        """End every run as lost, and wait up to `STOP_SECONDS` for the engine to release them."""
         self._refuse_new_jobs()
         for run in list(self._runs.values()):
             self._stop(run, run.end("lost", code, message))
@@ -180,9 +176,7 @@ class Runtime:
                 task.cancel()
 
     def _refuse_new_jobs(self) -> None:
-        """Withdraw the credit before any run ends, so that a job that is handed back does not
-        return at once.
-        """
+        """Withdraw the credit before any run ends, so that a returned job does not come back."""
         if self._is_draining:
             return
         self._is_draining = True
@@ -209,15 +203,12 @@ class Runtime:
     def _refusal(self, job: Job) -> tuple[Ending, str, str] | None:
         held = sum(run.job.light == job.light for run in self._runs.values())
         if self._is_draining:
-            return "released", "drained", "the worker stops"
+            return "released", "drained", "the worker is draining"
         if held > (LIGHT_SLOTS if job.light else self._slots):
-            return "released", "no_slot", "every slot of the worker is taken"
+            return "released", "no_slot", "every slot of the worker is occupied"
         if job.size > BODY_MAX_BYTES:
-            return (
-                "lost",
-                "body_too_big",
-                f"a worker takes bodies of at most {BODY_MAX_BYTES} bytes",
-            )
+            message = f"the request body exceeds the worker's limit of {BODY_MAX_BYTES} bytes"
+            return "lost", "body_too_big", message
         return None
 
     def _add(self, run: Run, part: Body) -> None:
@@ -250,7 +241,7 @@ class Runtime:
             if self._engine.dead:
                 self._refuse_new_jobs()
             end = run.end("lost", error.code, str(error))
-        except Exception as error:  # noqa: BLE001 - task border: a bug of ours costs this job, not the worker
+        except Exception as error:  # noqa: BLE001 - task border: a bug fails this job, not the worker
             self._log.exception("job.broke", job=job, attempt=attempt)
             end = run.end("lost", "worker_error", repr(error))
         self._log.debug("job.ended", job=job, attempt=attempt, ending=end.ending, code=end.code)
@@ -260,7 +251,7 @@ class Runtime:
         if run.job.input:
             return await self._answer_input(run)
         job, attempt = run.job.job, run.job.attempt
-        async with aclosing(handle(self._engine, run.request())) as answer:  # type: ignore[type-var]
+        async with aclosing(handle(self._engine, run.request())) as answer:
             async for piece in answer:
                 self.moves += 1
                 if isinstance(piece, Head):
@@ -278,7 +269,7 @@ class Runtime:
             self._engine, self._gauges, run.request().body, model, self._output_format
         )
         run.flow.has_window = True
-        async with aclosing(outputs) as answer:  # type: ignore[type-var]
+        async with aclosing(outputs) as answer:
             async for output in answer:
                 self.moves += 1
                 frame = frames.Output(

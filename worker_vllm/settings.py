@@ -1,6 +1,7 @@
-"""Every `WORKER_*` variable: name, default and meaning. The only file of the worker that touches the environment.
+"""Every `WORKER_*` variable: name, default and meaning.
 
-Names of the worker-vllm image that mean the same as one of ours are second names here. Those that stand for flags of
+This is the only file of the worker that reads or changes the environment. Variables of the
+worker-vllm image with the meaning of one of ours are aliases here; those that stand for flags of
 vLLM are read in `engine/flags`.
 """
 
@@ -27,16 +28,15 @@ from proxy.wire.secret_file import read_secret
 EngineKind = Literal["vllm", "scripted", "upstream"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 OutputFormat = Literal["seed", "worker-vllm"]
-DEMO = "demo"  # WORKER_MODEL=demo: the small model that is part of the package
-
-
-NO_PROXY = (
-    "WORKER_CONNECT is not set: give the base URL of the proxy, such as http://127.0.0.1:8000"
+# WORKER_MODEL=demo selects the small model that is part of the package.
+DEMO = "demo"
+NO_PROXY_MESSAGE = (
+    "WORKER_CONNECT is not set. Set it to the base URL of the proxy, such as http://127.0.0.1:8000"
 )
 
 
 class SettingsError(ValueError):
-    """A setting is wrong. Its text is one line that names the variable and the mend."""
+    """A setting is invalid. The text is one line that names the variable and the remedy."""
 
 
 def _secret_in(path: Any) -> Any:
@@ -48,7 +48,7 @@ def _worker_id() -> str:
 
 
 class Settings(BaseSettings):
-    """What a worker needs to know."""
+    """The configuration of a worker, from the environment."""
 
     model_config = SettingsConfigDict(
         env_prefix="WORKER_", env_ignore_empty=True, extra="ignore", frozen=True
@@ -58,18 +58,20 @@ class Settings(BaseSettings):
         default="", description="base URL of the proxy, such as http://127.0.0.1:8000"
     )
     endpoint: str = Field(
-        default="default", pattern=r"^[A-Za-z0-9_-]{1,80}$", description="the endpoint to work for"
+        default="default",
+        pattern=r"^[A-Za-z0-9_-]{1,80}$",
+        description="name of the endpoint that this worker serves",
     )
     token: SecretStr = Field(
-        default=SecretStr(""), description="the worker token (`vllm-serverless token` prints it)"
+        default=SecretStr(""), description="worker token (`vllm-serverless token` prints it)"
     )
     token_file: Annotated[SecretStr | None, BeforeValidator(_secret_in)] = Field(
-        default=None, description="a file with the worker token; only its owner may read it"
+        default=None, description="file with the worker token, readable by its owner only"
     )
     id: str = Field(
         default_factory=_worker_id,
         pattern=r"^[A-Za-z0-9_-]{1,80}$",
-        description="this worker's name",
+        description="unique name of this worker",
     )
 
     engine: EngineKind = Field(
@@ -78,23 +80,23 @@ class Settings(BaseSettings):
     model: str = Field(
         default="",
         validation_alias=AliasChoices("WORKER_MODEL", "MODEL_NAME"),
-        description="a model's folder, its hub id, or `demo`",
+        description="folder or hub id of the model, or `demo`",
     )
     served_model_name: str = Field(
         default="",
         validation_alias=AliasChoices(
             "WORKER_SERVED_MODEL_NAME", "OPENAI_SERVED_MODEL_NAME_OVERRIDE"
         ),
-        description="the name that clients give as `model`; several with commas between them",
+        description="model names that clients use, separated by commas",
     )
     baked_model: Path = Field(
         default=Path("/local_model_args.json"),
-        description="file that describes the model of a container image; WORKER_MODEL alone wins over it",
+        description="file that describes a container image's model; WORKER_MODEL overrides it",
     )
     base_path: Path = Field(
         default=Path("/runpod-volume"),
         validation_alias="BASE_PATH",
-        description="where this folder exists, models are downloaded into its huggingface-cache/hub",
+        description="models are downloaded into huggingface-cache/hub here, if the folder exists",
     )
     upstream: str = Field(
         default="", description="base URL of an OpenAI-compatible server; implies engine=upstream"
@@ -107,48 +109,56 @@ class Settings(BaseSettings):
         ge=1,
         le=65536,
         validation_alias=AliasChoices("WORKER_MAX_CONCURRENCY", "MAX_CONCURRENCY"),
-        description="jobs held at once; without it, as many as the engine runs at once",
+        description="maximum concurrent jobs (default: the concurrency of the engine)",
     )
 
     output_format: OutputFormat = Field(
         default="seed",
         validation_alias=AliasChoices("WORKER_OUTPUT_FORMAT", "OUTPUT_FORMAT"),
-        description="shape of native outputs: seed (the Runpod guide's), or worker-vllm (that image's)",
+        description="shape of native outputs: seed (Runpod guide) or worker-vllm (that image)",
     )
 
     metrics_port: int | None = Field(
-        default=None, ge=0, le=65535, description="loopback port of /metrics; 0 takes a free one"
+        default=None, ge=0, le=65535, description="loopback port of /metrics; 0 selects a free port"
     )
     drain_seconds: float = Field(
-        default=30, ge=0, le=86400, description="how long running jobs may go on after SIGTERM"
+        default=30,
+        ge=0,
+        le=86400,
+        description="seconds that running jobs may take to finish after SIGTERM",
     )
     progress_seconds: float = Field(
         default=120,
         ge=1,
         le=86400,
-        description="vLLM hangs after this long without progress; not for an upstream",
+        description="seconds without progress before vLLM counts as hung; not for an upstream",
     )
     orphan_seconds: float | None = Field(
-        default=None, ge=1, description="exit when the proxy was out of reach this long"
+        default=None,
+        ge=1,
+        description="seconds without a proxy before the worker exits (default: no limit)",
     )
     heartbeat_seconds: float = Field(
-        default=5, gt=0, le=10, description="how often the lease is renewed, and a proxy dialled"
+        default=5,
+        gt=0,
+        le=10,
+        description="seconds between heartbeats, which renew the lease, and between dial attempts",
     )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
 
     vllm_api_key: SecretStr = Field(
-        default=SecretStr(""), validation_alias="VLLM_API_KEY", description="vLLM's key"
+        default=SecretStr(""), validation_alias="VLLM_API_KEY", description="API key of vLLM"
     )
 
     runpod_webhook_get_job: str = Field(
         default="",
         validation_alias="RUNPOD_WEBHOOK_GET_JOB",
-        description="set by Runpod: the stock SDK takes the jobs",
+        description="set by Runpod: the Runpod SDK takes the jobs",
     )
     runpod_realtime_port: int | None = Field(
         default=None,
         validation_alias="RUNPOD_REALTIME_PORT",
-        description="set by Runpod: the stock SDK listens here",
+        description="set by Runpod: the Runpod SDK listens on this port",
     )
 
     @field_validator("log_level", "engine", "output_format", mode="before")
@@ -167,35 +177,36 @@ class Settings(BaseSettings):
     @model_validator(mode="after")
     def _is_enough(self) -> Self:
         if self.token_file is not None and self.token.get_secret_value():
-            raise ValueError("WORKER_TOKEN and WORKER_TOKEN_FILE are both set: unset one of them")
+            raise ValueError("WORKER_TOKEN and WORKER_TOKEN_FILE are both set. Unset one of them")
         if self.engine == "upstream" and not self.upstream:
             raise ValueError(
-                "WORKER_UPSTREAM is not set: WORKER_ENGINE=upstream needs the URL of an OpenAI server"
+                "WORKER_UPSTREAM is not set. Set it to the URL of an OpenAI server, "
+                "which WORKER_ENGINE=upstream requires"
             )
         return self
 
     @property
     def engine_kind(self) -> EngineKind:
-        """The engine to run: an upstream URL decides for itself."""
+        """The engine to run. An upstream URL implies the engine `upstream`."""
         return "upstream" if self.upstream else self.engine
 
     @property
     def worker_token(self) -> str:
-        """The worker token, from either source."""
+        """The worker token, from `WORKER_TOKEN_FILE` or `WORKER_TOKEN`."""
         return (self.token_file or self.token).get_secret_value()
 
     @property
     def worker_url(self) -> str:
-        """The WebSocket address to dial; `SettingsError` if nobody said where the proxy is."""
+        """The WebSocket URL to dial. Raises `SettingsError` if `WORKER_CONNECT` is not set."""
         if not self.connect:
-            raise SettingsError(NO_PROXY)
+            raise SettingsError(NO_PROXY_MESSAGE)
         parts = urlsplit(self.connect)
         scheme = "wss" if parts.scheme == "https" else "ws"
         return urlunsplit((scheme, parts.netloc, f"{parts.path}/v2/{self.endpoint}/worker", "", ""))
 
 
 def read_settings() -> Settings:
-    """The settings of this process; `SettingsError` with one clear line if one is wrong."""
+    """Return the settings of this process. Raises `SettingsError` if one is invalid."""
     try:
         settings = Settings()
         return Settings() if _take_baked_model(settings.baked_model) else settings
@@ -216,7 +227,11 @@ def _line(error: ValidationError) -> str:
 
 
 def _take_baked_model(path: Path) -> bool:
-    """Let the image's own model win over MODEL_NAME, and ask no hub for what is there. False: nothing changed."""
+    """Apply the description of an image's baked model to the environment.
+
+    It overrides MODEL_NAME and disables access to the hub. Returns False, and changes nothing, if
+    WORKER_MODEL is set or the file does not exist.
+    """
     if os.environ.get("WORKER_MODEL") or not path.is_file():
         return False
     try:
@@ -225,18 +240,18 @@ def _take_baked_model(path: Path) -> bool:
         }
     except (OSError, ValueError, AttributeError) as error:
         raise SettingsError(
-            f"WORKER_BAKED_MODEL is wrong: {path} holds no JSON object ({error})"
+            f"WORKER_BAKED_MODEL is wrong: {path} does not contain a JSON object ({error})"
         ) from None
     os.environ.update({**baked, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
     return True
 
 
 def read_environment() -> dict[str, str]:
-    """All variables of this process, for names that belong to others."""
+    """Return all variables of this process, including those that are not settings."""
     return dict(os.environ)
 
 
 def set_default_environment(defaults: dict[str, str]) -> None:
-    """Give variables that an engine reads a value, where the user has not."""
+    """Set variables that an engine reads, unless the user has set them."""
     for name, value in defaults.items():
         os.environ.setdefault(name, value)

@@ -1,4 +1,4 @@
-"""A worker from start to end: load the engine, connect, work; then stop taking, finish or hand back, close, exit."""
+"""The life of a worker: load the engine, connect, run jobs, drain, close, exit."""
 
 import asyncio
 import os
@@ -12,7 +12,7 @@ import uvloop
 
 from proxy.wire.frames import Log
 from worker_vllm.channel.connection import (
-    GOING_AWAY,
+    CLOSE_CODE_GOING_AWAY,
     Channel,
     ChannelTimeouts,
     OrphanedError,
@@ -28,21 +28,24 @@ from worker_vllm.log import stage_log
 from worker_vllm.runtime import Runtime
 from worker_vllm.settings import Settings
 
-INTERNAL_ERROR = 1011
-TAKE_OVER_SECONDS = (
-    5.0  # how long the loading connection is kept while the worker's own one is being made
-)
+CLOSE_CODE_INTERNAL_ERROR = 1011
+# Time that the loading connection is kept while the worker's own connection is opened.
+TAKEOVER_SECONDS = 5.0
 
 
 def run(settings: Settings, arguments: Sequence[str]) -> Ended:
-    """Work for a proxy; `arguments` are flags for vLLM. `SettingsError` if there is no proxy to work for."""
+    """Serve a proxy until the worker ends. `arguments` are flags for vLLM.
+
+    Raises `SettingsError` if the settings do not name a proxy.
+    """
     link = _link(settings)
     _let_signals_interrupt()
-    loading = Loading(link, settings.engine_kind, _patience(settings), _dialler())
+    loading = Loading(link, settings.engine_kind, _timeouts(settings), _dialler())
     try:
         loading.start()
         ended = uvloop.run(_work(settings, arguments, loading))
-    except (asyncio.CancelledError, _InterruptError):  # by a person, or by `loading`
+    except (asyncio.CancelledError, _InterruptError):
+        # A signal from the operator or from `loading`.
         ended = Ended(EX_OK)
     finally:
         loading.close()
@@ -50,14 +53,18 @@ def run(settings: Settings, arguments: Sequence[str]) -> Ended:
 
 
 class _InterruptError(SystemExit):
-    """A signal while the engine loads. No KeyboardInterrupt: vLLM swallows those in the middle of its start."""
+    """A signal while the engine loads.
+
+    It is not a KeyboardInterrupt, because vLLM suppresses those during its start.
+    """
 
 
 def _let_signals_interrupt() -> None:
-    """Until the engine is ready, a signal ends the worker by an exception; later `_StopSignal` takes over.
+    """Let a signal end the worker by an exception until the engine is ready.
 
-    Loading vLLM blocks the loop for minutes, so where the loop's task runs, the signal breaks into it. Where the loop
-    itself runs, an exception would break the loop: there the task is cancelled.
+    Later `_StopSignal` handles signals. Loading vLLM blocks the event loop for minutes, so a signal
+    that arrives while the loop's task runs raises in it. An exception in the loop itself would
+    break the loop; there the task is cancelled instead.
     """
     loop, task = _running_task()
 
@@ -80,14 +87,14 @@ def _running_task() -> (
 
 
 class _StopSignal(asyncio.Event):
-    """Set by the first SIGTERM or SIGINT; the second ends the process at once."""
+    """Set by the first SIGTERM or SIGINT. The second one ends the process at once."""
 
     def install(self, engine: Engine) -> None:
         loop = asyncio.get_running_loop()
         for number in (signal.SIGTERM, signal.SIGINT):
-            loop.add_signal_handler(number, self._come, engine)
+            loop.add_signal_handler(number, self._handle, engine)
 
-    def _come(self, engine: Engine) -> None:
+    def _handle(self, engine: Engine) -> None:
         if self.is_set():
             engine.kill()
             os._exit(EX_FAILED)
@@ -95,7 +102,7 @@ class _StopSignal(asyncio.Event):
 
 
 async def _work(settings: Settings, arguments: Sequence[str], loading: Loading) -> Ended:
-    """Load the engine, work until something ends it, stop the engine."""
+    """Load the engine, serve the proxy until the worker ends, and stop the engine."""
     _let_signals_interrupt()
     log_stage = stage_log(time.monotonic())
 
@@ -114,7 +121,7 @@ async def _work(settings: Settings, arguments: Sequence[str], loading: Loading) 
 
 
 async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _StopSignal) -> Ended:
-    """Work with an engine that is ready."""
+    """Connect to the proxy with an engine that is ready, and run jobs until the worker ends."""
     models = await read_models(engine)
     slots = settings.max_concurrency or engine.slots
     structlog.get_logger().info(
@@ -122,12 +129,16 @@ async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _St
     )
     async with asyncio.TaskGroup() as group:
         runtime = Runtime(settings.id, engine, models, slots, group, settings.output_format)
-        link, patience = _link(settings), _patience(settings)
-        was_accepted = loading.was_accepted
-        channel = Channel(link, runtime, patience, _dialler(), was_accepted=was_accepted)
+        channel = Channel(
+            _link(settings),
+            runtime,
+            _timeouts(settings),
+            _dialler(),
+            was_accepted=loading.was_accepted,
+        )
         loading.retire()
         connecting = group.create_task(_connect(channel))
-        await _first(channel.connected.wait(), connecting, TAKE_OVER_SECONDS)
+        await _wait_for_first(channel.connected.wait(), connecting, TAKEOVER_SECONDS)
         await asyncio.to_thread(loading.close)
         ended = await _until_end(settings, engine, runtime, channel, connecting, stop)
         connecting.cancel()
@@ -142,7 +153,7 @@ async def _until_end(
     connecting: "asyncio.Task[Ended]",
     stop: _StopSignal,
 ) -> Ended:
-    """Wait for the first thing that ends the worker, and end its jobs and its connection accordingly."""
+    """Wait for the first cause that ends the worker, then end its jobs and its connection."""
     watching = asyncio.create_task(watch(engine, runtime, settings.progress_seconds))
     stopping = asyncio.create_task(stop.wait())
     try:
@@ -155,15 +166,15 @@ async def _until_end(
         structlog.get_logger().error("engine.gone", code=gone.code, reason=gone.message)
         channel.say(Log(gone.message))
         await runtime.lose_all(gone.code, gone.message)
-        await channel.close(INTERNAL_ERROR, gone.code)
+        await channel.close(CLOSE_CODE_INTERNAL_ERROR, gone.code)
         engine.kill()
-        return Ended(EX_SOFTWARE, f"{gone.message}: the worker must be started again")
+        return Ended(EX_SOFTWARE, f"{gone.message}; restart the worker")
     if connecting.done():
-        await runtime.lose_all("worker_stopped", "the worker lost its proxy")
+        await runtime.lose_all("worker_stopped", "the worker lost the connection to its proxy")
         return connecting.result()
     structlog.get_logger().info("worker.draining", seconds=settings.drain_seconds)
     await runtime.drain(settings.drain_seconds)
-    await channel.close(GOING_AWAY, "drained")
+    await channel.close(CLOSE_CODE_GOING_AWAY, "drained")
     return Ended(EX_OK)
 
 
@@ -176,12 +187,11 @@ async def _connect(channel: Channel) -> Ended:
 
 
 def _refused(failure: DialRefusedError | OrphanedError) -> Ended:
-    return Ended(
-        EX_CONFIG if isinstance(failure, DialRefusedError) else EX_UNAVAILABLE, str(failure)
-    )
+    code = EX_CONFIG if isinstance(failure, DialRefusedError) else EX_UNAVAILABLE
+    return Ended(code, str(failure))
 
 
-async def _first(
+async def _wait_for_first(
     signal_wait: Coroutine[None, None, bool], task: "asyncio.Task[Ended]", seconds: float
 ) -> None:
     waiting = asyncio.create_task(signal_wait)
@@ -197,5 +207,5 @@ def _dialler() -> Dialler:
     return Dialler(Handshake, random.uniform)
 
 
-def _patience(settings: Settings) -> ChannelTimeouts:
+def _timeouts(settings: Settings) -> ChannelTimeouts:
     return ChannelTimeouts(settings.heartbeat_seconds, settings.orphan_seconds)

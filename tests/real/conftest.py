@@ -1,4 +1,4 @@
-"""One proxy and two workers with real vLLM on the demo model, started once for all tests of a run."""
+"""A proxy and two workers with real vLLM and the demo model, shared by all tests of a run."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,13 +18,13 @@ def _vllm() -> None:
     skip_if_fast()
     if find_spec("vllm") is None:
         pytest.skip(
-            "vLLM is not installed, since no build of it fits this machine; see what `make up` says"
+            "vLLM is not installed, because this machine is not supported; run `make up` for details"
         )
 
 
 @pytest_asyncio.fixture(scope="session")
 async def real(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Real]:
-    """Two workers load at once, so this takes about a minute on two cores."""
+    """Start two workers at the same time, which takes about a minute on two cores."""
     records = tmp_path_factory.mktemp("records")
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(serving())

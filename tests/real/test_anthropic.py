@@ -13,12 +13,13 @@ pytestmark = pytest.mark.timeout(START_SECONDS)
 
 MODEL = "demo"
 QUESTION: list[anthropic.types.MessageParam] = [{"role": "user", "content": "What is a lease?"}]
-GREEDY = {"temperature": 0}  # no parameter of this client, but still a field of the API
+# A field of the API for which this client does not have a parameter.
+GREEDY = {"temperature": 0}
 ANSWER = "A lease is a worker's time-limited right to its jobs."
 
 
 def stock(proxy: Proxy) -> anthropic.AsyncAnthropic:
-    """The stock client, pointed here."""
+    """Return Anthropic's own client with the URL of the proxy."""
     return anthropic.AsyncAnthropic(base_url=proxy.url, api_key="none", max_retries=0)
 
 
@@ -48,9 +49,9 @@ async def test_tokens_are_counted(real: Real) -> None:
 @pytest.mark.parametrize("stream", [False, True])
 async def test_errors_are_of_the_clients_own_classes(real: Real, stream: bool) -> None:
     async with stock(real.proxy) as client:
-        with pytest.raises(anthropic.NotFoundError, match="nobody") as unknown:
+        with pytest.raises(anthropic.NotFoundError, match="unknown-model") as unknown:
             await client.messages.create(
-                model="nobody", max_tokens=8, messages=QUESTION, stream=stream
+                model="unknown-model", max_tokens=8, messages=QUESTION, stream=stream
             )
         too_long: list[anthropic.types.MessageParam] = [
             {"role": "user", "content": "word " * 9_000}
@@ -63,8 +64,8 @@ async def test_errors_are_of_the_clients_own_classes(real: Real, stream: bool) -
     assert unknown.value.request_id
 
 
-async def test_pings_while_it_waits_break_nothing(real: Real) -> None:
-    """A second proxy, whose late worker passes everything on to the real one."""
+async def test_pings_do_not_disturb_a_waiting_client(real: Real) -> None:
+    """The client calls a second proxy, whose late worker forwards all requests to the real one."""
     async with serving(heartbeat_first=0.1, heartbeat_queued=0.1) as front, stock(front) as client:
         call = asyncio.create_task(streamed(client))
         async with front.http.post("/v1/messages", json={"model": MODEL, "stream": True}) as beside:
@@ -75,13 +76,16 @@ async def test_pings_while_it_waits_break_nothing(real: Real) -> None:
                 )
             async with worker(front, upstream=real.proxy.url):
                 text, _ = await call
-                assert b"event: error" in await beside.read()  # it has no messages
+                # The second request fails, because it does not contain messages.
+                assert b"event: error" in await beside.read()
     assert text.startswith(ANSWER)
 
 
 async def streamed(client: anthropic.AsyncAnthropic) -> tuple[str, anthropic.types.Message]:
-    """The text as it came, and the message that the client has made of it."""
-    asked = client.messages.stream(model=MODEL, max_tokens=64, messages=QUESTION, extra_body=GREEDY)
-    async with asked as stream:
+    """Return the streamed text, and the message that the client has built from it."""
+    request = client.messages.stream(
+        model=MODEL, max_tokens=64, messages=QUESTION, extra_body=GREEDY
+    )
+    async with request as stream:
         text = "".join([piece async for piece in stream.text_stream])
         return text, await stream.get_final_message()

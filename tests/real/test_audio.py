@@ -1,4 +1,7 @@
-"""Speech through the proxy into a real Whisper: the smallest there is, so only its form can be right, not its words."""
+"""Audio through the proxy to a real Whisper model.
+
+It is the smallest possible model, so only the format of its output can be checked, not the words.
+"""
 
 import json
 from collections.abc import AsyncIterator
@@ -20,16 +23,16 @@ NOISE_SECONDS = 2
 
 @pytest_asyncio.fixture(scope="module")
 async def whisper() -> AsyncIterator[Proxy]:
-    """A line whose worker transcribes instead of generating."""
+    """Start a proxy with a worker that transcribes instead of generating."""
     if not any(find_spec(reader) for reader in ("soundfile", "av")):
         pytest.skip(
-            "vLLM reads sound files with `soundfile` or `av`; to run them: uv pip install av"
+            "vLLM needs `soundfile` or `av` to read audio; install it with: uv pip install av"
         )
-    from harness.worker.whisper_model import FLAGS, make_whisper  # noqa: PLC0415 - it needs what comes with vLLM
+    from harness.worker.whisper_model import FLAGS, make_whisper  # noqa: PLC0415 - needs vLLM's dependencies
 
     with TemporaryDirectory() as folder:
         make_whisper(Path(folder))
-        told = {
+        settings = {
             "engine": "vllm",
             "model": folder,
             "served_model_name": "whisper",
@@ -38,7 +41,7 @@ async def whisper() -> AsyncIterator[Proxy]:
         kv_cache = {"VLLM_CPU_KVCACHE_SPACE": "1"}
         async with (
             serving() as proxy,
-            worker(proxy, *FLAGS, log_level="info", environment=kv_cache, **told),
+            worker(proxy, *FLAGS, log_level="info", environment=kv_cache, **settings),
         ):
             yield proxy
 
@@ -52,13 +55,13 @@ def sound() -> bytes:
 
 async def test_a_sound_file_is_transcribed(whisper: Proxy, sound: bytes) -> None:
     async with whisper.openai() as client:
-        told = await client.audio.transcriptions.create(
+        answer = await client.audio.transcriptions.create(
             file=("noise.wav", sound), model="whisper", language="en", temperature=0
         )
-    assert told.text
-    assert told.usage is not None
-    assert told.usage.type == "duration"
-    assert told.usage.seconds == NOISE_SECONDS
+    assert answer.text
+    assert answer.usage is not None
+    assert answer.usage.type == "duration"
+    assert answer.usage.seconds == NOISE_SECONDS
 
 
 async def test_a_transcription_is_streamed(whisper: Proxy, sound: bytes) -> None:
@@ -81,7 +84,7 @@ async def test_a_transcription_is_streamed(whisper: Proxy, sound: bytes) -> None
     assert chunks[-1]["choices"][0]["finish_reason"] == "length"
 
 
-async def test_what_is_no_sound_is_refused_in_vllms_words(whisper: Proxy) -> None:
+async def test_an_invalid_audio_file_is_rejected_with_vllms_message(whisper: Proxy) -> None:
     async with whisper.openai() as client:
         with pytest.raises(openai.BadRequestError, match="audio"):
             await client.audio.transcriptions.create(

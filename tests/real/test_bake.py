@@ -1,4 +1,4 @@
-"""A model is baked into an image: brought from a hub, noted, and found by a worker that asks no hub."""
+"""A model is baked into an image: downloaded from a hub, noted, and found by an offline worker."""
 
 import asyncio
 import hashlib
@@ -27,10 +27,11 @@ FILES = {
 
 @asynccontextmanager
 async def hub() -> AsyncIterator[str]:
-    """As much of a hub as a download asks for. It serves one gated model, `org/name`."""
+    """Serve the routes of a hub that a download needs, with one gated model, `org/name`."""
 
     def headers(data: bytes) -> dict[str, str]:
-        return {"ETag": f'"{hashlib.sha1(data).hexdigest()}"', "X-Repo-Commit": COMMIT}  # noqa: S324 - as git does
+        digest = hashlib.sha1(data).hexdigest()  # noqa: S324 - as git does
+        return {"ETag": f'"{digest}"', "X-Repo-Commit": COMMIT}
 
     def check(request: web.Request) -> None:
         if request.headers.get("Authorization") != f"Bearer {TOKEN}":
@@ -68,8 +69,8 @@ async def hub() -> AsyncIterator[str]:
 
 
 async def bake(url: str, folder: Path, token: str) -> tuple[int, str]:
-    """Run the command as the Dockerfile does; its exit code and what it says."""
-    told = {
+    """Run the command as the Dockerfile does; return its exit status and its output."""
+    variables = {
         **os.environ,
         "HF_ENDPOINT": url,
         "HF_TOKEN": token,
@@ -77,16 +78,17 @@ async def bake(url: str, folder: Path, token: str) -> tuple[int, str]:
         "HF_HUB_OFFLINE": "0",
     }
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "worker_vllm.bake", "org/name", "--revision", "", "--tokenizer", ""),
-        *("--quantization", "fp8", "--into", str(folder / "baked"), "--note", str(folder / "note.json")),
-        cwd=ROOT, env=told, stdout=PIPE, stderr=STDOUT,
+        *(sys.executable, "-m", "worker_vllm.bake", "org/name", "--revision", ""),
+        *("--tokenizer", "", "--quantization", "fp8"),
+        *("--into", str(folder / "baked"), "--note", str(folder / "note.json")),
+        cwd=ROOT, env=variables, stdout=PIPE, stderr=STDOUT,
     )  # fmt: skip
     out, _ = await process.communicate()
     return process.returncode or 0, out.decode()
 
 
 def holding(text: str, folder: Path) -> list[Path]:
-    """The files that have this text in them."""
+    """Return the files that contain this text."""
     return [
         path for path in folder.rglob("*") if path.is_file() and text.encode() in path.read_bytes()
     ]
@@ -107,8 +109,9 @@ async def test_a_baked_model_is_found_by_a_worker(
         "MODEL_NAME": str(model), "TOKENIZER_NAME": str(model), "QUANTIZATION": "fp8"
     }  # fmt: skip
     assert not holding(TOKEN, tmp_path)
+    # `monkeypatch` restores these variables, which `read_settings` changes.
     for name in ("TOKENIZER_NAME", "QUANTIZATION", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
-        monkeypatch.setenv(name, "")  # so that they are as before when this ends
+        monkeypatch.setenv(name, "")
     monkeypatch.setenv("MODEL_NAME", "org/name")
     monkeypatch.setenv("WORKER_BAKED_MODEL", str(tmp_path / "note.json"))
     assert read_settings().model == str(model)

@@ -1,4 +1,4 @@
-"""The same requests to vLLM's own server and to the proxy, on the same model: what works there works here, alike."""
+"""The same requests to vLLM's own server and to the proxy yield the same responses."""
 
 import asyncio
 import json
@@ -38,14 +38,16 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     (CHAT, ask("What is 17 + 25?", temperature=0)),
     (CHAT, ask(temperature=0.7, seed=3, n=2)),
     (CHAT, ask(temperature=0, stop=["GPUs"], max_completion_tokens=100)),
-    (CHAT, ask(temperature=0, stream_options={"include_usage": True})),  # without stream: 400
+    # Status 400 without `stream`.
+    (CHAT, ask(temperature=0, stream_options={"include_usage": True})),
     (CHAT, ask(messages=[])),
-    (CHAT, ask(messages=[{"role": "nobody"}])),
+    (CHAT, ask(messages=[{"role": "unknown"}])),
     (CHAT, ask(max_tokens=-1)),
     (CHAT, ask(n=100_000)),
     (CHAT, ask(temperature="hot")),
     (CHAT, ask(response_format={"type": "json_schema"})),
-    (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}),  # no model
+    # Without `model`.
+    (CHAT, {"messages": [{"role": "user", "content": "Hello"}], "temperature": 0}),
     (CHAT, ask(stream="yes", temperature=0)),
     (CHAT, ask("x " * 5_000)),
     (
@@ -58,22 +60,23 @@ REQUESTS: list[tuple[str, dict[str, Any]]] = [
     ),
     (COMPLETIONS, {"model": "demo"}),
 ]
-FLEETING = ("id", "created", "system_fingerprint", "metrics")
+# Fields that differ from call to call.
+VOLATILE_FIELDS = ("id", "created", "system_fingerprint", "metrics")
 
 
 @asynccontextmanager
 async def plain_vllm() -> AsyncIterator[str]:
-    """VLLM's own server on the demo model."""
+    """Run vLLM's own server with the demo model."""
     port = free_port()
     quiet = asyncio.subprocess.DEVNULL
-    told = os.environ | {
+    variables = os.environ | {
         "VLLM_CPU_KVCACHE_SPACE": "1",
         "VLLM_CPU_OMP_THREADS_BIND": "0",
         "HF_HUB_OFFLINE": "1",
     }
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", ENTRY, "--model", str(DEMO_FOLDER), "--port", str(port), *FLAGS),
-        env=told, stdout=quiet, stderr=quiet, start_new_session=True,
+        env=variables, stdout=quiet, stderr=quiet, start_new_session=True,
     )  # fmt: skip
     url = f"http://127.0.0.1:{port}"
     try:
@@ -92,25 +95,30 @@ async def _is_healthy(http: aiohttp.ClientSession, url: str) -> bool:
     return False
 
 
-def lasting(answer: Any) -> Any:
-    """An answer without what differs from call to call."""
+def stable(answer: Any) -> Any:
+    """Return a response without `VOLATILE_FIELDS`."""
     if isinstance(answer, dict):
-        return {name: lasting(value) for name, value in answer.items() if name not in FLEETING}
-    return [lasting(value) for value in answer] if isinstance(answer, list) else answer
+        return {
+            name: stable(value) for name, value in answer.items() if name not in VOLATILE_FIELDS
+        }
+    return [stable(value) for value in answer] if isinstance(answer, list) else answer
 
 
 async def whole(
     http: aiohttp.ClientSession, url: str, request: dict[str, Any]
 ) -> tuple[int, str, Any]:
-    """Status, type and lasting content of a whole answer."""
+    """Return the status, the content type and the stable content of a response."""
     async with http.post(url, json=request) as response:
         if response.content_type == "text/event-stream":
             return response.status, response.content_type, _joined(await response.read())
-        return response.status, response.content_type, lasting(await response.json())
+        return response.status, response.content_type, stable(await response.json())
 
 
 def _joined(body: bytes) -> dict[str, Any]:
-    """A stream's text and how it ended; where the engine cuts it into events depends on its load."""
+    """Return the texts and the end of a stream.
+
+    The text of each event is not compared, because it depends on the load of the engine.
+    """
     events = [
         event.removeprefix(b"data: ")
         for event in body.split(b"\n\n")
@@ -128,17 +136,17 @@ def _joined(body: bytes) -> dict[str, Any]:
         for choice in choices
         if choice.get("finish_reason")
     }
-    return {"texts": texts, "ends": ends, "errors": lasting(errors), "last": events[-1:]}
+    return {"texts": texts, "ends": ends, "errors": stable(errors), "last": events[-1:]}
 
 
-async def test_both_answer_alike(real: Real) -> None:
+async def test_both_servers_respond_alike(real: Real) -> None:
     async with plain_vllm() as plain, aiohttp.ClientSession() as http:
         different = []
         for path, request in REQUESTS:
             for stream in ({}, {"stream": True}):
-                told = request | (stream if "stream" not in request else {})
-                theirs = await whole(http, plain + path, told)
-                ours = await whole(http, real.proxy.url + path, told)
+                body = request | (stream if "stream" not in request else {})
+                theirs = await whole(http, plain + path, body)
+                ours = await whole(http, real.proxy.url + path, body)
                 if ours != theirs:
-                    different.append((path, told, theirs, ours))
+                    different.append((path, body, theirs, ours))
         assert not different

@@ -1,4 +1,4 @@
-"""vLLM's engine process is killed: nothing pretends to be an answer, and the worker makes room for a new one."""
+"""vLLM's engine process is killed: its streams end with an error, and the worker exits."""
 
 import asyncio
 import json
@@ -7,14 +7,14 @@ import signal
 from pathlib import Path
 
 import pytest
-from harness.proxy.server import CHAT, serving
+from harness.proxy.server import CHAT, Proxy, serving
 from harness.worker.real_vllm import START_SECONDS, ask, real_worker
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 
 
 def engine_of(pid: int) -> int:
-    """The process of vLLM's EngineCore under this worker."""
+    """Return the id of vLLM's EngineCore process under the worker `pid`."""
     children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
     named = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
     return next(child for child, name in named.items() if "VLLM" in name)
@@ -33,13 +33,13 @@ async def test_a_dead_engine_ends_its_streams_and_its_worker(tmp_path: Path) -> 
         assert events[-1] == b"data: [DONE]"
         assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "engine_dead"
         assert sum(b'"error"' in event for event in events) == 1
-        assert (
-            await asyncio.wait_for(one.process.wait(), 120) == 70
-        )  # Python needs seconds to unload torch
-        status, code = await waiting  # nothing of it had left, so it waited for another worker
+        # Python needs seconds to unload torch.
+        assert await asyncio.wait_for(one.process.wait(), 120) == 70
+        # The client had not received any output, so the job waited for another worker.
+        status, code = await waiting
         assert (status, code) == (503, "no_workers")
 
 
-async def _post(proxy: object, request: dict[str, object]) -> tuple[int, str]:
-    async with proxy.http.post(CHAT, json=request) as response:  # type: ignore[attr-defined]
+async def _post(proxy: Proxy, request: dict[str, object]) -> tuple[int, str]:
+    async with proxy.http.post(CHAT, json=request) as response:
         return response.status, (await response.json())["error"]["code"]

@@ -1,4 +1,4 @@
-"""A worker that is told about its model by nothing but the variables of the worker-vllm image."""
+"""A worker that is configured only by the variables of the worker-vllm image."""
 
 import json
 from collections.abc import AsyncIterator
@@ -21,7 +21,7 @@ SECRETS = {"HF_TOKEN": "hf_very-secret-token", "VLLM_API_KEY": "sk-very-secret-k
 
 @dataclass(frozen=True)
 class Named:
-    """The line, and its worker from outside."""
+    """The proxy and the process of its worker."""
 
     proxy: Proxy
     worker: WorkerProcess
@@ -45,14 +45,11 @@ async def named(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Named
         "SWAP_SPACE": "4",
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
-    told = {
-        "engine": "vllm",
-        "heartbeat_seconds": 5,
-        "environment": {**names, **SECRETS},
-    }  # at debug, where vLLM talks
+    # The log level is debug, at which vLLM logs its arguments.
+    settings = {"engine": "vllm", "heartbeat_seconds": 5, "environment": {**names, **SECRETS}}
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(serving())
-        yield Named(proxy, await stack.enter_async_context(worker(proxy, **told)))
+        yield Named(proxy, await stack.enter_async_context(worker(proxy, **settings)))
 
 
 async def test_the_names_of_worker_vllm_reach_vllm(named: Named) -> None:
@@ -101,5 +98,5 @@ async def test_an_adapter_is_a_model_of_its_own(named: Named) -> None:
 
 def test_no_secret_is_logged(named: Named) -> None:
     text = "\n".join(named.worker.lines)
-    assert "Initializing" in text, "vLLM has said what it was told"
+    assert "Initializing" in text, "vLLM has logged its arguments"
     assert not [secret for secret in SECRETS.values() if secret in text]

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from harness.worker.process import ROOT
 
-from worker_vllm.engine.flags import ALIASES, OF_THE_SERVER, RESERVED
+from worker_vllm.engine.flags import ALIASES, RESERVED_NAMES, SERVER_FLAG_NAMES
 
 CASES: list[tuple[dict[str, str], dict[str, Any] | str]] = [
     ({"MODEL_NAME": "/m.x/y", "MAX_MODEL_LEN": "32k"}, {"model": "/m.x/y", "max_model_len": 32000}),
@@ -46,8 +46,8 @@ CASES: list[tuple[dict[str, str], dict[str, Any] | str]] = [
 
 
 @pytest.fixture(scope="module")
-def said() -> dict[str, Any]:
-    """What the parser says of the cases. Importing vLLM takes a while, so it is asked once."""
+def parsed() -> dict[str, Any]:
+    """Parse all cases with vLLM's parser, in one process because importing vLLM takes seconds."""
     cases = json.dumps([variables for variables, _ in CASES])
     command = [sys.executable, "-m", "tests.harness.worker.vllm_flags"]
     ended = subprocess.run(
@@ -58,24 +58,24 @@ def said() -> dict[str, Any]:
     return found
 
 
-def test_every_flag_is_reached_by_its_name_and_no_reserved_one_is(said: dict[str, Any]) -> None:
+def test_every_flag_has_a_variable_unless_its_name_is_reserved(parsed: dict[str, Any]) -> None:
     positive = [
         option
-        for options in said["options"]
+        for options in parsed["options"]
         for option in options
         if option.startswith("--")
         and option.replace("--no-", "--", 1) not in set(options) - {option}
     ]
     names = {option[2:].replace("-", "_").upper() for option in positive}
     assert len(names) > 250
-    assert set(said["variables"]) == (names - RESERVED - OF_THE_SERVER) | set(ALIASES)
+    assert set(parsed["variables"]) == (names - RESERVED_NAMES - SERVER_FLAG_NAMES) | set(ALIASES)
 
 
 @pytest.mark.parametrize(
     "number", range(len(CASES)), ids=[" ".join(variables) for variables, _ in CASES]
 )
-def test_flags_mean_what_they_should(said: dict[str, Any], number: int) -> None:
-    expected, answer = CASES[number][1], said["answers"][number]
+def test_variables_set_the_flags_of_vllm(parsed: dict[str, Any], number: int) -> None:
+    expected, answer = CASES[number][1], parsed["answers"][number]
     if isinstance(expected, str):
         assert isinstance(answer, str)
         assert answer.startswith(expected)

@@ -1,4 +1,4 @@
-"""Jobs on real vLLM: native prompts and messages, any route, in the shapes of the guide."""
+"""Jobs on real vLLM: native prompts and messages, and any route, in the formats of the guide."""
 
 import pytest
 from harness.proxy.queue_api import QueueClient, said
@@ -10,7 +10,7 @@ pytestmark = pytest.mark.timeout(START_SECONDS)
 
 QUESTION = [{"role": "user", "content": "What is a lease?"}]
 ANSWER = "A lease is a worker's time-limited right to its jobs."
-COLD = {"temperature": 0}
+GREEDY = {"temperature": 0}
 
 
 @pytest.fixture
@@ -20,7 +20,7 @@ def queue(real: Real) -> QueueClient:
 
 async def test_messages_are_answered_whole(queue: QueueClient) -> None:
     answer = await queue.call(
-        "POST", "runsync", json={"input": {"messages": QUESTION, "sampling_params": COLD}}
+        "POST", "runsync", json={"input": {"messages": QUESTION, "sampling_params": GREEDY}}
     )
     assert answer["status"] == "COMPLETED"
     assert set(answer["output"]) == {"text", "input_tokens", "output_tokens"}
@@ -29,8 +29,8 @@ async def test_messages_are_answered_whole(queue: QueueClient) -> None:
     assert answer["output"]["output_tokens"] > 10
 
 
-async def test_a_stream_says_the_same_step_by_step_with_true_metrics(queue: QueueClient) -> None:
-    value = {"messages": QUESTION, "sampling_params": COLD}
+async def test_a_stream_has_the_same_text_and_tokens_with_real_metrics(queue: QueueClient) -> None:
+    value = {"messages": QUESTION, "sampling_params": GREEDY}
     whole = (await queue.end(await queue.run(value)))["output"]
     job = await queue.run(value | {"stream": True})
     await queue.end(job)

@@ -1,4 +1,4 @@
-"""`make up`'s story: one command, and the lines it prints work when pasted."""
+"""`make up` starts everything with one command, and the examples that it prints work."""
 
 import asyncio
 import re
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.timeout(START_SECONDS)
 
 
 async def run(*arguments: str, stdin: str = "") -> str:
-    """What a program prints."""
+    """Run a program and return its output. Fails if its exit status is not 0."""
     process = await asyncio.create_subprocess_exec(*arguments, stdin=PIPE, stdout=PIPE, stderr=PIPE)
     out, err = await asyncio.wait_for(process.communicate(stdin.encode()), 60)
     assert process.returncode == 0, err.decode()
@@ -29,7 +29,10 @@ async def run(*arguments: str, stdin: str = "") -> str:
 
 
 async def logprobs(up: Command) -> Any:
-    """The log probabilities of an answer: what vLLM compiles a function for, even when it runs eager."""
+    """Return the log probabilities of a response.
+
+    vLLM compiles a function for them even when it runs eager.
+    """
     url = (await up.says(r"base URL\s+(http://\S+)")).group(1)
     body = {"model": "demo", "prompt": "What is", "max_tokens": 2, "logprobs": 1}
     async with (
@@ -67,12 +70,13 @@ async def test_up_from_nothing_to_an_answer_on_a_machine_without_a_compiler(tmp_
         assert len(await logprobs(up)) == 2
         assert list((tmp_path / "cache").rglob("*.cpp")) == [], "the demo compiles no kernel"
         leaders = processes(mark)
-        assert len(family(leaders)) >= 4  # the proxy, the worker, and vLLM's own two
+        # The proxy, the worker, and two processes of vLLM.
+        assert len(family(leaders)) >= 4
         assert await up.stop() == 0
         await until(lambda: family(leaders) == [], what="no process is left")
 
 
-async def test_kernels_that_cannot_be_compiled_are_done_without_and_it_says_so(
+async def test_a_start_without_pythons_headers_runs_eager_and_reports_it(
     tmp_path: Path,
 ) -> None:
     through = hidden_folder(sysconfig.get_path("include"))
@@ -101,13 +105,13 @@ async def test_a_broken_model_is_named_as_the_cause(tmp_path: Path) -> None:
         await up.says("A worker could not start", START_SECONDS)
         assert await asyncio.wait_for(up.process.wait(), 30) == 1
         await up.says("All that it printed is in")
-    told = up.text.partition("A worker could not start")[2].splitlines()
-    assert told[0] == " (exit status 1):"
-    assert re.match(r"  safetensors\S*SafetensorError: Error while deserializing header", told[1])
-    assert len(told) == 3
+    lines = up.text.partition("A worker could not start")[2].splitlines()
+    assert lines[0] == " (exit status 1):"
+    assert re.match(r"  safetensors\S*SafetensorError: Error while deserializing header", lines[1])
+    assert len(lines) == 3
 
 
-async def test_what_does_not_fit_vllm_is_explained(tmp_path: Path) -> None:
+async def test_an_invalid_flag_of_vllm_is_explained(tmp_path: Path) -> None:
     async with command(
         "up", "--port", "0", "--data-dir", str(tmp_path), "--", "--no-such-flag", COLUMNS="200"
     ) as up:

@@ -157,7 +157,7 @@ async def test_an_orphan_ends(start: Start) -> None:
     code, errors = await end(await start("http://127.0.0.1:9", WORKER_ORPHAN_SECONDS="1"))
 
     assert code == 69
-    assert "no proxy at ws://127.0.0.1:9/v2/default/worker" in errors
+    assert "the proxy at ws://127.0.0.1:9/v2/default/worker has been unreachable" in errors
 
 
 async def test_a_loading_connection_may_be_ended_twice(proxy: FakeProxy) -> None:

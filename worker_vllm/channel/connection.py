@@ -1,7 +1,8 @@
-"""The worker's side of the WebSocket: dial the proxy, keep the connection, carry frames. Knows nothing of jobs.
+"""The worker's side of the WebSocket: dial the proxy, keep the connection, carry frames.
 
-Everything that is put into the outbox in one turn of the event loop leaves in one message. When the connection breaks
-the outbox keeps what waits; the peer's next `Hello` tells the proxy what each run has sent.
+The channel does not know what a job is. All frames that are put into the outbox in one turn of the
+event loop leave in one message. When the connection breaks, the outbox keeps the frames that have
+not been sent; the peer's next `Hello` reports to the proxy what each run has sent.
 """
 
 import asyncio
@@ -25,7 +26,7 @@ from proxy.wire.frames import (
 )
 from proxy.wire.outbox import Outbox
 from worker_vllm.channel.dial import (
-    OPEN_SECONDS,
+    OPEN_TIMEOUT_SECONDS,
     ConnectionLostError,
     Dialler,
     DialRefusedError,
@@ -36,35 +37,40 @@ from worker_vllm.channel.dial import (
     refusal_of_close,
 )
 
-BACKOFF_FIRST = 0.5  # seconds; doubled at each failure
-FLUSH_SECONDS = 5.0  # how long closing waits for the last frames to leave
-GOING_AWAY = 1001
-PROTOCOL_ERROR = 1002
+# First limit of the pause before dialling again. It doubles with each failure in a row.
+BACKOFF_FIRST_SECONDS = 0.5
+BACKOFF_MAX_DOUBLINGS = 10
+# Time that `Channel.close` waits for the last frames to leave.
+OUTBOX_FLUSH_SECONDS = 5.0
+CLOSE_CODE_GOING_AWAY = 1001
+CLOSE_CODE_PROTOCOL_ERROR = 1002
 
 
 class WakingOutbox(Outbox):
-    """An outbox that says when something was put in."""
+    """An outbox with events for its writer and for those who wait until it is empty."""
 
     def __init__(self) -> None:
         super().__init__()
+        # Set while there may be a frame to write.
         self.ready = asyncio.Event()
-        self.empty = asyncio.Event()  # set by the writer when all of it has been written
+        # Set by the writer when every frame has been written.
+        self.empty = asyncio.Event()
 
     def put(self, frame: Frame) -> None:
         super().put(frame)
-        self._tell()
+        self._notify()
 
     def put_in_lane(self, frame: JobFrame) -> None:
         super().put_in_lane(frame)
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
+    def _notify(self) -> None:
         self.ready.set()
         self.empty.clear()
 
 
 class Peer(Protocol):
-    """The user of a channel. `origin` is the outbox of the connection that a call is about."""
+    """The user of a channel. `origin` is the outbox of the connection that a call concerns."""
 
     def hello(self, origin: Outbox) -> Hello:
         """Return the first frame of a new connection."""
@@ -76,108 +82,127 @@ class Peer(Protocol):
         """Handle a frame from the proxy."""
 
     def sent(self, origin: Outbox, frames: Sequence[Frame]) -> None:
-        """Note that these frames were handed to the socket; whether they arrive is unknown."""
+        """Note that frames were handed to the socket; it is not known whether they arrive."""
 
     def disconnected(self, origin: Outbox) -> None:
         """Note that the connection is lost; the channel dials again."""
 
 
 class OrphanedError(Exception):
-    """The proxy was out of reach for too long."""
+    """The proxy has been unreachable for longer than the orphan timeout."""
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelTimeouts:
-    """How long a channel waits for what."""
+    """Timeouts of a channel, in seconds."""
 
     heartbeat: float
+    """Interval of heartbeats, and the longest pause between two attempts to dial."""
     orphan: float | None = None
-    open: float = OPEN_SECONDS  # for a connection to be opened
+    """Longest time without a proxy, after which the channel gives up; None for no limit."""
+    open: float = OPEN_TIMEOUT_SECONDS
+    """Timeout of the opening handshake."""
 
 
 class Channel:
-    """One worker's connection to its proxy, made again whenever it breaks."""
+    """One worker's connection to its proxy, which is reopened whenever it breaks."""
 
     def __init__(
         self,
         link: Link,
         peer: Peer,
-        patience: ChannelTimeouts,
+        timeouts: ChannelTimeouts,
         dialler: Dialler,
         *,
         was_accepted: bool = False,
     ) -> None:
-        """`was_accepted`: the proxy has kept an earlier connection of this worker: address and token are right."""
+        """Prepare a channel; `run` dials.
+
+        `was_accepted`: the proxy has accepted an earlier connection of this worker, so address and
+        token are correct.
+        """
         self._link = link
         self._dialler = dialler
         self.outbox = WakingOutbox()
         self._peer = peer
-        self._patience = patience
+        self._timeouts = timeouts
         self._log = structlog.get_logger().bind(worker=link.worker)
         self._socket: ClientConnection | None = None
         self._closing = asyncio.Event()
         self._was_accepted = was_accepted
-        self.accepted = (
-            False  # the proxy has kept a connection of ours; from then on no refusal is final
-        )
-        self.tried = asyncio.Event()  # the first attempt has succeeded or failed
+        # The proxy has accepted a connection of this channel. From then on no refusal is final.
+        self.accepted = False
+        # Set when the first attempt to dial has succeeded or failed.
+        self.tried = asyncio.Event()
         self.connected = asyncio.Event()
 
     async def run(self) -> None:
-        """Stay connected until `close`. `DialRefusedError`: the proxy does not want us; `OrphanedError`: it is gone."""
+        """Stay connected until `close`.
+
+        Raises `DialRefusedError` if the proxy rejects this worker, and `OrphanedError` if it has
+        been unreachable for longer than the orphan timeout.
+        """
         clock = asyncio.get_running_loop().time
-        failures, reached = 0, clock()
+        failures = 0
+        reached_at = clock()
         while not self._closing.is_set():
             try:
                 if await self._connection():
-                    failures, reached = 0, clock()
+                    failures = 0
+                    reached_at = clock()
             except DialRefusedError as refusal:
                 if self._is_final(refusal) and not self._closing.is_set():
                     raise
-                reached = clock()
+                reached_at = clock()
                 self._log.warning("channel.refused", reason=str(refusal))
             finally:
                 self.tried.set()
             if self._closing.is_set():
                 return
-            pause = pause_before_dialling(failures, self._patience.heartbeat, self._dialler.uniform)
-            if self._patience.orphan is not None:
-                away = clock() - reached
-                if away >= self._patience.orphan:
-                    raise OrphanedError(f"no proxy at {self._link.url} for {away:.0f} s")
-                pause = min(pause, self._patience.orphan - away)
-            failures = min(failures + 1, 10)
+            pause = pause_before_dialling(failures, self._timeouts.heartbeat, self._dialler.uniform)
+            if self._timeouts.orphan is not None:
+                away = clock() - reached_at
+                if away >= self._timeouts.orphan:
+                    raise OrphanedError(
+                        f"the proxy at {self._link.url} has been unreachable for {away:.0f} s"
+                    )
+                pause = min(pause, self._timeouts.orphan - away)
+            failures = min(failures + 1, BACKOFF_MAX_DOUBLINGS)
             await _wait(self._closing.wait(), pause)
 
     def say(self, frame: Frame) -> None:
-        """Send a frame that belongs to no job, if there is a connection."""
+        """Send a frame that does not belong to a job; drop it while disconnected."""
         if self._socket is not None:
             self.outbox.put(frame)
 
-    async def close(self, code: int = GOING_AWAY, reason: str = "") -> None:
-        """Write what waits, close, and dial no more."""
+    async def close(self, code: int = CLOSE_CODE_GOING_AWAY, reason: str = "") -> None:
+        """Write the frames in the outbox, close the connection, and stop dialling."""
         if self._socket is not None and not self._closing.is_set():
-            await _wait(self.outbox.empty.wait(), FLUSH_SECONDS)
+            await _wait(self.outbox.empty.wait(), OUTBOX_FLUSH_SECONDS)
         self._closing.set()
         if self._socket is not None:
             await hang_up(self._socket, code, reason)
 
     def retire(self) -> None:
-        """From now on neither dial again nor take a refusal seriously: another channel takes over."""
+        """Stop dialling and ignore refusals, because another channel takes over."""
         self._closing.set()
 
     def _is_final(self, refusal: DialRefusedError) -> bool:
-        """Whether the worker must end. Not for an HTTP status where the proxy is known: something else answered."""
+        """Return True if the worker must end.
+
+        An HTTP status is not final once the proxy has been reached: then it comes from something
+        in front of the proxy.
+        """
         return not self.accepted and not (self._was_accepted and refusal.by_handshake)
 
     async def _connection(self) -> bool:
-        """One connection from dialling to its end. True if there was one."""
-        socket = await dial(self._link, self._closing, self._dialler.connect, self._patience.open)
+        """Dial, and serve the connection until it ends. Return False if it could not be opened."""
+        socket = await dial(self._link, self._closing, self._dialler.connect, self._timeouts.open)
         if socket is None:
             return False
         try:
             self._socket = socket
-            await self._speak(socket)
+            await self._exchange_frames(socket)
         finally:
             self._socket = None
             self.connected.clear()
@@ -189,7 +214,7 @@ class Channel:
             raise refusal
         return True
 
-    async def _speak(self, socket: ClientConnection) -> None:
+    async def _exchange_frames(self, socket: ClientConnection) -> None:
         self.outbox.clear_control()
         self.outbox.put(self._peer.hello(self.outbox))
         self.outbox.put(self._peer.credit(self.outbox))
@@ -209,14 +234,14 @@ class Channel:
             with losing_connection():
                 message = await socket.recv()
             self.accepted = True
+            payload = message if isinstance(message, bytes) else message.encode()
             try:
-                frames = decode_to_worker(
-                    message if isinstance(message, bytes) else message.encode()
-                )
+                frames = decode_to_worker(payload)
             except BadFrameError as error:
                 self._log.error("channel.bad_frame", error=str(error))
-                await hang_up(socket, PROTOCOL_ERROR, "bad frame")
-                continue  # `recv` ends this loop
+                await hang_up(socket, CLOSE_CODE_PROTOCOL_ERROR, "bad frame")
+                # The next `recv` raises, which ends this loop.
+                continue
             for frame in frames:
                 self._peer.receive(self.outbox, frame)
 
@@ -235,7 +260,7 @@ class Channel:
 
     async def _beat(self) -> None:
         while True:
-            await asyncio.sleep(self._patience.heartbeat)
+            await asyncio.sleep(self._timeouts.heartbeat)
             self.accepted = True
             self.outbox.put(Heartbeat())
 
@@ -243,16 +268,17 @@ class Channel:
 def pause_before_dialling(
     failures: int, heartbeat: float, uniform: Callable[[float, float], float]
 ) -> float:
-    """Seconds to wait after so many failed attempts in a row, drawn at random: a proxy that comes back meets no herd.
+    """Return the pause in seconds after a number of failed attempts in a row, with random jitter.
 
-    Never more than a heartbeat. A proxy that was started again gives its workers one lease to come back with what they
-    run, and a lease is several heartbeats: whoever tries as often as it would have spoken is not late.
+    The jitter prevents all workers from dialling a restarted proxy at the same moment. The pause
+    is at most one heartbeat interval: a restarted proxy gives its workers one lease to reconnect
+    with their runs, and a lease is several heartbeat intervals.
     """
-    most = min(heartbeat, BACKOFF_FIRST * 2**failures)
-    return uniform(most / 2, most)
+    limit = min(heartbeat, BACKOFF_FIRST_SECONDS * 2**failures)
+    return uniform(limit / 2, limit)
 
 
 async def _wait(signal: Coroutine[None, None, bool], seconds: float) -> None:
-    """Wait for a signal, but not longer than this."""
+    """Wait for a signal, for `seconds` at most."""
     with suppress(TimeoutError):
         await asyncio.wait_for(signal, seconds)

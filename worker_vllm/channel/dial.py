@@ -1,8 +1,12 @@
-"""Open the WebSocket to the proxy, and tell a refusal, which a person must resolve, from a failure that passes."""
+"""Open the WebSocket to the proxy, and distinguish final refusals from temporary failures.
+
+An operator has to resolve a refusal, so it ends the worker. After any other failure the worker
+dials again.
+"""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Awaitable, Callable
+from contextlib import AbstractContextManager, suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -13,44 +17,47 @@ from websockets.exceptions import InvalidStatus, InvalidURI
 
 from proxy.wire.frames import SOCKET_BYTES
 from proxy.wire.sockets import keep_little_unsent
+from worker_vllm.foreign import foreign_errors
 
-OPEN_SECONDS = 10.0
-PING_SECONDS = 5.0  # a dead proxy is noticed within ping and pong, which is one lease
-PONG_SECONDS = 10.0
-CLOSE_SECONDS = 2.0
-WRITE_BYTES = (
-    64 * 1024
-)  # what the socket may hold back; the rest waits in the outbox, where lanes take turns
-NORMAL = 1000
-SHOWN = 200  # characters of what a server answers
-REDIRECTS = range(300, 400)
-FINAL_STATUS = (401, 403, 404, 409, 426)
-FINAL_CODES = range(4400, 4500)
-LOOPBACK = ("127.0.0.1", "localhost", "::1")
-ADVICE = {
-    401: "the proxy does not accept WORKER_TOKEN (`vllm-serverless token` prints the right one)",
-    403: "this token may not work for this endpoint: see WORKER_ENDPOINT and WORKER_TOKEN",
-    404: "the proxy has no such endpoint: see WORKER_CONNECT and WORKER_ENDPOINT",
-    409: "the proxy's endpoint does not go with this worker",
-    426: "the proxy speaks another version of the worker protocol: update the older of the two",
+OPEN_TIMEOUT_SECONDS = 10.0
+# A dead proxy is detected within ping interval and ping timeout together, which is one lease.
+PING_INTERVAL_SECONDS = 5.0
+PING_TIMEOUT_SECONDS = 10.0
+CLOSE_TIMEOUT_SECONDS = 2.0
+# High watermark of the socket's write buffer. The rest waits in the outbox, where lanes take turns.
+WRITE_BUFFER_BYTES = 64 * 1024
+CLOSE_CODE_NORMAL = 1000
+# Longest part of a server's response that a message quotes.
+RESPONSE_EXCERPT_LENGTH = 200
+REDIRECT_STATUSES = range(300, 400)
+REFUSAL_STATUSES = (401, 403, 404, 409, 426)
+REFUSAL_CLOSE_CODES = range(4400, 4500)
+LOOPBACK_HOSTS = ("127.0.0.1", "localhost", "::1")
+REMEDIES = {
+    401: "the proxy does not accept WORKER_TOKEN; run `vllm-serverless token` to print the token",
+    403: "this token is not valid for this endpoint; check WORKER_ENDPOINT and WORKER_TOKEN",
+    404: "the proxy has no such endpoint; check WORKER_CONNECT and WORKER_ENDPOINT",
+    409: "this worker is not compatible with the endpoint of the proxy",
+    426: "the proxy uses another version of the worker protocol; update the older of the two",
 }
 
 
 Connect: TypeAlias = Callable[..., Awaitable[ClientConnection]]
-"""Open a WebSocket, as `Handshake` does."""
+"""Open a WebSocket, with the arguments of `websockets.asyncio.client.connect`."""
 
 
 @dataclass(frozen=True, slots=True)
 class Dialler:
-    """The means of dialling: a simulation has others than the network and chance."""
+    """Access to the network and to randomness, which a simulation replaces."""
 
     connect: Connect
-    uniform: Callable[[float, float], float]  # a random number between two
+    # Return a random number between two.
+    uniform: Callable[[float, float], float]
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """Where the proxy is, and who calls."""
+    """The WebSocket URL of the proxy, the token, and the id of the worker that dials."""
 
     url: str
     token: str = field(repr=False)
@@ -58,31 +65,37 @@ class Link:
 
 
 class DialRefusedError(Exception):
-    """The proxy does not want this worker; its text is one line that says why."""
+    """The proxy rejects this worker. The text is one line with the reason.
+
+    `by_handshake`: the refusal is an HTTP status, which can also come from a server in front of
+    the proxy.
+    """
 
     def __init__(self, message: str, *, by_handshake: bool = False) -> None:
         super().__init__(message)
-        self.by_handshake = (
-            by_handshake  # by an HTTP status, which a server in front of the proxy can answer too
-        )
+        self.by_handshake = by_handshake
 
 
 class ConnectionLostError(Exception):
-    """The connection cannot be used, or was not opened; its text says what happened."""
+    """The connection could not be opened or is no longer usable. The text is the reason."""
 
 
 async def dial(
-    link: Link, closing: asyncio.Event, connect: Connect, open_seconds: float = OPEN_SECONDS
+    link: Link,
+    closing: asyncio.Event,
+    connect: Connect,
+    open_seconds: float = OPEN_TIMEOUT_SECONDS,
 ) -> ClientConnection | None:
-    """Open a connection; None when the proxy is out of reach for now or `closing` is set.
+    """Open a connection; return None if the proxy is unreachable for now or `closing` is set.
 
-    Final, as `DialRefusedError`: an address that cannot be dialled, and an answer with one of `FINAL_STATUS`. All
-    else that can go wrong between here and the proxy may be over at the next try.
+    Raises `DialRefusedError` for a malformed address and for a response with one of
+    `REFUSAL_STATUSES`. Every other failure between here and the proxy may be temporary.
     """
     try:
         handshake = _handshake(link, connect, open_seconds)
-    except (InvalidURI, ValueError) as error:  # a port out of range is a ValueError
-        raise DialRefusedError(f"WORKER_CONNECT is not an address to dial: {error}") from None
+    except (InvalidURI, ValueError) as error:
+        # A port out of range is a ValueError.
+        raise DialRefusedError(f"WORKER_CONNECT is not a valid address: {error}") from None
     try:
         with losing_connection():
             socket = await handshake
@@ -99,36 +112,38 @@ async def dial(
     return socket
 
 
-@contextmanager
-def losing_connection() -> Iterator[None]:
-    """Raise `ConnectionLostError` for whatever the WebSocket library, its event loop or TLS raises in here."""
-    try:
-        yield
-    except (
-        Exception
-    ) as error:  # each of the three adds kinds of its own, and none is a reason to end
-        raise ConnectionLostError(_sentence(error)) from error
+def losing_connection() -> AbstractContextManager[None]:
+    """Raise `ConnectionLostError` for everything that goes wrong in the block.
+
+    The WebSocket library, its event loop and TLS each raise kinds of their own, and none of them
+    is a reason to end the worker.
+    """
+    return foreign_errors(ConnectionLostError, _sentence)
 
 
-async def hang_up(socket: ClientConnection, code: int = NORMAL, reason: str = "") -> None:
+async def hang_up(
+    socket: ClientConnection, code: int = CLOSE_CODE_NORMAL, reason: str = ""
+) -> None:
     """Close a connection, which may be lost already."""
     with suppress(ConnectionLostError), losing_connection():
         await socket.close(code, reason)
 
 
 def refusal_of_close(socket: ClientConnection) -> DialRefusedError | None:
-    """What a closed connection says about us, if it was closed because of us."""
+    """Return the refusal that a close code stands for, or None if it does not stand for one."""
     code = socket.close_code
-    if code is None or code not in FINAL_CODES:
+    if code is None or code not in REFUSAL_CLOSE_CODES:
         return None
-    return DialRefusedError(
-        socket.close_reason
-        or ADVICE.get(code - 4000, f"the proxy closed the connection with {code}")
-    )
+    remedy = REMEDIES.get(code - 4000, f"the proxy closed the connection with code {code}")
+    return DialRefusedError(socket.close_reason or remedy)
 
 
 class Handshake(connect):
-    """Follows no redirect. A login or status page elsewhere must not answer for the proxy, as 404 for example."""
+    """An opening handshake that follows no redirect.
+
+    Otherwise a login or status page on another server could answer in place of the proxy, for
+    example with 404.
+    """
 
     def process_redirect(self, exc: Exception) -> Exception:
         return exc
@@ -142,37 +157,42 @@ def _handshake(link: Link, connect: Connect, open_seconds: float) -> Awaitable[C
         compression=None,
         max_size=SOCKET_BYTES,
         open_timeout=open_seconds,
-        ping_interval=PING_SECONDS,
-        ping_timeout=PONG_SECONDS,
-        close_timeout=CLOSE_SECONDS,
-        write_limit=WRITE_BYTES,
-        proxy=None if urlsplit(link.url).hostname in LOOPBACK else True,
+        ping_interval=PING_INTERVAL_SECONDS,
+        ping_timeout=PING_TIMEOUT_SECONDS,
+        close_timeout=CLOSE_TIMEOUT_SECONDS,
+        write_limit=WRITE_BUFFER_BYTES,
+        proxy=None if urlsplit(link.url).hostname in LOOPBACK_HOSTS else True,
     )
 
 
 def _refusal_of_handshake(link: Link, error: BaseException | None) -> DialRefusedError | None:
-    if not isinstance(error, InvalidStatus) or error.response.status_code not in FINAL_STATUS:
+    if not isinstance(error, InvalidStatus):
         return None
-    return DialRefusedError(f"{link.url} answered {_answer(error)}", by_handshake=True)
+    if error.response.status_code not in REFUSAL_STATUSES:
+        return None
+    return DialRefusedError(f"{link.url} answered {_response_text(error)}", by_handshake=True)
 
 
 def _sentence(error: Exception) -> str:
-    """An error in one line, with its cause: `InvalidMessage` alone does not say that the connection was closed."""
+    """Describe an error and its cause in one line.
+
+    `InvalidMessage`, for example, does not say by itself that the connection was closed.
+    """
     if isinstance(error, InvalidStatus):
-        return f"answered {_answer(error)}"
+        return f"answered {_response_text(error)}"
     text = str(error) or type(error).__name__
-    return (
-        f"{text} ({error.__cause__})"
-        if error.__cause__ is not None and str(error.__cause__)
-        else text
-    )
+    cause = str(error.__cause__) if error.__cause__ is not None else ""
+    return f"{text} ({cause})" if cause else text
 
 
-def _answer(error: InvalidStatus) -> str:
-    """Status and reason of an answer that is not the proxy's, or is its refusal."""
+def _response_text(error: InvalidStatus) -> str:
+    """Describe the status and reason of a response other than 101 Switching Protocols."""
     response = error.response
-    places = response.headers.get_all("Location")
-    if places and response.status_code in REDIRECTS:
-        return f"{response.status_code}: redirects to {places[0][:SHOWN]}; set WORKER_CONNECT to where the proxy is"
-    said = bytes(response.body or b"")[:SHOWN].decode(errors="replace").strip()
-    return f"{response.status_code}: {said or ADVICE.get(response.status_code, response.reason_phrase)}"
+    status = response.status_code
+    locations = response.headers.get_all("Location")
+    if locations and status in REDIRECT_STATUSES:
+        target = locations[0][:RESPONSE_EXCERPT_LENGTH]
+        return f"{status}: redirects to {target}; set WORKER_CONNECT to the proxy's own URL"
+    excerpt = bytes(response.body or b"")[:RESPONSE_EXCERPT_LENGTH]
+    text = excerpt.decode(errors="replace").strip()
+    return f"{status}: {text or REMEDIES.get(status, response.reason_phrase)}"

@@ -1,9 +1,9 @@
-"""Keeps the proxy informed while the engine loads.
+"""Keep the connection to the proxy open while the engine loads.
 
-Loading vLLM blocks the event loop for tens of seconds, longer than a lease. So until the engine is ready a thread with
-a loop of its own holds the connection: a wrong address or token is told at once, the proxy sees the stages, and the
-lease is renewed. Then the worker's own channel dials, the proxy replaces this connection by that one, and the thread
-ends.
+Loading vLLM blocks the event loop for tens of seconds, longer than a lease. Until the engine is
+ready, a thread with its own event loop holds the connection: a wrong address or token is reported
+at once, the proxy receives the loading stages, and the lease is renewed. Then the worker's own
+channel dials, the proxy replaces this connection by that one, and the thread ends.
 """
 
 import asyncio
@@ -18,14 +18,13 @@ from proxy.wire.outbox import Outbox
 from worker_vllm.channel.connection import Channel, ChannelTimeouts, OrphanedError
 from worker_vllm.channel.dial import Dialler, DialRefusedError, Link
 
-FIRST_TRY_SECONDS = (
-    3.0  # how long a start waits for the first answer of the proxy, to fail early rather than late
-)
-JOIN_SECONDS = 5.0
+# Time that a start waits for the first response of the proxy, to fail before the engine is loaded.
+FIRST_ATTEMPT_WAIT_SECONDS = 3.0
+THREAD_JOIN_SECONDS = 5.0
 
 
 class _Announcement:
-    """What a worker says while it cannot work: its name, and no credit. See `Peer`."""
+    """The peer of a worker that cannot run jobs yet: it announces a name and zero credit."""
 
     def __init__(self, worker: str, engine: str) -> None:
         self._hello = Hello(PROTOCOL, worker, engine)
@@ -37,25 +36,28 @@ class _Announcement:
         return Credit(0, 0)
 
     def receive(self, _: Outbox, frame: ToWorker) -> None:
-        """Nothing is owed: there was no credit."""
+        """Ignore the frame: without credit this worker has not received a job."""
 
     def sent(self, _: Outbox, frames: Sequence[Frame]) -> None:
-        """Nothing to keep count of."""
+        """Do nothing: frames are only counted for runs."""
 
     def disconnected(self, _: Outbox) -> None:
-        """Nothing to give up."""
+        """Do nothing: this worker has not started a run."""
 
 
 class Loading:
     """The connection of a worker whose engine is not ready, from `start` to `close`.
 
-    When the proxy refuses the worker, `failure` says so and the process gets a SIGINT, which ends the start.
+    When the proxy rejects the worker, `failure` is set and the process receives a SIGINT, which
+    ends the start.
     """
 
     def __init__(
-        self, link: Link, engine: str, patience: ChannelTimeouts, dialler: Dialler
+        self, link: Link, engine: str, timeouts: ChannelTimeouts, dialler: Dialler
     ) -> None:
-        self._link, self._engine, self._patience = link, engine, patience
+        self._link = link
+        self._engine = engine
+        self._timeouts = timeouts
         self._dialler = dialler
         self._tried = threading.Event()
         self._thread = threading.Thread(target=self._main, name="loading", daemon=True)
@@ -67,37 +69,38 @@ class Loading:
 
     @property
     def was_accepted(self) -> bool:
-        """Whether the proxy has kept this connection."""
+        """True if the proxy has accepted this connection."""
         return self._channel is not None and self._channel.accepted
 
     def start(self) -> None:
-        """Dial, and give the proxy a moment to answer."""
+        """Dial, and wait up to `FIRST_ATTEMPT_WAIT_SECONDS` for the outcome."""
         self._thread.start()
-        self._tried.wait(FIRST_TRY_SECONDS)
+        self._tried.wait(FIRST_ATTEMPT_WAIT_SECONDS)
 
     def say(self, text: str) -> None:
-        """Tell the person who runs the proxy what is going on. From any thread."""
+        """Send a line to the proxy's operator. May be called from any thread."""
         if self._channel is not None:
-            self._ask(self._channel.outbox.put, Log(text))
+            self._call_in_thread(self._channel.outbox.put, Log(text))
 
     def retire(self) -> None:
-        """The worker's own channel is about to dial: neither dial again nor mind being replaced."""
+        """Stop dialling and accept being replaced: the worker's own channel is about to dial."""
         self._is_over = True
         if self._channel is not None:
-            self._ask(self._channel.retire)
+            self._call_in_thread(self._channel.retire)
 
     def close(self) -> None:
         """End the connection and the thread."""
         self.retire()
         if self._stop is not None:
-            self._ask(self._stop)
-        self._thread.join(JOIN_SECONDS)
+            self._call_in_thread(self._stop)
+        self._thread.join(THREAD_JOIN_SECONDS)
 
-    def _ask(self, what: Callable[..., object], *arguments: object) -> None:
-        """Have the thread's loop do something; nothing if the thread has ended, which it may just now."""
+    def _call_in_thread(self, function: Callable[..., object], *arguments: object) -> None:
+        """Call a function in the thread's event loop; do nothing if the thread has ended."""
         if self._loop is not None:
-            with suppress(RuntimeError):  # the loop is closed
-                self._loop.call_soon_threadsafe(what, *arguments)
+            # The thread may end at any moment; then the loop is closed and raises a RuntimeError.
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(function, *arguments)
 
     def _main(self) -> None:
         try:
@@ -111,7 +114,7 @@ class Loading:
 
     async def _keep(self) -> None:
         peer = _Announcement(self._link.worker, self._engine)
-        self._channel = Channel(self._link, peer, self._patience, self._dialler)
+        self._channel = Channel(self._link, peer, self._timeouts, self._dialler)
         self._loop = asyncio.get_running_loop()
         running = asyncio.create_task(self._channel.run())
         self._stop = running.cancel

@@ -1,1 +1,1 @@
-"""What answers jobs: vLLM in this process, an OpenAI server elsewhere, or a script for tests."""
+"""The engines: vLLM in this process, an OpenAI server elsewhere, or a script for tests."""

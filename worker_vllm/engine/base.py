@@ -1,4 +1,4 @@
-"""What every engine is, and what all of them are asked in the same way."""
+"""The interface of all engines, and the queries that are the same for all of them."""
 
 import json
 from collections.abc import Iterable
@@ -11,40 +11,48 @@ from proxy.wire.frames import Model
 from worker_vllm.asgi import App, Request, fetch
 
 MODELS_PATH = "/v1/models"
+# Longest part of an error response that a message quotes.
+ERROR_EXCERPT_BYTES = 200
 
 
 class EngineError(Exception):
-    """The engine cannot be started or asked; its sentence says why and what to do."""
+    """The engine cannot be started or queried. The text is the reason and the remedy."""
 
 
 @dataclass(frozen=True, slots=True)
 class Reading:
-    """An engine's load at one moment."""
+    """An engine's load at one moment. Token counts are totals since its start."""
 
-    running: int  # requests that it works on
-    waiting: int  # and that it has queued
-    kv_cache: float  # how full its cache is, 0 to 1
-    prompt_tokens: int  # since it started
+    # Number of running requests.
+    running: int
+    # Number of requests in the engine's own queue.
+    waiting: int
+    # Usage of the KV cache, from 0 to 1.
+    kv_cache: float
+    prompt_tokens: int
     generation_tokens: int
 
 
-GAUGES = (
+READING_METRICS = (
     "vllm:num_requests_running",
     "vllm:num_requests_waiting",
     "vllm:kv_cache_usage_perc",
     "vllm:prompt_tokens_total",
     "vllm:generation_tokens_total",
 )
-"""vLLM's metrics that make a `Reading`, in its order."""
+"""vLLM's metrics that make up a `Reading`, in the order of its fields."""
 
 
 def reading_of(samples: Iterable[tuple[str, float]]) -> Reading | None:
-    """A reading from metrics by name, added up over engines; None if they are not there."""
-    sums: dict[str, list[float]] = {name: [] for name in GAUGES}
+    """Return a reading from metrics by name, summed over engines; None if they are missing.
+
+    The usage of the KV cache is the maximum over engines.
+    """
+    values: dict[str, list[float]] = {name: [] for name in READING_METRICS}
     for name, value in samples:
-        if name in sums:
-            sums[name].append(value)
-    running, waiting, cache, prompt, generation = sums.values()
+        if name in values:
+            values[name].append(value)
+    running, waiting, cache, prompt, generation = values.values()
     if not running:
         return None
     full = max(cache, default=0.0)
@@ -54,46 +62,47 @@ def reading_of(samples: Iterable[tuple[str, float]]) -> Reading | None:
 
 
 class Engine(Protocol):
-    """An OpenAI server behind an ASGI callable. Entering it starts it, leaving it stops it."""
+    """An OpenAI server behind an ASGI app. Entering the context starts it, leaving it stops it."""
 
     @property
     def name(self) -> str:
-        """Name and version, for people."""
+        """Name and version, for display."""
 
     @property
     def app(self) -> App:
-        """The app that answers; there once the engine has started."""
+        """The ASGI app; available once the engine has started."""
 
     @property
     def authorization(self) -> str:
-        """The Authorization header that the app wants, or nothing."""
+        """The Authorization header that the app requires, or an empty string."""
 
     @property
     def slots(self) -> int:
-        """How many jobs the engine works on at once."""
+        """The maximum number of jobs that the engine runs concurrently."""
 
     @property
     def dead(self) -> bool:
-        """True once the engine is gone. It never comes back: the worker ends and is started again."""
+        """True once the engine has died. It does not recover: the worker ends and is restarted."""
 
     @property
     def failure(self) -> str:
-        """Why the engine is dead, in a sentence that clients may read."""
+        """The reason why the engine is dead. Clients may read it."""
 
     def fields(self, path: str) -> frozenset[str]:
-        """The names that the body of a route may have; none if the engine cannot tell."""
+        """Return the field names of a route's request body; empty if the engine does not know."""
 
     async def read(self) -> Reading | None:
-        """Its load now; None if it does not tell."""
+        """Return the current load; None if the engine does not report it."""
 
     def progress(self) -> int | None:
-        """A number that changes whenever the engine gets anything done. A guard against hanging, not a metric.
+        """Return a number that changes whenever the engine makes progress.
 
-        None: the engine cannot say, and finds out in another way that it is `dead`.
+        It serves to detect a hang and is not a metric. None: the engine does not know, and detects
+        in another way that it is `dead`.
         """
 
     def kill(self) -> None:
-        """End the engine's processes at once, for an engine that does not stop."""
+        """Kill the engine's processes, in case it does not stop."""
 
     async def __aenter__(self) -> Self: ...
 
@@ -106,21 +115,23 @@ class Engine(Protocol):
 
 
 async def read_models(engine: Engine) -> list[Model]:
-    """The models that the engine serves, with its own cards. A card with a parent is an adapter on a base model."""
+    """Return the models that the engine serves, with its own model cards.
+
+    A card with a parent is an adapter on a base model. Raises `EngineError` if the engine does not
+    return a list of models.
+    """
     status, body = await fetch(engine.app, Request("GET", MODELS_PATH), engine.authorization)
     if status != HTTPStatus.OK:
-        raise EngineError(
-            f"the engine answered {status} to {MODELS_PATH}: {body[:200].decode(errors='replace')}"
-        )
+        excerpt = body[:ERROR_EXCERPT_BYTES].decode(errors="replace")
+        raise EngineError(f"the engine responded to {MODELS_PATH} with status {status}: {excerpt}")
     try:
         cards: list[dict[str, Any]] = json.loads(body)["data"]
-        return [
-            Model(
-                card["id"], json.dumps(card, separators=(",", ":")).encode(), not card.get("parent")
-            )
-            for card in cards
-        ]
+        return [_model(card) for card in cards]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise EngineError(
-            f"the engine's answer to {MODELS_PATH} is no list of models: {error!r}"
-        ) from error
+        message = f"the engine's response to {MODELS_PATH} is not a list of models: {error!r}"
+        raise EngineError(message) from error
+
+
+def _model(card: dict[str, Any]) -> Model:
+    encoded = json.dumps(card, separators=(",", ":")).encode()
+    return Model(card["id"], encoded, not card.get("parent"))

@@ -1,5 +1,5 @@
-# ruff: noqa: PLC0415 - importing an engine that is not wanted costs seconds, or fails
-"""Pick the engine that the settings name; the others are not even imported."""
+# ruff: noqa: PLC0415 - importing an engine that is not used takes seconds, or fails
+"""Select the engine that the settings name. The other engines are not imported."""
 
 from collections.abc import Sequence
 
@@ -9,7 +9,10 @@ from worker_vllm.settings import Settings, read_environment
 
 
 def make_engine(settings: Settings, arguments: Sequence[str], stage: Stage) -> Engine:
-    """The engine, not yet started. `arguments` are flags for vLLM; `stage` hears what it does while it starts."""
+    """Return the engine, not yet started.
+
+    `arguments` are flags for vLLM; `stage` is called with the stages of the start.
+    """
     match settings.engine_kind:
         case "scripted":
             from worker_vllm.engine.scripted import SERVED_NAME, ScriptedEngine

@@ -1,4 +1,6 @@
-"""Whether torch compiles kernels in this start. It needs a compiler and Python's headers for that; vLLM does not.
+"""Decide at a start whether torch compiles kernels.
+
+Torch needs a compiler and Python's headers for that; vLLM itself does not.
 
 `doctor` runs the module as `python -m worker_vllm.engine.compiler cpu`.
 """
@@ -13,18 +15,22 @@ from pathlib import Path
 
 from worker_vllm.settings import read_environment
 
-DISABLE = "TORCH_COMPILE_DISABLE"
-CACHE = "TORCHINDUCTOR_CACHE_DIR"
+DISABLE_VARIABLE = "TORCH_COMPILE_DISABLE"
+CACHE_VARIABLE = "TORCHINDUCTOR_CACHE_DIR"
 REMEDY = (
     "vLLM runs without compiled kernels, which is slower; on Debian: apt install g++ python3-dev"
 )
-# torch's inductor calls the first; Triton, which compiles for GPUs, any of the others.
+# For each device: the variable that names the compiler, and the commands that are tried without it.
+# Torch's inductor calls the first one, and Triton, which compiles for GPUs, any of the others.
 COMPILERS = {"cpu": ("CXX", ("g++",)), "gpu": ("CC", ("gcc", "clang", "cc"))}
 
 
 @dataclass(frozen=True, slots=True)
 class Decision:
-    """What a start does about compiling. `note` is for the person who wanted kernels compiled and gets none."""
+    """The effect on a start.
+
+    `note` explains to the operator why kernels are not compiled although that was requested.
+    """
 
     disables: bool = False
     forces_eager: bool = False
@@ -32,11 +38,12 @@ class Decision:
 
 
 def decide(environ: Mapping[str, str], include: Path, *, is_cpu: bool, is_eager: bool) -> Decision:
-    """Compile nothing where vLLM runs eager on a CPU, or where the tools are missing. The user's variable wins.
+    """Disable compiling if vLLM runs eager on a CPU, or if the tools are missing.
 
-    An eager vLLM compiles a few small functions of its sampler all the same, which costs more than it gains on a CPU.
+    The user's own variable takes precedence. Even an eager vLLM compiles a few small functions of
+    its sampler, which costs more than it gains on a CPU.
     """
-    if DISABLE in environ:
+    if DISABLE_VARIABLE in environ:
         return Decision()
     if is_eager:
         return Decision(disables=is_cpu)
@@ -47,7 +54,10 @@ def decide(environ: Mapping[str, str], include: Path, *, is_cpu: bool, is_eager:
 
 
 def lacking(environ: Mapping[str, str], include: Path, device: str) -> str:
-    """Name what torch needs to compile kernels for `device` (cpu or gpu) and does not find; empty if all is there."""
+    """Return the names of the missing tools that torch needs to compile for `device` (cpu, gpu).
+
+    Empty if everything is available.
+    """
     variable, usual = COMPILERS[device]
     commands = [environ[variable]] if environ.get(variable) else usual
     path = environ.get("PATH", os.defpath)
@@ -65,22 +75,25 @@ def include_folder() -> Path:
 
 
 def kernel_cache(environ: Mapping[str, str], home: Path) -> dict[str, str]:
-    """Return the variable that keeps compiled kernels over a reboot: torch's own choice is the temporary folder.
+    """Return the variable that makes compiled kernels survive a reboot.
 
-    Empty where the user's cache folder cannot be written.
+    Torch's own default is the temporary folder. Empty if the user's cache folder is not writable.
     """
     cache = Path(environ.get("XDG_CACHE_HOME") or home / ".cache")
     nearest = next((place for place in (cache, *cache.parents) if place.exists()), cache)
     if not os.access(nearest, os.W_OK | os.X_OK):
         return {}
-    return {CACHE: str(cache / "vllm-serverless" / "kernels")}
+    return {CACHE_VARIABLE: str(cache / "vllm-serverless" / "kernels")}
 
 
 def main(device: str) -> int:
-    """Print what is missing. Gives the exit status: 1 if something is."""
+    """Print what is missing; return the exit status, which is 1 if something is missing."""
     missing = lacking(read_environment(), include_folder(), device)
-    print(f"{missing} not found: {REMEDY}" if missing else "found, with Python's headers")
-    return 1 if missing else 0
+    if missing:
+        print(f"{missing} not found: {REMEDY}")
+        return 1
+    print("found, with Python's headers")
+    return 0
 
 
 if __name__ == "__main__":

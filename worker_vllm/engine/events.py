@@ -1,4 +1,4 @@
-"""The scripted engine's answers as bytes: OpenAI stream events and bodies, as vLLM writes them. Pure."""
+"""The responses of the scripted engine, as bytes in the format of vLLM. Pure."""
 
 import json
 from dataclasses import dataclass
@@ -10,70 +10,71 @@ STREAM_END = b"data: [DONE]\n\n"
 
 
 def error_event(message: str) -> bytes:
-    """An error inside a stream, as vLLM sends it."""
+    """Return an error event in vLLM's format."""
     return b"data: " + error_body(message, "InternalServerError", 500) + b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class StreamFrame:
-    """The parts of a stream's events that are the same for all tokens, made once."""
+    """The parts of a stream's events that are the same for all tokens."""
 
     first: bytes
+    """The first event."""
     usage: bytes
-    before: bytes  # of a token's event, up to its number
+    """The last event, with the usage."""
+    before: bytes
+    """A token's event up to the number of the token."""
     after: bytes
+    """A token's event after the number."""
     after_last: bytes
+    """The last token's event after the number."""
     last: int
-    usage_each: bytes = (
-        b""  # where every token tells the usage so far: its beginning, up to the number of tokens
-    )
+    """The index of the last token."""
+    usage_each: bytes = b""
+    """The beginning of the usage in every event, up to the number of tokens; empty without it."""
 
     def token(self, index: int) -> bytes:
-        """The event of one token."""
-        event = b"%b%d%b" % (
-            self.before,
-            index,
-            self.after_last if index == self.last else self.after,
-        )
-        return (
-            b"%b%b%d}}\n\n" % (event[:-3], self.usage_each, index + 1) if self.usage_each else event
-        )
+        """Return the event of the token with this index."""
+        after = self.after_last if index == self.last else self.after
+        event = b"%b%d%b" % (self.before, index, after)
+        if not self.usage_each:
+            return event
+        return b"%b%b%d}}\n\n" % (event[:-3], self.usage_each, index + 1)
 
 
 def stream_frame(script: Script) -> StreamFrame:
-    """Make the events of a script's stream."""
-    mark = "\u0001"  # stands where the number goes
+    """Build the constant parts of the stream of a script."""
+    # A placeholder for the number of the token.
+    mark = "\u0001"
     number = json.dumps(mark)[1:-1].encode()
     before, after = _event(script, f"{script.text.replace(mark, '')} {mark} ", None).split(number)
     _, after_last = _event(script, f"{mark} ", "length").split(number)
     usage = _envelope(script) | {"choices": [], "usage": _usage(script)}
     first = _event(script, "", None, role=True) if script.kind == "chat" else b""
-    each = (
-        b',"usage":{"prompt_tokens":%d,"completion_tokens":' % script.prompt_tokens
-        if script.usage_each
-        else b""
-    )
+    each = b""
+    if script.usage_each:
+        each = b',"usage":{"prompt_tokens":%d,"completion_tokens":' % script.prompt_tokens
     return StreamFrame(first, _data(usage), before, after, after_last, script.tokens - 1, each)
 
 
 def answer(script: Script) -> bytes:
-    """The whole answer of a call that is no stream."""
+    """Return the response body of a request that is not streamed."""
     text = script.full_text()
-    said: dict[str, Any] = {"text": text}
+    content: dict[str, Any] = {"text": text}
+    kind = "text_completion"
     if script.kind == "chat":
-        said = {"message": {"role": "assistant", "content": text, "tool_calls": []}}
-    choice = {"index": 0, **said, "logprobs": None, "finish_reason": "length"}
-    head = _envelope(script) | {
-        "object": "chat.completion" if script.kind == "chat" else "text_completion"
-    }
+        content = {"message": {"role": "assistant", "content": text, "tool_calls": []}}
+        kind = "chat.completion"
+    choice = {"index": 0, **content, "logprobs": None, "finish_reason": "length"}
+    head = _envelope(script) | {"object": kind}
     return json.dumps(head | {"choices": [choice], "usage": _usage(script)}).encode()
 
 
 def _event(script: Script, text: str, finish: str | None, *, role: bool = False) -> bytes:
-    said: dict[str, Any] = {"text": text}
+    content: dict[str, Any] = {"text": text}
     if script.kind == "chat":
-        said = {"delta": {"role": "assistant", "content": text} if role else {"content": text}}
-    choice = {"index": 0, **said, "logprobs": None, "finish_reason": finish}
+        content = {"delta": {"role": "assistant", "content": text} if role else {"content": text}}
+    choice = {"index": 0, **content, "logprobs": None, "finish_reason": finish}
     return _data(_envelope(script) | {"choices": [choice]})
 
 
@@ -88,11 +89,14 @@ def _envelope(script: Script) -> dict[str, Any]:
 
 
 def _usage(script: Script) -> dict[str, int]:
-    asked, made = script.prompt_tokens, script.tokens
-    return {"prompt_tokens": asked, "total_tokens": asked + made, "completion_tokens": made}
+    prompt = script.prompt_tokens
+    return {
+        "prompt_tokens": prompt,
+        "total_tokens": prompt + script.tokens,
+        "completion_tokens": script.tokens,
+    }
 
 
 def _data(event: dict[str, Any]) -> bytes:
-    return (
-        b"data: " + json.dumps(event, separators=(",", ":"), ensure_ascii=False).encode() + b"\n\n"
-    )
+    text = json.dumps(event, separators=(",", ":"), ensure_ascii=False)
+    return b"data: " + text.encode() + b"\n\n"

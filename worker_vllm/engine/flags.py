@@ -1,7 +1,7 @@
-"""vLLM's flags from environment variables, by the names that the worker-vllm image gave them. Pure.
+"""vLLM's flags from environment variables, with the names of the worker-vllm image. Pure.
 
-Which flags there are, and of what kind, is asked of vLLM's parser; no list of them is kept here. A variable is a flag's
-name in capitals (`MAX_MODEL_LEN` is `--max-model-len`) or one of the image's own names.
+The flags and their kinds come from vLLM's parser; there is not a list of them here. A variable is a
+flag's name in capitals (`MAX_MODEL_LEN` is `--max-model-len`) or one of the image's own names.
 """
 
 import argparse
@@ -11,33 +11,38 @@ from dataclasses import dataclass
 
 from worker_vllm.engine.base import EngineError
 
-CONFIG = "--config"
-ALIASES = {  # each wins over its flag's own name
+CONFIG_FLAG = "--config"
+# The image's own names. Each overrides the variable that is named like its flag.
+ALIASES = {
     "MODEL_NAME": "--model",
     "MODEL_REVISION": "--revision",
     "TOKENIZER_NAME": "--tokenizer",
     "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "--served-model-name",
     "OPENAI_RESPONSE_ROLE": "--response-role",
     "CUSTOM_CHAT_TEMPLATE": "--chat-template",
-    "VLLM_CONFIG_FILE": CONFIG,
+    "VLLM_CONFIG_FILE": CONFIG_FLAG,
 }
-# Names that mean something else on most machines, or have a variable of their own (MODEL_NAME, VLLM_API_KEY). The hub's
-# library reads HF_TOKEN itself; as a flag it would only get into more places.
-RESERVED = frozenset(
+# Names that mean something else on most machines, or that have a variable of their own (MODEL_NAME,
+# VLLM_API_KEY). The hub's library reads HF_TOKEN itself; as a flag it would only be copied to more
+# places.
+RESERVED_NAMES = frozenset(
     {"API_KEY", "CONFIG", "HELP", "HF_TOKEN", "HOST", "LOG_LEVEL", "MODEL", "PORT"}
 )
-NO_SERVER = "it is about vLLM's own HTTP server, which a worker does not run"
-OF_THE_SERVER = frozenset({
-    *("ALLOW_CREDENTIALS", "ALLOWED_HEADERS", "ALLOWED_METHODS", "ALLOWED_ORIGINS", "API_SERVER_COUNT"),
-    *("DATA_PARALLEL_MULTI_PORT_EXTERNAL_LB", "DATA_PARALLEL_SUPERVISOR_PORT", "DISABLE_ACCESS_LOG_FOR_ENDPOINTS"),
-    *("DISABLE_FASTAPI_DOCS", "DISABLE_UVICORN_ACCESS_LOG", "DP_SUPERVISOR_PROBE_FAILURE_THRESHOLD"),
-    *("DP_SUPERVISOR_PROBE_INTERVAL_S", "DP_SUPERVISOR_PROBE_TIMEOUT_S", "ENABLE_OFFLINE_DOCS"),
-    *("ENABLE_REQUEST_ID_HEADERS", "ENABLE_SSL_REFRESH", "GRPC", "GRPC_PORT", "H11_MAX_HEADER_COUNT"),
-    *("H11_MAX_INCOMPLETE_EVENT_SIZE", "HEADLESS", "ROOT_PATH", "SSL_CA_CERTS", "SSL_CERTFILE", "SSL_CERT_REQS"),
-    *("SSL_CIPHERS", "SSL_KEYFILE", "UDS", "UVICORN_LOG_LEVEL"),
+SERVER_FLAG_REASON = "it configures vLLM's own HTTP server, which a worker does not run"
+SERVER_FLAG_NAMES = frozenset({
+    "ALLOW_CREDENTIALS", "ALLOWED_HEADERS", "ALLOWED_METHODS", "ALLOWED_ORIGINS",
+    "API_SERVER_COUNT", "DATA_PARALLEL_MULTI_PORT_EXTERNAL_LB", "DATA_PARALLEL_SUPERVISOR_PORT",
+    "DISABLE_ACCESS_LOG_FOR_ENDPOINTS", "DISABLE_FASTAPI_DOCS", "DISABLE_UVICORN_ACCESS_LOG",
+    "DP_SUPERVISOR_PROBE_FAILURE_THRESHOLD", "DP_SUPERVISOR_PROBE_INTERVAL_S",
+    "DP_SUPERVISOR_PROBE_TIMEOUT_S", "ENABLE_OFFLINE_DOCS", "ENABLE_REQUEST_ID_HEADERS",
+    "ENABLE_SSL_REFRESH", "GRPC", "GRPC_PORT", "H11_MAX_HEADER_COUNT",
+    "H11_MAX_INCOMPLETE_EVENT_SIZE", "HEADLESS", "ROOT_PATH", "SSL_CA_CERTS", "SSL_CERTFILE",
+    "SSL_CERT_REQS", "SSL_CIPHERS", "SSL_KEYFILE", "UDS", "UVICORN_LOG_LEVEL",
 })  # fmt: skip
-GONE = "vLLM has no such flag any more"
-REMOVED = {  # what vLLM once had; where a parser still has it, it is a flag like any other
+REMOVED_FLAG_REASON = "vLLM has removed this flag"
+# Former flags of vLLM and their replacements. If the installed vLLM still has one of them, it is an
+# ordinary flag.
+REMOVED_FLAGS = {
     "CALCULATE_KV_SCALES": "",
     "CUDA_GRAPH_SIZES": "COMPILATION_CONFIG, cudagraph_capture_sizes",
     "DISABLE_FRONTEND_MULTIPROCESSING": "",
@@ -67,28 +72,29 @@ REMOVED = {  # what vLLM once had; where a parser still has it, it is a flag lik
     "SWAP_SPACE": "",
     "TASK": "RUNNER and CONVERT",
 }
-ZERO_IS_UNSET = frozenset(
-    {"MAX_NUM_BATCHED_TOKENS"}
-)  # a common template's default, which vLLM refuses
-TRUE, FALSE = frozenset({"1", "on", "true", "yes"}), frozenset({"0", "false", "no", "off"})
+# A common template sets these to 0 by default, which vLLM rejects.
+ZERO_IS_UNSET = frozenset({"MAX_NUM_BATCHED_TOKENS"})
+TRUE_WORDS = frozenset({"1", "on", "true", "yes"})
+FALSE_WORDS = frozenset({"0", "false", "no", "off"})
 
 
 @dataclass(frozen=True, slots=True)
 class Flag:
-    """A flag as words of a command line, and the variable that it comes from."""
+    """The command-line words of a flag, and the variable that sets it."""
 
     variable: str
     words: tuple[str, ...]
 
 
 def variables_of(actions: Iterable[argparse.Action]) -> dict[str, tuple[str, argparse.Action]]:
-    """Every variable that is a flag of this parser, the stronger names last."""
-    options = {
-        option: action
-        for action in actions
-        for option in action.option_strings
-        if option.startswith("--")
-    }
+    """Return the option and the action of every variable that sets a flag of this parser.
+
+    Names with higher precedence come last.
+    """
+    options: dict[str, argparse.Action] = {}
+    for action in actions:
+        long = [option for option in action.option_strings if option.startswith("--")]
+        options |= dict.fromkeys(long, action)
     named = {
         option.removeprefix("--").replace("-", "_").upper(): (option, action)
         for option, action in options.items()
@@ -97,7 +103,7 @@ def variables_of(actions: Iterable[argparse.Action]) -> dict[str, tuple[str, arg
     own = {
         variable: found
         for variable, found in named.items()
-        if variable not in RESERVED | OF_THE_SERVER
+        if variable not in RESERVED_NAMES | SERVER_FLAG_NAMES
     }
     return own | {
         variable: (option, options[option])
@@ -107,7 +113,7 @@ def variables_of(actions: Iterable[argparse.Action]) -> dict[str, tuple[str, arg
 
 
 def flags_from(variables: Mapping[str, str], actions: Iterable[argparse.Action]) -> list[Flag]:
-    """The flags that the variables set. An empty variable sets nothing."""
+    """Return the flags that the variables set. An empty variable has no effect."""
     flags: dict[str, Flag] = {}
     for variable, (option, action) in variables_of(actions).items():
         value = variables.get(variable, "").strip()
@@ -117,37 +123,40 @@ def flags_from(variables: Mapping[str, str], actions: Iterable[argparse.Action])
 
 
 def ignored(variables: Mapping[str, str], actions: Iterable[argparse.Action]) -> dict[str, str]:
-    """The variables that somebody may count on and that change nothing, and why."""
+    """Return the variables that have no effect although a user may expect one, with the reason."""
     known = variables_of(actions)
-    reasons = {
-        name: f"{GONE}{use and f': see {use}'}"
-        for name, use in REMOVED.items()
-        if name not in known
-    }
-    reasons |= dict.fromkeys(sorted(OF_THE_SERVER), NO_SERVER)
+    reasons: dict[str, str] = {}
+    for name, replacement in REMOVED_FLAGS.items():
+        if name not in known:
+            hint = f"; use {replacement}" if replacement else ""
+            reasons[name] = REMOVED_FLAG_REASON + hint
+    reasons |= dict.fromkeys(sorted(SERVER_FLAG_NAMES), SERVER_FLAG_REASON)
     return {name: reason for name, reason in reasons.items() if variables.get(name, "").strip()}
 
 
 def _words(variable: str, option: str, action: argparse.Action, value: str) -> tuple[str, ...]:
     opposite = option.replace("--", "--no-", 1)
     if opposite in action.option_strings:
-        return (option,) if _truth(variable, value) else (opposite,)
+        return (option,) if _is_true(variable, value) else (opposite,)
     if action.nargs == 0:
-        return (option,) if _truth(variable, value) else ()
+        return (option,) if _is_true(variable, value) else ()
     if action.nargs not in {None, "?"}:
         return (option, *_items(value))
-    # One word, for the value may begin with a dash. But vLLM opens a configuration file only after the bare word.
-    return (option, value) if option == CONFIG else (f"{option}={value}",)
+    if option == CONFIG_FLAG:
+        # vLLM opens a configuration file only if the flag is a word of its own.
+        return (option, value)
+    # One word, because the value may begin with a dash.
+    return (f"{option}={value}",)
 
 
-def _truth(variable: str, value: str) -> bool:
-    if value.lower() not in TRUE | FALSE:
+def _is_true(variable: str, value: str) -> bool:
+    if value.lower() not in TRUE_WORDS | FALSE_WORDS:
         raise EngineError(f"{variable} is wrong: {value!r} is neither true nor false")
-    return value.lower() in TRUE
+    return value.lower() in TRUE_WORDS
 
 
 def _items(value: str) -> list[str]:
-    """The values in a JSON array or between commas. An object is one value, commas or not."""
+    """Return the values of a JSON array, or of a list with commas. An object is one value."""
     if value.startswith("{"):
         return [value]
     try:

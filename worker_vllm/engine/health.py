@@ -1,7 +1,7 @@
-"""Health probes of a server that the worker did not start. They alone decide whether it is lost.
+"""Health probes of a server that the worker did not start. Only they decide whether it is lost.
 
-A call says nothing about the server's health: an answer that is not streamed, or a long prefill, sends no byte for
-minutes. What a call may take is bounded by its job's execution timeout.
+Calls say nothing about the server's health: a response that is not streamed, or a long prefill,
+sends no bytes for minutes. The duration of a call is limited by its job's execution timeout.
 """
 
 import asyncio
@@ -14,28 +14,32 @@ import structlog
 from worker_vllm.engine.base import MODELS_PATH
 
 HEALTH_PATH = "/health"
-FAILED_FROM = (
-    500  # a server that answers with a lower status is alive, whatever it thinks of the request
-)
-BUSY = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
+# A server that responds with a lower status is alive, even if it rejects the request.
+FAILURE_STATUS_MIN = 500
+BUSY_STATUSES = (HTTPStatus.REQUEST_TIMEOUT, HTTPStatus.TOO_MANY_REQUESTS)
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """When to probe, and what to make of it."""
+    """The schedule of probes. Times are in seconds."""
 
-    every: float = 5.0  # seconds between the end of a probe and the next one
-    timeout: float = 30.0  # a server that is busy with prompts may answer late
-    limit: int = 3  # failures in a row, then the server is lost
+    every: float = 5.0
+    """Pause between the end of a probe and the next one."""
+    timeout: float = 30.0
+    """Timeout of a probe. A server that is busy with prompts may respond late."""
+    limit: int = 3
+    """Number of failures in a row after which the server is lost."""
 
 
 class Health:
-    """The health of one server. `failure` is empty until the server is lost, and then says why."""
+    """The health of one server. `failure` is empty until the server is lost, then the reason."""
 
     def __init__(
         self, session: aiohttp.ClientSession, url: str, authorization: str, pace: Pace
     ) -> None:
-        self._session, self._url, self._pace = session, url, pace
+        self._session = session
+        self._url = url
+        self._pace = pace
         self._headers = {"authorization": authorization} if authorization else {}
         self._path = HEALTH_PATH
         self.failure = ""
@@ -48,14 +52,20 @@ class Health:
             fault = await self.fault()
             failures = failures + 1 if fault else 0
             if failures >= self._pace.limit:
-                self.failure = f"the upstream server failed {failures} health probes in a row, the last with: {fault}"
+                self.failure = (
+                    f"the upstream server failed {failures} health probes in a row, "
+                    f"the last with: {fault}"
+                )
                 structlog.get_logger().error(
                     "upstream.gone", url=self._url, probes=failures, fault=fault
                 )
                 return
 
     async def fault(self) -> str:
-        """Probe once. Returns what is wrong, without an address, for clients may read it; empty if it answers."""
+        """Probe once; return the fault, or an empty string if the server responds.
+
+        Clients may read the fault, so it does not contain an address.
+        """
         try:
             status = await self.status(self._path)
             if self._path == HEALTH_PATH and _is_missing(status):
@@ -67,10 +77,10 @@ class Health:
             return self._failed("no connection", str(error))
         except (aiohttp.ClientError, OSError) as error:
             return self._failed("connection lost", repr(error))
-        return self._failed(f"HTTP {status}", "") if status >= FAILED_FROM else ""
+        return self._failed(f"HTTP {status}", "") if status >= FAILURE_STATUS_MIN else ""
 
     async def status(self, path: str) -> int:
-        """The status that the server answers to a GET; raises what aiohttp raises."""
+        """Return the status of a GET. Raises `TimeoutError`, `aiohttp.ClientError` or `OSError`."""
         timeout = aiohttp.ClientTimeout(total=self._pace.timeout)
         url = self._url + path
         async with self._session.get(
@@ -86,9 +96,8 @@ class Health:
 
 
 def _is_missing(status: int) -> bool:
-    """Whether a server that answers `/health` so has no such route, or keeps it for others."""
-    if status in BUSY:
+    """Return True if this status of `/health` means a missing route, or one with other rights."""
+    if status in BUSY_STATUSES:
         return False
-    return (
-        HTTPStatus.MULTIPLE_CHOICES <= status < FAILED_FROM or status == HTTPStatus.NOT_IMPLEMENTED
-    )
+    is_redirect_or_refusal = HTTPStatus.MULTIPLE_CHOICES <= status < FAILURE_STATUS_MIN
+    return is_redirect_or_refusal or status == HTTPStatus.NOT_IMPLEMENTED

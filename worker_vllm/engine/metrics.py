@@ -1,4 +1,4 @@
-"""Serves the engine's /metrics and /health on a loopback port, and nothing else of its app."""
+"""Serves the engine's /metrics and /health on a loopback port. Other routes are not reachable."""
 
 import asyncio
 import contextlib
@@ -10,15 +10,15 @@ import uvicorn
 
 from worker_vllm.asgi import App, Receive, Scope, Send
 
-SERVED = ("/metrics", "/health")
+SERVED_PATHS = ("/metrics", "/health")
 HOST = "127.0.0.1"
 
 
 def only_metrics(app: App) -> App:
-    """The engine's app, reduced to what is `SERVED`."""
+    """Return the engine's app, restricted to `SERVED_PATHS`."""
 
     async def guard(scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] == "http" and scope["method"] == "GET" and scope["path"] in SERVED:
+        if scope["type"] == "http" and scope["method"] == "GET" and scope["path"] in SERVED_PATHS:
             await app(scope, receive, send)
         elif scope["type"] == "http":
             await send(
@@ -34,7 +34,7 @@ def only_metrics(app: App) -> App:
 
 
 class _Server(uvicorn.Server):
-    """uvicorn inside our loop: signals are ours."""
+    """A uvicorn server that leaves the handling of signals to the worker."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Iterator[None]:
@@ -43,7 +43,7 @@ class _Server(uvicorn.Server):
 
 @contextlib.asynccontextmanager
 async def serve_metrics(app: App, port: int | None) -> AsyncIterator[None]:
-    """Serve while the context lasts; no port, no server. Port 0 takes a free one and logs it."""
+    """Serve while the context is open. Port None disables the server; 0 selects a free port."""
     if port is None:
         yield
         return

@@ -1,4 +1,4 @@
-"""The processes that an engine has started: where they may run, and how they end by force."""
+"""Pin and kill the processes that an engine has started."""
 
 import os
 import signal
@@ -10,14 +10,14 @@ PROC = Path("/proc")
 
 
 def kill_children(root: int | None = None) -> None:
-    """Kill every process below `root` (this process if not given), the deepest first."""
+    """Kill every descendant of the process `root` (default: this process), children first."""
     for child in reversed(list(_descendants(os.getpid() if root is None else root))):
         with suppress(ProcessLookupError, PermissionError):
             os.kill(child, signal.SIGKILL)
 
 
 def pin_children(cpu: int) -> None:
-    """Let every thread of every process below this one run on this CPU only."""
+    """Restrict every thread of every descendant of this process to one CPU."""
     for child in _descendants(os.getpid()):
         for task in PROC.glob(f"{child}/task/*"):
             with suppress(ProcessLookupError, PermissionError):
@@ -25,7 +25,7 @@ def pin_children(cpu: int) -> None:
 
 
 def _descendants(parent: int) -> Iterator[int]:
-    """The processes below this one, parents before their children."""
+    """Yield the ids of all descendants of a process, parents before their children."""
     for tasks in PROC.glob(f"{parent}/task/*/children"):
         with suppress(OSError):
             for child in tasks.read_text().split():

@@ -1,9 +1,10 @@
-"""What a request to the scripted engine asks for: the request itself writes the script of its answer. Pure.
+"""The scripts of the scripted engine: each request defines its own response. Pure.
 
-`max_tokens` is the number of tokens, `seed` the microseconds between them, and the text is made of the request's last
-message: `"<message> 0 "`, `"<message> 1 "`, ... so that every stream's text is its own. The extra field `fault` breaks
-something: `error_event:N`, `cut:N`, `die:N`, `engine_dead:N`, `hang:N` (after N tokens, 0 without; `deaf:N` hangs and
-cannot be stopped), `status:CODE`, `big:BYTES` (an answer of that size), `head_delay:MILLISECONDS`.
+`max_tokens` is the number of tokens, `seed` the microseconds between them, and the text is derived
+from the request's last message: `"<message> 0 "`, `"<message> 1 "`, ... so that every stream has a
+text of its own. The extra field `fault` injects a fault: `error_event:N`, `cut:N`, `die:N`,
+`engine_dead:N`, `hang:N` (after N tokens, 0 by default; `deaf:N` hangs and ignores cancellation),
+`status:CODE`, `big:BYTES` (a response of that size), `head_delay:MILLISECONDS`.
 """
 
 import json
@@ -11,7 +12,10 @@ from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias
 
 DEFAULT_TOKENS = 16
-MAX_CONTEXT = 1_048_576  # tokens; more are refused in vLLM's words
+# Requests with more tokens are rejected with vLLM's message.
+CONTEXT_MAX_TOKENS = 1_048_576
+# Longest message about an invalid field.
+MESSAGE_MAX_LENGTH = 200
 FAULTS = ("error_event", "cut", "die", "engine_dead", "hang", "deaf", "status", "big", "head_delay")
 
 Kind = Literal["chat", "completion"]
@@ -19,22 +23,25 @@ Json: TypeAlias = dict[str, Any]
 
 
 class BadRequestError(ValueError):
-    """The request is refused with 400; the text is for the client."""
+    """The request is rejected with status 400. The text is for the client."""
 
 
 @dataclass(frozen=True, slots=True)
 class Script:
-    """One answer: its text, length and pace, and what goes wrong in it."""
+    """A response: its text, length, pace and fault."""
 
     kind: Kind
     model: str
     id: str
     text: str
     tokens: int
-    pace: float  # seconds between tokens
+    # Seconds between tokens.
+    pace: float
     stream: bool
+    # Whether the stream ends with the usage.
     usage: bool
-    usage_each: bool = False  # with every token
+    # Whether every token carries the usage so far.
+    usage_each: bool = False
     fault: str = ""
     fault_at: int = 0
 
@@ -52,7 +59,10 @@ class Script:
 
 
 def read_script(body: bytes, kind: Kind, default_model: str, answer_id: str) -> Script:
-    """The script in a request's body; `BadRequestError` where vLLM would answer 400."""
+    """Return the script of a request body.
+
+    Raises `BadRequestError` where vLLM responds with status 400.
+    """
     try:
         request = json.loads(body)
     except ValueError as error:
@@ -61,14 +71,17 @@ def read_script(body: bytes, kind: Kind, default_model: str, answer_id: str) -> 
         ) from None
     if not isinstance(request, dict):
         raise BadRequestError("Input should be a valid dictionary")
-    tokens = _whole(request, "max_completion_tokens", _whole(request, "max_tokens", DEFAULT_TOKENS))
+    tokens = _natural(
+        request, "max_completion_tokens", _natural(request, "max_tokens", DEFAULT_TOKENS)
+    )
     text = _last_message(request) if kind == "chat" else _prompt(request)
     script_text = text or "token"
-    if tokens + len(script_text.split()) > MAX_CONTEXT:
+    if tokens + len(script_text.split()) > CONTEXT_MAX_TOKENS:
         raise BadRequestError(
-            f"This model's maximum context length is {MAX_CONTEXT} tokens. However, you requested {tokens} output "
-            f"tokens and your prompt contains {len(script_text.split())} input tokens. Please reduce the length of "
-            "the input prompt or the number of requested output tokens."
+            f"This model's maximum context length is {CONTEXT_MAX_TOKENS} tokens. However, you "
+            f"requested {tokens} output tokens and your prompt contains "
+            f"{len(script_text.split())} input tokens. Please reduce the length of the input "
+            "prompt or the number of requested output tokens."
         )
     fault, _, value = str(request.get("fault") or "").partition(":")
     if fault and fault not in FAULTS:
@@ -81,7 +94,7 @@ def read_script(body: bytes, kind: Kind, default_model: str, answer_id: str) -> 
         model=str(request.get("model") or default_model),
         text=script_text,
         tokens=tokens,
-        pace=_whole(request, "seed", 0) / 1e6,
+        pace=_natural(request, "seed", 0) / 1e6,
         stream=request.get("stream") is True,
         usage=options.get("include_usage") is True,
         usage_each=options.get("continuous_usage_stats") is True,
@@ -91,7 +104,7 @@ def read_script(body: bytes, kind: Kind, default_model: str, answer_id: str) -> 
 
 
 def asks_to_hang(body: bytes) -> bool:
-    """Whether a call that makes no tokens, such as `tokenize`, has the fault `hang`."""
+    """Return True if a request without tokens, such as `tokenize`, has the fault `hang`."""
     try:
         request = json.loads(body)
     except ValueError:
@@ -100,18 +113,20 @@ def asks_to_hang(body: bytes) -> bool:
 
 
 def error_body(message: str, kind: str = "BadRequestError", code: int = 400) -> bytes:
-    """An error in vLLM's shape."""
+    """Return an error response in vLLM's format."""
     return json.dumps(
         {"error": {"message": message, "type": kind, "param": None, "code": code}}
     ).encode()
 
 
-def _whole(request: Json, name: str, default: int) -> int:
+def _natural(request: Json, name: str, default: int) -> int:
     value = request.get(name)
     if value is None:
         return default
     if not isinstance(value, int) or isinstance(value, bool) or value < 0:
-        raise BadRequestError(f"{name}: Input should be a valid integer, got {value!r}"[:200])
+        raise BadRequestError(
+            f"{name}: Input should be a valid integer, got {value!r}"[:MESSAGE_MAX_LENGTH]
+        )
     return value
 
 
@@ -134,7 +149,8 @@ def _last_message(request: Json) -> str:
 
 
 def _invalid(kind: str, message: str) -> str:
-    return f"1 validation error:\n  {{'type': '{kind}', 'loc': ('body', 'messages'), 'msg': '{message}'}}"
+    detail = f"{{'type': '{kind}', 'loc': ('body', 'messages'), 'msg': '{message}'}}"
+    return f"1 validation error:\n  {detail}"
 
 
 def _prompt(request: Json) -> str:

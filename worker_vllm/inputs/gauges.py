@@ -1,4 +1,4 @@
-"""The engine's load as the seed's `metrics` object shows it: throughputs over time, cache, running, pending."""
+"""The engine's load as the seed's `metrics` object: throughput, cache usage, request counts."""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -6,13 +6,15 @@ from typing import Any
 
 from worker_vllm.engine.base import Reading
 
-EVERY_SECONDS = 0.5  # one reading serves all streams for this long
-STALE_SECONDS = 5.0  # an older reading would average over a time that is past
+# All streams share one reading for this time.
+READING_INTERVAL_SECONDS = 0.5
+# Throughput is not computed from an older reading, because it would average over the past.
+READING_MAX_AGE_SECONDS = 5.0
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """A reading, and the tokens a second since the one before it."""
+    """A reading, its time, and the tokens per second since the previous reading."""
 
     at: float
     reading: Reading
@@ -21,7 +23,7 @@ class Load:
 
 
 class Gauges:
-    """Reads an engine's load, seldom enough to cost nothing."""
+    """Reads an engine's load, at most once per `READING_INTERVAL_SECONDS`."""
 
     def __init__(
         self, read: Callable[[], Awaitable[Reading | None]], clock: Callable[[], float]
@@ -32,25 +34,28 @@ class Gauges:
         self._has_rates = False
 
     async def begin(self) -> None:
-        """A stream begins: from here on there is something to measure against."""
-        if self._load is None or self._clock() - self._load.at > STALE_SECONDS:
+        """Take a first reading at the begin of a stream, to compare later readings with."""
+        if self._load is None or self._clock() - self._load.at > READING_MAX_AGE_SECONDS:
             self._has_rates = False
-            await self._look()
+            await self._update()
 
     async def load(self) -> Load | None:
-        """The load now; None where the engine does not tell."""
-        if self._load is not None and (
-            not self._has_rates or self._clock() - self._load.at >= EVERY_SECONDS
-        ):
-            await self._look()
+        """Return the current load; None if the engine does not report it."""
+        if self._load is None:
+            return None
+        age = self._clock() - self._load.at
+        if not self._has_rates or age >= READING_INTERVAL_SECONDS:
+            await self._update()
         return self._load
 
-    async def _look(self) -> None:
-        before, reading, now = self._load, await self._read(), self._clock()
+    async def _update(self) -> None:
+        before = self._load
+        reading = await self._read()
+        now = self._clock()
         if reading is None:
             self._load = None
             return
-        is_fresh = before is not None and 0 < now - before.at <= STALE_SECONDS
+        is_fresh = before is not None and 0 < now - before.at <= READING_MAX_AGE_SECONDS
         if before is None or not is_fresh:
             self._load = Load(now, reading)
             return
@@ -62,16 +67,17 @@ class Gauges:
 
 
 def metrics(load: Load | None, index: int, input_tokens: int, output_tokens: int) -> dict[str, Any]:
-    """The seed's `metrics` object of one step. What an engine does not tell is null.
+    """Return the seed's `metrics` object of one step. Values that are not reported are None.
 
-    vLLM keeps its cache in one place and swaps nothing, so `cpu_kv_cache_usage` and `swapped` are always 0 there.
+    vLLM has a single KV cache and does not swap, so `cpu_kv_cache_usage` and `swapped` are always 0
+    with it.
     """
     reading = None if load is None else load.reading
-    none = None if reading is None else 0
+    zero = None if reading is None else 0
     return {
         "avg_gen_throughput": None if load is None else round(load.generation_rate, 3),
         "avg_prompt_throughput": None if load is None else round(load.prompt_rate, 3),
-        "cpu_kv_cache_usage": none,
+        "cpu_kv_cache_usage": zero,
         "gpu_kv_cache_usage": None if reading is None else reading.kv_cache,
         "input_tokens": input_tokens,
         "output_tokens": output_tokens,
@@ -79,5 +85,5 @@ def metrics(load: Load | None, index: int, input_tokens: int, output_tokens: int
         "running": None if reading is None else reading.running,
         "scenario": "stream",
         "stream_index": index,
-        "swapped": none,
+        "swapped": zero,
     }

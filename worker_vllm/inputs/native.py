@@ -1,8 +1,9 @@
-"""The answers of native jobs, in the shapes of the seed. Pure.
+"""The outputs of native jobs, in the format of the seed. Pure.
 
-Whole: `{"text": ["…"], "input_tokens": 22, "output_tokens": 16}`. Streamed, one element a step: `text` is what the step
-added, `output_tokens` how many tokens that took, and `input_tokens` stands in the first element only, so that the
-elements of a stream add up. A model that reasons apart from its text has a `reasoning` list beside `text`.
+Whole: `{"text": ["…"], "input_tokens": 22, "output_tokens": 16}`. A stream has one element per
+step: `text` is the text that the step added, `output_tokens` the number of tokens of the step, and
+`input_tokens` is set in the first element only, so that the sum over the elements is correct. For a
+model with separate reasoning there is a `reasoning` list in addition to `text`.
 """
 
 from dataclasses import dataclass, field
@@ -11,8 +12,8 @@ from typing import Any
 import msgspec
 
 
-class _Said(msgspec.Struct):
-    """A chat's message, or what a step added to it. Engines name their reasoning in two ways."""
+class _Message(msgspec.Struct):
+    """A chat message or its delta. Engines use either of two names for the reasoning."""
 
     content: str | None = None
     reasoning: str | None = None
@@ -22,11 +23,11 @@ class _Said(msgspec.Struct):
 class _Choice(msgspec.Struct):
     index: int = 0
     text: str | None = None
-    message: _Said | None = None
-    delta: _Said | None = None
+    message: _Message | None = None
+    delta: _Message | None = None
 
-    def said(self) -> tuple[str, str]:
-        """Text and reasoning."""
+    def content(self) -> tuple[str, str]:
+        """Return the text and the reasoning."""
         part = self.message or self.delta
         if part is None:
             return self.text or "", ""
@@ -49,7 +50,7 @@ _decoder = msgspec.json.Decoder(_Answer)
 
 @dataclass(frozen=True, slots=True)
 class Step:
-    """One element of a native answer."""
+    """One element of a native output. The lists have one entry per choice."""
 
     text: list[str]
     reasoning: list[str]
@@ -57,7 +58,7 @@ class Step:
     output_tokens: int
 
     def output(self) -> dict[str, Any]:
-        """The element as the client gets it."""
+        """Return the element in the format of the client."""
         shown: dict[str, Any] = {"text": self.text}
         if any(self.reasoning):
             shown["reasoning"] = self.reasoning
@@ -65,35 +66,46 @@ class Step:
 
 
 def whole(body: bytes) -> Step:
-    """The element of an answer that was not streamed; `msgspec.MsgspecError` if it is no answer of the kind."""
+    """Return the element of a response that was not streamed.
+
+    Raises `msgspec.MsgspecError` if the body has another format.
+    """
     answer = _decoder.decode(body)
-    said = [choice.said() for choice in answer.choices]
+    contents = [choice.content() for choice in answer.choices]
     usage = answer.usage or _Usage()
-    text, reasoning = [text for text, _ in said], [reasoning for _, reasoning in said]
+    text = [text for text, _ in contents]
+    reasoning = [reasoning for _, reasoning in contents]
     return Step(text, reasoning, usage.prompt_tokens, usage.completion_tokens or 0)
 
 
 @dataclass(slots=True)
 class Steps:
-    """Turns the events of a stream into elements. Tokens that the engine counts late come in a last element."""
+    """Converts the events of a stream into elements.
+
+    Tokens that the engine reports after the last text are in a last element without text.
+    """
 
     choices: int
-    error: str = ""  # what an error event said
+    # The message of an error event.
+    error: str = ""
+    # The incomplete event at the end of the stream so far.
     _rest: bytes = b""
-    _inputs: int = 0  # input tokens that no element has shown yet
+    # Input tokens that have not been reported in an element yet.
+    _inputs: int = 0
+    # All input tokens that the engine has reported.
     _inputs_known: int = 0
-    _outputs: dict[int, int] = field(default_factory=dict)  # per choice, as the engine counts them
+    # All output tokens that the engine has reported, per choice.
+    _outputs: dict[int, int] = field(default_factory=dict)
 
     def feed(self, piece: bytes) -> list[Step]:
-        """The elements in a piece of the stream."""
+        """Return the elements of the events that are complete with this piece."""
         *events, self._rest = (self._rest + piece).replace(b"\r\n", b"\n").split(b"\n\n")
         steps = (self._step(event) for event in events)
         return [step for step in steps if step is not None]
 
     def _step(self, event: bytes) -> Step | None:
-        data = b"\n".join(
-            line[5:].strip() for line in event.split(b"\n") if line.startswith(b"data:")
-        )
+        lines = [line for line in event.split(b"\n") if line.startswith(b"data:")]
+        data = b"\n".join(line.removeprefix(b"data:").strip() for line in lines)
         if not data or data == b"[DONE]":
             return None
         answer = _decoder.decode(data)
@@ -101,18 +113,23 @@ class Steps:
             self.error = error_text(answer.error)
             return None
         outputs = self._count(answer)
-        text, reasoning = [""] * self.choices, [""] * self.choices
+        text = [""] * self.choices
+        reasoning = [""] * self.choices
         for choice in answer.choices:
             if 0 <= choice.index < self.choices:
-                text[choice.index], reasoning[choice.index] = choice.said()
+                text[choice.index], reasoning[choice.index] = choice.content()
         is_last = not answer.choices and (outputs or self._inputs)
         if not (any(text) or any(reasoning) or outputs or is_last):
             return None
-        inputs, self._inputs = self._inputs, 0
+        inputs = self._inputs
+        self._inputs = 0
         return Step(text, reasoning, inputs, outputs)
 
     def _count(self, answer: _Answer) -> int:
-        """Output tokens that no element has shown yet. Steps count per choice, the last event over all of them."""
+        """Return the output tokens that have not been reported in an element yet.
+
+        Events with a choice report the tokens of this choice, the last event those of all choices.
+        """
         if answer.usage is None:
             return 0
         outputs = answer.usage.completion_tokens or 0
@@ -130,7 +147,7 @@ class Steps:
 
 
 def error_text(error: Any) -> str:
-    """The sentence in an error object, or in what an engine gives for one."""
+    """Return the message of an error object, or the text of any other value."""
     if isinstance(error, dict):
         error = error.get("message") or error.get("error") or error
     return error if isinstance(error, str) else str(error)

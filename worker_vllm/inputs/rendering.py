@@ -1,4 +1,4 @@
-"""The handler's bytes as a job's outputs: one renderer for each kind of answer."""
+"""Convert the handler's bytes into a job's outputs: one renderer for each kind of response."""
 
 import codecs
 from dataclasses import dataclass, field
@@ -13,12 +13,16 @@ from worker_vllm.inputs.gauges import Gauges, metrics
 from worker_vllm.inputs.native import Steps, whole
 from worker_vllm.inputs.reading import Native
 
-ERROR_BYTES = 64 * 1024  # of an engine's error; what is longer is cut
+# A longer error response of an engine is truncated.
+ERROR_BODY_MAX_BYTES = 64 * 1024
 
 
 @dataclass(frozen=True, slots=True)
 class Output:
-    """One piece of a job's output, as JSON. A whole one is the output itself, else it is a list of such pieces."""
+    """A piece of a job's output, as JSON.
+
+    If `is_whole` is set, the value is the job's output. Otherwise the output is the list of values.
+    """
 
     value: bytes
     metrics: bytes = b""
@@ -26,11 +30,11 @@ class Output:
 
 
 class Renderer(Protocol):
-    """Makes outputs of one answer's bytes."""
+    """Converts the bytes of one response into outputs."""
 
     @property
     def error(self) -> str:
-        """What an error event said."""
+        """The message of an error event, or an empty string."""
 
     async def feed(self, piece: bytes) -> list[Output]: ...
 
@@ -38,7 +42,7 @@ class Renderer(Protocol):
 
 
 def renderer(head: Head, native: Native | None, gauges: Gauges) -> Renderer:
-    """The one for an answer that begins with this head."""
+    """Return the renderer for a response with this head."""
     if head.status >= HTTPStatus.BAD_REQUEST:
         return Refusal(head.status)
     is_stream = head.content_type.startswith(EVENT_STREAM)
@@ -49,7 +53,7 @@ def renderer(head: Head, native: Native | None, gauges: Gauges) -> Renderer:
 
 @dataclass(slots=True)
 class Refusal:
-    """An error that the engine answers: no output, but its body is kept."""
+    """An error response of the engine: it yields no outputs, but its body is kept."""
 
     status: int = 0
     error: str = ""
@@ -59,7 +63,7 @@ class Refusal:
         return self._body.decode(errors="replace")
 
     async def feed(self, piece: bytes) -> list[Output]:
-        self._body = (self._body + piece)[:ERROR_BYTES]
+        self._body = (self._body + piece)[:ERROR_BODY_MAX_BYTES]
         return []
 
     async def end(self) -> list[Output]:
@@ -68,7 +72,7 @@ class Refusal:
 
 @dataclass(slots=True)
 class _Body:
-    """The engine's own JSON, untouched; a text where it is none."""
+    """The engine's own JSON, unchanged. Any other body becomes a JSON string."""
 
     error: str = ""
     _parts: list[bytes] = field(default_factory=list)
@@ -89,7 +93,7 @@ class _Body:
 
 
 class _Texts:
-    """A stream's events as texts, as the worker-vllm image gives them; no character is ever split."""
+    """A stream's events as texts, as in the worker-vllm image. Characters are never split."""
 
     def __init__(self) -> None:
         self.error = ""
@@ -104,7 +108,7 @@ class _Texts:
 
 
 class _NativeWhole(_Body):
-    """The same, in the shape of the seed."""
+    """A response that was not streamed, in the format of the seed."""
 
     async def end(self) -> list[Output]:
         return [Output(msgspec.json.encode(whole(b"".join(self._parts)).output()), is_whole=True)]
@@ -124,7 +128,8 @@ class _NativeStream:
         steps = self._steps.feed(piece)
         if not steps:
             return []
-        load, outputs = await self._gauges.load(), []
+        load = await self._gauges.load()
+        outputs = []
         for step in steps:
             shown = metrics(load, self._index, step.input_tokens, step.output_tokens)
             outputs.append(Output(msgspec.json.encode(step.output()), msgspec.json.encode(shown)))

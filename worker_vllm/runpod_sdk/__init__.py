@@ -1,1 +1,1 @@
-"""The same handler under the stock Runpod SDK: the worker as Runpod's platform runs it, and the SDK's local modes."""
+"""The same handler under the Runpod SDK: as a worker on Runpod's platform, and in local modes."""

@@ -1,14 +1,15 @@
-"""An engine in a thread with an event loop of its own, because the SDK brings its own loop and starts it late.
+"""An engine in a thread with its own event loop, because the SDK creates a loop of its own, late.
 
-The engine is ready before the SDK asks for a job, outlives its loop, and whatever the SDK does with that loop cannot
-hold up vLLM. One piece of output at a time crosses the border, when it is asked for: that is the back-pressure.
+The engine is ready before the SDK requests a job, it outlives the SDK's loop, and the SDK cannot
+block vLLM's loop. Output is passed between the loops one piece at a time, when it is requested,
+which gives back-pressure.
 """
 
 import asyncio
 import os
 import threading
 import time
-from collections.abc import AsyncIterator, Coroutine, Sequence
+from collections.abc import AsyncGenerator, Coroutine, Sequence
 from concurrent.futures import Future
 from typing import Any, TypeVar
 
@@ -32,7 +33,7 @@ Value = TypeVar("Value")
 
 
 class EngineThread:
-    """Start it, have it answer inputs from any other loop, close it."""
+    """An engine that answers inputs from any other event loop, between `start` and `close`."""
 
     def __init__(self, settings: Settings, arguments: Sequence[str]) -> None:
         self._settings = settings
@@ -44,42 +45,47 @@ class EngineThread:
         self._engine: Engine | None = None
         self._gauges: Gauges | None = None
         self._model = ""
-        self._waiting = 0  # answers that wait for their next piece
+        # Number of answers that wait for their next piece of output.
+        self.waiting_answers = 0
         self.moves = 0
         self.slots = 0
 
     @property
     def is_waiting_for_engine(self) -> bool:
-        return self._waiting > 0
+        return self.waiting_answers > 0
 
     def start(self) -> None:
-        """Load the engine, which may take minutes; `EngineError` if it does not start."""
+        """Load the engine, which may take minutes. Raises `EngineError` if it does not start."""
         self._thread.start()
         self._ready.result()
 
     def close(self) -> None:
-        """Stop the engine and wait for its end."""
+        """Stop the engine and wait until the thread has ended."""
         if self._loop is not None and self._stop is not None and self._thread.is_alive():
             self._loop.call_soon_threadsafe(self._stop.set)
             self._thread.join()
 
-    async def answer(self, raw: bytes) -> AsyncIterator[Output]:
-        """The outputs of a job's input, in the caller's loop. See `answer_input`.
+    async def answer(self, raw: bytes) -> AsyncGenerator[Output, None]:
+        """Yield the outputs of a job's input, in the caller's loop. See `answer_input`.
 
-        They end with the caller's task: the SDK drops the generator of a job that it stops, and closes it nowhere.
+        The answer is closed when the caller's task ends, because the SDK discards the generator of
+        a job that it stops without closing it.
         """
         answer = _Answer(self, self._outputs(raw))
         task = asyncio.current_task()
-        assert task is not None  # noqa: S101 - this is a coroutine's body
-        task.add_done_callback(lambda _: self._send(answer.close()))
+        assert task is not None  # noqa: S101 - a coroutine always runs in a task
+        task.add_done_callback(lambda _: self._submit(answer.close()))
         try:
-            while (output := await self._ask(answer.next())) is not None:
+            while True:
+                output = await self._run_in_thread(answer.next())
+                if output is None:
+                    break
                 yield output
         finally:
-            await self._ask(answer.close())
+            await self._run_in_thread(answer.close())
 
-    async def _outputs(self, raw: bytes) -> AsyncIterator[Output]:
-        assert self._engine is not None  # noqa: S101 - it has started
+    async def _outputs(self, raw: bytes) -> AsyncGenerator[Output, None]:
+        assert self._engine is not None  # noqa: S101 - the engine has started
         assert self._gauges is not None  # noqa: S101
         form = self._settings.output_format
         try:
@@ -88,28 +94,35 @@ class EngineThread:
                 yield output
         except RunLostError:
             if self._engine.dead:
-                await (
-                    asyncio.Event().wait()
-                )  # this process ends at once; a job without an answer is run again
+                # The process is about to end; a job without an answer is run again.
+                await asyncio.Event().wait()
             raise
 
-    async def _ask(self, what: Coroutine[Any, Any, Value]) -> Value:
-        return await asyncio.wrap_future(self._send(what))
+    async def _run_in_thread(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
+        return await asyncio.wrap_future(self._submit(coroutine))
 
-    def _send(self, what: Coroutine[Any, Any, Value]) -> Future[Value]:
-        assert self._loop is not None  # noqa: S101 - it has started
-        return asyncio.run_coroutine_threadsafe(what, self._loop)
+    def _submit(self, coroutine: Coroutine[Any, Any, Value]) -> Future[Value]:
+        assert self._loop is not None  # noqa: S101 - the engine has started
+        return asyncio.run_coroutine_threadsafe(coroutine, self._loop)
 
     def _main(self) -> None:
         try:
-            uvloop.run(self._serve())
-        except BaseException as error:
-            if not self._ready.done():
-                self._ready.set_exception(error)
-                return
-            structlog.get_logger().exception("engine.broke")
-            _exit_now()
-            raise
+            error = uvloop.run(self._supervise())
+        except (SystemExit, KeyboardInterrupt, OSError, RuntimeError) as raised:
+            # asyncio does not store the first two in a task, and the loop itself raises the others.
+            error = raised
+        if error is None:
+            return
+        if not self._ready.done():
+            self._ready.set_exception(error)
+            return
+        structlog.get_logger().error("engine.broke", exc_info=error)
+        _exit_now()
+
+    async def _supervise(self) -> BaseException | None:
+        """Serve until `close`; return the exception that ended the engine, if any."""
+        (error,) = await asyncio.gather(self._serve(), return_exceptions=True)
+        return error
 
     async def _serve(self) -> None:
         self._stop = asyncio.Event()
@@ -117,8 +130,9 @@ class EngineThread:
         async with make_engine(self._settings, self._arguments, stage) as engine:
             models = await read_models(engine)
             if not models:
-                raise EngineError("the engine serves no model")
-            self._loop, self._engine = asyncio.get_running_loop(), engine
+                raise EngineError("the engine does not serve a model")
+            self._loop = asyncio.get_running_loop()
+            self._engine = engine
             self._gauges = Gauges(engine.read, self._loop.time)
             self._model = models[0].id
             self.slots = self._settings.max_concurrency or engine.slots
@@ -130,7 +144,7 @@ class EngineThread:
                 await self._until_stop(engine)
 
     async def _until_stop(self, engine: Engine) -> None:
-        assert self._stop is not None  # noqa: S101 - made by the caller
+        assert self._stop is not None  # noqa: S101 - the caller has created it
         watching = asyncio.create_task(watch(engine, self, self._settings.progress_seconds))
         stopping = asyncio.create_task(self._stop.wait())
         await asyncio.wait({watching, stopping}, return_when=asyncio.FIRST_COMPLETED)
@@ -142,15 +156,15 @@ class EngineThread:
 
 
 def _exit_now() -> None:
-    """End the process, and the SDK's process that pings: it would go on telling that all is well."""
+    """End the process and the SDK's ping process, which would still report a healthy worker."""
     kill_children()
     os._exit(EX_SOFTWARE)
 
 
 class _Answer:
-    """One answer in the engine's loop. Its piece that is under way ends before the rest is closed."""
+    """An answer in the engine's loop. `close` cancels a pending `next` before it ends the rest."""
 
-    def __init__(self, thread: EngineThread, outputs: AsyncIterator[Output]) -> None:
+    def __init__(self, thread: EngineThread, outputs: AsyncGenerator[Output, None]) -> None:
         self._thread = thread
         self._outputs = outputs
         self._step: asyncio.Task[Any] | None = None
@@ -158,11 +172,11 @@ class _Answer:
 
     async def next(self) -> Output | None:
         self._step = asyncio.current_task()
-        self._thread._waiting += 1  # noqa: SLF001 - two halves of one thing
+        self._thread.waiting_answers += 1
         try:
             return await anext(self._outputs, None)
         finally:
-            self._thread._waiting -= 1  # noqa: SLF001
+            self._thread.waiting_answers -= 1
             self._step = None
 
     async def close(self) -> None:
@@ -173,4 +187,4 @@ class _Answer:
         if step is not None:
             step.cancel()
             await asyncio.wait({step})
-        await self._outputs.aclose()  # type: ignore[attr-defined]
+        await self._outputs.aclose()

@@ -1,4 +1,4 @@
-"""Whether the stock SDK is wanted, and which command-line flags are its own; the others are vLLM's."""
+"""Detect whether the Runpod SDK is requested, and separate its flags from those of vLLM."""
 
 import argparse
 from collections.abc import Sequence
@@ -9,18 +9,19 @@ from worker_vllm.settings import Settings
 
 
 class Mode(Enum):
-    """What the SDK does with the handler."""
+    """The ways in which the SDK calls the handler."""
 
-    QUEUE = auto()  # takes jobs from Runpod's platform, or from whatever speaks like it
-    SERVE = auto()  # `--rp_serve_api`: a local API for trying things out
-    CALL = (
-        auto()
-    )  # `--test_input`, or its realtime port: calls the handler once a job, and streams nothing
+    QUEUE = auto()
+    """Take jobs from Runpod's platform, or from a server with the same API."""
+    SERVE = auto()
+    """`--rp_serve_api`: serve a local API for tests."""
+    CALL = auto()
+    """`--test_input`, or the realtime port: call the handler once per job, without streaming."""
 
 
 @dataclass(frozen=True, slots=True)
 class Wish:
-    """A mode, the SDK's own arguments and the engine's."""
+    """The mode, and the command-line arguments of the SDK and of the engine."""
 
     mode: Mode
     sdk: tuple[str, ...]
@@ -28,9 +29,10 @@ class Wish:
 
 
 def read(settings: Settings, arguments: Sequence[str]) -> Wish | None:
-    """What is wanted of the SDK; None: nothing, the worker dials in to a proxy.
+    """Return the requested use of the SDK, or None if the worker shall dial a proxy.
 
-    Runpod's platform sets its variables everywhere, so somebody who names a proxy to dial means that.
+    Runpod's platform sets its variables in every container, so `WORKER_CONNECT` takes precedence
+    over them.
     """
     parser = argparse.ArgumentParser(add_help=False, allow_abbrev=False)
     for name in ("--rp_serve_api", "--rp_debugger"):
@@ -43,23 +45,24 @@ def read(settings: Settings, arguments: Sequence[str]) -> Wish | None:
         "--rp_api_concurrency",
     ):
         parser.add_argument(name)
-    found, engine = parser.parse_known_args(list(arguments))
-    sdk = tuple(_without(arguments, engine))
+    found, engine_arguments = parser.parse_known_args(list(arguments))
+    sdk = tuple(_without(arguments, engine_arguments))
+    engine = tuple(engine_arguments)
     if found.rp_serve_api:
-        return Wish(Mode.SERVE, sdk, tuple(engine))
+        return Wish(Mode.SERVE, sdk, engine)
     if found.test_input is not None:
-        return Wish(Mode.CALL, sdk, tuple(engine))
+        return Wish(Mode.CALL, sdk, engine)
     if settings.connect:
         return None
     if settings.runpod_realtime_port:
-        return Wish(Mode.CALL, sdk, tuple(engine))
+        return Wish(Mode.CALL, sdk, engine)
     if settings.runpod_webhook_get_job:
-        return Wish(Mode.QUEUE, sdk, tuple(engine))
+        return Wish(Mode.QUEUE, sdk, engine)
     return None
 
 
 def _without(arguments: Sequence[str], others: Sequence[str]) -> list[str]:
-    """The arguments that are not the others; both keep their order."""
+    """Return the arguments without the others, which appear in the same order."""
     rest = list(others)
     own = []
     for argument in arguments:

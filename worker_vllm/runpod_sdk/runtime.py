@@ -1,7 +1,8 @@
-"""Hand our handler to `runpod.serverless.start`, once the engine is ready.
+"""Pass the handler to `runpod.serverless.start`, once the engine is ready.
 
-The SDK streams every value that a generator yields and gives the list of all of them as the job's output. Where it
-cannot run a generator (`--test_input`, realtime) the handler gives the output at once.
+The SDK streams every value that a generator yields, and returns the list of all values as the job's
+output. In the modes in which it cannot run a generator (`--test_input`, realtime) the handler
+returns the whole output.
 """
 
 import importlib
@@ -25,23 +26,25 @@ from worker_vllm.runpod_sdk.engine_thread import EngineThread
 from worker_vllm.runpod_sdk.flags import Mode, Wish
 from worker_vllm.settings import Settings
 
-NO_SDK = (
-    "the stock SDK is asked for, and `runpod` is not installed: pip install 'vllm-serverless[sdk]'"
+NO_SDK_MESSAGE = (
+    "the Runpod SDK is requested, but `runpod` is not installed. "
+    "Install it with: pip install 'vllm-serverless[sdk]'"
 )
 
 
 def run(settings: Settings, wish: Wish) -> Ended:
-    """Work under the SDK until it ends. It ends by itself in its local modes, and at SIGTERM when its jobs are done."""
+    """Run under the SDK until it ends.
+
+    It ends by itself in its local modes, and after a SIGTERM when its jobs are finished.
+    """
     if find_spec("runpod") is None:
-        return Ended(EX_FAILED, NO_SDK)
-    multiprocessing.set_start_method(
-        "spawn", force=True
-    )  # the SDK pings from a process; threads survive no fork
+        return Ended(EX_FAILED, NO_SDK_MESSAGE)
+    # The SDK pings from a process of its own. This process has threads, so a fork is not safe.
+    multiprocessing.set_start_method("spawn", force=True)
     thread = EngineThread(settings, wish.engine)
+    # These handlers are active while the engine loads; later the SDK installs its own.
     for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(
-            number, _leave
-        )  # while the engine loads; then the SDK's own handlers take over
+        signal.signal(number, _exit)
     try:
         thread.start()
     except EngineError as error:
@@ -55,22 +58,26 @@ def run(settings: Settings, wish: Wish) -> Ended:
     }
     try:
         importlib.import_module("runpod").serverless.start(config)
-    except SystemExit as ended:  # the local modes end like this
+    except SystemExit as ended:
+        # The local modes of the SDK end like this.
         return Ended(ended.code if isinstance(ended.code, int) else EX_FAILED)
     finally:
         thread.close()
     return Ended(EX_OK)
 
 
-def _leave(_: int, __: object) -> None:
-    """End a process whose engine still loads: nothing is lost, and loading cannot be interrupted from here."""
+def _exit(_: int, __: object) -> None:
+    """End a process whose engine still loads.
+
+    No job has been taken yet, and loading cannot be interrupted from here.
+    """
     kill_children()
     os._exit(EX_OK)
 
 
 def _stream(thread: EngineThread) -> Callable[[dict[str, Any]], AsyncIterator[Any]]:
     async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
-        async with aclosing(thread.answer(_raw(job))) as answer:  # type: ignore[type-var]
+        async with aclosing(thread.answer(_raw(job))) as answer:
             try:
                 async for output in answer:
                     yield _streamed(output)
@@ -97,13 +104,19 @@ def _raw(job: dict[str, Any]) -> bytes:
 
 
 def _streamed(output: Output) -> Any:
-    """A value for the SDK, which has no place beside it for its metrics."""
+    """Return the value for the SDK, which cannot transport metrics separately."""
     value = json.loads(output.value)
-    return value | {"metrics": json.loads(output.metrics)} if output.metrics else value
+    if output.metrics:
+        return value | {"metrics": json.loads(output.metrics)}
+    return value
 
 
 def _error(error: InputFailedError | RunLostError) -> Any:
-    """A sentence; where the input named a route, the worker-vllm image's object, which tells the engine's status."""
+    """Return an error message.
+
+    If the input named a route, return the error object of the worker-vllm image instead, which
+    contains the status and the body of the engine's response.
+    """
     if isinstance(error, InputFailedError) and error.body:
         message = f"vLLM returned HTTP {error.status}: {error.body}"
         return {"message": message, "type": "worker_error", "code": None}

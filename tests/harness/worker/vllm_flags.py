@@ -10,9 +10,9 @@ def main() -> None:
     from worker_vllm.engine.arguments import parse, strict  # noqa: PLC0415 - this module is imported for no reason else
     from worker_vllm.engine.base import EngineError  # noqa: PLC0415
     from worker_vllm.engine.flags import variables_of  # noqa: PLC0415
-    from worker_vllm.engine.vllm import _seam  # noqa: PLC0415
+    from worker_vllm.engine.vllm import _vllm_names  # noqa: PLC0415
 
-    seam = _seam()
+    seam = _vllm_names()
     parser = seam.make_arg_parser(strict(seam.FlexibleArgumentParser)(prog="vllm"))
     answers: list[dict[str, Any] | str] = []
     for variables in json.load(sys.stdin):

@@ -1,4 +1,4 @@
-"""What the worker's tests share: a proxy that speaks the wire on a real socket, and runs of the runtime against it."""
+"""Shared by the worker's tests: a fake proxy on a real socket, and a runtime connected to it."""
 
 import asyncio
 import contextlib
@@ -29,14 +29,15 @@ from worker_vllm.channel.dial import Dialler, Handshake, Link
 from worker_vllm.engine.base import Engine, Reading, read_models
 from worker_vllm.runtime import Runtime
 
-DEADLINE = 30.0  # seconds; a test that waits longer has failed
+# Seconds. A test that waits longer has failed.
+DEADLINE = 30.0
 DIALLER = Dialler(Handshake, random.uniform)
 CHAT = "/v1/chat/completions"
 FrameType = TypeVar("FrameType", bound=Frame)
 
 
 def chat(message: str = "hello", **fields: Any) -> Request:
-    """A chat call."""
+    """Return a streamed chat request with three tokens; `fields` are added to its body."""
     body = {
         "messages": [{"role": "user", "content": message}],
         "stream": True,
@@ -47,7 +48,7 @@ def chat(message: str = "hello", **fields: Any) -> Request:
 
 @dataclass
 class Line:
-    """One connection of a worker, as the proxy sees it."""
+    """A connection of a worker, as seen by the proxy."""
 
     socket: ServerConnection
     frames: list[ToProxy] = field(default_factory=list)
@@ -61,7 +62,7 @@ class Line:
     async def send_job(
         self, job: str, request: Request, attempt: int = 1, *, light: bool = False
     ) -> None:
-        """Hand out a job with its whole body."""
+        """Send a job and its whole body."""
         size = len(request.body)
         head = Job(job, attempt, request.method, request.path, request.content_type, size, light)
         await self.send(head, Body(job, attempt, request.body))
@@ -71,7 +72,7 @@ class Line:
             await self.events.wait_for(condition)
 
     async def wait_for(self, kind: type[FrameType], job: str = "") -> FrameType:
-        """The first frame of a kind, of a job if one is named."""
+        """Wait for the first frame of a kind, of the given job if any, and return it."""
 
         def found() -> list[FrameType]:
             return [
@@ -82,11 +83,11 @@ class Line:
         return found()[0]
 
     def of(self, job: str) -> list[JobFrame]:
-        """What came for a job."""
+        """Return the frames of a job."""
         return [frame for frame in self.frames if isinstance(frame, JobFrame) and frame.job == job]
 
     def text(self, job: str) -> bytes:
-        """The bytes of a job's answer."""
+        """Return the response body of a job."""
         return b"".join(frame.data for frame in self.of(job) if isinstance(frame, Chunk))
 
     def ends(self, job: str) -> list[End]:
@@ -104,9 +105,9 @@ class Line:
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait for something that nobody announces."""
+    """Poll a condition until it is true."""
     async with asyncio.timeout(DEADLINE):
-        while not condition():  # noqa: ASYNC110 - the code under test needs no such event
+        while not condition():  # noqa: ASYNC110 - the code under test does not have such an event
             await asyncio.sleep(0.001)
 
 
@@ -115,12 +116,13 @@ def _is_of(frame: Frame, job: str) -> bool:
 
 
 class FakeProxy:
-    """Accepts workers on a real socket and remembers what they say."""
+    """Accepts workers on a real socket and records their frames."""
 
     def __init__(self) -> None:
         self.lines: asyncio.Queue[Line] = asyncio.Queue()
         self.server: Server | None = None
-        self.reads = asyncio.Event()  # cleared: the proxy stops reading, and the socket fills up
+        # While it is cleared, the proxy does not read, and the socket fills up.
+        self.reads = asyncio.Event()
         self.reads.set()
 
     @property
@@ -129,11 +131,11 @@ class FakeProxy:
         return f"ws://127.0.0.1:{self.server.sockets[0].getsockname()[1]}/v2/default/worker"
 
     async def next_line(self) -> Line:
-        """The next connection that has said hello; one that its worker gave up before that is left out."""
+        """Return the next connection that has sent a `Hello`; skip those that end before."""
         async with asyncio.timeout(DEADLINE):
             while True:
                 line = await self.lines.get()
-                await line.until(lambda line=line: line.is_over or bool(line.frames))  # type: ignore[misc]
+                await line.until(lambda: line.is_over or bool(line.frames))  # noqa: B023 - awaited here
                 if line.frames:
                     await line.wait_for(Hello)
                     return line
@@ -160,7 +162,7 @@ async def fake_proxy() -> AsyncIterator[FakeProxy]:
 
 @dataclass
 class Worker:
-    """A worker that works, without the process around it."""
+    """A connected worker without a process of its own."""
 
     runtime: Runtime
     channel: Channel
@@ -170,14 +172,14 @@ class Worker:
 
 @contextlib.asynccontextmanager
 async def working(
-    engine: Engine, url: str, slots: int = 4, patience: ChannelTimeouts | None = None
+    engine: Engine, url: str, slots: int = 4, timeouts: ChannelTimeouts | None = None
 ) -> AsyncIterator[Worker]:
-    """Runtime and channel of a worker, dialled in."""
+    """Run the runtime and the channel of a worker that dials `url`."""
     models = await read_models(engine)
     async with asyncio.TaskGroup() as group:
         runtime = Runtime("w-test", engine, models, slots, group)
         channel = Channel(
-            Link(url, "token", "w-test"), runtime, patience or ChannelTimeouts(5.0), DIALLER
+            Link(url, "token", "w-test"), runtime, timeouts or ChannelTimeouts(5.0), DIALLER
         )
         running = group.create_task(channel.run())
         try:
@@ -188,7 +190,7 @@ async def working(
 
 
 class AppEngine:
-    """An engine that is just an app."""
+    """An engine that consists of an ASGI app."""
 
     def __init__(self, app: App, *, dead: bool = False) -> None:
         self.name = "app"
@@ -222,7 +224,7 @@ class AppEngine:
 def app_of(
     *bodies: bytes, status: int = 200, content_type: str = "text/event-stream", whole: bool = True
 ) -> App:
-    """An app that sends these parts, and the end of its body if it is whole."""
+    """Return an app that sends these parts, and the end of its body if `whole` is set."""
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         headers = [(b"content-type", content_type.encode())]

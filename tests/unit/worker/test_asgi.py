@@ -1,12 +1,14 @@
 import asyncio
+from collections.abc import AsyncIterator
 from contextlib import aclosing
 from http import HTTPStatus
+from typing import Any
 
 import pytest
 
 from tests.unit.worker.support import DEADLINE, app_of
 from worker_vllm.asgi import (
-    UNREAD_BYTES,
+    UNREAD_HIGH_BYTES,
     CutShortError,
     Head,
     Message,
@@ -21,11 +23,11 @@ from worker_vllm.asgi import (
 GET = Request("GET", "/v1/models")
 
 
-async def collect(answer: "object") -> list[Head | bytes]:
-    return [piece async for piece in answer]  # type: ignore[attr-defined]
+async def collect(answer: AsyncIterator[Head | bytes]) -> list[Head | bytes]:
+    return [piece async for piece in answer]
 
 
-async def test_an_answer_is_a_head_and_then_its_body() -> None:
+async def test_a_response_is_a_head_followed_by_its_body() -> None:
     app = app_of(b"data: 1\n\n", b"data: 2\n\n")
 
     pieces = await collect(call(app, GET))
@@ -37,7 +39,7 @@ async def test_an_answer_is_a_head_and_then_its_body() -> None:
     )
 
 
-async def test_what_is_sent_in_one_turn_comes_as_one_piece() -> None:
+async def test_pieces_of_one_turn_of_the_loop_are_joined() -> None:
     app = app_of(*(b"data: %d\n\n" % number for number in range(100)))
 
     pieces = await collect(call(app, GET))
@@ -46,7 +48,7 @@ async def test_what_is_sent_in_one_turn_comes_as_one_piece() -> None:
 
 
 async def test_the_scope_looks_like_a_request_over_http() -> None:
-    seen: dict[str, object] = {}
+    seen: dict[str, Any] = {}
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         seen.update(scope)
@@ -59,13 +61,11 @@ async def test_the_scope_looks_like_a_request_over_http() -> None:
         "Bearer key",
     )
 
-    assert seen["asgi"] == {
-        "version": "3.0",
-        "spec_version": "2.3",
-    }  # 2.4 would not abort a cancelled stream
+    # With 2.4 a cancelled stream would not be aborted.
+    assert seen["asgi"] == {"version": "3.0", "spec_version": "2.3"}
     assert (seen["path"], seen["query_string"]) == ("/v1/responses/r1", b"stream=true")
     assert seen["request"] == {"type": "http.request", "body": b"{}", "more_body": False}
-    headers = dict(seen["headers"])  # type: ignore[call-overload]
+    headers = dict(seen["headers"])
     assert headers[b"content-type"] == b"application/json"
     assert headers[b"content-length"] == b"2"
     assert headers[b"authorization"] == b"Bearer key"
@@ -85,7 +85,7 @@ async def test_every_call_has_a_state_of_its_own() -> None:
     assert states[0] is not states[1]
 
 
-async def test_leaving_disconnects_the_app_and_waits_for_it() -> None:
+async def test_closing_disconnects_the_app_and_waits_for_it() -> None:
     steps: list[str] = []
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -97,7 +97,7 @@ async def test_leaving_disconnects_the_app_and_waits_for_it() -> None:
         await send({"type": "http.response.body", "body": b"too late", "more_body": True})
         steps.append("ended")
 
-    async with asyncio.timeout(DEADLINE), aclosing(call(app, GET)) as answer:  # type: ignore[type-var]
+    async with asyncio.timeout(DEADLINE), aclosing(call(app, GET)) as answer:
         await anext(answer)
 
     assert steps == ["http.disconnect", "ended"]
@@ -121,14 +121,14 @@ async def test_a_cancelled_task_waits_for_the_app_too() -> None:
     assert ended.is_set()
 
 
-async def test_a_body_without_its_last_part_is_cut_short() -> None:
+async def test_a_body_without_its_last_part_is_incomplete() -> None:
     with pytest.raises(CutShortError):
         await collect(call(app_of(b"data: 1\n\n", whole=False), GET))
 
 
 async def test_the_app_s_own_exception_is_the_cause() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        raise RuntimeError("out of luck")
+        raise RuntimeError("a failure of the app")
 
     with pytest.raises(CutShortError) as caught:
         await collect(call(app, GET))
@@ -136,7 +136,7 @@ async def test_the_app_s_own_exception_is_the_cause() -> None:
     assert isinstance(caught.value.__cause__, RuntimeError)
 
 
-async def test_an_exception_after_a_whole_answer_changes_nothing() -> None:
+async def test_an_exception_after_a_complete_response_is_ignored() -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         await app_of(b"{}", status=500)(scope, receive, send)
         raise RuntimeError("Starlette raises again what it has answered with 500")
@@ -144,7 +144,7 @@ async def test_an_exception_after_a_whole_answer_changes_nothing() -> None:
     assert await fetch(app, GET) == (500, b"{}")
 
 
-async def test_the_app_waits_while_too_much_is_unread() -> None:
+async def test_the_app_waits_above_the_high_watermark_of_unread_bytes() -> None:
     sent = 0
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -155,11 +155,13 @@ async def test_the_app_waits_while_too_much_is_unread() -> None:
             sent += 4096
         await send({"type": "http.response.body", "body": b""})
 
-    async with aclosing(call(app, GET)) as answer:  # type: ignore[type-var]
-        await anext(answer)  # the head; the app has run up to its bound
+    async with aclosing(call(app, GET)) as answer:
+        # Returns the head. The app has run up to the watermark.
+        await anext(answer)
         for _ in range(10):
             await asyncio.sleep(0)
-        assert sent <= 2 * UNREAD_BYTES + 8192  # what was taken, and what may wait behind it
+        # The bytes that were taken, and those that may be unread.
+        assert sent <= 2 * UNREAD_HIGH_BYTES + 8192
         rest = [piece async for piece in answer]
 
     assert sum(len(piece) for piece in rest if isinstance(piece, bytes)) == 100 * 4096
@@ -169,7 +171,7 @@ async def test_a_status_may_be_an_enum_member() -> None:
     assert await fetch(app_of(status=HTTPStatus.BAD_REQUEST), GET) == (400, b"")
 
 
-async def test_an_app_that_resists_force_too_is_waited_for() -> None:
+async def test_an_app_that_ignores_cancellation_is_awaited() -> None:
     forced, may_end = asyncio.Event(), asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -181,7 +183,7 @@ async def test_an_app_that_resists_force_too_is_waited_for() -> None:
             await may_end.wait()
 
     async def ask() -> None:
-        async with aclosing(call(app, GET, leave_seconds=0.01)) as answer:  # type: ignore[type-var]
+        async with aclosing(call(app, GET, disconnect_seconds=0.01)) as answer:
             await anext(answer)
 
     async with asyncio.timeout(DEADLINE):
@@ -192,7 +194,7 @@ async def test_an_app_that_resists_force_too_is_waited_for() -> None:
         await asking
 
 
-async def test_an_app_that_ignores_the_disconnect_is_ended_by_force() -> None:
+async def test_an_app_that_ignores_the_disconnect_is_cancelled() -> None:
     gone = asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -203,7 +205,7 @@ async def test_an_app_that_ignores_the_disconnect_is_ended_by_force() -> None:
         finally:
             gone.set()
 
-    async with aclosing(call(app, GET, leave_seconds=0.01)) as answer:  # type: ignore[type-var]
+    async with aclosing(call(app, GET, disconnect_seconds=0.01)) as answer:
         await anext(answer)
 
     async with asyncio.timeout(DEADLINE):

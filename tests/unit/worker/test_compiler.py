@@ -1,4 +1,4 @@
-"""Whether a start compiles kernels, and where those are kept."""
+"""The decision whether a start compiles kernels, and the folder of compiled kernels."""
 
 from pathlib import Path
 
@@ -9,7 +9,7 @@ from worker_vllm.engine.compiler import Decision, decide, kernel_cache, lacking
 
 @pytest.fixture
 def tools(tmp_path: Path) -> Path:
-    """A folder with a C++ compiler, a C compiler, and Python's headers."""
+    """Create a folder with a C++ compiler, a C compiler, and Python's headers."""
     for name in ("g++", "gcc", "Python.h"):
         (tmp_path / name).touch()
         (tmp_path / name).chmod(0o755)
@@ -30,7 +30,7 @@ def test_a_machine_with_everything_lacks_nothing(tools: Path) -> None:
         ("Python.h", "gpu", "Python's headers"),
     ],
 )
-def test_what_is_missing_is_named(tools: Path, removed: str, device: str, named: str) -> None:
+def test_a_missing_tool_is_named(tools: Path, removed: str, device: str, named: str) -> None:
     (tools / removed).unlink()
     assert lacking({"PATH": str(tools)}, tools, device).startswith(named)
 
@@ -41,7 +41,7 @@ def test_both_are_named_at_once(tmp_path: Path) -> None:
     )
 
 
-def test_the_variable_that_names_a_compiler_is_what_torch_takes(tools: Path) -> None:
+def test_the_variable_that_names_a_compiler_takes_precedence(tools: Path) -> None:
     own = tools / "own"
     own.touch()
     own.chmod(0o755)
@@ -57,14 +57,12 @@ def test_eager_on_a_cpu_never_compiles(tools: Path, tmp_path: Path) -> None:
         assert decide(environ, tools, is_cpu=True, is_eager=True) == Decision(disables=True)
 
 
-def test_eager_on_a_gpu_is_left_as_it_is(tools: Path) -> None:
+def test_eager_on_a_gpu_is_not_changed(tools: Path) -> None:
     assert decide({"PATH": ""}, tools, is_cpu=False, is_eager=True) == Decision()
 
 
 @pytest.mark.parametrize("is_cpu", [True, False])
-def test_where_compiling_is_wanted_and_cannot_be_it_goes_on_without_and_says_so(
-    tools: Path, *, is_cpu: bool
-) -> None:
+def test_a_start_without_tools_runs_eager_and_reports_it(tools: Path, *, is_cpu: bool) -> None:
     assert decide({"PATH": str(tools)}, tools, is_cpu=is_cpu, is_eager=False) == Decision()
     (tools / "Python.h").unlink()
     without = decide({"PATH": str(tools)}, tools, is_cpu=is_cpu, is_eager=False)
@@ -74,7 +72,7 @@ def test_where_compiling_is_wanted_and_cannot_be_it_goes_on_without_and_says_so(
 
 
 @pytest.mark.parametrize("value", ["0", "1", ""])
-def test_the_users_own_choice_wins(tmp_path: Path, value: str) -> None:
+def test_the_users_own_choice_takes_precedence(tmp_path: Path, value: str) -> None:
     environ = {"PATH": "", "TORCH_COMPILE_DISABLE": value}
     assert all(
         decide(environ, tmp_path, is_cpu=True, is_eager=eager) == Decision()
@@ -92,7 +90,7 @@ def test_kernels_are_kept_in_the_users_cache(tmp_path: Path) -> None:
     )
 
 
-def test_without_a_folder_to_write_to_torch_decides(tmp_path: Path) -> None:
+def test_without_a_writable_folder_torch_uses_its_own_default(tmp_path: Path) -> None:
     home = tmp_path / "file"
     home.touch()
     assert kernel_cache({}, home) == {}

@@ -1,4 +1,4 @@
-"""However a stream comes, it leaves in whole events, and large ones in pieces."""
+"""Any stream leaves in whole events, and large events in pieces."""
 
 import itertools
 
@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_vllm.cutting import BLANK_LINES, EVENT_BYTES, Events, Part
+from worker_vllm.cutting import BLANK_LINES, EVENT_MAX_BYTES, Events, Part
 
 LIMIT = 8
 STREAMS = st.lists(
@@ -15,7 +15,7 @@ STREAMS = st.lists(
 )
 
 
-def cut(*pieces: bytes, limit: int = EVENT_BYTES) -> list[Part]:
+def cut(*pieces: bytes, limit: int = EVENT_MAX_BYTES) -> list[Part]:
     events = Events(limit)
     return [*itertools.chain.from_iterable(events.feed(piece) for piece in pieces), *events.end()]
 
@@ -34,7 +34,7 @@ def test_pieces_become_whole_events(pieces: tuple[bytes, ...], parts: list[bytes
     assert cut(*pieces) == [Part(part, begins=True) for part in parts]
 
 
-def test_a_large_event_is_cut_and_its_end_is_found() -> None:
+def test_a_large_event_is_split_and_its_end_is_found() -> None:
     stream = b"a\n\n" + b"b" * 20 + b"\n\nc\n\n"
     parts = [
         Part(b"a\n\n", begins=True),
@@ -52,12 +52,12 @@ def test_a_blank_line_is_found_where_two_pieces_of_a_large_event_meet() -> None:
     assert [part.more for part in parts] == [True, True, True, False, False]
 
 
-def test_a_large_event_that_does_not_end_has_a_last_part() -> None:
+def test_a_large_event_without_an_end_has_a_last_part() -> None:
     assert cut(b"b" * 16, limit=LIMIT)[-1] == Part(b"")
 
 
 @given(stream=STREAMS, cuts=st.lists(st.integers(0, 60), max_size=8))
-def test_every_stream_leaves_as_it_came(stream: list[bytes], cuts: list[int]) -> None:
+def test_every_stream_keeps_its_bytes(stream: list[bytes], cuts: list[int]) -> None:
     body = b"".join(stream)
     places = [0, *sorted(min(place, len(body)) for place in cuts), len(body)]
     parts = cut(*(body[first:last] for first, last in itertools.pairwise(places)), limit=LIMIT)

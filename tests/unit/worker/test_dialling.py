@@ -1,4 +1,4 @@
-"""Whatever answers where the proxy should be, a worker keeps its runs and dials again."""
+"""A worker keeps its runs and dials again, no matter what answers in place of the proxy."""
 
 import asyncio
 
@@ -13,7 +13,7 @@ from worker_vllm.channel.connection import ChannelTimeouts
 from worker_vllm.channel.dial import DialRefusedError, Handshake, Link, dial
 
 OPEN_SECONDS = 0.2
-PATIENCE = ChannelTimeouts(0.02, open=OPEN_SECONDS)
+TIMEOUTS = ChannelTimeouts(0.02, open=OPEN_SECONDS)
 
 
 AT_FIRST = (
@@ -27,7 +27,7 @@ AT_FIRST = (
 
 
 class Halves:
-    """An app whose answer has two events; the second waits."""
+    """An app whose response has two events. The second one waits for `may_end`."""
 
     def __init__(self) -> None:
         self.may_end = asyncio.Event()
@@ -35,7 +35,8 @@ class Halves:
     async def __call__(self, scope: Scope, _: Receive, send: Send) -> None:
         headers = [(b"content-type", b"text/event-stream")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
-        if scope["method"] == "GET":  # the list of models
+        # A GET asks for the list of models.
+        if scope["method"] == "GET":
             await send({"type": "http.response.body", "body": b'{"data": []}'})
             return
         await send({"type": "http.response.body", "body": b"data: 1\n\n", "more_body": True})
@@ -45,9 +46,8 @@ class Halves:
 
 @pytest.mark.parametrize("name", BEHAVIOURS)
 def test_a_worker_keeps_its_runs_and_dials_until_the_proxy_is_back(name: str) -> None:
-    uvloop.run(
-        _keeps_its_runs(BEHAVIOURS[name])
-    )  # the worker's own loop: they differ in what they raise
+    # The worker uses uvloop, whose exceptions differ from those of asyncio's loop.
+    uvloop.run(_keeps_its_runs(BEHAVIOURS[name]))
 
 
 async def _keeps_its_runs(behaviour: Behaviour) -> None:
@@ -55,7 +55,7 @@ async def _keeps_its_runs(behaviour: Behaviour) -> None:
     async with fake_proxy() as proxy:
         with misbehaving(proxy.url) as (front, place):
             async with working(
-                AppEngine(app), f"ws://{place}/v2/default/worker", patience=PATIENCE
+                AppEngine(app), f"ws://{place}/v2/default/worker", timeouts=TIMEOUTS
             ) as worker:
                 line = await proxy.next_line()
                 await line.send_job("j", chat())
@@ -73,8 +73,8 @@ async def _keeps_its_runs(behaviour: Behaviour) -> None:
 
 
 @pytest.mark.parametrize("name", AT_FIRST)
-def test_a_first_connection_that_fails_is_tried_again(name: str) -> None:
-    """The same before the proxy has ever been reached; there, only a refusal is final."""
+def test_a_first_connection_that_fails_is_retried(name: str) -> None:
+    """Before the proxy has been reached for the first time, only a refusal is final."""
     uvloop.run(_connects_in_the_end(BEHAVIOURS[name]))
 
 
@@ -83,7 +83,7 @@ async def _connects_in_the_end(behaviour: Behaviour) -> None:
         with misbehaving(proxy.url) as (front, place):
             front.behaviour = behaviour
             async with working(
-                AppEngine(Halves()), f"ws://{place}/v2/default/worker", patience=PATIENCE
+                AppEngine(Halves()), f"ws://{place}/v2/default/worker", timeouts=TIMEOUTS
             ) as worker:
                 await until(lambda: front.tries > 1)
                 assert not worker.running.done()
@@ -91,11 +91,11 @@ async def _connects_in_the_end(behaviour: Behaviour) -> None:
                 await proxy.next_line()
 
 
-def test_no_tls_no_name_and_no_listener_are_tried_again() -> None:
-    uvloop.run(_are_tried_again())
+def test_failures_of_tls_of_name_resolution_and_of_tcp_are_retried() -> None:
+    uvloop.run(_are_retried())
 
 
-async def _are_tried_again() -> None:
+async def _are_retried() -> None:
     async with fake_proxy() as proxy:
         tls = proxy.url.replace("ws:", "wss:")
         for url in (tls, "ws://127.0.0.1:1/", "ws://name.invalid/", f"ws://{'a' * 64}.invalid/"):
@@ -106,6 +106,6 @@ async def _are_tried_again() -> None:
 
 
 @pytest.mark.parametrize("url", ["ws://127.0.0.1:99999/", "http://127.0.0.1/", "ws:///worker"])
-async def test_what_is_no_address_is_final(url: str) -> None:
+async def test_an_invalid_address_is_final(url: str) -> None:
     with pytest.raises(DialRefusedError, match="WORKER_CONNECT"):
         await dial(Link(url, "token", "w"), asyncio.Event(), Handshake, OPEN_SECONDS)

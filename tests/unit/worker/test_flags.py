@@ -1,8 +1,9 @@
-"""Environment variables become flags: told of a small parser made by hand, with one action of each kind."""
+"""Environment variables become flags, tested with a small parser with one action of each kind."""
 
 import argparse
 import shlex
 from pathlib import Path
+from typing import Any
 
 import pytest
 from structlog.testing import capture_logs
@@ -84,7 +85,7 @@ def test_a_variable_becomes_a_flag(name: str, value: str, flags: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["HOST", "MODEL", "CONFIG", "HELP", "HF_TOKEN", "SSL_KEYFILE"])
-def test_a_name_that_belongs_to_others_is_no_flag(name: str) -> None:
+def test_a_reserved_name_is_not_a_flag(name: str) -> None:
     assert words(**{name: "x"}) == []
     assert name not in variables_of(parser()._actions)
 
@@ -100,7 +101,7 @@ def test_the_image_s_own_name_wins_over_the_flag_s() -> None:
     ]
 
 
-def test_what_changes_nothing_is_said() -> None:
+def test_a_variable_without_effect_is_reported() -> None:
     given = {
         "SWAP_SPACE": "4",
         "TASK": "embed",
@@ -134,15 +135,15 @@ def test_raw_flags_win_over_variables_and_the_command_line_over_all() -> None:
 
 
 def test_only_the_strongest_configuration_file_is_read() -> None:
-    """Two of them are more than vLLM takes."""
+    """A second configuration file is rejected by vLLM."""
     assert parsed(VLLM_CONFIG_FILE="/weak.yaml").config == "/weak.yaml"
     assert words(VLLM_CONFIG_FILE="/weak.yaml") == ["--config", "/weak.yaml"]
     seen: list[list[str]] = []
 
     class Watching(argparse.ArgumentParser):
-        def parse_args(self, args: list[str]) -> argparse.Namespace:  # type: ignore[override]
+        def parse_args(self, args: Any = None, namespace: Any = None) -> Any:
             seen.append(args)
-            return super().parse_args(args)
+            return super().parse_args(args, namespace)
 
     watching = strict(Watching)()
     watching.add_argument("--config")
@@ -151,7 +152,7 @@ def test_only_the_strongest_configuration_file_is_read() -> None:
 
 
 @pytest.mark.parametrize(
-    ("variables", "arguments", "said"),
+    ("variables", "arguments", "message"),
     [
         ({"MAX_MODEL_LEN": "many"}, [], "MAX_MODEL_LEN is wrong: .*invalid int value: 'many'"),
         ({"QUANTIZATION": "zip"}, [], "QUANTIZATION is wrong: .*awq"),
@@ -176,10 +177,13 @@ def test_only_the_strongest_configuration_file_is_read() -> None:
         ({}, ["--max-model-len"], "the command line is wrong: .*expected one argument"),
     ],
 )
-def test_what_is_wrong_is_named_in_one_line(
-    capfd: pytest.CaptureFixture[str], variables: dict[str, str], arguments: list[str], said: str
+def test_an_invalid_flag_is_named_in_one_line(
+    capfd: pytest.CaptureFixture[str],
+    variables: dict[str, str],
+    arguments: list[str],
+    message: str,
 ) -> None:
-    with pytest.raises(EngineError, match=said) as caught:
+    with pytest.raises(EngineError, match=message) as caught:
         parse(parser(), variables, arguments)
     assert "\n" not in str(caught.value)
     assert capfd.readouterr() == ("", "")
@@ -191,7 +195,7 @@ def test_help_is_printed_and_nothing_starts(capfd: pytest.CaptureFixture[str]) -
     assert "--max-model-len" in capfd.readouterr().out
 
 
-def test_what_a_value_s_type_raises_is_said_too() -> None:
+def test_an_exception_of_an_argument_type_is_reported() -> None:
     def read(path: str) -> str:
         return Path(path).read_text()
 

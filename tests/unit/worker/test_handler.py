@@ -21,20 +21,19 @@ ERRORS = [
 
 
 async def play(engine: AppEngine, path: str) -> tuple[list[Head | bytes], Exception | None]:
-    """What came, and how it ended."""
+    """Return the pieces of the response, and the exception that ended it."""
     pieces: list[Head | bytes] = []
     try:
         async for piece in handle(engine, Request("POST", path)):
-            pieces += [
-                piece if isinstance(piece, Head) else piece.data
-            ]  # what came before the exception counts
+            # The pieces before the exception count.
+            pieces += [piece if isinstance(piece, Head) else piece.data]
     except (EngineFailedError, RunLostError) as error:
         return pieces, error
     return pieces, None
 
 
 @pytest.mark.parametrize(("path", "event"), ERRORS)
-async def test_an_error_event_is_passed_on_and_fails_the_job(path: str, event: bytes) -> None:
+async def test_an_error_event_is_forwarded_and_fails_the_job(path: str, event: bytes) -> None:
     pieces, error = await play(AppEngine(app_of(TOKEN, event)), path)
 
     assert isinstance(error, EngineFailedError)
@@ -43,7 +42,7 @@ async def test_an_error_event_is_passed_on_and_fails_the_job(path: str, event: b
 
 
 @pytest.mark.parametrize(("path", "event"), ERRORS)
-async def test_an_error_event_of_a_dead_engine_is_held_back(path: str, event: bytes) -> None:
+async def test_an_error_event_of_a_dead_engine_is_not_forwarded(path: str, event: bytes) -> None:
     pieces, error = await play(AppEngine(app_of(event), dead=True), path)
 
     assert isinstance(error, RunLostError)
@@ -51,7 +50,7 @@ async def test_an_error_event_of_a_dead_engine_is_held_back(path: str, event: by
     assert pieces == [Head(200, "text/event-stream")]
 
 
-async def test_text_that_looks_like_an_error_event_is_none() -> None:
+async def test_text_that_looks_like_an_error_event_does_not_fail_the_job() -> None:
     _, error = await play(AppEngine(app_of(TOKEN, TOKEN)), CHAT)
 
     assert error is None
@@ -68,7 +67,7 @@ async def test_an_error_in_a_plain_answer_is_judged_by_its_status() -> None:
 
 
 @pytest.mark.parametrize("status", [500, 503])
-async def test_an_error_status_of_a_dead_engine_is_held_back(status: int) -> None:
+async def test_an_error_status_of_a_dead_engine_is_not_forwarded(status: int) -> None:
     pieces, error = await play(AppEngine(app_of(b"{}", status=status), dead=True), CHAT)
 
     assert isinstance(error, RunLostError)
@@ -76,7 +75,7 @@ async def test_an_error_status_of_a_dead_engine_is_held_back(status: int) -> Non
     assert pieces == []
 
 
-async def test_an_answer_that_breaks_off_is_lost() -> None:
+async def test_an_incomplete_response_is_lost() -> None:
     pieces, error = await play(AppEngine(app_of(TOKEN, whole=False)), CHAT)
 
     assert isinstance(error, RunLostError)
@@ -84,7 +83,10 @@ async def test_an_answer_that_breaks_off_is_lost() -> None:
     assert pieces[-1] == TOKEN
 
 
-ADMIN = "/sleep /collective_rpc /reset_prefix_cache /v1/load_lora_adapter /docs /openapi.json /metrics /inference/v1/x /"
+ADMIN = (
+    "/sleep /collective_rpc /reset_prefix_cache /v1/load_lora_adapter /docs /openapi.json "
+    "/metrics /inference/v1/x /"
+)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +101,10 @@ async def test_a_job_cannot_reach_admin_routes(path: str) -> None:
     assert b"secret" not in b"".join(piece for piece in pieces if isinstance(piece, bytes))
 
 
-ALLOWED = "/v1/embeddings /pooling /score /v1/score /rerank /v2/rerank /tokenize /v1/messages/count_tokens /version"
+ALLOWED = (
+    "/v1/embeddings /pooling /score /v1/score /rerank /v2/rerank /tokenize "
+    "/v1/messages/count_tokens /version"
+)
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""What a job's `input` may be, and what it asks of the engine."""
+"""The forms of a job's `input`, and the requests to the engine that they stand for."""
 
 import json
 from typing import Any
@@ -14,33 +14,35 @@ USAGE = {"include_usage": True, "continuous_usage_stats": True}
 
 
 def read(value: Any, known: frozenset[str] = frozenset()) -> Call:
-    """The call in an input."""
+    """Return the call of an input, for an engine whose routes have the fields `known`."""
     raw = value if isinstance(value, bytes) else json.dumps(value).encode()
     return read_input(raw, "demo", lambda _: known)
 
 
 def body(value: Any, known: frozenset[str] = frozenset()) -> dict[str, Any]:
-    """The body of the call in an input."""
+    """Return the decoded body of the request of an input."""
     found: dict[str, Any] = json.loads(read(value, known).request.body)
     return found
 
 
 PASSED_ON = [
-    (b'{"openai_route": "/v1/completions", "openai_input": {"a":  1.0}}', "POST", "/v1/completions", b'{"a":  1.0}'),
+    (b'{"openai_route": "/v1/completions", "openai_input": {"a":  1.0}}', "POST",
+     "/v1/completions", b'{"a":  1.0}'),
     (b'{"openai_route": "/openai/v1/models"}', "GET", "/v1/models", b""),
     (b'{"openai_route": "/v1/models", "openai_input": {}}', "GET", "/v1/models", b""),
     (b'{"openai_route": "/v1/models", "openai_input": null}', "GET", "/v1/models", b""),
     (b'{"openai_input": {"messages": []}}', "POST", CHAT, b'{"messages": []}'),
     (b'{"route": "/rerank", "body": {"q": "\\u00e9"}}', "POST", "/rerank", b'{"q": "\\u00e9"}'),
     (b'{"route": "/v1/models"}', "GET", "/v1/models", b""),
-    (b'{"route": "/v1/responses/x/cancel", "method": "post"}', "POST", "/v1/responses/x/cancel", b""),
+    (b'{"route": "/v1/responses/x/cancel", "method": "post"}', "POST", "/v1/responses/x/cancel",
+     b""),
     (b'{"route": "/tokenize", "body": {"n": 123456789012345678901234567890}}', "POST", "/tokenize",
      b'{"n": 123456789012345678901234567890}'),
 ]  # fmt: skip
 
 
 @pytest.mark.parametrize(("raw", "method", "path", "sent"), PASSED_ON)
-def test_a_named_route_gets_the_bodys_own_bytes(
+def test_a_named_route_gets_the_bytes_of_the_body(
     raw: bytes, method: str, path: str, sent: bytes
 ) -> None:
     content_type = "application/json" if sent else ""
@@ -104,7 +106,7 @@ def test_prompts_in_a_list_are_choices() -> None:
     assert read({"prompt": [1, 2, 3]}).native == Native(is_stream=False, choices=1)
 
 
-def test_the_engine_knows_what_its_route_takes() -> None:
+def test_the_engine_knows_the_fields_of_its_route() -> None:
     value = {"prompt": "hi", "sampling_params": {"brand_new": 1}}
     assert body(value, frozenset({"brand_new"}))["brand_new"] == 1
     with pytest.raises(BadInputError, match=r"^sampling_params\.brand_new: unknown$"):
@@ -139,11 +141,11 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("value", "sentence"), WRONG)
-def test_a_wrong_input_is_named(value: Any, sentence: str) -> None:
+def test_an_invalid_field_is_named(value: Any, sentence: str) -> None:
     with pytest.raises(BadInputError, match=sentence):
         read(value)
 
 
-def test_a_deep_input_is_refused() -> None:
+def test_a_deeply_nested_input_is_rejected() -> None:
     with pytest.raises(BadInputError):
         read(b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")

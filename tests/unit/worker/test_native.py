@@ -1,4 +1,4 @@
-"""The shapes of native answers, and what goes with their streams."""
+"""The formats of native outputs, and the metrics of their streams."""
 
 import json
 import time
@@ -21,12 +21,12 @@ END = b"data: [DONE]\n\n"
 
 
 def event(**fields: Any) -> bytes:
-    """One event of a stream."""
+    """Return an event of a stream."""
     return b"data: " + json.dumps(fields).encode() + b"\n\n"
 
 
 def text(said: str, outputs: int | None = None, index: int = 0) -> bytes:
-    """A step of a completion; with the number of tokens so far if the engine counts."""
+    """Return a step of a completion, with the number of tokens so far if the engine reports it."""
     usage = None if outputs is None else {"prompt_tokens": 7, "completion_tokens": outputs}
     return event(choices=[{"index": index, "text": said}], usage=usage)
 
@@ -34,13 +34,13 @@ def text(said: str, outputs: int | None = None, index: int = 0) -> bytes:
 async def outputs(
     engine: AppEngine, value: Any, form: OutputFormat = "seed"
 ) -> tuple[list[Output], InputFailedError | RunLostError | None]:
-    """What comes of an input, and how it ended."""
+    """Return the outputs of an input, and the exception that ended them."""
     found: list[Output] = []
     try:
         async for output in answer_input(
             engine, Gauges(engine.read, time.monotonic), json.dumps(value).encode(), "demo", form
         ):
-            found.append(output)  # noqa: PERF401 - what came before the exception counts
+            found.append(output)  # noqa: PERF401 - the outputs before the exception count
     except (InputFailedError, RunLostError) as error:
         return found, error
     return found, None
@@ -50,7 +50,7 @@ def values(found: list[Output]) -> list[Any]:
     return [json.loads(output.value) for output in found]
 
 
-async def test_a_whole_answer_has_the_seeds_shape() -> None:
+async def test_a_whole_output_has_the_format_of_the_seed() -> None:
     answer = {
         "choices": [{"text": "Hello!"}],
         "usage": {"prompt_tokens": 22, "completion_tokens": 16},
@@ -62,8 +62,13 @@ async def test_a_whole_answer_has_the_seeds_shape() -> None:
     assert found[0].is_whole
 
 
-async def test_a_chat_that_reasons_loses_none_of_it() -> None:
-    message = {"role": "assistant", "content": None, "reasoning": "hm", "tool_calls": []}
+async def test_the_reasoning_of_a_chat_is_part_of_its_output() -> None:
+    message: dict[str, Any] = {
+        "role": "assistant",
+        "content": None,
+        "reasoning": "hm",
+        "tool_calls": [],
+    }
     answer = {
         "choices": [{"message": message}],
         "usage": {"prompt_tokens": 1, "completion_tokens": 2},
@@ -75,7 +80,7 @@ async def test_a_chat_that_reasons_loses_none_of_it() -> None:
     ]
 
 
-async def test_a_stream_has_one_element_a_step_and_they_add_up() -> None:
+async def test_a_stream_has_one_element_per_step_and_they_add_up() -> None:
     end = event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 3})
     engine = AppEngine(app_of(text("a", 1) + text("b", 2), text("", 2), text("c", 3), end, END))
     found, error = await outputs(engine, STREAM)
@@ -88,7 +93,7 @@ async def test_a_stream_has_one_element_a_step_and_they_add_up() -> None:
     assert [json.loads(output.metrics)["stream_index"] for output in found] == [0, 1, 2]
 
 
-async def test_an_engine_that_counts_at_the_end_is_counted_at_the_end() -> None:
+async def test_a_usage_at_the_end_of_a_stream_is_reported_at_the_end() -> None:
     end = event(choices=[], usage={"prompt_tokens": 7, "completion_tokens": 2})
     found, _ = await outputs(AppEngine(app_of(text("a"), text("b"), end, END)), STREAM)
     assert [(value["input_tokens"], value["output_tokens"]) for value in values(found)] == [
@@ -99,7 +104,7 @@ async def test_an_engine_that_counts_at_the_end_is_counted_at_the_end() -> None:
     assert values(found)[-1]["text"] == [""]
 
 
-async def test_texts_of_several_choices_stand_in_their_places() -> None:
+async def test_texts_of_several_choices_are_at_their_indices() -> None:
     both = app_of(text("a", 1, 0) + text("b", 1, 1) + text("c", 2, 0), END)
     found, _ = await outputs(AppEngine(both), STREAM | {"sampling_params": {"n": 2}})
     assert [value["text"] for value in values(found)] == [["a", ""], ["", "b"], ["c", ""]]
@@ -107,7 +112,7 @@ async def test_texts_of_several_choices_stand_in_their_places() -> None:
     assert sum(value["input_tokens"] for value in values(found)) == 7
 
 
-def test_a_chats_first_event_says_nothing_but_counts() -> None:
+def test_the_first_event_of_a_chat_has_no_element_but_its_usage_counts() -> None:
     usage = {"prompt_tokens": 9, "completion_tokens": 0}
     steps = Steps(1)
     assert (
@@ -127,7 +132,7 @@ def test_a_chats_first_event_says_nothing_but_counts() -> None:
     assert step.output() == {"text": ["x"], "input_tokens": 9, "output_tokens": 1}
 
 
-def test_events_may_be_cut_anywhere() -> None:
+def test_events_may_be_split_anywhere() -> None:
     stream = text("ä", 1) + text("b", 2).replace(b"\n\n", b"\r\n\r\n")
     steps = Steps(1)
     found = [
@@ -136,11 +141,14 @@ def test_events_may_be_cut_anywhere() -> None:
     assert found == [["ä"], ["b"]]
 
 
-REFUSED = b'{"error": {"message": "temperature must be non-negative, got -1.0.", "type": "BadRequestError", "code": 400}}'
+REFUSED = (
+    b'{"error": {"message": "temperature must be non-negative, got -1.0.", '
+    b'"type": "BadRequestError", "code": 400}}'
+)
 
 
 @pytest.mark.parametrize("value", [WHOLE, STREAM, {"route": "/v1/completions", "body": {"x": 1}}])
-async def test_what_the_engine_refuses_is_told_in_its_words(value: Any) -> None:
+async def test_a_rejection_of_the_engine_is_reported_with_its_message(value: Any) -> None:
     found, error = await outputs(
         AppEngine(app_of(REFUSED, status=400, content_type="application/json")), value
     )
@@ -151,7 +159,7 @@ async def test_what_the_engine_refuses_is_told_in_its_words(value: Any) -> None:
     assert str(error) == "temperature must be non-negative, got -1.0."
 
 
-async def test_an_input_that_is_wrong_never_reaches_the_engine() -> None:
+async def test_an_invalid_input_never_reaches_the_engine() -> None:
     found, error = await outputs(
         AppEngine(app_of(b"secret")), {"prompt": 1, "sampling_params": {"tempo": 1}}
     )
@@ -168,7 +176,7 @@ async def test_an_input_cannot_reach_admin_routes(route: str) -> None:
     assert error.status == 404
 
 
-async def test_an_error_event_fails_the_job_in_the_engines_words() -> None:
+async def test_an_error_event_fails_the_job_with_the_engines_message() -> None:
     broken = event(error={"message": "EngineCore encountered an issue.", "code": 500})
     found, error = await outputs(AppEngine(app_of(text("a", 1), broken, END)), STREAM)
     assert len(found) == 1
@@ -176,12 +184,12 @@ async def test_an_error_event_fails_the_job_in_the_engines_words() -> None:
     assert str(error) == "EngineCore encountered an issue."
 
 
-async def test_an_answer_that_breaks_off_is_lost() -> None:
+async def test_an_incomplete_response_is_lost() -> None:
     _, error = await outputs(AppEngine(app_of(text("a", 1), whole=False)), STREAM)
     assert isinstance(error, RunLostError)
 
 
-async def test_the_images_own_shapes() -> None:
+async def test_the_formats_of_the_image() -> None:
     body = b'{"choices": [{"text":  "kept as it is"}]}'
     found, _ = await outputs(
         AppEngine(app_of(body, content_type="application/json")), WHOLE, "worker-vllm"
@@ -197,7 +205,7 @@ async def test_the_images_own_shapes() -> None:
 @pytest.mark.parametrize(
     ("body", "value"), [(b"", None), (b"plain", "plain"), (b"\xff", "�"), (b"[1]", [1])]
 )
-async def test_any_answer_becomes_json(body: bytes, value: Any) -> None:
+async def test_any_response_becomes_json(body: bytes, value: Any) -> None:
     found, _ = await outputs(
         AppEngine(app_of(body, content_type="text/plain")), {"route": "/health"}
     )
@@ -240,7 +248,7 @@ async def test_throughput_is_tokens_over_time() -> None:
     assert metrics(await gauges.load(), 4, 0, 1)["avg_gen_throughput"] == 500.0
 
 
-async def test_what_an_engine_does_not_tell_is_null() -> None:
+async def test_a_value_that_the_engine_does_not_report_is_null() -> None:
     engine = AppEngine(app_of(text("a", 1), END))
     found, _ = await outputs(engine, STREAM)
     assert json.loads(found[0].metrics)["running"] is None

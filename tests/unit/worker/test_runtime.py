@@ -39,7 +39,7 @@ def engine() -> ScriptedEngine:
     return ScriptedEngine(stage=lambda _: None)
 
 
-async def test_a_worker_says_who_it_is_and_what_it_can_take(
+async def test_a_worker_announces_its_name_models_and_credit(
     proxy: FakeProxy, engine: ScriptedEngine
 ) -> None:
     async with working(engine, proxy.url, slots=7):
@@ -55,7 +55,7 @@ async def test_a_worker_says_who_it_is_and_what_it_can_take(
         assert credit == Credit(7, 32)
 
 
-async def test_a_job_gives_head_chunks_and_one_end(
+async def test_a_job_yields_a_head_chunks_and_one_end(
     proxy: FakeProxy, engine: ScriptedEngine
 ) -> None:
     async with working(engine, proxy.url):
@@ -70,7 +70,7 @@ async def test_a_job_gives_head_chunks_and_one_end(
         assert line.text("j").endswith(b"data: [DONE]\n\n")
 
 
-async def test_a_body_in_parts_starts_with_the_last(
+async def test_a_job_starts_with_the_last_part_of_its_body(
     proxy: FakeProxy, engine: ScriptedEngine
 ) -> None:
     request = chat("x" * 1000)
@@ -86,7 +86,7 @@ async def test_a_body_in_parts_starts_with_the_last(
 
 
 @pytest.mark.parametrize("size", [3, 5])
-async def test_a_body_of_another_size_than_announced_is_refused(
+async def test_a_body_of_another_size_than_announced_is_rejected(
     proxy: FakeProxy, engine: ScriptedEngine, size: int
 ) -> None:
     async with working(engine, proxy.url):
@@ -113,7 +113,7 @@ async def test_a_job_without_body_starts_at_once(proxy: FakeProxy, engine: Scrip
         ("engine_dead:1", "lost", "engine_dead"),
     ],
 )
-async def test_how_a_run_ends_is_told(
+async def test_the_ending_of_a_run_is_reported(
     proxy: FakeProxy, engine: ScriptedEngine, fault: str, ending: str, code: str
 ) -> None:
     async with working(engine, proxy.url):
@@ -124,7 +124,7 @@ async def test_how_a_run_ends_is_told(
         assert (end.ending, end.code) == (ending, code)
 
 
-async def test_a_stopped_run_lets_go_of_the_engine_and_ends_once(
+async def test_a_stopped_run_releases_the_engine_and_ends_once(
     proxy: FakeProxy, engine: ScriptedEngine
 ) -> None:
     async with working(engine, proxy.url):
@@ -174,7 +174,10 @@ async def test_duplicates_and_stale_frames_are_ignored(
 
 
 async def test_a_stop_is_always_answered(proxy: FakeProxy, engine: ScriptedEngine) -> None:
-    """It may have overtaken its job, which then never comes: without an end the proxy would count its slot for ever."""
+    """It may have overtaken its job, which then never arrives.
+
+    Without an `End` the proxy would count its slot forever.
+    """
     async with working(engine, proxy.url):
         line = await proxy.next_line()
         await line.send(Stop("never seen", 3))
@@ -194,9 +197,7 @@ async def test_a_newer_attempt_replaces_the_older(proxy: FakeProxy, engine: Scri
         assert endings == [(1, "released", "replaced"), (2, "completed", "")]
 
 
-async def test_a_job_beyond_the_slots_is_handed_back(
-    proxy: FakeProxy, engine: ScriptedEngine
-) -> None:
+async def test_a_job_beyond_the_slots_is_returned(proxy: FakeProxy, engine: ScriptedEngine) -> None:
     async with working(engine, proxy.url, slots=1):
         line = await proxy.next_line()
         await line.send_job("a", chat(**ENDLESS))
@@ -208,7 +209,7 @@ async def test_a_job_beyond_the_slots_is_handed_back(
         assert (await line.wait_for(End, "light")).ending == "completed"
 
 
-async def test_a_paused_job_sends_no_more_and_others_do(
+async def test_a_paused_job_stops_sending_and_others_continue(
     proxy: FakeProxy, engine: ScriptedEngine
 ) -> None:
     async with working(engine, proxy.url) as worker:
@@ -217,23 +218,21 @@ async def test_a_paused_job_sends_no_more_and_others_do(
         await line.wait_for(Chunk, "j")
         await line.send(Pause("j", 1))
         await line.send_job("k", chat(max_tokens=100, seed=1000))
-        await line.wait_for(
-            End, "k"
-        )  # proof that the pause was read, and that it is for one job only
+        # The pause has been read, and it concerns one job only.
+        await line.wait_for(End, "k")
         before = len(line.of("j"))
         await line.send_job("l", chat(max_tokens=100, seed=1000))
         await line.wait_for(End, "l")
 
         assert len(line.of("j")) == before
-        assert (
-            not worker.runtime.is_waiting_for_engine
-        )  # a paused job is no sign of a hanging engine
+        # A paused job does not indicate a hanging engine.
+        assert not worker.runtime.is_waiting_for_engine
         await line.send(Resume("j", 1))
         await line.until(lambda: len(line.of("j")) > before)
 
 
 async def test_a_stream_keeps_to_its_window(proxy: FakeProxy, engine: ScriptedEngine) -> None:
-    """However fast the engine is, and however late a pause would come."""
+    """The window holds for a fast engine too, without any pause from the proxy."""
     async with working(engine, proxy.url) as worker:
         line = await proxy.next_line()
         await line.send_job("j", chat("x" * 500, max_tokens=1_000_000))
@@ -249,14 +248,18 @@ async def test_a_stream_keeps_to_its_window(proxy: FakeProxy, engine: ScriptedEn
 
 
 async def test_a_pause_ends_with_its_connection(proxy: FakeProxy, engine: ScriptedEngine) -> None:
-    """The proxy pauses anew over the next one if it must; a run that stayed paused would wait for ever."""
+    """The proxy pauses the run again over the next connection if necessary.
+
+    A run that stayed paused would never end.
+    """
     async with working(engine, proxy.url):
         first = await proxy.next_line()
         await first.send_job("j", chat(max_tokens=300, seed=2000))
         await first.wait_for(Chunk, "j")
         await first.send(Pause("j", 1))
         await first.send_job("k", chat(max_tokens=100, seed=1000))
-        await first.wait_for(End, "k")  # proof that the pause was read
+        # The pause has been read.
+        await first.wait_for(End, "k")
         await first.socket.close(1012)
         await first.socket.wait_closed()
         second = await proxy.next_line()
@@ -264,9 +267,7 @@ async def test_a_pause_ends_with_its_connection(proxy: FakeProxy, engine: Script
         assert (await second.wait_for(End, "j")).ending == "completed"
 
 
-async def test_a_paused_engine_waits_and_makes_no_more(
-    proxy: FakeProxy, engine: ScriptedEngine
-) -> None:
+async def test_the_engine_of_a_paused_job_waits(proxy: FakeProxy, engine: ScriptedEngine) -> None:
     async with working(engine, proxy.url):
         line = await proxy.next_line()
         await line.send_job("j", chat(max_tokens=1_000_000))
@@ -281,14 +282,15 @@ async def test_a_paused_engine_waits_and_makes_no_more(
         assert engine.generation_tokens == made + 100
 
 
-async def test_what_waits_for_a_proxy_that_does_not_read_is_bounded(
+async def test_the_backlog_for_a_proxy_that_does_not_read_is_bounded(
     proxy: FakeProxy, engine: ScriptedEngine
 ) -> None:
     async with working(engine, proxy.url) as worker:
         line = await proxy.next_line()
         await line.send_job("j", chat("x" * 500, max_tokens=1_000_000))
         await line.wait_for(Chunk, "j")
-        await line.socket.close(1012)  # gone: from now on everything waits in the outbox
+        # From now on all frames wait in the outbox.
+        await line.socket.close(1012)
         backlog = [worker.outbox.backlog("j")]
         for _ in range(1000):
             await asyncio.sleep(0)
@@ -306,7 +308,8 @@ async def test_a_connection_is_replaced_without_losing_a_byte(
         await first.wait_for(Chunk, "j")
         await first.send(Pause("j", 1))
         await first.send_job("k", chat(max_tokens=100, seed=1000))
-        await first.wait_for(End, "k")  # the pause has been read: no frame of j is in flight
+        # The pause has been read: no frame of j is in flight.
+        await first.wait_for(End, "k")
         half = Job("half", 1, "POST", CHAT, "", 100)
         await first.send(half, Body("half", 1, b"1234567890", more=True))
         await first.socket.close(1012)
@@ -320,7 +323,7 @@ async def test_a_connection_is_replaced_without_losing_a_byte(
         assert [text.count(b'"m %d "' % number) for number in range(300)] == [1] * 300
 
 
-async def test_a_drain_hands_back_finishes_and_tells(
+async def test_a_drain_finishes_running_jobs_and_returns_the_others(
     proxy: FakeProxy, engine: ScriptedEngine
 ) -> None:
     async with working(engine, proxy.url) as worker:
@@ -341,7 +344,7 @@ async def test_a_drain_hands_back_finishes_and_tells(
         assert engine.running == 0
 
 
-async def test_what_a_drain_cannot_wait_for_is_lost_if_its_output_was_seen(
+async def test_a_run_with_output_is_lost_after_the_drain_timeout(
     proxy: FakeProxy, engine: ScriptedEngine
 ) -> None:
     async with working(engine, proxy.url) as worker:
@@ -354,9 +357,7 @@ async def test_what_a_drain_cannot_wait_for_is_lost_if_its_output_was_seen(
         assert (end.ending, end.code) == ("lost", "worker_stopped")
 
 
-async def test_a_draining_worker_hands_back_what_still_comes(
-    proxy: FakeProxy, engine: ScriptedEngine
-) -> None:
+async def test_a_draining_worker_returns_new_jobs(proxy: FakeProxy, engine: ScriptedEngine) -> None:
     async with working(engine, proxy.url) as worker:
         line = await proxy.next_line()
         await worker.runtime.drain(1)
@@ -366,7 +367,7 @@ async def test_a_draining_worker_hands_back_what_still_comes(
 
 
 @pytest.mark.torture
-async def test_a_worker_ends_without_the_runs_of_an_engine_that_lets_go_of_nothing(
+async def test_a_worker_ends_although_its_engine_does_not_release_a_run(
     proxy: FakeProxy, engine: ScriptedEngine
 ) -> None:
     begun, may_end = asyncio.Event(), asyncio.Event()

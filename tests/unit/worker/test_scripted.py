@@ -28,7 +28,7 @@ def engine() -> ScriptedEngine:
     return ScriptedEngine(stage=lambda _: None)
 
 
-async def test_a_stream_plays_what_the_request_asks_for(engine: ScriptedEngine) -> None:
+async def test_a_stream_follows_the_script_in_the_request(engine: ScriptedEngine) -> None:
     status, body = await fetch(engine.app, chat('my "own" text\n', max_tokens=3))
 
     assert status == 200
@@ -43,7 +43,7 @@ async def test_a_stream_plays_what_the_request_asks_for(engine: ScriptedEngine) 
     assert len({event["id"] for event in events(body)}) == 1
 
 
-async def test_usage_comes_last_when_it_is_wanted(engine: ScriptedEngine) -> None:
+async def test_usage_comes_last_if_requested(engine: ScriptedEngine) -> None:
     _, body = await fetch(engine.app, chat(max_tokens=5, stream_options={"include_usage": True}))
 
     assert events(body)[-1]["usage"]["completion_tokens"] == 5
@@ -76,7 +76,7 @@ async def test_models_are_announced_with_their_cards(engine: ScriptedEngine) -> 
         b'{"messages": [{"role": "user"}], "max_tokens": 9999999}',
     ],
 )
-async def test_bad_requests_are_refused_as_vllm_does(engine: ScriptedEngine, body: bytes) -> None:
+async def test_bad_requests_are_rejected_as_by_vllm(engine: ScriptedEngine, body: bytes) -> None:
     status, answer = await fetch(
         engine.app, Request("POST", "/v1/chat/completions", "application/json", body)
     )
@@ -95,7 +95,7 @@ async def test_a_cancelled_stream_stops(engine: ScriptedEngine) -> None:
     async with (
         asyncio.timeout(DEADLINE),
         aclosing(call(engine.app, chat(max_tokens=10**6, seed=1000))) as answer,
-    ):  # type: ignore[type-var]
+    ):
         await anext(answer)
         assert engine.running == 1
 
@@ -107,7 +107,7 @@ async def test_a_stream_without_pace_can_be_cancelled(engine: ScriptedEngine) ->
     async with (
         asyncio.timeout(DEADLINE),
         aclosing(call(engine.app, chat(max_tokens=10**6))) as answer,
-    ):  # type: ignore[type-var]
+    ):
         await anext(answer)
 
     assert engine.running == 0
@@ -117,7 +117,7 @@ async def test_fault_cut(engine: ScriptedEngine) -> None:
     pieces: list[Head | bytes] = []
     with suppress(CutShortError):
         async for piece in call(engine.app, chat("m", max_tokens=5, fault="cut:2")):
-            pieces.append(piece)  # noqa: PERF401 - what came before the exception counts
+            pieces.append(piece)  # noqa: PERF401 - the pieces before the exception count
 
     assert text_of(b"".join(piece for piece in pieces if isinstance(piece, bytes))) == [
         "",
@@ -161,7 +161,7 @@ async def test_fault_status_and_size(engine: ScriptedEngine) -> None:
     assert len(json.loads(big)["choices"][0]["message"]["content"]) == 100_000
 
 
-async def test_metrics_look_like_vllm_s(engine: ScriptedEngine) -> None:
+async def test_metrics_have_the_format_of_vllm(engine: ScriptedEngine) -> None:
     await fetch(engine.app, chat(max_tokens=7))
 
     _, body = await fetch(engine.app, Request("GET", "/metrics"))

@@ -1,18 +1,21 @@
-"""When the stock SDK is wanted, and whose flags are whose."""
+"""The detection of the Runpod SDK, and the separation of its flags from those of vLLM."""
 
 import pytest
 
 from worker_vllm.runpod_sdk.flags import Mode, Wish, read
 from worker_vllm.settings import Settings
 
-TAKE = "http://127.0.0.1:1/v2/ep1/job-take/$ID?gpu=x"
+JOB_TAKE_URL = "http://127.0.0.1:1/v2/ep1/job-take/$ID?gpu=x"
 
 WISHES = [
     ({}, (), None),
-    ({"RUNPOD_WEBHOOK_GET_JOB": TAKE}, ("--dtype", "bfloat16"), Wish(Mode.QUEUE, (), ("--dtype", "bfloat16"))),
-    ({"RUNPOD_WEBHOOK_GET_JOB": TAKE, "connect": "http://127.0.0.1:8000"}, (), None),
-    ({"RUNPOD_WEBHOOK_GET_JOB": TAKE, "RUNPOD_REALTIME_PORT": "9000"}, (), Wish(Mode.CALL, (), ())),
-    ({"connect": "http://127.0.0.1:8000"}, ("--test_input", "{}"), Wish(Mode.CALL, ("--test_input", "{}"), ())),
+    ({"RUNPOD_WEBHOOK_GET_JOB": JOB_TAKE_URL}, ("--dtype", "bfloat16"),
+     Wish(Mode.QUEUE, (), ("--dtype", "bfloat16"))),
+    ({"RUNPOD_WEBHOOK_GET_JOB": JOB_TAKE_URL, "connect": "http://127.0.0.1:8000"}, (), None),
+    ({"RUNPOD_WEBHOOK_GET_JOB": JOB_TAKE_URL, "RUNPOD_REALTIME_PORT": "9000"}, (),
+     Wish(Mode.CALL, (), ())),
+    ({"connect": "http://127.0.0.1:8000"}, ("--test_input", "{}"),
+     Wish(Mode.CALL, ("--test_input", "{}"), ())),
     ({}, ("--seed", "1", "--rp_serve_api", "--rp_api_port", "1", "--seed", "2"),
      Wish(Mode.SERVE, ("--rp_serve_api", "--rp_api_port", "1"), ("--seed", "1", "--seed", "2"))),
     ({}, ("--test", "x"), None),
@@ -20,7 +23,7 @@ WISHES = [
 
 
 @pytest.mark.parametrize(("settings", "arguments", "wish"), WISHES)
-def test_the_sdk_is_wanted_where_it_is_named(
+def test_the_sdk_is_used_if_it_is_requested(
     settings: dict[str, str], arguments: tuple[str, ...], wish: Wish | None
 ) -> None:
     assert read(Settings.model_validate(settings), arguments) == wish

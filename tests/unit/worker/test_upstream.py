@@ -16,30 +16,35 @@ from worker_vllm.engine.upstream import UpstreamEngine
 from worker_vllm.engine.watchdog import watch
 from worker_vllm.handler import RunLostError, handle
 
-QUICK = Pace(every=0.005, timeout=0.2)
-SELDOM = Pace(every=60.0)
+FAST_PACE = Pace(every=0.005, timeout=0.2)
+SLOW_PACE = Pace(every=60.0)
 Health: TypeAlias = int | Literal["silent", "slow", "reset"]
 
 
 class Server:
-    """An OpenAI-compatible server whose answers are as a test says."""
+    """An OpenAI-compatible server whose responses a test defines."""
 
     def __init__(self) -> None:
         self.url = ""
-        self.gone = asyncio.Event()  # a client left in the middle
+        # Set when a client has disconnected during a response.
+        self.gone = asyncio.Event()
         self.key = ""
         self.seen: list[web.Request] = []
         self.pieces = [b"data: 1\n", b"\ndata: 2\n\ndata: [DO", b"NE]\n\n"]
-        self.may_answer = asyncio.Event()  # to a chat
+        # Chat requests wait for it.
+        self.may_answer = asyncio.Event()
         self.may_answer.set()
         self.cut = False
-        self.healths: list[Health] = [200]  # what the next health probes get; the last one stays
-        self.lists: list[Health] = [200]  # and the same for lists of models
-        self.probes: list[str] = []  # paths, since the engine has started
+        # The results of the next health probes. The last one is used for all later probes.
+        self.healths: list[Health] = [200]
+        # The same for lists of models.
+        self.lists: list[Health] = [200]
+        # The paths of all probes so far.
+        self.probes: list[str] = []
         self._runner: web.AppRunner | None = None
 
     async def start(self, port: int = 0) -> int:
-        """Listen; return the port."""
+        """Start to listen; return the port."""
         app = web.Application()
         app.router.add_get("/v1/models", self.models)
         app.router.add_get("/health", self.health)
@@ -52,7 +57,7 @@ class Server:
         return int(port)
 
     async def stop(self) -> None:
-        """Listen no more, and break what is open."""
+        """Stop listening, and abort open connections."""
         if self._runner is not None:
             await self._runner.cleanup()
 
@@ -92,7 +97,8 @@ class Server:
         await response.prepare(request)
         for piece in self.pieces:
             await response.write(piece)
-            await asyncio.sleep(0.01)  # so that they leave one by one
+            # The pieces shall be separate packets.
+            await asyncio.sleep(0.01)
         if self.cut:
             assert request.transport is not None
             request.transport.abort()
@@ -117,7 +123,7 @@ async def server() -> AsyncIterator[Server]:
     await server.stop()
 
 
-def engine_of(server: Server, key: str = "", pace: Pace = QUICK) -> UpstreamEngine:
+def engine_of(server: Server, key: str = "", pace: Pace = FAST_PACE) -> UpstreamEngine:
     return UpstreamEngine(server.url, key, lambda _: None, pace)
 
 
@@ -139,7 +145,7 @@ async def test_packets_become_whole_events(server: Server) -> None:
     assert all(isinstance(part, Part) and part.data.endswith(b"\n\n") for part in parts)
 
 
-async def test_the_request_arrives_as_it_was_sent(server: Server) -> None:
+async def test_a_request_is_forwarded_unchanged(server: Server) -> None:
     request = chat("a message")
     async with engine_of(server, "key") as engine:
         await fetch(engine.app, request, engine.authorization)
@@ -151,15 +157,15 @@ async def test_the_request_arrives_as_it_was_sent(server: Server) -> None:
     assert "accept-encoding" not in seen.headers
 
 
-async def test_a_cut_body_stays_cut(server: Server) -> None:
+async def test_an_incomplete_body_stays_incomplete(server: Server) -> None:
     server.cut = True
     async with engine_of(server) as engine:
         with pytest.raises(CutShortError):
             await fetch(engine.app, chat())
 
 
-async def test_a_call_waits_for_a_server_that_is_restarted(server: Server) -> None:
-    async with engine_of(server, pace=SELDOM) as engine:
+async def test_a_call_waits_for_a_server_that_restarts(server: Server) -> None:
+    async with engine_of(server, pace=SLOW_PACE) as engine:
         await server.stop()
         asking = asyncio.create_task(fetch(engine.app, chat()))
         await asyncio.wait({asking}, timeout=0.1)
@@ -177,26 +183,27 @@ async def test_a_call_to_a_server_that_is_lost_is_lost(server: Server) -> None:
         assert lost.value.code == "engine_dead"
 
 
-async def test_the_health_of_a_server_that_cannot_be_reached_is_told_at_once(
+async def test_a_health_request_to_an_unreachable_server_fails_at_once(
     server: Server,
 ) -> None:
-    async with engine_of(server, pace=SELDOM) as engine:
+    async with engine_of(server, pace=SLOW_PACE) as engine:
         await server.stop()
         with pytest.raises(CutShortError) as cut:
             await fetch(engine.app, Request("GET", "/health"))
-    assert "127.0.0.1" not in repr(cut.value.__cause__)  # a client may be given it
+    # A client may read the error.
+    assert "127.0.0.1" not in repr(cut.value.__cause__)
 
 
-async def test_leaving_closes_the_connection(server: Server) -> None:
+async def test_a_disconnect_closes_the_connection(server: Server) -> None:
     async with engine_of(server) as engine:
-        async with contextlib.aclosing(call(engine.app, chat("endless"))) as answer:  # type: ignore[type-var]
+        async with contextlib.aclosing(call(engine.app, chat("endless"))) as answer:
             await anext(answer)
             await anext(answer)
         async with asyncio.timeout(DEADLINE):
             await server.gone.wait()
 
 
-async def test_a_call_that_is_silent_for_long_is_no_hang(server: Server) -> None:
+async def test_a_silent_call_is_not_a_hang(server: Server) -> None:
     server.may_answer.clear()
     async with (
         engine_of(server) as engine,
@@ -245,7 +252,7 @@ async def test_a_server_that_is_lost_ends_the_worker(server: Server) -> None:
         ([404], [200, "silent"], "timeout"),
     ],
 )
-async def test_three_probes_in_a_row_that_fail_end_it(
+async def test_three_failed_probes_in_a_row_lose_the_server(
     server: Server, healths: list[Health], lists: list[Health], fault: str
 ) -> None:
     server.healths, server.lists = healths, lists
@@ -254,7 +261,8 @@ async def test_three_probes_in_a_row_that_fail_end_it(
         server.probes.clear()
         await until(lambda: engine.dead)
         assert engine.failure.endswith(f"the last with: {fault}")
-    if "reset" not in healths:  # which aiohttp asks once more by itself
+    # After a reset aiohttp itself repeats the request once.
+    if "reset" not in healths:
         assert server.probes.count(failing) == 3 + healths.count(200)
 
 
@@ -273,7 +281,7 @@ async def test_three_probes_in_a_row_that_fail_end_it(
         ([404], [200, 500, "silent", 200]),
     ],
 )
-async def test_a_server_that_answers_is_alive(
+async def test_a_server_that_responds_is_alive(
     server: Server, healths: list[Health], lists: list[Health]
 ) -> None:
     server.healths, server.lists = healths, lists
@@ -282,12 +290,11 @@ async def test_a_server_that_answers_is_alive(
         await until(lambda: len(server.probes) > 6 or engine.dead)
         assert not engine.dead
     is_missing = isinstance(healths[0], int) and healths[0] not in (200, 408, 429, 500)
-    assert server.probes.count("/health") == (
-        1 if is_missing else len(server.probes)
-    )  # it is asked for once
+    # A missing health route is requested once.
+    assert server.probes.count("/health") == (1 if is_missing else len(server.probes))
 
 
-async def test_a_missing_key_is_told(server: Server) -> None:
+async def test_a_missing_key_is_named(server: Server) -> None:
     server.key = "needed"
     with pytest.raises(EngineError, match="WORKER_UPSTREAM_KEY"):
         async with engine_of(server):

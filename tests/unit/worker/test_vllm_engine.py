@@ -1,4 +1,4 @@
-"""What the vLLM engine makes of settings and environment before it imports anything."""
+"""The variables that the vLLM engine derives from the settings before it imports vLLM."""
 
 from pathlib import Path
 
@@ -14,24 +14,26 @@ def settings(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
     return Settings()
 
 
-def test_the_demo_s_flags_give_way_to_variables(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = settings(monkeypatch, WORKER_MODEL="demo")
-    variables = _with_model(told, {"MAX_MODEL_LEN": "512", "DTYPE": "", "MODEL_NAME": "org/other"})
+def test_variables_override_the_flags_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured = settings(monkeypatch, WORKER_MODEL="demo")
+    variables = _with_model(
+        configured, {"MAX_MODEL_LEN": "512", "DTYPE": "", "MODEL_NAME": "org/other"}
+    )
     assert variables["MODEL_NAME"] == str(DEMO_FOLDER)
     assert (variables["MAX_MODEL_LEN"], variables["DTYPE"]) == ("512", "bfloat16")
     assert variables["SERVED_MODEL_NAME"] == "demo"
 
 
-def test_our_names_take_the_place_of_the_image_s(monkeypatch: pytest.MonkeyPatch) -> None:
-    told = settings(monkeypatch, WORKER_MODEL="org/ours", WORKER_SERVED_MODEL_NAME="ours")
+def test_our_names_override_those_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    configured = settings(monkeypatch, WORKER_MODEL="org/ours", WORKER_SERVED_MODEL_NAME="ours")
     theirs = {"MODEL_NAME": "org/theirs", "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "theirs"}
-    assert _with_model(told, theirs) == {
+    assert _with_model(configured, theirs) == {
         "MODEL_NAME": "org/ours",
         "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "ours",
     }
 
 
-def test_models_are_kept_on_the_volume_where_there_is_one(
+def test_models_are_stored_on_the_volume_if_it_exists(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     here = settings(monkeypatch, WORKER_MODEL="org/name", BASE_PATH=str(tmp_path))
@@ -44,7 +46,7 @@ def test_models_are_kept_on_the_volume_where_there_is_one(
     assert "HF_HOME" not in _environment(nowhere, {})
 
 
-def test_a_folder_needs_no_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_a_model_folder_disables_the_hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     assert (
         _environment(settings(monkeypatch, WORKER_MODEL=str(tmp_path)), {})["HF_HUB_OFFLINE"] == "1"
     )

@@ -6,7 +6,7 @@ from worker_vllm.engine.scripted import ScriptedEngine
 from worker_vllm.engine.watchdog import watch
 
 
-async def test_a_dead_engine_is_told() -> None:
+async def test_a_dead_engine_is_detected() -> None:
     async with (
         fake_proxy() as proxy,
         working(ScriptedEngine(stage=lambda _: None), proxy.url) as worker,
@@ -17,7 +17,7 @@ async def test_a_dead_engine_is_told() -> None:
     assert gone.code == "engine_dead"
 
 
-async def test_an_engine_that_stands_still_under_a_job_is_told() -> None:
+async def test_an_engine_without_progress_on_a_job_is_detected() -> None:
     engine = ScriptedEngine(stage=lambda _: None)
     async with fake_proxy() as proxy, working(engine, proxy.url) as worker:
         line = await proxy.next_line()

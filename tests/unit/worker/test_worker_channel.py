@@ -24,7 +24,7 @@ from worker_vllm.channel.dial import Dialler, DialRefusedError, Link
 
 
 class QuietPeer:
-    """Says hello and nothing else."""
+    """A peer that only sends a `Hello`."""
 
     def __init__(self) -> None:
         self.sent_frames: list[Frame] = []
@@ -47,15 +47,15 @@ class QuietPeer:
 
 
 def channel_to(
-    url: str, patience: ChannelTimeouts | None = None
+    url: str, timeouts: ChannelTimeouts | None = None
 ) -> tuple[Channel, WakingOutbox, QuietPeer]:
     peer = QuietPeer()
-    channel = Channel(Link(url, "secret", "w"), peer, patience or ChannelTimeouts(5.0), DIALLER)
+    channel = Channel(Link(url, "secret", "w"), peer, timeouts or ChannelTimeouts(5.0), DIALLER)
     return channel, channel.outbox, peer
 
 
 @pytest.mark.parametrize("status", [401, 403, 404, 409, 426])
-async def test_a_refused_handshake_is_final_and_says_why(status: int) -> None:
+async def test_a_rejected_handshake_is_final_and_has_a_reason(status: int) -> None:
     def refuse(socket: ServerConnection, request: HandshakeRequest) -> Response:
         assert request.headers["authorization"] == "Bearer secret"
         return socket.respond(HTTPStatus(status), "this is why")
@@ -68,10 +68,8 @@ async def test_a_refused_handshake_is_final_and_says_why(status: int) -> None:
             await channel.run()
 
 
-async def test_a_refused_handshake_is_not_final_once_the_worker_was_accepted_while_it_loaded() -> (
-    None
-):
-    """What answers so is something in front of the proxy; the model that was loaded meanwhile is worth waiting."""
+async def test_a_rejected_handshake_is_not_final_if_the_loading_connection_was_accepted() -> None:
+    """The response comes from something in front of the proxy, and the model is loaded already."""
     tries = 0
 
     def refuse(socket: ServerConnection, _: HandshakeRequest) -> Response | None:
@@ -85,15 +83,14 @@ async def test_a_refused_handshake_is_not_final_once_the_worker_was_accepted_whi
     async with serve(refuse_hello, "127.0.0.1", 0, process_request=refuse) as server:
         link = Link(f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", "secret", "w")
         channel = Channel(link, QuietPeer(), ChannelTimeouts(0.02), DIALLER, was_accepted=True)
-        with pytest.raises(
-            DialRefusedError, match="another model"
-        ):  # the proxy's own word stays final
+        # The proxy's own close code stays final.
+        with pytest.raises(DialRefusedError, match="another model"):
             await channel.run()
 
     assert tries == 3
 
 
-async def test_a_refused_hello_is_final_and_says_why() -> None:
+async def test_a_rejected_hello_is_final_and_has_a_reason() -> None:
     async def refuse(socket: ServerConnection) -> None:
         await socket.recv()
         await socket.close(4409, "another model")
@@ -111,7 +108,8 @@ async def test_a_worker_that_was_accepted_dials_again_after_any_close() -> None:
         nonlocal lines
         lines += 1
         await socket.recv()
-        await socket.recv()  # the heartbeat: by now it was accepted
+        # The heartbeat: the worker counts as accepted.
+        await socket.recv()
         await socket.close(4409, "another model")
 
     async with serve(serve_line, "127.0.0.1", 0) as server:
@@ -138,7 +136,7 @@ async def test_an_unreachable_proxy_is_dialled_until_the_worker_is_orphaned() ->
                 await channel.run()
 
 
-async def test_frames_of_one_turn_leave_in_one_message_control_first() -> None:
+async def test_frames_of_one_turn_are_sent_in_one_message_control_first() -> None:
     async with fake_proxy() as proxy:
         channel, outbox, peer = channel_to(proxy.url)
         running = asyncio.create_task(channel.run())
@@ -154,7 +152,7 @@ async def test_frames_of_one_turn_leave_in_one_message_control_first() -> None:
     assert peer.sent_frames == line.frames
 
 
-async def test_heartbeats_come_at_their_pace() -> None:
+async def test_heartbeats_are_sent_at_their_interval() -> None:
     async with fake_proxy() as proxy:
         channel, _, _ = channel_to(proxy.url, ChannelTimeouts(0.01))
         running = asyncio.create_task(channel.run())
@@ -164,7 +162,7 @@ async def test_heartbeats_come_at_their_pace() -> None:
         await running
 
 
-async def test_closing_writes_what_waits_and_dials_no_more() -> None:
+async def test_closing_flushes_the_outbox_and_stops_dialling() -> None:
     async with fake_proxy() as proxy:
         channel, outbox, _ = channel_to(proxy.url)
         running = asyncio.create_task(channel.run())
@@ -188,19 +186,21 @@ async def test_a_message_of_another_protocol_closes_the_connection() -> None:
         async with asyncio.timeout(DEADLINE):
             await line.socket.wait_closed()
         assert line.socket.close_code == 1002
-        assert isinstance((await proxy.next_line()).frames[0], Hello)  # it dials again
+        # The worker dials again.
+        assert isinstance((await proxy.next_line()).frames[0], Hello)
         await channel.close()
         await running
 
 
 @pytest.mark.parametrize("failures", [0, 1, 4, 10])
-def test_a_worker_dials_as_often_as_it_would_speak_so_that_its_runs_survive_any_absence(
+def test_a_pause_is_at_most_a_heartbeat_interval_so_that_runs_survive_any_outage(
     failures: int,
 ) -> None:
     pauses = {pause_before_dialling(failures, 5.0, random.uniform) for _ in range(200)}
     assert max(pauses) <= 5.0
-    assert min(pauses) >= 0.25  # not in a hurry either
-    assert len(pauses) > 100  # drawn at random
+    assert min(pauses) >= 0.25
+    # The pauses are random.
+    assert len(pauses) > 100
 
 
 def test_pauses_follow_from_their_source_of_randomness() -> None:
@@ -210,7 +210,7 @@ def test_pauses_follow_from_their_source_of_randomness() -> None:
     ]
 
 
-async def test_a_channel_dials_and_waits_by_the_means_that_it_is_given() -> None:
+async def test_a_channel_uses_the_dialler_that_it_is_given() -> None:
     dialled: list[str] = []
     drawn: list[tuple[float, float]] = []
 

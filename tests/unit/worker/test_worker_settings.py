@@ -43,7 +43,7 @@ def test_the_address_to_dial(monkeypatch: pytest.MonkeyPatch, connect: str, url:
         ("served_model_name", "WORKER_SERVED_MODEL_NAME", "OPENAI_SERVED_MODEL_NAME_OVERRIDE"),
     ],
 )
-def test_a_name_of_worker_vllm_works_and_ours_wins(
+def test_a_name_of_worker_vllm_is_an_alias_and_ours_takes_precedence(
     monkeypatch: pytest.MonkeyPatch, field: str, ours: str, theirs: str
 ) -> None:
     assert str(getattr(read(monkeypatch, **{theirs: "3", ours: ""}), field)) == "3"
@@ -52,7 +52,7 @@ def test_a_name_of_worker_vllm_works_and_ours_wins(
 
 @pytest.fixture
 def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The file of a baked model. What it sets is undone at the end."""
+    """Write the file of a baked model. The variables that it sets are restored at the end."""
     for name in (
         "MODEL_NAME",
         "TOKENIZER_NAME",
@@ -68,17 +68,17 @@ def baked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def test_a_baked_model_wins_and_no_hub_is_asked(
+def test_a_baked_model_takes_precedence_and_disables_the_hub(
     monkeypatch: pytest.MonkeyPatch, baked: Path
 ) -> None:
-    told = {"WORKER_BAKED_MODEL": str(baked), "MODEL_NAME": "org/other", "QUANTIZATION": "awq"}
-    assert read(monkeypatch, **told).model == "/models/a"
-    variables = read_environment()
-    assert (variables["TOKENIZER_NAME"], variables["QUANTIZATION"]) == ("/models/t", "awq")
-    assert (variables["HF_HUB_OFFLINE"], variables["TRANSFORMERS_OFFLINE"]) == ("1", "1")
+    variables = {"WORKER_BAKED_MODEL": str(baked), "MODEL_NAME": "org/other", "QUANTIZATION": "awq"}
+    assert read(monkeypatch, **variables).model == "/models/a"
+    found = read_environment()
+    assert (found["TOKENIZER_NAME"], found["QUANTIZATION"]) == ("/models/t", "awq")
+    assert (found["HF_HUB_OFFLINE"], found["TRANSFORMERS_OFFLINE"]) == ("1", "1")
 
 
-def test_who_names_a_model_to_us_means_it(monkeypatch: pytest.MonkeyPatch, baked: Path) -> None:
+def test_worker_model_overrides_a_baked_model(monkeypatch: pytest.MonkeyPatch, baked: Path) -> None:
     assert (
         read(monkeypatch, WORKER_BAKED_MODEL=str(baked), WORKER_MODEL="org/other").model
         == "org/other"
@@ -87,7 +87,7 @@ def test_who_names_a_model_to_us_means_it(monkeypatch: pytest.MonkeyPatch, baked
 
 
 @pytest.mark.parametrize("text", ["", "[1]", "{"])
-def test_a_baked_model_that_cannot_be_read_is_one_line(
+def test_an_unreadable_baked_model_is_reported_in_one_line(
     monkeypatch: pytest.MonkeyPatch, baked: Path, text: str
 ) -> None:
     baked.write_text(text)
@@ -98,11 +98,11 @@ def test_a_baked_model_that_cannot_be_read_is_one_line(
     assert "\n" not in str(caught.value)
 
 
-def test_an_upstream_decides_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_upstream_url_implies_the_engine(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(monkeypatch, WORKER_UPSTREAM="http://127.0.0.1:9").engine_kind == "upstream"
 
 
-def test_an_empty_variable_is_as_good_as_none(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_empty_variable_counts_as_absent(monkeypatch: pytest.MonkeyPatch) -> None:
     assert read(monkeypatch, WORKER_METRICS_PORT="", MAX_CONCURRENCY="").metrics_port is None
 
 
@@ -127,7 +127,7 @@ def test_the_token_is_not_shown(monkeypatch: pytest.MonkeyPatch) -> None:
         ("WORKER_DRAIN_SECONDS", "soon"),
     ],
 )
-def test_a_bad_setting_is_one_line_that_names_it(
+def test_an_invalid_setting_is_named_in_one_line(
     monkeypatch: pytest.MonkeyPatch, name: str, value: str
 ) -> None:
     with pytest.raises(SettingsError) as caught:
