@@ -153,7 +153,7 @@ def compose(
         lambda worker: Reader(worker, runs, output, recorder, background),
     )
     registry = WorkerRegistry(
-        fleet, runs, dispatch, recorder, orphans, background, settings.patience()
+        fleet, runs, dispatch, recorder, orphans, background, settings.runpod_timeouts()
     )
     results, passing = Budget(RESULT_BYTES), Budget(PASSING_BYTES)
     posts = RunpodResults(runs, output, recorder, registry, passing)
