@@ -9,10 +9,9 @@ DEMO = "demo"
 
 
 def environment(**flags: Any) -> dict[str, str]:
-    """Return the environment of a worker process: this one, without the proxy's secrets, and `flags`.
+    """Return the environment of a worker process: this one without the proxy's secrets, updated.
 
-    A flag that is not None sets `WORKER_<FLAG>`; for None, the variable stays as it is. If one of the
-    two variables of the worker token is set by a flag, the other one is removed.
+    A flag that is not None sets `WORKER_<FLAG>`; for None, the variable stays as it is.
     """
     given = {
         f"WORKER_{name.upper()}": str(value) for name, value in flags.items() if value is not None
