@@ -19,7 +19,7 @@ from harness.data import url_tricks
 from harness.data.clock import FakeClock
 from harness.network.nameserver import NameServer
 from harness.network.packet_capture import Wiretap
-from proxy.webhooks.sender import Patience, Sender
+from proxy.webhooks.sender import Sender, SendTimeouts
 from proxy.webhooks.url_policy import Allowed
 
 PUBLIC, PUBLIC_V6 = "93.184.216.34", "2a00:1450:4001:81b::200e"
@@ -128,7 +128,7 @@ async def besiege() -> None:
     loop = asyncio.get_running_loop()
     await loop.create_datagram_endpoint(lambda: NameServer(table), local_addr=(NAME_SERVER, 53))
     asked = await serve()
-    sender = Sender(bytes(32), Allowed(), FakeClock(), patience=Patience(2.0, 5.0))
+    sender = Sender(bytes(32), Allowed(), FakeClock(), timeouts=SendTimeouts(2.0, 5.0))
     async with sender.session() as session:
         tap = Wiretap()
         for address in (*PRIVATE, PUBLIC):
