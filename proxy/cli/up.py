@@ -1,6 +1,7 @@
 """The commands `up` and `proxy`: run the proxy in this process, and local workers as children."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from secrets import token_hex
@@ -18,6 +19,8 @@ from proxy.store.base import StoreUnavailableError
 
 EX_CONFIG = 78
 EX_UNAVAILABLE = 69
+# 128 + SIGINT: the status that shells report for a command that Ctrl-C has ended.
+EX_INTERRUPTED = 130
 # A local worker whose proxy has crashed exits after this time without a new proxy.
 WORKER_ORPHAN_SECONDS = 60
 PROGRESS_REFRESH_SECONDS = 0.25
@@ -51,10 +54,17 @@ async def run(
     except OSError as error:
         listener.close()
         return _report_data_dir(settings, error)
-    stopped = asyncio.create_task(until_signal())
     url = console.address(settings.host, listener.getsockname()[1])
+    local = LocalWorkers(parts, url, workers, flags, vllm_flags) if workers else None
+
+    def exit_at_once() -> None:
+        """Exit without any cleanup, and without a traceback: the store survives a crash."""
+        if local is not None:
+            local.provider.kill()
+        os._exit(EX_INTERRUPTED)
+
+    stopped = asyncio.create_task(until_signal(exit_at_once))
     async with AsyncExitStack() as stack:
-        local = LocalWorkers(parts, url, workers, flags, vllm_flags) if workers else None
         if local is not None:
             await stack.enter_async_context(local.provider.open(local.exited))
         try:

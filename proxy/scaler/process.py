@@ -59,9 +59,10 @@ class RunningWorker:
             self.is_ended = True
             _signal_group(self.process.pid, signal.SIGTERM, only_leader=True)
             loop = asyncio.get_running_loop()
-            loop.call_later(STUCK_SHUTDOWN_TIMEOUT_SECONDS, self._kill)
+            loop.call_later(STUCK_SHUTDOWN_TIMEOUT_SECONDS, self.kill)
 
-    def _kill(self) -> None:
+    def kill(self) -> None:
+        """Kill the process group at once."""
         # After its exit, the process id may belong to another process.
         if self.process.returncode is None:
             _signal_group(self.process.pid, signal.SIGKILL)
@@ -113,6 +114,11 @@ class ProcessProvider:
             return False
         running.end()
         return True
+
+    def kill(self) -> None:
+        """Kill all workers and their child processes, for an exit without any cleanup."""
+        for running in list(self._running.values()):
+            running.kill()
 
     def workers(self) -> Sequence[WorkerId]:
         return list(self._running)
