@@ -67,6 +67,8 @@ async def run(
     async with AsyncExitStack() as stack:
         if local is not None:
             await stack.enter_async_context(local.provider.open(local.exited))
+            # The stack closes in reverse order: the proxy first, then this line, then the workers.
+            stack.callback(local.report_stopping)
         try:
             await stack.enter_async_context(running(parts, listener))
         except StoreUnavailableError as error:
@@ -174,6 +176,14 @@ class LocalWorkers:
             self._progress.end()
             failed.cancel()
             ready.cancel()
+
+    def report_stopping(self) -> None:
+        """Print that the running workers are being stopped, because vLLM needs seconds to exit."""
+        number = len(self.provider.workers())
+        if number:
+            workers = "the worker" if number == 1 else f"{number} workers"
+            reason = "" if self._flags.get("upstream") else ": vLLM needs up to 10 s to exit"
+            console.say(f"Stopping {workers}{reason}.")
 
     async def _until_ready(self) -> None:
         first = next(iter(self._parts.endpoints))

@@ -43,6 +43,15 @@ async def test_up_serves_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     ]
 
 
+async def test_up_prints_that_it_stops_its_worker(tmp_path: Path) -> None:
+    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED) as up:
+        await base_url(up)
+        assert "Stopping" not in up.text
+        assert await up.stop(signal.SIGINT) == 0
+    assert up.lines[-2].startswith("Shutting down: ")
+    assert up.lines[-1] == "Stopping the worker: vLLM needs up to 10 s to exit."
+
+
 async def test_a_second_ctrl_c_exits_at_once_and_quietly(tmp_path: Path) -> None:
     mark = f"story-{uuid4()}"
     place = ("--port", "0", "--data-dir", str(tmp_path))
