@@ -162,7 +162,7 @@ def compose(
         lambda worker: Reader(worker, runs, mailboxes, recorder, background),
     )
     registry = WorkerRegistry(
-        fleet, runs, dispatch, recorder, orphans, background, settings.patience()
+        fleet, runs, dispatch, recorder, orphans, background, settings.runpod_timeouts()
     )
     passing = Budget(PASSING_MAX_BYTES)
     results = RunpodResults(runs, mailboxes, recorder, registry, passing)

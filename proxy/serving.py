@@ -133,8 +133,12 @@ async def drain(parts: Parts) -> None:
     await parts.deliveries.drain(FLUSH_SECONDS)
 
 
-async def until_signal() -> None:
-    """Wait for SIGINT, SIGTERM or SIGHUP (the terminal was closed). A second one ends the process at once."""
+async def until_signal(on_second_interrupt: Callable[[], None] | None = None) -> None:
+    """Wait for SIGINT, SIGTERM or SIGHUP (the terminal was closed).
+
+    From then on, these signals end the process by default, except that a SIGINT calls
+    `on_second_interrupt`, if given, in the signal handler.
+    """
     loop = asyncio.get_running_loop()
     stopped = asyncio.Event()
 
@@ -142,6 +146,8 @@ async def until_signal() -> None:
         stopped.set()
         for each in SIGNALS:
             loop.remove_signal_handler(each)
+        if on_second_interrupt is not None:
+            signal.signal(signal.SIGINT, lambda _number, _frame: on_second_interrupt())
 
     for each in SIGNALS:
         loop.add_signal_handler(each, stop)

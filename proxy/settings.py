@@ -1,4 +1,4 @@
-"""Every setting of the proxy: `PROXY_*` variables; a command line flag overrides its twin."""
+"""All settings of the proxy, read from `PROXY_*` variables. A flag overrides its variable."""
 
 import os
 import re
@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from proxy.access.encryption import new_key
 from proxy.access.keys import Kind, StoredKey, parted, stored_key
-from proxy.access.rate_limits import LIMITS, PER_WORKER, Limit
+from proxy.access.rate_limits import LIMITS, PER_WORKER, Limit, read_limit
 from proxy.access.startup_check import refusal
 from proxy.api.openai.relay import HeartbeatIntervals
 from proxy.channel.runpod.tracking import RunpodTimeouts
@@ -28,22 +28,26 @@ from proxy.wire.frames import LEASE_SECONDS
 from proxy.wire.secret_file import read_secret as read_token
 from proxy.wire.secret_file import read_secrets as read_keys
 
-SECRETS = (
+PROXY_SECRETS = (
     *("PROXY_API_KEY", "PROXY_API_KEY_FILE", "PROXY_WORKER_TOKEN", "PROXY_WORKER_TOKEN_FILE"),
     "PROXY_WEBHOOK_SECRET",
 )
 WORKER_TOKENS = ("WORKER_TOKEN", "WORKER_TOKEN_FILE")
-KEPT_FOR_WORKERS = "worker-token"  # its file in the data directory
-YEAR = 31_536_000  # seconds; milliseconds of it fit every store
-MEMORY, SQLITE = "memory:", "sqlite:///"
-_LIMIT = re.compile(
-    r"(?P<operation>[a-z-]+)=(?P<requests>[0-9]{1,9})(/(?P<concurrent>[0-9]{1,9}))?"
-)
+WORKER_TOKEN_FILE_NAME = "worker-token"  # noqa: S105 - the name of a file in the data directory
+# Every store can represent a timeout of this length in milliseconds.
+TIMEOUT_MAX_SECONDS = 31_536_000
+BODY_BUDGET_DEFAULT_BYTES = 256 * 1024 * 1024
+BODY_BUDGET_MIN_BYTES = 32 * 1024 * 1024
+MEMORY = "memory:"
+SQLITE = "sqlite:///"
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 def _keys_in(path: Any) -> Any:
-    """The keys in a file. A variable that is set and empty is a file that went missing."""
+    """Return the keys in the file at `path`. Raises ValueError for an empty path.
+
+    A variable that is set to an empty value is treated as a missing file, not as "no keys".
+    """
     if not isinstance(path, str | Path):
         return path
     return [SecretStr(key) for key in read_keys(_named(path))]
@@ -55,132 +59,151 @@ def _token_in(path: Any) -> Any:
 
 def _named(path: str | Path) -> Path:
     if not str(path):
-        raise ValueError("the path is empty: give the path of a file, or unset it")
+        raise ValueError("the path is empty; set it to the path of a file, or unset it")
     return Path(path)
 
 
 class Settings(BaseSettings):
-    """What the proxy is told from outside. Lists are separated by spaces in the environment."""
+    """The configuration of the proxy. In a variable, list items are separated by spaces."""
 
     model_config = SettingsConfigDict(
         env_prefix="PROXY_", extra="ignore", frozen=True, hide_input_in_errors=True
     )
 
     host: str = Field(
-        "127.0.0.1", description="Address to listen on. Any other than loopback needs an API key."
+        "127.0.0.1",
+        description="Address to listen on. Every address but loopback requires an API key.",
     )
-    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 takes a free one.")
+    port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
     api_key: Annotated[list[SecretStr], NoDecode] = Field(
-        [], description="[OWNER=]KEY that clients send."
+        [], description="API key of clients, as [OWNER=]KEY."
     )
     api_key_file: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_keys_in)] = Field(
         (),
-        description="File with one [OWNER=]KEY a line that clients send; only its owner may read it.",
+        description="File with one [OWNER=]KEY per line; must be readable only by its owner.",
     )
     worker_token: SecretStr | None = Field(
-        None, description="What workers send; made and kept in the data directory."
+        None, description="Token of workers (default: generated, stored in the data directory)."
     )
     worker_token_file: Annotated[SecretStr | None, BeforeValidator(_token_in)] = Field(
-        None, description="File with what workers send; only its owner may read it."
+        None, description="File with the worker token; must be readable only by its owner."
     )
     endpoint: Annotated[list[str], NoDecode] = Field(
-        ["default"], description="ID[=MODEL,...] of an endpoint."
+        ["default"], description="Endpoint to serve, as ID or ID=MODEL,..."
     )
     data_dir: Path = Field(
-        Path(".data"), description="Where the token and the logs of local workers are kept."
+        Path(".data"), description="Directory of jobs, generated secrets and logs of local workers."
     )
     store: str = Field(
         "",
-        description="Where jobs are: sqlite:///PATH, or memory:; else jobs.db in the data directory.",
+        description="Job store: sqlite:///PATH or memory: (default: jobs.db in --data-dir).",
     )
     cors_origin: Annotated[list[str], NoDecode] = Field(
-        [], description="Origin of a web page that may call this, or *."
+        [], description="Origin whose web pages may call the proxy, or * for all origins."
     )
     webhook_secret: SecretStr | None = Field(
-        None, description="Signs webhooks; made and kept in the data directory."
+        None, description="Secret that signs webhooks (default: generated and stored)."
     )
     webhook_allow: Annotated[list[str], NoDecode] = Field(
-        [], description="Host or network that webhooks may go to although it is private."
+        [], description="Private host or network that webhooks may be sent to."
     )
     queue_timeout: float = Field(
-        300.0, gt=0, le=YEAR, description="Seconds an OpenAI call waits for a worker before 503."
+        300.0,
+        gt=0,
+        le=TIMEOUT_MAX_SECONDS,
+        description="Seconds that an OpenAI call waits for a worker before it fails with 503.",
     )
-    execution_timeout: float = Field(600.0, gt=0, le=YEAR, description="Seconds one call may run.")
+    execution_timeout: float = Field(
+        600.0, gt=0, le=TIMEOUT_MAX_SECONDS, description="Seconds that one call may run."
+    )
     max_queued: int = Field(
-        10_000, gt=0, description="Waiting jobs of one endpoint; above it the answer is 429."
+        10_000, gt=0, description="Queued jobs per endpoint; further jobs are rejected with 429."
     )
     limit: Annotated[list[str], NoDecode] = Field(
         [],
-        description="OPERATION=REQUESTS[/CONCURRENT] per key in ten seconds and at once; 0 lifts a limit, alone both.",
+        description=(
+            "Rate limit per key, as OPERATION=REQUESTS[/CONCURRENT]: requests per 10 seconds, and"
+            " concurrent requests. 0 removes a limit; OPERATION=0 removes both."
+        ),
     )
     limit_per_worker: int = Field(
-        PER_WORKER, ge=0, description="Requests in ten seconds for each running worker."
+        PER_WORKER, ge=0, description="Requests per 10 s and running worker, if above the limit."
     )
     allowed_host: Annotated[list[str], NoDecode] = Field(
         [],
-        description="Name by which clients call this; without any, every name where a key is needed.",
+        description=(
+            "Host name that clients may use (default: any name if an API key is required,"
+            " otherwise loopback names only)."
+        ),
     )
     max_connections: int | None = Field(
         None,
         gt=0,
-        description="Clients connected at once; else as many as there are descriptors for.",
+        description="Maximum concurrent client connections (default: limited by file descriptors).",
     )
     body_budget: int = Field(
-        256 * 1024 * 1024,
-        ge=32 * 1024 * 1024,
-        description="Bytes of all clients' bodies together; above it 503.",
+        BODY_BUDGET_DEFAULT_BYTES,
+        ge=BODY_BUDGET_MIN_BYTES,
+        description="Bytes of memory for all request bodies; further ones are rejected with 503.",
     )
     head_timeout: float = Field(
-        10.0, gt=0, description="Seconds in which a request's head has to be whole."
+        10.0, gt=0, description="Seconds in which the head of a request must arrive."
     )
     body_grace: float = Field(
-        10.0, gt=0, description="Seconds in which a body has to bring a KB for each of them."
+        10.0, gt=0, description="Window, in seconds, for the minimum upload rate of 1 KB/s."
     )
-    body_timeout: float = Field(120.0, gt=0, description="Seconds in which a body has to be whole.")
+    body_timeout: float = Field(
+        120.0, gt=0, description="Seconds in which the body of a request must arrive."
+    )
     drain: float = Field(
-        30.0, ge=0, description="Seconds that running calls get to finish at shutdown."
+        30.0, ge=0, description="Seconds that in-flight calls have to finish at shutdown."
     )
     lease: float = Field(
-        LEASE_SECONDS, gt=0, description="Seconds after which a silent worker is lost."
+        LEASE_SECONDS, gt=0, description="Seconds without a heartbeat until a worker is lost."
     )
     stop_grace: float = Field(
         GRACE_SECONDS,
         gt=0,
-        description="Seconds a run may take to stop; then a worker that was started here is ended.",
+        description="Seconds in which a cancelled run must stop, or its local worker is restarted.",
     )
     poll_hold: float = Field(
-        20.0, gt=0, lt=60, description="Seconds that a stock worker's poll is held."
+        20.0, gt=0, lt=60, description="Long-poll timeout of Runpod workers, in seconds."
     )
     ping_lease: float = Field(
-        35.0, gt=0, description="Seconds after which a silent stock worker is lost."
+        35.0, gt=0, description="Seconds without a ping until a Runpod worker is declared lost."
     )
     line_gap: float = Field(
-        10.0, gt=0, description="Seconds after which a stock worker is lost whose process ended."
+        10.0,
+        gt=0,
+        description="Seconds after its process exits before a Runpod worker is declared lost.",
     )
     heartbeat_first: float = Field(
-        1.0, gt=0, description="Seconds until a waiting stream hears that it is queued."
+        1.0, gt=0, description="Seconds until a queued stream receives its first heartbeat."
     )
     heartbeat_queued: float = Field(
-        5.0, gt=0, description="Seconds between heartbeats while it is queued."
+        5.0, gt=0, description="Seconds between the heartbeats of a queued stream."
     )
     heartbeat_silent: float = Field(
-        15.0, gt=0, description="Seconds of silence before a heartbeat, once it runs."
+        15.0, gt=0, description="Seconds without output until a running stream gets a heartbeat."
     )
     log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="debug, info, warning or error."
+        "info", description="Log level: debug, info, warning or error."
     )
 
     @field_validator("limit")
     @classmethod
     def _known_limits(cls, value: list[str]) -> list[str]:
         for text in value:
-            _limit(text)
+            read_limit(text)
         return value
 
     @field_validator("api_key", mode="before")
     @classmethod
     def _keys(cls, value: Any) -> Any:
-        """A variable that is set and empty is a key that went missing, not the wish for none."""
+        """Split a variable into keys; an empty variable is one empty key, which is rejected later.
+
+        A variable that is set to an empty value is a missing key, not a request for none.
+        """
         return (value.split() or [""]) if isinstance(value, str) else value
 
     @model_validator(mode="after")
@@ -201,7 +224,7 @@ class Settings(BaseSettings):
     @field_validator("cors_origin")
     @classmethod
     def _origins(cls, value: list[str]) -> list[str]:
-        """Return the origins as browsers write them, since CORS compares texts."""
+        """Return the origins in the form that browsers send, because CORS compares strings."""
         return [_origin(text) for text in value]
 
     @field_validator("endpoint")
@@ -209,7 +232,7 @@ class Settings(BaseSettings):
     def _endpoint_ids(cls, value: list[str]) -> list[str]:
         for text in value:
             if not _ENDPOINT.fullmatch(text.partition("=")[0]):
-                message = f"{text!r}: an endpoint's id is 1 to 80 letters, digits, '-' and '_'"
+                message = f"{text!r}: an endpoint id has 1 to 80 letters, digits, '-' and '_'"
                 raise ValueError(message)
         return value
 
@@ -231,7 +254,7 @@ class Settings(BaseSettings):
     def _host_names(cls, value: list[str]) -> list[str]:
         for text in value:
             if not is_host(text):
-                raise ValueError(f"{text!r}: give a name or an address, without a port")
+                raise ValueError(f"{text!r}: use a host name or an address, without a port")
         return value
 
     @field_validator("store")
@@ -239,11 +262,10 @@ class Settings(BaseSettings):
     def _known_store(cls, value: str) -> str:
         is_file = value.startswith(SQLITE) and value != SQLITE
         if value not in ("", MEMORY) and not is_file:
-            raise ValueError(f"{value!r}: give {SQLITE}PATH or {MEMORY}")
+            raise ValueError(f"{value!r}: use {SQLITE}PATH or {MEMORY}")
         return value
 
     def endpoints(self) -> list[Endpoint]:
-        """The configured endpoints."""
         return [self._endpoint(text) for text in self.endpoint]
 
     def _endpoint(self, text: str) -> Endpoint:
@@ -257,92 +279,99 @@ class Settings(BaseSettings):
         )
 
     def limits(self) -> dict[str, Limit]:
-        """What one key may ask of one endpoint."""
-        return LIMITS | dict(_limit(text) for text in self.limit)
+        """Return the rate limits of one key on one endpoint, by operation."""
+        return LIMITS | dict(read_limit(text) for text in self.limit)
 
     def hosts(self) -> Hosts:
-        """The names by which this proxy may be called."""
+        """Return the values of the `Host` header that the proxy accepts."""
         return Hosts(
             frozenset(name.lower().encode() for name in self.allowed_host),
             is_open=not self.client_keys(),
         )
 
     def pace(self) -> Pace:
-        """How slow a client may be."""
+        """Return the timeouts for receiving a request."""
         return Pace(self.head_timeout, self.body_grace, self.body_timeout)
 
     def intervals(self) -> HeartbeatIntervals:
-        """When a stream's client hears that it is alive."""
+        """Return the intervals of the heartbeats that clients of streams receive."""
         return HeartbeatIntervals(
             self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent
         )
 
-    def patience(self) -> RunpodTimeouts:
-        """How long stock workers are waited for."""
+    def runpod_timeouts(self) -> RunpodTimeouts:
         return RunpodTimeouts(self.poll_hold, self.ping_lease, self.line_gap)
 
     def client_keys(self) -> list[str]:
-        """Return the `[OWNER=]KEY` of all clients, from both sources."""
+        """Return all client keys, as `[OWNER=]KEY`, from `api_key` and `api_key_file`."""
         return [key.get_secret_value() for key in (*self.api_key, *self.api_key_file)]
 
     def keys(self, worker_token: str) -> list[StoredKey]:
-        """All keys, as digests."""
+        """Return the digests of all client keys and of the worker token."""
         clients = [stored_key(key, Kind.CLIENT) for key in self.client_keys()]
         return [*clients, stored_key(f"workers={worker_token}", Kind.WORKER)]
 
     def store_file(self) -> Path | None:
-        """The file in which jobs are kept, or None to keep them in memory."""
+        """Return the path of the SQLite database, or None for the store in memory."""
         if self.store == MEMORY:
             return None
-        return (
-            Path(self.store.removeprefix(SQLITE)).expanduser()
-            if self.store
-            else self.data_dir / "jobs.db"
-        )
+        if not self.store:
+            return self.data_dir / "jobs.db"
+        return Path(self.store.removeprefix(SQLITE)).expanduser()
 
     def refusal(self) -> str | None:
-        """Why the proxy must not start with these settings, or None."""
-        path = self.data_dir / KEPT_FOR_WORKERS
-        kept = path.read_text().strip() if path.exists() else ""
-        given = self._given_token()
-        token = (kept or None) if given is None else given.get_secret_value()
+        """Return the reason why the proxy must not start with these settings, or None.
+
+        Raises OSError if the stored worker token cannot be read.
+        """
+        path = self.data_dir / WORKER_TOKEN_FILE_NAME
+        stored = path.read_text().strip() if path.exists() else ""
+        configured = self._configured_token()
+        token = (stored or None) if configured is None else configured.get_secret_value()
         return refusal(self.host, [parted(key) for key in self.client_keys()], token)
 
     def token(self) -> str:
-        """The worker token."""
-        return self._kept(KEPT_FOR_WORKERS, self._given_token(), lambda: secrets.token_urlsafe(32))
+        """Return the worker token; generate and store it if neither a setting nor a file has it."""
+        return self._stored_secret(
+            WORKER_TOKEN_FILE_NAME, self._configured_token(), lambda: secrets.token_urlsafe(32)
+        )
 
-    def _given_token(self) -> SecretStr | None:
+    def _configured_token(self) -> SecretStr | None:
         return self.worker_token if self.worker_token is not None else self.worker_token_file
 
     def signing_secret(self) -> str:
-        """What webhooks are signed with, as their receivers are given it."""
-        return self._kept(
+        """Return the secret that signs webhooks, in the format that receivers configure."""
+        return self._stored_secret(
             "webhook-secret",
             self.webhook_secret,
             lambda: format_secret(secrets.token_bytes(KEY_BYTES)),
         )
 
     def seal_key(self) -> str:
-        """What the secrets that jobs bring are sealed with, in the store."""
-        return self._kept("seal-key", None, lambda: new_key(secrets.token_bytes))
+        """Return the key that encrypts the secrets of jobs in the store."""
+        return self._stored_secret("seal-key", None, lambda: new_key(secrets.token_bytes))
 
     def receivers(self) -> Allowed:
-        """The private receivers that webhooks may go to."""
+        """Return the private hosts and networks that webhooks may be sent to."""
         return Allowed.read(self.webhook_allow)
 
-    def _kept(self, name: str, given: SecretStr | None, make: Callable[[], str]) -> str:
-        """A secret: the given one, else the kept one, else a new one that is kept from now on."""
-        if given is not None:
-            return given.get_secret_value()
+    def _stored_secret(
+        self, name: str, configured: SecretStr | None, make: Callable[[], str]
+    ) -> str:
+        """Return the configured secret, else the one stored in the data directory as `name`.
+
+        If there is neither, `make` generates one, which is stored for later starts.
+        """
+        if configured is not None:
+            return configured.get_secret_value()
         path = self.data_dir / name
         self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
         self.data_dir.chmod(0o700)
         try:
             path.touch(mode=0o600, exist_ok=False)
         except FileExistsError:
-            if kept := path.read_text().strip():
-                return kept
+            if stored := path.read_text().strip():
+                return stored
         path.write_text(f"{make()}\n")
         return path.read_text().strip()
 
@@ -358,30 +387,12 @@ def _origin(text: str) -> str:
     return str(origin)
 
 
-def _limit(text: str) -> tuple[str, Limit]:
-    """`OPERATION=REQUESTS[/CONCURRENT]`, read."""
-    found = _LIMIT.fullmatch(text)
-    if found is None or found["operation"] not in LIMITS:
-        known = ", ".join(LIMITS)
-        message = (
-            f"{text!r}: a limit is OPERATION=REQUESTS or OPERATION=REQUESTS/CONCURRENT, of {known}"
-        )
-        raise ValueError(message)
-    requests = int(found["requests"])
-    if found["concurrent"] is not None:
-        concurrent = int(found["concurrent"])
-    else:  # 0 alone lifts both limits
-        concurrent = (LIMITS[found["operation"]].concurrent or 0) if requests else 0
-    return found["operation"], Limit(requests or None, concurrent or None)
-
-
 def worker_environment(overrides: dict[str, str]) -> dict[str, str]:
-    """Return the environment for a worker's process: this one's, without the proxy's own secrets, and `overrides`.
+    """Return the environment of a worker process: this one without the proxy's secrets, updated.
 
-    Of the worker token's two variables only the given one stays.
+    If `overrides` has one of the two variables of the worker token, the other one is removed.
     """
     replaced = WORKER_TOKENS if any(name in overrides for name in WORKER_TOKENS) else ()
-    inherited = {
-        name: value for name, value in os.environ.items() if name not in (*SECRETS, *replaced)
-    }
+    removed = (*PROXY_SECRETS, *replaced)
+    inherited = {name: value for name, value in os.environ.items() if name not in removed}
     return inherited | overrides

@@ -5,6 +5,7 @@ worker. A window is a fixed stretch of ten seconds, as the platform counts, so w
 what is enforced.
 """
 
+import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -127,3 +128,28 @@ class Limits:
 
 def _nothing() -> None:
     pass
+
+
+_LIMIT = re.compile(
+    r"(?P<operation>[a-z-]+)=(?P<requests>[0-9]{1,9})(/(?P<concurrent>[0-9]{1,9}))?"
+)
+
+
+def read_limit(text: str) -> tuple[str, Limit]:
+    """Parse `OPERATION=REQUESTS[/CONCURRENT]` into the operation and its limit."""
+    found = _LIMIT.fullmatch(text)
+    if found is None or found["operation"] not in LIMITS:
+        known = ", ".join(LIMITS)
+        raise ValueError(
+            f"{text!r}: use OPERATION=REQUESTS or OPERATION=REQUESTS/CONCURRENT;"
+            f" the operations are {known}"
+        )
+    requests = int(found["requests"])
+    if found["concurrent"] is not None:
+        concurrent = int(found["concurrent"])
+    elif requests:
+        concurrent = LIMITS[found["operation"]].concurrent or 0
+    else:
+        # OPERATION=0 removes both limits.
+        concurrent = 0
+    return found["operation"], Limit(requests or None, concurrent or None)

@@ -1,4 +1,4 @@
-"""`chat`: talk with a model in the terminal, through the openai package and any base URL."""
+"""The command `chat`: chat with a model in the terminal, at any OpenAI-compatible base URL."""
 
 import sys
 import time
@@ -15,43 +15,51 @@ if TYPE_CHECKING:
 
 EX_UNAVAILABLE = 69
 EX_CONFIG = 78
-HELP = "Enter sends. Ctrl-C stops an answer, or ends the chat. /clear forgets the conversation, /exit ends it."
+HELP = (
+    "Press Enter to send, Ctrl-C to stop an answer or to quit."
+    " /clear starts a new conversation, /exit quits."
+)
 
 
 @dataclass
 class Conversation:
-    """What has been said. A question whose answer was stopped stays, with as much of the answer as came."""
+    """The messages so far. If the user stops an answer, the part that has arrived is kept."""
 
     system: str | None = None
     turns: list[dict[str, str]] = field(default_factory=list)
 
     def messages(self, question: str) -> list[dict[str, str]]:
-        """What to send: the system's words, all turns, the new question."""
-        begin = [{"role": "system", "content": self.system}] if self.system else []
-        return [*begin, *self.turns, {"role": "user", "content": _encodable(question)}]
+        """Return the messages of the next request: system prompt, all turns, the new question."""
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return [*first, *self.turns, {"role": "user", "content": _encodable(question)}]
 
-    def note(self, question: str, answer: str) -> None:
-        """Remember a turn."""
-        said = {"user": question, "assistant": answer}
-        self.turns += [{"role": role, "content": _encodable(text)} for role, text in said.items()]
+    def add_turn(self, question: str, answer: str) -> None:
+        turn = {"user": question, "assistant": answer}
+        self.turns += [{"role": role, "content": _encodable(text)} for role, text in turn.items()]
 
 
 def run(base_url: str, model: str | None, api_key: str, system: str | None) -> int:
-    """Chat until the person ends it. Gives the exit status."""
-    console = Console(highlight=False, markup=False, emoji=False)  # what is printed is foreign text
+    """Chat until the user quits; return the exit status. `model` None is the first one served."""
+    # The console prints untrusted text, so markup and emoji codes are off.
+    console = Console(highlight=False, markup=False, emoji=False)
     try:
         import openai  # noqa: PLC0415 - only this command needs it
     except ImportError:
-        console.print("`chat` needs the openai package: pip install 'vllm-serverless[chat]'")
+        console.print(
+            "The openai package is not installed, and `chat` requires it:"
+            " pip install 'vllm-serverless[chat]'"
+        )
         return EX_CONFIG
     client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0)
     try:
         name = model or client.models.list().data[0].id
     except IndexError:
-        console.print(f"{base_url} serves no model yet. Name one with --model.")
+        console.print(
+            f"{base_url} lists no models. Start a worker, or select a model with --model."
+        )
         return EX_UNAVAILABLE
     except openai.OpenAIError as error:
-        console.print(f"{base_url}: {_why(error)}")
+        console.print(f"{base_url}: {_error_text(error)}")
         return EX_UNAVAILABLE
     console.print(f"{escape_controls(name)} at {base_url}. {HELP}", style="dim")
     conversation = Conversation(system)
@@ -60,7 +68,7 @@ def run(base_url: str, model: str | None, api_key: str, system: str | None) -> i
             conversation.turns.clear()
             continue
         answer = ""
-        began = time.monotonic()
+        started = time.monotonic()
         tokens = 0
         try:
             for piece, count in _pieces(client, name, conversation.messages(question)):
@@ -68,19 +76,19 @@ def run(base_url: str, model: str | None, api_key: str, system: str | None) -> i
                 tokens = count or tokens
                 shown = escape_controls(piece, keep=NEWLINE_AND_TAB)
                 console.print(shown, end="", soft_wrap=True)
-            seconds = time.monotonic() - began
-            console.print(f"\n{tokens} tokens, {tokens / seconds:.0f} a second", style="dim")
+            seconds = time.monotonic() - started
+            console.print(f"\n{tokens} tokens, {tokens / seconds:.0f} tokens/s", style="dim")
         except KeyboardInterrupt:
-            console.print("\nstopped", style="dim")
+            console.print("\nAnswer stopped.", style="dim")
         except openai.OpenAIError as error:
-            console.print(f"\n{_why(error)}", style="red")
+            console.print(f"\n{_error_text(error)}", style="red")
             continue
-        conversation.note(question, answer)
+        conversation.add_turn(question, answer)
     return 0
 
 
 def _encodable(text: str) -> str:
-    """Return `text` with halves of characters joined, and lone ones replaced: those cannot be sent."""
+    """Return `text` with surrogate pairs joined and lone surrogates replaced; UTF-8 has neither."""
     return text.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
@@ -98,7 +106,10 @@ def _questions() -> Iterator[str]:
 
 
 def _pieces(client: "OpenAI", model: str, messages: list[Any]) -> Iterator[tuple[str, int]]:
-    """The answer's text as it comes, and at the end the number of its tokens. Leaving early closes the stream."""
+    """Yield the pieces of the answer, each with the total number of tokens or 0.
+
+    The last piece has the number of tokens. Closing the generator early closes the stream.
+    """
     with client.chat.completions.create(
         model=model, messages=messages, stream=True, stream_options={"include_usage": True}
     ) as stream:
@@ -107,8 +118,8 @@ def _pieces(client: "OpenAI", model: str, messages: list[Any]) -> Iterator[tuple
             yield text or "", chunk.usage.completion_tokens if chunk.usage else 0
 
 
-def _why(error: Exception) -> str:
-    """An error in a line, with the server's own words where it has said some."""
+def _error_text(error: Exception) -> str:
+    """Return the message of the server if there is one, else the text of the error; escaped."""
     body = getattr(error, "body", None)
     text = str(body.get("message") or error) if isinstance(body, dict) else str(error)
     return escape_controls(text)

@@ -1,4 +1,4 @@
-"""The commands. Each one fills `Settings`, or a worker's environment, and hands over."""
+"""The commands. Each one builds `Settings` or the environment of a worker, and passes it on."""
 
 import os
 from secrets import token_hex
@@ -16,7 +16,7 @@ from proxy.cli.up import run
 from proxy.log.lines import configure_logging
 
 cli = typer.Typer(
-    help="A serverless endpoint for vLLM: OpenAI clients in front, GPU workers that dial in behind.",
+    help="A serverless endpoint for vLLM: a proxy for OpenAI clients, and workers that dial in.",
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode="rich",
@@ -26,7 +26,7 @@ cli = typer.Typer(
 VllmFlags = Annotated[
     list[str] | None,
     typer.Argument(
-        help="After `--`: flags for vLLM, as `vllm serve` takes them.", show_default=False
+        help="After `--`: flags for vLLM, the same as those of `vllm serve`.", show_default=False
     ),
 ]
 
@@ -34,7 +34,7 @@ VllmFlags = Annotated[
 @cli.command()
 def up(
     model: options.Model = None,
-    workers: Annotated[int, typer.Option(help="How many local workers to run.", min=0)] = 1,
+    workers: Annotated[int, typer.Option(help="Number of local workers.", min=0)] = 1,
     port: options.Port = None,
     host: options.Host = None,
     api_key_file: options.ApiKeyFile = None,
@@ -58,16 +58,17 @@ def up(
 ) -> None:
     """Start the proxy and local workers. Without --model they serve a tiny demo model."""
     settings = options.settings(
-        port=port, host=host, api_key_file=api_key_file, api_key=api_key, worker_token_file=worker_token_file,
-        worker_token=worker_token, endpoint=endpoint, data_dir=data_dir, store=store, cors_origin=cors_origin,
-        webhook_allow=webhook_allow, allowed_host=allowed_host,
-        queue_timeout=queue_timeout, drain=drain, log_level=log_level,
+        port=port, host=host, api_key_file=api_key_file, api_key=api_key,
+        worker_token_file=worker_token_file, worker_token=worker_token, endpoint=endpoint,
+        data_dir=data_dir, store=store, cors_origin=cors_origin, webhook_allow=webhook_allow,
+        allowed_host=allowed_host, queue_timeout=queue_timeout, drain=drain, log_level=log_level,
     )  # fmt: skip
     flags: dict[str, object] = {
-        "model": model, "served_model_name": served_model_name, "upstream": upstream, "metrics_port": metrics_port,
-        "max_concurrency": max_concurrency, "log_level": log_level,
+        "model": model, "served_model_name": served_model_name, "upstream": upstream,
+        "metrics_port": metrics_port, "max_concurrency": max_concurrency, "log_level": log_level,
     }  # fmt: skip
-    configure_logging("warning" if log_level is None else log_level)  # a person reads this terminal
+    # The terminal of `up` is for a person: without a flag it shows warnings only.
+    configure_logging("warning" if log_level is None else log_level)
     raise SystemExit(uvloop.run(run(settings, workers, flags, vllm_flags or [])))
 
 
@@ -91,13 +92,13 @@ def proxy(
     drain: options.Drain = None,
     log_level: options.LogLevel = None,
 ) -> None:
-    """Start the proxy alone; workers dial in from wherever they are."""
+    """Start only the proxy; workers dial in from any machine."""
     settings = options.settings(
-        port=port, host=host, api_key_file=api_key_file, api_key=api_key, worker_token_file=worker_token_file,
-        worker_token=worker_token, endpoint=endpoint, data_dir=data_dir, store=store, cors_origin=cors_origin,
-        webhook_allow=webhook_allow, allowed_host=allowed_host,
-        queue_timeout=queue_timeout, execution_timeout=execution_timeout, lease=lease, drain=drain,
-        log_level=log_level,
+        port=port, host=host, api_key_file=api_key_file, api_key=api_key,
+        worker_token_file=worker_token_file, worker_token=worker_token, endpoint=endpoint,
+        data_dir=data_dir, store=store, cors_origin=cors_origin, webhook_allow=webhook_allow,
+        allowed_host=allowed_host, queue_timeout=queue_timeout, lease=lease, drain=drain,
+        execution_timeout=execution_timeout, log_level=log_level,
     )  # fmt: skip
     configure_logging(settings.log_level)
     raise SystemExit(uvloop.run(run(settings, 0, {}, [])))
@@ -122,8 +123,9 @@ def worker(
 ) -> None:
     """Start a worker that dials in to a proxy and serves one of its endpoints."""
     environment = process.environment(
-        connect=connect, endpoint=endpoint, model=model, served_model_name=served_model_name, upstream=upstream,
-        metrics_port=metrics_port, max_concurrency=max_concurrency, log_level=log_level,
+        connect=connect, endpoint=endpoint, model=model, served_model_name=served_model_name,
+        upstream=upstream, metrics_port=metrics_port, max_concurrency=max_concurrency,
+        log_level=log_level,
         **credentials.worker_token_flags(context),
     )  # fmt: skip
     arguments = process.arguments(vllm_flags or [])
@@ -137,15 +139,13 @@ def chat(
         str, typer.Option(help="Any OpenAI-compatible base URL.")
     ] = "http://127.0.0.1:8000/v1",
     model: Annotated[
-        str | None, typer.Option(help="The model; without it the first one that is served.")
+        str | None, typer.Option(help="Model id (default: the first one that is served).")
     ] = None,
     api_key_file: credentials.ChatKeyFile = None,  # noqa: ARG001 - read from the context, as `api_key` is
     api_key: credentials.ChatKey = None,  # noqa: ARG001
-    system: Annotated[
-        str | None, typer.Option(help="What the model is told before the conversation.")
-    ] = None,
+    system: Annotated[str | None, typer.Option(help="System prompt of the conversation.")] = None,
 ) -> None:
-    """ChatterLimit with a model in the terminal."""
+    """Chat with a model in the terminal."""
     _, key = parted(credentials.secret_of(context, "api_key", "OPENAI_API_KEY"))
     raise SystemExit(run_chat(base_url, model, key or "none", system))
 
@@ -154,7 +154,7 @@ def chat(
 def doctor(
     context: typer.Context,
     connect: Annotated[
-        str, typer.Option(envvar="WORKER_CONNECT", help="The proxy's URL, to look at that too.")
+        str, typer.Option(envvar="WORKER_CONNECT", help="The proxy's URL, to check that as well.")
     ] = "",
     endpoint: Annotated[
         str, typer.Option(envvar="WORKER_ENDPOINT", help="The endpoint to serve.")
@@ -164,7 +164,7 @@ def doctor(
     port: options.Port = None,
     data_dir: options.DataDir = None,
 ) -> None:
-    """Look at what a worker needs, and say how to mend what is wrong."""
+    """Check everything that a worker needs, and print how to fix what fails."""
     settings = options.settings(port=port, data_dir=data_dir)
     secret = credentials.secret_of(context, "token", "WORKER_TOKEN")
     raise SystemExit(run_doctor(connect, endpoint, secret, settings.port, settings.data_dir))
@@ -172,13 +172,13 @@ def doctor(
 
 @cli.command()
 def token(data_dir: options.DataDir = None) -> None:
-    """Print the worker token, which a worker elsewhere needs (WORKER_TOKEN). Made if there is none yet."""
+    """Print the token that remote workers need (WORKER_TOKEN). It is generated at the first use."""
     typer.echo(options.settings(data_dir=data_dir).token())
 
 
 @cli.command()
 def webhook_secret(data_dir: options.DataDir = None) -> None:
-    """Print the secret that webhooks are signed with, for those who verify them. Made if there is none yet."""
+    """Print the secret with which receivers verify webhooks. It is generated at the first use."""
     typer.echo(options.settings(data_dir=data_dir).signing_secret())
 
 
@@ -186,20 +186,20 @@ def webhook_secret(data_dir: options.DataDir = None) -> None:
 def worker_env(
     endpoint: Annotated[str, typer.Argument(help="The endpoint to serve.")] = "default",
     connect: Annotated[
-        str | None, typer.Option(help="The proxy's URL, as the worker reaches it.")
+        str | None, typer.Option(help="The proxy's URL, as seen from the worker.")
     ] = None,
     env_file: Annotated[
         bool,
         typer.Option(
             "--env-file",
-            help="As a file for `docker run --env-file`, which keeps the token private.",
+            help="Print a file for `docker run --env-file`, which keeps the token private.",
         ),
     ] = False,
     docker: Annotated[
         bool,
         typer.Option(
             "--docker",
-            help="As `-e` flags for `docker run`; others can read these. See --env-file.",
+            help="Print `-e` flags for `docker run`. Other users can read them; see --env-file.",
         ),
     ] = False,
     port: options.Port = None,
@@ -207,15 +207,18 @@ def worker_env(
     worker_token: options.WorkerToken = None,
     data_dir: options.DataDir = None,
 ) -> None:
-    """Print the environment with which any Runpod worker image serves an endpoint here."""
+    """Print the environment with which any Runpod worker image serves an endpoint of this proxy."""
     settings = options.settings(
         port=port, worker_token_file=worker_token_file, worker_token=worker_token, data_dir=data_dir
     )
     url = connect or f"http://127.0.0.1:{settings.port}"
-    told = stock_worker.environment(url, endpoint, settings.token(), f"pod-{token_hex(4)}")
-    typer.echo(stock_worker.env_file(told) if env_file else stock_worker.shown(told, docker=docker))
+    variables = stock_worker.environment(url, endpoint, settings.token(), f"pod-{token_hex(4)}")
+    if env_file:
+        typer.echo(stock_worker.env_file(variables))
+    else:
+        typer.echo(stock_worker.shell_lines(variables, docker=docker))
 
 
 def main() -> None:
-    """The console script."""
+    """Run the console script `vllm-serverless`."""
     cli()

@@ -1,4 +1,4 @@
-"""Keys and tokens on the command line: from a file or a variable, and from a deprecated flag."""
+"""Keys and tokens of the commands: from a file, from a variable, or from a deprecated flag."""
 
 import sys
 from pathlib import Path
@@ -17,27 +17,29 @@ TokenFile = Annotated[
     typer.Option(
         envvar="WORKER_TOKEN_FILE",
         show_envvar=False,
-        help="File with the worker token; only its owner may read it. [WORKER_TOKEN_FILE, WORKER_TOKEN]",
+        help="File with the worker token; must be readable only by its owner."
+        " [WORKER_TOKEN_FILE, WORKER_TOKEN]",
     ),
 ]
 ChatKey = Annotated[str | None, typer.Option(envvar="OPENAI_API_KEY", hidden=True)]
 ChatKeyFile = Annotated[
     Path | None,
-    typer.Option(help="File with the API key; its first line counts. Or set OPENAI_API_KEY."),
+    typer.Option(help="File with the API key in its first line. Or set OPENAI_API_KEY."),
 ]
 
 
 def warn_of_flag(name: str, variable: str) -> None:
-    """Warn that a secret was given as a flag, which works for one more release."""
+    """Print that a flag with a secret as its value is deprecated, and the alternatives."""
     flag = flag_of(name)
     say(
-        f"vllm-serverless: {flag} is deprecated and will be removed in the next release: other users"
-        f" can read it in the process list. Use {flag}-file PATH or the variable {variable}."
+        f"vllm-serverless: {flag} is deprecated and will be removed in the next release, because"
+        " other users can read its value in the process list."
+        f" Use {flag}-file PATH or the variable {variable}."
     )
 
 
 def overridden(name: str, given: dict[str, Any]) -> dict[str, None]:
-    """Return None for the other source of a secret, so that a flag wins over that one's variable."""
+    """Return None for the other source of a secret, so that a flag overrides that variable."""
     file = f"{name}_file"
     if (name in given) == (file in given):
         return {}
@@ -45,20 +47,20 @@ def overridden(name: str, given: dict[str, Any]) -> dict[str, None]:
 
 
 def flag_of(name: str) -> str:
-    """Return the flag of a parameter."""
     return f"--{name.replace('_', '-')}"
 
 
 def from_command_line(context: typer.Context, name: str) -> bool:
-    """Return whether a parameter was given as a flag, not by its variable."""
+    """Return True if a parameter was passed as a flag, not by its variable."""
     source = context.get_parameter_source(name)
     return source is not None and source.name == "COMMANDLINE"
 
 
 def secret_of(context: typer.Context, name: str, variable: str) -> str:
-    """Return the secret that a command was given by `NAME` or `NAME_file`, or an empty text.
+    """Return the secret from the parameter `name` or `{name}_file`, or an empty string.
 
-    A flag wins over a variable, and a file over a value. Ends the program if the file cannot be used.
+    A flag overrides a variable, and a file overrides a value. Exits with status 2 if the file
+    cannot be used.
     """
     value: str | None = context.params[name]
     path: Path | None = context.params[f"{name}_file"]
@@ -75,7 +77,7 @@ def secret_of(context: typer.Context, name: str, variable: str) -> str:
 
 
 def worker_token_flags(context: typer.Context) -> dict[str, object]:
-    """Return the worker token as far as flags give it; its variables go on to the worker by themselves."""
+    """Return the parameters of the worker token that are flags; a worker inherits the variables."""
     if from_command_line(context, "token"):
         warn_of_flag("token", "WORKER_TOKEN")
     flags = ("token", "token_file")

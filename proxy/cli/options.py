@@ -1,4 +1,4 @@
-"""The flags that several commands share. Each names its environment twin; a flag that is not given changes nothing."""
+"""The flags that several commands share. The help text of each names its environment variable."""
 
 import sys
 from pathlib import Path
@@ -13,15 +13,16 @@ from proxy.settings import Settings
 
 
 def _help(setting: str) -> str:
-    """The setting's own description, and its variable."""
+    """Return the description of a setting and the name of its variable."""
     return f"{Settings.model_fields[setting].description} [PROXY_{setting.upper()}]"
 
 
 Host = Annotated[str | None, typer.Option(help=_help("host"))]
 Port = Annotated[int | None, typer.Option(help=_help("port"))]
-ApiKey = Annotated[list[str] | None, typer.Option(hidden=True)]  # for one more release
+# The hidden flags are deprecated and are removed in the next release.
+ApiKey = Annotated[list[str] | None, typer.Option(hidden=True)]
 ApiKeyFile = Annotated[Path | None, typer.Option(help=_help("api_key_file"))]
-WorkerToken = Annotated[str | None, typer.Option(hidden=True)]  # for one more release
+WorkerToken = Annotated[str | None, typer.Option(hidden=True)]
 WorkerTokenFile = Annotated[Path | None, typer.Option(help=_help("worker_token_file"))]
 Endpoints = Annotated[list[str] | None, typer.Option(help=_help("endpoint") + " Repeatable.")]
 DataDir = Annotated[Path | None, typer.Option(help=_help("data_dir"))]
@@ -39,28 +40,34 @@ LogLevel = Annotated[str | None, typer.Option(help=_help("log_level"))]
 
 Model = Annotated[
     str | None,
-    typer.Option(help="Path or hub id of a model; `demo` is the bundled toy. [WORKER_MODEL]"),
+    typer.Option(help="Path or hub id of a model; `demo` is the bundled one. [WORKER_MODEL]"),
 ]
 ServedModelName = Annotated[
-    str | None, typer.Option(help="Name that clients use for it. [WORKER_SERVED_MODEL_NAME]")
+    str | None, typer.Option(help="Model id that clients use. [WORKER_SERVED_MODEL_NAME]")
 ]
 Upstream = Annotated[
     str | None,
-    typer.Option(help="Serve another OpenAI-compatible server instead of vLLM. [WORKER_UPSTREAM]"),
+    typer.Option(
+        help="URL of an OpenAI-compatible server to use instead of vLLM. [WORKER_UPSTREAM]"
+    ),
 ]
 MetricsPort = Annotated[
     int | None,
     typer.Option(
-        help="Loopback port for the engine's /metrics; a second local worker takes the next one. [WORKER_METRICS_PORT]"
+        help="Loopback port of the engine's /metrics; further local workers use the ports after it."
+        " [WORKER_METRICS_PORT]"
     ),
 ]
 MaxConcurrency = Annotated[
-    int | None, typer.Option(help="Calls that a worker runs at once. [WORKER_MAX_CONCURRENCY]")
+    int | None, typer.Option(help="Concurrent calls per worker. [WORKER_MAX_CONCURRENCY]")
 ]
 
 
 def settings(**flags: Any) -> Settings:
-    """Settings from the environment and the flags that were given; ends the program with one line when one is wrong."""
+    """Return the settings of the environment and of the flags that are not None or empty.
+
+    Exits with status 2 if one is invalid, after a line for each that is.
+    """
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     for name, variable in (("api_key", "PROXY_API_KEY"), ("worker_token", "PROXY_WORKER_TOKEN")):
         if name in given:

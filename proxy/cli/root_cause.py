@@ -1,16 +1,20 @@
-"""Find why a worker did not start in what it printed. Pure.
+"""Find the cause of a worker's failed start in its output.
 
-vLLM runs as three processes. The one that fails prints its traceback; the two above it then print tracebacks of their
-own, which only say that something failed below. So the cause is the first traceback, not the last lines.
+vLLM runs as three processes. The process that fails prints its traceback; then its two ancestors
+print tracebacks of their own, which say only that a child failed. The cause is therefore the first
+traceback, not the last lines.
 """
 
 import re
 from collections.abc import Iterable, Iterator, Sequence
 
-MOST_LINES = 4  # of one exception's message: a compiler's output is long
-MOST_CHARACTERS = 600  # of one line
-MOST_SAID = 12  # lines that a worker itself ends with: vLLM's settings explain what is wrong with them in several
-# A line of one of vLLM's processes: the process, and for an error its place in the code; then the text.
+# Limits on the message that is returned: the output of a compiler is long.
+CAUSE_MAX_LINES = 4
+CAUSE_LINE_MAX_CHARACTERS = 600
+# The number of last lines in which the worker's own final message is searched. vLLM explains an
+# invalid setting in several lines.
+FINAL_MESSAGE_MAX_LINES = 12
+# A line of one of vLLM's processes: the process, for an error its place in the code, and the text.
 _PREFIX = re.compile(
     r"^(\([^()]*pid=\d+\) ?(?:(?:ERROR|CRITICAL) \S+ \S+ \[[^\]]*\])?) ?(.*)$", re.DOTALL
 )
@@ -18,43 +22,54 @@ _TRACEBACK = "Traceback (most recent call last):"
 _CAUSE = "The above exception was the direct cause of the following exception:"
 _CONTEXT = "During handling of the above exception, another exception occurred:"
 _EXCEPTION = re.compile(r"^[A-Za-z_][\w.]*(?:: .*|:|)$", re.DOTALL)
-_ENDED = "event=worker.ended"
+_WORKER_ENDED = "event=worker.ended"
 _EVENT = re.compile(r"^time=\S+ level=\w+ event=")
-# Messages that say only where to look for another one.
+# Messages that only refer to another message.
 _POINTERS = re.compile(
     r"root cause|EngineDeadError|Worker failed with error|^SystemExit|^KeyboardInterrupt"
 )
-SILENT = "One of vLLM's processes ended without an error message; as a rule it is killed when memory runs out."
+SILENT = (
+    "One of vLLM's processes exited without an error message. The usual reason is that the system"
+    " killed it because memory ran out."
+)
 
 
 def root_cause(lines: Iterable[str]) -> str:
-    """Return the innermost cause that a worker's output names, in at most `MOST_LINES` lines; empty without one."""
-    shown = list(lines)
-    end = max((number for number, line in enumerate(shown) if _ENDED in line), default=0)
-    last = _last_words(shown[:end])
+    """Return the innermost cause in a worker's output, or an empty string if there is none.
+
+    The result has at most `CAUSE_MAX_LINES` lines.
+    """
+    output = list(lines)
+    end = max((number for number, line in enumerate(output) if _WORKER_ENDED in line), default=0)
+    last = _final_message(output[:end])
     if last and not _POINTERS.search(last):
         return last
-    for chain in _tracebacks(shown[:end] or shown):
+    for chain in _tracebacks(output[:end] or output):
         cause = _innermost(chain)
         if cause and not _POINTERS.search(cause):
             return cause
     return SILENT if last else ""
 
 
-def _last_words(lines: Sequence[str]) -> str:
-    """Return the message that the worker itself ended with, if the lines end with one."""
+def _final_message(lines: Sequence[str]) -> str:
+    """Return the message that the worker itself printed last, or an empty string.
+
+    It is empty if the last line is a log event or belongs to one of vLLM's processes.
+    """
     begin = len(lines) - 1
-    while begin > max(0, len(lines) - MOST_SAID) and (
-        lines[begin].startswith(" ") or not lines[begin].strip()
-    ):
+    first_allowed = max(0, len(lines) - FINAL_MESSAGE_MAX_LINES)
+    while begin > first_allowed and (lines[begin].startswith(" ") or not lines[begin].strip()):
         begin -= 1
-    said = lines[max(0, begin) :]
-    is_another = not said or _EVENT.match(said[0]) or _PREFIX.match(said[0])
-    return "" if is_another else _shortened(said)
+    message = lines[max(0, begin) :]
+    is_other = not message or _EVENT.match(message[0]) or _PREFIX.match(message[0])
+    return "" if is_other else _shortened(message)
 
 
 def _tracebacks(lines: Sequence[str]) -> Iterator[list[str]]:
-    """Yield each traceback together with those that Python printed for its causes, in order; one process at a time."""
+    """Yield each traceback as a list of lines, including the tracebacks of its causes.
+
+    The order is that of the processes' first lines, and within a process that of its output.
+    """
     processes: dict[str, list[str]] = {}
     for line in lines:
         found = _PREFIX.match(line)
@@ -75,17 +90,19 @@ def _tracebacks(lines: Sequence[str]) -> Iterator[list[str]]:
 
 
 def _is_linked(chain: Sequence[str]) -> bool:
-    """Whether the traceback that comes next belongs to the same failure."""
-    said = [text for text in chain[-3:] if text.strip()]
-    return bool(said) and said[-1] in {_CAUSE, _CONTEXT}
+    """Return True if the traceback after `chain` belongs to the same failure."""
+    last = [text for text in chain[-3:] if text.strip()]
+    return bool(last) and last[-1] in {_CAUSE, _CONTEXT}
 
 
 def _innermost(chain: Sequence[str]) -> str:
-    """Return the exception that the others name as their cause.
+    """Return the message of the exception that the others name as their cause.
 
-    One raised while another was handled is meant to say more than that one, so it is not followed further.
+    An exception raised while another one was handled usually says more than that one, so such a
+    link is not followed.
     """
-    raised: list[tuple[list[str], str]] = [([], "")]  # each message, and what links it to the next
+    # Each message, and the line that links it to the next one.
+    raised: list[tuple[list[str], str]] = [([], "")]
     for text in chain:
         if text in {_CAUSE, _CONTEXT}:
             raised[-1] = (raised[-1][0], text)
@@ -100,12 +117,12 @@ def _innermost(chain: Sequence[str]) -> str:
 
 
 def _shortened(message: Sequence[str]) -> str:
-    """Return the first paragraph of a message, and what it quotes as an error further down (a compiler's, say)."""
+    """Return the first paragraph of a message, and the error lines (of a compiler) below it."""
     lines = [
-        line.strip()[:MOST_CHARACTERS]
+        line.strip()[:CAUSE_LINE_MAX_CHARACTERS]
         for line in message
         if "For further information visit" not in line
     ]
     first = lines.index("") if "" in lines else len(lines)
     quoted = (line for line in lines[first:] if re.search(r"\berror:", line, re.IGNORECASE))
-    return "\n".join([*lines[:first], *quoted][:MOST_LINES])
+    return "\n".join([*lines[:first], *quoted][:CAUSE_MAX_LINES])

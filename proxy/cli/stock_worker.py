@@ -1,4 +1,4 @@
-"""The environment of a stock worker: what Runpod's platform would tell it, with this proxy in the platform's place."""
+"""The environment of a Runpod worker: the variables of Runpod's platform, for this proxy."""
 
 import shlex
 
@@ -8,9 +8,10 @@ PING_MILLIS = 10_000
 def environment(
     url: str, endpoint: str, token: str, pod: str, ping_millis: int = PING_MILLIS
 ) -> dict[str, str]:
-    """The variables. Every worker needs a `pod` of its own.
+    """Return the variables of one worker. `pod` must be unique among the workers.
 
-    The SDK puts its ids in where `$…` stands, and adds its parameters with `&`, so there has to be a `?` before.
+    The SDK substitutes `$ID` and `$RUNPOD_POD_ID`, and appends parameters with `&`, so every URL
+    needs a query.
     """
     base = f"{url.rstrip('/')}/v2/{endpoint}"
     return {
@@ -25,12 +26,15 @@ def environment(
     }
 
 
-def env_file(told: dict[str, str]) -> str:
-    """Return the lines of a file for `docker run --env-file`, which takes every value as it is."""
-    return "\n".join(f"{name}={value}" for name, value in told.items())
+def env_file(variables: dict[str, str]) -> str:
+    """Return the lines of a file for `docker run --env-file`, which does not interpret values."""
+    return "\n".join(f"{name}={value}" for name, value in variables.items())
 
 
-def shown(told: dict[str, str], *, docker: bool) -> str:
-    """As lines for a shell, or as flags of `docker run`; quoted, for what a `$` stands for is the SDK's to say."""
+def shell_lines(variables: dict[str, str], *, docker: bool) -> str:
+    """Return `export` lines for a shell, or `-e` flags of `docker run`.
+
+    The values are quoted: the SDK, not the shell, substitutes `$ID`.
+    """
     lead, end = ("-e ", " \\\n") if docker else ("export ", "\n")
-    return end.join(f"{lead}{name}={shlex.quote(value)}" for name, value in told.items())
+    return end.join(f"{lead}{name}={shlex.quote(value)}" for name, value in variables.items())

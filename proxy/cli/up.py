@@ -1,6 +1,7 @@
-"""`up` and `proxy`: run the proxy here, and as many local workers as wanted."""
+"""The commands `up` and `proxy`: run the proxy in this process, and local workers as children."""
 
 import asyncio
+import os
 from collections.abc import Sequence
 from contextlib import AsyncExitStack
 from secrets import token_hex
@@ -18,40 +19,56 @@ from proxy.store.base import StoreUnavailableError
 
 EX_CONFIG = 78
 EX_UNAVAILABLE = 69
-ORPHAN_SECONDS = 60  # a worker whose proxy crashed waits so long for the next one
-REFRESH_SECONDS = 0.25
+# 128 + SIGINT: the status that shells report for a command that Ctrl-C has ended.
+EX_INTERRUPTED = 130
+# A local worker whose proxy has crashed exits after this time without a new proxy.
+WORKER_ORPHAN_SECONDS = 60
+PROGRESS_REFRESH_SECONDS = 0.25
 
 
 async def run(
     settings: Settings, workers: int, flags: dict[str, object], vllm_flags: Sequence[str]
 ) -> int:
-    """Run until a signal comes. Gives the exit status: 0 after a drain."""
+    """Serve until a signal arrives; return the exit status, which is 0 after a graceful shutdown.
+
+    `flags` are those of the local workers (`WORKER_*` without the prefix, in lower case), and
+    `vllm_flags` the arguments of vLLM. With `workers` 0 only the proxy runs.
+    """
     try:
         refused = settings.refusal()
     except OSError as error:
-        return _no_data_dir(settings, error)
+        return _report_data_dir(settings, error)
     if refused:
         console.say(f"vllm-serverless: {refused}")
         return EX_CONFIG
     try:
         listener = listen(settings)
     except OSError as error:
-        where = f"{settings.host} port {settings.port}"
         console.say(
-            f"vllm-serverless: cannot listen on {where}: {error.strerror}. Choose another with --port."
+            f"vllm-serverless: cannot listen on {settings.host} port {settings.port}:"
+            f" {error.strerror}. Choose another port with --port."
         )
         return EX_CONFIG
     try:
         parts = compose(settings)
     except OSError as error:
         listener.close()
-        return _no_data_dir(settings, error)
-    stopped = asyncio.create_task(until_signal())
+        return _report_data_dir(settings, error)
     url = console.address(settings.host, listener.getsockname()[1])
+    local = LocalWorkers(parts, url, workers, flags, vllm_flags) if workers else None
+
+    def exit_at_once() -> None:
+        """Exit without any cleanup, and without a traceback: the store survives a crash."""
+        if local is not None:
+            local.provider.kill()
+        os._exit(EX_INTERRUPTED)
+
+    stopped = asyncio.create_task(until_signal(exit_at_once))
     async with AsyncExitStack() as stack:
-        local = LocalWorkers(parts, url, workers, flags, vllm_flags) if workers else None
         if local is not None:
             await stack.enter_async_context(local.provider.open(local.exited))
+            # The stack closes in reverse order: the proxy first, then this line, then the workers.
+            stack.callback(local.report_stopping)
         try:
             await stack.enter_async_context(running(parts, listener))
         except StoreUnavailableError as error:
@@ -59,25 +76,29 @@ async def run(
             return EX_UNAVAILABLE
         if local is None:
             console.say(
-                f"The proxy listens on {url}. Workers: vllm-serverless worker --connect {url} --model MODEL"
+                f"The proxy listens on {url}. To start a worker:"
+                f" vllm-serverless worker --connect {url} --model MODEL"
             )
             await stopped
         else:
             await local.run(stopped)
         if local is None or not local.failure:
-            console.say("Finishing what is running; Ctrl-C again ends it at once.")
+            console.say(
+                "Shutting down: finishing the calls in flight. Press Ctrl-C again to exit at once."
+            )
     return abs(local.failure) if local is not None else 0
 
 
-def _no_data_dir(settings: Settings, error: OSError) -> int:
+def _report_data_dir(settings: Settings, error: OSError) -> int:
     console.say(
-        f"vllm-serverless: cannot use {settings.data_dir}: {error.strerror}. Choose another with --data-dir."
+        f"vllm-serverless: cannot use the data directory {settings.data_dir}: {error.strerror}."
+        " Choose another one with --data-dir."
     )
     return EX_UNAVAILABLE
 
 
 class LocalWorkers:
-    """The workers that `up` runs, and what a person sees of them."""
+    """The workers that `up` starts, and their progress on the terminal."""
 
     def __init__(
         self,
@@ -87,7 +108,9 @@ class LocalWorkers:
         flags: dict[str, object],
         vllm_flags: Sequence[str],
     ) -> None:
-        self._parts, self._url, self._number = parts, url, number
+        self._parts = parts
+        self._url = url
+        self._number = number
         self._logs = parts.settings.data_dir / "logs"
         self._progress = console.Progress()
         self._is_demo = not (flags.get("model") or flags.get("upstream"))
@@ -97,30 +120,34 @@ class LocalWorkers:
         self._failed_worker = WorkerId("")
         self._flags = flags
         command = Command(arguments(list(vllm_flags)), self._environment)
-        self.provider = ProcessProvider(command, self._progress.hear, self._log_file, new_worker_id)
+        self.provider = ProcessProvider(
+            command, self._progress.on_line, self._log_file, new_worker_id
+        )
         parts.stuck.provided_by(self.provider)
 
     def _environment(self, number: int, worker: WorkerId) -> dict[str, str]:
         metrics_port = self._flags.get("metrics_port")
+        if isinstance(metrics_port, int) and metrics_port:
+            metrics_port += number
         own = {
             "id": worker,
             "model": DEMO if self._is_demo else self._flags.get("model"),
             "connect": self._url,
             "endpoint": next(iter(self._parts.endpoints)).id,
             "token": self._parts.token,
-            "metrics_port": metrics_port + number
-            if isinstance(metrics_port, int) and metrics_port
-            else metrics_port,
-            "orphan_seconds": ORPHAN_SECONDS,
+            "metrics_port": metrics_port,
+            "orphan_seconds": WORKER_ORPHAN_SECONDS,
         }
         return environment(**self._flags | own)
 
     def exited(self, worker_exit: WorkerExit) -> None:
-        """A worker has ended. One that never got ready would not the next time either: a person has to look."""
+        """Handle the exit of a worker; if it exited during the start, the whole command fails.
+
+        A restart would not help such a worker, so the user has to see the cause.
+        """
         self._parts.worker_exited(worker_exit)
-        if not worker_exit.planned and (
-            not self._was_ready or worker_exit.status in FINAL_STATUSES
-        ):
+        is_final = not self._was_ready or worker_exit.status in FINAL_STATUSES
+        if is_final and not worker_exit.planned:
             self.failure = worker_exit.status
             self._failed_worker = worker_exit.worker
             self._failed.set()
@@ -128,7 +155,10 @@ class LocalWorkers:
             self._progress.forget(worker_exit.worker)
 
     async def run(self, stopped: asyncio.Task[None]) -> None:
-        """Start them, say when they are ready, and wait until stopped or until they cannot start."""
+        """Start the workers and report when they are ready.
+
+        Return when `stopped` is done or a worker cannot start; then `failure` is its exit status.
+        """
         failed = asyncio.create_task(self._failed.wait())
         ready = asyncio.create_task(self._until_ready())
         self._progress.begin()
@@ -138,7 +168,7 @@ class LocalWorkers:
             self._progress.end()
             if ready.done():
                 self._was_ready = True
-                self._tell_ready()
+                self._print_ready()
                 await asyncio.wait({stopped, failed}, return_when=asyncio.FIRST_COMPLETED)
             if failed.done():
                 self._progress.fail(self._failed_worker, self.failure, f"{self._logs}/")
@@ -147,13 +177,21 @@ class LocalWorkers:
             failed.cancel()
             ready.cancel()
 
+    def report_stopping(self) -> None:
+        """Print that the running workers are being stopped, because vLLM needs seconds to exit."""
+        number = len(self.provider.workers())
+        if number:
+            workers = "the worker" if number == 1 else f"{number} workers"
+            reason = "" if self._flags.get("upstream") else ": vLLM needs up to 10 s to exit"
+            console.say(f"Stopping {workers}{reason}.")
+
     async def _until_ready(self) -> None:
         first = next(iter(self._parts.endpoints))
         while sum(worker.is_ready for worker in self._parts.fleet.of(first.id)) < self._number:
             self._progress.refresh()
-            await asyncio.sleep(REFRESH_SECONDS)
+            await asyncio.sleep(PROGRESS_REFRESH_SECONDS)
 
-    def _tell_ready(self) -> None:
+    def _print_ready(self) -> None:
         first = next(iter(self._parts.endpoints))
         print(
             console.ready_text(
@@ -173,5 +211,5 @@ class LocalWorkers:
 
 
 def new_worker_id() -> WorkerId:
-    """A worker id that no other worker has."""
+    """Return a new random worker id."""
     return WorkerId(f"w-{token_hex(4)}")

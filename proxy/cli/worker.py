@@ -1,21 +1,24 @@
-"""How a worker is started: `python -m worker_vllm`, told everything by its environment but vLLM's own flags."""
+"""The command and the environment of a worker process: `python -m worker_vllm`."""
 
 import sys
 from typing import Any
 
-from proxy.settings import worker_environment as inherited
+from proxy.settings import worker_environment
 
 DEMO = "demo"
 
 
 def environment(**flags: Any) -> dict[str, str]:
-    """Return the worker's environment; a flag that was not given leaves its `WORKER_*` variable as it is."""
+    """Return the environment of a worker process: this one without the proxy's secrets, updated.
+
+    A flag that is not None sets `WORKER_<FLAG>`; for None, the variable stays as it is.
+    """
     given = {
         f"WORKER_{name.upper()}": str(value) for name, value in flags.items() if value is not None
     }
-    return inherited(given)
+    return worker_environment(given)
 
 
 def arguments(vllm_flags: list[str]) -> list[str]:
-    """The worker's command line."""
+    """Return the command line of a worker. Flags of vLLM are its only arguments."""
     return [sys.executable, "-m", "worker_vllm", *vllm_flags]

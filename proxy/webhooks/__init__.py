@@ -1,1 +1,1 @@
-"""Webhooks: the store's deliveries are carried out here, signed, and only to where they may go."""
+"""Webhooks: signed deliveries of the ends of jobs, to public or explicitly allowed receivers."""

@@ -1,8 +1,12 @@
-"""Carries out the deliveries that the store has. What counts is in the store alone: a delivery stays there until its
-receiver has acknowledged it or it is given up, so a proxy that ends in the middle tells its receivers again.
+"""Send the webhooks that are due in the store (at-least-once delivery).
 
-The loop alone changes what is busy. A delivery that has ended is let go before the next look into the store and not
-during one, so that no look can bring it back as it was.
+The state is in the store only: a delivery stays there until its receiver has acknowledged it or all
+attempts have failed. A proxy that exits during a delivery therefore sends it again after its
+restart.
+
+Only the loop of `serve` changes the set of active deliveries. A finished delivery leaves the set
+before the next query of the store, never during one, so that a query cannot return it in its old
+state.
 """
 
 import asyncio
@@ -26,19 +30,21 @@ from proxy.webhooks.signature import message_id
 
 log = structlog.get_logger()
 
-TICK_SECONDS = 0.25
-MOST = 64  # deliveries at once
-MOST_OF_RECEIVER = 4  # of them: one that is slow takes nothing from the others
-MOST_BYTES = 64 * 1024 * 1024  # of bodies at once; the last one may go beyond
+POLL_SECONDS = 0.25
+MAX_DELIVERIES = 64
+# A slow receiver must not use the connections of the others.
+MAX_DELIVERIES_PER_RECEIVER = 4
+# The limit for the bodies of all active deliveries; the last one may exceed it.
+MAX_BODY_BYTES = 64 * 1024 * 1024
 
 Render: TypeAlias = Callable[[Job], Awaitable[bytes]]
-"""What a receiver is told about a job that has ended."""
+"""Returns the body of the webhook for a job that has ended."""
 OpenWebhook: TypeAlias = Callable[[str], str]
-"""The URL of a webhook, of what is kept of it; `OtherSealError` if nobody can read it any more."""
+"""Decrypts a stored webhook URL. Raises OtherSealError if the key in use does not fit."""
 
 
 class Deliveries:
-    """Tells receivers about the ends of jobs."""
+    """Delivers the webhooks of jobs that have ended."""
 
     def __init__(
         self,
@@ -47,130 +53,145 @@ class Deliveries:
         render: Render,
         clock: Clock,
         *,
-        open_webhook: OpenWebhook = str,  # it is kept as it is
-        most: int = MOST,
-        most_of_receiver: int = MOST_OF_RECEIVER,
-        most_bytes: int = MOST_BYTES,
+        open_webhook: OpenWebhook = str,
+        max_deliveries: int = MAX_DELIVERIES,
+        max_per_receiver: int = MAX_DELIVERIES_PER_RECEIVER,
+        max_body_bytes: int = MAX_BODY_BYTES,
     ) -> None:
-        self._store, self._sender, self._render, self._clock = store, sender, render, clock
+        self._store = store
+        self._sender = sender
+        self._render = render
+        self._clock = clock
         self._open_webhook = open_webhook
-        self._most, self._most_of_receiver, self._most_bytes = most, most_of_receiver, most_bytes
-        self._events, self._running, self._is_open = Subscription(), Background(), True
+        self._max_deliveries = max_deliveries
+        self._max_per_receiver = max_per_receiver
+        self._max_body_bytes = max_body_bytes
+        self._events = Subscription()
+        self._running = Background()
+        self._is_open = True
         self._waiting: dict[JobId, Delivery] = {}
-        self._busy: dict[JobId, str] = {}  # and whom it goes to
-        self._ended: list[JobId] = []
-        self._looked_at = float("-inf")
-        self._memory, self._bytes = asyncio.Condition(), 0
+        # The receiver of each active delivery.
+        self._active: dict[JobId, str] = {}
+        self._finished: list[JobId] = []
+        self._queried_at = float("-inf")
+        self._body_freed = asyncio.Condition()
+        self._body_bytes = 0
 
     def wake(self) -> None:
-        """A delivery may be due."""
+        """Notify the loop that a delivery may be due."""
         self._events.notify()
 
     async def serve(self) -> None:
-        """Deliver for ever."""
+        """Deliver until `drain` is called or the task is cancelled."""
         async with self._sender.session() as session:
             try:
                 while self._is_open:
-                    await self._look(session)
-                    await self._events.wait(TICK_SECONDS)
+                    await self._start_due(session)
+                    await self._events.wait(POLL_SECONDS)
             finally:
                 await self._running.finish(0)
 
     async def drain(self, seconds: float) -> None:
-        """Begin no more; those that run get so long. What is not delivered stays in the store."""
+        """Start no new deliveries, and wait up to `seconds` for the active ones.
+
+        A delivery that has not finished by then is cancelled and stays in the store.
+        """
         self._is_open = False
         await self._running.finish(seconds)
 
-    async def _look(self, session: ClientSession) -> None:
-        for job_id in self._ended:
-            del self._busy[job_id]
-        self._ended.clear()
-        self._begin(session)
+    async def _start_due(self, session: ClientSession) -> None:
+        for job_id in self._finished:
+            del self._active[job_id]
+        self._finished.clear()
+        self._start_waiting(session)
         now = asyncio.get_running_loop().time()
-        if self._waiting and now < self._looked_at + TICK_SECONDS:
-            return  # each look is a search in the store: as long as there is something to do, a few a second will do
-        self._looked_at = now
-        while len(self._busy) < self._most and self._is_open:
-            crowded = {
-                one
-                for one, number in Counter(self._busy.values()).items()
-                if number >= self._most_of_receiver
+        # Limit the rate of queries: as long as deliveries wait here, a few queries per second
+        # suffice.
+        if self._waiting and now < self._queried_at + POLL_SECONDS:
+            return
+        self._queried_at = now
+        while len(self._active) < self._max_deliveries and self._is_open:
+            saturated = {
+                name
+                for name, number in Counter(self._active.values()).items()
+                if number >= self._max_per_receiver
             }
-            limit = self._most + len(self._busy)
-            due = await self._store.deliveries(self._clock.now(), limit, besides=crowded)
-            fresh = {one.job.id: one for one in due if one.job.id not in self._busy}
-            if not fresh:
+            limit = self._max_deliveries + len(self._active)
+            due = await self._store.deliveries(self._clock.now(), limit, besides=saturated)
+            new = {one.job.id: one for one in due if one.job.id not in self._active}
+            if not new:
                 break
-            self._waiting |= fresh
-            self._begin(session)
+            self._waiting |= new
+            self._start_waiting(session)
 
-    def _begin(self, session: ClientSession) -> None:
-        """Begin what may begin, the earliest first. What waits after that waits for a receiver's others, or for all."""
-        busy = Counter(self._busy.values())
+    def _start_waiting(self, session: ClientSession) -> None:
+        """Start the waiting deliveries that the limits allow, the earliest first."""
+        active = Counter(self._active.values())
         for job_id, delivery in list(self._waiting.items()):
-            if len(self._busy) >= self._most or not self._is_open:
+            if len(self._active) >= self._max_deliveries or not self._is_open:
                 return
-            who = receiver(delivery.job.submission.webhook)
-            if busy[who] < self._most_of_receiver:
-                busy[who] += 1
-                self._busy[job_id] = who
+            name = receiver(delivery.job.submission.webhook)
+            if active[name] < self._max_per_receiver:
+                active[name] += 1
+                self._active[job_id] = name
                 del self._waiting[job_id]
                 self._running.start(self._deliver(session, delivery), f"delivery {job_id}")
 
     async def _deliver(self, session: ClientSession, delivery: Delivery) -> None:
         try:
-            why = await self._tell(session, delivery)
+            why = await self._try(session, delivery)
             again_at = None if why is None else after_try(delivery, self._clock.now())
             self._log(delivery, why, again_at)
-            await self._note(delivery, again_at)
+            await self._record(delivery, again_at)
         finally:
-            self._ended.append(delivery.job.id)
+            self._finished.append(delivery.job.id)
             self.wake()
 
-    async def _tell(self, session: ClientSession, delivery: Delivery) -> str | None:
-        """One try; None when there is nothing left to tell, else why it failed."""
+    async def _try(self, session: ClientSession, delivery: Delivery) -> str | None:
+        """Make one attempt. Return None if nothing is left to send, else why it failed."""
         try:
             webhook = self._open_webhook(delivery.job.submission.webhook or "")
-            async with self._memory:
-                await self._memory.wait_for(lambda: self._bytes < self._most_bytes)
+            async with self._body_freed:
+                await self._body_freed.wait_for(lambda: self._body_bytes < self._max_body_bytes)
                 body = await self._body(delivery)
-                self._bytes += len(body)
+                self._body_bytes += len(body)
             try:
-                return (
-                    await self._sender.send(session, webhook, message_id(delivery.job), body)
-                    if body
-                    else None
-                )
+                if not body:
+                    return None
+                return await self._sender.send(session, webhook, message_id(delivery.job), body)
             finally:
-                async with self._memory:
-                    self._bytes -= len(body)
-                    self._memory.notify()
+                async with self._body_freed:
+                    self._body_bytes -= len(body)
+                    self._body_freed.notify()
         except OtherSealError as error:
             return str(error)
-        except Exception:  # a bug of ours: it counts as a try, so that it ends
+        # An internal error counts as an attempt, so that the delivery ends.
+        except Exception:
             log.exception("delivery.broke", job=delivery.job.id)
             return "internal error"
 
     async def _body(self, delivery: Delivery) -> bytes:
-        """What is told; empty when the job was retried meanwhile, which takes its delivery back."""
+        """Return the body to send; empty if the job was retried, which withdraws its delivery."""
         job = await self._store.find(delivery.job.id)
-        return (
-            b"" if job is None or job.retries != delivery.job.retries else await self._render(job)
-        )
+        if job is None or job.retries != delivery.job.retries:
+            return b""
+        return await self._render(job)
 
-    async def _note(self, delivery: Delivery, again_at: Millis | None) -> None:
+    async def _record(self, delivery: Delivery, again_at: Millis | None) -> None:
         try:
             await self._store.tried(delivery, again_at)
         except StoreFullError:
             log.warning("delivery.not_noted", job=delivery.job.id)
-            await asyncio.sleep(TRY_AGAIN / 1000)  # it is due still: not again at once
+            # The delivery is still due: do not repeat it immediately.
+            await asyncio.sleep(TRY_AGAIN / 1000)
 
     def _log(self, delivery: Delivery, why: str | None, again_at: Millis | None) -> None:
-        job, tries = delivery.job, delivery.tries + 1
-        who = receiver(job.submission.webhook)
+        job = delivery.job
+        tries = delivery.tries + 1
+        name = receiver(job.submission.webhook)
         if why is None:
-            log.debug("delivery.done", job=job.id, receiver=who, tries=tries)
+            log.debug("delivery.done", job=job.id, receiver=name, tries=tries)
         elif again_at is None:
-            log.warning("delivery.gave_up", job=job.id, receiver=who, tries=tries, why=why)
+            log.warning("delivery.gave_up", job=job.id, receiver=name, tries=tries, why=why)
         else:
-            log.debug("delivery.failed", job=job.id, receiver=who, tries=tries, why=why)
+            log.debug("delivery.failed", job=job.id, receiver=name, tries=tries, why=why)

@@ -1,7 +1,7 @@
-"""One try to deliver a webhook: a POST to where it may go, answered in time with 200 or not.
+"""One attempt to deliver a webhook: a POST that succeeds if the receiver returns 200 in time.
 
-Looks up a receiver's name and checks what comes back. aiohttp dials exactly these addresses, so a name that answers
-differently the next time (DNS rebinding) gains nothing.
+The resolver checks the addresses of the receiver's name. aiohttp connects to exactly these
+addresses, so a name that resolves differently the next time (DNS rebinding) bypasses nothing.
 """
 
 import asyncio
@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from io import BytesIO
-from ipaddress import ip_address
+from ipaddress import IPv4Address, ip_address
 from typing import TypeAlias
 
 from aiohttp import ClientError, ClientSession, ClientTimeout, DummyCookieJar, TCPConnector
@@ -21,11 +21,11 @@ from proxy.webhooks.signature import sign
 from proxy.webhooks.url_policy import Allowed, BadWebhookError, read_url
 
 Lookup: TypeAlias = Callable[[str, int], Awaitable[Sequence[str]]]
-"""The addresses of a host's name; `OSError` when it has none."""
+"""Returns the addresses of a host name, for a port. Raises OSError if it has none."""
 
 
 async def system_lookup(host: str, port: int) -> Sequence[str]:
-    """As this machine looks names up."""
+    """Resolve a host name with the resolver of the operating system."""
     found = await asyncio.get_running_loop().getaddrinfo(
         host, port, type=socket.SOCK_STREAM, flags=socket.AI_ADDRCONFIG
     )
@@ -33,29 +33,34 @@ async def system_lookup(host: str, port: int) -> Sequence[str]:
 
 
 class GuardedResolver(AbstractResolver):
-    """Gives addresses only if packets may go to every one of them."""
+    """A resolver of aiohttp that returns addresses only if all of them may be connected to."""
 
     def __init__(self, allowed: Allowed, lookup: Lookup) -> None:
-        self._allowed, self._lookup = allowed, lookup
+        self._allowed = allowed
+        self._lookup = lookup
 
     async def resolve(
         self,
         host: str,
         port: int = 0,
-        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - whichever it is, all are checked
+        family: socket.AddressFamily = socket.AF_UNSPEC,  # noqa: ARG002 - all families are checked
     ) -> list[ResolveResult]:
-        """The addresses of a name; `BadWebhookError` if one of them is private, and so no packet leaves."""
+        """Return all addresses of a host name.
+
+        Raises BadWebhookError if one of them is private, so that no packet is sent, and OSError if
+        there is none.
+        """
         addresses = [ip_address(text) for text in await self._lookup(host, port)]
         if not addresses:
-            raise OSError("the name has no address")
+            raise OSError("the host name has no address")
         if not self._allowed.has_name(host) and not all(map(self._allowed.has_address, addresses)):
-            raise BadWebhookError("its host's name leads to an address that is not public.")
+            raise BadWebhookError("its host name resolves to an address that is not public.")
         return [
             ResolveResult(
                 hostname=host,
                 host=str(address),
                 port=port,
-                family=socket.AF_INET if address.version == 4 else socket.AF_INET6,  # noqa: PLR2004 - of IP
+                family=socket.AF_INET if isinstance(address, IPv4Address) else socket.AF_INET6,
                 proto=socket.IPPROTO_TCP,
                 flags=socket.AI_NUMERICHOST | socket.AI_NUMERICSERV,
             )
@@ -63,11 +68,12 @@ class GuardedResolver(AbstractResolver):
         ]
 
     async def close(self) -> None:
-        """Nothing is kept open."""
+        """Do nothing, because the resolver holds no resources."""
 
 
-ACKNOWLEDGED = 200
-ANSWER_BYTES = 64 * 1024  # read of an answer at most, headers and all
+ACKNOWLEDGED_STATUS = 200
+# The maximum that is read of a response, including its headers.
+RESPONSE_MAX_BYTES = 64 * 1024
 HEADERS = {
     "Content-Type": "application/json",
     "User-Agent": "vllm-serverless",
@@ -77,14 +83,14 @@ HEADERS = {
 
 @dataclass(frozen=True, slots=True)
 class SendTimeouts:
-    """Seconds that a receiver has."""
+    """The timeouts of one attempt, in seconds; `connect` includes resolving the host name."""
 
-    connect: float = 5.0  # to look its name up and to connect
+    connect: float = 5.0
     total: float = 10.0
 
 
 class Sender:
-    """Signs and posts. It follows no redirect, uses no proxy, keeps no cookie and believes no name twice."""
+    """Signs and posts webhooks, without redirects, proxies, cookies or a DNS cache."""
 
     def __init__(
         self,
@@ -93,26 +99,33 @@ class Sender:
         clock: Clock,
         *,
         lookup: Lookup = system_lookup,
-        patience: SendTimeouts | None = None,
+        timeouts: SendTimeouts | None = None,
     ) -> None:
-        self._key, self._allowed, self._clock, self._lookup = key, allowed, clock, lookup
-        self._patience = patience or SendTimeouts()
+        self._key = key
+        self._allowed = allowed
+        self._clock = clock
+        self._lookup = lookup
+        self._timeouts = timeouts or SendTimeouts()
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[ClientSession]:
-        """What `send` needs, open for as long as the context lasts."""
+        """Open the HTTP session that `send` needs."""
         connector = TCPConnector(
             resolver=GuardedResolver(self._allowed, self._lookup),
-            use_dns_cache=False,  # every connection is checked
-            force_close=True,  # one that was kept could be closed by the receiver just when the next delivery begins
-            limit=0,  # whoever calls `send` counts
+            # The addresses of every connection are checked.
+            use_dns_cache=False,
+            # The receiver could close a kept connection exactly when the next delivery starts.
+            force_close=True,
+            # The callers of `send` limit the number of connections.
+            limit=0,
         )
         async with ClientSession(
             connector=connector,
             cookie_jar=DummyCookieJar(),
             headers=HEADERS,
-            timeout=ClientTimeout(total=self._patience.total, connect=self._patience.connect),
-            read_bufsize=ANSWER_BYTES // 2,  # aiohttp stops reading at twice that
+            timeout=ClientTimeout(total=self._timeouts.total, connect=self._timeouts.connect),
+            # aiohttp stops reading at twice this size.
+            read_bufsize=RESPONSE_MAX_BYTES // 2,
             auto_decompress=False,
             trust_env=False,
         ) as session:
@@ -121,18 +134,22 @@ class Sender:
     async def send(
         self, session: ClientSession, webhook: str, message: str, body: bytes
     ) -> str | None:
-        """Tell a receiver. Gives None when it has acknowledged, else why not, in words that may be logged.
+        """Send `body` to a receiver; `message` is the idempotency key of the event.
 
-        Its status says all; the rest of the answer is not waited for.
+        Return None if the receiver has acknowledged it, else a reason without secrets. Only the
+        status of the response matters; its body is not read.
         """
         headers = sign(self._key, message, self._clock.now(), body)
         try:
             url = read_url(webhook, self._allowed)
             async with session.post(
                 url, data=BytesIO(body), headers=headers, allow_redirects=False
-            ) as answer:
-                return None if answer.status == ACKNOWLEDGED else f"status {answer.status}"
+            ) as response:
+                if response.status == ACKNOWLEDGED_STATUS:
+                    return None
+                return f"status {response.status}"
         except BadWebhookError as error:
             return str(error)
         except (ClientError, OSError, ValueError) as error:
-            return type(error).__name__  # its text may hold the URL
+            # The text of the error may contain the URL, which may be secret.
+            return type(error).__name__

@@ -1,6 +1,7 @@
-"""Signatures as Standard Webhooks has them (https://www.standardwebhooks.com), over the bytes that are sent.
+"""Signatures of Standard Webhooks (https://www.standardwebhooks.com), computed over the bytes sent.
 
-Its library signs text only, which would copy an answer of many megabytes twice; the tests verify with it.
+The library of the standard signs strings only, which would copy a body of many megabytes twice. The
+tests verify the signatures with that library.
 """
 
 import binascii
@@ -11,36 +12,40 @@ from hashlib import sha256
 from proxy.jobs.model import Job, Millis
 
 PREFIX = "whsec_"
-LEAST_BYTES, MOST_BYTES = 24, 64  # of a key, as the standard says
+# The limits of the standard.
+KEY_MIN_BYTES = 24
+KEY_MAX_BYTES = 64
+# The size of a generated key.
 KEY_BYTES = 32
 
 
 def format_secret(key: bytes) -> str:
-    """A key as receivers are given it."""
+    """Return a key in the format that receivers configure: `whsec_` and base64."""
     return PREFIX + b64encode(key).decode()
 
 
 def read_secret(text: str) -> bytes:
-    """The key in a secret; `ValueError` if there is none."""
+    """Return the key of a secret in the format of `format_secret`. Raises ValueError."""
     encoded = text.removeprefix(PREFIX)
     try:
         key = b64decode(encoded + "=" * (-len(encoded) % 4), validate=True)
     except (binascii.Error, ValueError):
         key = b""
-    if not text.startswith(PREFIX) or not LEAST_BYTES <= len(key) <= MOST_BYTES:
+    if not text.startswith(PREFIX) or not KEY_MIN_BYTES <= len(key) <= KEY_MAX_BYTES:
         raise ValueError(
-            f"a webhook secret is {PREFIX} and the base64 of {LEAST_BYTES} to {MOST_BYTES} random bytes"
+            f"a webhook secret must be {PREFIX} followed by the base64 encoding of"
+            f" {KEY_MIN_BYTES} to {KEY_MAX_BYTES} random bytes"
         )
     return key
 
 
 def message_id(job: Job) -> str:
-    """The same for every try to tell this end of the job, and another for its end after a retry."""
+    """Return the id of a job's end: the same for all attempts, and a new one after a retry."""
     return f"{job.id}-{job.retries}"
 
 
 def sign(key: bytes, message: str, now: Millis, body: bytes) -> dict[str, str]:
-    """The headers that prove where a body comes from, and when it was sent."""
+    """Return the headers that authenticate the sender of a body and the time `now`."""
     seconds = str(now // 1000)
     signature = hmac.new(key, f"{message}.{seconds}.".encode(), sha256)
     signature.update(body)

@@ -104,7 +104,7 @@ async def test_a_broken_model_is_named_as_the_cause(tmp_path: Path) -> None:
     async with command("up", "--model", str(model), *place, "--", *eager, **small) as up:
         await up.says("A worker could not start", START_SECONDS)
         assert await asyncio.wait_for(up.process.wait(), 30) == 1
-        await up.says("All that it printed is in")
+        await up.says("Its complete output is in")
     lines = up.text.partition("A worker could not start")[2].splitlines()
     assert lines[0] == " (exit status 1):"
     assert re.match(r"  safetensors\S*SafetensorError: Error while deserializing header", lines[1])

@@ -118,6 +118,6 @@ async def test_a_data_directory_that_cannot_be_is_told_in_one_line(tmp_path: Pat
         assert await asyncio.wait_for(started.process.wait(), START_SECONDS) == 69
         await started.says(".")
     assert re.fullmatch(
-        r"vllm-serverless: cannot use \S+/file/data: .* Choose another with --data-dir\.",
+        r"vllm-serverless: cannot use the data directory \S+/file/data: .* with --data-dir\.",
         started.text,
     )

@@ -13,6 +13,7 @@ from harness.proxy.command import command
 from harness.tools.terminal import terminal
 from harness.tools.waiting import until
 
+from proxy.cli.up import new_worker_id
 from proxy.scaler.process import Command, ProcessProvider
 
 CLIPBOARD, TITLE, CLEAR, C1 = (
@@ -124,6 +125,7 @@ async def test_a_line_of_a_workers_process_is_escaped_in_its_log_and_for_the_per
         Command([sys.executable, "-c", code], lambda _number, _worker: {}),
         lambda _worker, line: heard.append(line),
         lambda _number: log.open("wb"),
+        new_worker_id,
     )
     async with provider.open(lambda _: None):
         provider.scale(1)

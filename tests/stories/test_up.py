@@ -1,5 +1,6 @@
 """`up`: one command starts everything, tells a person what to do, and leaves nothing behind."""
 
+import asyncio
 import os
 import re
 import signal
@@ -40,6 +41,38 @@ async def test_up_serves_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
         "worker-1.log",
         "worker-2.log",
     ]
+
+
+async def test_up_prints_that_it_stops_its_worker(tmp_path: Path) -> None:
+    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED) as up:
+        await base_url(up)
+        assert "Stopping" not in up.text
+        assert await up.stop(signal.SIGINT) == 0
+    assert up.lines[-2].startswith("Shutting down: ")
+    assert up.lines[-1] == "Stopping the worker: vLLM needs up to 10 s to exit."
+
+
+async def test_a_second_ctrl_c_exits_at_once_and_quietly(tmp_path: Path) -> None:
+    mark = f"story-{uuid4()}"
+    place = ("--port", "0", "--data-dir", str(tmp_path))
+    async with command("up", *place, **SCRIPTED, MARK=mark) as up:
+        async with aiohttp.ClientSession(await base_url(up)) as http:
+            # A call that does not end keeps the proxy in its shutdown.
+            call = asyncio.create_task(http.post(CHAT, json=chat("endless", fault="hang")))
+            await until(lambda: is_in_flight(http))
+            up.process.send_signal(signal.SIGINT)
+            last = (await up.says(r"Shutting down: .* Press Ctrl-C again .*")).group()
+            assert await up.stop(signal.SIGINT) == 130
+            await asyncio.gather(call, return_exceptions=True)
+        await until(lambda: processes(mark) == [])
+    assert up.lines[-1] == last
+
+
+async def is_in_flight(http: aiohttp.ClientSession) -> bool:
+    """Return True if the proxy has a queued or running job."""
+    async with http.get("/v2/default/health") as response:
+        jobs = (await response.json())["jobs"]
+    return bool(jobs["inQueue"] + jobs["inProgress"])
 
 
 async def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ async def send(url: str, names: Names, *allowed: str, body: bytes = b"{}") -> st
         Allowed.read(allowed),
         FakeClock(),
         lookup=names.lookup,
-        patience=SendTimeouts(2.0, 5.0),
+        timeouts=SendTimeouts(2.0, 5.0),
     )
     async with sender.session() as session:
         return await sender.send(session, url, "a-u1-0", body)
@@ -91,7 +91,7 @@ async def test_a_name_that_leads_to_a_private_address_is_refused(private: Trap) 
     for answer in answers:
         names = Names({"hook.example": [answer]})
         assert await send(f"http://hook.example:{private.port}/", names) == (
-            "its host's name leads to an address that is not public."
+            "its host name resolves to an address that is not public."
         ), answer
     assert private.connections == 0
 

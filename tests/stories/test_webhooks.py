@@ -54,11 +54,11 @@ class Desk:
 
     @asynccontextmanager
     async def open(
-        self, *, patience: SendTimeouts | None = None, drain: float = 0, **more: Any
+        self, *, timeouts: SendTimeouts | None = None, drain: float = 0, **more: Any
     ) -> AsyncIterator[Deliveries]:
         """A proxy's deliveries over this store; several one after the other are restarts."""
         sender = Sender(
-            KEY, Allowed.read(["127.0.0.1"]), self.clock, lookup=lookup, patience=patience
+            KEY, Allowed.read(["127.0.0.1"]), self.clock, lookup=lookup, timeouts=timeouts
         )
         deliveries = Deliveries(self.store, sender, more.pop("render", render), self.clock, **more)
         serving = asyncio.create_task(deliveries.serve())
@@ -189,7 +189,7 @@ async def test_after_three_tries_it_is_given_up_in_one_line_without_secrets(
 async def test_a_receiver_that_never_answers_is_cut(desk: Desk, hook: Receiver) -> None:
     hook.may_answer.clear()
     with capture_logs() as logs:
-        async with desk.open(patience=SendTimeouts(total=0.2)) as deliveries:
+        async with desk.open(timeouts=SendTimeouts(total=0.2)) as deliveries:
             await desk.end("a", hook.url)
             deliveries.wake()
             await hook.next()
@@ -297,7 +297,7 @@ async def test_thousands_that_wait_for_one_receiver_hold_up_nobody(
 
 async def test_there_is_a_bound_for_all_receivers_together(desk: Desk, hook: Receiver) -> None:
     hook.may_answer.clear()
-    async with desk.open(most=6) as deliveries:
+    async with desk.open(max_deliveries=6) as deliveries:
         for number in range(20):
             await desk.end(f"job-{number}", hook.named(f"host-{number}.example"))
         deliveries.wake()
@@ -318,7 +318,7 @@ async def test_bodies_under_way_have_a_bound_too(desk: Desk, hook: Receiver) -> 
         return b"{}"
 
     hook.may_answer.clear()
-    async with desk.open(render=note, most_bytes=2) as deliveries:
+    async with desk.open(render=note, max_body_bytes=2) as deliveries:
         await desk.end("a", hook.named("a.example"))
         await desk.end("b", hook.named("b.example"))
         deliveries.wake()
@@ -372,7 +372,7 @@ async def test_a_drain_lets_running_deliveries_end_and_begins_no_more(
     desk: Desk, hook: Receiver
 ) -> None:
     hook.may_answer.clear()
-    async with desk.open(drain=10.0, most_of_receiver=1) as deliveries:
+    async with desk.open(drain=10.0, max_per_receiver=1) as deliveries:
         await desk.end("a", hook.url)
         await desk.end("b", hook.url)
         deliveries.wake()
@@ -391,7 +391,7 @@ async def test_a_job_that_is_tried_again_takes_its_delivery_back(
 ) -> None:
     """The second waits for its receiver while its job is retried; only the new end is told, by an id of its own."""
     hook.may_answer.clear()
-    async with desk.open(most_of_receiver=1) as deliveries:
+    async with desk.open(max_per_receiver=1) as deliveries:
         await desk.end("a", hook.url)
         again = await desk.end("b", hook.url, Event.FAIL)
         deliveries.wake()

@@ -9,5 +9,5 @@ def test_the_pause_doubles_up_to_a_minute() -> None:
 
 
 def test_a_long_life_is_forgiven() -> None:
-    assert deaths_in_row(5, lived=3.0) == 6
-    assert deaths_in_row(5, lived=60.0) == 1
+    assert deaths_in_row(5, uptime=3.0) == 6
+    assert deaths_in_row(5, uptime=60.0) == 1

@@ -5,7 +5,7 @@ from proxy.cli.chat import Conversation
 
 def test_every_turn_is_sent_again() -> None:
     conversation = Conversation(system="Be brief.")
-    conversation.note("one?", "One.")
+    conversation.add_turn("one?", "One.")
     assert conversation.messages("two?") == [
         {"role": "system", "content": "Be brief."},
         {"role": "user", "content": "one?"},
@@ -16,7 +16,7 @@ def test_every_turn_is_sent_again() -> None:
 
 def test_halves_of_a_character_are_joined_and_lone_ones_replaced() -> None:
     conversation = Conversation()
-    conversation.note("a\udcff", "b\ud83d" + "\ude00")
+    conversation.add_turn("a\udcff", "b\ud83d" + "\ude00")
     assert [turn["content"] for turn in conversation.messages("c\ud83d")] == [
         "a\ufffd",
         "b\U0001f600",

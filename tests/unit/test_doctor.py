@@ -15,7 +15,7 @@ def test_a_server_that_is_not_the_proxy_is_a_finding(name: str, tmp_path: Path) 
     with misbehaving() as (server, place):
         server.behaviour = HANDSHAKES[name]
         finding = found("proxy", place, tmp_path)
-    assert finding.is_well == (name == "200 with a page")
+    assert finding.is_ok == (name == "200 with a page")
     assert 0 < len(finding.seen) < 300
 
 
@@ -24,9 +24,9 @@ def test_a_handshake_that_fails_is_a_finding(name: str, tmp_path: Path) -> None:
     with misbehaving() as (server, place):
         server.first, server.behaviour = ALIVE, HANDSHAKES[name]
         finding = found("worker token", place, tmp_path)
-    assert not finding.is_well
+    assert not finding.is_ok
     assert 0 < len(finding.seen) < 300
-    assert ("WORKER_TOKEN" in finding.mend) == (name in ("401", "403", "404"))
+    assert ("WORKER_TOKEN" in finding.remedy) == (name in ("401", "403", "404"))
 
 
 @pytest.mark.parametrize("name", CONNECTIONS)

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from proxy.cli.root_cause import MOST_LINES, SILENT, root_cause
+from proxy.cli.root_cause import CAUSE_MAX_LINES, SILENT, root_cause
 
 LOGS = Path(__file__).parents[1] / "data" / "failed_starts"
 CAUSES = {
@@ -50,7 +50,7 @@ def test_every_log_has_its_cause_here() -> None:
 @pytest.mark.parametrize("name", CAUSES)
 def test_the_cause_of_a_real_failure(name: str) -> None:
     assert root_cause(lines(name)).startswith(CAUSES[name])
-    assert len(root_cause(lines(name)).splitlines()) <= MOST_LINES
+    assert len(root_cause(lines(name)).splitlines()) <= CAUSE_MAX_LINES
 
 
 @pytest.mark.parametrize("name", ["no_compiler", "too_little_memory"])

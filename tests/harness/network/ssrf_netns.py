@@ -128,7 +128,7 @@ async def besiege() -> None:
     loop = asyncio.get_running_loop()
     await loop.create_datagram_endpoint(lambda: NameServer(table), local_addr=(NAME_SERVER, 53))
     asked = await serve()
-    sender = Sender(bytes(32), Allowed(), FakeClock(), patience=SendTimeouts(2.0, 5.0))
+    sender = Sender(bytes(32), Allowed(), FakeClock(), timeouts=SendTimeouts(2.0, 5.0))
     async with sender.session() as session:
         tap = Wiretap()
         for address in (*PRIVATE, PUBLIC):
