@@ -15,7 +15,7 @@ from aiohttp import ClientSession
 
 from proxy.access.encryption import OtherSealError
 from proxy.jobs.model import Delivery, Job, JobId, Millis
-from proxy.jobs.policy import TRY_AGAIN, after_try
+from proxy.jobs.policy import DELIVERY_RETRY_MILLIS, after_try
 from proxy.jobs.webhook import receiver
 from proxy.service.background import Background
 from proxy.service.clock import Clock
@@ -163,7 +163,7 @@ class Deliveries:
             await self._store.tried(delivery, again_at)
         except StoreFullError:
             log.warning("delivery.not_noted", job=delivery.job.id)
-            await asyncio.sleep(TRY_AGAIN / 1000)  # it is due still: not again at once
+            await asyncio.sleep(DELIVERY_RETRY_MILLIS / 1000)  # it is due still: not again at once
 
     def _log(self, delivery: Delivery, why: str | None, again_at: Millis | None) -> None:
         job, tries = delivery.job, delivery.tries + 1

@@ -20,7 +20,7 @@ from harness.data.store_steps import (
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Counts, EndpointId, Input, JobId, Millis, Owner, WorkerId
-from proxy.jobs.policy import LOW_WAITS
+from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS
 from proxy.store.base import JobStore
 
 BOB = Owner("bob")
@@ -184,10 +184,13 @@ async def test_low_priority_that_has_waited_long_counts_as_normal(
 ) -> None:
     await submit("low", "low too", low_priority=True)
     await submit("normal", "normal too")
-    assert ids(await take(store, limit=1, now=T0 + LOW_WAITS - 1)) == ["normal"]
-    assert ids(await take(store, limit=2, now=T0 + LOW_WAITS)) == ["low", "low too"]
+    assert ids(await take(store, limit=1, now=T0 + LOW_PRIORITY_WAIT_MILLIS - 1)) == ["normal"]
+    assert ids(await take(store, limit=2, now=T0 + LOW_PRIORITY_WAIT_MILLIS)) == ["low", "low too"]
     await settle(store, "low too", Event.RELEASE)
-    assert ids(await take(store, limit=2, now=T0 + LOW_WAITS)) == ["low too", "normal too"]
+    assert ids(await take(store, limit=2, now=T0 + LOW_PRIORITY_WAIT_MILLIS)) == [
+        "low too",
+        "normal too",
+    ]
 
 
 async def test_light_jobs_have_a_limit_of_their_own(store: JobStore, submit: Submit) -> None:

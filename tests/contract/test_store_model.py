@@ -27,7 +27,7 @@ from hypothesis.stateful import (
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Counts, Delivery, Job, JobId, Millis
-from proxy.jobs.policy import LOW_WAITS
+from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS
 from proxy.store.base import JobStore
 
 RETENTION = 5_000
@@ -258,7 +258,7 @@ class StoreModel(RuleBasedStateMachine):
     def take(self, limit: int, light_limit: int) -> Any:
         def first(light: bool, count: int) -> list[str]:
             waiting = [
-                (row.low and row.created + LOW_WAITS > self.now, row.place, job_id)
+                (row.low and row.created + LOW_PRIORITY_WAIT_MILLIS > self.now, row.place, job_id)
                 for job_id, row in self.rows.items()
                 if row.status is Status.IN_QUEUE and row.light is light
             ]
@@ -320,7 +320,9 @@ class StoreModel(RuleBasedStateMachine):
 
     # What time does
 
-    @rule(milliseconds=st.sampled_from([1, 999, RETENTION, 3 * RETENTION, LOW_WAITS]))
+    @rule(
+        milliseconds=st.sampled_from([1, 999, RETENTION, 3 * RETENTION, LOW_PRIORITY_WAIT_MILLIS])
+    )
     def time_passes(self, milliseconds: int) -> None:
         self.now += milliseconds
         over = {

@@ -7,7 +7,7 @@ from harness.data.jobs import submission
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Delivery, Job, JobError, Millis
-from proxy.jobs.policy import MAX_FAILURES, after_loss, after_try, deadline, is_stuck, overdue
+from proxy.jobs.policy import MAX_LOST_RUNS, after_loss, after_try, deadline, is_stuck, overdue
 
 LOST = JobError("worker_lost", "gone")
 
@@ -34,7 +34,7 @@ def test_a_queued_job_waits_until_its_queue_deadline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failures", "says"), [(1, "1 run of this was lost"), (2, "2 runs of this were lost")]
+    ("failures", "says"), [(1, "1 run of this job was lost"), (2, "2 runs of this job were lost")]
 )
 def test_a_job_that_waited_in_vain_after_lost_runs_says_so(failures: int, says: str) -> None:
     verdict = overdue(replace(queued(queued_until=Millis(4_000)), failures=failures), Millis(4_000))
@@ -77,7 +77,7 @@ def test_a_lost_run_fails_once_its_output_was_seen() -> None:
 
 
 def test_a_job_that_kills_its_workers_is_given_up() -> None:
-    verdict = after_loss(replace(taken(), failures=MAX_FAILURES - 1), LOST, output_left=False)
+    verdict = after_loss(replace(taken(), failures=MAX_LOST_RUNS - 1), LOST, output_left=False)
     assert verdict.event is Event.FAIL
     assert verdict.error is not None
     assert verdict.error.code == "gave_up"
