@@ -11,7 +11,7 @@ from harness.data.store_steps import T0, WORKER
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import JobError, JobId, Millis, Request
 from proxy.store.base import JobStore
-from proxy.store.memory import MOST_ENDED, MemoryStore
+from proxy.store.memory import ENDED_INTERACTIVE_MAX_JOBS, MemoryStore
 
 MOST, MOST_BYTES = 2_000, 4_000_000  # of the stores here
 RETENTION = 60_000
@@ -22,7 +22,7 @@ SWEPT = 100  # jobs of one
 @pytest.fixture
 def small() -> MemoryStore:
     """A store with smaller bounds."""
-    return MemoryStore(most_ended=MOST, most_ended_bytes=MOST_BYTES)
+    return MemoryStore(max_ended=MOST, max_ended_bytes=MOST_BYTES)
 
 
 async def end(store: JobStore, job_id: str, now: int, message: str = "", **more: Any) -> None:
@@ -121,18 +121,20 @@ async def test_only_interactive_jobs_that_have_ended_make_room(store: JobStore) 
     await store.settle(JobId("durable"), Event.CANCEL, now=T0)
     await store.submit(submission("waits", durable=True), T0)
     await store.submit(submission("queued"), T0)
-    for number in range(MOST_ENDED + 10):
+    for number in range(ENDED_INTERACTIVE_MAX_JOBS + 10):
         await store.submit(submission(f"{number}"), T0)
         assert await store.settle(
             JobId(f"{number}"), Event.CANCEL if number % 2 else Event.EXPIRE, now=T0
         )
-    assert [await is_there(store, f"{number}") for number in (9, 10, MOST_ENDED + 9)] == [
+    assert [
+        await is_there(store, f"{number}") for number in (9, 10, ENDED_INTERACTIVE_MAX_JOBS + 9)
+    ] == [
         False,
         True,
         True,
     ]
     assert await is_there(store, "durable")
-    assert await count(store) == MOST_ENDED + 3
+    assert await count(store) == ENDED_INTERACTIVE_MAX_JOBS + 3
     for name in ("waits", "queued"):
         job = await store.get(HERE, ALICE, JobId(name))
         assert job is not None

@@ -7,13 +7,13 @@ from harness.data.store_steps import T0, WORKER
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Input, Millis
 from proxy.store.base import StoreFullError
-from proxy.store.memory import JOB_BYTES, MemoryStore
+from proxy.store.memory import JOB_OVERHEAD_BYTES, MemoryStore
 
 BODY = Input(b"1" * 10_000)
 
 
 async def test_memory_is_full_at_some_time_and_has_room_again() -> None:
-    store = MemoryStore(most_bytes=2 * (len(BODY.body) + JOB_BYTES))
+    store = MemoryStore(max_bytes=2 * (len(BODY.body) + JOB_OVERHEAD_BYTES))
     await store.submit(submission("a", durable=True, work=BODY), T0)
     await store.submit(submission("b", durable=True, work=BODY), T0)
     with pytest.raises(StoreFullError):
@@ -28,4 +28,4 @@ async def test_memory_is_full_at_some_time_and_has_room_again() -> None:
         await store.submit(submission("c", durable=True, work=BODY), T0)
     await store.forget(Millis(T0 + 10**9), 100)
     await store.submit(submission("c", durable=True, work=BODY), T0)
-    assert store._bytes == len(BODY.body) + JOB_BYTES
+    assert store._bytes == len(BODY.body) + JOB_OVERHEAD_BYTES

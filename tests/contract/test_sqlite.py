@@ -19,7 +19,7 @@ from proxy.store.base import StoreUnavailableError
 from proxy.store.sqlite.database import MIGRATIONS
 from proxy.store.sqlite.rows import Row
 from proxy.store.sqlite.store import SqliteStore
-from proxy.store.sqlite.writes import TAKE_BYTES
+from proxy.store.sqlite.writes import TAKE_MAX_BODY_BYTES
 
 
 @asynccontextmanager
@@ -342,7 +342,7 @@ async def test_an_interactive_job_keeps_its_place_among_durable_ones_after_a_sta
 
 async def test_large_bodies_are_taken_a_few_at_a_time(tmp_path: Path) -> None:
     """A worker with many slots does not bring a whole queue of large jobs into memory; each of them has its turn."""
-    body = Input(b'"%b"' % (b"x" * (TAKE_BYTES // 2)))
+    body = Input(b'"%b"' % (b"x" * (TAKE_MAX_BODY_BYTES // 2)))
     async with opened(tmp_path / "jobs.db") as store:
         names = [str(number) for number in range(5)]
         for name in names:

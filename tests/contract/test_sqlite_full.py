@@ -18,7 +18,7 @@ from proxy.store.base import StoreFullError
 from proxy.store.sqlite.database import opened
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.store import SqliteStore
-from proxy.store.sqlite.writer import Writer, nothing
+from proxy.store.sqlite.writer import Writer, no_op
 from proxy.system import SystemDisk, ThreadRunner
 
 MEGABYTE = 1_000_000
@@ -163,8 +163,8 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
         async def write(size: int) -> int:
             return await writer.do(
                 lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(size),)).rowcount,
-                nothing,
-                nothing,
+                no_op,
+                no_op,
                 size,
             )
 
@@ -180,7 +180,7 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
         with pytest.raises(StoreFullError):
             await writer.do(
                 lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(MEGABYTE),)),
-                nothing,
+                no_op,
                 lambda: undone.append(1),
                 MEGABYTE,
             )

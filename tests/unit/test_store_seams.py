@@ -17,7 +17,7 @@ from proxy.store.sqlite import database
 from proxy.store.sqlite.disk import LockedError, Space
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.store import SqliteStore
-from proxy.store.sqlite.writer import MOST, Writer
+from proxy.store.sqlite.writer import MAX_WRITES_PER_COMMIT, Writer
 from proxy.system import SystemDisk
 
 GIGABYTE = 1_000_000_000
@@ -75,7 +75,7 @@ class MemoryDisk:
 async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> None:
     applied: list[int] = []
     undone: list[int] = []
-    number = MOST * 2 + 1
+    number = MAX_WRITES_PER_COMMIT * 2 + 1
     with database.opened(tmp_path / "jobs.db", SystemDisk()) as db:
         db.execute("CREATE TABLE numbers (number INTEGER UNIQUE)")
         writer = Writer(db, DiskSpace(tmp_path / "ballast", MemoryDisk()), InlineRunner)
