@@ -1,4 +1,4 @@
-"""What the linters cannot say about the shape of the code."""
+"""Rules of the code's structure that the linters cannot check."""
 
 import ast
 import re
@@ -10,10 +10,11 @@ from proxy.jobs.lifecycle import Status
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("proxy/**/*.py"), *ROOT.glob("worker_vllm/**/*.py")])
-LONGEST_FILE = 400
-BROAD_EXCEPTS = 13
+MAX_FILE_LINES = 400
+MAX_BROAD_EXCEPTS = 13
 PROXY = [path for path in SOURCES if path.is_relative_to(ROOT / "proxy")]
-# They run what they read, or guess what it is; forms are looked into by our own code, and one client is enough.
+# Modules that execute or guess the type of their input, form parsers (the proxy has its own), and
+# a second HTTP client.
 UNSAFE_MODULES = {
     "dill",
     "httpx",
@@ -27,20 +28,23 @@ UNSAFE_MODULES = {
 }
 UNSAFE_CALLS = {"__import__", "compile", "eval", "exec"}
 PATH_METHODS = {
-    *(
-        "chmod",
-        "exists",
-        "glob",
-        "is_dir",
-        "is_file",
-        "iterdir",
-        "mkdir",
-        "read_bytes",
-        "read_text",
-        "rename",
-        "resolve",
-    ),
-    *("rmdir", "stat", "touch", "unlink", "write_bytes", "write_text"),
+    "chmod",
+    "exists",
+    "glob",
+    "is_dir",
+    "is_file",
+    "iterdir",
+    "mkdir",
+    "read_bytes",
+    "read_text",
+    "rename",
+    "resolve",
+    "rmdir",
+    "stat",
+    "touch",
+    "unlink",
+    "write_bytes",
+    "write_text",
 }
 HASHED_BY_VALUE = {"JobId", "Status", "bytes", "int", "str"}
 SQL = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|PRAGMA|BEGIN|SAVEPOINT|ATTACH)\b")
@@ -51,19 +55,19 @@ def named(path: Path) -> str:
 
 
 @pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_a_file_fits_in_the_head(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+def test_a_file_has_at_most_400_lines(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
 
 
-def test_only_the_lifecycle_spells_a_status() -> None:
-    """Anywhere else a status is a member of the enum, so that no second table can grow."""
-    spelled = {
+def test_only_the_lifecycle_contains_status_names() -> None:
+    """Other modules use the members of the enum, so that there is only one table."""
+    found = {
         named(path)
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
         if isinstance(node, ast.Constant) and node.value in set(Status)
     }
-    assert spelled <= {"proxy/jobs/lifecycle.py"}
+    assert found <= {"proxy/jobs/lifecycle.py"}
 
 
 def test_the_environment_is_read_in_two_files() -> None:
@@ -85,38 +89,34 @@ def test_broad_excepts_are_few() -> None:
         for path in SOURCES
         for _ in re.findall(r"except (Base)?Exception\b", path.read_text())
     ]
-    assert len(broad) <= BROAD_EXCEPTS, broad
+    assert len(broad) <= MAX_BROAD_EXCEPTS, broad
 
 
-def test_importing_does_nothing_at_module_level() -> None:
-    """No module makes a client, a cache or a thread when it is imported: calls at module level are of a known few."""
+def test_importing_has_no_side_effects() -> None:
+    """No import creates a client, a cache or a thread: module-level calls must be in a list."""
     harmless = {
-        *(
-            "TypeVar",
-            "NewType",
-            "compile",
-            "structlog.get_logger",
-            "frozenset",
-            "Millis",
-            "JobError",
-            "Owner",
-        ),
-        *(
-            "typer.Typer",
-            "Dialect",
-            "stored_key",
-            "Principal",
-            "Route",
-            "Row",
-            "set",
-            "tuple",
-            "dict",
-            "sorted",
-            "range",
-            "float",
-            "Path",
-            "ip_network",
-        ),
+        "TypeVar",
+        "NewType",
+        "compile",
+        "structlog.get_logger",
+        "frozenset",
+        "Millis",
+        "JobError",
+        "Owner",
+        "typer.Typer",
+        "Dialect",
+        "stored_key",
+        "Principal",
+        "Route",
+        "Row",
+        "set",
+        "tuple",
+        "dict",
+        "sorted",
+        "range",
+        "float",
+        "Path",
+        "ip_network",
     }
     found = {
         (named(path), ast.unparse(node.value.func))
@@ -134,8 +134,11 @@ def test_importing_does_nothing_at_module_level() -> None:
     assert not {entry for entry in unknown if not entry[1].startswith(("msgspec.", "re."))}
 
 
-def test_the_core_touches_no_file_but_through_its_disk() -> None:
-    """The linter (TID251) keeps clock, chance and operating system away; the methods of a path are for this test."""
+def test_the_core_accesses_files_through_its_disk_only() -> None:
+    """Methods of `Path` are only called on a `Disk`.
+
+    The linter (TID251) bans the modules of clock, random numbers and operating system.
+    """
     found = {
         f"{named(path)}: {ast.unparse(node)}"
         for path in PROXY
@@ -154,8 +157,11 @@ def test_the_core_touches_no_file_but_through_its_disk() -> None:
     assert not found
 
 
-def test_sets_hold_values_not_objects() -> None:
-    """Sets of objects iterate in the order of memory addresses, which no seed repeats. Use a dict of None instead."""
+def test_sets_contain_values_instead_of_objects() -> None:
+    """A set of objects iterates in the order of memory addresses, which no seed reproduces.
+
+    Use a dict with values of None instead.
+    """
     found = {
         f"{named(path)}: {ast.unparse(node)}"
         for path in SOURCES
@@ -168,7 +174,7 @@ def test_sets_hold_values_not_objects() -> None:
 
 
 @pytest.mark.parametrize("path", PROXY, ids=named)
-def test_the_proxy_runs_nothing_that_it_reads(path: Path) -> None:
+def test_the_proxy_does_not_execute_its_input(path: Path) -> None:
     nodes = list(ast.walk(ast.parse(path.read_text())))
     imported = {
         alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
@@ -186,23 +192,22 @@ def test_the_proxy_runs_nothing_that_it_reads(path: Path) -> None:
 
 
 @pytest.mark.parametrize("path", PROXY, ids=named)
-def test_values_come_into_sql_as_parameters_only(path: Path) -> None:
-    """A statement is a constant; what an f-string puts into one is a constant of the module, or a schema's version."""
-    assert not [
-        put for put in put_into_sql(path.read_text()) if not (put.isupper() or "version" in put)
-    ]
+def test_values_are_parameters_of_sql_statements(path: Path) -> None:
+    """A statement is a constant; it may include module constants and a schema version."""
+    inserted = inserted_into_sql(path.read_text())
+    assert not [value for value in inserted if not (value.isupper() or "version" in value)]
 
 
-def test_a_value_in_a_statement_would_be_found() -> None:
-    assert put_into_sql("db.execute(f'SELECT * FROM jobs WHERE id = {job_id}')") == ["job_id"]
-    assert put_into_sql("db.execute('SELECT ' + name)") == ["'SELECT ' + name"]
-    assert put_into_sql("db.execute('SELECT %s' % name)") == ["'SELECT %s' % name"]
-    assert put_into_sql("db.execute('SELECT {}'.format(name))") == ["'SELECT {}'.format(name)"]
-    assert put_into_sql("db.execute('SELECT ?', (name,))") == []
+def test_a_value_in_a_statement_is_found() -> None:
+    assert inserted_into_sql("db.execute(f'SELECT * FROM jobs WHERE id = {job_id}')") == ["job_id"]
+    assert inserted_into_sql("db.execute('SELECT ' + name)") == ["'SELECT ' + name"]
+    assert inserted_into_sql("db.execute('SELECT %s' % name)") == ["'SELECT %s' % name"]
+    assert inserted_into_sql("db.execute('SELECT {}'.format(name))") == ["'SELECT {}'.format(name)"]
+    assert inserted_into_sql("db.execute('SELECT ?', (name,))") == []
 
 
-def put_into_sql(source: str) -> list[str]:
-    """What is put into text that looks like a statement, as the source has it."""
+def inserted_into_sql(source: str) -> list[str]:
+    """Return the source of each expression that is inserted into a string with SQL keywords."""
     found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         match node:
