@@ -1,4 +1,4 @@
-"""Draw docs/lifecycle.md from the lifecycle table."""
+"""Generate docs/lifecycle.md from the lifecycle table."""
 
 import sys
 from pathlib import Path
@@ -8,10 +8,10 @@ sys.path.insert(0, str(ROOT))
 
 from proxy.jobs.lifecycle import TRANSITIONS, mermaid  # noqa: E402 - after the path is known
 
-PAGE = """# The life of a job
+PAGE = """# The lifecycle of a job
 
-Drawn by `python3 scripts/draw_lifecycle.py` from the one table in `proxy/jobs/lifecycle.py`; a test holds the two
-together.
+`python3 scripts/draw_lifecycle.py` generates this page from the table in `proxy/jobs/lifecycle.py`. A test checks that
+the page is up to date.
 
 ```mermaid
 {diagram}```
@@ -20,13 +20,14 @@ together.
 |---|---|---|
 {rows}
 
-What is absent is illegal. `attempt` grows at every `take` and never falls; it is the only fence. `failures` counts lost
-runs and is set to 0 by `retry`; at three the job fails instead of being released.
+Any other pair of status and event is illegal. `attempt` grows at every `take` and never decreases; it is the fencing
+token. `failures` counts lost runs and is reset to 0 by `retry`; after three lost runs the job fails instead of being
+released.
 """
 
 
 def main() -> None:
-    """Write the page."""
+    """Write the page, with the diagram and the table of events."""
     rows = "\n".join(
         f"| {event} | {', '.join(sorted(transition.sources))} | {transition.target} |"
         for event, transition in TRANSITIONS.items()

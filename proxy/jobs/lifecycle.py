@@ -88,11 +88,9 @@ def advance(status: Status, event: Event) -> Status | None:
 
 def mermaid() -> str:
     """Return the table as a Mermaid state diagram, for the documentation."""
-    arrows = [
-        f"    {source} --> {transition.target}: {event}"
-        for event, transition in TRANSITIONS.items()
-        for source in sorted(transition.sources)
-    ]
-    starts = [f"    [*] --> {Status.IN_QUEUE}: submit"]
-    ends = [f"    {status} --> [*]: forget" for status in sorted(TERMINAL)]
-    return "\n".join(["stateDiagram-v2", *starts, *arrows, *ends]) + "\n"
+    lines = ["stateDiagram-v2", f"    [*] --> {Status.IN_QUEUE}: submit"]
+    for event, transition in TRANSITIONS.items():
+        sources = sorted(transition.sources)
+        lines += [f"    {source} --> {transition.target}: {event}" for source in sources]
+    lines += [f"    {status} --> [*]: forget" for status in sorted(TERMINAL)]
+    return "\n".join(lines) + "\n"

@@ -95,7 +95,7 @@ class Job:
     taken_at: Millis | None = None
     finished_at: Millis | None = None
     error: JobError | None = None
-    # JSON. None if the output is the list in the output log, or if there is no output.
+    # JSON. None if the output is the list in the output log, or if the job has none.
     output: bytes | None = None
     # The cursor up to which a client has read the output. Output that was read is never produced
     # a second time.

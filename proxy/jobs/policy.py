@@ -6,7 +6,7 @@ from typing import NamedTuple
 from proxy.jobs.lifecycle import Event, Status, advance
 from proxy.jobs.model import Delivery, Job, JobError, Millis
 
-# A job of low priority that is older than this is served like a job of normal priority.
+# A job of low priority that has waited this long is served like a job of normal priority.
 LOW_PRIORITY_WAIT_MILLIS = Millis(60_000)
 
 # After this many lost runs, the job itself is assumed to crash its workers.
@@ -51,16 +51,16 @@ def overdue(job: Job, now: Millis) -> Verdict | None:
             JobError("execution_timeout", f"The job ran for longer than {seconds:g} seconds."),
         )
     if job.status is Status.IN_QUEUE and moment != job.submission.expires_at:
-        return Verdict(Event.EXPIRE, _unserved(job, (now - job.created_at) / 1000))
+        return Verdict(Event.EXPIRE, _queue_timeout_error(job, (now - job.created_at) / 1000))
     return Verdict(
         Event.EXPIRE, JobError("expired", "The job did not finish within its time to live.")
     )
 
 
-def _unserved(job: Job, seconds: float) -> JobError:
+def _queue_timeout_error(job: Job, seconds: float) -> JobError:
     """Return the error of a job that no worker has taken in time.
 
-    A job that has run gets `worker_lost`, which asks for no retry: see `api.errors`.
+    A job that has run gets `worker_lost`, which does not invite a retry (see `api.errors`).
     """
     if not job.failures:
         return JobError(

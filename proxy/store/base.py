@@ -67,7 +67,7 @@ class JobStore(Protocol):
         """Append a new job to the queue of its endpoint, IN_QUEUE and with attempt 0.
 
         Idempotent: if a job with this id exists, it is returned unchanged. Raises `StoreFullError`,
-        without any effect, if there is no space for a durable job.
+        without any effect, if a durable job does not fit.
         """
         ...
 

@@ -134,9 +134,8 @@ class MemoryStore:
     async def take(
         self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
     ) -> Sequence[Job]:
-        places = self._index.pop(endpoint, limit, now, light=False) + self._index.pop(
-            endpoint, light_limit, now, light=True
-        )
+        places = self._index.pop(endpoint, limit, now, light=False)
+        places += self._index.pop(endpoint, light_limit, now, light=True)
         return [self.hand_out(place.job_id, worker, now) for place in places]
 
     def hand_out(self, job_id: JobId, worker: WorkerId, now: Millis) -> Job:
@@ -199,11 +198,8 @@ class MemoryStore:
     async def purge(
         self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
     ) -> Sequence[Job]:
-        waiting = [
-            place
-            for light in (False, True)
-            for place in self._index.pop_owned(endpoint, owner, light=light)
-        ]
+        waiting = self._index.pop_owned(endpoint, owner, light=False)
+        waiting += self._index.pop_owned(endpoint, owner, light=True)
         purged = [
             await self.settle(place.job_id, Event.CANCEL, now=now, error=error) for place in waiting
         ]

@@ -5,7 +5,7 @@ import random
 from proxy.jobs.model import JobId, Millis
 from proxy.store.deadlines import BUCKET_MILLIS, EMPTY_BUCKETS_MIN, DeadlineIndex
 
-DAY = 24 * 3600_000
+DAY_MILLIS = 24 * 3600_000
 
 
 def test_removed_deadlines_leave_no_buckets_behind() -> None:
@@ -13,7 +13,7 @@ def test_removed_deadlines_leave_no_buckets_behind() -> None:
     index = DeadlineIndex()
     for second in range(20_000):
         job_id = JobId(f"job-{second}")
-        index.set(job_id, Millis(second * 1000 + DAY))
+        index.set(job_id, Millis(second * 1000 + DAY_MILLIS))
         index.set(job_id, None)
     assert len(index._buckets) <= EMPTY_BUCKETS_MIN + 1
     assert len(index._order) <= EMPTY_BUCKETS_MIN + 1

@@ -38,9 +38,8 @@ def test_only_retry_leaves_a_terminal_status() -> None:
 def test_every_status_can_be_reached() -> None:
     reached = {Status.IN_QUEUE}
     for _ in Status:
-        reached |= {
-            target for status in reached for event in Event if (target := advance(status, event))
-        }
+        for event in Event:
+            reached |= {target for status in reached if (target := advance(status, event))}
     assert reached == set(Status)
 
 

@@ -144,11 +144,8 @@ class SqliteStore:
     async def purge(
         self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
     ) -> Sequence[Job]:
-        waiting = [
-            place
-            for light in (False, True)
-            for place in self._index.pop_owned(endpoint, owner, light=light)
-        ]
+        waiting = self._index.pop_owned(endpoint, owner, light=False)
+        waiting += self._index.pop_owned(endpoint, owner, light=True)
         settled = [
             await self._memory.settle(place.job_id, Event.CANCEL, now=now, error=error)
             for place in waiting
