@@ -1,19 +1,23 @@
-"""The life of a job, as one table. Everything that changes a job's status goes through it.
+"""The lifecycle of a job, as one table. Every change of a job's status is taken from it.
 
-Rule 1: each event has exactly one target. So every write of a store is one conditional write, "set the status to the
-event's target where the status is one of its sources", and the number of rows it changed is the verdict. Nothing
-reads, thinks and then writes, so two events that race cannot both win.
+Rule 1: each event has exactly one target. Every write of a store is therefore one conditional
+write, "set the status to the event's target if it is one of the event's sources", and the number
+of changed rows is the verdict. No code reads a status, decides, and then writes, so two events
+that race cannot both take effect.
 
-Rule 2: what is absent is illegal. A terminal status has no way out but `retry`, so the first end of a job is its end.
+Rule 2: a pair of status and event that is not in the table is illegal. Only `retry` leaves a
+terminal status, so the first end of a job is final.
 
-Rule 3: an event that comes too late is normal (a worker finishes what was just cancelled). It is a result, `None`, that
-is counted; it is not an error.
+Rule 3: an event that arrives too late is normal, for example when a worker finishes a job that has
+just been cancelled. It gives the result `None`, which is counted; it is not an error.
 
-Rule 4: the fence is `attempt`. It grows at every `take`, never falls, and also `retry` keeps it; a worker's events name
-the attempt they belong to, and one that names an older attempt changes nothing. `failures` is another number: how
-often a run was lost since the job was submitted or retried. `policy.py` gives up at three.
+Rule 4: `attempt` is the fencing token. It grows at every `take` and never decreases; `retry` keeps
+it. The events of a worker name their attempt, and an event with an older attempt changes nothing.
+`failures` is a different number: it counts the lost runs since the job was submitted or retried.
+After `policy.MAX_LOST_RUNS` lost runs the job fails.
 
-`docs/lifecycle.md` is drawn from this table by `scripts/draw_lifecycle.py`, and a test holds the two together.
+`scripts/draw_lifecycle.py` generates `docs/lifecycle.md` from this table, and a test checks that
+the page is up to date.
 """
 
 from enum import StrEnum, unique
@@ -22,7 +26,7 @@ from typing import NamedTuple
 
 @unique
 class Status(StrEnum):
-    """Where a job stands; the names are the public API's."""
+    """The status of a job, with the names of the public API."""
 
     IN_QUEUE = "IN_QUEUE"
     IN_PROGRESS = "IN_PROGRESS"
@@ -34,19 +38,26 @@ class Status(StrEnum):
 
 @unique
 class Event(StrEnum):
-    """What can happen to a job."""
+    """An event that can change the status of a job."""
 
-    TAKE = "take"  # dispatch hands it to a worker
-    COMPLETE = "complete"  # the worker finished it
-    FAIL = "fail"  # the worker says so, or policy, when its runs were lost too often
-    RELEASE = "release"  # back to the front of the queue: the worker was lost, or hands it back
-    CANCEL = "cancel"  # the client asks, or has left
-    EXPIRE = "expire"  # a deadline has passed
-    RETRY = "retry"  # the client asks for another go
+    # The dispatcher hands the job to a worker.
+    TAKE = "take"
+    # The worker has finished the job.
+    COMPLETE = "complete"
+    # The worker reports a failure, or too many runs of the job were lost.
+    FAIL = "fail"
+    # The worker was lost or has returned the job, which goes back to the front of the queue.
+    RELEASE = "release"
+    # The client has cancelled the job or, for an interactive job, has disconnected.
+    CANCEL = "cancel"
+    # A deadline has passed.
+    EXPIRE = "expire"
+    # The client has asked to run the job again.
+    RETRY = "retry"
 
 
 class Transition(NamedTuple):
-    """An event may happen in these statuses and leads to that one."""
+    """The statuses in which an event is legal, and the status after it."""
 
     sources: frozenset[Status]
     target: Status
@@ -70,18 +81,16 @@ TERMINAL = frozenset(Status) - {Status.IN_QUEUE, Status.IN_PROGRESS}
 
 
 def advance(status: Status, event: Event) -> Status | None:
-    """The status after the event, or None when the event cannot happen in this one."""
+    """Return the status after an event, or None if the event is illegal in this status."""
     transition = TRANSITIONS[event]
     return transition.target if status in transition.sources else None
 
 
 def mermaid() -> str:
-    """The table as a Mermaid state diagram, for the documentation."""
-    arrows = [
-        f"    {source} --> {transition.target}: {event}"
-        for event, transition in TRANSITIONS.items()
-        for source in sorted(transition.sources)
-    ]
-    starts = [f"    [*] --> {Status.IN_QUEUE}: submit"]
-    ends = [f"    {status} --> [*]: forget" for status in sorted(TERMINAL)]
-    return "\n".join(["stateDiagram-v2", *starts, *arrows, *ends]) + "\n"
+    """Return the table as a Mermaid state diagram, for the documentation."""
+    lines = ["stateDiagram-v2", f"    [*] --> {Status.IN_QUEUE}: submit"]
+    for event, transition in TRANSITIONS.items():
+        sources = sorted(transition.sources)
+        lines += [f"    {source} --> {transition.target}: {event}" for source in sources]
+    lines += [f"    {status} --> [*]: forget" for status in sorted(TERMINAL)]
+    return "\n".join(lines) + "\n"

@@ -1,4 +1,4 @@
-"""The nouns of the core: frozen values, made at the edges and passed inward."""
+"""The value types of the core: immutable, created at the edges and passed inward."""
 
 from dataclasses import dataclass, replace
 from typing import NewType, TypeAlias
@@ -10,12 +10,12 @@ EndpointId = NewType("EndpointId", str)
 WorkerId = NewType("WorkerId", str)
 Owner = NewType("Owner", str)
 Millis = NewType("Millis", int)
-"""A moment, in milliseconds since the epoch, or a length of time in milliseconds."""
+"""A point in time, in milliseconds since the Unix epoch, or a duration in milliseconds."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What a worker should do: one call of the engine's HTTP API. The body is the client's, byte for byte."""
+    """Work of a worker: one call of the engine's HTTP API, with the client's unchanged body."""
 
     method: str
     path: str
@@ -25,7 +25,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Input:
-    """What a worker's handler should do: the `input` that the client gave, as the JSON text that it was."""
+    """Work of a worker's handler: the client's `input`, as its unchanged JSON text."""
 
     body: bytes
 
@@ -35,7 +35,7 @@ Work: TypeAlias = Request | Input
 
 @dataclass(frozen=True, slots=True)
 class JobError:
-    """Why a job has no result: a code for programs, a sentence for people."""
+    """The reason that a job has no result: a code for programs and a message for people."""
 
     code: str
     message: str
@@ -43,35 +43,49 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A job before the store has it."""
+    """A new job, before it is in the store.
+
+    Durable jobs are acknowledged after the commit and kept after their end; an interactive job
+    lives as long as its client's connection.
+    """
 
     id: JobId
     endpoint: EndpointId
     owner: Owner
     work: Work
-    durable: bool  # acknowledged after commit, kept after its end; an interactive job lives with its client
-    light: bool  # takes no slot: tokenizing and the like
+    durable: bool
+    # Takes no slot of a worker: for example, tokenization.
+    light: bool
     low_priority: bool
-    queued_until: Millis | None  # TIMED_OUT when it still waits then
-    expires_at: Millis | None  # TIMED_OUT when it is unfinished then
-    execution_timeout: Millis  # TIMED_OUT when one run takes longer
-    retention: Millis  # forgotten this long after its end
-    webhook: str | None = None  # who is told of its end
-    s3_config: bytes | None = None  # for the worker only; sealed, never as the client gave it
+    # TIMED_OUT if the job is still queued at this time.
+    queued_until: Millis | None
+    # TIMED_OUT if the job is unfinished at this time.
+    expires_at: Millis | None
+    # TIMED_OUT if one run takes longer than this duration.
+    execution_timeout: Millis
+    # The job is deleted this long after its end.
+    retention: Millis
+    # The URL that is notified when the job ends.
+    webhook: str | None = None
+    # For the worker only. Encrypted; the plain text is never stored.
+    s3_config: bytes | None = None
 
     def without_body(self) -> "Submission":
-        """The same without what the client sent for the worker."""
+        """Return a copy without the request body and `s3_config`."""
         return replace(self, work=replace(self.work, body=b""), s3_config=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job as the store has it. Only a store makes a new version of one, and only as the lifecycle table allows."""
+    """A job in the store.
+
+    Only a store creates new versions of it, and only as the lifecycle table allows.
+    """
 
     submission: Submission
-    sequence: (
-        int  # its place in line; kept by `release`, so it goes to the front, and new at `retry`
-    )
+    # The order in the queue. `release` keeps it, so that the job returns to the front; `retry`
+    # assigns a new one.
+    sequence: int
     status: Status
     created_at: Millis
     attempt: int = 0
@@ -81,41 +95,44 @@ class Job:
     taken_at: Millis | None = None
     finished_at: Millis | None = None
     error: JobError | None = None
-    output: bytes | None = (
-        None  # JSON; None where the output is the list in its log, or there is none
-    )
-    consumed_cursor: int = (
-        0  # the cursor up to which a client has taken its output; what was taken is never made anew
-    )
+    # JSON. None if the output is the list in the output log, or if the job has none.
+    output: bytes | None = None
+    # The cursor up to which a client has read the output. Output that was read is never produced
+    # a second time.
+    consumed_cursor: int = 0
     last_event: Event | None = None
 
     @property
     def id(self) -> JobId:
-        """The id that the client knows."""
         return self.submission.id
 
     @property
     def endpoint(self) -> EndpointId:
-        """The endpoint in whose queue it stands."""
         return self.submission.endpoint
 
     @property
     def is_terminal(self) -> bool:
-        """Whether it has ended."""
+        """True if the job has ended."""
         return self.status in TERMINAL
 
     def without_body(self) -> "Job":
-        """The job as its client sees it: without what it sent for the worker."""
+        """Return the job as clients see it: without the request body and `s3_config`."""
         return replace(self, submission=self.submission.without_body())
 
     def outline(self) -> "Job":
-        """The job as lists have it: without the request's body, `s3_config` and output, which can be large."""
+        """Return the job for a listing: without request body, `s3_config` and output.
+
+        These are the values that can be large.
+        """
         return replace(self, submission=self.submission.without_body(), output=None)
 
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A webhook that has to arrive: the end of this attempt of this job, told for the `tries + 1`st time."""
+    """A pending webhook: the notification that this attempt of a job has ended.
+
+    `tries` is the number of deliveries that have failed so far.
+    """
 
     job: Job
     tries: int
@@ -123,7 +140,10 @@ class Delivery:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """How many jobs of an endpoint stand where; the ended ones count since the store began."""
+    """The number of an endpoint's jobs by status.
+
+    Ended jobs and retries are counted since the store was created.
+    """
 
     in_queue: int = 0
     in_progress: int = 0
@@ -136,7 +156,8 @@ class Counts:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How a job ended, as its client is told. Every job has exactly one."""
+    """The end of a job, as reported to its client. Every job has exactly one."""
 
-    answered: bool  # the engine's answer is whole, and is the client's (it may be an error answer)
+    # True if the client gets the complete response of the engine, which may be an error response.
+    answered: bool
     error: JobError | None = None

@@ -1,4 +1,4 @@
-"""Decisions about a job, as functions of the job and the time."""
+"""Decisions about a job, as pure functions of the job and the time."""
 
 from collections.abc import Collection
 from typing import NamedTuple
@@ -6,21 +6,28 @@ from typing import NamedTuple
 from proxy.jobs.lifecycle import Event, Status, advance
 from proxy.jobs.model import Delivery, Job, JobError, Millis
 
-LOW_WAITS = Millis(60_000)  # a job of low priority that has waited so long is served like any other
-MAX_FAILURES = 3  # a job whose run was lost this often is what kills the workers
-MAX_TRIES = 3  # of a delivery
-TRY_AGAIN = Millis(10_000)  # after one that failed
+# A job of low priority that has waited this long is served like a job of normal priority.
+LOW_PRIORITY_WAIT_MILLIS = Millis(60_000)
+
+# After this many lost runs, the job itself is assumed to crash its workers.
+MAX_LOST_RUNS = 3
+
+MAX_DELIVERY_TRIES = 3
+DELIVERY_RETRY_MILLIS = Millis(10_000)
 
 
 class Verdict(NamedTuple):
-    """What to do with a job: the event to raise, and for an end without a result, why."""
+    """A decision about a job: the event to apply and, for an end without a result, the error."""
 
     event: Event
     error: JobError | None = None
 
 
 def deadline(job: Job) -> Millis | None:
-    """The first moment at which `overdue` will say something about this job, if it stays as it is."""
+    """Return the earliest time at which `overdue` gives a verdict on this job, or None if never.
+
+    The time is valid until the job's next event.
+    """
     moments = [job.submission.expires_at]
     match job.status:
         case Status.IN_QUEUE:
@@ -33,7 +40,7 @@ def deadline(job: Job) -> Millis | None:
 
 
 def overdue(job: Job, now: Millis) -> Verdict | None:
-    """The end of a job whose time is up, or None."""
+    """Return the verdict on a job whose deadline has passed, or None if it has not."""
     moment = deadline(job)
     if moment is None or moment > now:
         return None
@@ -44,29 +51,38 @@ def overdue(job: Job, now: Millis) -> Verdict | None:
             JobError("execution_timeout", f"The job ran for longer than {seconds:g} seconds."),
         )
     if job.status is Status.IN_QUEUE and moment != job.submission.expires_at:
-        return Verdict(Event.EXPIRE, _unserved(job, (now - job.created_at) / 1000))
-    return Verdict(Event.EXPIRE, JobError("expired", "The job's time to live has ended."))
-
-
-def _unserved(job: Job, seconds: float) -> JobError:
-    """Why a job waited in vain. One that has run is not told to come again: see `worker_lost` in `api.errors`."""
-    if not job.failures:
-        return JobError("no_workers", f"No worker was free to take this within {seconds:.0f} s.")
-    runs = (
-        "1 run of this was lost" if job.failures == 1 else f"{job.failures} runs of this were lost"
+        return Verdict(Event.EXPIRE, _queue_timeout_error(job, (now - job.created_at) / 1000))
+    return Verdict(
+        Event.EXPIRE, JobError("expired", "The job did not finish within its time to live.")
     )
+
+
+def _queue_timeout_error(job: Job, seconds: float) -> JobError:
+    """Return the error of a job that no worker has taken in time.
+
+    A job that has run gets `worker_lost`, which does not invite a retry (see `api.errors`).
+    """
+    if not job.failures:
+        return JobError(
+            "no_workers", f"No worker was free to take this job within {seconds:.0f} s."
+        )
+    lost = "1 run of this job was" if job.failures == 1 else f"{job.failures} runs of this job were"
     return JobError(
-        "worker_lost", f"{runs}, and no worker was free to run it again within {seconds:.0f} s."
+        "worker_lost",
+        f"{lost} lost, and no worker was free to run it again within {seconds:.0f} s.",
     )
 
 
 def yields(job: Job, now: Millis) -> bool:
-    """Whether jobs of normal priority that came later are served before this one."""
-    return job.submission.low_priority and now < job.created_at + LOW_WAITS
+    """Return True if later jobs of normal priority are served before this one."""
+    return job.submission.low_priority and now < job.created_at + LOW_PRIORITY_WAIT_MILLIS
 
 
 def is_body_needed(job: Job) -> bool:
-    """Whether anybody can still ask for what the client sent: a worker, a retry, or the webhook, which is told it."""
+    """Return True if the request body can still be needed.
+
+    Its users are a worker, a retry, and the webhook, whose notification includes it.
+    """
     if not job.is_terminal:
         return True
     is_retriable = advance(job.status, Event.RETRY) is not None
@@ -74,27 +90,31 @@ def is_body_needed(job: Job) -> bool:
 
 
 def after_loss(job: Job, why: JobError, *, output_left: bool) -> Verdict:
-    """What becomes of a job whose run was lost.
+    """Return the verdict on a job whose run was lost.
 
-    Before any byte of output has left for the client, another worker runs it and the client sees only a delay. After
-    that it fails: running it again would repeat text. A job that was lost `MAX_FAILURES` times is not tried again.
+    If no byte of output has been sent to the client, another worker runs the job, and the client
+    sees only a delay. Otherwise the job fails, because a second run would repeat output. A job that
+    has lost `MAX_LOST_RUNS` runs fails too.
     """
     if output_left:
         return Verdict(Event.FAIL, why)
-    if job.failures + 1 >= MAX_FAILURES:
-        message = f"Given up after {job.failures + 1} runs were lost. The last: {why.message}"
+    if job.failures + 1 >= MAX_LOST_RUNS:
+        message = (
+            f"Given up after {job.failures + 1} runs were lost. Cause of the last: {why.message}"
+        )
         return Verdict(Event.FAIL, JobError("gave_up", message))
     return Verdict(Event.RELEASE)
 
 
 def is_stuck(stopped: Collection[float | None], now: float, grace: float) -> bool:
-    """Whether a worker does nothing but hold on to runs that it was told to stop, each for longer than the grace.
+    """Return True if a worker only holds runs that it should have stopped longer than `grace` ago.
 
-    `stopped`: for every run that it holds, when it was told to; None if it was not. In seconds.
+    `stopped` has the time of the stop request of each run that the worker holds, or None if the
+    run was not stopped. All times are in seconds.
     """
     return bool(stopped) and all(moment is not None and now - moment > grace for moment in stopped)
 
 
 def after_try(delivery: Delivery, now: Millis) -> Millis | None:
-    """When a delivery that has just failed is tried again; None when it is given up."""
-    return Millis(now + TRY_AGAIN) if delivery.tries + 1 < MAX_TRIES else None
+    """Return the time of the next try after a failed delivery, or None to end the delivery."""
+    return Millis(now + DELIVERY_RETRY_MILLIS) if delivery.tries + 1 < MAX_DELIVERY_TRIES else None

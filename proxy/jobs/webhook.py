@@ -1,4 +1,4 @@
-"""Who is told by a webhook."""
+"""The receiver of a webhook."""
 
 import re
 
@@ -6,6 +6,9 @@ _RECEIVER = re.compile(r"(https?)://(?:[^/?#\\@]*@)?([a-z0-9._-]+|\[[0-9a-f:.]+\
 
 
 def receiver(webhook: str | None) -> str:
-    """Scheme and host, of any text; empty if there is none. The rest may hold secrets, and is in no log."""
+    """Return the scheme and host of a webhook URL, or an empty string if the text has none.
+
+    The other parts of a URL may contain secrets, so they must not be logged.
+    """
     found = _RECEIVER.match(webhook or "")
     return "" if found is None else f"{found[1]}://{found[2]}".lower()

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from proxy.jobs.model import Job, Millis
-from proxy.jobs.policy import LOW_WAITS, yields
+from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS, yields
 from proxy.service.fleet import Worker
 
 
@@ -15,7 +15,7 @@ def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
     if not ready:
         return f"{_count(len(workers), 'worker')} connected, none of them ready yet."
     later = (
-        f" Jobs of normal priority go first until it has waited for {LOW_WAITS // 1000} s."
+        f" Jobs of normal priority go first until it has waited for {LOW_PRIORITY_WAIT_MILLIS // 1000} s."
         if yields(job, now)
         else ""
     )

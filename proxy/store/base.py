@@ -1,4 +1,7 @@
-"""The contract of a job store. These docstrings are its specification; `tests/contract/` holds every store to it."""
+"""The contract of a job store.
+
+These docstrings are the specification. `tests/contract/` checks every implementation against it.
+"""
 
 from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
@@ -20,55 +23,65 @@ from proxy.jobs.model import (
 
 
 class StoreFullError(Exception):
-    """There is no room: for another durable job, or, worse, for anything that would have to be written."""
+    """The store has no space for another durable job or, in the worst case, for any write."""
 
 
 class StoreUnavailableError(Exception):
-    """The store cannot be opened. The message says why, and what to do."""
+    """The store cannot be opened. The message names the reason and the remedy."""
 
 
 class JobStore(Protocol):
-    """Where jobs are, in which order they leave the queue, and the one place where their status changes.
+    """A store of jobs. It orders the queues, and only it changes the status of a job.
 
-    Every write is one conditional write taken from the lifecycle table: it happens whole, or the answer says that the
-    moment has passed. Time is always an argument; a store has no clock. What has been acknowledged for a durable job
-    (the method has returned) survives whatever the store promises to survive. Methods are safe to call concurrently,
-    and a caller that is cancelled leaves either the whole effect or none.
+    Every change of a status is one conditional write, taken from the lifecycle table: it either
+    takes effect completely, or the returned None says that the job was no longer in a suitable
+    status. Time is always an argument; a store has no clock. A write for a durable job is
+    acknowledged when the method returns; from then on it survives every failure that the store
+    is specified to survive. Methods are safe to call concurrently. If a caller is cancelled, its
+    call takes effect either completely or not at all.
 
-    A store that has a place for them keeps durable jobs written as long as it can: `submit` is refused long before
-    there is no room for the rest. When there is none left even so, any method that writes about a durable job may raise
-    `StoreFullError`; it has had no effect then, and will be possible again.
+    A store of limited capacity keeps space for the jobs that it already has: `submit` is rejected
+    long before the other writes fail. If the space is exhausted nevertheless, any method that
+    writes a durable job may raise `StoreFullError`. It has had no effect then, and can be repeated
+    when there is space again.
     """
 
     durable: bool
-    """Whether what was acknowledged for a durable job survives the end of the process."""
+    """True if acknowledged writes of durable jobs survive the end of the process."""
 
     def open(self) -> AbstractAsyncContextManager[None]:
-        """Open the store, once, before anything else; leaving closes it. Raises `StoreUnavailableError`."""
+        """Open the store, once, before any other call. Leaving the context closes it.
+
+        Raises `StoreUnavailableError`.
+        """
         ...
 
     async def running(self) -> Sequence[Job]:
-        """Outlines of all durable jobs that are IN_PROGRESS: for a start, when their workers are still to come back."""
+        """Return outlines of all durable jobs that are IN_PROGRESS.
+
+        The proxy calls this when it starts, before the workers of these jobs have reconnected.
+        """
         ...
 
     async def submit(self, submission: Submission, now: Millis) -> Job:
-        """Put a new job at the end of its endpoint's queue; it is IN_QUEUE and its attempt is 0.
+        """Append a new job to the queue of its endpoint, IN_QUEUE and with attempt 0.
 
-        An id that is already there gives the job that is there, unchanged: a submit may be repeated. Raises
-        `StoreFullError`, and has no effect, when there is no room for a durable job.
+        Idempotent: if a job with this id exists, it is returned unchanged. Raises `StoreFullError`,
+        without any effect, if a durable job does not fit.
         """
         ...
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
-        """The job, or None when this owner has none by this id on this endpoint (nothing tells these cases apart).
+        """Return a job without the request body and `s3_config`.
 
-        Without the request's body and `s3_config`: no client is shown them, and one that asks again and again must not
-        bring 20 MB into memory with each question.
+        None if this owner has no job with this id on this endpoint: an unknown id and a job of
+        another owner cannot be distinguished. The body is omitted because no client receives it,
+        and a client that polls must not load 20 MB into memory with each request.
         """
         ...
 
     async def find(self, job_id: JobId) -> Job | None:
-        """The job by its id alone: for the proxy's own work, never to answer a client."""
+        """Return a job by its id alone, for internal use; never to answer a client."""
         ...
 
     async def recent(
@@ -80,19 +93,24 @@ class JobStore(Protocol):
         limit: int,
         status: Status | None = None,
     ) -> Sequence[Job]:
-        """Outlines of this owner's jobs, newest first, by sequence; `before` is the last page's smallest sequence."""
+        """Return outlines of an owner's jobs, by descending sequence (newest first).
+
+        `before` continues a listing: pass the smallest sequence of the previous page.
+        """
         ...
 
     async def take(
         self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
     ) -> Sequence[Job]:
-        """Hand out up to `limit` jobs and `light_limit` light jobs, and nothing else ever leaves the queue.
+        """Hand out up to `limit` ordinary and `light_limit` light jobs to a worker.
 
-        It may be fewer when their bodies are large, but at least one where there is one: ask again.
+        No other method hands out jobs. The result may be shorter if the bodies are large, but it
+        has at least one job if any is available: call again for more.
 
-        Order: normal before low priority, then by sequence; a job of low priority that was created `policy.LOW_WAITS`
-        ago or earlier counts as normal. Each is now IN_PROGRESS with this worker, its attempt is one higher than ever
-        before, `taken_at` is `now`, and its output log is empty. No two calls ever get the same attempt of a job.
+        Order: normal before low priority, then by sequence. A job of low priority that was created
+        `policy.LOW_PRIORITY_WAIT_MILLIS` ago or earlier counts as normal. Each returned job is
+        IN_PROGRESS on this worker, its attempt is one higher than before, `taken_at` is `now`, and
+        its output log is empty. No two calls ever return the same attempt of a job.
         """
         ...
 
@@ -107,100 +125,131 @@ class JobStore(Protocol):
         counts: bool = False,
         output: bytes | None = None,
     ) -> Job | None:
-        """Raise any event but `take`. Gives the job after it, or None when it could not happen any more.
+        """Apply any event except `take`; return the resulting job, or None if it did not apply.
 
-        It happens if the job's status is one of the event's sources and, where `attempt` is given, if that is the
-        job's attempt. `release` keeps the job's sequence, so it is first in line again; with `counts` one failure is
-        added. `retry` gives a new sequence and `created_at`, sets `failures` to 0, forgets error and output, and moves
-        `queued_until` and `expires_at` by as much; it is refused (None) for a job that is not durable. A terminal event
-        sets `finished_at`, `error` and `output`; the request's body and `s3_config` are dropped then unless
-        `policy.is_body_needed`, and a durable job with a webhook has a delivery from then on, which is due at once.
-        `retry` takes that back.
+        An event applies if the job's status is one of its sources and, where `attempt` is given,
+        if that is the job's current attempt.
+
+        - `release` keeps the job's sequence, so that it returns to the front of the queue. With
+          `counts`, its `failures` grows by one.
+        - `retry` assigns a new sequence and `created_at`, shifts `queued_until` and `expires_at` by
+          the same amount, sets `failures` to 0, and deletes error, output and a pending delivery.
+          It does not apply to a job that is not durable.
+        - A terminal event sets `finished_at`, `error` and `output`. It drops the request body and
+          `s3_config` unless `policy.is_body_needed`. A durable job with a webhook gets a delivery,
+          due immediately.
         """
         ...
 
     async def purge(
         self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
     ) -> Sequence[Job]:
-        """Cancel all of an owner's jobs that are IN_QUEUE; gives outlines. A job is purged or taken, never both."""
+        """Cancel all jobs of an owner that are IN_QUEUE and return outlines of them.
+
+        A job is either purged or taken, never both.
+        """
         ...
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
-        """Outlines of up to `limit` unfinished jobs whose `policy.deadline` is not after `now`, earliest first."""
+        """Return outlines of up to `limit` unfinished jobs whose `policy.deadline` has passed.
+
+        A deadline equal to `now` has passed. The earliest deadline comes first.
+        """
         ...
 
     async def forget(self, now: Millis, limit: int) -> int:
-        """Drop up to `limit` terminal jobs whose retention has ended, and whose deliveries have; gives how many.
+        """Delete up to `limit` terminal jobs with expired retention and no pending delivery.
 
-        Interactive jobs that have ended are also dropped without this, the oldest end first, where a store has more
-        of them than it keeps: their rate must not decide how much memory they take.
+        Returns the number of deleted jobs. A store may also limit how many ended interactive jobs
+        it keeps, and evict those that ended first: their memory must not grow with their rate.
         """
         ...
 
     async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:
-        """Let a durable job's life end then: an unfinished one gets this `expires_at`, a finished one's retention ends.
+        """End the life of a durable job at `moment`; return the job, or None if there is none.
 
-        Gives the job after it, or None when there is no such job.
+        An unfinished job gets this moment as `expires_at`; the retention of a finished job is set
+        to end then.
         """
         ...
 
     async def deliveries(
         self, now: Millis, limit: int, besides: Collection[str] = ()
     ) -> Sequence[Delivery]:
-        """Up to `limit` deliveries that are due, earliest first, with outlines of their jobs.
+        """Return up to `limit` due webhook deliveries, earliest first, with outlines of their jobs.
 
-        Those to the receivers in `besides` are left out. They stay until `tried` says otherwise.
+        Deliveries to the receivers in `besides` are skipped. A delivery remains due until `tried`
+        is called.
         """
         ...
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
-        """A delivery was tried: again at that moment, with one more in `tries`, or never again.
+        """Record a delivery attempt: `tries` grows by one, and the next is due at `again_at`.
 
-        Late is harmless: it has no effect once this delivery is over, was tried by somebody else or was taken back.
+        None ends the delivery. A late call is harmless: it has no effect if this delivery has
+        ended, was tried by another caller, or was deleted by a retry.
         """
         ...
 
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
-        """Add to a durable job's output log while that attempt is IN_PROGRESS; gives the cursor after it, else None."""
+        """Append to a durable job's output log while this attempt is IN_PROGRESS.
+
+        Returns the cursor after the appended outputs, or None if the attempt is not running.
+        """
         ...
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
-        """Up to `limit` outputs from `cursor` (0 is the first of the current attempt) and the cursor behind them.
+        """Return up to `limit` outputs from `cursor` on, and the cursor after them.
 
-        Reading changes nothing: any number of readers, each with a cursor of its own.
+        Cursor 0 is the first output of the current attempt. Reading changes nothing, so any number
+        of readers can read with independent cursors.
         """
         ...
 
     async def look(
         self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
     ) -> tuple[Job, Sequence[bytes], int] | None:
-        """Return what `get` and `read` return, both of one moment; None as `get`.
+        """Return the results of `get` and `read` from one snapshot; None as in `get`.
 
-        So the outputs belong to the attempt and the status that the job has. `cursor` None is the job's `drained`. The
-        limit applies to an unfinished job only: of one that has ended, all outputs behind the cursor are returned.
+        The outputs therefore belong to the returned job's attempt and status. A `cursor` of None
+        means the job's `consumed_cursor`. The limit applies to an unfinished job only: for a
+        terminal job, all outputs after the cursor are returned.
         """
         ...
 
     async def consume(self, job_id: JobId, attempt: int, cursor: int) -> None:
-        """Note that a client has taken this attempt's outputs up to `cursor`. Never goes back."""
+        """Record that a client has consumed this attempt's outputs up to `cursor`.
+
+        The recorded cursor never decreases.
+        """
         ...
 
     async def counts(self, endpoint: EndpointId) -> Counts:
-        """How many jobs stand where. Of those that have ended, the durable ones count since the store was made."""
+        """Return the number of jobs by status.
+
+        Durable jobs that have ended are counted since the store was created.
+        """
         ...
 
     def ahead(self, job: Job) -> int:
-        """How many queued jobs will be handed out before this one. A hint for people: it may be a moment old."""
+        """Return a job's queue position: the number of jobs that will be handed out before it.
+
+        For display only: the value may be slightly out of date.
+        """
         ...
 
 
 class Signal(Protocol):
-    """Tells that something may have changed. A hint only: losing one costs time, never correctness."""
+    """Wakes tasks when a value may have changed. A lost wake costs time, never correctness."""
 
     def wake(self, key: str) -> None:
-        """Something about `key` changed. Everyone who waits for it goes on."""
+        """Wake all tasks that wait for `key`."""
         ...
 
     async def wait(self, key: str, seconds: float | None) -> bool:
-        """Wait until `key` is woken (true), also if that happened since the last wait on it, or so many seconds."""
+        """Wait for a wake of `key`, for at most `seconds` (None: without a limit).
+
+        Returns True if `key` was woken, also if that happened before this call and after the
+        previous wait; False after the timeout.
+        """
         ...

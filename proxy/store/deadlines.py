@@ -1,72 +1,80 @@
-"""What is to be done when: moments by job, cheap to set, to change and to cancel.
+"""An index of deadlines by job: cheap to set, to change and to cancel.
 
-Most deadlines never come: a job ends long before. A heap would keep each of them until its time, five minutes of
-traffic at the default; here a moment that is changed or cancelled is gone at once.
+Most deadlines never occur, because jobs end long before. A heap would keep each entry until its
+time: with default settings, five minutes of traffic. This index removes a changed or cancelled
+deadline immediately.
 """
 
 from heapq import heapify, heappop, heappush
 
 from proxy.jobs.model import JobId, Millis
 
-BUCKET = 1024  # milliseconds that share one bucket
-EMPTY = 64  # empty buckets that may stay; a day of traffic would leave one for each second of it
+# The range of deadlines that share one bucket.
+BUCKET_MILLIS = 1024
+
+# Minimum number of empty buckets before they are removed. Without a removal, a day of traffic would
+# leave one for each second.
+EMPTY_BUCKETS_MIN = 64
 
 
 class DeadlineIndex:
-    """At most one moment for each job, and which of them have come."""
+    """Holds at most one deadline for each job, and returns those that have passed."""
 
     def __init__(self) -> None:
         self._moments: dict[JobId, Millis] = {}
         self._buckets: dict[int, set[JobId]] = {}
-        self._order: list[int] = []  # a heap of the buckets' numbers
-        self._empty = 0  # buckets
+        # A heap of the bucket numbers.
+        self._order: list[int] = []
+        self._empty_buckets = 0
 
     def __len__(self) -> int:
         return len(self._moments)
 
     def set(self, job_id: JobId, moment: Millis | None) -> None:
-        """Note a job's moment in the place of its earlier one; None is never."""
+        """Set the deadline of a job, or remove it (None)."""
         before = self._moments.pop(job_id, None)
         if before is not None:
-            self._leave(before // BUCKET, job_id)
+            self._remove(before // BUCKET_MILLIS, job_id)
         if moment is not None:
             self._moments[job_id] = moment
-            number = moment // BUCKET
+            number = moment // BUCKET_MILLIS
             bucket = self._buckets.get(number)
             if bucket is None:
                 bucket = self._buckets[number] = set()
                 heappush(self._order, number)
             elif not bucket:
-                self._empty -= 1
+                self._empty_buckets -= 1
             bucket.add(job_id)
 
     def due(self, now: Millis, limit: int) -> list[JobId]:
-        """The jobs whose moment is not after `now`, earliest first, at most `limit`. They stay noted."""
+        """Return up to `limit` jobs with a deadline of `now` or earlier, earliest first.
+
+        They remain in the index.
+        """
         found: list[JobId] = []
-        looked_at: list[int] = []
-        while self._order and self._order[0] * BUCKET <= now and len(found) < limit:
+        visited: list[int] = []
+        while self._order and self._order[0] * BUCKET_MILLIS <= now and len(found) < limit:
             number = heappop(self._order)
             if not self._buckets[number]:
                 del self._buckets[number]
-                self._empty -= 1
+                self._empty_buckets -= 1
                 continue
-            looked_at.append(number)
-            came = [job_id for job_id in self._buckets[number] if self._moments[job_id] <= now]
-            found += sorted(came, key=lambda job_id: (self._moments[job_id], job_id))
-        for number in looked_at:
+            visited.append(number)
+            passed = [job_id for job_id in self._buckets[number] if self._moments[job_id] <= now]
+            found += sorted(passed, key=lambda job_id: (self._moments[job_id], job_id))
+        for number in visited:
             heappush(self._order, number)
         return found[:limit]
 
-    def _leave(self, number: int, job_id: JobId) -> None:
+    def _remove(self, number: int, job_id: JobId) -> None:
         bucket = self._buckets[number]
         bucket.discard(job_id)
         if bucket:
             return
-        self._empty += 1
-        if self._empty > max(
-            EMPTY, len(self._buckets) // 2
-        ):  # the half: so it costs each moment next to nothing
-            self._buckets = {one: jobs for one, jobs in self._buckets.items() if jobs}
+        self._empty_buckets += 1
+        # Half of the buckets: the cost of a removal is then small for each deadline.
+        if self._empty_buckets > max(EMPTY_BUCKETS_MIN, len(self._buckets) // 2):
+            self._buckets = {key: jobs for key, jobs in self._buckets.items() if jobs}
             self._order = list(self._buckets)
             heapify(self._order)
-            self._empty = 0
+            self._empty_buckets = 0

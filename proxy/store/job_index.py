@@ -1,7 +1,7 @@
-"""What a store in one process keeps in mind of its jobs: who is next, whose time is up, how many stand where.
+"""The indexes that a store in one process keeps in memory: queues, deadlines and counts.
 
-All of it follows from the jobs. Whoever makes a new version of a job lets it be noted here, in the order of the events;
-a store that outlives its process loads what it has at the start.
+Their content is derived from the jobs. Each new version of a job must be recorded here, in the
+order of the events; a persistent store loads its jobs when it is opened.
 """
 
 from collections import Counter, defaultdict
@@ -13,97 +13,103 @@ from proxy.jobs.policy import deadline
 from proxy.store.deadlines import DeadlineIndex
 from proxy.store.ready import QueueKey, ReadyIndex, queue_key
 
-STANDING = {status: status.lower() for status in Status if status not in TERMINAL}
-ENDED = {status: status.lower() for status in TERMINAL}
+# The fields of `Counts` by status.
+UNFINISHED_FIELDS = {status: status.lower() for status in Status if status not in TERMINAL}
+TERMINAL_FIELDS = {status: status.lower() for status in TERMINAL}
 
 
 class JobIndex:
-    """The indexes over all unfinished jobs, durable or not, and the counts."""
+    """Indexes of all unfinished jobs, and counts of all jobs."""
 
     def __init__(self) -> None:
         self._ready: defaultdict[tuple[EndpointId, bool], ReadyIndex] = defaultdict(ReadyIndex)
         self._deadlines = DeadlineIndex()
-        self._standing: Counter[tuple[EndpointId, Status]] = Counter()
+        self._unfinished: Counter[tuple[EndpointId, Status]] = Counter()
         self._ended: Counter[tuple[EndpointId, str]] = Counter()
         self._sequence = 0
 
     def next_sequence(self) -> int:
-        """The next place in line: one line for all jobs."""
+        """Return the next sequence; all jobs share one series."""
         self._sequence += 1
         return self._sequence
 
     def note(self, job: Job) -> None:
-        """A job was submitted, or its last event has just happened."""
+        """Record a job that has just been submitted, or whose last event has just occurred."""
         before = _status_before(job)
         if before is Status.IN_QUEUE and job.last_event is not Event.TAKE:
-            self._line(job).remove(job)
+            self._queue(job).remove(job)
         if job.status is Status.IN_QUEUE:
-            self._line(job).add(queue_key(job))
+            self._queue(job).add(queue_key(job))
         if before is not None:
-            self._standing[job.endpoint, before] -= 1
+            self._unfinished[job.endpoint, before] -= 1
         if job.is_terminal:
             self._ended[job.endpoint, job.status] += 1
         else:
-            self._standing[job.endpoint, job.status] += 1
+            self._unfinished[job.endpoint, job.status] += 1
         if job.last_event is Event.RETRY:
             self._ended[job.endpoint, job.last_event] += 1
         self.watch(job)
 
     def watch(self, job: Job) -> None:
-        """A job's deadline may be another one now."""
+        """Update the deadline of a job after a change."""
         self._deadlines.set(job.id, deadline(job))
 
     def load(
         self, unfinished: Iterable[Job], ended: Mapping[tuple[EndpointId, str], int], sequence: int
     ) -> None:
-        """Begin with these."""
+        """Initialize the indexes from unfinished jobs, counts of ended jobs and a last sequence."""
         for job in unfinished:
             if job.status is Status.IN_QUEUE:
-                self._line(job).add(queue_key(job))
-            self._standing[job.endpoint, job.status] += 1
+                self._queue(job).add(queue_key(job))
+            self._unfinished[job.endpoint, job.status] += 1
             self.watch(job)
         self._ended.update(ended)
         self._sequence = sequence
 
     def pop(self, endpoint: EndpointId, limit: int, now: Millis, *, light: bool) -> list[QueueKey]:
-        """Who leaves the queue now: out of it at once, so that nobody else gets them. `note` their take."""
+        """Remove the first jobs from the queue and return their keys.
+
+        The caller takes the jobs and records that with `note`, or returns them with `put_back`.
+        """
         return self._ready[endpoint, light].pop(limit, now)
 
     def pop_interactive(
         self, endpoint: EndpointId, limit: int, now: Millis, *, light: bool
     ) -> list[QueueKey]:
-        """As `pop`, as if there were no durable jobs."""
+        """Like `pop`, for interactive jobs only."""
         return self._ready[endpoint, light].pop_interactive(limit, now)
 
     def pop_owned(self, endpoint: EndpointId, owner: Owner, *, light: bool) -> list[QueueKey]:
-        """As `pop`, all of one owner."""
+        """Like `pop`, for all jobs of one owner."""
         return self._ready[endpoint, light].pop_owned(owner)
 
     def put_back(self, endpoint: EndpointId, places: Iterable[QueueKey]) -> None:
-        """They have not left the queue after all."""
+        """Return popped keys to the queue."""
         for one in places:
             self._ready[endpoint, one.light].add(one)
 
     def due(self, now: Millis, limit: int) -> list[JobId]:
-        """The unfinished jobs whose deadline is not after `now`, earliest first."""
+        """Return unfinished jobs with a deadline of `now` or earlier, earliest first."""
         return self._deadlines.due(now, limit)
 
     def counts(self, endpoint: EndpointId) -> Counts:
-        """How many jobs stand where."""
-        named = {name: self._standing[endpoint, status] for status, name in STANDING.items()}
-        named |= {name: self._ended[endpoint, status] for status, name in ENDED.items()}
+        """Return the number of jobs by status."""
+        named = {
+            name: self._unfinished[endpoint, status] for status, name in UNFINISHED_FIELDS.items()
+        }
+        named |= {name: self._ended[endpoint, status] for status, name in TERMINAL_FIELDS.items()}
         return Counts(**named, retried=self._ended[endpoint, Event.RETRY])
 
     def ahead(self, job: Job) -> int:
-        """How many queued jobs stand before this one."""
-        return self._line(job).ahead(job)
+        """Return the number of queued jobs before this one."""
+        return self._queue(job).ahead(job)
 
-    def _line(self, job: Job) -> ReadyIndex:
+    def _queue(self, job: Job) -> ReadyIndex:
         return self._ready[job.endpoint, job.submission.light]
 
 
 def _status_before(job: Job) -> Status | None:
-    """Where an unfinished job stood before its last event; None when it was not there, or had ended."""
+    """Return the status before the last event; None if the job was new or had ended."""
     match job.last_event:
         case None | Event.RETRY:
             return None

@@ -1,4 +1,7 @@
-"""A job store in memory. Nothing outlives the process; it is the oracle that the other stores are compared with."""
+"""A job store in memory.
+
+Its jobs are lost when the process ends. Tests use it as the reference for other stores.
+"""
 
 import sys
 from collections import OrderedDict
@@ -27,18 +30,25 @@ from proxy.store.base import StoreFullError
 from proxy.store.deadlines import DeadlineIndex
 from proxy.store.job_index import JobIndex
 
-MOST_BYTES = (
-    512 * 1024 * 1024
-)  # of durable jobs; interactive ones are held by their clients' requests
-JOB_BYTES = 1024  # what a job takes beside its bodies, about
-MOST_ENDED = 20_000  # interactive jobs that have ended: at 333 a second each can be asked for as long as its retention
-MOST_ENDED_BYTES = 32 * 1024 * 1024  # of them: an error may have 64 KB
+# Of durable jobs. The size of interactive jobs is bounded by the limits on their clients' requests.
+DURABLE_JOBS_MAX_BYTES = 512 * 1024 * 1024
+
+# Approximate size of a job in memory, without its body.
+JOB_OVERHEAD_BYTES = 1024
+
+# Ended interactive jobs: at 333 a second, each can be read until its retention expires.
+ENDED_INTERACTIVE_MAX_JOBS = 20_000
+
+# An error message can have 64 KB.
+ENDED_INTERACTIVE_MAX_BYTES = 32 * 1024 * 1024
 
 
 class MemoryStore:
-    """`JobStore` over dictionaries. No method awaits anything, so each is one step of the event loop: whole or not.
+    """`JobStore` in dictionaries.
 
-    Another store may keep its interactive jobs in one of these; then both share the index.
+    No method awaits anything, so each runs in one step of the event loop and is therefore atomic.
+    Another store may keep its interactive jobs in an instance of this class; both then share the
+    index.
     """
 
     durable = False
@@ -46,18 +56,20 @@ class MemoryStore:
     def __init__(
         self,
         index: JobIndex | None = None,
-        most_bytes: int = MOST_BYTES,
-        most_ended: int = MOST_ENDED,
-        most_ended_bytes: int = MOST_ENDED_BYTES,
+        max_bytes: int = DURABLE_JOBS_MAX_BYTES,
+        max_ended: int = ENDED_INTERACTIVE_MAX_JOBS,
+        max_ended_bytes: int = ENDED_INTERACTIVE_MAX_BYTES,
     ) -> None:
-        self._index, self._most_bytes = index or JobIndex(), most_bytes
-        self._most_ended, self._most_ended_bytes = most_ended, most_ended_bytes
-        self._bytes = 0  # of durable jobs and their outputs
+        self._index = index or JobIndex()
+        self._max_bytes = max_bytes
+        self._max_ended = max_ended
+        self._max_ended_bytes = max_ended_bytes
+        # Of durable jobs and their outputs.
+        self._bytes = 0
         self._jobs: dict[JobId, Job] = {}
         self._outputs: dict[JobId, list[bytes]] = {}
-        self._ended: OrderedDict[JobId, int] = (
-            OrderedDict()
-        )  # interactive jobs in the order of their ends, with bytes
+        # The sizes of ended interactive jobs, in the order of their ends.
+        self._ended: OrderedDict[JobId, int] = OrderedDict()
         self._ended_bytes = 0
         self._retentions = DeadlineIndex()
         self._deliveries = DeadlineIndex()
@@ -83,9 +95,9 @@ class MemoryStore:
             return known
         if (
             submission.durable
-            and self._bytes + JOB_BYTES + len(submission.work.body) > self._most_bytes
+            and self._bytes + JOB_OVERHEAD_BYTES + len(submission.work.body) > self._max_bytes
         ):
-            raise StoreFullError(f"jobs take more than {self._most_bytes} bytes of memory")
+            raise StoreFullError(f"durable jobs use more than {self._max_bytes} bytes of memory")
         job = Job(
             submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now
         )
@@ -122,20 +134,26 @@ class MemoryStore:
     async def take(
         self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
     ) -> Sequence[Job]:
-        places = self._index.pop(endpoint, limit, now, light=False) + self._index.pop(
-            endpoint, light_limit, now, light=True
-        )
+        places = self._index.pop(endpoint, limit, now, light=False)
+        places += self._index.pop(endpoint, light_limit, now, light=True)
         return [self.hand_out(place.job_id, worker, now) for place in places]
 
     def hand_out(self, job_id: JobId, worker: WorkerId, now: Millis) -> Job:
-        """Let this job, which has left the queue, be taken."""
+        """Apply `take` to a job whose key has been popped from the index."""
         job = self._jobs[job_id]
-        self._drop_outputs(job_id)  # the log is the current attempt's
-        target = TRANSITIONS[Event.TAKE].target
+        # The output log belongs to the current attempt.
+        self._drop_outputs(job_id)
         return self._note(
-            replace(job, status=target, attempt=job.attempt + 1, worker=worker, taken_at=now, consumed_cursor=0,
-                    last_event=Event.TAKE),
-        )  # fmt: skip
+            replace(
+                job,
+                status=TRANSITIONS[Event.TAKE].target,
+                attempt=job.attempt + 1,
+                worker=worker,
+                taken_at=now,
+                consumed_cursor=0,
+                last_event=Event.TAKE,
+            ),
+        )
 
     async def settle(
         self,
@@ -158,29 +176,30 @@ class MemoryStore:
             return self._retry(job, now)
         if event is Event.RELEASE:
             return self._note(
-                replace(job, status=target, worker=None, taken_at=None, failures=job.failures + counts,
-                        last_event=event)
-            )  # fmt: skip
+                replace(
+                    job,
+                    status=target,
+                    worker=None,
+                    taken_at=None,
+                    failures=job.failures + counts,
+                    last_event=event,
+                )
+            )
         ended = replace(
             job, status=target, finished_at=now, error=error, output=output, last_event=event
         )
         if job.submission.durable and job.submission.webhook is not None:
             self._deliveries.set(job_id, now)
             self._tries[job_id] = 0
-        return self._note(
-            ended
-            if is_body_needed(ended)
-            else replace(ended, submission=job.submission.without_body())
-        )
+        if not is_body_needed(ended):
+            ended = replace(ended, submission=job.submission.without_body())
+        return self._note(ended)
 
     async def purge(
         self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
     ) -> Sequence[Job]:
-        waiting = [
-            place
-            for light in (False, True)
-            for place in self._index.pop_owned(endpoint, owner, light=light)
-        ]
+        waiting = self._index.pop_owned(endpoint, owner, light=False)
+        waiting += self._index.pop_owned(endpoint, owner, light=True)
         purged = [
             await self.settle(place.job_id, Event.CANCEL, now=now, error=error) for place in waiting
         ]
@@ -210,8 +229,8 @@ class MemoryStore:
     async def deliveries(
         self, now: Millis, limit: int, besides: Collection[str] = ()
     ) -> Sequence[Delivery]:
-        every = (self._jobs[job_id] for job_id in self._deliveries.due(now, len(self._deliveries)))
-        wanted = (job for job in every if receiver(job.submission.webhook) not in besides)
+        due = (self._jobs[job_id] for job_id in self._deliveries.due(now, len(self._deliveries)))
+        wanted = (job for job in due if receiver(job.submission.webhook) not in besides)
         return [Delivery(job.outline(), self._tries[job.id]) for job in islice(wanted, limit)]
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
@@ -274,16 +293,23 @@ class MemoryStore:
         again = _postponed(job.submission, Millis(now - job.created_at))
         target = TRANSITIONS[Event.RETRY].target
         return self._note(
-            Job(again, self._index.next_sequence(), target, created_at=now, attempt=job.attempt,
-                retries=job.retries + 1, last_event=Event.RETRY)
-        )  # fmt: skip
+            Job(
+                again,
+                self._index.next_sequence(),
+                target,
+                created_at=now,
+                attempt=job.attempt,
+                retries=job.retries + 1,
+                last_event=Event.RETRY,
+            )
+        )
 
     def _note(self, job: Job) -> Job:
         self._index.note(job)
         return self._keep(job)
 
     def _drop(self, job_id: JobId) -> None:
-        self._bytes -= _weigh(self._jobs.pop(job_id))
+        self._bytes -= _size_bytes(self._jobs.pop(job_id))
         self._drop_outputs(job_id)
         self._retentions.set(job_id, None)
         self._ended_bytes -= self._ended.pop(job_id, 0)
@@ -293,45 +319,44 @@ class MemoryStore:
 
     def _keep(self, job: Job) -> Job:
         before = self._jobs.get(job.id)
-        self._bytes += _weigh(job) - (_weigh(before) if before is not None else 0)
+        self._bytes += _size_bytes(job) - (_size_bytes(before) if before is not None else 0)
         self._jobs[job.id] = job
         forgotten_at = None
         if job.finished_at is not None and job.id not in self._tries:
             forgotten_at = Millis(job.finished_at + job.submission.retention)
         self._retentions.set(job.id, forgotten_at)
         if job.is_terminal and not job.submission.durable:
-            self._make_room_for(job)
+            self._evict_ended(job)
         return job
 
-    def _make_room_for(self, job: Job) -> None:
-        """Count an interactive job that has ended; the oldest are forgotten at once where that is too many."""
-        self._ended_bytes += _weigh_ended(job) - self._ended.get(job.id, 0)
-        self._ended[job.id] = _weigh_ended(job)
-        while len(self._ended) > self._most_ended or self._ended_bytes > self._most_ended_bytes:
+    def _evict_ended(self, job: Job) -> None:
+        """Count an ended interactive job, and evict the oldest ended jobs if there are too many."""
+        self._ended_bytes += _ended_size_bytes(job) - self._ended.get(job.id, 0)
+        self._ended[job.id] = _ended_size_bytes(job)
+        while len(self._ended) > self._max_ended or self._ended_bytes > self._max_ended_bytes:
             self._drop(next(iter(self._ended)))
 
 
-def _weigh(job: Job) -> int:
-    """The bytes that are counted of a job."""
-    return (
-        JOB_BYTES + len(job.submission.work.body) + len(job.output or b"")
-        if job.submission.durable
-        else 0
-    )
+def _size_bytes(job: Job) -> int:
+    """Return the size of a job that counts towards `DURABLE_JOBS_MAX_BYTES`."""
+    if not job.submission.durable:
+        return 0
+    return JOB_OVERHEAD_BYTES + len(job.submission.work.body) + len(job.output or b"")
 
 
-def _weigh_ended(job: Job) -> int:
-    """The bytes that an interactive job takes after its end, about."""
+def _ended_size_bytes(job: Job) -> int:
+    """Return the approximate size of an interactive job after its end."""
     work = job.submission.work
     texts = [job.error.message] if job.error is not None else []
     if isinstance(work, Request):
         texts += [work.path, work.content_type]
-    return JOB_BYTES + sum(map(sys.getsizeof, texts))
+    return JOB_OVERHEAD_BYTES + sum(map(sys.getsizeof, texts))
 
 
 def _postponed(submission: Submission, by: Millis) -> Submission:
-    """The submission with its deadlines counted anew."""
-    queued, expires = submission.queued_until, submission.expires_at
+    """Return the submission with its deadlines shifted by a duration."""
+    queued = submission.queued_until
+    expires = submission.expires_at
     return replace(
         submission,
         queued_until=None if queued is None else Millis(queued + by),

@@ -1,15 +1,18 @@
-"""The ready index: who is next. In memory, and rebuilt at start by a store that outlives its process."""
+"""The index of queued jobs, in queue order.
+
+It is in memory; a persistent store rebuilds it when it is opened.
+"""
 
 from bisect import bisect_left, insort
 from collections.abc import Callable
 from typing import NamedTuple
 
 from proxy.jobs.model import Job, JobId, Millis, Owner
-from proxy.jobs.policy import LOW_WAITS
+from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS
 
 
 class QueueKey(NamedTuple):
-    """Where a job stands: by sequence. The rest is only along for the ride."""
+    """The sort key of a queued job: the sequence. The other fields do not affect the order."""
 
     sequence: int
     job_id: JobId
@@ -21,7 +24,7 @@ class QueueKey(NamedTuple):
 
 
 def queue_key(job: Job) -> QueueKey:
-    """Where this job stands among those of its priority that wait for the same kind of credit."""
+    """Return the key of a job among the jobs of its priority that need the same kind of credit."""
     wanted = job.submission
     return QueueKey(
         job.sequence,
@@ -35,10 +38,11 @@ def queue_key(job: Job) -> QueueKey:
 
 
 class ReadyIndex:
-    """The queued jobs of one endpoint that wait for the same kind of credit, in the order in which they leave.
+    """The queued jobs of one endpoint that need the same kind of credit, in queue order.
 
-    Two sorted lists, normal and low priority: jobs come at the end and leave at the front, and both of these are cheap
-    up to some 100,000 jobs. What has waited long enough in the second moves to its place in the first.
+    Two sorted lists hold the jobs of normal and of low priority. Jobs are added at the end and
+    removed at the front; both are fast for up to about 100,000 jobs. A job of low priority that has
+    waited for `LOW_PRIORITY_WAIT_MILLIS` moves to its position in the first list.
     """
 
     def __init__(self) -> None:
@@ -49,18 +53,18 @@ class ReadyIndex:
         return len(self._normal) + len(self._low)
 
     def add(self, one: QueueKey) -> None:
-        """Let a job stand in its place."""
+        """Insert a job at its position."""
         insort(self._low if one.low_priority else self._normal, one)
 
     def remove(self, job: Job) -> None:
-        """Take a job out, wherever it stands."""
+        """Remove a job from any position."""
         for places in (self._normal, self._low):
             index = bisect_left(places, (job.sequence,))
             if index < len(places) and places[index].job_id == job.id:
                 del places[index]
 
     def pop(self, limit: int, now: Millis) -> list[QueueKey]:
-        """Take out the first `limit`."""
+        """Remove and return the first `limit` jobs."""
         self._promote(now)
         taken = self._normal[:limit]
         del self._normal[:limit]
@@ -70,16 +74,16 @@ class ReadyIndex:
         return taken
 
     def pop_interactive(self, limit: int, now: Millis) -> list[QueueKey]:
-        """Take out the first `limit` that are not durable."""
+        """Remove and return the first `limit` jobs that are not durable."""
         self._promote(now)
         return self._pop_where(lambda one: not one.durable, limit)
 
     def pop_owned(self, owner: Owner) -> list[QueueKey]:
-        """Take out all of one owner."""
+        """Remove and return all jobs of one owner."""
         return self._pop_where(lambda one: one.owner == owner)
 
     def ahead(self, job: Job) -> int:
-        """How many stand before this job."""
+        """Return the number of jobs before this one."""
         index = bisect_left(self._normal, (job.sequence,))
         is_here = index < len(self._normal) and self._normal[index].job_id == job.id
         if is_here or not job.submission.low_priority:
@@ -89,9 +93,7 @@ class ReadyIndex:
     def _pop_where(
         self, wanted: Callable[[QueueKey], bool], limit: int | None = None
     ) -> list[QueueKey]:
-        taken = [one for places in (self._normal, self._low) for one in places if wanted(one)][
-            :limit
-        ]
+        taken = [one for one in self._normal + self._low if wanted(one)][:limit]
         gone = {one.sequence for one in taken}
         self._normal = [one for one in self._normal if one.sequence not in gone]
         self._low = [one for one in self._low if one.sequence not in gone]
@@ -99,7 +101,9 @@ class ReadyIndex:
 
     def _promote(self, now: Millis) -> None:
         count = 0
-        while count < len(self._low) and self._low[count].created_at + LOW_WAITS <= now:
+        while (
+            count < len(self._low) and self._low[count].created_at + LOW_PRIORITY_WAIT_MILLIS <= now
+        ):
             insort(self._normal, self._low[count])
             count += 1
         del self._low[:count]

@@ -1,17 +1,16 @@
-"""The signal of a store that lives in one process."""
+"""The signal of a store within one process."""
 
 import asyncio
 from collections import defaultdict
 
 
 class LocalSignal:
-    """`Signal` between tasks of one event loop."""
+    """`Signal` between the tasks of one event loop."""
 
     def __init__(self) -> None:
         self._woken: set[str] = set()
-        # dict, not set: sets of objects iterate in the order of memory addresses
-        self._waiting: defaultdict[str, dict[asyncio.Future[None], None]]
-        self._waiting = defaultdict(dict)
+        # A dict instead of a set: a set of objects iterates in the order of memory addresses.
+        self._waiting: defaultdict[str, dict[asyncio.Future[None], None]] = defaultdict(dict)
 
     def wake(self, key: str) -> None:
         waiting = self._waiting.pop(key, None)

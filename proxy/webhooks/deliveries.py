@@ -19,7 +19,7 @@ from aiohttp import ClientSession
 
 from proxy.access.encryption import OtherSealError
 from proxy.jobs.model import Delivery, Job, JobId, Millis
-from proxy.jobs.policy import TRY_AGAIN, after_try
+from proxy.jobs.policy import DELIVERY_RETRY_MILLIS, after_try
 from proxy.jobs.webhook import receiver
 from proxy.service.background import Background
 from proxy.service.clock import Clock
@@ -183,7 +183,7 @@ class Deliveries:
         except StoreFullError:
             log.warning("delivery.not_noted", job=delivery.job.id)
             # The delivery is still due: do not repeat it immediately.
-            await asyncio.sleep(TRY_AGAIN / 1000)
+            await asyncio.sleep(DELIVERY_RETRY_MILLIS / 1000)
 
     def _log(self, delivery: Delivery, why: str | None, again_at: Millis | None) -> None:
         job = delivery.job

@@ -1,4 +1,4 @@
-"""What the contracts are about: a store of each kind, and jobs of each kind."""
+"""Fixtures of the contract tests: a store of each kind, and jobs of each kind."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -16,7 +16,7 @@ from proxy.store.signal import LocalSignal
 
 @pytest_asyncio.fixture(params=STORES)
 async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[JobStore]:
-    """An empty store of each kind, open."""
+    """An open and empty store of each kind."""
     made = STORES[request.param](tmp_path)
     async with made.open():
         yield made
@@ -24,7 +24,7 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
 
 @pytest.fixture(params=["interactive", "durable"])
 def submit(request: pytest.FixtureRequest, store: JobStore) -> Submit:
-    """Submits jobs of each kind; a test that is about one of them says which."""
+    """Submits jobs of each kind, unless a test passes `durable`."""
 
     async def submit_all(*ids: str, **changed: Any) -> list[Job]:
         fields = {"durable": request.param == "durable"} | changed
@@ -35,6 +35,6 @@ def submit(request: pytest.FixtureRequest, store: JobStore) -> Submit:
 
 @pytest.fixture(params=["local"])
 def signal(request: pytest.FixtureRequest) -> Signal:
-    """A signal of each kind."""
+    """A `Signal` of each implementation."""
     assert request.param == "local"
     return LocalSignal()

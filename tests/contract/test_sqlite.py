@@ -1,4 +1,4 @@
-"""What SQLite's store promises beyond the contract: the file, the commits, who waits for whom."""
+"""Guarantees of the SQLite store beyond the contract: its file, its commits, its blocking."""
 
 import asyncio
 import sqlite3
@@ -19,7 +19,7 @@ from proxy.store.base import StoreUnavailableError
 from proxy.store.sqlite.database import MIGRATIONS
 from proxy.store.sqlite.rows import Row
 from proxy.store.sqlite.store import SqliteStore
-from proxy.store.sqlite.writes import TAKE_BYTES
+from proxy.store.sqlite.writes import TAKE_MAX_BODY_BYTES
 
 
 @asynccontextmanager
@@ -34,15 +34,15 @@ async def submit(store: SqliteStore, *job_ids: str, durable: bool = True) -> lis
 
 
 @contextmanager
-def held_up(path: Path) -> Iterator[None]:
-    """Another program keeps the writer waiting, as a backup may."""
+def write_lock(path: Path) -> Iterator[None]:
+    """Hold the write lock of the file as another program, such as a backup, may do."""
     with closing(sqlite3.connect(path, isolation_level=None)) as other:
         other.execute("BEGIN IMMEDIATE")
         yield
         other.execute("ROLLBACK")
 
 
-# The file
+# File
 
 
 async def test_the_file_is_private_and_its_folder_too(tmp_path: Path) -> None:
@@ -68,8 +68,9 @@ async def test_a_closed_store_is_one_file(tmp_path: Path) -> None:
 
 
 async def test_a_running_store_can_be_copied(tmp_path: Path) -> None:
-    """As docs/durability.md says it."""
-    path, copy = tmp_path / "jobs.db", tmp_path / "copy.db"
+    """The command is the one in docs/durability.md."""
+    path = tmp_path / "jobs.db"
+    copy = tmp_path / "copy.db"
     async with opened(path) as store:
         await submit(store, "a", "b")
         await take(store, limit=1)
@@ -81,7 +82,7 @@ async def test_a_running_store_can_be_copied(tmp_path: Path) -> None:
         assert ids(await take(store)) == ["b"]
 
 
-async def test_what_is_under_way_at_the_close_gets_done(tmp_path: Path) -> None:
+async def test_pending_writes_are_committed_at_the_close(tmp_path: Path) -> None:
     async with opened(tmp_path / "jobs.db") as store:
         submitting = asyncio.create_task(submit(store, "a"))
         await asyncio.sleep(0)
@@ -97,7 +98,7 @@ async def test_rows_have_the_columns_of_the_table(tmp_path: Path) -> None:
     assert columns == list(Row._fields)
 
 
-async def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
+async def test_forgotten_jobs_leave_no_rows(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         await submit(store, "a", "b")
@@ -107,10 +108,11 @@ async def test_nothing_is_left_of_what_is_forgotten(tmp_path: Path) -> None:
         assert await store.forget(Millis(T0 * 1_000), 9) == 2
         with closing(sqlite3.connect(path)) as db:
             for table in ("jobs", "works", "results", "outputs"):
-                assert db.execute(f"SELECT count(*) FROM {table}").fetchall() == [(0,)]  # noqa: S608 - names of ours
+                count = f"SELECT count(*) FROM {table}"  # noqa: S608 - constants
+                assert db.execute(count).fetchall() == [(0,)]
 
 
-async def test_it_gives_room_back_to_the_disk(tmp_path: Path) -> None:
+async def test_free_pages_are_given_back_to_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         for number in range(40):
@@ -124,11 +126,11 @@ async def test_it_gives_room_back_to_the_disk(tmp_path: Path) -> None:
     assert path.stat().st_size < 20_000_000
 
 
-# Who may open it
+# Opening
 
 
 async def refusal(path: Path) -> str:
-    """Why it cannot be opened."""
+    """Return the message of the failed opening."""
     with pytest.raises(StoreUnavailableError) as refused:
         async with opened(path):
             pass
@@ -138,7 +140,7 @@ async def refusal(path: Path) -> str:
     return message
 
 
-async def test_a_second_process_is_refused(tmp_path: Path) -> None:
+async def test_a_second_process_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "harness.load.store_storm", str(path), "a"),
@@ -168,7 +170,7 @@ async def some_jobs(path: Path) -> None:
 
 
 @pytest.mark.parametrize("first", [0, 4096, 4096 * 2, 4096 * 9])
-async def test_a_damaged_file_is_refused(tmp_path: Path, first: int) -> None:
+async def test_a_damaged_file_is_rejected(tmp_path: Path, first: int) -> None:
     path = tmp_path / "jobs.db"
     await some_jobs(path)
     data = bytearray(path.read_bytes())
@@ -180,14 +182,14 @@ async def test_a_damaged_file_is_refused(tmp_path: Path, first: int) -> None:
     assert path.read_bytes() == data
 
 
-async def test_half_a_file_is_refused(tmp_path: Path) -> None:
+async def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     await some_jobs(path)
     path.write_bytes(path.read_bytes()[: 4096 * 10])
     assert "damaged" in await refusal(path)
 
 
-async def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+async def test_a_file_of_a_newer_version_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     await some_jobs(path)
     with closing(sqlite3.connect(path)) as db:
@@ -195,7 +197,7 @@ async def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
     assert "newer" in await refusal(path)
 
 
-async def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
+async def test_a_file_of_another_program_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "theirs.db"
     with closing(sqlite3.connect(path)) as db:
         db.execute("CREATE TABLE theirs (a)")
@@ -204,7 +206,7 @@ async def test_a_file_of_another_program_is_refused(tmp_path: Path) -> None:
     assert path.read_bytes() == before
 
 
-async def test_a_folder_is_no_file(tmp_path: Path) -> None:
+async def test_a_folder_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     path.mkdir()
     assert "Is a directory" in await refusal(path)
@@ -213,7 +215,7 @@ async def test_a_folder_is_no_file(tmp_path: Path) -> None:
 # Commits
 
 
-async def test_what_comes_together_is_committed_together(tmp_path: Path) -> None:
+async def test_concurrent_writes_share_commits(tmp_path: Path) -> None:
     async with opened(tmp_path / "jobs.db") as store:
         before = store.commits
         await asyncio.gather(*(submit(store, f"{number}") for number in range(100)))
@@ -224,13 +226,12 @@ async def test_what_comes_together_is_committed_together(tmp_path: Path) -> None
         assert store.commits - before < 10
 
 
-async def test_one_bad_write_takes_no_other_with_it(tmp_path: Path) -> None:
+async def test_a_failing_write_does_not_affect_others(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         too_late = store.submit(submission("bad", durable=True, expires_at=Millis(2**70)), T0)
-        no_bytes = store.submit(
-            submission("worse", durable=True, s3_config="text"), T0
-        )  # known by the second table
+        # Fails in the second table that a submit writes.
+        no_bytes = store.submit(submission("worse", durable=True, s3_config="text"), T0)
         results = await asyncio.gather(
             submit(store, "a"), too_late, no_bytes, submit(store, "b"), return_exceptions=True
         )
@@ -247,11 +248,11 @@ async def test_one_bad_write_takes_no_other_with_it(tmp_path: Path) -> None:
         assert {job.id for job in await store.running()} == {"a", "b"}
 
 
-async def test_a_caller_that_leaves_while_it_is_written_leaves_the_whole(tmp_path: Path) -> None:
+async def test_a_call_that_is_cancelled_during_its_write_takes_effect(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         await submit(store, "a", "b", "c")
-        with held_up(path):
+        with write_lock(path):
             leaving = [
                 asyncio.create_task(submit(store, "d")),
                 asyncio.create_task(take(store, limit=1)),
@@ -268,13 +269,11 @@ async def test_a_caller_that_leaves_while_it_is_written_leaves_the_whole(tmp_pat
         assert (counts.in_queue, counts.in_progress, counts.cancelled) == (0, 3, 1)
 
 
-async def test_a_purge_whose_caller_leaves_purges_some_and_leaves_the_rest_in_line(
-    tmp_path: Path,
-) -> None:
+async def test_a_cancelled_purge_leaves_the_other_jobs_queued(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         await asyncio.gather(*(submit(store, f"{number}") for number in range(450)))
-        with held_up(path):
+        with write_lock(path):
             purging = asyncio.create_task(store.purge(HERE, ALICE, T0, WHY))
             await asyncio.sleep(0)
             purging.cancel()
@@ -288,13 +287,13 @@ async def test_a_purge_whose_caller_leaves_purges_some_and_leaves_the_rest_in_li
 # Interactive jobs
 
 
-async def test_interactive_jobs_wait_for_no_disk(tmp_path: Path) -> None:
+async def test_interactive_jobs_do_not_wait_for_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         await submit(store, "durable", durable=True)
         await take(store)
         before = store.commits
-        with held_up(path):
+        with write_lock(path):
             waiting = asyncio.create_task(settle(store, "durable", Event.COMPLETE))
             await submit(store, "a", "b", durable=False)
             [a, b] = await take(store)
@@ -313,19 +312,18 @@ async def test_interactive_jobs_wait_for_no_disk(tmp_path: Path) -> None:
 
 
 @pytest.mark.torture
-async def test_interactive_jobs_are_taken_though_the_file_cannot_be_written(tmp_path: Path) -> None:
+async def test_interactive_jobs_are_taken_while_the_file_is_locked(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         await submit(store, "durable")
         await submit(store, "a", "b", durable=False)
-        with held_up(path):  # for longer than the writer waits
+        # The lock lasts longer than the busy timeout of the writer.
+        with write_lock(path):
             assert ids(await take(store, limit=2)) == ["a", "b"]
         assert ids(await take(store)) == ["durable"]
 
 
-async def test_an_interactive_job_keeps_its_place_among_durable_ones_after_a_start(
-    tmp_path: Path,
-) -> None:
+async def test_jobs_of_both_kinds_share_one_queue_after_a_restart(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         await submit(store, "a", "b")
@@ -337,12 +335,15 @@ async def test_an_interactive_job_keeps_its_place_among_durable_ones_after_a_sta
         assert ids(taken) == ["a", "b", "c", "d"]
 
 
-# What comes into memory
+# Memory
 
 
 async def test_large_bodies_are_taken_a_few_at_a_time(tmp_path: Path) -> None:
-    """A worker with many slots does not bring a whole queue of large jobs into memory; each of them has its turn."""
-    body = Input(b'"%b"' % (b"x" * (TAKE_BYTES // 2)))
+    """A worker with many slots does not load a whole queue of large jobs into memory.
+
+    Repeated takes hand out all of them.
+    """
+    body = Input(b'"%b"' % (b"x" * (TAKE_MAX_BODY_BYTES // 2)))
     async with opened(tmp_path / "jobs.db") as store:
         names = [str(number) for number in range(5)]
         for name in names:

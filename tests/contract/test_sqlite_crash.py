@@ -1,4 +1,4 @@
-"""A process that is killed in the middle of its work loses nothing of what it had acknowledged."""
+"""A process that is killed at any time loses no acknowledged write."""
 
 import asyncio
 import os
@@ -23,7 +23,7 @@ ROOT = Path(__file__).parents[2]
 
 @dataclass
 class Ledger:
-    """What was acknowledged."""
+    """The acknowledged writes."""
 
     submitted: set[str] = field(default_factory=set)
     cancelled: set[str] = field(default_factory=set)
@@ -32,9 +32,9 @@ class Ledger:
     cursors: dict[tuple[str, int], int] = field(default_factory=dict)
 
     def note(self, line: str) -> None:
-        """Take a line of the process into account."""
-        what, job_id, *numbers = [*line.split(), ""]
-        match what:
+        """Record a line of the process's output."""
+        event, job_id, *numbers = [*line.split(), ""]
+        match event:
             case "submitted":
                 self.submitted.add(job_id)
             case "cancelled":
@@ -48,8 +48,8 @@ class Ledger:
                 self.completed[job_id] = int(numbers[0])
 
 
-async def storm(path: Path, name: str, lines: int, ledger: Ledger) -> None:
-    """Let a process work until it has said so many lines; kill it; note all that it said."""
+async def run_and_kill(path: Path, name: str, lines: int, ledger: Ledger) -> None:
+    """Kill a process after it has written this many lines; record all lines that it wrote."""
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "harness.load.store_storm", str(path), name),
         cwd=ROOT, stdout=PIPE, env=os.environ | {"PYTHONPATH": "tests"}, limit=1 << 24,
@@ -57,7 +57,7 @@ async def storm(path: Path, name: str, lines: int, ledger: Ledger) -> None:
     assert process.stdout is not None
     for number in range(lines):
         line = await process.stdout.readline()
-        assert line, f"it ended by itself after {number} lines"
+        assert line, f"the process ended by itself after {number} lines"
         ledger.note(line.decode())
     process.kill()
     for line in (await process.stdout.read()).decode().splitlines():
@@ -65,28 +65,30 @@ async def storm(path: Path, name: str, lines: int, ledger: Ledger) -> None:
     await process.wait()
 
 
-def is_whole(path: Path) -> None:
-    """The file is sound, and nothing is half there."""
+def check_integrity(path: Path) -> None:
+    """Check that the file is intact, and that no job was written partially."""
     with sqlite3.connect(path) as db:
         assert db.execute("PRAGMA integrity_check").fetchall() == [("ok",)]
         assert db.execute("PRAGMA foreign_key_check").fetchall() == []
-        bodiless = "SELECT count(*) FROM jobs WHERE finished_at IS NULL AND number NOT IN (SELECT job FROM works)"
+        bodiless = """SELECT count(*) FROM jobs
+                      WHERE finished_at IS NULL AND number NOT IN (SELECT job FROM works)"""
         assert db.execute(bodiless).fetchall() == [(0,)]
-        early = "SELECT count(*) FROM jobs WHERE finished_at IS NULL AND number IN (SELECT job FROM results)"
+        early = """SELECT count(*) FROM jobs
+                   WHERE finished_at IS NULL AND number IN (SELECT job FROM results)"""
         assert db.execute(early).fetchall() == [(0,)]
         rows = db.execute(
             "SELECT status, count(*) FROM jobs WHERE finished_at IS NOT NULL GROUP BY status"
         ).fetchall()
         ended = dict(db.execute("SELECT name, number FROM ended").fetchall())
     db.close()
-    standing = dict(rows)
+    # The process retries failed jobs only.
     retried = ended.pop(Event.RETRY, 0)
-    failed = ended.pop(Status.FAILED, 0) - retried  # nothing else is retried here
-    assert ended | {Status.FAILED: failed} == {Status.FAILED: 0} | standing
+    failed = ended.pop(Status.FAILED, 0) - retried
+    assert ended | {Status.FAILED: failed} == {Status.FAILED: 0} | dict(rows)
 
 
-async def is_there(path: Path, ledger: Ledger) -> None:
-    """Everything that was acknowledged is in the store."""
+async def check_acknowledged(path: Path, ledger: Ledger) -> None:
+    """Check that every acknowledged write is in the store."""
     store = sqlite_store(path)
     async with store.open():
         for job_id in ledger.submitted:
@@ -109,24 +111,27 @@ async def is_there(path: Path, ledger: Ledger) -> None:
         assert counts.in_queue == len(queued)
         assert counts.in_progress == len(await store.running()) - len(queued)
     for job_id, attempts in ledger.attempts.items():
-        assert sorted(set(attempts)) == sorted(attempts), f"an attempt of {job_id} was given twice"
+        assert sorted(set(attempts)) == sorted(attempts), (
+            f"an attempt of {job_id} was handed out twice"
+        )
 
 
-async def kill_and_look(path: Path, kills: int, most: int) -> None:
-    ledger, chance = Ledger(), random.Random(kills)
+async def kill_and_check(path: Path, kills: int, max_lines: int) -> None:
+    ledger = Ledger()
+    chance = random.Random(kills)
     for number in range(kills):
-        await storm(path, f"{number}", chance.randint(1, most), ledger)
-        is_whole(path)
-    await is_there(path, ledger)
+        await run_and_kill(path, f"{number}", chance.randint(1, max_lines), ledger)
+        check_integrity(path)
+    await check_acknowledged(path, ledger)
     assert ledger.submitted
     assert ledger.completed
 
 
-async def test_a_killed_process_loses_nothing_acknowledged(tmp_path: Path) -> None:
-    await kill_and_look(tmp_path / "jobs.db", kills=4, most=1_500)
+async def test_a_killed_process_loses_no_acknowledged_write(tmp_path: Path) -> None:
+    await kill_and_check(tmp_path / "jobs.db", kills=4, max_lines=1_500)
 
 
-ALONE = """
+ACKNOWLEDGE_ONE_BY_ONE = """
 import asyncio, sys
 from pathlib import Path
 from harness.load.store_storm import say
@@ -150,12 +155,14 @@ asyncio.run(main())
 """
 
 
-@pytest.mark.skipif(shutil.which("strace") is None, reason="what is written when: needs strace")
-async def test_nothing_is_acknowledged_before_it_is_on_the_disk(tmp_path: Path) -> None:
+@pytest.mark.skipif(
+    shutil.which("strace") is None, reason="needs strace to see the order of writes"
+)
+async def test_writes_are_acknowledged_after_they_are_on_the_disk(tmp_path: Path) -> None:
     calls = tmp_path / "calls"
     process = await asyncio.create_subprocess_exec(
         *("strace", "-f", "-y", "-o", str(calls), "-e", "trace=write,pwrite64,fsync,fdatasync"),
-        *(sys.executable, "-c", ALONE, str(tmp_path / "jobs.db")),
+        *(sys.executable, "-c", ACKNOWLEDGE_ONE_BY_ONE, str(tmp_path / "jobs.db")),
         cwd=ROOT, stdout=DEVNULL, env=os.environ | {"PYTHONPATH": "tests"},
     )  # fmt: skip
     assert await process.wait() == 0
@@ -166,9 +173,14 @@ async def test_nothing_is_acknowledged_before_it_is_on_the_disk(tmp_path: Path) 
         if "jobs.db-wal>" in line and "pwrite64(" in line:
             written += 1
         elif "jobs.db-wal>" in line and "sync(" in line:
-            syncing, synced = (thread, synced) if "unfinished" in line else ("", written)
+            if "unfinished" in line:
+                syncing = thread
+            else:
+                syncing = ""
+                synced = written
         elif thread == syncing and "sync resumed" in line:
-            syncing, synced = "", written
+            syncing = ""
+            synced = written
         elif '"acknowledged' in line:
             assert written == synced > acknowledged, line
             acknowledged = written
@@ -177,5 +189,7 @@ async def test_nothing_is_acknowledged_before_it_is_on_the_disk(tmp_path: Path) 
 
 @pytest.mark.torture
 @pytest.mark.timeout(1_200)
-async def test_a_process_that_is_killed_many_times_loses_nothing(tmp_path: Path) -> None:
-    await kill_and_look(tmp_path / "jobs.db", kills=100, most=5_000)
+async def test_a_process_that_is_killed_many_times_loses_no_acknowledged_write(
+    tmp_path: Path,
+) -> None:
+    await kill_and_check(tmp_path / "jobs.db", kills=100, max_lines=5_000)

@@ -1,4 +1,7 @@
-"""A full disk: new jobs are refused before it is full, and what is there gets its end even when it is."""
+"""A full disk.
+
+New jobs are rejected before the disk is full, and existing jobs can end even when it is full.
+"""
 
 import asyncio
 import os
@@ -18,7 +21,7 @@ from proxy.store.base import StoreFullError
 from proxy.store.sqlite.database import opened
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.store import SqliteStore
-from proxy.store.sqlite.writer import Writer, nothing
+from proxy.store.sqlite.writer import Writer, no_op
 from proxy.system import SystemDisk, ThreadRunner
 
 MEGABYTE = 1_000_000
@@ -26,21 +29,21 @@ MEGABYTE = 1_000_000
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A disk of 300 MB, most of which is taken."""
+    """A disk of 300 MB, of which 250 MB are used."""
     mounted = subprocess.run(
         ["mount", "-t", "tmpfs", "-o", "size=300m", "tmpfs", str(tmp_path)],
         capture_output=True,
         check=False,
     )
     if mounted.returncode:
-        pytest.skip("a disk to fill: needs root, to mount one of 300 MB")
-    fill(tmp_path / "taken", 250 * MEGABYTE)
+        pytest.skip("needs root, to mount a disk of 300 MB")
+    fill(tmp_path / "used", 250 * MEGABYTE)
     yield tmp_path
     subprocess.run(["umount", str(tmp_path)], check=True)
 
 
 def fill(path: Path, size: int = 400 * MEGABYTE) -> None:
-    """Let something else take so much of the disk, or all that is left."""
+    """Fill a disk with a file of `size` bytes, or of all free space if that is less."""
     with suppress(OSError), path.open("wb", buffering=0) as file:
         for _ in range(0, size, MEGABYTE // 10):
             file.write(bytes(MEGABYTE // 10))
@@ -56,8 +59,10 @@ async def submit_until_full(store: SqliteStore, name: str) -> list[str]:
     return submitted
 
 
-async def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(small_disk: Path) -> None:
-    path, other, more = small_disk / "jobs.db", small_disk / "other", small_disk / "more"
+async def test_a_full_disk_loses_no_jobs_and_recovers(small_disk: Path) -> None:
+    path = small_disk / "jobs.db"
+    other = small_disk / "other"
+    more = small_disk / "more"
     store = sqlite_store(path)
     async with store.open():
         fill(other, 30 * MEGABYTE)
@@ -68,7 +73,8 @@ async def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(small_di
         assert await store.submit(submission(submitted[0], durable=True), T0) == taken[0]
 
         fill(more)
-        for job in taken:  # the ballast's place is for these
+        # These writes use the space of the ballast.
+        for job in taken:
             await ended(store, job, Event.COMPLETE, output=bytes(MEGABYTE))
         assert not (small_disk / "jobs.db.ballast").exists()
         await store.submit(submission("interactive"), T0)
@@ -88,12 +94,12 @@ async def test_a_full_disk_loses_nothing_and_goes_on_when_there_is_room(small_di
 
 
 def free(folder: Path) -> int:
-    """Bytes that are free there."""
+    """Return the free bytes of the file system."""
     disk = os.statvfs(folder)
     return disk.f_bavail * disk.f_frsize
 
 
-async def test_many_at_once_do_not_use_the_reserve(small_disk: Path) -> None:
+async def test_concurrent_submits_do_not_use_the_reserve(small_disk: Path) -> None:
     store = sqlite_store(small_disk / "jobs.db")
     async with store.open():
         large = [
@@ -110,7 +116,7 @@ async def test_many_at_once_do_not_use_the_reserve(small_disk: Path) -> None:
         assert (await store.counts(HERE)).in_queue == len(large) - len(refused)
 
 
-async def test_what_is_too_large_takes_no_room(small_disk: Path) -> None:
+async def test_a_write_that_is_too_large_uses_no_space(small_disk: Path) -> None:
     store = sqlite_store(small_disk / "jobs.db")
     async with store.open():
         await store.submit(submission("large", durable=True), T0)
@@ -127,8 +133,9 @@ async def test_what_is_too_large_takes_no_room(small_disk: Path) -> None:
         assert free(small_disk) > before - MEGABYTE
 
 
-async def test_when_nothing_can_be_written_nothing_is_lost(small_disk: Path) -> None:
-    path, other = small_disk / "jobs.db", small_disk / "other"
+async def test_no_job_is_lost_while_no_write_is_possible(small_disk: Path) -> None:
+    path = small_disk / "jobs.db"
+    other = small_disk / "other"
     store = sqlite_store(path)
     async with store.open():
         fill(other, 30 * MEGABYTE)
@@ -136,7 +143,8 @@ async def test_when_nothing_can_be_written_nothing_is_lost(small_disk: Path) -> 
         await store.submit(submission("interactive"), T0)
         [job] = await take(store, limit=1)
         (small_disk / "jobs.db.ballast").unlink()
-        for size in (MEGABYTE, 10_000, 1):  # whatever room comes of it, something else is quicker
+        # Another program uses all space that becomes free.
+        for size in (MEGABYTE, 10_000, 1):
             fill(small_disk / f"more-{size}")
             with pytest.raises(StoreFullError):
                 while True:
@@ -151,8 +159,8 @@ async def test_when_nothing_can_be_written_nothing_is_lost(small_disk: Path) -> 
         assert (await store.counts(HERE)).in_queue == 0
 
 
-async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None:
-    """The same without a disk of its own: SQLite is told how large the file may become."""
+async def test_small_writes_succeed_in_a_full_file(tmp_path: Path) -> None:
+    """Runs without a separate disk: SQLite limits the size of the file."""
     with opened(tmp_path / "jobs.db", SystemDisk()) as db:
         db.execute("CREATE TABLE pieces (piece BLOB)")
         [[pages]] = db.execute("PRAGMA page_count").fetchall()
@@ -163,8 +171,8 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
         async def write(size: int) -> int:
             return await writer.do(
                 lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(size),)).rowcount,
-                nothing,
-                nothing,
+                no_op,
+                no_op,
                 size,
             )
 
@@ -180,13 +188,13 @@ async def test_in_a_full_file_what_is_small_gets_through(tmp_path: Path) -> None
         with pytest.raises(StoreFullError):
             await writer.do(
                 lambda db: db.execute("INSERT INTO pieces VALUES (?)", (bytes(MEGABYTE),)),
-                nothing,
+                no_op,
                 lambda: undone.append(1),
                 MEGABYTE,
             )
         assert undone == [1]
-        db_limit = db.execute("PRAGMA max_page_count = 100000").fetchall()
-        assert db_limit == [(100_000,)]
+        page_limit = db.execute("PRAGMA max_page_count = 100000").fetchall()
+        assert page_limit == [(100_000,)]
         assert await write(MEGABYTE) == 1
         await writer.close()
     assert [isinstance(result, StoreFullError) for result in results] == [

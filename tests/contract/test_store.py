@@ -1,4 +1,4 @@
-"""The contract of `JobStore`: how jobs come in, in which order they leave, and what can happen to them."""
+"""The contract of `JobStore`: submission, queue order and events of jobs."""
 
 import asyncio
 from dataclasses import replace
@@ -20,14 +20,14 @@ from harness.data.store_steps import (
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Counts, EndpointId, Input, JobId, Millis, Owner, WorkerId
-from proxy.jobs.policy import LOW_WAITS
+from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS
 from proxy.store.base import JobStore
 
 BOB = Owner("bob")
 OTHER = EndpointId("other")
 
 
-# Submitting and looking
+# Submitting and reading
 
 
 async def test_a_submitted_job_is_in_queue(store: JobStore, submit: Submit) -> None:
@@ -39,7 +39,7 @@ async def test_a_submitted_job_is_in_queue(store: JobStore, submit: Submit) -> N
     assert await store.find(JobId("a")) == job
 
 
-async def test_a_job_is_kept_as_it_came(store: JobStore, submit: Submit) -> None:
+async def test_all_fields_of_a_submission_are_kept(store: JobStore, submit: Submit) -> None:
     wanted = {
         "work": Input('{"text": "ümläut \u0000 \U0001f600"}'.encode()),
         "light": True,
@@ -77,7 +77,7 @@ async def test_another_owner_or_endpoint_does_not_find_it(store: JobStore, submi
     assert await store.get(HERE, ALICE, JobId("b")) is None
 
 
-async def test_recent_jobs_come_newest_first_in_pages(store: JobStore, submit: Submit) -> None:
+async def test_recent_jobs_are_paged_newest_first(store: JobStore, submit: Submit) -> None:
     await submit("a", "b", "c")
     await submit("x", owner=BOB)
     await submit("y", endpoint=OTHER)
@@ -86,7 +86,7 @@ async def test_recent_jobs_come_newest_first_in_pages(store: JobStore, submit: S
     assert ids(await store.recent(HERE, ALICE, before=page[-1].sequence, limit=2)) == ["a"]
 
 
-async def test_recent_jobs_may_be_those_of_one_status(store: JobStore, submit: Submit) -> None:
+async def test_recent_jobs_can_be_filtered_by_status(store: JobStore, submit: Submit) -> None:
     await submit("a", "b", "c", "d")
     taken = await take(store, limit=2)
     await settle(store, taken[0], Event.COMPLETE)
@@ -110,7 +110,7 @@ async def test_jobs_of_both_kinds_are_listed_in_one_order(store: JobStore, submi
     assert ids(await store.recent(HERE, ALICE, before=page[-1].sequence, limit=3)) == ["1", "0"]
 
 
-async def test_lists_leave_out_what_can_be_large(store: JobStore, submit: Submit) -> None:
+async def test_listings_omit_large_values(store: JobStore, submit: Submit) -> None:
     await submit(
         "queued",
         "running",
@@ -134,7 +134,7 @@ async def test_lists_leave_out_what_can_be_large(store: JobStore, submit: Submit
         assert job.output is None
 
 
-async def test_what_runs_is_known_at_a_start(store: JobStore, submit: Submit) -> None:
+async def test_running_durable_jobs_are_listed(store: JobStore, submit: Submit) -> None:
     await submit("interactive", durable=False)
     await submit("a", "b", "c", durable=True)
     await take(store, limit=3)
@@ -153,7 +153,7 @@ async def test_jobs_leave_in_order(store: JobStore, submit: Submit) -> None:
     assert await take(store) == []
 
 
-async def test_jobs_of_both_kinds_stand_in_one_line(store: JobStore, submit: Submit) -> None:
+async def test_jobs_of_both_kinds_share_one_queue(store: JobStore, submit: Submit) -> None:
     for number, durable in enumerate((True, False, True, True, False, False, True)):
         await submit(f"{number}", durable=durable, low_priority=number in {1, 2})
     assert ids(await take(store, limit=3)) == ["0", "3", "4"]
@@ -161,7 +161,7 @@ async def test_jobs_of_both_kinds_stand_in_one_line(store: JobStore, submit: Sub
     assert ids(await take(store, limit=3)) == ["2"]
 
 
-async def test_a_taken_job_says_who_has_it_since_when(store: JobStore, submit: Submit) -> None:
+async def test_a_taken_job_has_its_worker_and_time(store: JobStore, submit: Submit) -> None:
     await submit("a")
     [job] = await take(store)
     assert (job.status, job.worker, job.taken_at, job.attempt) == (
@@ -179,15 +179,18 @@ async def test_low_priority_waits_behind_normal(store: JobStore, submit: Submit)
     assert ids(await take(store)) == ["normal", "low"]
 
 
-async def test_low_priority_that_has_waited_long_counts_as_normal(
+async def test_low_priority_counts_as_normal_after_a_long_wait(
     store: JobStore, submit: Submit
 ) -> None:
     await submit("low", "low too", low_priority=True)
     await submit("normal", "normal too")
-    assert ids(await take(store, limit=1, now=T0 + LOW_WAITS - 1)) == ["normal"]
-    assert ids(await take(store, limit=2, now=T0 + LOW_WAITS)) == ["low", "low too"]
+    assert ids(await take(store, limit=1, now=T0 + LOW_PRIORITY_WAIT_MILLIS - 1)) == ["normal"]
+    assert ids(await take(store, limit=2, now=T0 + LOW_PRIORITY_WAIT_MILLIS)) == ["low", "low too"]
     await settle(store, "low too", Event.RELEASE)
-    assert ids(await take(store, limit=2, now=T0 + LOW_WAITS)) == ["low too", "normal too"]
+    assert ids(await take(store, limit=2, now=T0 + LOW_PRIORITY_WAIT_MILLIS)) == [
+        "low too",
+        "normal too",
+    ]
 
 
 async def test_light_jobs_have_a_limit_of_their_own(store: JobStore, submit: Submit) -> None:
@@ -212,7 +215,7 @@ async def test_no_job_is_taken_twice(store: JobStore, submit: Submit) -> None:
     assert len(everything) == len(set(everything)) == 100
 
 
-async def test_a_take_gets_what_there_is_though_the_first_were_just_cancelled(
+async def test_a_take_replaces_jobs_that_are_cancelled_concurrently(
     store: JobStore, submit: Submit
 ) -> None:
     await submit("a", "b", "c", "d")
@@ -251,7 +254,9 @@ async def test_a_running_job_ends_once(
     assert await store.find(job.id) == after
 
 
-async def test_of_many_ends_at_once_one_is_the_end(store: JobStore, submit: Submit) -> None:
+async def test_only_one_of_several_concurrent_ends_takes_effect(
+    store: JobStore, submit: Submit
+) -> None:
     await submit("a")
     [job] = await take(store)
     events = (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE, Event.RELEASE) * 3
@@ -273,7 +278,7 @@ async def test_a_queued_job_that_ends_leaves_the_queue(
 @pytest.mark.parametrize(
     "event", [Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.RETRY, Event.TAKE]
 )
-async def test_a_queued_job_cannot_do_what_only_others_can(
+async def test_other_events_do_not_apply_to_a_queued_job(
     store: JobStore, submit: Submit, event: Event
 ) -> None:
     [job] = await submit("a")
@@ -281,12 +286,12 @@ async def test_a_queued_job_cannot_do_what_only_others_can(
     assert await store.find(job.id) == job
 
 
-async def test_an_unknown_job_cannot_do_anything(store: JobStore) -> None:
+async def test_no_event_applies_to_an_unknown_job(store: JobStore) -> None:
     for event in Event:
-        assert await settle(store, "nobody", event) is None
+        assert await settle(store, "unknown", event) is None
 
 
-async def test_the_attempt_is_a_fence(store: JobStore, submit: Submit) -> None:
+async def test_the_attempt_is_a_fencing_token(store: JobStore, submit: Submit) -> None:
     await submit("a")
     [first] = await take(store)
     await settle(store, first, Event.RELEASE, attempt=1)
@@ -297,7 +302,9 @@ async def test_the_attempt_is_a_fence(store: JobStore, submit: Submit) -> None:
     await ended(store, second, Event.COMPLETE, attempt=2)
 
 
-async def test_a_released_job_is_first_in_line_again(store: JobStore, submit: Submit) -> None:
+async def test_a_released_job_returns_to_the_front_of_the_queue(
+    store: JobStore, submit: Submit
+) -> None:
     await submit("a", "b")
     [job] = await take(store, limit=1)
     released = await ended(store, job, Event.RELEASE, attempt=1)
@@ -319,16 +326,13 @@ async def test_a_take_and_a_cancel_cannot_both_win(store: JobStore, submit: Subm
         take(store, limit=25),
         *(settle(store, f"job-{number}", Event.CANCEL) for number in range(50)),
     )
-    assert all(
-        job is not None for job in cancelled
-    )  # a running job can be cancelled too, each exactly once
+    # A running job can be cancelled too, but each job only once.
+    assert all(job is not None for job in cancelled)
     assert len(taken) + len(await take(store, limit=50)) <= 50
     assert (await store.counts(HERE)).cancelled == 50
 
 
-async def test_a_body_is_kept_as_long_as_anybody_can_ask_for_it(
-    store: JobStore, submit: Submit
-) -> None:
+async def test_a_body_is_kept_while_it_can_be_needed(store: JobStore, submit: Submit) -> None:
     kept = set()
     for durable in (False, True):
         for webhook in (None, "https://example.com"):
@@ -386,7 +390,7 @@ async def test_a_retried_job_starts_over_at_the_end_of_the_queue(
     assert taken[1].attempt == 3
 
 
-async def test_what_did_not_fail_cannot_be_retried(store: JobStore, submit: Submit) -> None:
+async def test_only_failed_jobs_can_be_retried(store: JobStore, submit: Submit) -> None:
     await submit("a", "b", durable=True)
     [a, b] = await take(store)
     await settle(store, a, Event.COMPLETE)
@@ -405,7 +409,7 @@ async def test_an_interactive_job_cannot_be_retried(store: JobStore, submit: Sub
 # Purging
 
 
-async def test_a_purge_cancels_what_waits_and_nothing_else(store: JobStore, submit: Submit) -> None:
+async def test_a_purge_cancels_queued_jobs_only(store: JobStore, submit: Submit) -> None:
     await submit("a", "b", "c")
     await submit("other kind", durable=True)
     await submit("light", light=True)
@@ -425,7 +429,7 @@ async def test_a_purge_cancels_what_waits_and_nothing_else(store: JobStore, subm
     assert (await found(store, "b")).status is Status.CANCELLED
 
 
-async def test_a_job_is_purged_or_taken(store: JobStore, submit: Submit) -> None:
+async def test_a_job_is_either_purged_or_taken(store: JobStore, submit: Submit) -> None:
     await submit(*(f"job-{number}" for number in range(60)))
     results = await asyncio.gather(
         take(store, limit=20),
@@ -441,7 +445,7 @@ async def test_a_job_is_purged_or_taken(store: JobStore, submit: Submit) -> None
 # Counting
 
 
-async def test_counts_equal_what_happened(store: JobStore, submit: Submit) -> None:
+async def test_counts_match_the_events(store: JobStore, submit: Submit) -> None:
     await submit(*"abcdef", durable=True)
     jobs = await take(store, limit=4)
     for job, event in zip(
@@ -458,7 +462,7 @@ async def test_counts_equal_what_happened(store: JobStore, submit: Submit) -> No
     assert await store.counts(OTHER) == Counts()
 
 
-async def test_a_queued_job_knows_how_many_stand_before_it(store: JobStore, submit: Submit) -> None:
+async def test_a_queued_job_has_a_queue_position(store: JobStore, submit: Submit) -> None:
     jobs = await submit("a", "b", "c")
     [low] = await submit("low", low_priority=True)
     assert [store.ahead(job) for job in (*jobs, low)] == [0, 1, 2, 3]
@@ -466,10 +470,10 @@ async def test_a_queued_job_knows_how_many_stand_before_it(store: JobStore, subm
     assert [store.ahead(job) for job in (*jobs[1:], low)] == [0, 1, 2]
 
 
-# Callers that leave
+# Cancelled callers
 
 
-async def test_a_caller_that_leaves_leaves_the_whole_effect_or_none(
+async def test_a_cancelled_call_takes_effect_completely_or_not_at_all(
     store: JobStore, submit: Submit
 ) -> None:
     await submit("first")

@@ -1,4 +1,4 @@
-"""Any store, against the simplest model of one: whatever is done in whatever order, they agree."""
+"""Each store is compared with a simple model, under random sequences of operations."""
 
 import asyncio
 from collections import Counter
@@ -27,13 +27,14 @@ from hypothesis.stateful import (
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Counts, Delivery, Job, JobId, Millis
-from proxy.jobs.policy import LOW_WAITS
+from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS
 from proxy.store.base import JobStore
 
-RETENTION = 5_000
-EXECUTION = 60_000  # of `submission`
+RETENTION_MILLIS = 5_000
+# The default of `submission`.
+EXECUTION_MILLIS = 60_000
 HOOK = "https://example.com"
-ALL = 10_000
+NO_LIMIT = 10_000
 ENDS = {
     Event.COMPLETE: Status.COMPLETED,
     Event.FAIL: Status.FAILED,
@@ -45,7 +46,10 @@ UNFINISHED = {Status.IN_QUEUE, Status.IN_PROGRESS}
 
 @dataclass
 class Row:
-    """What the model knows of a job: written out by hand, so that it shares no code with a store."""
+    """The model of a job.
+
+    It is written by hand, so that it shares no code with a store.
+    """
 
     place: int
     low: bool
@@ -59,28 +63,29 @@ class Row:
     retries: int = 0
     taken: int = 0
     finished: int = 0
-    retention: int = RETENTION
+    retention: int = RETENTION_MILLIS
     expires: int | None = None
     consumed_cursor: int = 0
     output: bytes | None = None
     log: list[bytes] = field(default_factory=list)
-    tries: int | None = None  # None: there is no delivery
+    # None if the job has no delivery.
+    tries: int | None = None
     deliver_at: int = 0
 
     def deadline(self) -> int | None:
-        """When it is due."""
-        ends = self.taken + EXECUTION if self.status is Status.IN_PROGRESS else None
+        """Return the time at which the job is due, or None."""
+        ends = self.taken + EXECUTION_MILLIS if self.status is Status.IN_PROGRESS else None
         moments = [moment for moment in (ends, self.expires) if moment is not None]
         return min(moments, default=None) if self.status in UNFINISHED else None
 
 
 class StoreModel(RuleBasedStateMachine):
-    """A store beside a dictionary of rows."""
+    """Runs each operation on a store and on a dictionary of rows."""
 
     kind = ""
     jobs = Bundle("jobs")
     runs = Bundle("runs")
-    told = Bundle("told")
+    deliveries = Bundle("deliveries")
 
     @initialize()
     def begin(self) -> None:
@@ -114,13 +119,16 @@ class StoreModel(RuleBasedStateMachine):
 
     def end(self, job_id: str, event: Event, output: bytes | None = None) -> None:
         row = self.rows[job_id]
-        row.status, row.finished, row.output = ENDS[event], self.now, output
+        row.status = ENDS[event]
+        row.finished = self.now
+        row.output = output
         self.ended[row.durable, row.status] += 1
         if row.durable and row.webhook:
-            row.tries, row.deliver_at = 0, self.now
+            row.tries = 0
+            row.deliver_at = self.now
 
     def agree(self, job: Job | None, job_id: str) -> None:
-        """The whole job is as the model has it."""
+        """Check that a job equals its row in the model."""
         row = self.rows[job_id]
         assert job is not None
         assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
@@ -132,20 +140,29 @@ class StoreModel(RuleBasedStateMachine):
         assert (job.submission.expires_at, job.submission.retention) == (row.expires, row.retention)
         assert job.created_at == row.created
 
-    # What clients do
+    # Operations of clients
 
     @rule(
-        target=jobs, low=st.booleans(), light=st.booleans(), durable=st.booleans(), webhook=st.booleans(),
-        ttl=st.sampled_from([None, 999, EXECUTION // 2]),
-    )  # fmt: skip
+        target=jobs,
+        low=st.booleans(),
+        light=st.booleans(),
+        durable=st.booleans(),
+        webhook=st.booleans(),
+        ttl=st.sampled_from([None, 999, EXECUTION_MILLIS // 2]),
+    )
     def submit(self, low: bool, light: bool, durable: bool, webhook: bool, ttl: int | None) -> str:
         self.sequence += 1
         job_id = f"job-{self.sequence}"
         expires = None if ttl is None else self.now + ttl
         wanted = submission(
-            job_id, low_priority=low, light=light, durable=durable, retention=Millis(RETENTION),
-            expires_at=expires, webhook=HOOK if webhook else None,
-        )  # fmt: skip
+            job_id,
+            low_priority=low,
+            light=light,
+            durable=durable,
+            retention=Millis(RETENTION_MILLIS),
+            expires_at=expires,
+            webhook=HOOK if webhook else None,
+        )
         job = self.run(self.store.submit(wanted, Millis(self.now)))
         self.rows[job_id] = Row(
             self.sequence, low, light, durable, webhook, self.now, expires=expires
@@ -189,7 +206,7 @@ class StoreModel(RuleBasedStateMachine):
             assert found[0] == self.run(self.store.get(HERE, ALICE, JobId(job_id)))
 
     @rule(job_id=jobs, cursor=st.integers(0, 4), attempt=st.integers(0, 3))
-    def a_client_drains(self, job_id: str, cursor: int, attempt: int) -> None:
+    def a_client_consumes(self, job_id: str, cursor: int, attempt: int) -> None:
         self.run(self.store.consume(JobId(job_id), attempt, cursor))
         row = self.rows.get(job_id)
         if row is not None and row.attempt == attempt:
@@ -215,24 +232,20 @@ class StoreModel(RuleBasedStateMachine):
         assert (job is not None) == happens
         if row is not None and happens:
             self.sequence += 1
-            row.status, row.failures, row.place, row.retries = (
-                Status.IN_QUEUE,
-                0,
-                self.sequence,
-                row.retries + 1,
-            )
+            row.status = Status.IN_QUEUE
+            row.failures = 0
+            row.place = self.sequence
+            row.retries += 1
             row.expires = None if row.expires is None else row.expires + self.now - row.created
-            row.created, row.consumed_cursor, row.output, row.log, row.tries = (
-                self.now,
-                0,
-                None,
-                [],
-                None,
-            )
+            row.created = self.now
+            row.consumed_cursor = 0
+            row.output = None
+            row.log = []
+            row.tries = None
             self.ended[True, Event.RETRY] += 1
             self.agree(job, job_id)
 
-    @rule(job_id=jobs, life=st.sampled_from([0, 999, RETENTION]))
+    @rule(job_id=jobs, life=st.sampled_from([0, 999, RETENTION_MILLIS]))
     def a_client_limits_a_life(self, job_id: str, life: int) -> None:
         row = self.rows.get(job_id)
         job = self.run(self.store.limit_life(JobId(job_id), Millis(self.now + life)))
@@ -252,13 +265,13 @@ class StoreModel(RuleBasedStateMachine):
         for job_id in waiting:
             self.end(job_id, Event.CANCEL)
 
-    # What workers do
+    # Operations of workers
 
     @rule(target=runs, limit=st.integers(0, 3), light_limit=st.integers(0, 3))
     def take(self, limit: int, light_limit: int) -> Any:
         def first(light: bool, count: int) -> list[str]:
             waiting = [
-                (row.low and row.created + LOW_WAITS > self.now, row.place, job_id)
+                (row.low and row.created + LOW_PRIORITY_WAIT_MILLIS > self.now, row.place, job_id)
                 for job_id, row in self.rows.items()
                 if row.status is Status.IN_QUEUE and row.light is light
             ]
@@ -273,8 +286,11 @@ class StoreModel(RuleBasedStateMachine):
         assert [job.id for job in taken] == expected
         for job in taken:
             row = self.rows[job.id]
-            row.status, row.attempt, row.taken = Status.IN_PROGRESS, row.attempt + 1, self.now
-            row.consumed_cursor, row.log = 0, []
+            row.status = Status.IN_PROGRESS
+            row.attempt += 1
+            row.taken = self.now
+            row.consumed_cursor = 0
+            row.log = []
             self.agree(job, job.id)
         return multiple(*((job.id, job.attempt) for job in taken))
 
@@ -306,7 +322,8 @@ class StoreModel(RuleBasedStateMachine):
         assert (job is not None) == happens
         if happens:
             row = self.rows[job_id]
-            row.status, row.failures = Status.IN_QUEUE, row.failures + counts
+            row.status = Status.IN_QUEUE
+            row.failures += counts
             self.agree(job, job_id)
 
     @rule(run=runs, outputs=st.lists(st.binary(max_size=3), max_size=3))
@@ -318,9 +335,13 @@ class StoreModel(RuleBasedStateMachine):
             self.rows[run[0]].log += outputs
             assert cursor == len(self.rows[run[0]].log)
 
-    # What time does
+    # Time
 
-    @rule(milliseconds=st.sampled_from([1, 999, RETENTION, 3 * RETENTION, LOW_WAITS]))
+    @rule(
+        milliseconds=st.sampled_from(
+            [1, 999, RETENTION_MILLIS, 3 * RETENTION_MILLIS, LOW_PRIORITY_WAIT_MILLIS]
+        )
+    )
     def time_passes(self, milliseconds: int) -> None:
         self.now += milliseconds
         over = {
@@ -330,30 +351,32 @@ class StoreModel(RuleBasedStateMachine):
             and row.finished + row.retention <= self.now
             and row.tries is None
         }
-        assert self.run(self.store.forget(Millis(self.now), ALL)) == len(over)
+        assert self.run(self.store.forget(Millis(self.now), NO_LIMIT)) == len(over)
         for job_id in over:
             del self.rows[job_id]
 
     @rule()
-    def a_look_at_the_deadlines(self) -> None:
+    def the_deadlines_are_checked(self) -> None:
         deadlines = {job_id: row.deadline() for job_id, row in self.rows.items()}
         expected = {
             job_id: moment
             for job_id, moment in deadlines.items()
             if moment is not None and moment <= self.now
         }
-        due = [job.id for job in self.run(self.store.due(Millis(self.now), ALL))]
+        due = [job.id for job in self.run(self.store.due(Millis(self.now), NO_LIMIT))]
         assert set(due) == set(expected)
         assert [expected[job_id] for job_id in due] == sorted(expected.values())
 
-    @rule(target=told)
-    def the_webhooks_are_told(self) -> Any:
+    @rule(target=deliveries)
+    def webhooks_are_sent(self) -> Any:
         expected = {
             job_id: row.deliver_at
             for job_id, row in self.rows.items()
             if row.tries is not None and row.deliver_at <= self.now
         }
-        deliveries: list[Delivery] = list(self.run(self.store.deliveries(Millis(self.now), ALL)))
+        deliveries: list[Delivery] = list(
+            self.run(self.store.deliveries(Millis(self.now), NO_LIMIT))
+        )
         assert {one.job.id for one in deliveries} == set(expected)
         assert [expected[one.job.id] for one in deliveries] == sorted(expected.values())
         for one in deliveries:
@@ -366,10 +389,11 @@ class StoreModel(RuleBasedStateMachine):
             assert (one.job.status, one.job.output) == (row.status, None)
         return multiple(*deliveries)
 
-    @rule(delivery=told, again=st.sampled_from([None, 1, RETENTION]))
-    def a_webhook_was_told(self, delivery: Delivery, again: int | None) -> None:
+    @rule(delivery=deliveries, again=st.sampled_from([None, 1, RETENTION_MILLIS]))
+    def a_webhook_was_tried(self, delivery: Delivery, again: int | None) -> None:
         self.run(self.store.tried(delivery, None if again is None else Millis(self.now + again)))
-        job, row = delivery.job, self.rows.get(delivery.job.id)
+        job = delivery.job
+        row = self.rows.get(job.id)
         if row is not None and (row.attempt, row.retries, row.tries) == (
             job.attempt,
             job.retries,
@@ -388,13 +412,13 @@ class StoreModel(RuleBasedStateMachine):
         running = {job_id for job_id, row in self.rows.items() if row.status is Status.IN_PROGRESS}
         assert {job.id for job in self.run(self.store.running())} == running
 
-    # What always holds
+    # Invariants
 
     @invariant()
     def they_agree(self) -> None:
         if not hasattr(self, "rows"):
             return
-        jobs = self.run(self.store.recent(HERE, ALICE, before=None, limit=ALL))
+        jobs = self.run(self.store.recent(HERE, ALICE, before=None, limit=NO_LIMIT))
         assert [job.id for job in jobs] == sorted(
             self.rows, key=lambda job_id: -self.rows[job_id].place
         )
@@ -413,9 +437,11 @@ class StoreModel(RuleBasedStateMachine):
             }
         )
         assert self.run(self.store.counts(HERE)) == Counts(
-            standing[Status.IN_QUEUE], standing[Status.IN_PROGRESS], *(ended[status] for status in ENDS.values()),
+            standing[Status.IN_QUEUE],
+            standing[Status.IN_PROGRESS],
+            *(ended[status] for status in ENDS.values()),
             retried=ended[Event.RETRY],
-        )  # fmt: skip
+        )
 
 
 def check(kind: str, examples: int) -> None:
@@ -434,12 +460,12 @@ def check(kind: str, examples: int) -> None:
 
 
 @pytest.mark.parametrize("kind", STORES)
-def test_a_store_does_as_its_model(kind: str) -> None:
+def test_a_store_agrees_with_the_model(kind: str) -> None:
     check(kind, examples=40)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(1_200)
 @pytest.mark.parametrize("kind", STORES)
-def test_a_store_does_as_its_model_for_long(kind: str) -> None:
+def test_a_store_agrees_with_the_model_for_many_examples(kind: str) -> None:
     check(kind, examples=2_000)

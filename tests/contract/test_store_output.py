@@ -1,4 +1,4 @@
-"""The contract of `JobStore`: the log of a durable job's output, and who has taken what of it."""
+"""The contract of `JobStore`: the output log of a durable job, and its consumption."""
 
 import asyncio
 
@@ -22,7 +22,9 @@ async def running(store: JobStore, submit: Submit) -> None:
     await take(store)
 
 
-async def test_output_is_read_by_cursor_by_anyone(store: JobStore, submit: Submit) -> None:
+async def test_output_is_read_by_cursor_by_any_number_of_readers(
+    store: JobStore, submit: Submit
+) -> None:
     await running(store, submit)
     assert await read(store) == ([], 0)
     assert await store.append(A, 1, [b"one", b"two"]) == 2
@@ -43,9 +45,7 @@ async def test_outputs_keep_their_order(store: JobStore, submit: Submit) -> None
     assert cursor == 40
 
 
-async def test_only_the_current_attempt_writes_and_begins_anew(
-    store: JobStore, submit: Submit
-) -> None:
+async def test_only_the_current_attempt_writes_to_the_log(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
     await store.append(A, 1, [b"old"])
     await settle(store, "a", Event.RELEASE)
@@ -61,7 +61,7 @@ async def test_only_the_current_attempt_writes_and_begins_anew(
     assert await read(store) == ([b"new"], 1)
 
 
-async def test_a_retry_forgets_output(store: JobStore, submit: Submit) -> None:
+async def test_a_retry_deletes_the_output(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
     await store.append(A, 1, [b"old"])
     await settle(store, "a", Event.FAIL)
@@ -74,27 +74,25 @@ async def test_only_a_durable_job_has_a_log(store: JobStore, submit: Submit) -> 
     await submit("a", durable=False)
     await take(store)
     assert await store.append(A, 1, [b"one"]) is None
-    assert await store.append(JobId("nobody"), 1, [b"one"]) is None
+    assert await store.append(JobId("unknown"), 1, [b"one"]) is None
     assert await read(store) == ([], 0)
 
 
-async def test_what_a_client_has_taken_is_noted(store: JobStore, submit: Submit) -> None:
+async def test_the_consumed_cursor_never_decreases(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
     await store.append(A, 1, [b"one", b"two"])
-    for cursor, drained in ((1, 1), (2, 2), (1, 2)):
+    for cursor, consumed in ((1, 1), (2, 2), (1, 2)):
         await store.consume(A, 1, cursor)
-        assert (await found(store, "a")).consumed_cursor == drained
+        assert (await found(store, "a")).consumed_cursor == consumed
     await store.consume(A, 2, 9)
     assert (await found(store, "a")).consumed_cursor == 2
     await settle(store, "a", Event.CANCEL)
     await store.consume(A, 1, 3)
     assert (await found(store, "a")).consumed_cursor == 3
-    await store.consume(JobId("nobody"), 1, 1)
+    await store.consume(JobId("unknown"), 1, 1)
 
 
-async def test_what_was_taken_of_another_attempt_does_not_count(
-    store: JobStore, submit: Submit
-) -> None:
+async def test_the_consumed_cursor_belongs_to_the_attempt(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
     await store.append(A, 1, [b"one"])
     await store.consume(A, 1, 1)
@@ -115,7 +113,7 @@ async def look(
     return job.status, job.attempt, list(part), after
 
 
-async def test_a_job_and_its_output_are_looked_at_together(store: JobStore, submit: Submit) -> None:
+async def test_a_look_returns_a_job_and_its_output(store: JobStore, submit: Submit) -> None:
     await submit("a", durable=True)
     assert await look(store, None) == (Status.IN_QUEUE, 0, [], 0)
     await take(store)
@@ -142,7 +140,9 @@ async def test_a_look_at_a_job_of_another_owner_finds_nothing(
     assert await store.look(HERE, ALICE, JobId("b"), 0, 9) is None
 
 
-async def test_a_look_at_an_interactive_job_has_no_output(store: JobStore, submit: Submit) -> None:
+async def test_a_look_at_an_interactive_job_returns_no_output(
+    store: JobStore, submit: Submit
+) -> None:
     await submit("a", durable=False)
     assert await look(store, None) == (Status.IN_QUEUE, 0, [], 0)
     assert await look(store, 3) == (Status.IN_QUEUE, 0, [], 3)

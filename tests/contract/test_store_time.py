@@ -15,7 +15,7 @@ HOOK = "https://example.com/hook"
 # Deadlines
 
 
-async def test_what_is_due_comes_earliest_first(store: JobStore, submit: Submit) -> None:
+async def test_due_jobs_are_returned_earliest_first(store: JobStore, submit: Submit) -> None:
     await submit("later", queued_until=Millis(T0 + 2_000))
     await submit("sooner", queued_until=Millis(T0 + 1_000))
     await submit("between", queued_until=Millis(T0 + 1_500), durable=True)
@@ -59,14 +59,14 @@ async def test_an_ended_job_is_kept_for_its_retention(store: JobStore, submit: S
     assert (await found(store, "a")).status is Status.IN_QUEUE
 
 
-async def test_no_more_are_forgotten_at_once_than_was_said(store: JobStore, submit: Submit) -> None:
+async def test_forget_deletes_at_most_its_limit(store: JobStore, submit: Submit) -> None:
     await submit(*"abcde", retention=Millis(0))
     for job in await take(store):
         await settle(store, job, Event.COMPLETE, now=T0)
     assert [await store.forget(T0, 2) for _ in range(4)] == [2, 2, 1, 0]
 
 
-async def test_as_many_are_forgotten_at_once_as_was_said(store: JobStore, submit: Submit) -> None:
+async def test_forget_reaches_a_large_limit(store: JobStore, submit: Submit) -> None:
     await asyncio.gather(*(submit(f"{number}", retention=Millis(0)) for number in range(700)))
     await store.purge(HERE, ALICE, T0, WHY)
     assert [await store.forget(T0, 650) for _ in range(3)] == [650, 50, 0]
@@ -86,7 +86,7 @@ async def test_a_retried_job_is_not_forgotten(store: JobStore, submit: Submit) -
     assert await store.forget(Millis(T0 * 1_000), 10) == 0
 
 
-# The end of a life
+# Limiting the life of a job
 
 
 async def test_an_unfinished_life_can_be_limited(store: JobStore, submit: Submit) -> None:
@@ -116,13 +116,15 @@ async def test_a_finished_life_can_be_limited(store: JobStore, submit: Submit) -
 async def test_only_a_durable_life_can_be_limited(store: JobStore, submit: Submit) -> None:
     await submit("a", durable=False)
     assert await store.limit_life(JobId("a"), T0) is None
-    assert await store.limit_life(JobId("nobody"), T0) is None
+    assert await store.limit_life(JobId("unknown"), T0) is None
 
 
 # Deliveries
 
 
-async def told(store: JobStore, now: int = T0 + MINUTE, limit: int = 10) -> list[tuple[str, int]]:
+async def due_deliveries(
+    store: JobStore, now: int = T0 + MINUTE, limit: int = 10
+) -> list[tuple[str, int]]:
     return [(one.job.id, one.tries) for one in await store.deliveries(Millis(now), limit)]
 
 
@@ -136,30 +138,28 @@ async def ended_with_webhook(
     return delivery
 
 
-async def test_the_end_of_a_durable_job_with_a_webhook_is_told(
+async def test_the_end_of_a_durable_job_with_a_webhook_has_a_delivery(
     store: JobStore, submit: Submit
 ) -> None:
     await submit("a", "b", "c", durable=True, webhook=HOOK)
     await submit("silent", durable=True)
     await submit("interactive", durable=False, webhook=HOOK)
-    assert await told(store) == []
+    assert await due_deliveries(store) == []
     await take(store)
     await settle(store, "a", Event.RELEASE)
     await settle(store, "c", Event.COMPLETE, now=T0 + 1, output=b'"done"')
     await settle(store, "b", Event.CANCEL, now=T0 + 2, error=WHY)
     for name in ("silent", "interactive"):
         await settle(store, name, Event.COMPLETE)
-    assert await told(store, T0) == []
-    assert await told(store, T0 + 1) == [("c", 0)]
-    assert await told(store) == await told(store) == [("c", 0), ("b", 0)]
-    assert await told(store, limit=1) == [("c", 0)]
+    assert await due_deliveries(store, T0) == []
+    assert await due_deliveries(store, T0 + 1) == [("c", 0)]
+    assert await due_deliveries(store) == await due_deliveries(store) == [("c", 0), ("b", 0)]
+    assert await due_deliveries(store, limit=1) == [("c", 0)]
     [delivery, _] = await store.deliveries(Millis(T0 + MINUTE), 10)
     assert delivery.job == (await found(store, "c")).outline()
 
 
-async def test_deliveries_to_some_receivers_can_be_left_out(
-    store: JobStore, submit: Submit
-) -> None:
+async def test_deliveries_to_some_receivers_can_be_skipped(store: JobStore, submit: Submit) -> None:
     for name, hook in (
         ("a", "https://one.example/x"),
         ("b", "https://ONE.example:8443/y"),
@@ -181,35 +181,38 @@ async def test_deliveries_to_some_receivers_can_be_left_out(
 async def test_a_delivery_is_tried_until_it_arrives(store: JobStore, submit: Submit) -> None:
     delivery = await ended_with_webhook(store, submit, "a")
     await store.tried(delivery, Millis(T0 + 10_000))
-    assert await told(store, T0 + 9_999) == []
-    assert await told(store, T0 + 10_000) == [("a", 1)]
-    await store.tried(delivery, None)  # the first try again, late
-    assert await told(store) == [("a", 1)]
+    assert await due_deliveries(store, T0 + 9_999) == []
+    assert await due_deliveries(store, T0 + 10_000) == [("a", 1)]
+    # A late report of the first try.
+    await store.tried(delivery, None)
+    assert await due_deliveries(store) == [("a", 1)]
     [second] = await store.deliveries(Millis(T0 + 10_000), 10)
     await store.tried(second, None)
     await store.tried(second, Millis(T0))
-    assert await told(store) == []
+    assert await due_deliveries(store) == []
 
 
-async def test_a_retry_takes_a_delivery_back(store: JobStore, submit: Submit) -> None:
+async def test_a_retry_deletes_a_delivery(store: JobStore, submit: Submit) -> None:
     delivery = await ended_with_webhook(store, submit, "a")
     await ended(store, "a", Event.RETRY)
-    assert await told(store) == []
+    assert await due_deliveries(store) == []
     await store.tried(delivery, Millis(T0))
-    assert await told(store) == []
+    assert await due_deliveries(store) == []
     await ended(store, "a", Event.CANCEL)
-    await store.tried(delivery, None)  # this end was told to nobody yet
-    assert await told(store) == [("a", 0)]
+    # A late report of the earlier end; the new end has a delivery of its own.
+    await store.tried(delivery, None)
+    assert await due_deliveries(store) == [("a", 0)]
 
 
-async def test_a_job_is_not_forgotten_before_its_end_was_told(
+async def test_a_job_with_a_pending_delivery_is_not_forgotten(
     store: JobStore, submit: Submit
 ) -> None:
     waiting = await ended_with_webhook(store, submit, "waiting")
     await submit("over", durable=True, retention=Millis(5))
     await take(store)
     await settle(store, "over", Event.COMPLETE, now=T0)
-    assert await store.forget(Millis(T0 + MINUTE), 1) == 1  # what waits stands in nobody's way
+    # The job with a pending delivery does not count towards the limit.
+    assert await store.forget(Millis(T0 + MINUTE), 1) == 1
     assert await store.find(JobId("over")) is None
     await store.tried(waiting, Millis(T0 + 1))
     assert await store.forget(Millis(T0 + MINUTE), 1) == 0
@@ -218,11 +221,9 @@ async def test_a_job_is_not_forgotten_before_its_end_was_told(
     assert await store.forget(Millis(T0 + MINUTE), 1) == 1
 
 
-async def test_a_delivery_of_a_job_that_is_gone_is_harmless(
-    store: JobStore, submit: Submit
-) -> None:
+async def test_a_delivery_of_a_deleted_job_has_no_effect(store: JobStore, submit: Submit) -> None:
     delivery = await ended_with_webhook(store, submit, "a")
     await store.tried(delivery, None)
     await store.forget(Millis(T0 + MINUTE), 1)
     await store.tried(delivery, T0)
-    assert await told(store) == []
+    assert await due_deliveries(store) == []

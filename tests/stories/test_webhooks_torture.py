@@ -19,7 +19,7 @@ from harness.tools.waiting import until
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Input, Job, Millis, WorkerId
-from proxy.jobs.policy import MAX_TRIES, TRY_AGAIN
+from proxy.jobs.policy import DELIVERY_RETRY_MILLIS, MAX_DELIVERY_TRIES
 from proxy.store.base import JobStore
 from proxy.webhooks.deliveries import Deliveries
 from proxy.webhooks.sender import Sender
@@ -92,16 +92,18 @@ async def test_every_end_is_told_or_was_tried_three_times(tmp_path: Path) -> Non
                 if cut < CUTS:
                     await until(partial(has_grown, tries, tries.total() + JOBS // CUTS))
                 else:
-                    for _ in range(MAX_TRIES):
+                    for _ in range(MAX_DELIVERY_TRIES):
                         await until(partial(is_quiet, store, clock), 120)
-                        clock.pass_time(TRY_AGAIN / 1000)
+                        clock.pass_time(DELIVERY_RETRY_MILLIS / 1000)
                     assert not await store.deliveries(Millis(clock.now() + HOUR), 1)
                 serving.cancel()
                 with suppress(asyncio.CancelledError):
                     await serving
     assert len(tries) == JOBS
     given_up = {
-        told for told, number in tries.items() if told not in acknowledged and number >= MAX_TRIES
+        told
+        for told, number in tries.items()
+        if told not in acknowledged and number >= MAX_DELIVERY_TRIES
     }
     assert len(acknowledged) + len(given_up) == JOBS
     assert len(given_up) <= JOBS // len(FAILURES) + 1

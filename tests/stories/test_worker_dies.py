@@ -107,7 +107,7 @@ async def test_a_job_whose_run_was_lost_and_that_waits_in_vain_says_so(stream: b
         status, headers, error = await call
     assert error["code"] == "worker_lost"
     assert re.fullmatch(
-        r"1 run of this was lost, and no worker was free to run it again within \d+ s\.",
+        r"1 run of this job was lost, and no worker was free to run it again within \d+ s\.",
         error["message"],
     )
     assert stream or (status, headers["x-should-retry"]) == (502, "false")

@@ -1,4 +1,4 @@
-"""What the linters cannot say about the shape of the code."""
+"""Rules of the code's structure that the linters cannot check."""
 
 import ast
 import re
@@ -10,10 +10,11 @@ from proxy.jobs.lifecycle import Status
 
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("proxy/**/*.py"), *ROOT.glob("worker_vllm/**/*.py")])
-LONGEST_FILE = 400
-BROAD_EXCEPTS = 9
+MAX_FILE_LINES = 400
+MAX_BROAD_EXCEPTS = 9
 PROXY = [path for path in SOURCES if path.is_relative_to(ROOT / "proxy")]
-# They run what they read, or guess what it is; forms are looked into by our own code, and one client is enough.
+# Modules that execute or guess the type of their input, form parsers (the proxy has its own), and
+# a second HTTP client.
 UNSAFE_MODULES = {
     "dill",
     "httpx",
@@ -27,20 +28,23 @@ UNSAFE_MODULES = {
 }
 UNSAFE_CALLS = {"__import__", "compile", "eval", "exec"}
 PATH_METHODS = {
-    *(
-        "chmod",
-        "exists",
-        "glob",
-        "is_dir",
-        "is_file",
-        "iterdir",
-        "mkdir",
-        "read_bytes",
-        "read_text",
-        "rename",
-        "resolve",
-    ),
-    *("rmdir", "stat", "touch", "unlink", "write_bytes", "write_text"),
+    "chmod",
+    "exists",
+    "glob",
+    "is_dir",
+    "is_file",
+    "iterdir",
+    "mkdir",
+    "read_bytes",
+    "read_text",
+    "rename",
+    "resolve",
+    "rmdir",
+    "stat",
+    "touch",
+    "unlink",
+    "write_bytes",
+    "write_text",
 }
 HASHED_BY_VALUE = {"JobId", "Status", "bytes", "int", "str"}
 SQL = re.compile(r"\b(SELECT|INSERT|UPDATE|DELETE|PRAGMA|BEGIN|SAVEPOINT|ATTACH)\b")
@@ -50,20 +54,25 @@ def named(path: Path) -> str:
     return path.relative_to(ROOT).as_posix()
 
 
+def nodes(path: Path) -> list[ast.AST]:
+    """Return all nodes of a module's syntax tree."""
+    return list(ast.walk(ast.parse(path.read_text())))
+
+
 @pytest.mark.parametrize("path", SOURCES, ids=named)
-def test_a_file_fits_in_the_head(path: Path) -> None:
-    assert len(path.read_text().splitlines()) <= LONGEST_FILE
+def test_a_file_is_short(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MAX_FILE_LINES
 
 
-def test_only_the_lifecycle_spells_a_status() -> None:
-    """Anywhere else a status is a member of the enum, so that no second table can grow."""
-    spelled = {
-        named(path)
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Constant) and node.value in set(Status)
-    }
-    assert spelled <= {"proxy/jobs/lifecycle.py"}
+def test_only_the_lifecycle_contains_status_names() -> None:
+    """Other modules use the members of the enum, so that there is only one table."""
+    names = set(Status)
+
+    def contains_status(path: Path) -> bool:
+        return any(isinstance(node, ast.Constant) and node.value in names for node in nodes(path))
+
+    found = {named(path) for path in SOURCES if contains_status(path)}
+    assert found <= {"proxy/jobs/lifecycle.py"}
 
 
 def test_the_environment_is_read_in_two_files() -> None:
@@ -84,133 +93,143 @@ def test_broad_excepts_are_few() -> None:
         f"{named(path)}:{node.lineno}"
         for path in SOURCES
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.ExceptHandler) and _is_broad(node)
+        if isinstance(node, ast.ExceptHandler) and is_broad(node)
     ]
-    assert len(broad) <= BROAD_EXCEPTS, broad
+    assert len(broad) <= MAX_BROAD_EXCEPTS, broad
 
 
-def _is_broad(handler: ast.ExceptHandler) -> bool:
+def is_broad(handler: ast.ExceptHandler) -> bool:
+    """Return True if a handler catches every exception."""
     if handler.type is None:
         return True
     names = {node.id for node in ast.walk(handler.type) if isinstance(node, ast.Name)}
     return bool(names & {"Exception", "BaseException"})
 
 
-def test_importing_does_nothing_at_module_level() -> None:
-    """No module makes a client, a cache or a thread when it is imported: calls at module level are of a known few."""
+def test_importing_has_no_side_effects() -> None:
+    """No import creates a client, a cache or a thread: module-level calls must be in a list."""
     harmless = {
-        *(
-            "TypeVar",
-            "NewType",
-            "compile",
-            "structlog.get_logger",
-            "frozenset",
-            "Millis",
-            "JobError",
-            "Owner",
-        ),
-        *(
-            "typer.Typer",
-            "Dialect",
-            "stored_key",
-            "Principal",
-            "Route",
-            "Row",
-            "set",
-            "tuple",
-            "dict",
-            "sorted",
-            "range",
-            "float",
-            "Path",
-            "ip_network",
-        ),
+        "TypeVar",
+        "NewType",
+        "compile",
+        "structlog.get_logger",
+        "frozenset",
+        "Millis",
+        "JobError",
+        "Owner",
+        "typer.Typer",
+        "Dialect",
+        "stored_key",
+        "Principal",
+        "Route",
+        "Row",
+        "set",
+        "tuple",
+        "dict",
+        "sorted",
+        "range",
+        "float",
+        "Path",
+        "ip_network",
     }
-    found = {
-        (named(path), ast.unparse(node.value.func))
-        for path in SOURCES
-        if path.name != "__main__.py"
-        for node in ast.parse(path.read_text()).body
-        if isinstance(node, ast.Assign | ast.Expr | ast.AnnAssign)
-        and isinstance(node.value, ast.Call)
-    }
-    unknown = {
-        (path, call)
-        for path, call in found
-        if call not in harmless and call.split(".")[-1] not in harmless
-    }
-    assert not {entry for entry in unknown if not entry[1].startswith(("msgspec.", "re."))}
+    unknown: set[str] = set()
+    for path in SOURCES:
+        if path.name == "__main__.py":
+            continue
+        for node in ast.parse(path.read_text()).body:
+            if not isinstance(node, ast.Assign | ast.Expr | ast.AnnAssign):
+                continue
+            if not isinstance(node.value, ast.Call):
+                continue
+            call = ast.unparse(node.value.func)
+            if call.startswith(("msgspec.", "re.")):
+                continue
+            if call not in harmless and call.split(".")[-1] not in harmless:
+                unknown.add(f"{named(path)}: {call}")
+    assert not unknown
 
 
-def test_the_core_touches_no_file_but_through_its_disk() -> None:
-    """The linter (TID251) keeps clock, chance and operating system away; the methods of a path are for this test."""
-    found = {
-        f"{named(path)}: {ast.unparse(node)}"
-        for path in PROXY
-        if path.relative_to(ROOT / "proxy").parts[0] in {"channel", "jobs", "service", "store"}
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call)
-        and (
-            (isinstance(node.func, ast.Name) and node.func.id == "open")
-            or (
-                isinstance(node.func, ast.Attribute)
-                and node.func.attr in PATH_METHODS
-                and not ast.unparse(node.func.value).endswith("_disk")
-            )
-        )
-    }
+def test_the_core_accesses_files_through_its_disk_only() -> None:
+    """Methods of `Path` are only called on a `Disk`.
+
+    The linter (TID251) bans the modules of clock, random numbers and operating system.
+    """
+    found: set[str] = set()
+    for path in PROXY:
+        layer = path.relative_to(ROOT / "proxy").parts[0]
+        if layer in {"channel", "jobs", "service", "store"}:
+            accesses = [node for node in nodes(path) if is_file_access(node)]
+            found |= {f"{named(path)}: {ast.unparse(node)}" for node in accesses}
     assert not found
 
 
-def test_sets_hold_values_not_objects() -> None:
-    """Sets of objects iterate in the order of memory addresses, which no seed repeats. Use a dict of None instead."""
-    found = {
-        f"{named(path)}: {ast.unparse(node)}"
-        for path in SOURCES
-        for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Subscript)
-        and ast.unparse(node.value) in {"set", "frozenset", "WeakSet", "MutableSet"}
-        if ast.unparse(node.slice) not in HASHED_BY_VALUE
-    }
+def is_file_access(node: ast.AST) -> bool:
+    """Return True for a call of `open`, or of a method of a path on anything but a disk."""
+    match node:
+        case ast.Call(func=ast.Name(id="open")):
+            return True
+        case ast.Call(func=ast.Attribute(value=value, attr=method)):
+            return method in PATH_METHODS and not ast.unparse(value).endswith("_disk")
+        case _:
+            return False
+
+
+def test_sets_contain_values_instead_of_objects() -> None:
+    """A set of objects iterates in the order of memory addresses, which no seed reproduces.
+
+    Use a dict with values of None instead.
+    """
+    found: set[str] = set()
+    for path in SOURCES:
+        sets = [node for node in nodes(path) if is_set_of_objects(node)]
+        found |= {f"{named(path)}: {ast.unparse(node)}" for node in sets}
     assert not found
+
+
+def is_set_of_objects(node: ast.AST) -> bool:
+    """Return True for a set type whose elements are not hashed by value."""
+    if not isinstance(node, ast.Subscript):
+        return False
+    if ast.unparse(node.value) not in {"set", "frozenset", "WeakSet", "MutableSet"}:
+        return False
+    return ast.unparse(node.slice) not in HASHED_BY_VALUE
 
 
 @pytest.mark.parametrize("path", PROXY, ids=named)
-def test_the_proxy_runs_nothing_that_it_reads(path: Path) -> None:
-    nodes = list(ast.walk(ast.parse(path.read_text())))
-    imported = {
-        alias.name for node in nodes if isinstance(node, ast.Import) for alias in node.names
-    }
-    imported |= {
-        node.module or "" for node in nodes if isinstance(node, ast.ImportFrom) and not node.level
-    }
+def test_the_proxy_does_not_execute_its_input(path: Path) -> None:
+    imported: set[str] = set()
+    called: set[str] = set()
+    for node in nodes(path):
+        match node:
+            case ast.Import(names=aliases):
+                imported |= {alias.name for alias in aliases}
+            case ast.ImportFrom(module=str(module), level=0):
+                imported.add(module)
+            case ast.Call(func=ast.Name(id=name)):
+                called.add(name)
+            case _:
+                pass
     assert not {name.partition(".")[0] for name in imported} & UNSAFE_MODULES
-    called = {
-        node.func.id
-        for node in nodes
-        if isinstance(node, ast.Call) and isinstance(node.func, ast.Name)
-    }
     assert not called & UNSAFE_CALLS
 
 
 @pytest.mark.parametrize("path", PROXY, ids=named)
-def test_values_come_into_sql_as_parameters_only(path: Path) -> None:
-    """A statement is a constant; what an f-string puts into one is a constant of the module, or a schema's version."""
-    assert not [
-        put for put in put_into_sql(path.read_text()) if not (put.isupper() or "version" in put)
-    ]
+def test_values_are_parameters_of_sql_statements(path: Path) -> None:
+    """A statement is a constant; it may include module constants and a schema version."""
+    inserted = inserted_into_sql(path.read_text())
+    assert not [value for value in inserted if not (value.isupper() or "version" in value)]
 
 
-def test_a_value_in_a_statement_would_be_found() -> None:
-    assert put_into_sql("db.execute(f'SELECT * FROM jobs WHERE id = {job_id}')") == ["job_id"]
-    assert put_into_sql("db.execute('SELECT ' + name)") == ["'SELECT ' + name"]
-    assert put_into_sql("db.execute('SELECT %s' % name)") == ["'SELECT %s' % name"]
-    assert put_into_sql("db.execute('SELECT {}'.format(name))") == ["'SELECT {}'.format(name)"]
-    assert put_into_sql("db.execute('SELECT ?', (name,))") == []
+def test_a_value_in_a_statement_is_found() -> None:
+    assert inserted_into_sql("db.execute(f'SELECT * FROM jobs WHERE id = {job_id}')") == ["job_id"]
+    assert inserted_into_sql("db.execute('SELECT ' + name)") == ["'SELECT ' + name"]
+    assert inserted_into_sql("db.execute('SELECT %s' % name)") == ["'SELECT %s' % name"]
+    assert inserted_into_sql("db.execute('SELECT {}'.format(name))") == ["'SELECT {}'.format(name)"]
+    assert inserted_into_sql("db.execute('SELECT ?', (name,))") == []
 
 
-def put_into_sql(source: str) -> list[str]:
-    """What is put into text that looks like a statement, as the source has it."""
+def inserted_into_sql(source: str) -> list[str]:
+    """Return the source of each expression that is inserted into a string with SQL keywords."""
     found: list[str] = []
     for node in ast.walk(ast.parse(source)):
         match node:

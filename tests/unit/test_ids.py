@@ -1,4 +1,4 @@
-"""Ids follow from the random bytes that they are made of."""
+"""Ids are a function of the random bytes that they are generated from."""
 
 import re
 from pathlib import Path
@@ -15,28 +15,27 @@ from proxy.system import System
 UUID4 = "[0-9a-f]{8}-[0-9a-f]{4}-4[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}"
 
 
-def drawn(ids: Ids) -> list[str]:
-    """Some ids of each kind."""
-    return [
-        make()
-        for make in (
-            ids.interactive_job,
-            lambda: ids.durable_job(is_sync=False),
-            lambda: ids.durable_job(is_sync=True),
-            ids.request,
-        )
-        for _ in range(3)
-    ]
+def generate(ids: Ids) -> list[str]:
+    """Return three ids of each kind."""
+    generated: list[str] = []
+    for _ in range(3):
+        generated += [
+            ids.interactive_job(),
+            ids.durable_job(is_sync=False),
+            ids.durable_job(is_sync=True),
+            ids.request(),
+        ]
+    return generated
 
 
 def test_the_same_seed_gives_the_same_ids() -> None:
-    first = drawn(Ids(Random(1).randbytes))
-    assert drawn(Ids(Random(1).randbytes)) == first
+    first = generate(Ids(Random(1).randbytes))
+    assert generate(Ids(Random(1).randbytes)) == first
     assert len(set(first)) == len(first)
-    assert not set(drawn(Ids(Random(2).randbytes))) & set(first)
+    assert not set(generate(Ids(Random(2).randbytes))) & set(first)
 
 
-def test_ids_have_the_form_that_clients_know() -> None:
+def test_ids_have_the_documented_form() -> None:
     ids = Ids(token_bytes)
     assert re.fullmatch(f"{UUID4}-i1", ids.interactive_job())
     assert re.fullmatch(f"{UUID4}-u1", ids.durable_job(is_sync=False))
@@ -44,19 +43,17 @@ def test_ids_have_the_form_that_clients_know() -> None:
     assert re.fullmatch("[0-9a-f]{24}", ids.request())
 
 
-async def test_a_proxy_makes_its_ids_of_the_random_bytes_that_it_is_given(tmp_path: Path) -> None:
+async def test_a_proxy_generates_ids_from_its_source_of_random_bytes(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path, store=MEMORY)
-    parts = [compose(settings, System(random_bytes=Random(seed).randbytes)) for seed in (1, 1, 2)]
-    first, again, other = [
-        [
-            (
-                await one.durable.submit(
-                    next(iter(one.endpoints)), Owner("alice"), JobRequest(b"1")
-                )
-            ).id
-            for _ in range(3)
+
+    async def submit(seed: int) -> list[str]:
+        parts = compose(settings, System(random_bytes=Random(seed).randbytes))
+        endpoint = next(iter(parts.endpoints))
+        jobs = [
+            await parts.durable.submit(endpoint, Owner("alice"), JobRequest(b"1")) for _ in range(3)
         ]
-        for one in parts
-    ]
-    assert first == again
-    assert len({*first, *other}) == 6
+        return [job.id for job in jobs]
+
+    first = await submit(1)
+    assert await submit(1) == first
+    assert len({*first, *await submit(2)}) == 6

@@ -1,4 +1,4 @@
-"""Every pair of status and event is either one row of the table or impossible."""
+"""Every pair of status and event is either in the table or illegal."""
 
 from pathlib import Path
 
@@ -22,7 +22,7 @@ LEGAL = {
 
 @pytest.mark.parametrize("event", Event)
 @pytest.mark.parametrize("status", Status)
-def test_a_pair_is_legal_or_leads_nowhere(status: Status, event: Event) -> None:
+def test_a_pair_is_either_in_the_table_or_illegal(status: Status, event: Event) -> None:
     assert advance(status, event) == LEGAL.get((status, event))
 
 
@@ -30,7 +30,7 @@ def test_every_event_has_its_row() -> None:
     assert set(TRANSITIONS) == set(Event)
 
 
-def test_only_retry_leaves_an_end() -> None:
+def test_only_retry_leaves_a_terminal_status() -> None:
     leaving = {event for event, transition in TRANSITIONS.items() if transition.sources & TERMINAL}
     assert leaving == {Event.RETRY}
 
@@ -38,12 +38,11 @@ def test_only_retry_leaves_an_end() -> None:
 def test_every_status_can_be_reached() -> None:
     reached = {Status.IN_QUEUE}
     for _ in Status:
-        reached |= {
-            target for status in reached for event in Event if (target := advance(status, event))
-        }
+        for event in Event:
+            reached |= {target for status in reached if (target := advance(status, event))}
     assert reached == set(Status)
 
 
-def test_the_diagram_in_the_documentation_is_drawn_from_the_table() -> None:
+def test_the_diagram_in_the_documentation_is_up_to_date() -> None:
     page = Path(__file__).parents[2] / "docs" / "lifecycle.md"
     assert mermaid() in page.read_text()

@@ -1,4 +1,4 @@
-"""Deadlines and losses, as functions of a job and a time."""
+"""Deadlines, lost runs, deliveries and stuck workers, as pure functions."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ from harness.data.jobs import submission
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Delivery, Job, JobError, Millis
-from proxy.jobs.policy import MAX_FAILURES, after_loss, after_try, deadline, is_stuck, overdue
+from proxy.jobs.policy import MAX_LOST_RUNS, after_loss, after_try, deadline, is_stuck, overdue
 
 LOST = JobError("worker_lost", "gone")
 
@@ -34,16 +34,16 @@ def test_a_queued_job_waits_until_its_queue_deadline() -> None:
 
 
 @pytest.mark.parametrize(
-    ("failures", "says"), [(1, "1 run of this was lost"), (2, "2 runs of this were lost")]
+    ("failures", "lost"), [(1, "1 run of this job was lost"), (2, "2 runs of this job were lost")]
 )
-def test_a_job_that_waited_in_vain_after_lost_runs_says_so(failures: int, says: str) -> None:
+def test_a_queue_timeout_after_lost_runs_names_them(failures: int, lost: str) -> None:
     verdict = overdue(replace(queued(queued_until=Millis(4_000)), failures=failures), Millis(4_000))
     assert verdict is not None
-    message = f"{says}, and no worker was free to run it again within 3 s."
+    message = f"{lost}, and no worker was free to run it again within 3 s."
     assert verdict.error == JobError("worker_lost", message)
 
 
-def test_the_queue_deadline_ends_with_the_queue() -> None:
+def test_the_queue_deadline_does_not_apply_to_a_running_job() -> None:
     assert overdue(taken(queued_until=Millis(4_000)), Millis(10_000)) is None
 
 
@@ -56,7 +56,7 @@ def test_a_run_has_its_execution_timeout() -> None:
 
 
 @pytest.mark.parametrize("job", [queued(expires_at=Millis(4_000)), taken(expires_at=Millis(4_000))])
-def test_a_time_to_live_ends_a_job_wherever_it_stands(job: Job) -> None:
+def test_a_time_to_live_applies_to_queued_and_running_jobs(job: Job) -> None:
     verdict = overdue(job, Millis(4_000))
     assert verdict is not None
     assert verdict.error is not None
@@ -68,16 +68,16 @@ def test_an_ended_job_has_no_deadline() -> None:
     assert deadline(ended) is None
 
 
-def test_a_lost_run_is_run_again_while_nothing_of_it_was_seen() -> None:
+def test_a_job_is_released_if_no_output_of_the_lost_run_was_sent() -> None:
     assert after_loss(taken(), LOST, output_left=False).event is Event.RELEASE
 
 
-def test_a_lost_run_fails_once_its_output_was_seen() -> None:
+def test_a_job_fails_if_output_of_the_lost_run_was_sent() -> None:
     assert after_loss(taken(), LOST, output_left=True) == (Event.FAIL, LOST)
 
 
-def test_a_job_that_kills_its_workers_is_given_up() -> None:
-    verdict = after_loss(replace(taken(), failures=MAX_FAILURES - 1), LOST, output_left=False)
+def test_a_job_fails_after_too_many_lost_runs() -> None:
+    verdict = after_loss(replace(taken(), failures=MAX_LOST_RUNS - 1), LOST, output_left=False)
     assert verdict.event is Event.FAIL
     assert verdict.error is not None
     assert verdict.error.code == "gave_up"
@@ -103,7 +103,7 @@ def test_a_delivery_is_tried_three_times_ten_seconds_apart(
         ([1.0, None], False),
     ],
 )
-def test_a_worker_is_stuck_when_it_holds_nothing_but_runs_that_should_have_stopped(
+def test_a_worker_is_stuck_if_it_only_holds_runs_that_should_have_stopped(
     stopped: list[float | None], stuck: bool
 ) -> None:
     assert is_stuck(stopped, now=100.0, grace=9.95) is stuck

@@ -1,4 +1,4 @@
-"""The recorder, when the disk is full for a while: nothing is lost, nothing changes its place."""
+"""The recorder: order of the output, also while the disk is full, back-pressure and limits."""
 
 from collections.abc import Sequence
 
@@ -20,20 +20,20 @@ JOB = JobId("job")
 
 
 class Port:
-    """A worker that is told to pause and to go on."""
+    """Records the flow control messages to a worker."""
 
     def __init__(self) -> None:
-        self.said: list[str] = []
+        self.messages: list[str] = []
 
     def pause(self, _: JobId, __: int) -> None:
-        self.said.append("pause")
+        self.messages.append("pause")
 
     def resume(self, _: JobId, __: int) -> None:
-        self.said.append("resume")
+        self.messages.append("resume")
 
 
 class FullStore(MemoryStore):
-    """A store whose disk is full as long as it is told so."""
+    """A store whose disk is full while `is_full` is set."""
 
     is_full = False
 
@@ -55,7 +55,7 @@ def store() -> FullStore:
 
 @pytest.fixture
 async def recorder(store: FullStore, port: Port) -> Recorder:
-    """One that records a running job."""
+    """Return a recorder that records a running job."""
     await store.submit(submission(JOB, durable=True), Millis(0))
     await store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=Millis(0))
     recorder = Recorder(store, JobEvents())
@@ -69,7 +69,7 @@ async def put(
     return await recorder.put(JOB, attempt, data, b"", whole=whole, more=more)
 
 
-async def test_what_could_not_be_written_is_written_later_in_its_place(
+async def test_output_is_written_in_order_after_the_disk_was_full(
     recorder: Recorder, store: FullStore
 ) -> None:
     await put(recorder, b"1")
@@ -82,52 +82,52 @@ async def test_what_could_not_be_written_is_written_later_in_its_place(
     assert (await store.read(JOB, 0, 9))[0] == [b'{"output":1}', b'{"output":2}']
 
 
-async def test_parts_make_one_element(recorder: Recorder, store: FullStore) -> None:
+async def test_parts_are_joined_to_one_element(recorder: Recorder, store: FullStore) -> None:
     await put(recorder, b'"a', more=True)
     await put(recorder, b'b"')
     await recorder.flush_all()
     assert (await store.read(JOB, 0, 9))[0] == [b'{"output":"ab"}']
 
 
-async def test_a_whole_output_is_no_element(recorder: Recorder, store: FullStore) -> None:
+async def test_a_whole_output_is_not_an_element(recorder: Recorder, store: FullStore) -> None:
     await put(recorder, b"{}", whole=True)
     assert await recorder.close(JOB, 1) == b"{}"
     assert (await store.read(JOB, 0, 9))[0] == []
 
 
-async def test_another_attempt_is_not_heard(recorder: Recorder, store: FullStore) -> None:
+async def test_output_of_another_attempt_is_ignored(recorder: Recorder, store: FullStore) -> None:
     await put(recorder, b"1", attempt=2)
     await recorder.flush_all()
     assert (await store.read(JOB, 0, 9))[0] == []
 
 
-async def test_a_worker_that_is_ahead_of_the_disk_is_paused_and_goes_on(
+async def test_a_worker_that_is_faster_than_the_disk_is_paused_and_resumed(
     recorder: Recorder, port: Port
 ) -> None:
     for _ in range(20):
         await put(recorder, b'"' + b"x" * 10_000 + b'"')
-    assert port.said == ["pause"]
+    assert port.messages == ["pause"]
     await recorder.flush_all()
-    assert port.said == ["pause", "resume"]
+    assert port.messages == ["pause", "resume"]
 
 
-async def test_more_than_may_be_is_told(recorder: Recorder) -> None:
+async def test_output_above_the_limit_is_rejected(recorder: Recorder) -> None:
     assert await put(recorder, b"x" * (OUTPUT_MAX_BYTES - 2 * ELEMENT_OVERHEAD_BYTES), more=True)
     assert not await put(recorder, b"x", more=True)
 
 
-async def test_pieces_without_bytes_are_not_free(recorder: Recorder) -> None:
-    taken = 0
+async def test_empty_pieces_count_towards_the_limit(recorder: Recorder) -> None:
+    accepted = 0
     while await put(recorder, b"", more=True):
-        taken += 1
-    assert taken <= OUTPUT_MAX_BYTES // ELEMENT_OVERHEAD_BYTES
+        accepted += 1
+    assert accepted <= OUTPUT_MAX_BYTES // ELEMENT_OVERHEAD_BYTES
 
 
 @pytest.mark.parametrize(
     "value", [b"", b"{", b"1 2", b'1,"status":"x"', b'"\xff"', b"NaN", b"[" * 100_000]
 )
 @pytest.mark.parametrize("whole", [True, False])
-async def test_what_is_no_json_is_not_taken(recorder: Recorder, value: bytes, whole: bool) -> None:
+async def test_invalid_json_is_rejected(recorder: Recorder, value: bytes, whole: bool) -> None:
     await put(recorder, value[:1], whole=whole, more=True)
     with pytest.raises(InvalidOutputError):
         await put(recorder, value[1:], whole=whole)

@@ -1,4 +1,4 @@
-"""The store runs without a thread of its own for writing, and without the real disk beside SQLite."""
+"""The store runs with a substituted writer thread and with substituted file operations."""
 
 import asyncio
 import sqlite3
@@ -17,7 +17,7 @@ from proxy.store.sqlite import database
 from proxy.store.sqlite.disk import LockedError, Space
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.store import SqliteStore
-from proxy.store.sqlite.writer import MOST, Writer
+from proxy.store.sqlite.writer import MAX_WRITES_PER_COMMIT, Writer
 from proxy.system import SystemDisk
 
 GIGABYTE = 1_000_000_000
@@ -33,11 +33,11 @@ class InlineRunner:
         asyncio.get_running_loop().call_soon(self._step)
 
     def join(self) -> None:
-        """Steps run on the event loop, so none runs now."""
+        """Do nothing: steps run on the event loop, so no step is running."""
 
 
 class MemoryDisk:
-    """A disk of which only the sizes of files are kept; folders and locks are names."""
+    """`Disk` that stores only the sizes of files, and the names of locks."""
 
     def __init__(self, free: int = GIGABYTE) -> None:
         self.free = free
@@ -45,7 +45,7 @@ class MemoryDisk:
         self.locks: dict[Path, str] = {}
 
     def make_folder(self, folder: Path) -> None:
-        """Each folder exists."""
+        """Do nothing: every folder exists."""
 
     def make_file(self, path: Path) -> None:
         self.files.setdefault(path, 0)
@@ -75,7 +75,7 @@ class MemoryDisk:
 async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> None:
     applied: list[int] = []
     undone: list[int] = []
-    number = MOST * 2 + 1
+    number = MAX_WRITES_PER_COMMIT * 2 + 1
     with database.opened(tmp_path / "jobs.db", SystemDisk()) as db:
         db.execute("CREATE TABLE numbers (number INTEGER UNIQUE)")
         writer = Writer(db, DiskSpace(tmp_path / "ballast", MemoryDisk()), InlineRunner)
@@ -92,7 +92,8 @@ async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> No
         results = await asyncio.gather(*map(write, [*range(number), 0]), return_exceptions=True)
         assert writer.commits == 3
         late = asyncio.create_task(write(number))
-        await asyncio.sleep(0)  # until the write is in the queue
+        # Until the write is queued.
+        await asyncio.sleep(0)
         await writer.close()
         assert await late == 1
         rows = [row[0] for row in db.execute("SELECT number FROM numbers ORDER BY rowid")]
@@ -103,8 +104,9 @@ async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> No
     assert "store writer" not in {thread.name for thread in threading.enumerate()}
 
 
-async def test_a_store_goes_by_the_space_that_its_disk_reports(tmp_path: Path) -> None:
-    disk, ballast = MemoryDisk(), tmp_path / "jobs.db.ballast"
+async def test_a_store_uses_the_free_space_that_its_disk_reports(tmp_path: Path) -> None:
+    disk = MemoryDisk()
+    ballast = tmp_path / "jobs.db.ballast"
     store = SqliteStore(tmp_path / "jobs.db", disk, InlineRunner)
     async with store.open():
         await store.submit(submission("first", durable=True), T0)

@@ -1,11 +1,13 @@
-"""The open file: one runner that writes, and one thread that reads what is committed.
+"""The database file: its schema, its opening, and access to it.
 
-The tables. A change is one more migration at the end; a file's `user_version` says how many it has had.
+One runner writes; one thread reads the committed state.
 
-`jobs` has what changes, in small rows: a take or an end rewrites its row, so what can be large lies in tables of its
-own. Statuses are written and compared as parameters; no statement spells one.
+Schema: a change is a new migration at the end of `MIGRATIONS`. The file's `user_version` is the
+number of migrations that have been applied to it. `jobs` holds the columns that change, in small
+rows, because a take or an end rewrites the whole row; values that can be large are in tables of
+their own. Statuses are written and compared as parameters; no statement contains one.
 
-The file: opened by one process at a time, looked at before it is used, brought to the newest schema.
+Opening: the file is locked against other processes, checked, and migrated to the newest schema.
 """
 
 import asyncio
@@ -19,9 +21,10 @@ from typing import Any, TypeVar
 from proxy.store.base import StoreUnavailableError
 from proxy.store.sqlite.disk import Disk, LockedError
 from proxy.store.sqlite.disk_space import DiskSpace
-from proxy.store.sqlite.writer import StartRunner, Writer, nothing
+from proxy.store.sqlite.writer import StartRunner, Writer, no_op
 
-APPLICATION_ID = 0x764C4C4D  # in the file's header: it is ours
+# Identifies a file of this program, in the header of the SQLite file.
+APPLICATION_ID = 0x764C4C4D
 
 MIGRATIONS = (
     """
@@ -30,7 +33,7 @@ MIGRATIONS = (
         id                TEXT NOT NULL UNIQUE,
         endpoint          TEXT NOT NULL,
         owner             TEXT NOT NULL,
-        method            TEXT,  -- NULL: the work is an input, not a request
+        method            TEXT,  -- NULL if the work is an input instead of a request
         path              TEXT,
         content_type      TEXT,
         light             INTEGER NOT NULL,
@@ -53,33 +56,34 @@ MIGRATIONS = (
         error_message     TEXT,
         drained           INTEGER NOT NULL,
         last_event        TEXT,
-        deliver_at        INTEGER,  -- when its delivery is due; NULL: it has none
+        deliver_at        INTEGER,  -- due time of the webhook delivery; NULL if none
         tries             INTEGER NOT NULL
     ) STRICT;
     CREATE INDEX jobs_recent ON jobs (endpoint, owner, sequence);
     CREATE INDEX jobs_recent_by_status ON jobs (endpoint, owner, status, sequence);
-    CREATE INDEX jobs_over ON jobs (finished_at + retention) WHERE finished_at IS NOT NULL AND deliver_at IS NULL;
+    CREATE INDEX jobs_over ON jobs (finished_at + retention)
+        WHERE finished_at IS NOT NULL AND deliver_at IS NULL;
     CREATE INDEX jobs_to_deliver ON jobs (deliver_at) WHERE deliver_at IS NOT NULL;
 
-    CREATE TABLE works (  -- what the client sent, as long as anybody can ask for it
+    CREATE TABLE works (  -- the client's data, until it is no longer needed
         job       INTEGER PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
         body      BLOB NOT NULL,
         s3_config BLOB
     ) STRICT;
 
-    CREATE TABLE results (  -- the output of a finished job, where it is one value
+    CREATE TABLE results (  -- the output of a finished job that is a single value
         job    INTEGER PRIMARY KEY REFERENCES jobs ON DELETE CASCADE,
         output BLOB NOT NULL
     ) STRICT;
 
-    CREATE TABLE outputs (  -- the log of the current attempt
+    CREATE TABLE outputs (  -- the output log of the current attempt
         job    INTEGER NOT NULL REFERENCES jobs ON DELETE CASCADE,
         cursor INTEGER NOT NULL,
         output BLOB NOT NULL,
         PRIMARY KEY (job, cursor)
     ) STRICT, WITHOUT ROWID;
 
-    CREATE TABLE ended (  -- how many jobs have ended how, and how many were retried, since the file was made
+    CREATE TABLE ended (  -- ended jobs by status, and retries, since the file was created
         endpoint TEXT NOT NULL,
         name     TEXT NOT NULL,
         number   INTEGER NOT NULL,
@@ -89,17 +93,25 @@ MIGRATIONS = (
 )
 
 
-OLDEST_SQLITE = (3, 37, 0)  # STRICT tables
-CACHE_KIB = (
-    16 * 1024
-)  # of pages in memory: random ids would otherwise be read from the file again and again
-LOG_BYTES = 64 * 1024 * 1024  # SQLite's log shrinks to this once it was put away
-BUSY_SECONDS = 5.0  # that another program, such as a backup, may keep the file for itself
+# The first version with STRICT tables.
+MIN_SQLITE_VERSION = (3, 37, 0)
+
+# Ids are random: with a smaller cache, index pages are read from the file again and again.
+PAGE_CACHE_KIB = 16 * 1024
+
+# SQLite truncates its write-ahead log (WAL) to this size after a checkpoint.
+WAL_MAX_BYTES = 64 * 1024 * 1024
+
+# Maximum wait for another program that has locked the file, such as a backup.
+BUSY_TIMEOUT_SECONDS = 5.0
 
 
 @contextmanager
 def opened(path: Path, disk: Disk) -> Iterator[sqlite3.Connection]:
-    """The writer's connection to the file, which is made if it is missing. Raises `StoreUnavailableError`."""
+    """Open the writer's connection to the file; create the file if it does not exist.
+
+    Raises `StoreUnavailableError`.
+    """
     with ExitStack() as stack:
         try:
             disk.make_folder(path.parent)
@@ -117,7 +129,7 @@ def opened(path: Path, disk: Disk) -> Iterator[sqlite3.Connection]:
 
 
 def reader(path: Path) -> sqlite3.Connection:
-    """A connection that sees what is committed, and cannot write."""
+    """Open a read-only connection. It sees committed data only."""
     db = sqlite3.connect(
         f"{path.absolute().as_uri()}?mode=ro",
         uri=True,
@@ -130,82 +142,92 @@ def reader(path: Path) -> sqlite3.Connection:
 
 @contextmanager
 def _locked(path: Path, disk: Disk) -> Iterator[None]:
-    """Keep every other process away."""
+    """Hold the lock file, so that no other proxy opens the store."""
     with ExitStack() as stack:
         try:
             stack.enter_context(disk.lock(Path(f"{path}.lock")))
         except LockedError as error:
-            who = error.holder or "unknown"
-            message = f"{path} is in use by another proxy (process {who}). Stop that one, or give another --store."
-            raise StoreUnavailableError(message) from None
+            holder = error.holder or "unknown"
+            raise StoreUnavailableError(
+                f"{path} is in use by another proxy (process {holder}). "
+                "Stop that proxy, or choose another file with --store."
+            ) from None
         yield
 
 
 def _connect(path: Path, disk: Disk) -> sqlite3.Connection:
-    if sqlite3.sqlite_version_info < OLDEST_SQLITE:
-        needed = ".".join(map(str, OLDEST_SQLITE))
-        message = f"this Python has SQLite {sqlite3.sqlite_version}, and {needed} is needed: use another, or memory:."
-        raise StoreUnavailableError(message)
-    disk.make_file(path)  # before SQLite does, which would let others read it
+    if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
+        needed = ".".join(map(str, MIN_SQLITE_VERSION))
+        raise StoreUnavailableError(
+            f"SQLite {sqlite3.sqlite_version} of this Python is too old; "
+            f"{needed} or newer is required. Use another Python, or --store memory:."
+        )
+    # SQLite would create a file that other users can read.
+    disk.make_file(path)
     return sqlite3.connect(
-        path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False
+        path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
     )
 
 
 def _check(db: sqlite3.Connection, path: Path) -> None:
-    """Refuse what is not ours, not known yet, or not whole."""
-    version, application = _ask(db, "PRAGMA user_version"), _ask(db, "PRAGMA application_id")
-    if application != APPLICATION_ID and _ask(db, "SELECT count(*) FROM sqlite_schema"):
-        raise StoreUnavailableError(f"{path} belongs to another program. Give another --store.")
-    if version > len(MIGRATIONS):
-        message = (
-            f"{path} was written by a newer vllm-serverless. Use that one, or give another --store."
+    """Reject a file of another program, of a newer version, or with damaged content."""
+    version = _query_value(db, "PRAGMA user_version")
+    application = _query_value(db, "PRAGMA application_id")
+    if application != APPLICATION_ID and _query_value(db, "SELECT count(*) FROM sqlite_schema"):
+        raise StoreUnavailableError(
+            f"{path} belongs to another program. Choose another file with --store."
         )
-        raise StoreUnavailableError(message)
-    problem = _ask(db, "PRAGMA quick_check(1)")
+    if version > len(MIGRATIONS):
+        raise StoreUnavailableError(
+            f"{path} was written by a newer version of vllm-serverless. "
+            "Use that version, or choose another file with --store."
+        )
+    problem = _query_value(db, "PRAGMA quick_check(1)")
     if problem != "ok":
         raise _damaged(path, problem)
 
 
 def _damaged(path: Path, problem: object) -> StoreUnavailableError:
-    what = " ".join(str(problem).split())
+    details = " ".join(str(problem).split())
     return StoreUnavailableError(
-        f"{path} is damaged ({what}). Move it away to begin anew, or put a backup in its place: see docs/durability.md."
+        f"{path} is damaged ({details}). Move it away to start with an empty store, or restore "
+        "a backup: see docs/durability.md."
     )
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Set what is the file's, then what is the connection's, then run the migrations that it has not had."""
-    if not _ask(db, "PRAGMA user_version"):
-        db.execute(
-            "PRAGMA auto_vacuum = INCREMENTAL"
-        )  # before the first table: it can be made smaller later on
+    """Configure the file, then the connection, then apply the missing migrations."""
+    if not _query_value(db, "PRAGMA user_version"):
+        # Only possible before the first table exists. It lets the file shrink later.
+        db.execute("PRAGMA auto_vacuum = INCREMENTAL")
         db.execute(f"PRAGMA application_id = {APPLICATION_ID}")
-    if _ask(db, "PRAGMA journal_mode = WAL") != "wal":
+    if _query_value(db, "PRAGMA journal_mode = WAL") != "wal":
         raise StoreUnavailableError(
-            f"{path} is on a file system that SQLite cannot use well. Give another --store."
+            f"{path} is on a file system without support for SQLite's write-ahead log. "
+            "Choose another file with --store."
         )
     db.execute("PRAGMA synchronous = FULL")
-    db.execute("PRAGMA fullfsync = ON")  # macOS: down to the disk, not to its cache
+    # On macOS, flush to the disk itself instead of its cache.
+    db.execute("PRAGMA fullfsync = ON")
     db.execute("PRAGMA foreign_keys = ON")
-    db.execute(f"PRAGMA cache_size = -{CACHE_KIB}")
-    db.execute(f"PRAGMA journal_size_limit = {LOG_BYTES}").fetchall()
-    for version in range(_ask(db, "PRAGMA user_version"), len(MIGRATIONS)):
+    db.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
+    db.execute(f"PRAGMA journal_size_limit = {WAL_MAX_BYTES}").fetchall()
+    for version in range(_query_value(db, "PRAGMA user_version"), len(MIGRATIONS)):
         db.executescript(
             f"BEGIN; {MIGRATIONS[version]}; PRAGMA user_version = {version + 1}; COMMIT;"
         )
 
 
-def _ask(db: sqlite3.Connection, question: str) -> Any:
-    [[answer]] = db.execute(question).fetchall()
-    return answer
+def _query_value(db: sqlite3.Connection, sql: str) -> Any:
+    [[value]] = db.execute(sql).fetchall()
+    return value
 
 
 T = TypeVar("T")
 
 
 class Database:
-    """What `SqliteStore` reads and writes through."""
+    """The reading and the writing connection of `SqliteStore`."""
 
     _writer: Writer
     _reader: sqlite3.Connection
@@ -215,16 +237,19 @@ class Database:
         self._path = path
         self._disk = disk
         self._start_runner = start_runner
-        self.room = DiskSpace(Path(f"{path}.ballast"), disk)
+        self.disk_space = DiskSpace(Path(f"{path}.ballast"), disk)
 
     @property
     def commits(self) -> int:
-        """How many transactions were committed since it was opened."""
+        """The number of committed transactions since the file was opened."""
         return self._writer.commits
 
     @asynccontextmanager
     async def open(self, load: Callable[[sqlite3.Connection], None]) -> AsyncIterator[None]:
-        """Open the file, `load` from it, and start to write. Leaving writes what waits and closes everything."""
+        """Open the file, call `load` with the connection, and start the writer.
+
+        Leaving the context commits the queued writes and closes the file.
+        """
         with ExitStack() as stack:
 
             def begin() -> sqlite3.Connection:
@@ -232,26 +257,27 @@ class Database:
                 load(db)
                 return db
 
-            db = await asyncio.to_thread(begin)  # a big file is looked at for a while
+            # In a thread, because checking a large file takes time.
+            db = await asyncio.to_thread(begin)
             self._reader = stack.enter_context(closing(reader(self._path)))
             self._pool = stack.enter_context(ThreadPoolExecutor(1, "store reader"))
-            self._writer = Writer(db, self.room, self._start_runner)
+            self._writer = Writer(db, self.disk_space, self._start_runner)
             self._writer.start()
             try:
                 yield
             finally:
                 await self._writer.close()
 
-    async def read(self, look: Callable[[sqlite3.Connection], T]) -> T:
-        """What this finds."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, look, self._reader)
+    async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
+        """Run a query in the reader's thread and return its result."""
+        return await asyncio.get_running_loop().run_in_executor(self._pool, query, self._reader)
 
     async def write(
         self,
         run: Callable[[sqlite3.Connection], T],
-        apply: Callable[[T], None] = nothing,
-        undo: Callable[[], None] = nothing,
+        apply: Callable[[T], None] = no_op,
+        undo: Callable[[], None] = no_op,
         size: int = 0,
     ) -> T:
-        """What this gives once it is on the disk; see `Writer.do`."""
+        """Run a write and return its result after the commit; see `Writer.do`."""
         return await self._writer.do(run, apply, undo, size)

@@ -21,35 +21,41 @@ class LockedError(Exception):
 
 
 class Disk(Protocol):
-    """A file system. Files and folders that it makes are private to their owner. Each method may raise `OSError`."""
+    """A file system. The files and folders that it creates are private to their owner.
+
+    Each method may raise `OSError`.
+    """
 
     def make_folder(self, folder: Path) -> None:
-        """Make a folder and its parents; do nothing if it exists."""
+        """Create a folder and its parents; do nothing if it exists."""
         ...
 
     def make_file(self, path: Path) -> None:
-        """Make an empty file; do nothing if it exists."""
+        """Create an empty file; do nothing if it exists."""
         ...
 
     def lock(self, path: Path) -> AbstractContextManager[None]:
-        """Lock this file, which is made if it is missing, against other processes while the context lasts.
+        """Lock a file against other processes while the context lasts; create it if missing.
 
-        The lock ends with the process, however that ends. Entering raises `LockedError`.
+        The lock also ends when the process ends, in any way. Entering raises `LockedError`.
         """
         ...
 
     def space(self, folder: Path) -> Space:
-        """Return the size of the file system that has this folder."""
+        """Return the size of the file system that contains a folder."""
         ...
 
     def exists(self, path: Path) -> bool:
-        """Return whether there is a file."""
+        """Return True if the file exists."""
         ...
 
     def allocate(self, path: Path, size: int) -> None:
-        """Make a file that occupies this many bytes. Raises `FileExistsError`; on other errors a part may remain."""
+        """Create a file that occupies `size` bytes.
+
+        Raises `FileExistsError`. After other errors a part of the file may remain.
+        """
         ...
 
     def remove(self, path: Path) -> None:
-        """Delete a file."""
+        """Delete an existing file."""
         ...

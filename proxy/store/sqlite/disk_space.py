@@ -1,8 +1,11 @@
-"""DiskSpace on the disk. A full one cannot even delete, so it must never get there, and there is a way back if it does.
+"""The free space of the store's disk, and the reserve of it that new jobs may not use.
 
-New jobs are refused while less than a reserve is free: what is left is for the jobs that are there, their takes, their
-outputs and their ends. Should others fill the disk all the same, the ballast is given up: a file that holds nothing
-but its place. It is made again when there is room.
+SQLite needs free space even to delete. The disk must therefore not become full, and the store must
+be able to recover if it does.
+
+New jobs are rejected while less than the reserve is free. The reserve is for the jobs that the
+store already has: their takes, outputs and ends. If other programs fill the disk nevertheless, the
+ballast is deleted: a file that only occupies space. It is created again when there is enough space.
 """
 
 from contextlib import suppress
@@ -15,39 +18,45 @@ from proxy.store.sqlite.disk import Disk
 
 log = structlog.get_logger()
 
-RESERVE = 256 * 1024 * 1024  # bytes that stay free for what must be written
-BALLAST = (
-    32 * 1024 * 1024
-)  # bytes to give up: several times what SQLite's log has before it is put away
-SMALL_DISK = 20  # of a small disk this part is reserved, and half of it is ballast
+RESERVE_MAX_BYTES = 256 * 1024 * 1024
+
+# Several times the size that SQLite's write-ahead log has at a checkpoint.
+BALLAST_MAX_BYTES = 32 * 1024 * 1024
+
+# On a small disk the reserve is 1/20 of it, and the ballast half of the reserve.
+RESERVE_DISK_DIVISOR = 20
 
 
 class DiskSpace:
-    """Whether another job may come in. Used by the writer alone."""
+    """Decides if the disk has space for another job. Used by the writer only."""
 
     def __init__(self, ballast: Path, disk: Disk) -> None:
         self._ballast = ballast
         self._disk = disk
-        self._reserve = self._size = self._free = 0
+        self._reserve = 0
+        self._ballast_size = 0
+        self._free = 0
         self._is_short = False
 
-    def look(self) -> None:
-        """See how much is free now; make the ballast if it is missing and there is room."""
+    def refresh(self) -> None:
+        """Measure the free space; create the ballast if it is missing and there is space for it."""
         space = self._disk.space(self._ballast.parent)
         self._free = space.free
-        self._reserve = min(RESERVE, space.total // SMALL_DISK)
-        self._size = min(BALLAST, self._reserve // 2)
-        if self._free > self._reserve + self._size and not self._disk.exists(self._ballast):
-            with suppress(OSError):  # without it the reserve is smaller, and that is all
-                self._disk.allocate(self._ballast, self._size)
-            self._free -= self._size
+        self._reserve = min(RESERVE_MAX_BYTES, space.total // RESERVE_DISK_DIVISOR)
+        self._ballast_size = min(BALLAST_MAX_BYTES, self._reserve // 2)
+        if self._free > self._reserve + self._ballast_size and not self._disk.exists(self._ballast):
+            # Without the ballast the store works, with a smaller reserve.
+            with suppress(OSError):
+                self._disk.allocate(self._ballast, self._ballast_size)
+            self._free -= self._ballast_size
         if self._is_short and self._free > self._reserve:
             self._is_short = False
             log.warning("store.has_room", free=self._free)
 
     def admit(self, size: int) -> None:
-        """Count on so many bytes for a new job, or raise `StoreFullError`."""
-        size *= 2  # in SQLite's log first, then in their place
+        """Reserve space for a new job of `size` bytes. Raises `StoreFullError`."""
+        # SQLite writes the bytes to its write-ahead log first, then to the file.
+        size *= 2
         if self._free - size < self._reserve:
             if not self._is_short:
                 self._is_short = True
@@ -58,12 +67,12 @@ class DiskSpace:
                     folder=str(self._ballast.parent),
                 )
             raise StoreFullError(
-                f"less than {self._reserve} bytes are free in {self._ballast.parent}"
+                f"{self._ballast.parent} has less than {self._reserve} bytes of free space"
             )
         self._free -= size
 
-    def give_up(self) -> None:
-        """The disk is full: let go of the ballast."""
+    def release_ballast(self) -> None:
+        """Delete the ballast, if it exists, because the disk is full."""
         if self._disk.exists(self._ballast):
             log.error("store.gave_up_ballast", file=str(self._ballast))
             self._disk.remove(self._ballast)

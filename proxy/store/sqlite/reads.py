@@ -1,4 +1,4 @@
-"""What is asked of the file. Each function gets a connection, and is one look at one committed state."""
+"""Queries on the database file. Each function reads one committed state through its connection."""
 
 import json
 from collections.abc import Collection, Iterable, Iterator, Sequence
@@ -13,26 +13,26 @@ from proxy.jobs.webhook import receiver
 from proxy.store.sqlite.rows import Row, read_job
 
 NO_LIMIT = -1
-SPARE_PAGES, SPARE_PART = (
-    4096,
-    4,
-)  # 16 MB, or a quarter of a bigger file, is kept for what comes next
+
+# Free pages that stay in the file for new jobs: 16 MB, or a quarter of a larger file.
+FREE_PAGES_MIN = 4096
+FREE_PAGES_DIVISOR = 4
 
 
 def get(db: Connection, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
-    """The job, if it is this owner's, without what was sent for the worker."""
+    """Return a job of this owner without its request body and `s3_config`."""
     sql = """SELECT jobs.*, NULL, NULL, output FROM jobs
              LEFT JOIN results ON results.job = number
              WHERE id = ? AND endpoint = ? AND owner = ?"""
-    return _first(_whole(db.execute(sql, (job_id, endpoint, owner))))
+    return _first(_with_values(db.execute(sql, (job_id, endpoint, owner))))
 
 
 def find(db: Connection, job_id: JobId) -> Job | None:
-    """The job."""
+    """Return a job, with its body and output, by its id alone."""
     sql = """SELECT jobs.*, body, s3_config, output FROM jobs
              LEFT JOIN works ON works.job = number LEFT JOIN results ON results.job = number
              WHERE id = ?"""
-    return _first(_whole(db.execute(sql, (job_id,))))
+    return _first(_with_values(db.execute(sql, (job_id,))))
 
 
 def recent(
@@ -43,10 +43,11 @@ def recent(
     limit: int,
     status: Status | None,
 ) -> list[Job]:
-    """Outlines of an owner's jobs, newest first."""
+    """Return outlines of an owner's jobs, newest first."""
     last = 2**63 - 1 if before is None else before
     if status is None:
-        sql = "SELECT * FROM jobs WHERE endpoint = ? AND owner = ? AND sequence < ? ORDER BY sequence DESC LIMIT ?"
+        sql = """SELECT * FROM jobs WHERE endpoint = ? AND owner = ? AND sequence < ?
+                 ORDER BY sequence DESC LIMIT ?"""
         return _outlines(db.execute(sql, (endpoint, owner, last, limit)))
     sql = """SELECT * FROM jobs WHERE endpoint = ? AND owner = ? AND status = ? AND sequence < ?
              ORDER BY sequence DESC LIMIT ?"""
@@ -54,13 +55,13 @@ def recent(
 
 
 def outlines(db: Connection, job_ids: Iterable[JobId]) -> list[Job]:
-    """Outlines of these jobs, in no order."""
+    """Return outlines of these jobs, in any order."""
     sql = "SELECT * FROM jobs WHERE id IN (SELECT value FROM json_each(?))"
     return _outlines(db.execute(sql, (json.dumps(list(job_ids)),)))
 
 
 def running(db: Connection) -> list[Job]:
-    """Outlines of the jobs that are with a worker."""
+    """Return outlines of the jobs that are running on a worker."""
     status = TRANSITIONS[Event.TAKE].target
     return _outlines(
         db.execute("SELECT * FROM jobs WHERE finished_at IS NULL AND status = ?", (status,))
@@ -68,8 +69,9 @@ def running(db: Connection) -> list[Job]:
 
 
 def deliveries(db: Connection, now: Millis, limit: int, besides: Collection[str]) -> list[Delivery]:
-    """What is due, earliest first, with outlines."""
-    sql = "SELECT * FROM jobs WHERE deliver_at IS NOT NULL AND deliver_at <= ? ORDER BY deliver_at, id"
+    """Return due deliveries, earliest first, with outlines of their jobs."""
+    sql = """SELECT * FROM jobs WHERE deliver_at IS NOT NULL AND deliver_at <= ?
+             ORDER BY deliver_at, id"""
     with closing(db.execute(sql, (now,))) as found:
         rows = (Row(*row) for row in found)
         wanted = (row for row in rows if receiver(row.webhook) not in besides)
@@ -77,8 +79,9 @@ def deliveries(db: Connection, now: Millis, limit: int, besides: Collection[str]
 
 
 def outputs(db: Connection, job_id: JobId, cursor: int, limit: int) -> list[bytes]:
-    """A part of a job's output log."""
-    sql = """SELECT output FROM outputs WHERE job = (SELECT number FROM jobs WHERE id = ?) AND cursor >= ?
+    """Return up to `limit` entries of a job's output log from `cursor` on."""
+    sql = """SELECT output FROM outputs
+             WHERE job = (SELECT number FROM jobs WHERE id = ?) AND cursor >= ?
              ORDER BY cursor LIMIT ?"""
     return [output for (output,) in db.execute(sql, (job_id, cursor, limit))]
 
@@ -91,7 +94,10 @@ def look(
     cursor: int | None,
     limit: int,
 ) -> tuple[Job, list[bytes], int] | None:
-    """Return the job and its outputs from the cursor, or from where it was drained, both of one committed state."""
+    """Return a job, its outputs from `cursor` on, and the cursor after them, from one snapshot.
+
+    A `cursor` of None means the job's consumed cursor.
+    """
     db.execute("BEGIN")
     try:
         job = get(db, endpoint, owner, job_id)
@@ -105,26 +111,28 @@ def look(
 
 
 def has_forgettable(db: Connection, now: Millis) -> bool:
-    """Whether `forget` has something to do."""
+    """Return True if `forget` has anything to delete or to give back."""
     sql = """SELECT EXISTS (SELECT 1 FROM jobs
-             WHERE finished_at IS NOT NULL AND deliver_at IS NULL AND finished_at + retention <= ?)"""
-    return bool(_number(db, sql, (now,))) or has_spare(db)
+             WHERE finished_at IS NOT NULL AND deliver_at IS NULL
+                   AND finished_at + retention <= ?)"""
+    return bool(_query_number(db, sql, (now,))) or has_excess_free_pages(db)
 
 
-def has_spare(db: Connection) -> bool:
-    """Whether more of the file is spare than will soon be used again."""
-    spare, pages = _number(db, "PRAGMA freelist_count"), _number(db, "PRAGMA page_count")
-    return spare > max(SPARE_PAGES, pages // SPARE_PART)
+def has_excess_free_pages(db: Connection) -> bool:
+    """Return True if the file has more free pages than new jobs will soon use."""
+    free = _query_number(db, "PRAGMA freelist_count")
+    pages = _query_number(db, "PRAGMA page_count")
+    return free > max(FREE_PAGES_MIN, pages // FREE_PAGES_DIVISOR)
 
 
 def unfinished(db: Connection) -> Iterator[Job]:
-    """Outlines of all jobs that have not ended, in their order."""
+    """Yield outlines of all jobs that have not ended, by sequence."""
     for row in db.execute("SELECT * FROM jobs WHERE finished_at IS NULL ORDER BY sequence"):
         yield read_job(Row(*row))
 
 
 def ended(db: Connection) -> dict[tuple[EndpointId, str], int]:
-    """How many have ended how."""
+    """Return the counts of ended jobs, by endpoint and status (or `retry`)."""
     return {
         (EndpointId(endpoint), name): number
         for endpoint, name, number in db.execute("SELECT * FROM ended")
@@ -132,11 +140,11 @@ def ended(db: Connection) -> dict[tuple[EndpointId, str], int]:
 
 
 def last_sequence(db: Connection) -> int:
-    """The greatest place in line that there is."""
-    return _number(db, "SELECT coalesce(max(sequence), 0) FROM jobs")
+    """Return the greatest sequence in use, or 0."""
+    return _query_number(db, "SELECT coalesce(max(sequence), 0) FROM jobs")
 
 
-def _number(db: Connection, sql: str, parameters: Sequence[Any] = ()) -> int:
+def _query_number(db: Connection, sql: str, parameters: Sequence[Any] = ()) -> int:
     [[number]] = db.execute(sql, parameters).fetchall()
     return int(number)
 
@@ -145,7 +153,7 @@ def _outlines(rows: Iterable[Any]) -> list[Job]:
     return [read_job(Row(*row)) for row in rows]
 
 
-def _whole(rows: Iterable[Any]) -> list[Job]:
+def _with_values(rows: Iterable[Any]) -> list[Job]:
     return [read_job(Row(*row[:-3]), *row[-3:]) for row in rows]
 
 

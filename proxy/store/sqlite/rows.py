@@ -1,4 +1,4 @@
-"""A job as a row of `jobs`, and back."""
+"""Conversion between a job and its row in the table `jobs`."""
 
 from sys import intern
 from typing import NamedTuple
@@ -19,7 +19,7 @@ from proxy.jobs.model import (
 
 
 class Row(NamedTuple):
-    """The columns of `jobs`, in their order; a test holds the two together."""
+    """The columns of the table `jobs`, in its order; a test checks the order."""
 
     number: int | None
     id: str
@@ -53,22 +53,17 @@ class Row(NamedTuple):
 
 
 def new_row(job: Job) -> Row:
-    """The row of a job that was just submitted."""
+    """Return the row of a job that has just been submitted."""
     submission = job.submission
-    work = submission.work
-    method, path, content_type = (
-        (work.method, work.path, work.content_type)
-        if isinstance(work, Request)
-        else (None, None, None)
-    )
+    request = submission.work if isinstance(submission.work, Request) else None
     return Row(
         number=None,
         id=job.id,
         endpoint=job.endpoint,
         owner=submission.owner,
-        method=method,
-        path=path,
-        content_type=content_type,
+        method=None if request is None else request.method,
+        path=None if request is None else request.path,
+        content_type=None if request is None else request.content_type,
         light=submission.light,
         low_priority=submission.low_priority,
         queued_until=submission.queued_until,
@@ -97,7 +92,10 @@ def new_row(job: Job) -> Row:
 def read_job(
     row: Row, body: bytes | None = None, s3_config: bytes | None = None, output: bytes | None = None
 ) -> Job:
-    """The job of a row; without the rest its outline. Names that many jobs share are kept once."""
+    """Return the job of a row; its outline if the other values are not given.
+
+    Strings that many jobs share are interned.
+    """
     return Job(
         Submission(
             id=JobId(row.id),

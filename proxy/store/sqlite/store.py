@@ -1,11 +1,13 @@
 """A job store in one SQLite file, for one process.
 
-Durable jobs are on the disk before anybody hears of it. Interactive jobs live with their clients and never get there: a
-`MemoryStore` has them. Both kinds share one set of index, so there is one line, one order and one count; the books of
-the durable jobs are made anew from the file at the start.
+A durable job is acknowledged only after it has been committed to the disk. Interactive jobs live as
+long as their client's connection and are never written: they are in a `MemoryStore`. Both kinds
+share one index, and therefore one sequence, one order and one set of counts. The index is
+rebuilt from the file when the store is opened.
 
-The file decides. A method asks the writer for a conditional write, and what came of it is noted in the books after the
-commit. Only a place in line is given away before that, so that no two takes ask for the same job.
+The file is authoritative. A method asks the writer for a conditional write, and the result is
+applied to the index after the commit. Only a queue key leaves the index before the commit, so
+that two takes never ask for the same job.
 """
 
 from collections.abc import AsyncIterator, Collection, Iterable, Sequence
@@ -41,11 +43,12 @@ from proxy.store.sqlite.writer import StartRunner
 
 log = structlog.get_logger()
 
-AT_ONCE = 200  # jobs that are purged or forgotten in one write: others wait for it
+# Jobs that are purged or forgotten in one write: other writes wait meanwhile.
+JOBS_PER_WRITE = 200
 
 
 class SqliteStore:
-    """`JobStore` over a file."""
+    """`JobStore` in a SQLite file."""
 
     durable = True
 
@@ -61,7 +64,7 @@ class SqliteStore:
 
     @property
     def commits(self) -> int:
-        """How many transactions were committed since it was opened."""
+        """The number of committed transactions since the store was opened."""
         return self._database.commits
 
     async def running(self) -> Sequence[Job]:
@@ -74,15 +77,16 @@ class SqliteStore:
             submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now
         )
         return await self._database.write(
-            lambda db: writes.submit(db, job, self._database.room),
-            lambda there: self._index.note(job) if there is job else None,
+            lambda db: writes.submit(db, job, self._database.disk_space),
+            lambda stored: self._index.note(job) if stored is job else None,
             size=len(submission.work.body),
         )
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
         job = await self._memory.get(endpoint, owner, job_id)
         if job is not None:
-            return job  # another owner's takes as long as one that is not there
+            return job
+        # An unknown id and a job of another owner take the same path, and thus the same time.
         return await self._database.read(lambda db: reads.get(db, endpoint, owner, job_id))
 
     async def find(self, job_id: JobId) -> Job | None:
@@ -140,11 +144,8 @@ class SqliteStore:
     async def purge(
         self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
     ) -> Sequence[Job]:
-        waiting = [
-            place
-            for light in (False, True)
-            for place in self._index.pop_owned(endpoint, owner, light=light)
-        ]
+        waiting = self._index.pop_owned(endpoint, owner, light=False)
+        waiting += self._index.pop_owned(endpoint, owner, light=True)
         settled = [
             await self._memory.settle(place.job_id, Event.CANCEL, now=now, error=error)
             for place in waiting
@@ -154,9 +155,11 @@ class SqliteStore:
         durable = [place for place in waiting if place.durable]
         try:
             while durable:
-                first, durable = durable[:AT_ONCE], durable[AT_ONCE:]
-                purged += await self._purge(endpoint, first, now, error)
-        finally:  # also when the caller has left
+                batch = durable[:JOBS_PER_WRITE]
+                durable = durable[JOBS_PER_WRITE:]
+                purged += await self._purge(endpoint, batch, now, error)
+        finally:
+            # Also if the caller is cancelled.
             self._index.put_back(endpoint, durable)
         return purged
 
@@ -175,14 +178,14 @@ class SqliteStore:
 
     async def forget(self, now: Millis, limit: int) -> int:
         forgotten = await self._memory.forget(now, limit)
-        written = AT_ONCE
+        written = JOBS_PER_WRITE
         while (
-            written == AT_ONCE
+            written == JOBS_PER_WRITE
             and forgotten < limit
             and await self._database.read(lambda db: reads.has_forgettable(db, now))
         ):
-            most = min(limit - forgotten, AT_ONCE)
-            written = await self._database.write(partial(writes.forget, now=now, limit=most))
+            batch_size = min(limit - forgotten, JOBS_PER_WRITE)
+            written = await self._database.write(partial(writes.forget, now=now, limit=batch_size))
             forgotten += written
         return forgotten
 
@@ -242,8 +245,10 @@ class SqliteStore:
     ) -> list[Job]:
         taken: list[Job] = []
         pop = self._index.pop
-        is_enough = False  # bytes at once
-        while not is_enough and (places := pop(endpoint, limit - len(taken), now, light=light)):
+        has_enough_bytes = False
+        while not has_enough_bytes and (
+            places := pop(endpoint, limit - len(taken), now, light=light)
+        ):
             jobs = {
                 place.job_id: self._memory.hand_out(place.job_id, worker, now)
                 for place in places
@@ -254,8 +259,9 @@ class SqliteStore:
                 try:
                     written = await self._hand_out(endpoint, durable, worker, now)
                     jobs |= {job.id: job for job in written.jobs}
-                    is_enough = bool(written.left)
-                except StoreFullError:  # they stay in line; the others need no disk
+                    has_enough_bytes = bool(written.left)
+                except StoreFullError:
+                    # The durable jobs stay in the queue; interactive jobs need no disk.
                     pop = self._index.pop_interactive
                 except Error as error:
                     log.warning("store.cannot_take", jobs=len(durable), why=str(error))

@@ -1,15 +1,18 @@
-"""The one writer, with group commit.
+"""The only writer of the database file, with group commit.
 
-Whatever waits to be written is written in its order, in one transaction and with one commit; so the cost of a commit is
-shared by all that came while the last one went on. Only after it, on the event loop and in the same order, is each
-write applied to what is kept in memory and its caller told. A caller that has left changes nothing about that.
+Queued writes are executed in their order, in one transaction with one commit, so that all writes
+that arrive during a commit share the cost of the next. Only after the commit, on the event loop and
+in the same order, is each write applied to the state in memory and its caller notified. A
+cancelled caller does not change this.
 
-Each write has a savepoint of its own: one that fails takes no other with it. When the disk is full everything is tried
-again with the ballast's place, and then one by one, so that what is small, or frees some room, gets through. SQLite's
-log is put away first: what it holds needs a place in the file, and then it begins anew in its own.
+Each write has its own savepoint, so that one failing write does not affect the others. If the disk
+is full, the batch is repeated after the ballast has been deleted, and then each write alone: small
+writes, and writes that free space, can still succeed. SQLite's write-ahead log (WAL) is
+checkpointed before that, because its content needs space in the file; the log is then reused from
+its start.
 
-No other connection writes or puts SQLite's log away: besides being simple, that is what its bug with the reset of the
-log (3.7.0 to 3.51.2) needs to never happen.
+No other connection writes or runs a checkpoint. Besides being simple, this avoids SQLite's
+WAL-reset bug (versions 3.7.0 to 3.51.2), which needs two such connections.
 """
 
 import asyncio
@@ -25,20 +28,23 @@ from proxy.store.sqlite.disk_space import DiskSpace
 
 T = TypeVar("T")
 
-MOST = 256  # writes in one transaction: then the first of them need not wait for the last of a long line
-FAILURES = (
-    sqlite3.Error,
-    OSError,
-    MemoryError,
-)  # of the file, whatever is written; the callers get them
-MOST_BYTES = (
-    8 * 1024 * 1024
-)  # in one transaction, about: SQLite's log becomes as long as the longest
+# Bounds the time that the first write of a batch waits for the last one.
+MAX_WRITES_PER_COMMIT = 256
+
+# Approximate: SQLite's write-ahead log grows to the size of the largest transaction.
+MAX_BYTES_PER_COMMIT = 8 * 1024 * 1024
+
+# Failures of the file itself; every caller of the batch receives them.
+FILE_ERRORS = (sqlite3.Error, OSError, MemoryError)
 
 
 @dataclass(frozen=True, slots=True)
 class Write:
-    """Something to be written. `apply` and `undo` are called on the event loop; one of them, whoever still waits."""
+    """A queued write.
+
+    After it, exactly one of `apply` (with the result) and `undo` is called, on the event loop, also
+    if the caller has been cancelled. `size` is its approximate number of bytes.
+    """
 
     run: Callable[[sqlite3.Connection], Any]
     apply: Callable[[Any], None]
@@ -48,31 +54,37 @@ class Write:
 
 
 class Runner(Protocol):
-    """Calls a writer's step: in a thread in production, as a callback of the event loop in a simulation."""
+    """Calls the writer's `step`: in a thread or, in a simulation, on the event loop."""
 
     def wake(self) -> None:
-        """Call the step once more, soon and after the steps of earlier wakes, unless one has returned False."""
+        """Schedule one more call of the step, after the calls of earlier wakes.
+
+        Does nothing once a step has returned False.
+        """
         ...
 
     def join(self) -> None:
-        """Wait for the end of the step that has returned False."""
+        """Wait until the step that returned False has finished."""
         ...
 
 
 StartRunner: TypeAlias = Callable[[Callable[[], bool]], Runner]
-"""Make the runner of this step."""
+"""Creates the runner of a step."""
 
 
 class Writer:
-    """Writes through one connection, which is its own from now on.
+    """Writes through one connection, which it owns.
 
-    The runner calls `step`; everything else is called on the event loop.
+    The runner calls `step`; all other methods are called on the event loop.
     """
 
     _runner: Runner
 
-    def __init__(self, db: sqlite3.Connection, room: DiskSpace, start_runner: StartRunner) -> None:
-        self._db, self._room = db, room
+    def __init__(
+        self, db: sqlite3.Connection, disk_space: DiskSpace, start_runner: StartRunner
+    ) -> None:
+        self._db = db
+        self._disk_space = disk_space
         self._start_runner = start_runner
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Write] = deque()
@@ -81,11 +93,11 @@ class Writer:
         self.commits = 0
 
     def start(self) -> None:
-        """Begin to write."""
+        """Start the runner; writes are executed from now on."""
         self._runner = self._start_runner(self.step)
 
     async def close(self) -> None:
-        """Write what waits, then end."""
+        """Commit the queued writes, then stop the runner."""
         self._is_closing = True
         self._runner.wake()
         await self._closed.wait()
@@ -98,9 +110,9 @@ class Writer:
         undo: Callable[[], None],
         size: int,
     ) -> T:
-        """Do a write of about so many bytes and give what it gives, once it is on the disk and applied.
+        """Queue a write of about `size` bytes; return the result of `run` after commit and `apply`.
 
-        Raises what it raises; then it has had no effect.
+        Raises the exception of `run`, or of the file. The write has had no effect then.
         """
         future: asyncio.Future[T] = self._loop.create_future()
         self._waiting.append(Write(run, apply, undo, size, future))
@@ -108,29 +120,29 @@ class Writer:
         return await future
 
     def step(self) -> bool:
-        """Write the next batch, if anything waits, and have the event loop apply the results.
+        """Write the next batch, if any, and schedule its results on the event loop.
 
-        Returns False when the writer is closing and everything is written: there will be nothing more to do.
+        Returns False if the writer is closing and its queue is empty: the last step.
         """
-        batch = self._next()
+        batch = self._next_batch()
         if batch:
-            self._loop.call_soon_threadsafe(self._tell, batch, self._write(batch))
+            self._loop.call_soon_threadsafe(self._finish, batch, self._write(batch))
         if not self._is_closing or self._waiting:
             return True
         self._loop.call_soon_threadsafe(self._closed.set)
         return False
 
-    def _next(self) -> list[Write]:
-        """Take what waits, up to one transaction."""
+    def _next_batch(self) -> list[Write]:
+        """Take queued writes, up to the bounds of one transaction."""
         batch: list[Write] = []
         size = 0
-        while self._waiting and len(batch) < MOST and size < MOST_BYTES:
+        while self._waiting and len(batch) < MAX_WRITES_PER_COMMIT and size < MAX_BYTES_PER_COMMIT:
             write = self._waiting.popleft()
             batch.append(write)
             size += write.size
         return batch
 
-    def _tell(self, batch: Sequence[Write], results: Sequence[Any]) -> None:
+    def _finish(self, batch: Sequence[Write], results: Sequence[Any]) -> None:
         for write, result in zip(batch, results, strict=True):
             failed = isinstance(result, Exception)
             if failed:
@@ -144,34 +156,38 @@ class Writer:
                     write.future.set_result(result)
 
     def _write(self, batch: Sequence[Write]) -> list[Any]:
-        """What each write gives, or the exception that it raised."""
+        """Return, for each write, its result or the exception that it raised."""
         try:
-            self._room.look()
+            self._disk_space.refresh()
             try:
                 return self._commit(batch)
             except StoreFullError:
-                self._room.give_up()
-                self._put_log_away()
+                self._disk_space.release_ballast()
+                self._checkpoint()
             try:
                 return self._commit(batch)
             except StoreFullError:
-                self._put_log_away()  # what did not fit has made it longer
-        except FAILURES as error:
+                # The failed transaction has extended the write-ahead log.
+                self._checkpoint()
+        except FILE_ERRORS as error:
             return [error] * len(batch)
-        return [self._alone(write) for write in batch]
+        return [self._commit_alone(write) for write in batch]
 
-    def _alone(self, write: Write) -> Any:
+    def _commit_alone(self, write: Write) -> Any:
         try:
             return self._commit([write])[0]
-        except (StoreFullError, *FAILURES) as error:
-            self._put_log_away()
+        except (StoreFullError, *FILE_ERRORS) as error:
+            self._checkpoint()
             return error
 
     def _commit(self, batch: Sequence[Write]) -> list[Any]:
-        """Write these in one transaction. Raises `StoreFullError` if there is no room for it; then it has no effect."""
+        """Execute a batch in one transaction and return the results.
+
+        Raises `StoreFullError` if the disk is full. The batch has had no effect then.
+        """
         try:
             self._db.execute("BEGIN IMMEDIATE")
-            results = [self._step(write) for write in batch]
+            results = [self._execute(write) for write in batch]
             self._db.execute("COMMIT")
         except sqlite3.Error as error:
             if _is_full(error):
@@ -183,21 +199,20 @@ class Writer:
         self.commits += 1
         return results
 
-    def _step(self, write: Write) -> Any:
+    def _execute(self, write: Write) -> Any:
         self._db.execute("SAVEPOINT step")
         try:
             result = write.run(self._db)
-        except Exception as error:  # its caller gets it
-            if not self._db.in_transaction or _is_full(
-                error
-            ):  # SQLite has given up the whole transaction, or will
+        except Exception as error:  # passed on to the caller of this write
+            # SQLite has rolled the whole transaction back, or will do so.
+            if not self._db.in_transaction or _is_full(error):
                 raise
             self._db.execute("ROLLBACK TO step")
             result = error
         self._db.execute("RELEASE step")
         return result
 
-    def _put_log_away(self) -> None:
+    def _checkpoint(self) -> None:
         with suppress(sqlite3.Error):
             self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)").fetchall()
 
@@ -209,5 +224,5 @@ def _is_full(error: Exception) -> bool:
     )
 
 
-def nothing(*_: object) -> None:
-    """Nothing is kept in memory about this write."""
+def no_op(*_: object) -> None:
+    """Do nothing: for a write without state in memory."""

@@ -1,7 +1,9 @@
-"""What changes the file. Each function gets the writer's connection, inside a transaction with a savepoint of its own.
+"""Changes of the database file.
 
-A status changes only here, and as the lifecycle table says: one conditional write, whose sources and target are
-parameters. What it gives is the job as the row says it is now.
+Each function gets the writer's connection, inside a transaction and with its own savepoint.
+
+Only this module changes a status, as the lifecycle table defines: by one conditional write whose
+sources and target are parameters. The returned job is read from the row after the write.
 """
 
 import json
@@ -21,39 +23,51 @@ from proxy.store.sqlite.rows import Row, new_row, read_job
 SOURCES = {
     event: json.dumps(sorted(transition.sources)) for event, transition in TRANSITIONS.items()
 }
-ROW_BYTES = 1024  # what a job takes beside its body, about
-PIECE_BYTES = (
-    1024 * 1024
-)  # a larger body is written in such pieces: SQLite copies what is bound to a statement twice
-TAKE_BYTES = (
-    32 * 1024 * 1024
-)  # of bodies in one take, and the rest of the last one: they come into memory with it
-PAGES_AT_ONCE = 2_000  # given back to the disk in one write, 8 MB: others wait for it
+# Approximate size of a job in the file, without its body.
+JOB_OVERHEAD_BYTES = 1024
 
-INSERT = "INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?) RETURNING number"
+# A larger body is written in pieces: SQLite copies each value bound to a statement twice.
+BODY_PIECE_BYTES = 1024 * 1024
+
+# A take stops after the body that exceeds this: it loads the bodies into memory.
+TAKE_MAX_BODY_BYTES = 32 * 1024 * 1024
+
+# Pages (8 MB in all) that one write gives back to the disk: other writes wait meanwhile.
+VACUUM_PAGES_PER_WRITE = 2_000
+
+INSERT = """
+INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+RETURNING number"""
 
 TAKE = """
-UPDATE jobs SET status = :target, attempt = attempt + 1, worker = :worker, taken_at = :now, drained = 0,
-                last_event = :event
-WHERE id = :id AND sequence = :sequence AND status IN (SELECT value FROM json_each(:sources)) RETURNING *"""
+UPDATE jobs SET status = :target, attempt = attempt + 1, worker = :worker, taken_at = :now,
+                drained = 0, last_event = :event
+WHERE id = :id AND sequence = :sequence AND status IN (SELECT value FROM json_each(:sources))
+RETURNING *"""
 
 RELEASE = """
-UPDATE jobs SET status = :target, worker = NULL, taken_at = NULL, failures = failures + :counts, last_event = :event
-WHERE id = :id AND status IN (SELECT value FROM json_each(:sources)) AND attempt = coalesce(:attempt, attempt)
+UPDATE jobs SET status = :target, worker = NULL, taken_at = NULL, failures = failures + :counts,
+                last_event = :event
+WHERE id = :id AND status IN (SELECT value FROM json_each(:sources))
+      AND attempt = coalesce(:attempt, attempt)
 RETURNING *"""
 
 RETRY = """
 UPDATE jobs SET status = :target, sequence = :sequence, created_at = :now,
-                queued_until = queued_until + :now - created_at, expires_at = expires_at + :now - created_at,
-                failures = 0, retries = retries + 1, worker = NULL, taken_at = NULL, finished_at = NULL,
-                error_code = NULL, error_message = NULL, drained = 0, last_event = :event, deliver_at = NULL, tries = 0
-WHERE id = :id AND status IN (SELECT value FROM json_each(:sources)) AND attempt = coalesce(:attempt, attempt)
+                queued_until = queued_until + :now - created_at,
+                expires_at = expires_at + :now - created_at,
+                failures = 0, retries = retries + 1, worker = NULL, taken_at = NULL,
+                finished_at = NULL, error_code = NULL, error_message = NULL, drained = 0,
+                last_event = :event, deliver_at = NULL, tries = 0
+WHERE id = :id AND status IN (SELECT value FROM json_each(:sources))
+      AND attempt = coalesce(:attempt, attempt)
 RETURNING *"""
 
 END = """
 UPDATE jobs SET status = :target, finished_at = :now, error_code = :code, error_message = :message,
                 last_event = :event, deliver_at = iif(webhook IS NULL, NULL, :now), tries = 0
-WHERE id = :id AND status IN (SELECT value FROM json_each(:sources)) AND attempt = coalesce(:attempt, attempt)
+WHERE id = :id AND status IN (SELECT value FROM json_each(:sources))
+      AND attempt = coalesce(:attempt, attempt)
 RETURNING *"""
 
 LIMIT_LIFE = """
@@ -63,11 +77,13 @@ WHERE id = :id RETURNING *"""
 
 TRIED = """
 UPDATE jobs SET deliver_at = :again_at, tries = tries + 1
-WHERE id = :id AND attempt = :attempt AND retries = :retries AND tries = :tries AND deliver_at IS NOT NULL"""
+WHERE id = :id AND attempt = :attempt AND retries = :retries AND tries = :tries
+      AND deliver_at IS NOT NULL"""
 
 FORGET = """
 DELETE FROM jobs WHERE number IN (
-    SELECT number FROM jobs WHERE finished_at IS NOT NULL AND deliver_at IS NULL AND finished_at + retention <= ?
+    SELECT number FROM jobs
+    WHERE finished_at IS NOT NULL AND deliver_at IS NULL AND finished_at + retention <= ?
     ORDER BY finished_at + retention LIMIT ?)"""
 
 COUNT = """
@@ -79,7 +95,7 @@ LOG_END = "SELECT coalesce(max(cursor) + 1, 0) FROM outputs WHERE job = ?"
 
 @dataclass(frozen=True, slots=True)
 class Settlement:
-    """An event to be raised, as `JobStore.settle` is told of it."""
+    """The arguments of `JobStore.settle`."""
 
     job_id: JobId
     event: Event
@@ -88,49 +104,62 @@ class Settlement:
     error: JobError | None = None
     counts: bool = False
     output: bytes | None = None
-    sequence: int | None = None  # the new place, for `retry`
+    # The new sequence, for `retry` only.
+    sequence: int | None = None
 
     def parameters(self) -> dict[str, Any]:
-        """For `RELEASE`, `RETRY` and `END`."""
+        """Return the parameters of `RELEASE`, `RETRY` and `END`."""
         return {
-            "id": self.job_id, "event": self.event, "target": TRANSITIONS[self.event].target,
-            "sources": SOURCES[self.event], "now": self.now, "attempt": self.attempt, "counts": self.counts,
-            "code": self.error and self.error.code, "message": self.error and self.error.message,
+            "id": self.job_id,
+            "event": self.event,
+            "target": TRANSITIONS[self.event].target,
+            "sources": SOURCES[self.event],
+            "now": self.now,
+            "attempt": self.attempt,
+            "counts": self.counts,
+            "code": self.error and self.error.code,
+            "message": self.error and self.error.message,
             "sequence": self.sequence,
-        }  # fmt: skip
+        }
 
 
-def submit(db: Connection, job: Job, room: DiskSpace) -> Job:
-    """Write a new job. If there is one by this id, give that."""
+def submit(db: Connection, job: Job, disk_space: DiskSpace) -> Job:
+    """Insert a new job and return it; if its id exists, return the existing job.
+
+    Raises `StoreFullError`.
+    """
     known = reads.find(db, job.id)
     if known is not None:
         return known
     work = job.submission.work
-    room.admit(len(work.body) + ROW_BYTES)
+    disk_space.admit(len(work.body) + JOB_OVERHEAD_BYTES)
     ((number,),) = db.execute(INSERT, new_row(job)).fetchall()
     _write_body(db, number, work.body, job.submission.s3_config)
     return job
 
 
 def _write_body(db: Connection, number: int, body: bytes, s3_config: bytes | None) -> None:
-    if len(body) <= PIECE_BYTES:
+    if len(body) <= BODY_PIECE_BYTES:
         db.execute("INSERT INTO works VALUES (?, ?, ?)", (number, body, s3_config))
         return
     db.execute("INSERT INTO works VALUES (?, zeroblob(?), ?)", (number, len(body), s3_config))
     with memoryview(body) as view, db.blobopen("works", "body", number) as blob:
-        for start in range(0, len(body), PIECE_BYTES):
-            blob.write(view[start : start + PIECE_BYTES])
+        for start in range(0, len(body), BODY_PIECE_BYTES):
+            blob.write(view[start : start + BODY_PIECE_BYTES])
 
 
 class Taken(NamedTuple):
-    """The jobs that were taken, and the places that were not come to: enough bytes for once."""
+    """The taken jobs, and the queue keys that were left because of `TAKE_MAX_BODY_BYTES`."""
 
     jobs: list[Job]
     left: Sequence[QueueKey]
 
 
 def take(db: Connection, places: Sequence[QueueKey], worker: WorkerId, now: Millis) -> Taken:
-    """Let those of these jobs be taken that still stand in these places, up to `TAKE_BYTES` of their bodies."""
+    """Take the given jobs that are still queued with these sequences.
+
+    Stops after the body that exceeds `TAKE_MAX_BODY_BYTES` in total.
+    """
     target = TRANSITIONS[Event.TAKE].target
     common = {
         "event": Event.TAKE,
@@ -142,7 +171,7 @@ def take(db: Connection, places: Sequence[QueueKey], worker: WorkerId, now: Mill
     taken: list[Job] = []
     size = 0
     for number, place in enumerate(places):
-        if size >= TAKE_BYTES:
+        if size >= TAKE_MAX_BODY_BYTES:
             return Taken(taken, places[number:])
         row = _change(db, TAKE, common | {"id": place.job_id, "sequence": place.sequence})
         if row is not None:
@@ -154,7 +183,7 @@ def take(db: Connection, places: Sequence[QueueKey], worker: WorkerId, now: Mill
 
 
 def settle(db: Connection, settlement: Settlement) -> Job | None:
-    """Raise an event; None when it cannot happen any more."""
+    """Apply an event; return the resulting job, or None if it did not apply."""
     match settlement.event:
         case Event.RELEASE:
             row = _change(db, RELEASE, settlement.parameters())
@@ -166,46 +195,50 @@ def settle(db: Connection, settlement: Settlement) -> Job | None:
 
 
 def purge(db: Connection, job_ids: Sequence[JobId], now: Millis, error: JobError) -> list[Job]:
-    """Cancel those of these jobs that are in the queue; gives outlines."""
+    """Cancel the given jobs that are still queued; return outlines of them."""
     ended = []
     for job_id in job_ids:
         settlement = Settlement(job_id, Event.CANCEL, now, error=error)
-        queued = {
-            "sources": SOURCES[Event.TAKE]
-        }  # narrower than those of `cancel`: what runs goes on
+        # Narrower than the sources of `cancel`, so that running jobs continue.
+        queued = {"sources": SOURCES[Event.TAKE]}
         row = _change(db, END, settlement.parameters() | queued)
         if row is not None:
-            _close(db, row)
+            _after_end(db, row)
             ended.append(read_job(row))
     return ended
 
 
 def limit_life(db: Connection, job_id: JobId, moment: Millis) -> Job | None:
-    """Let a job's life end then."""
+    """End the life of a job at `moment`; return the job, or None if it does not exist."""
     row = _change(db, LIMIT_LIFE, {"id": job_id, "moment": moment})
     return None if row is None else reads.find(db, job_id)
 
 
 def tried(db: Connection, delivery: Delivery, again_at: Millis | None) -> None:
-    """Note that a delivery was tried."""
+    """Record a delivery attempt; `again_at` None ends the delivery."""
     job = delivery.job
     key = {"id": job.id, "attempt": job.attempt, "retries": job.retries, "tries": delivery.tries}
     db.execute(TRIED, key | {"again_at": again_at})
 
 
 def forget(db: Connection, now: Millis, limit: int) -> int:
-    """Drop jobs whose retention has ended, and give some of the file's spare room back to the disk."""
+    """Delete jobs with expired retention, and give some of the free pages back to the disk.
+
+    Returns the number of deleted jobs.
+    """
     forgotten = db.execute(FORGET, (now, limit)).rowcount
-    if reads.has_spare(db):
-        for _ in range(PAGES_AT_ONCE):
-            db.execute(
-                "PRAGMA incremental_vacuum(1)"
-            )  # more than one at a time needs more steps than Python makes
+    if reads.has_excess_free_pages(db):
+        for _ in range(VACUUM_PAGES_PER_WRITE):
+            # One page each: for more, the statement needs more steps than the sqlite3 module makes.
+            db.execute("PRAGMA incremental_vacuum(1)")
     return forgotten
 
 
 def append(db: Connection, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
-    """Add to the log of a run that goes on. Nothing comes between the look and the write: this is the only writer."""
+    """Append to the output log of a running attempt; return the cursor after it, else None.
+
+    No change can come between the check and the write, because there is only one writer.
+    """
     sql = "SELECT number FROM jobs WHERE id = ? AND attempt = ? AND status = ?"
     found = db.execute(sql, (job_id, attempt, TRANSITIONS[Event.TAKE].target)).fetchall()
     if not found:
@@ -218,8 +251,9 @@ def append(db: Connection, job_id: JobId, attempt: int, outputs: Sequence[bytes]
 
 
 def consume(db: Connection, job_id: JobId, attempt: int, cursor: int) -> None:
-    """Note how far a client has come."""
-    sql = "UPDATE jobs SET drained = :cursor WHERE id = :id AND attempt = :attempt AND drained < :cursor"
+    """Record the cursor up to which a client has consumed the output; it never decreases."""
+    sql = """UPDATE jobs SET drained = :cursor
+             WHERE id = :id AND attempt = :attempt AND drained < :cursor"""
     db.execute(sql, {"id": job_id, "attempt": attempt, "cursor": cursor})
 
 
@@ -239,13 +273,13 @@ def _end(db: Connection, settlement: Settlement) -> Job | None:
         return None
     if settlement.output is not None:
         db.execute("INSERT INTO results VALUES (?, ?)", (row.number, settlement.output))
-    if _close(db, row):
+    if _after_end(db, row):
         return _with_body(db, row, settlement.output)
     return read_job(row, output=settlement.output)
 
 
-def _close(db: Connection, row: Row) -> bool:
-    """What follows from the end of a job. Whether its body is still there."""
+def _after_end(db: Connection, row: Row) -> bool:
+    """Count an ended job, and delete its body unless it is needed; return True if it was kept."""
     db.execute(COUNT, {"endpoint": row.endpoint, "name": row.status})
     is_kept = is_body_needed(read_job(row))
     if not is_kept:
@@ -254,7 +288,7 @@ def _close(db: Connection, row: Row) -> bool:
 
 
 def _change(db: Connection, sql: str, parameters: dict[str, Any]) -> Row | None:
-    """A conditional write to one row, and the row after it; None when the condition did not hold."""
+    """Execute a conditional write to one row; return the new row, or None if none matched."""
     rows = db.execute(sql, parameters).fetchall()
     return Row(*rows[0]) if rows else None
 

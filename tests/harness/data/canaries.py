@@ -1,4 +1,4 @@
-"""Secrets that are like no other text, so that one glimpse of them anywhere is a leak."""
+"""Secrets that resemble no other text, so that any occurrence of them is a leak."""
 
 import base64
 import json
@@ -10,30 +10,34 @@ from urllib.parse import quote
 
 @dataclass
 class Canaries:
-    """The secrets by name, and everything that was seen."""
+    """The secrets by name, and all collected texts."""
 
     secrets: dict[str, str] = field(default_factory=dict)
     seen: list[tuple[str, bytes]] = field(default_factory=list)
 
     def new(self, name: str) -> str:
-        """A secret of its own."""
-        return self.add(
-            name, f"canary/{token_hex(12)}+{name}="
-        )  # what is escaped in URLs and in base64 is in it
+        """Generate a secret.
+
+        It has characters that are escaped in URLs and in base64.
+        """
+        return self.add(name, f"canary/{token_hex(12)}+{name}=")
 
     def add(self, name: str, secret: str) -> str:
-        """One that was made elsewhere."""
+        """Register a secret that was generated elsewhere."""
         self.secrets[name] = secret
         return secret
 
     def see(self, where: str, content: str | bytes) -> None:
-        """Something that was written somewhere."""
-        self.seen.append(
-            (where, content.encode("utf-8", "replace") if isinstance(content, str) else content)
-        )
+        """Collect a text that was written to `where`."""
+        data = content.encode("utf-8", "replace") if isinstance(content, str) else content
+        self.seen.append((where, data))
 
     def see_folder(self, folder: Path, besides: frozenset[str] = frozenset()) -> None:
-        """All files below it, but those that are there to hold a secret; and the ballast, which is nothing but big."""
+        """Collect all files of a folder.
+
+        Skips `besides`, the files that are supposed to have a secret, and the ballast, which is
+        large and has no content.
+        """
         for path in folder.rglob("*"):
             if path.is_file() and path.name not in besides and path.suffix != ".ballast":
                 self.see(path.name, path.read_bytes())
@@ -43,22 +47,19 @@ class Canaries:
         return sum(len(content) for _, content in self.seen)
 
     def leaks(self) -> list[str]:
-        """Which secret was seen where."""
-        wanted = [(name, form) for name, secret in self.secrets.items() for form in forms(secret)]
-        return [
-            f"{name} in {where}"
-            for where, content in self.seen
-            for name, form in wanted
-            if form in content
-        ]
+        """Return a line for each secret that occurs in a collected text."""
+        found: list[str] = []
+        for name, secret in self.secrets.items():
+            for form in forms(secret):
+                found += [f"{name} in {where}" for where, content in self.seen if form in content]
+        return found
 
 
 def forms(secret: str) -> set[bytes]:
-    """A secret as it is, and as it may be written: escaped, encoded, as digits."""
+    """Return a secret in its plain form, and in its escaped, base64 and hexadecimal forms."""
     plain = secret.encode()
-    encoded = {
-        base64.b64encode(b"x" * lead + plain)[4 if lead else 0 : -4] for lead in range(3)
-    }  # wherever it begins
+    # Base64 depends on the offset of the secret in the encoded text.
+    encoded = {base64.b64encode(b"x" * lead + plain)[4 if lead else 0 : -4] for lead in range(3)}
     return {
         plain,
         plain.hex().encode(),

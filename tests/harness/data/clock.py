@@ -1,10 +1,10 @@
-"""A clock that a test sets."""
+"""A clock that a test controls."""
 
 from proxy.jobs.model import Millis
 
 
 class FakeClock:
-    """Stands still until it is told."""
+    """`Clock` whose time changes only by `pass_time`."""
 
     def __init__(self, now: int = 1_800_000_000_000) -> None:
         self._now = now
@@ -13,5 +13,5 @@ class FakeClock:
         return Millis(self._now)
 
     def pass_time(self, seconds: float) -> None:
-        """Go on by so much."""
+        """Advance the clock."""
         self._now += int(seconds * 1000)

@@ -1,4 +1,4 @@
-"""Submissions and jobs with defaults that do not matter to a test."""
+"""Submissions with default values for the fields that do not matter to a test."""
 
 from typing import Any
 
@@ -10,7 +10,7 @@ REQUEST = Request("POST", "/v1/chat/completions", "application/json", b'{"model"
 
 
 def submission(job_id: str, **changed: Any) -> Submission:
-    """A job that somebody wants done; fields can be changed by name."""
+    """Return a submission of an interactive job; `changed` overrides fields by name."""
     fields: dict[str, Any] = {
         "endpoint": HERE,
         "owner": ALICE,

@@ -1,4 +1,4 @@
-"""Steps on a store, with what does not matter left out."""
+"""Operations on a store, with default arguments."""
 
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -14,7 +14,7 @@ from proxy.system import SystemDisk, ThreadRunner
 
 
 def sqlite_store(path: Path) -> SqliteStore:
-    """The store in this file, on the real disk and with a real thread."""
+    """Return a SQLite store on the real disk, with a writer thread."""
     return SqliteStore(path, SystemDisk(), ThreadRunner)
 
 
@@ -22,7 +22,7 @@ STORES: dict[str, Callable[[Path], JobStore]] = {
     "memory": lambda _: MemoryStore(),
     "sqlite": lambda folder: sqlite_store(folder / "jobs.db"),
 }
-"""The stores that the contract is held to: a new one adds a line here, and no test."""
+"""The stores that the contract tests check: a new store needs a line here, and no new test."""
 
 WORKER = WorkerId("w-1")
 WHY = JobError("because", "Because.")
@@ -31,7 +31,7 @@ MINUTE = 60_000
 
 
 class Submit(Protocol):
-    """Submits jobs by these ids at T0; fields of the submission can be changed by name."""
+    """Submits jobs with these ids at T0; `changed` overrides fields of the submissions."""
 
     async def __call__(self, *ids: str, **changed: Any) -> list[Job]: ...
 
@@ -43,7 +43,7 @@ async def take(
     endpoint: EndpointId = HERE,
     now: int = T0,
 ) -> list[Job]:
-    """Take jobs for a worker."""
+    """Take jobs for `WORKER`."""
     return list(
         await store.take(endpoint, WORKER, limit=limit, light_limit=light_limit, now=Millis(now))
     )
@@ -52,7 +52,7 @@ async def take(
 async def settle(
     store: JobStore, job: Job | str, event: Event, now: int = T0 + 5_000, **more: Any
 ) -> Job | None:
-    """Raise an event."""
+    """Apply an event; return None if it did not apply."""
     job_id = JobId(job) if isinstance(job, str) else job.id
     return await store.settle(job_id, event, now=Millis(now), **more)
 
@@ -60,19 +60,18 @@ async def settle(
 async def ended(
     store: JobStore, job: Job | str, event: Event, now: int = T0 + 5_000, **more: Any
 ) -> Job:
-    """Raise an event that must happen."""
+    """Apply an event that must succeed."""
     after = await settle(store, job, event, now, **more)
     assert after is not None
     return after
 
 
 async def found(store: JobStore, job_id: str) -> Job:
-    """A job that must be there."""
+    """Return a job that must exist."""
     job = await store.find(JobId(job_id))
     assert job is not None
     return job
 
 
 def ids(jobs: Iterable[Job]) -> list[str]:
-    """Which these are."""
     return [job.id for job in jobs]
