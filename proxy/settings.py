@@ -18,7 +18,7 @@ from proxy.api.openai.relay import HeartbeatIntervals
 from proxy.channel.runpod.tracking import RunpodTimeouts
 from proxy.edge.connections import Pace
 from proxy.edge.head import Hosts, is_host
-from proxy.edge.origins import ANY, read_origin
+from proxy.edge.origins import ANY_ORIGIN, read_origin
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.stuck import GRACE_SECONDS
@@ -348,12 +348,13 @@ class Settings(BaseSettings):
 
 
 def _origin(text: str) -> str:
-    if text in (ANY, "null"):
+    if text in (ANY_ORIGIN, "null"):
         return text
     origin = read_origin(text.removesuffix("/"))
     if origin is None:
         raise ValueError(
-            f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or {ANY}"
+            f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path,"
+            f" or {ANY_ORIGIN}"
         )
     return str(origin)
 

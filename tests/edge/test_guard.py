@@ -92,7 +92,8 @@ async def test_the_queue_api_is_told_in_its_own_words(quick: Proxy) -> None:
     async with wire(quick) as connection:
         await connection.send(request("POST /v2/default/run", host="evil.example"))
         status, told = await refused(connection)
-        assert (status, told) == (403, "This proxy does not go by that name: see --allowed-host.")
+        sentence = "The host name of the request is not allowed. Allow it with --allowed-host."
+        assert (status, told) == (403, sentence)
 
 
 async def test_a_head_without_an_end_is_refused_before_it_is_large(quick: Proxy) -> None:

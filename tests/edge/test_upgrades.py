@@ -8,7 +8,7 @@ import pytest
 import pytest_asyncio
 from harness.parsed import Parsed, parsed
 
-from proxy.edge.guard import PIPELINED
+from proxy.edge.guard import MAX_PIPELINED_REQUESTS
 
 METHODS = (
     *(
@@ -202,12 +202,14 @@ async def test_connect_is_refused_once_and_nothing_behind_it_is_read(
 async def test_upgrades_in_a_row_are_bounded_like_other_requests(guard: Parsed) -> None:
     """Each of them starts a parser, which must neither nest nor copy what follows without a bound."""
     one = request("POST", "h2c", "length")
-    some = await guard.answer([one * PIPELINED])
-    assert [*read(some.written, iter([]))] == [Answer(200, "GET", "/v1/models", "abc")] * PIPELINED
+    some = await guard.answer([one * MAX_PIPELINED_REQUESTS])
+    assert [*read(some.written, iter([]))] == [
+        Answer(200, "GET", "/v1/models", "abc")
+    ] * MAX_PIPELINED_REQUESTS
     many = await guard.answer([one * 4_000])
     *served, last = read(many.written, iter([]))
     assert last == Answer(REFUSAL)
-    assert len(served) == PIPELINED + 1  # one is being answered, the others wait
+    assert len(served) == MAX_PIPELINED_REQUESTS + 1  # one is being answered, the others wait
 
 
 async def test_a_handshake_does_not_overtake_the_answer_before_it(guard: Parsed) -> None:

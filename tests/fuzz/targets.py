@@ -25,7 +25,7 @@ with atheris.instrument_imports(include=["proxy"]):
 
     from proxy.channel.native.validation import RefusedError, check_hello, head_fault, told
     from proxy.channel.runpod.openai import Answer
-    from proxy.edge.head import HEAD_BYTES, MOST_FIELDS, Hosts, check_head
+    from proxy.edge.head import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, Hosts, check_head
     from proxy.webhooks.addresses import is_public
     from proxy.webhooks.url_policy import Allowed, BadWebhookError, read_url
     from proxy.wire import frames
@@ -42,7 +42,7 @@ def decoder(data: bytes) -> None:
     """A message is frames that keep their promises, or `BadFrameError`."""
     with suppress(frames.BadFrameError):
         found = frames.decode_to_proxy(data)
-        assert len(found) <= frames.MOST_FRAMES
+        assert len(found) <= frames.MESSAGE_MAX_FRAMES
         assert frames.decode_to_proxy(frames.encode(list(found))) == found
         for frame in found:
             if isinstance(frame, frames.Hello):
@@ -118,8 +118,8 @@ def head(data: bytes) -> None:
         return
     given = dict(fields)
     assert target.startswith(b"/")
-    assert len(fields) <= MOST_FIELDS
-    assert len(target) < HEAD_BYTES
+    assert len(fields) <= HEAD_MAX_FIELDS
+    assert len(target) < HEAD_MAX_BYTES
     once = [name for name, _ in fields if name not in (b"authorization", b"upgrade")]
     assert len(once) == len(set(once))
     assert re.fullmatch(

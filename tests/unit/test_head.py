@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.edge.head import MOST_FIELDS, Hosts, check_head, head_size, is_host, longest_line
+from proxy.edge.head import HEAD_MAX_FIELDS, Hosts, check_head, head_size, is_host, longest_line
 
 HOST = (b"host", b"localhost:8000")
 LONGEST_HOST = b"a" * 254
@@ -136,7 +136,7 @@ def test_http_1_is_spoken(version: str) -> None:
 
 def test_a_head_has_a_size() -> None:
     assert head_size(b"/" + b"a" * 10, [(b"name", b"value")]) == 24
-    fields = [(b"a", b"b")] * (MOST_FIELDS - 1)
+    fields = [(b"a", b"b")] * (HEAD_MAX_FIELDS - 1)
     assert not refused(HOST, *fields)
     assert refused(HOST, *fields, (b"a", b"b")) == "head_too_large"
 
