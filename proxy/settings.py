@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from proxy.access.encryption import new_key
 from proxy.access.keys import Kind, StoredKey, parted, stored_key
-from proxy.access.rate_limits import LIMITS, PER_WORKER, Limit
+from proxy.access.rate_limits import LIMITS, REQUESTS_PER_WORKER, Limit
 from proxy.access.startup_check import refusal
 from proxy.api.openai.relay import HeartbeatIntervals
 from proxy.channel.runpod.tracking import RunpodTimeouts
@@ -114,7 +114,7 @@ class Settings(BaseSettings):
         description="OPERATION=REQUESTS[/CONCURRENT] per key in ten seconds and at once; 0 lifts a limit, alone both.",
     )
     limit_per_worker: int = Field(
-        PER_WORKER, ge=0, description="Requests in ten seconds for each running worker."
+        REQUESTS_PER_WORKER, ge=0, description="Requests in ten seconds for each running worker."
     )
     allowed_host: Annotated[list[str], NoDecode] = Field(
         [],

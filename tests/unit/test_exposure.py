@@ -80,7 +80,7 @@ def word(host: str, keys: str, token: str) -> str | None:
     if "empty" in keys or "blank" in keys or "without" in keys:
         return "a key is empty"
     if token in {"an empty token", "a blank token"}:
-        return "--worker-token-file (PROXY_WORKER_TOKEN): it is empty"
+        return "--worker-token-file (PROXY_WORKER_TOKEN): the token is empty"
     if "the token" in keys and token == "a token":
         return "also the worker token"
     if "same" in keys:
