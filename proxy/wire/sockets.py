@@ -1,8 +1,8 @@
 """TCP socket options for both ends of the worker channel.
 
 Data that the kernel has accepted can neither be overtaken by a control frame nor be held back by a
-pause. Neither end therefore gives the kernel more than it needs to keep the connection busy: unsent
-bytes wait in the outbox, where lanes take turns, and the proxy's receive buffer bounds the number of
+pause. Neither end therefore gives the kernel more than it needs to keep the connection busy:
+unsent bytes wait in the outbox, where lanes take turns, and the proxy's receive buffer bounds the
 in-flight bytes of one worker.
 """
 

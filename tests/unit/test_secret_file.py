@@ -7,7 +7,7 @@ import pytest
 from pydantic import ValidationError
 
 from proxy.settings import Settings, worker_environment
-from proxy.wire.secret_file import MOST_BYTES, SecretFileError, read_secret, read_secrets
+from proxy.wire.secret_file import SECRET_FILE_MAX_BYTES, SecretFileError, read_secret, read_secrets
 from worker_vllm.settings import SettingsError, read_settings
 
 KEY, OTHER = "open-sesame-1", "open-sesame-2"
@@ -20,8 +20,8 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "a blank in a key": (f"alice={KEY} {OTHER}".encode(), "line 1: only visible ASCII"),
     "a comment behind a key": (f"#\n{KEY} # alice's".encode(), "line 2: only visible ASCII"),
     "a key that no header can carry": ("schlüssel-123".encode(), "line 1: only visible ASCII"),
-    "the same line twice": (f"{KEY}\n\n{KEY}\n".encode(), "line 3: the same as line 1"),
-    "too large": (b"x" * (MOST_BYTES + 1), "larger than 64 KB"),
+    "the same line twice": (f"{KEY}\n\n{KEY}\n".encode(), "line 3: duplicate of line 1"),
+    "too large": (b"x" * (SECRET_FILE_MAX_BYTES + 1), "larger than 64 KB"),
 }
 
 
@@ -91,7 +91,7 @@ def test_a_pipe_is_read_to_its_end() -> None:
 
 def test_a_token_is_one_secret(tmp_path: Path) -> None:
     assert read_secret(written(tmp_path, f"# made today\n{KEY}\n".encode())) == KEY
-    with pytest.raises(SecretFileError, match="holds 2 secrets"):
+    with pytest.raises(SecretFileError, match="contains 2 secrets"):
         read_secret(written(tmp_path, f"{KEY}\n{OTHER}\n".encode()))
 
 
