@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 import structlog
 
-from proxy.log.limit import LINES, LineLimit
-from proxy.log.lines import TRACE_CHARACTERS, LibraryRecords, Lines
+from proxy.log.limit import MAX_LINES_PER_NAME, LineLimit
+from proxy.log.lines import TRACEBACK_CHARACTERS, LibraryRecords, Lines
 
 HOUR = 3_600
 FLOOD = 5_000  # a second
@@ -48,7 +48,7 @@ def test_ten_a_minute_then_one_line_a_minute_with_the_count() -> None:
     limit = LineLimit()
     admitted = [now for now in range(600) if limit.admit("x", now)]
     assert len(admitted) == 100
-    for first, second in zip(admitted, admitted[LINES:], strict=False):
+    for first, second in zip(admitted, admitted[MAX_LINES_PER_NAME:], strict=False):
         assert second - first >= 60  # in any minute, wherever it begins
     assert limit.take_suppressed(69.0) == []
     assert limit.take_suppressed(70.0) == [("x", 500)]
@@ -126,7 +126,7 @@ def test_a_traceback_keeps_its_beginning_and_its_end(log: Log) -> None:
     except RecursionError:
         structlog.get_logger().exception("api.bug")
     [line] = log.written
-    assert len(line) < TRACE_CHARACTERS * 1.2
+    assert len(line) < TRACEBACK_CHARACTERS * 1.2
     assert "Traceback (most recent call last)" in line
     assert "RecursionError: maximum recursion depth exceeded" in line
 
