@@ -22,7 +22,7 @@ import uvloop
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import EndpointId, Input, Job, JobId, Millis, Owner, Submission, WorkerId
-from proxy.serving import SWITCH_SECONDS
+from proxy.serving import THREAD_SWITCH_SECONDS
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.sqlite.store import SqliteStore
@@ -176,7 +176,7 @@ async def _one(store: SqliteStore) -> Job | None:
 
 async def main(folder: Path) -> None:
     """All of it."""
-    sys.setswitchinterval(SWITCH_SECONDS)
+    sys.setswitchinterval(THREAD_SWITCH_SECONDS)
     print(
         f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     )
