@@ -157,7 +157,7 @@ async def test_connect_is_refused_and_later_requests_are_ignored(
 
 
 async def test_pipelined_upgrades_are_limited_like_other_requests(guard: Parsed) -> None:
-    """Each starts a new parser, without unbounded nesting or copying of later data."""
+    """Each starts a new parser, without unbounded nesting or copying."""
     one = request("POST", "h2c", "length")
     some = await guard.answer([one * MAX_PIPELINED_REQUESTS])
     assert [*read(some.written, iter([]))] == [
@@ -181,7 +181,7 @@ async def test_a_handshake_does_not_overtake_the_response_before_it(guard: Parse
 async def test_data_before_the_response_to_a_handshake_closes_the_connection(
     guard: Parsed, behind: bytes
 ) -> None:
-    """RFC 6455, section 4.1: a pong would overtake the response; other data raises in the library."""
+    """RFC 6455, section 4.1: a pong would overtake the response; the library fails on other data."""
     raw = request("GET", WEBSOCKET_HANDSHAKE, "none")
     for pieces in ([raw], [raw[:40], raw[40:]]):
         assert [*read((await guard.answer(pieces)).written, iter([]))] == [Answer(SWITCHED)]

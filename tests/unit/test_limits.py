@@ -1,4 +1,4 @@
-"""The table of who has used how much: it is bounded, and keeping it so costs each entry the same."""
+"""The counters of the rate limits are bounded, at a constant amortized cost."""
 
 from proxy.access.rate_limits import LIMITS, MAX_IDLE_COUNTERS, REQUESTS_PER_WORKER, Limits
 from proxy.jobs.model import EndpointId
@@ -6,7 +6,7 @@ from proxy.jobs.model import EndpointId
 HERE = EndpointId("default")
 
 
-def test_clearing_out_is_rare_when_nothing_can_be_cleared() -> None:
+def test_cleanup_is_rare_when_no_counter_can_be_deleted() -> None:
     now = 0.0
     limits = Limits(LIMITS, REQUESTS_PER_WORKER, lambda _: 1, lambda: now)
     tables = 1
@@ -19,4 +19,5 @@ def test_clearing_out_is_rare_when_nothing_can_be_cleared() -> None:
     for number in range(5 * MAX_IDLE_COUNTERS):
         leave, _ = limits.enter(f"other-{number}", HERE, "run")
         leave()
-    assert len(limits._uses) <= 9 * MAX_IDLE_COUNTERS  # those that are open, and once as many
+    # The counters of open requests, and at most the same number of others.
+    assert len(limits._uses) <= 9 * MAX_IDLE_COUNTERS
