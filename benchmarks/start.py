@@ -1,8 +1,9 @@
-"""How long `make up` takes from a clone to the first answer, beside vLLM's own server with the same model and flags.
+"""Time from a clone to the first response of `make up`, compared with vLLM's own server.
 
-In each round a clone is installed and started twice, and takes turns with vLLM's server in a second clone that was
-installed in the same way. Packages come from uv's cache where they are in it; kernels are compiled and kept in folders
-of the round. With --against, a clone of another commit goes from nothing to its first answer too.
+Both use the same model and flags. In each round a clone is installed and started twice, in turns
+with vLLM's server in a second clone that is installed in the same way. Packages come from uv's
+cache if they are in it; compiled kernels are stored in folders of the round. With --against, a
+clone of another commit is also measured, from the clone to its first response.
 """
 
 import argparse
@@ -21,30 +22,19 @@ from statistics import median
 
 from servers import ENGINE, ROOT, VLLM, free_port, here
 
-PYTHON = getattr(sys, "_base_executable", sys.executable)  # a newcomer has no environment yet
+# The interpreter outside of any virtual environment, as before the first installation.
+PYTHON = getattr(sys, "_base_executable", sys.executable)
 INSTALL = "from environment.prepare import prepare; prepare(vllm=True, tests=False)"
 FLAGS = (
-    *(
-        "--served-model-name",
-        "demo",
-        "--dtype",
-        "bfloat16",
-        "--max-model-len",
-        "2048",
-        "--enforce-eager",
-    ),
-    *(
-        "--enable-auto-tool-choice",
-        "--tool-call-parser",
-        "hermes",
-        "--exclude-tools-when-tool-choice-none",
-    ),
-    *(
-        "--reasoning-parser",
-        "minimax_m3",
-        "--structured-outputs-config",
-        '{"enable_in_reasoning": true}',
-    ),
+    "--served-model-name=demo",
+    "--dtype=bfloat16",
+    "--max-model-len=2048",
+    "--enforce-eager",
+    "--enable-auto-tool-choice",
+    "--tool-call-parser=hermes",
+    "--exclude-tools-when-tool-choice-none",
+    "--reasoning-parser=minimax_m3",
+    '--structured-outputs-config={"enable_in_reasoning": true}',
 )
 START_SECONDS = 600
 BODY = json.dumps(
@@ -57,7 +47,7 @@ Times = dict[str, float]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables for one round: a cache and a temporary folder that are empty, and byte code is written."""
+    """Return the variables of one round: empty cache and temporary folders, byte code enabled."""
     cache = os.environ.get("UV_CACHE_DIR") or str(Path.home() / ".cache" / "uv")
     for name in ("cache", "tmp"):
         (folder / name).mkdir(exist_ok=True)
@@ -71,7 +61,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def clone(folder: Path, commit: str) -> Path:
-    """A clone of this checkout at a commit."""
+    """Clone this repository at a commit; return the folder of the clone."""
     place = folder / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
     subprocess.run(["git", "-C", str(place), "checkout", "--quiet", commit], check=True)
@@ -79,29 +69,27 @@ def clone(folder: Path, commit: str) -> Path:
 
 
 def ours(place: Path, environ: dict[str, str]) -> Times:
-    """Run `make up` until the first answer; seconds for each stage, from the command on."""
+    """Run `make up` until the first response; return the seconds from the start to each stage."""
     port = free_port()
-    begun = time.monotonic()
+    began = time.monotonic()
     command = [PYTHON, "scripts/up.py", "--port", str(port), "--data-dir", str(place / ".data")]
     times: Times = {}
     with subprocess.Popen(
         command, cwd=place, env=environ, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
     ) as up:
         assert up.stdout is not None  # noqa: S101 - it is a pipe
-        begins = 0.0
         for line in up.stdout:
-            now = time.monotonic() - begun
+            now = time.monotonic() - began
             if found := SET_UP.match(line):
                 times[f"install: {found[1]}"] = float(found[2])
             elif line.startswith("set-up: done"):
                 times["installed"] = now
             elif (found := STAGE.match(line)) or line.startswith("Ready after"):
                 times[f"at {found[2]}" if found else "ready"] = now
-                begins = begins or now
             if line.startswith("Ready after"):
                 break
         answer(f"http://127.0.0.1:{port}/v1/chat/completions", BODY)
-        times["answer"] = time.monotonic() - begun
+        times["answer"] = time.monotonic() - began
         times["start"] = times["ready"] - times.get("installed", 0.0)
         up.send_signal(signal.SIGINT)
         up.communicate()
@@ -109,20 +97,12 @@ def ours(place: Path, environ: dict[str, str]) -> Times:
 
 
 def theirs(place: Path, environ: dict[str, str]) -> float:
-    """Run vLLM's server until it is healthy; the seconds."""
+    """Run vLLM's server until it is healthy; return the seconds that this takes."""
     port = free_port()
     python = str(place / ".venv" / "bin" / "python")
-    command = [
-        python,
-        "-m",
-        VLLM,
-        "--model",
-        str(place / "worker_vllm" / "demo"),
-        *FLAGS,
-        "--port",
-        str(port),
-    ]
-    begun = time.monotonic()
+    model = str(place / "worker_vllm" / "demo")
+    command = [python, "-m", VLLM, "--model", model, *FLAGS, "--port", str(port)]
+    began = time.monotonic()
     with subprocess.Popen(
         command,
         cwd=place,
@@ -131,13 +111,13 @@ def theirs(place: Path, environ: dict[str, str]) -> float:
         stderr=subprocess.DEVNULL,
     ) as server:
         answer(f"http://127.0.0.1:{port}/health")
-        seconds = time.monotonic() - begun
+        seconds = time.monotonic() - began
         server.terminate()
     return seconds
 
 
 def answer(url: str, body: bytes | None = None) -> None:
-    """Wait until this URL answers 200."""
+    """Wait until this URL returns status 200. Raises TimeoutError."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - loopback
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
@@ -151,21 +131,23 @@ def answer(url: str, body: bytes | None = None) -> None:
 
 
 def one_round(folder: Path, commit: str, against: str) -> Times:
-    """Clone, install and start everything once, in turns; the seconds by name."""
-    mine, peer, old = (folder / name for name in ("ours", "theirs", "against"))
+    """Clone, install and start both servers twice, in turns; return seconds and ratios by name."""
+    mine = folder / "ours"
+    peer = folder / "theirs"
+    old = folder / "against"
     for place in (mine, peer, old):
         place.mkdir()
-    begun = time.monotonic()
-    here_ = clone(mine, commit)
-    cloned = time.monotonic() - begun
-    first = ours(here_, environment(mine))
-    there = clone(peer, commit)
+    began = time.monotonic()
+    our_clone = clone(mine, commit)
+    cloned = time.monotonic() - began
+    first = ours(our_clone, environment(mine))
+    their_clone = clone(peer, commit)
     subprocess.run(
-        [PYTHON, "-c", INSTALL], cwd=there / "scripts", env=environment(peer), check=True
+        [PYTHON, "-c", INSTALL], cwd=their_clone / "scripts", env=environment(peer), check=True
     )
-    their_first = theirs(there, environment(peer))
-    second = ours(here_, environment(mine))
-    their_second = theirs(there, environment(peer))
+    their_first = theirs(their_clone, environment(peer))
+    second = ours(our_clone, environment(mine))
+    their_second = theirs(their_clone, environment(peer))
     times = {f"first {name}": value for name, value in first.items()}
     times |= {f"second {name}": value for name, value in second.items()}
     times |= {"clone to answer": cloned + first["answer"]}
@@ -175,15 +157,15 @@ def one_round(folder: Path, commit: str, against: str) -> Times:
         "ratio of the second": second["start"] / their_second,
     }
     if against:
-        begun = time.monotonic()
+        began = time.monotonic()
         before = clone(old, against)
-        cloned = time.monotonic() - begun
+        cloned = time.monotonic() - began
         times[f"clone to answer, {against}"] = cloned + ours(before, environment(old))["answer"]
     return times
 
 
 def main() -> None:
-    """Print the seconds of every round and their median."""
+    """Print the figures of every round and their medians."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--commit", default="HEAD")
@@ -203,9 +185,8 @@ def main() -> None:
     print(here())
     for name in rounds[0]:
         values = [times[name] for times in rounds if name in times]
-        print(
-            f"{name + ' ':.<56} {median(values):7.2f}   {' '.join(f'{value:.2f}' for value in values)}"
-        )
+        each = " ".join(f"{value:.2f}" for value in values)
+        print(f"{name + ' ':.<56} {median(values):7.2f}   {each}")
 
 
 if __name__ == "__main__":

@@ -181,7 +181,7 @@ async def test_a_handshake_does_not_overtake_the_response_before_it(guard: Parse
 async def test_data_before_the_response_to_a_handshake_closes_the_connection(
     guard: Parsed, behind: bytes
 ) -> None:
-    """RFC 6455, section 4.1: a pong would overtake the response; the library fails on other data."""
+    """RFC 6455, section 4.1: a pong would overtake the response; other data fails."""
     raw = request("GET", WEBSOCKET_HANDSHAKE, "none")
     for pieces in ([raw], [raw[:40], raw[40:]]):
         assert [*read((await guard.answer(pieces)).written, iter([]))] == [Answer(SWITCHED)]
