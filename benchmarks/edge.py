@@ -2,7 +2,7 @@
 
     .venv/bin/python benchmarks/edge.py
 
-There is no socket and no client: each protocol receives the bytes of a request, as from the event
+No socket and no client take part: each protocol receives the bytes of a request, as from the event
 loop, and has an application that responds at once. All variants run in the same process and take
 turns, so that other load of the machine affects all of them equally.
 """

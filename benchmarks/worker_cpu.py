@@ -2,10 +2,10 @@
 
 Only the API layer is measured, without the processes of the engine. vLLM's server and our worker
 run the same API layer with the same model; the former has HTTP clients, the latter a WebSocket to
-the proxy, which has HTTP clients. They take turns under the same load. The measure is the CPU time of a
-process (`/proc/PID/stat`: all threads, no children), so other load has little effect. The engine is
-paced (`paced.py`), so that both send one token per event; `tokens_per_event` reports deviations.
-Prints a JSON line for each number of streams, and a table to stderr.
+the proxy, which has HTTP clients. They take turns under the same load. The measure is the CPU time
+of a process (`/proc/PID/stat`: all threads, no children), so other load has little effect. The
+engine is paced (`paced.py`), so that both send one token per event; `tokens_per_event` reports
+deviations. Prints a JSON line for each number of streams, and a table to stderr.
 
     .venv/bin/python benchmarks/worker_cpu.py [--rounds 7] [--streams 16 64]
 """

@@ -12,7 +12,7 @@ connection is in one of four stages:
   OVER  a refusal has been written, or waits for the response before it. Data that still arrives is
         dropped, so that the client reads the refusal instead of a connection reset
 
-`ConnectionLimiter` checks the deadlines of all connections; there is no timer per connection.
+`ConnectionLimiter` checks the deadlines of all connections, without a timer per connection.
 """
 
 import asyncio

@@ -41,7 +41,7 @@ Ending = Literal["completed", "failed", "lost", "released"]
 """The result of a run.
 
 `completed` and `failed`: the engine's response is complete; a failed one carries an error of the
-engine, which is passed on to the client. `lost`: there is no response and the run counts as a
+engine, which is passed on to the client. `lost`: the response is missing and the run counts as a
 failure (the engine died or hung, or its output was cut short). `released`: a draining worker
 returns the job without having started it; this does not count as a failure.
 """

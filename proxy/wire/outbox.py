@@ -81,7 +81,7 @@ class Outbox:
         self._control.clear()
 
     def next_message(self) -> tuple[bytes, list[Frame]] | None:
-        """Return the next message to write and the frames in it, or None if there are no frames."""
+        """Return the next message to write and the frames in it, or None if the queue is empty."""
         if not self._control and not self._lanes:
             return None
         frames: list[Frame] = list(self._control)

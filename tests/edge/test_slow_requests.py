@@ -61,7 +61,8 @@ async def test_an_incomplete_request_times_out(tmp_path: Path) -> None:
 async def test_five_thousand_half_heads_and_a_thousand_slow_bodies(tmp_path: Path) -> None:
     for _ in range(MAX_ATTEMPTS):
         drips, p99 = await cut_all(tmp_path, 5_000, 1_000, BODY_SECONDS + 20)
-        heads, bodies = drips[:5_000], drips[5_000:]
+        heads = drips[:5_000]
+        bodies = drips[5_000:]
         report(heads, bodies, p99)
         if lasted(heads) <= HEAD_SECONDS and lasted(bodies) <= BODY_SECONDS and p99 < 0.1:
             return
