@@ -75,7 +75,8 @@ def reframer(data: bytes) -> None:
     while start < len(text):
         size = sizes[answer.received % len(sizes)]
         piece = answer.put(msgspec.json.encode(text[start : start + size]))
-        assert not piece or piece.endswith((b"\n\n", b"\r\n\r\n"))
+        # A line may end in LF or CRLF, and both may be mixed, so b"\n\r\n" ends an event.
+        assert not piece or piece.endswith((b"\n\n", b"\n\r\n"))
         sent += piece
         start += size
     rest = answer.finish(b"[]")
