@@ -1,9 +1,10 @@
-"""What the guard and the gate cost: CPU time of a request, beside uvicorn's own protocol, in the same process.
+"""CPU time per request of the guard and the gate, compared with uvicorn's own protocol.
 
     .venv/bin/python benchmarks/edge.py
 
-No socket and no client: each protocol is given the bytes of a request, as the event loop would, and an application that
-answers at once. The three take turns, so that whatever else the machine does is the same for all of them.
+No socket and no client take part: each protocol receives the bytes of a request, as from the event
+loop, and has an application that responds at once. All variants run in the same process and take
+turns, so that other load of the machine affects all of them equally.
 """
 
 import asyncio
@@ -24,23 +25,25 @@ from proxy.edge.gate import Gate
 from proxy.edge.guard import EdgeContext
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol, HttpProtocol, WatchedProtocol
-from proxy.edge.routes import Room, Table
+from proxy.edge.routes import Backend, Table
 
-ROUNDS, REQUESTS = 15, 2_000
+ROUNDS = 15
+REQUESTS_PER_ROUND = 2_000
 BODY = json.dumps({"model": "m", "messages": [{"role": "user", "content": "x" * 300}]}).encode()
 HEAD = (
     "POST /v1/chat/completions HTTP/1.1", "Host: 127.0.0.1:8000", "Accept-Encoding: gzip, deflate",
     "Connection: keep-alive", "Accept: application/json", "Content-Type: application/json",
-    "User-Agent: OpenAI/Python 3.0.0", "X-Stainless-Lang: python", "X-Stainless-Package-Version: 3.0.0",
-    "X-Stainless-OS: Linux", "X-Stainless-Arch: x64", "X-Stainless-Runtime: CPython",
-    "X-Stainless-Runtime-Version: 3.11", "Authorization: Bearer sk-some-key", "x-stainless-retry-count: 0",
+    "User-Agent: OpenAI/Python 3.0.0", "X-Stainless-Lang: python",
+    "X-Stainless-Package-Version: 3.0.0", "X-Stainless-OS: Linux", "X-Stainless-Arch: x64",
+    "X-Stainless-Runtime: CPython", "X-Stainless-Runtime-Version: 3.11",
+    "Authorization: Bearer sk-some-key", "x-stainless-retry-count: 0",
     "x-stainless-read-timeout: 600", f"Content-Length: {len(BODY)}",
 )  # fmt: skip
 REQUEST = "\r\n".join(HEAD).encode() + b"\r\n\r\n" + BODY
 
 
 class Transport:
-    """A transport that leads nowhere."""
+    """A transport that discards all data and counts its bytes."""
 
     def __init__(self) -> None:
         self.written = 0
@@ -62,11 +65,11 @@ class Transport:
 
 
 class Unguarded(WatchedProtocol, HttpProtocol):
-    """The proxy's protocol as it would be without the guard."""
+    """The proxy's protocol without the guard."""
 
 
 class Answer:
-    """A room that answers at once."""
+    """A backend that responds at once."""
 
     async def __call__(self, _scope: Any, receive: Any, send: Any) -> None:
         await receive()
@@ -80,31 +83,32 @@ class Answer:
 
 
 async def measure(protocol: Any) -> float:
-    """CPU microseconds of one request."""
+    """Return the CPU time per request in microseconds."""
     transport = Transport()
     protocol.connection_made(transport)
-    begun = time.process_time()
-    for _ in range(REQUESTS):
+    began = time.process_time()
+    for _ in range(REQUESTS_PER_ROUND):
         protocol.data_received(REQUEST)
         await asyncio.sleep(0)
         await asyncio.sleep(0)
-    took = time.process_time() - begun
-    if transport.written < REQUESTS * 20:
-        sys.exit("Not every request was answered.")
+    took = time.process_time() - began
+    if transport.written < REQUESTS_PER_ROUND * 20:
+        sys.exit("Some requests were not answered.")
     protocol.connection_lost(None)
-    return took / REQUESTS * 1e6
+    return took / REQUESTS_PER_ROUND * 1e6
 
 
 async def main() -> None:
-    """Measure in turns, and print the medians."""
-    answer, keys = Answer(), Keys([stored_key("me=sk-some-key", Kind.CLIENT)])
-    gate = Gate(keys, Table(), dict.fromkeys(Room, answer))
-    door = EdgeContext(Hosts(), Pace(), ConnectionLimiter(1000), error_body, gate.is_worker)
+    """Measure all variants in turns, and print the medians as JSON lines."""
+    answer = Answer()
+    keys = Keys([stored_key("me=sk-some-key", Kind.CLIENT)])
+    gate = Gate(keys, Table(), dict.fromkeys(Backend, answer))
+    edge = EdgeContext(Hosts(), Pace(), ConnectionLimiter(1000), error_body, gate.is_worker)
     makers: dict[str, tuple[Any, Any]] = {
         "uvicorn": (HttpToolsProtocol, answer),
         "without the guard": (Unguarded, answer),
-        "guard": (partial(EdgeProtocol, door), answer),
-        "guard and gate": (partial(EdgeProtocol, door), gate),
+        "guard": (partial(EdgeProtocol, edge), answer),
+        "guard and gate": (partial(EdgeProtocol, edge), gate),
     }
     found: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(ROUNDS):
@@ -116,16 +120,8 @@ async def main() -> None:
     peer = statistics.median(found["uvicorn"])
     for name, each in found.items():
         middle = statistics.median(each)
-        print(
-            json.dumps(
-                {
-                    "figure": f"edge: {name}",
-                    "value": round(middle, 1),
-                    "unit": "µs",
-                    "ratio": middle / peer,
-                }
-            )
-        )
+        figure = {"figure": f"edge: {name}", "value": round(middle, 1), "unit": "µs"}
+        print(json.dumps(figure | {"ratio": middle / peer}))
 
 
 if __name__ == "__main__":

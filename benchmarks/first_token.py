@@ -1,6 +1,7 @@
-"""Time to the first token through the proxy, beside vLLM's own server on the same machine and model.
+"""Time to first token through the proxy, compared with vLLM's own server with the same model.
 
-Both run at once and take turns, so that whatever the machine does hits both. Prints one JSON line.
+Both servers run on the same machine at the same time and take turns, so that other load affects
+both equally. Prints one JSON line.
 
     .venv/bin/python benchmarks/first_token.py [--rounds 200]
 """
@@ -17,17 +18,13 @@ import aiohttp
 from servers import MODEL, VLLM, free_port, here, server
 
 FLAGS = (
-    *(
-        "--served-model-name",
-        "demo",
-        "--dtype",
-        "bfloat16",
-        "--max-model-len",
-        "2048",
-        "--enforce-eager",
-    ),
-    *("--reasoning-parser", "minimax_m3"),
+    "--served-model-name=demo",
+    "--dtype=bfloat16",
+    "--max-model-len=2048",
+    "--enforce-eager",
+    "--reasoning-parser=minimax_m3",
 )
+WARM_UP_REQUESTS = 10
 REQUEST: dict[str, Any] = {
     "model": "demo",
     "stream": True,
@@ -37,7 +34,7 @@ REQUEST: dict[str, Any] = {
 
 
 async def first_token(http: aiohttp.ClientSession, url: str) -> float:
-    """Milliseconds from the request to the first event with text."""
+    """Return the milliseconds from the request to the first event with text."""
     began = time.perf_counter()
     async with http.post(f"{url}/v1/chat/completions", json=REQUEST) as response:
         seen = b""
@@ -51,23 +48,26 @@ async def first_token(http: aiohttp.ClientSession, url: str) -> float:
 
 
 async def measure(rounds: int) -> dict[str, Any]:
-    """Both servers, taking turns."""
-    plain, ours = free_port(), free_port()
-    python = sys.executable
-    own = (python, "-m", VLLM, "--model", MODEL, "--port", str(plain), *FLAGS)
-    up = (python, "-m", "proxy.cli", "up", "--port", str(ours))
+    """Start both servers, and measure them in turns; return the figures."""
+    vllm_port = free_port()
+    our_port = free_port()
+    vllm_command = (
+        *(sys.executable, "-m", VLLM, "--model", MODEL, "--port", str(vllm_port)),
+        *FLAGS,
+    )
+    our_command = (sys.executable, "-m", "proxy.cli", "up", "--port", str(our_port))
     taken: dict[str, list[float]] = {"vllm": [], "ours": []}
     async with (
-        server(f"http://127.0.0.1:{plain}", "/health", *own) as vllm,
-        server(f"http://127.0.0.1:{ours}", "/readyz", *up) as line,
+        server(f"http://127.0.0.1:{vllm_port}", "/health", *vllm_command) as vllm,
+        server(f"http://127.0.0.1:{our_port}", "/readyz", *our_command) as ours,
         aiohttp.ClientSession() as http,
     ):
-        for _ in range(10):  # warm both
+        for _ in range(WARM_UP_REQUESTS):
             await first_token(http, vllm.url)
-            await first_token(http, line.url)
+            await first_token(http, ours.url)
         for _ in range(rounds):
             taken["vllm"].append(await first_token(http, vllm.url))
-            taken["ours"].append(await first_token(http, line.url))
+            taken["ours"].append(await first_token(http, ours.url))
     middle = {name: round(statistics.median(values), 2) for name, values in taken.items()}
     late = {
         name: round(statistics.quantiles(values, n=100)[98], 2) for name, values in taken.items()
@@ -84,7 +84,7 @@ async def measure(rounds: int) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure and print."""
+    """Parse the arguments, measure, and print the figures."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )

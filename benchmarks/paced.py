@@ -1,7 +1,8 @@
-"""vLLM's own scheduler at the pace of a GPU: a step takes as long as that of a model a thousand times the demo's size.
+"""vLLM's scheduler with a minimum step time, as of a model a thousand times larger on a GPU.
 
-Without it the demo model is faster than any API layer, which then puts several tokens into one event, the more so the
-busier the machine is, and no two runs compare.
+Without it the demo model is faster than any API layer, which then combines several tokens into one
+event. The number of tokens per event depends on the load of the machine, so that runs could not be
+compared.
 """
 
 import time
@@ -13,7 +14,7 @@ STEP_SECONDS = 0.02
 
 
 class PacedScheduler(AsyncScheduler):
-    """For vLLM's `--scheduler-cls`."""
+    """Sleeps before every step; a value for vLLM's `--scheduler-cls`."""
 
     def schedule(self, *args: Any, **more: Any) -> Any:
         time.sleep(STEP_SECONDS)

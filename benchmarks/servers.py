@@ -1,4 +1,4 @@
-"""What the benchmarks start: servers of their own, from ready to ended."""
+"""Start and stop the server processes of the benchmarks."""
 
 import asyncio
 import os
@@ -28,14 +28,14 @@ ENGINE = {
 
 @dataclass(frozen=True)
 class Running:
-    """A server that is up."""
+    """A server that is ready."""
 
     url: str
     pid: int
 
 
 def free_port() -> int:
-    """A port that nobody has just now."""
+    """Return a port that is currently unused."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
@@ -43,18 +43,21 @@ def free_port() -> int:
 
 @asynccontextmanager
 async def server(url: str, ready: str, *command: str, **environment: str) -> AsyncIterator[Running]:
-    """A process of its own group, once `ready` under its URL, or under that of what it dials in to, answers 200."""
-    told = os.environ | ENGINE | environment
-    with TemporaryFile() as said:
+    """Run a command in a process group of its own, and wait until it is ready.
+
+    It is ready when the path `ready` of `url` returns 200. For a worker this is the proxy's URL.
+    """
+    variables = os.environ | ENGINE | environment
+    with TemporaryFile() as output:
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=ROOT, env=told, stdout=said, stderr=said, start_new_session=True
+            *command, cwd=ROOT, env=variables, stdout=output, stderr=output, start_new_session=True
         )
         try:
             async with asyncio.timeout(START_SECONDS), aiohttp.ClientSession() as http:
                 while not await _answers(http, url + ready):
                     if process.returncode is not None:
                         raise RuntimeError(
-                            f"{command} ended with {process.returncode}: {_tail(said)}"
+                            f"{command} ended with {process.returncode}: {_tail(output)}"
                         )
                     await asyncio.sleep(0.2)
             yield Running(url, process.pid)
@@ -64,9 +67,9 @@ async def server(url: str, ready: str, *command: str, **environment: str) -> Asy
             await process.wait()
 
 
-def _tail(said: IO[bytes]) -> str:
-    said.seek(0)
-    return said.read()[-4000:].decode(errors="replace")
+def _tail(output: IO[bytes]) -> str:
+    output.seek(0)
+    return output.read()[-4000:].decode(errors="replace")
 
 
 async def _answers(http: aiohttp.ClientSession, url: str) -> bool:
@@ -77,6 +80,6 @@ async def _answers(http: aiohttp.ClientSession, url: str) -> bool:
 
 
 def here() -> dict[str, str]:
-    """The machine and the date, for the record."""
+    """Return the machine and the date of a measurement."""
     machine = f"{os.cpu_count()} CPUs, {platform.system()} {platform.release()}"
     return {"machine": machine, "date": time.strftime("%Y-%m-%d")}

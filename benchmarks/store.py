@@ -1,8 +1,8 @@
-"""How fast the stores are, beside SQLite alone on the same disk.
+"""Throughput and latency of the stores, compared with SQLite alone on the same disk.
 
     .venv/bin/python benchmarks/store.py [--folder FOLDER]
 
-FOLDER is on the disk that is measured.
+FOLDER selects the disk to measure.
 """
 
 import argparse
@@ -22,53 +22,68 @@ import uvloop
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import EndpointId, Input, Job, JobId, Millis, Owner, Submission, WorkerId
-from proxy.serving import SWITCH_SECONDS
+from proxy.serving import THREAD_SWITCH_SECONDS
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.sqlite.store import SqliteStore
 from proxy.system import SystemDisk, ThreadRunner
 
-HERE, WORKER, NOW = EndpointId("default"), WorkerId("w-1"), Millis(1_000_000)
+HERE = EndpointId("default")
+WORKER = WorkerId("w-1")
+NOW = Millis(1_000_000)
 BODY = bytes(1_000)
-QUEUED = 100_000
-LOAD = 0.0002  # seconds of other work in one turn of the event loop, as a busy relay has it
+QUEUED_JOBS = 100_000
+INTERACTIVE_JOBS = 20_000
+INTERACTIVE_JOBS_PER_ROUND = 2_000
+BARE_COMMITS = 2_000
+
+# Other work in one turn of the event loop, as of a busy relay.
+LOOP_LOAD_SECONDS = 0.0002
 
 
 def submission(name: str, *, durable: bool) -> Submission:
-    """A job with a body of 1 KB, named as the proxy names them."""
+    """Return a job with a body of 1 KB, and an id as the proxy generates it."""
     return Submission(
-        id=JobId(f"{name:0>36}-u1"), endpoint=HERE, owner=Owner("anonymous"), work=Input(BODY), durable=durable,
-        light=False, low_priority=False, queued_until=None, expires_at=Millis(NOW + 86_400_000),
-        execution_timeout=Millis(600_000), retention=Millis(1_800_000),
-    )  # fmt: skip
+        id=JobId(f"{name:0>36}-u1"),
+        endpoint=HERE,
+        owner=Owner("anonymous"),
+        work=Input(BODY),
+        durable=durable,
+        light=False,
+        low_priority=False,
+        queued_until=None,
+        expires_at=Millis(NOW + 86_400_000),
+        execution_timeout=Millis(600_000),
+        retention=Millis(1_800_000),
+    )
 
 
 async def timed(
     name: str, callers: int, number: int, step: Callable[[int], Awaitable[object]]
 ) -> None:
-    """Let so many callers do this as fast as they can, and say what it took."""
+    """Run `step` `number` times with concurrent callers, and print throughput and latencies."""
     spans: list[float] = []
     numbers = iter(range(number))
 
     async def caller() -> None:
         for each in numbers:
-            begun = time.perf_counter()
+            began = time.perf_counter()
             await step(each)
-            spans.append(time.perf_counter() - begun)
+            spans.append(time.perf_counter() - began)
 
-    begun = time.perf_counter()
+    began = time.perf_counter()
     await asyncio.gather(*(caller() for _ in range(callers)))
-    seconds = time.perf_counter() - begun
+    seconds = time.perf_counter() - began
     cuts = statistics.quantiles(spans, n=100)
     print(
-        f"{name:<44} {callers:>3} callers {number / seconds:>9,.0f}/s   p50 {cuts[49] * 1e3:8.3f} ms"
-        f"   p99 {cuts[98] * 1e3:8.3f} ms",
+        f"{name:<44} {callers:>3} callers {number / seconds:>9,.0f}/s"
+        f"   p50 {cuts[49] * 1e3:8.3f} ms   p99 {cuts[98] * 1e3:8.3f} ms",
         flush=True,
     )
 
 
 async def durable(store: SqliteStore, title: str, number: int) -> None:
-    """Submit, take and settle durable jobs."""
+    """Measure submit, take and settle of durable jobs."""
     for callers in (1, 50):
         commits = store.commits
         name = f"{title}{callers}"
@@ -88,9 +103,11 @@ async def durable(store: SqliteStore, title: str, number: int) -> None:
 
 
 async def interactive(store: JobStore, name: str) -> None:
-    """The whole way of an interactive job."""
-    number = 20_000
-    wanted = [submission(f"{name}-{each}", durable=False) for each in range(number)]
+    """Measure submit, take and settle of interactive jobs.
+
+    The result is the minimum CPU time of several rounds, since other processes share the machine.
+    """
+    wanted = [submission(f"{name}-{each}", durable=False) for each in range(INTERACTIVE_JOBS)]
 
     async def one(each: int) -> None:
         await store.submit(wanted[each], NOW)
@@ -98,85 +115,83 @@ async def interactive(store: JobStore, name: str) -> None:
         await store.settle(job.id, Event.COMPLETE, now=NOW, attempt=job.attempt)
 
     spans = []
-    for first in range(
-        0, number, 2_000
-    ):  # the best of several, and processor time: others share the machine
-        begun = time.thread_time()
-        for each in range(first, first + 2_000):
+    for first in range(0, INTERACTIVE_JOBS, INTERACTIVE_JOBS_PER_ROUND):
+        began = time.thread_time()
+        for each in range(first, first + INTERACTIVE_JOBS_PER_ROUND):
             await one(each)
-        spans.append((time.thread_time() - begun) / 2_000 * 1e6)
-    print(
-        f"{name + ': interactive submit, take, settle':<44} {min(spans):.2f} us of processor time"
-    )
+        spans.append((time.thread_time() - began) / INTERACTIVE_JOBS_PER_ROUND * 1e6)
+    print(f"{name + ': interactive submit, take, settle':<44} {min(spans):.2f} us of CPU time")
 
 
 async def busy() -> None:
-    """The rest of a busy proxy: most of the time the event loop does something else."""
+    """Keep the event loop busy with other work most of the time."""
     while True:
-        until = time.perf_counter() + LOAD
+        until = time.perf_counter() + LOOP_LOAD_SECONDS
         while time.perf_counter() < until:
             pass
-        await asyncio.sleep(LOAD / 10)
+        await asyncio.sleep(LOOP_LOAD_SECONDS / 10)
 
 
 def resident() -> int:
-    """Bytes of memory in use."""
+    """Return the resident memory of this process in bytes."""
     pages = int(Path("/proc/self/statm").read_text().split()[1])
     return pages * 4096
 
 
 def bare(path: Path) -> None:
-    """What SQLite and the disk take for one row and one commit, with nothing of ours."""
+    """Measure SQLite alone, with one row per commit."""
     spans = []
     with closing(sqlite3.connect(path, isolation_level=None)) as db:
         db.execute("PRAGMA journal_mode = WAL").fetchall()
         db.execute("PRAGMA synchronous = FULL")
         db.execute("CREATE TABLE rows (row BLOB)")
-        for _ in range(2_000):
-            begun = time.perf_counter()
+        for _ in range(BARE_COMMITS):
+            began = time.perf_counter()
             db.execute("INSERT INTO rows VALUES (?)", (BODY,))
-            spans.append(time.perf_counter() - begun)
+            spans.append(time.perf_counter() - began)
     cuts = statistics.quantiles(spans, n=100)
     print(
-        f"{'SQLite alone, one row a commit':<44} {'':>11} {len(spans) / sum(spans):>9,.0f}/s"
+        f"{'SQLite alone, one row per commit':<44} {'':>11} {len(spans) / sum(spans):>9,.0f}/s"
         f"   p50 {cuts[49] * 1e3:8.3f} ms   p99 {cuts[98] * 1e3:8.3f} ms"
     )
 
 
 def megabytes(path: Path) -> float:
-    """The size of a file."""
+    """Return the size of a file in units of 1,000,000 bytes."""
     return path.stat().st_size / 1e6
 
 
 async def queue(path: Path) -> None:
-    """Memory of a long queue, and how long a start with it takes."""
+    """Measure the memory of a long queue, and the time to open the store with it."""
     store = SqliteStore(path, SystemDisk(), ThreadRunner)
     async with store.open():
         gc.collect()
         before = resident()
-        for first in range(0, QUEUED, 500):
+        for first in range(0, QUEUED_JOBS, 500):
             names = range(first, first + 500)
             await asyncio.gather(
                 *(store.submit(submission(f"q-{each}", durable=True), NOW) for each in names)
             )
         gc.collect()
-        print(f"{QUEUED} queued jobs of 1 KB: {(resident() - before) / 1e6:.0f} MB of memory, "
-              f"{megabytes(path):.0f} MB of file")  # fmt: skip
-        await timed("take one of many and settle it", 1, 1_000, lambda _: _one(store))
+        print(
+            f"{QUEUED_JOBS} queued jobs of 1 KB: {(resident() - before) / 1e6:.0f} MB of memory,"
+            f" {megabytes(path):.0f} MB of disk"
+        )
+        await timed("take and settle, long queue", 1, 1_000, lambda _: _take_and_settle(store))
     store = SqliteStore(path, SystemDisk(), ThreadRunner)
-    begun = time.perf_counter()
+    began = time.perf_counter()
     async with store.open():
-        print(f"opened with them in {time.perf_counter() - begun:.2f} s")
+        print(f"opened with these jobs in {time.perf_counter() - began:.2f} s")
 
 
-async def _one(store: SqliteStore) -> Job | None:
+async def _take_and_settle(store: SqliteStore) -> Job | None:
     [job] = await store.take(HERE, WORKER, limit=1, light_limit=0, now=NOW)
     return await store.settle(job.id, Event.COMPLETE, now=NOW, attempt=job.attempt)
 
 
 async def main(folder: Path) -> None:
-    """All of it."""
-    sys.setswitchinterval(SWITCH_SECONDS)
+    """Run all measurements in a folder, and print the figures."""
+    sys.setswitchinterval(THREAD_SWITCH_SECONDS)
     print(
         f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     )

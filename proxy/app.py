@@ -23,7 +23,7 @@ from proxy.channel.native.membership import Membership
 from proxy.channel.runpod.app import RunpodChannel
 from proxy.channel.runpod.registry import WorkerRegistry
 from proxy.channel.runpod.results import RunpodResults
-from proxy.edge.connections import ConnectionLimiter, places
+from proxy.edge.connections import ConnectionLimiter, max_client_connections
 from proxy.edge.gate import BackendApp, Gate, WorkerBackend
 from proxy.edge.guard import EdgeContext
 from proxy.edge.origins import Origins
@@ -209,7 +209,7 @@ def compose(
     edge = EdgeContext(
         settings.hosts(),
         settings.pace(),
-        ConnectionLimiter(places(settings.max_connections)),
+        ConnectionLimiter(max_client_connections(settings.max_connections)),
         error_body,
         gate.is_worker,
     )

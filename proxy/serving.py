@@ -1,4 +1,4 @@
-"""One proxy's life: it opens its store, listens, serves, drains and closes."""
+"""The life cycle of a proxy: open the store, listen, serve, drain, close."""
 
 import asyncio
 import contextlib
@@ -22,14 +22,26 @@ from proxy.wire.frames import SOCKET_BYTES
 log = structlog.get_logger()
 
 KEEP_ALIVE_SECONDS = 75
-FLUSH_SECONDS = 2.0  # for the last bytes to reach the clients, once everything has ended
-BACKLOG = 2048
-SWITCH_SECONDS = 0.0001  # less than a busy turn of the event loop: else the store's thread waits seconds for its turn
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+
+# Time for the last bytes to reach the clients after all requests have ended.
+FLUSH_SECONDS = 2.0
+
+LISTEN_BACKLOG_CONNECTIONS = 2048
+
+# Python's switch interval between threads. It is shorter than one turn of a busy event loop;
+# otherwise the store's thread would wait seconds until it can run.
+THREAD_SWITCH_SECONDS = 0.0001
+
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 
 
 class Server(uvicorn.Server):
-    """uvicorn without its signal handling, since the drain is ours, and with a word when it listens."""
+    """uvicorn's server without its signal handling, because the proxy drains by itself.
+
+    Attributes:
+        listens: set when the server accepts connections.
+
+    """
 
     def __init__(self, config: uvicorn.Config) -> None:
         super().__init__(config)
@@ -45,9 +57,10 @@ class Server(uvicorn.Server):
 
 
 def listen(settings: Settings) -> socket.socket:
-    """The listening socket; `OSError` when the address is taken."""
+    """Return the listening socket. Raises OSError if the address is in use."""
     family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
-    # asyncio turns Nagle's wait off only where a socket says that it is TCP; without that each small write waits 40 ms.
+    # asyncio sets TCP_NODELAY only on sockets whose protocol is IPPROTO_TCP. Without it each small
+    # write is delayed by 40 ms.
     listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -61,11 +74,12 @@ def listen(settings: Settings) -> socket.socket:
 
 @contextlib.asynccontextmanager
 async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
-    """Open the store and serve on this socket; raises `StoreUnavailableError` before anything else is done.
+    """Open the store and serve on this socket. Leaving the context drains the proxy.
 
-    Leaving is the drain: running calls finish, within the time that is set for it.
+    Raises StoreUnavailableError before the proxy serves. During the drain, running calls may finish
+    within the time limit of the settings.
     """
-    sys.setswitchinterval(SWITCH_SECONDS)
+    sys.setswitchinterval(THREAD_SWITCH_SECONDS)
     return_large_blocks()
     async with parts.store.open():
         parts.orphans.find(await parts.store.running())
@@ -81,27 +95,30 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
         ws=WorkerProtocol,
         ws_max_size=SOCKET_BYTES,
         ws_per_message_deflate=False,
-        ws_ping_interval=None,  # heartbeats are frames of the protocol; a worker that loads a model answers no ping
+        # Heartbeats are frames of the protocol. A worker that loads a model does not answer pings.
+        ws_ping_interval=None,
         loop="uvloop",
         lifespan="off",
         log_config=None,
         access_log=False,
         server_header=False,
-        proxy_headers=False,  # nothing here depends on a client's address
-        backlog=BACKLOG,
+        # The proxy does not use the addresses of clients.
+        proxy_headers=False,
+        backlog=LISTEN_BACKLOG_CONNECTIONS,
         timeout_keep_alive=KEEP_ALIVE_SECONDS,
         timeout_graceful_shutdown=int(FLUSH_SECONDS),
     )
     server = Server(config)
     loops: dict[str, Callable[[], Awaitable[None]]] = {
-        "crowd": parts.edge.connections.serve,
+        "connections": parts.edge.connections.serve,
         "sweeper": parts.sweeper.serve,
-        "forgetting": parts.sweeper.serve_forgetting,
-        "roster": parts.registry.serve,
+        "retention": parts.sweeper.serve_forgetting,
+        "registry": parts.registry.serve,
         "recorder": parts.recorder.serve,
         "deliveries": parts.deliveries.serve,
-        **{f"dispatch {one.id}": partial(parts.dispatch.serve, one.id) for one in parts.endpoints},
     }
+    for endpoint in parts.endpoints:
+        loops[f"dispatch {endpoint.id}"] = partial(parts.dispatch.serve, endpoint.id)
     tasks = [asyncio.create_task(keep(serve, name), name=name) for name, serve in loops.items()]
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
     await server.listens.wait()
@@ -117,7 +134,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
 
 
 async def drain(parts: Parts) -> None:
-    """Stop taking; finish, or hand back; close."""
+    """Stop accepting work, wait for running calls or end them, close workers, write all data."""
     parts.admission.close()
     await parts.interactive.end_waiting()
     if not await parts.output.wait_empty(parts.settings.drain):
@@ -144,11 +161,11 @@ async def until_signal(on_second_interrupt: Callable[[], None] | None = None) ->
 
     def stop() -> None:
         stopped.set()
-        for each in SIGNALS:
+        for each in STOP_SIGNALS:
             loop.remove_signal_handler(each)
         if on_second_interrupt is not None:
             signal.signal(signal.SIGINT, lambda _number, _frame: on_second_interrupt())
 
-    for each in SIGNALS:
+    for each in STOP_SIGNALS:
         loop.add_signal_handler(each, stop)
     await stopped.wait()

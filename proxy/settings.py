@@ -12,13 +12,13 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from proxy.access.encryption import new_key
 from proxy.access.keys import Kind, StoredKey, parted, stored_key
-from proxy.access.rate_limits import LIMITS, PER_WORKER, Limit, read_limit
+from proxy.access.rate_limits import LIMITS, REQUESTS_PER_WORKER, Limit, read_limit
 from proxy.access.startup_check import refusal
 from proxy.api.openai.relay import HeartbeatIntervals
 from proxy.channel.runpod.tracking import RunpodTimeouts
 from proxy.edge.connections import Pace
 from proxy.edge.head import Hosts, is_host
-from proxy.edge.origins import ANY, read_origin
+from proxy.edge.origins import ANY_ORIGIN, read_origin
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.stuck import GRACE_SECONDS
@@ -127,7 +127,9 @@ class Settings(BaseSettings):
         ),
     )
     limit_per_worker: int = Field(
-        PER_WORKER, ge=0, description="Requests per 10 s and running worker, if above the limit."
+        REQUESTS_PER_WORKER,
+        ge=0,
+        description="Requests per 10 s and running worker, if above the limit.",
     )
     allowed_host: Annotated[list[str], NoDecode] = Field(
         [],
@@ -377,12 +379,13 @@ class Settings(BaseSettings):
 
 
 def _origin(text: str) -> str:
-    if text in (ANY, "null"):
+    if text in (ANY_ORIGIN, "null"):
         return text
     origin = read_origin(text.removesuffix("/"))
     if origin is None:
         raise ValueError(
-            f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path, or {ANY}"
+            f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path,"
+            f" or {ANY_ORIGIN}"
         )
     return str(origin)
 

@@ -1,7 +1,8 @@
-"""What the proxy takes from the operating system, in one value.
+"""The proxy's dependencies on the operating system: clock, random bytes, disk and threads.
 
-`app.compose` passes it on. A simulation gives a value of its own, so that a run follows from its seed alone. The
-monotonic clock, timers, sockets and all other threads come from the event loop, which a simulation replaces as a whole.
+`app.compose` passes them on as one value. A simulation replaces this value, so that a run depends
+on its seed only. The monotonic clock, timers, sockets and all other threads come from the event
+loop, which a simulation replaces as a whole.
 """
 
 import fcntl
@@ -23,22 +24,27 @@ from proxy.store.sqlite.writer import StartRunner
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
-PIECE_BYTES = 1024 * 1024
+
+# Bytes per write where a file cannot be allocated by a system call.
+ALLOCATION_WRITE_BYTES = 1024 * 1024
 
 
 class SystemClock:
-    """Wall time at the start, monotonic from there: a clock that is set back or forward changes no deadline."""
+    """A monotonic clock that shows wall time at the start.
+
+    Later changes of the system's clock do not affect deadlines.
+    """
 
     def __init__(self) -> None:
         self._offset = time.time_ns() - time.monotonic_ns()
 
     def now(self) -> Millis:
-        """Milliseconds since the epoch."""
+        """Return the milliseconds since the epoch."""
         return Millis((time.monotonic_ns() + self._offset) // 1_000_000)
 
 
 class SystemDisk:
-    """`Disk` of this machine."""
+    """Implementation of `Disk` by system calls."""
 
     def make_folder(self, folder: Path) -> None:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
@@ -71,8 +77,8 @@ class SystemDisk:
             if hasattr(os, "posix_fallocate"):
                 os.posix_fallocate(descriptor, 0, size)
             else:
-                for _ in range(0, size, PIECE_BYTES):
-                    os.write(descriptor, bytes(PIECE_BYTES))
+                for _ in range(0, size, ALLOCATION_WRITE_BYTES):
+                    os.write(descriptor, bytes(ALLOCATION_WRITE_BYTES))
         finally:
             os.close(descriptor)
 
@@ -81,12 +87,12 @@ class SystemDisk:
 
 
 class ThreadRunner:
-    """`Runner` that calls the step in a thread of its own."""
+    """Implementation of `Runner` that calls the step in a dedicated thread."""
 
     def __init__(self, step: Callable[[], bool]) -> None:
         self._step = step
         self._wakes: SimpleQueue[None] = SimpleQueue()
-        # A daemon, or the process would not end after a crash of the event loop.
+        # A daemon thread, because otherwise the process would not end if the event loop crashes.
         self._thread = Thread(target=self._run, name="store writer", daemon=True)
         self._thread.start()
 
@@ -105,7 +111,7 @@ class ThreadRunner:
 
 @dataclass(frozen=True, slots=True)
 class System:
-    """The parts of the operating system; those of the real one by default."""
+    """The dependencies on the operating system; the real ones by default."""
 
     clock: Clock = field(default_factory=SystemClock)
     random_bytes: RandomBytes = token_bytes

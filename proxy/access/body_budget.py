@@ -1,8 +1,9 @@
-"""How many bytes of bodies the proxy holds at once, all requests together.
+"""The memory budget of request bodies: a limit in bytes for all requests together.
 
-Counts alone bound nothing: 400 calls at once of 20 MB each are 8 GB. So each body is paid for before it is read, and
-given back when its request is over. A client that finds nothing left is told to come back; a worker, whose result is
-posted only once, waits.
+A limit on the number of requests is not enough: 400 concurrent calls of 20 MB each are 8 GB.
+Therefore bytes are reserved for a body before it is read, and released when its request is over.
+If the budget is exhausted, a client is refused and should retry; a worker waits, because it posts
+its result only once.
 """
 
 import asyncio
@@ -11,16 +12,18 @@ from typing import Self
 
 
 class BudgetError(Exception):
-    """There is no room for this body just now."""
+    """The budget has not enough free bytes for a body."""
 
 
 class Share:
-    """What one request of a holder has of a budget, in bytes."""
+    """The bytes of a budget that one request has reserved, on behalf of a holder."""
 
     __slots__ = ("_budget", "_holder", "held")
 
     def __init__(self, budget: "Budget", holder: str) -> None:
-        self._budget, self._holder, self.held = budget, holder, 0
+        self._budget = budget
+        self._holder = holder
+        self.held = 0
 
     def __enter__(self) -> Self:
         return self
@@ -29,26 +32,28 @@ class Share:
         self.give_back()
 
     def grow(self, size: int) -> None:
-        """Hold so much more, or `BudgetError`. Those who wait are not passed."""
+        """Reserve `size` more bytes. Raises BudgetError if they are not free or if others wait."""
         if not self._budget.take(size, self._holder):
-            raise BudgetError("This server holds as many bodies as it may. Try again in a moment.")
+            raise BudgetError("The server is out of memory for request bodies. Retry shortly.")
         self.held += size
 
     async def wait(self, size: int) -> None:
-        """Hold so much more, as soon as it is there."""
+        """Wait until `size` more bytes are free, and reserve them."""
         await self._budget.wait(size, self._holder)
         self.held += size
 
     def give_back(self) -> None:
-        """Hold nothing any more."""
-        held, self.held = self.held, 0
-        self._budget.give(held, self._holder)
+        """Release all reserved bytes; a no-op the second time."""
+        held = self.held
+        self.held = 0
+        self._budget.release(held, self._holder)
 
 
 class Budget:
-    """A number of bytes that requests share; no holder has more than `each` of them, if that is given."""
+    """A number of bytes that requests share, with a FIFO queue of waiting requests."""
 
     def __init__(self, limit: int, each: int | None = None) -> None:
+        """Create a budget of `limit` bytes, of which each holder may reserve at most `each`."""
         self.limit = limit
         self.used = 0
         self._each = limit if each is None else each
@@ -56,11 +61,11 @@ class Budget:
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
 
     def share(self, holder: str = "") -> Share:
-        """A share for one request, as a context manager: it is given back at its end."""
+        """Return a share for one request: a context manager that releases it at the end."""
         return Share(self, holder)
 
     def take(self, size: int, holder: str) -> bool:
-        """Take so much, if it is there, nobody waits for it, and the holder may have it."""
+        """Reserve `size` bytes; return False if that exceeds a limit or if other requests wait."""
         if self.used + size > self.limit or self._waiting or self._held[holder] + size > self._each:
             return False
         self.used += size
@@ -68,7 +73,10 @@ class Budget:
         return True
 
     async def wait(self, size: int, holder: str) -> None:
-        """Take so much, in turn. What is more than there can ever be waits until everything is free."""
+        """Reserve `size` bytes when all earlier waiters have been served and the bytes are free.
+
+        A size above the limit of the budget is granted when the whole budget is free.
+        """
         if self.take(size, holder):
             return
         self._held[holder] += size
@@ -78,22 +86,24 @@ class Budget:
             await turn
         except asyncio.CancelledError:
             if turn.done() and not turn.cancelled():
-                self.give(size, holder)  # it was this one's turn, and it is not there any more
+                # The bytes were granted before the cancellation was delivered.
+                self.release(size, holder)
             else:
                 self._waiting.remove((size, turn))
                 self._held[holder] -= size
-                self._next()
+                self._grant()
             raise
 
-    def give(self, size: int, holder: str) -> None:
-        """Give so much back."""
+    def release(self, size: int, holder: str) -> None:
+        """Release `size` bytes of a holder, and grant them to waiting requests."""
         self.used -= size
         self._held[holder] -= size
         if not self._held[holder]:
             del self._held[holder]
-        self._next()
+        self._grant()
 
-    def _next(self) -> None:
+    def _grant(self) -> None:
+        """Serve waiting requests in order, as far as the free bytes allow."""
         while self._waiting:
             size, turn = self._waiting[0]
             if self.used and self.used + size > self.limit:

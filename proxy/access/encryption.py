@@ -1,4 +1,4 @@
-"""What is not for others to read: secrets that a job brings (`s3Config`, its webhook) and cursors. AES-256-GCM."""
+"""AES-256-GCM encryption of cursors, and of secrets in a job (`s3Config`, its webhook's URL)."""
 
 import base64
 
@@ -9,67 +9,81 @@ from proxy.jobs.ids import RandomBytes
 from proxy.jobs.webhook import receiver
 
 KEY_BYTES = 32
-NONCE_BYTES = 12  # fresh for each secret
-NUMBER_BYTES = 8
-BEFORE_SEALED = " "  # stands in no URL that a webhook may have
+
+# A nonce is generated for every encryption.
+NONCE_BYTES = 12
+
+SEALED_NUMBER_BYTES = 8
+
+# Separates the receiver and the encrypted URL of a webhook. A valid URL does not contain it.
+WEBHOOK_SEPARATOR = " "
 
 
 class OtherSealError(ValueError):
-    """It was sealed with another key, or has been changed since."""
+    """A value was encrypted with another key or for another context, or was modified."""
 
 
 class Seal:
-    """Seals and opens with one key, which is kept beside the store and not in it."""
+    """Encrypts and decrypts with one key, which is stored in a file beside the job store."""
 
     def __init__(self, key: str, random_bytes: RandomBytes) -> None:
+        """Use a key that was made by `new_key`."""
         self._cipher = AESGCM(base64.b64decode(key))
         self._random_bytes = random_bytes
 
     def close(self, secret: bytes) -> bytes:
-        """The secret as it is kept."""
+        """Return the encrypted secret: the nonce, followed by the ciphertext and its tag."""
         nonce = self._random_bytes(NONCE_BYTES)
         return nonce + self._cipher.encrypt(nonce, secret, None)
 
     def open(self, sealed: bytes) -> bytes:
-        """The secret, or `OtherSealError`."""
+        """Return the decrypted secret. Raises OtherSealError."""
         try:
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
         except InvalidTag:
             raise OtherSealError(
-                "it was sealed with another key than this data directory's `seal-key`"
+                "encrypted with a key other than the `seal-key` of this data directory"
             ) from None
 
     def close_number(self, number: int, context: str) -> str:
-        """Return a number as an opaque text of always the same length, which opens only in this context."""
+        """Return an encrypted number as text of constant length, bound to a context."""
         nonce = self._random_bytes(NONCE_BYTES)
         sealed = nonce + self._cipher.encrypt(
-            nonce, number.to_bytes(NUMBER_BYTES), context.encode()
+            nonce, number.to_bytes(SEALED_NUMBER_BYTES), context.encode()
         )
         return base64.urlsafe_b64encode(sealed).decode()
 
     def open_number(self, text: str, context: str) -> int:
-        """Return the number; `OtherSealError` for any text that `close_number` did not make with this context."""
+        """Return the number in a text that `close_number` returned for the same context.
+
+        Raises OtherSealError for every other text.
+        """
         try:
             sealed = base64.b64decode(text, b"-_", validate=True)
             opened = self._cipher.decrypt(
                 sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context.encode()
             )
         except (InvalidTag, ValueError):
-            raise OtherSealError("it was not sealed here, or for another context") from None
+            raise OtherSealError("encrypted with another key or for another context") from None
         return int.from_bytes(opened)
 
     def close_webhook(self, url: str) -> str:
-        """A webhook's URL as it is kept. Whom it tells can be read still: a store shares out deliveries by that."""
-        return (
-            f"{receiver(url)}{BEFORE_SEALED}{base64.b64encode(self.close(url.encode())).decode()}"
-        )
+        """Return a webhook's URL in its stored form: the receiver in plain text, then the secret.
+
+        The store needs the receiver to distribute deliveries fairly.
+        """
+        sealed = base64.b64encode(self.close(url.encode())).decode()
+        return f"{receiver(url)}{WEBHOOK_SEPARATOR}{sealed}"
 
     def open_webhook(self, kept: str) -> str:
-        """The URL, or `OtherSealError`. One that was kept before URLs were sealed is itself."""
-        _, separator, sealed = kept.partition(BEFORE_SEALED)
+        """Return the URL of a stored webhook. Raises OtherSealError.
+
+        Older versions stored URLs without encryption; such a URL is returned as it is.
+        """
+        _, separator, sealed = kept.partition(WEBHOOK_SEPARATOR)
         return self.open(base64.b64decode(sealed)).decode() if separator else kept
 
 
 def new_key(random_bytes: RandomBytes) -> str:
-    """A key as it is written down."""
+    """Return a new random key in base64."""
     return base64.b64encode(random_bytes(KEY_BYTES)).decode()

@@ -1,4 +1,4 @@
-"""Who is calling: keys are known by their SHA-256 only, and compared in constant time."""
+"""Authentication by key. Only SHA-256 digests of keys are kept, and compared in constant time."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -8,11 +8,11 @@ from hmac import compare_digest
 
 from proxy.jobs.model import Owner
 
-KEY_ID_DIGITS = 12
+KEY_ID_HEX_DIGITS = 12
 
 
 class Kind(StrEnum):
-    """What a key is good for."""
+    """The role of a key: it authenticates clients or workers."""
 
     CLIENT = "client"
     WORKER = "worker"
@@ -20,7 +20,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Principal:
-    """Who a request comes from. `owner` is who may see its jobs."""
+    """The authenticated caller of a request. Its jobs are visible to all keys of `owner`."""
 
     key_id: str
     owner: Owner
@@ -29,25 +29,27 @@ class Principal:
 
 @dataclass(frozen=True, slots=True)
 class StoredKey:
-    """A key as it is kept: its digest, never itself."""
+    """The SHA-256 digest of a key, and the principal that it authenticates."""
 
     digest: bytes
     principal: Principal
 
 
 def parted(text: str) -> tuple[str, str]:
-    """The owner, or "", and the key in `[OWNER=]KEY`."""
+    """Split `[OWNER=]KEY` into the owner, which may be empty, and the key."""
     owner, _, key = text.partition("=")
-    return (
-        (owner, key) if key.strip("=") else ("", text)
-    )  # a key may end in base64's own equals signs
+    # A key without an owner may end in the padding of base64, which consists of equals signs.
+    return (owner, key) if key.strip("=") else ("", text)
 
 
 def stored_key(text: str, kind: Kind) -> StoredKey:
-    """`[OWNER=]KEY` as it is kept. An owner without a name is the first 12 hex digits of the key's SHA-256."""
+    """Return the stored form of `[OWNER=]KEY`.
+
+    Without OWNER, the owner is the first 12 hex digits of the key's SHA-256.
+    """
     owner, key = parted(text)
     digest = sha256(key.encode()).digest()
-    key_id = digest.hex()[:KEY_ID_DIGITS]
+    key_id = digest.hex()[:KEY_ID_HEX_DIGITS]
     return StoredKey(digest, Principal(key_id, Owner(owner or key_id), kind))
 
 
@@ -55,22 +57,24 @@ ANONYMOUS = Principal("anonymous", Owner("anonymous"), Kind.CLIENT)
 
 
 class Keys:
-    """All keys of this proxy. With no client key at all, everyone who reaches the proxy is `anonymous`."""
+    """All keys of this proxy. Without any client key, every client is `anonymous`."""
 
     def __init__(self, keys: Sequence[StoredKey]) -> None:
         self._keys = tuple(keys)
         self._open = not any(key.principal.kind is Kind.CLIENT for key in keys)
 
     def authenticate(self, authorization: str | None, kind: Kind) -> Principal | None:
-        """Who this `Authorization` value belongs to (`Bearer KEY` or the bare key); None if to nobody of that kind."""
+        """Return the principal of an `Authorization` value, or None if no key of this kind matches.
+
+        The value is `Bearer KEY` or the key alone.
+        """
         if kind is Kind.CLIENT and self._open:
             return ANONYMOUS
         if not authorization:
             return None
         scheme, separator, rest = authorization.strip().partition(" ")
-        presented = (
-            rest.strip() if separator and scheme.lower() == "bearer" else authorization.strip()
-        )
+        has_scheme = bool(separator) and scheme.lower() == "bearer"
+        presented = rest.strip() if has_scheme else authorization.strip()
         digest = sha256(presented.encode("utf-8", "surrogateescape")).digest()
         found = None
         for key in self._keys:

@@ -1,8 +1,8 @@
-"""How much one key may ask of one endpoint: requests in ten seconds, and requests at once, operation by operation.
+"""Rate limits per key, endpoint and operation: requests in ten seconds, and concurrent requests.
 
-The numbers are the public platform's. The first one grows with the endpoint: it is at least so many for each running
-worker. A window is a fixed stretch of ten seconds, as the platform counts, so what a client reads in the headers is
-what is enforced.
+The numbers are those of Runpod's public platform. The request limit grows with the endpoint: it is
+at least `REQUESTS_PER_WORKER` for each running worker. As on that platform, the window is a fixed
+interval of ten seconds, so the values in the response headers are exactly those that are enforced.
 """
 
 import re
@@ -13,12 +13,16 @@ from typing import NamedTuple
 from proxy.jobs.model import EndpointId
 
 WINDOW_SECONDS = 10
-PER_WORKER = 50  # requests in a window for each running worker, where that is more than the base
-FORGET_ABOVE = 10_000  # entries of past windows that are kept before they are cleared out
+
+# Requests in a window for each running worker, if that is more than the limit of the operation.
+REQUESTS_PER_WORKER = 50
+
+# Number of counters above which those of past windows are deleted.
+MAX_IDLE_COUNTERS = 10_000
 
 
 class Limit(NamedTuple):
-    """Requests in a window, and at once. None: as many as come."""
+    """Maximum number of requests in a window, and of concurrent requests. None: unlimited."""
 
     requests: int | None
     concurrent: int | None = None
@@ -35,19 +39,26 @@ LIMITS: dict[str, Limit] = {
     "requests": Limit(10, 2),
 }
 SAME_AS = {"status-sync": "status", "health": "status", "retry": "cancel"}
-"""Operations that the platform's table does not name."""
+"""Operations that the platform's table does not list, and the operation whose limit they share."""
 
 
 class LimitedError(Exception):
-    """Too much was asked; `seconds` says when to come back, `told` what the headers say."""
+    """A request exceeds a rate limit.
 
-    def __init__(self, sentence: str, seconds: int, told: "RateLimitStatus | None") -> None:
+    Attributes:
+        seconds: time after which the client should retry.
+        status: content of the rate-limit headers, or None if the operation has no request limit.
+
+    """
+
+    def __init__(self, sentence: str, seconds: int, status: "RateLimitStatus | None") -> None:
         super().__init__(sentence)
-        self.seconds, self.told = seconds, told
+        self.seconds = seconds
+        self.status = status
 
 
 class RateLimitStatus(NamedTuple):
-    """What a client may know: its limit, what is left of it, and the seconds until it begins anew."""
+    """Request limit, remaining requests in this window, and seconds until the next window."""
 
     limit: int
     remaining: int
@@ -56,7 +67,7 @@ class RateLimitStatus(NamedTuple):
 
 @dataclass(slots=True)
 class _Use:
-    """What one key has used of one operation."""
+    """Counter of one key and operation: the current window, its requests, and open requests."""
 
     window: int = 0
     count: int = 0
@@ -64,7 +75,7 @@ class _Use:
 
 
 class Limits:
-    """Counts, and refuses what is too much."""
+    """Counts requests, and refuses those that exceed a limit."""
 
     def __init__(
         self,
@@ -73,38 +84,63 @@ class Limits:
         running: Callable[[EndpointId], int],
         time: Callable[[], float],
     ) -> None:
-        self._table, self._per_worker, self._running, self._time = table, per_worker, running, time
+        """Create the counters.
+
+        Args:
+            table: limits by operation.
+            per_worker: requests in a window for each running worker.
+            running: returns the number of running workers of an endpoint.
+            time: returns the time in seconds.
+
+        """
+        self._table = table
+        self._per_worker = per_worker
+        self._running = running
+        self._time = time
         self._uses: dict[tuple[str, EndpointId, str], _Use] = {}
-        self._forget_above = FORGET_ABOVE
+        self._cleanup_size = MAX_IDLE_COUNTERS
 
     def enter(
         self, key: str, endpoint: EndpointId, operation: str
     ) -> tuple[Callable[[], None], RateLimitStatus | None]:
-        """Begin a request: gives what ends it, and what its client is told; or `LimitedError`."""
+        """Count the start of a request.
+
+        Returns a function that counts its end, and the content of the rate-limit headers. Raises
+        LimitedError if the request exceeds a limit.
+        """
         operation = SAME_AS.get(operation, operation)
         limit = self._table.get(operation)
         if limit is None:
-            return _nothing, None
+            return _do_nothing, None
         use = self._uses.get((key, endpoint, operation))
         if use is None:
             use = self._begin((key, endpoint, operation))
         now = self._time()
         window = int(now // WINDOW_SECONDS)
         if use.window != window:
-            use.window, use.count = window, 0
-        told = None
+            use.window = window
+            use.count = 0
+        status = None
         if limit.requests is not None:
-            most = limit.requests
-            if use.count >= most:  # only then is it worth to ask how many workers there are
-                most = max(most, self._running(endpoint) * self._per_worker)
+            allowed = limit.requests
+            # Workers are counted only when the answer matters, because it takes time.
+            if use.count >= allowed:
+                allowed = max(allowed, self._running(endpoint) * self._per_worker)
             reset = max(1, int((window + 1) * WINDOW_SECONDS - now + 0.999))
-            if use.count >= most:
-                sentence = f"More than {most} {operation} requests in {WINDOW_SECONDS} seconds. Try again in {reset} s."
-                raise LimitedError(sentence, reset, RateLimitStatus(most, 0, reset))
-            told = RateLimitStatus(most, most - use.count - 1, reset)
+            if use.count >= allowed:
+                raise LimitedError(
+                    f"Rate limit exceeded: {allowed} {operation} requests in {WINDOW_SECONDS} s."
+                    f" Retry in {reset} s.",
+                    reset,
+                    RateLimitStatus(allowed, 0, reset),
+                )
+            status = RateLimitStatus(allowed, allowed - use.count - 1, reset)
         if limit.concurrent is not None and use.open >= limit.concurrent:
             raise LimitedError(
-                f"More than {limit.concurrent} {operation} requests at once.", 1, told
+                f"Rate limit exceeded: {limit.concurrent} concurrent {operation} requests."
+                " Retry when one of them has ended.",
+                1,
+                status,
             )
         use.count += 1
         use.open += 1
@@ -112,21 +148,21 @@ class Limits:
         def leave() -> None:
             use.open -= 1
 
-        return leave, told
+        return leave, status
 
     def _begin(self, name: tuple[str, EndpointId, str]) -> _Use:
-        if len(self._uses) > self._forget_above:
+        """Add a counter, and delete those of past windows if there are too many."""
+        if len(self._uses) > self._cleanup_size:
             window = int(self._time() // WINDOW_SECONDS)
             self._uses = {
                 one: use for one, use in self._uses.items() if use.open or use.window == window
             }
-            self._forget_above = max(
-                FORGET_ABOVE, 2 * len(self._uses)
-            )  # so that each new entry pays a constant share
+            # Doubling keeps the amortized cost of a new counter constant.
+            self._cleanup_size = max(MAX_IDLE_COUNTERS, 2 * len(self._uses))
         return self._uses.setdefault(name, _Use())
 
 
-def _nothing() -> None:
+def _do_nothing() -> None:
     pass
 
 

@@ -1,17 +1,24 @@
-"""Who can reach the proxy, and why it does not start where that would be anybody: a pure decision.
+"""The start-up check of access: the proxy does not start if anyone could reach it without a key.
 
-Whether it runs as root, where its jobs are and what it serves make no difference to it.
+A pure function of the listening address, the keys and the worker token. The user that the process
+runs as, the data directory and the models make no difference.
 """
 
 from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address
 
-SHORTEST_KEY = 8  # of what others can guess at over a network
-SHORTEST_PADDED = 16  # a shorter `OWNER=` is an owner whose key is missing, not a key that ends in base64's padding
+# Applies to keys and the worker token if they can be guessed over a network.
+MIN_KEY_CHARACTERS = 8
+
+# A shorter text that ends in `=` is an owner without a key, not a key with base64 padding.
+MIN_PADDED_KEY_CHARACTERS = 16
 
 
 def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there. A name other than localhost may lead anywhere."""
+    """Return True if an address can be reached from this machine only.
+
+    A name other than localhost may resolve to any address, so the result for it is False.
+    """
     if host.lower() == "localhost":
         return True
     try:
@@ -23,26 +30,33 @@ def is_loopback(host: str) -> bool:
 
 
 def refusal(host: str, keys: Sequence[tuple[str, str]], token: str | None) -> str | None:
-    """Why the proxy must not start with these keys, each with its owner or "", and this worker token; None if it may.
+    """Return the reason why the proxy must not start, or None if it may.
 
-    A token of None is one that the proxy is still to make.
+    Args:
+        host: address to listen on.
+        keys: pairs of an owner, which may be empty, and a key.
+        token: worker token; None if the proxy has yet to generate it.
+
     """
     if any(_is_missing(owner, key) for owner, key in keys):
         return (
             "--api-key-file (PROXY_API_KEY): a key is empty. "
-            "Give KEY or OWNER=KEY, or nothing at all on this machine alone."
+            "Give KEY or OWNER=KEY, or omit the setting to allow access from this machine only."
         )
     if token is not None and not token.strip():
-        return "--worker-token-file (PROXY_WORKER_TOKEN): it is empty. Give a token, or nothing at all: then one is made."
+        return (
+            "--worker-token-file (PROXY_WORKER_TOKEN): the token is empty. "
+            "Give a token, or omit the setting to have one generated."
+        )
     if token is not None and token in [key for _, key in keys]:
         return (
             "--api-key-file (PROXY_API_KEY): a key is also the worker token. "
-            "Clients that know it could pose as workers."
+            "Clients that know it could act as workers. Use different values."
         )
     if len({key for _, key in keys}) < len(set(keys)):
         return (
             "--api-key-file (PROXY_API_KEY): two owners have the same key. "
-            "Make one of their own for each, with: openssl rand -hex 24"
+            "Generate one for each owner, with: openssl rand -hex 24"
         )
     if is_loopback(host):
         return None
@@ -51,19 +65,18 @@ def refusal(host: str, keys: Sequence[tuple[str, str]], token: str | None) -> st
             f"--host {host} can be reached by others, and no key is set. "
             "Give --api-key-file PATH (or PROXY_API_KEY), or listen on 127.0.0.1."
         )
-    if (
-        min(
-            len(secret)
-            for secret in (*(key for _, key in keys), *([] if token is None else [token]))
-        )
-        < SHORTEST_KEY
-    ):
+    secrets = [key for _, key in keys]
+    if token is not None:
+        secrets.append(token)
+    if min(map(len, secrets)) < MIN_KEY_CHARACTERS:
         return (
-            f"--host {host} can be reached by others, and a key or the worker token is shorter than {SHORTEST_KEY} "
-            "characters. Make one with: openssl rand -hex 24"
+            f"--host {host} can be reached by others, and a key or the worker token is shorter than"
+            f" {MIN_KEY_CHARACTERS} characters. Generate one with: openssl rand -hex 24"
         )
     return None
 
 
 def _is_missing(owner: str, key: str) -> bool:
-    return not key.strip() or (not owner and key.endswith("=") and len(key) < SHORTEST_PADDED)
+    if not key.strip():
+        return True
+    return not owner and key.endswith("=") and len(key) < MIN_PADDED_KEY_CHARACTERS

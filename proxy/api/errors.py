@@ -129,7 +129,7 @@ def to_api_error(error: Exception) -> ApiError:
 
 def _limited(error: LimitedError) -> ApiError:
     wait = (b"retry-after", str(min(error.seconds, 60)).encode())
-    return ApiError("rate_limited", str(error), more=[wait, *limit_headers(error.told)])
+    return ApiError("rate_limited", str(error), more=[wait, *limit_headers(error.status)])
 
 
 def limit_headers(told: RateLimitStatus | None) -> list[tuple[bytes, bytes]]:

@@ -1,7 +1,8 @@
-"""Everyone who is connected: how many there may be, and who has been waited for long enough.
+"""The connection limit, and the time limits of connections that have not sent a whole request.
 
-A connection costs a descriptor and some memory before anything is known about it. So there is a most of them, and a few
-beyond that only for workers, who must get in and out also when clients fill the house.
+A connection costs a file descriptor and some memory before anything is known about its client.
+Connections are therefore capped. A few more are reserved for workers, so that workers can connect
+and disconnect when clients have used up all others.
 """
 
 import asyncio
@@ -9,86 +10,116 @@ import resource
 from dataclasses import dataclass
 from typing import Protocol
 
-LOOK_SECONDS = 0.5
-AT_ONCE = 50  # looks in one turn of the event loop: thousands may be late at the same moment, and others must not be
-OWN_DESCRIPTORS = 128  # for the store, webhooks, logs and local workers
-RESERVED_SHARE = 8  # one in so many places is for workers only
-LEAST_RESERVED = 32
-HURRY_SECONDS = 2.0  # for a head on a place that is for workers
+DEADLINE_CHECK_SECONDS = 0.5
+
+# Connections checked in one turn of the event loop. Thousands can be late at the same moment, and
+# closing them must not delay other requests.
+DEADLINE_CHECKS_PER_TURN = 50
+
+# File descriptors kept free for the store, webhooks, logs and local workers.
+RESERVED_DESCRIPTORS = 128
+
+# One connection is reserved for workers per this many client connections, but never fewer than
+# the minimum.
+CLIENTS_PER_RESERVED_CONNECTION = 8
+MIN_RESERVED_CONNECTIONS = 32
+
+# Time limit for the head of a request on a connection that is reserved for workers.
+RESERVED_HEAD_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
 class Pace:
-    """How slow a client may be, in seconds."""
+    """Time limits of a request, in seconds."""
 
-    head: float = 10.0  # until a head is whole
-    body: float = 10.0  # in which a body brings a KB for each second
-    whole: float = 120.0  # until a body is whole: others cannot have the room that it has paid for
+    # Until the head is complete.
+    head: float = 10.0
+    # Window in which a body must arrive at 1 KB per second on average.
+    body: float = 10.0
+    # Until the body is complete. Until then it holds memory that other requests cannot use.
+    whole: float = 120.0
 
 
 class Watched(Protocol):
-    """A connection that is waited for."""
+    """A connection that has a deadline."""
 
-    def look(self, now: float) -> None:
-        """Judge it: `now` is the event loop's time."""
+    def check_deadline(self, now: float) -> None:
+        """Close or refuse the connection if its deadline has passed at `now` (loop time)."""
         ...
 
     def evict(self) -> bool:
-        """Cut it if nothing of it is being served, and say whether it was."""
+        """Close the connection if it serves no request; return True if it was closed."""
         ...
 
 
 class ConnectionLimiter:
-    """The connections. `most`: of clients; workers have some places more."""
+    """Counts open connections and checks their deadlines.
 
-    def __init__(self, most: int) -> None:
-        self.most = most
-        self.limit = most + max(LEAST_RESERVED, most // RESERVED_SHARE)
+    Attributes:
+        client_limit: maximum number of connections of clients.
+        limit: maximum number of connections, including those that are reserved for workers.
+        size: number of open connections.
+
+    """
+
+    def __init__(self, client_limit: int) -> None:
+        reserved = max(MIN_RESERVED_CONNECTIONS, client_limit // CLIENTS_PER_RESERVED_CONNECTION)
+        self.client_limit = client_limit
+        self.limit = client_limit + reserved
         self.size = 0
-        self._waited_for: dict[Watched, None] = {}  # those who wait longest are the first
+        # Used as an ordered set: the connections that have been watched longest come first.
+        self._watched: dict[Watched, None] = {}
 
     def enter(self) -> None:
-        """One more has come."""
+        """Count a new connection."""
         self.size += 1
 
     def leave(self) -> None:
-        """One has gone, or has become a worker's channel, which is counted with the workers."""
+        """Stop counting a connection: it was closed, or is now a worker's channel.
+
+        Worker channels have a limit of their own.
+        """
         self.size -= 1
 
-    def __contains__(self, one: object) -> bool:
-        return one in self._waited_for
+    def __contains__(self, connection: object) -> bool:
+        return connection in self._watched
 
-    def watch(self, one: Watched) -> None:
-        """Look after this one."""
-        self._waited_for.setdefault(one)
+    def watch(self, connection: Watched) -> None:
+        """Check the deadline of this connection from now on."""
+        self._watched.setdefault(connection)
 
-    def unwatch(self, one: Watched) -> None:
-        """It is not waited for."""
-        self._waited_for.pop(one, None)
+    def unwatch(self, connection: Watched) -> None:
+        """Stop checking the deadline of this connection; a no-op if it is not watched."""
+        self._watched.pop(connection, None)
 
     def evict(self) -> bool:
-        """Cut the connection that has been silent for longest: whoever comes may have something to say."""
-        return any(one.evict() for one in tuple(self._waited_for))
+        """Close the watched connection that has been idle longest; return False if there is none.
+
+        This makes room for a new connection, which is more likely to send a request.
+        """
+        return any(connection.evict() for connection in tuple(self._watched))
 
     async def serve(self) -> None:
-        """Look at those who are waited for, for ever."""
+        """Check the deadlines of all watched connections periodically, until cancelled."""
         loop = asyncio.get_running_loop()
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(DEADLINE_CHECK_SECONDS)
             now = loop.time()
-            for number, one in enumerate(tuple(self._waited_for), 1):
-                if one in self._waited_for:
-                    one.look(now)
-                if number % AT_ONCE == 0:
+            for number, connection in enumerate(tuple(self._watched), 1):
+                if connection in self._watched:
+                    connection.check_deadline(now)
+                if number % DEADLINE_CHECKS_PER_TURN == 0:
                     await asyncio.sleep(0)
 
 
-def places(wanted: int | None) -> int:
-    """How many clients may be connected at once: as many as there are descriptors for, or fewer if so wanted.
+def max_client_connections(wanted: int | None) -> int:
+    """Raise the descriptor limit of the process; return the maximum number of client connections.
 
-    The process first gets as many descriptors as the system lets it have.
+    The soft limit of file descriptors is raised to the hard limit. The result is the number of
+    connections that this limit allows, or `wanted` if that is lower.
     """
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-    most = max(1, (hard - OWN_DESCRIPTORS) * RESERVED_SHARE // (RESERVED_SHARE + 1))
-    return most if wanted is None else min(most, wanted)
+    per_reserved = CLIENTS_PER_RESERVED_CONNECTION
+    possible = max(1, (hard - RESERVED_DESCRIPTORS) * per_reserved // (per_reserved + 1))
+    return possible if wanted is None else min(possible, wanted)

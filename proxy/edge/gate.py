@@ -1,6 +1,7 @@
-"""The gate: an ASGI application in front of all others. Is there such a route, may this caller take it; who answers.
+"""The gate: an ASGI application in front of the backends that does routing and authentication.
 
-Nothing behind it decides about access. A room that is entered finds the caller in `scope["state"]["principal"]`.
+It finds the route of a request, authenticates the caller and calls the route's backend. Nothing
+behind it decides about access. A backend finds the caller in `scope["state"]["principal"]`.
 """
 
 from collections.abc import Mapping
@@ -12,32 +13,34 @@ from proxy.api.openai.routes import unknown_route
 from proxy.edge.head import Fields
 from proxy.edge.routes import WEBSOCKET, Backend, Route, Table, backend_of
 
-WORKERS = (Backend.STOCK, Backend.CHANNEL)
-PATH_SHOWN = 200  # characters of a path in an error
+WORKER_BACKENDS = (Backend.STOCK, Backend.CHANNEL)
+
+# A path is cut to this length in an error message.
+SHOWN_PATH_CHARACTERS = 200
 
 
 class BackendApp(Protocol):
-    """An ASGI application behind the gate, which also says no in its own words."""
+    """An ASGI application behind the gate, which also renders the gate's refusals in its format."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
 
     async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:
-        """Answer a request that is not let in."""
+        """Answer a request that the gate has rejected."""
         ...
 
 
 class WorkerApp(Protocol):
-    """A channel of workers, which knows nothing of this API's errors."""
+    """An ASGI application for workers, which does not depend on the API's errors."""
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None: ...
 
     async def refuse(self, scope: Any, receive: Any, send: Any, status: int, sentence: str) -> None:
-        """Answer a request that is not let in."""
+        """Answer a request that the gate has rejected with an HTTP status and a message."""
         ...
 
 
 class WorkerBackend:
-    """A channel of workers as a room."""
+    """Adapter from `WorkerApp` to `BackendApp`."""
 
     def __init__(self, channel: WorkerApp) -> None:
         self._channel = channel
@@ -50,80 +53,87 @@ class WorkerBackend:
 
 
 class Gate:
-    """Lets requests in."""
+    """Routes and authenticates every request; see the module's docstring."""
 
     def __init__(self, keys: Keys, table: Table, backends: Mapping[Backend, BackendApp]) -> None:
-        self._keys, self._table, self._backends = keys, table, backends
+        self._keys = keys
+        self._table = table
+        self._backends = backends
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One request."""
+        """Pass the request to its backend, or refuse it."""
         try:
             route = self._find(scope)
-            scope["state"]["principal"] = self._admit(route, scope["headers"])
+            scope["state"]["principal"] = self._authenticate(route, scope["headers"])
         except ApiError as error:
             await self.refuse(scope, receive, send, error)
             return
         await self._backends[route.backend](scope, receive, send)
 
     async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:
-        """Answer a request with an error, in the dialect of its path."""
+        """Answer a request with an error, in the format of the API at its path."""
         await self._backends[self._refusing_backend(scope)].refuse(scope, receive, send, error)
 
     def is_worker(self, path: str, fields: Fields) -> bool:
-        """Whether this is a request of a worker with its token: for those there is always a place."""
+        """Return True for a request with a valid worker token: it may use a reserved connection."""
         route = self._table.find(path)
-        if route is None or route.backend not in WORKERS:
+        if route is None or route.backend not in WORKER_BACKENDS:
             return False
         try:
-            return self._admit(route, fields) is not None
+            return self._authenticate(route, fields) is not None
         except ApiError:
             return False
 
     def _find(self, scope: Any) -> Route:
-        is_websocket, path = scope["type"] == "websocket", scope["path"]
+        """Return the route of a request. Raises ApiError if the path or the method is unknown."""
+        path = scope["path"]
+        is_websocket = scope["type"] == "websocket"
         method = WEBSOCKET if is_websocket else scope["method"]
         route = self._table.find(path)
         if is_websocket and (route is None or route.backend is not Backend.CHANNEL):
-            raise ApiError("not_found", "workers dial /v2/{endpoint}/worker")
+            raise ApiError(
+                "not_found", "Unknown WebSocket path: workers connect to /v2/{endpoint}/worker."
+            )
         if route is None and backend_of(path) is Backend.OPENAI:
             raise unknown_route(path)
         if route is None:
-            raise ApiError("not_found", f"There is no {method} {path[:PATH_SHOWN]} here.")
+            raise ApiError("not_found", f"Unknown route: {method} {path[:SHOWN_PATH_CHARACTERS]}.")
         if method not in route.methods:
             allowed = ", ".join(route.methods)
             raise ApiError(
                 "method_not_allowed",
-                f"{path[:PATH_SHOWN]} takes {allowed}, not {method}.",
+                f"{path[:SHOWN_PATH_CHARACTERS]} does not support {method}: use {allowed}.",
                 allow=allowed,
             )
         return route
 
     def _refusing_backend(self, scope: Any) -> Backend:
-        """Who says no: the room whose path it is, in the protocol that was spoken."""
+        """Return the backend that renders a refusal of this request."""
         if scope["type"] == "websocket":
             return Backend.CHANNEL
         route = self._table.find(scope["path"])
-        room = backend_of(scope["path"]) if route is None else route.backend
-        return Backend.QUEUE if room is Backend.CHANNEL else room
+        backend = backend_of(scope["path"]) if route is None else route.backend
+        return Backend.QUEUE if backend is Backend.CHANNEL else backend
 
-    def _admit(self, route: Route, fields: Fields) -> Principal | None:
-        """Who calls, or `ApiError`. None: nobody asks."""
+    def _authenticate(self, route: Route, fields: Fields) -> Principal | None:
+        """Return the caller, or None if the route is public. Raises ApiError."""
         if route.kind is None:
             return None
-        given = [value for name, value in fields if name == b"authorization"]
-        if not given and route.backend is Backend.OPENAI:
-            given = [value for name, value in fields if name == b"x-api-key"]  # Anthropic's
-        if (
-            len(given) > 1 and route.backend is not Backend.QUEUE
-        ):  # whose own documentation sends two, of which one is right
-            raise ApiError("bad_request", "Send one `Authorization` field.")
-        for value in given or [b""]:
+        credentials = [value for name, value in fields if name == b"authorization"]
+        if not credentials and route.backend is Backend.OPENAI:
+            # Clients of Anthropic's API send their key in this field.
+            credentials = [value for name, value in fields if name == b"x-api-key"]
+        # Runpod's own documentation of the queue API sends two fields, of which one is valid.
+        if len(credentials) > 1 and route.backend is not Backend.QUEUE:
+            raise ApiError("bad_request", "Duplicate `Authorization` header. Send it once.")
+        for value in credentials or [b""]:
             principal = self._keys.authenticate(value.decode("latin-1"), route.kind)
             if principal is not None:
                 return principal
         if route.kind is Kind.WORKER:
             raise ApiError(
-                "invalid_api_key", "wrong worker token: it is what `vllm-serverless token` prints"
+                "invalid_api_key",
+                "Wrong or missing worker token: use the one that `vllm-serverless token` prints.",
             )
         raise ApiError(
             "invalid_api_key", "Wrong or missing API key: send `Authorization: Bearer KEY`."

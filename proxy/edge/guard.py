@@ -1,16 +1,18 @@
-"""uvicorn's HTTP protocol with a guard in front: what comes is bounded in size and in time before it is a request.
+"""The guard: uvicorn's HTTP protocol, with limits on the size and the time of incoming data.
 
-uvicorn itself waits for ever for the rest of a head or a body, takes heads of any size, and writes the refusal of a
-pipelined request into the middle of the answer before it. Here a connection is in one of four stages:
+uvicorn alone waits without a timeout for the rest of a head or a body, accepts heads of any size,
+and writes the refusal of a pipelined request into the middle of the previous response. Here a
+connection is in one of four stages:
 
-  IDLE  nothing has come yet, which has its time, or between two requests, which uvicorn's keep-alive timer ends
-  HEAD  a head has begun: it has to be whole in time
-  BODY  a body has begun: in each stretch of time it has to bring something; so has what is left of it, for a while,
-        when its request was answered early
-  OVER  a refusal has been written, or waits for the answer before it; what still comes is dropped, so that the other
-        side reads the refusal instead of a reset connection
+  IDLE  nothing has been received yet (a time limit applies), or the connection is between two
+        requests (uvicorn's keep-alive timer applies)
+  HEAD  the beginning of a head has been received; the whole head must arrive in time
+  BODY  the head is complete; the body must arrive at a minimum rate. If the request was answered
+        before its body was complete, the rest is read and discarded for a while
+  OVER  a refusal has been written, or waits for the response before it. Data that still arrives is
+        dropped, so that the client reads the refusal instead of a connection reset
 
-`ConnectionLimiter` checks the time limits of all connections together; there is no timer per connection.
+`ConnectionLimiter` checks the deadlines of all connections, without a timer per connection.
 """
 
 import asyncio
@@ -29,9 +31,9 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from proxy.access.keys import Kind, Principal
 from proxy.api.errors import ApiError
-from proxy.edge.connections import HURRY_SECONDS, ConnectionLimiter, Pace
+from proxy.edge.connections import RESERVED_HEAD_SECONDS, ConnectionLimiter, Pace
 from proxy.edge.head import (
-    HEAD_BYTES,
+    HEAD_MAX_BYTES,
     Fields,
     Hosts,
     check_head,
@@ -43,25 +45,36 @@ from proxy.edge.head import (
 
 log = structlog.get_logger()
 
-BYTES_PER_SECOND = 1024
-LINGER_SECONDS = 2.0  # a client that was refused gets this long to read it
-DISCARD_SECONDS = 10.0  # and one that was answered before its body was here, to get rid of that
-FRAMING_BYTES = 64 * 1024  # chunk sizes, extensions and trailers beside a body
-FRAMING_SHARE = 8  # and so many for each byte of it: a body in chunks of one byte is odd, but true
-HANDSHAKE_LINE_BYTES = (
-    8_000  # the WebSocket library takes 8,192 and does not answer a handshake with longer ones
-)
+MIN_BODY_BYTES_PER_SECOND = 1024
+
+# Time for a refused client to read the refusal before its connection is closed.
+REFUSAL_LINGER_SECONDS = 2.0
+
+# Time for a client to send the rest of a body whose request has been answered already.
+BODY_DISCARD_SECONDS = 10.0
+
+# Limit of chunked-encoding overhead (chunk sizes, extensions and trailers): a constant, plus a
+# number of bytes per byte of the body. A body in chunks of one byte is unusual but valid.
+FRAMING_OVERHEAD_BYTES = 64 * 1024
+FRAMING_OVERHEAD_PER_BODY_BYTE = 8
+
+# The WebSocket library reads lines of up to 8,192 bytes and does not answer a handshake that has
+# a longer one.
+HANDSHAKE_LINE_MAX_BYTES = 8_000
+
 UPGRADE_FIELDS = (b"connection", b"upgrade", b"http2-settings")
-PIPELINED = 32  # requests that wait for an answer before them
+
+# Requests on one connection that may wait for the response to an earlier one.
+MAX_PIPELINED_REQUESTS = 32
 
 RenderError: TypeAlias = Callable[[str, ApiError], bytes]
-"""The JSON body of a refusal, in the words of the API at this path."""
+"""Returns the JSON body of a refusal, in the format of the API at this path."""
 IsWorker: TypeAlias = Callable[[str, Fields], bool]
-"""Whether a request (path and fields) is one of a worker with its token."""
+"""Returns True if a request (path and fields) comes from a worker with a valid token."""
 
 
 class Stage(Enum):
-    """Where a connection stands."""
+    """The stage of a connection; see the module's docstring."""
 
     IDLE = auto()
     HEAD = auto()
@@ -73,34 +86,45 @@ IDLE, HEAD, BODY, OVER = Stage
 
 
 class RequestRefusedError(Exception):
-    """Leaves the parser's callbacks; what it is about is in the protocol."""
+    """Ends parsing from a parser callback; the reason is in `GuardProtocol._refusal`."""
 
 
 @dataclass(frozen=True, slots=True)
 class EdgeContext:
-    """What all connections share."""
+    """The configuration and the state that all connections share."""
 
     hosts: Hosts
     pace: Pace
     connections: ConnectionLimiter
-    tell: RenderError
+    render_error: RenderError
     is_worker: IsWorker
 
 
 class GuardProtocol(HttpToolsProtocol):
-    """One connection."""
+    """The protocol of one client connection; limits what it receives before uvicorn handles it."""
 
-    def __init__(self, edge: EdgeContext, **uvicorns_own: Any) -> None:
-        super().__init__(**uvicorns_own)
+    def __init__(self, edge: EdgeContext, **uvicorn_arguments: Any) -> None:
+        super().__init__(**uvicorn_arguments)
         self._edge = edge
         self._stage = IDLE
         self._refusal: ApiError | None = None
-        self._active: RequestResponseCycle | None = None  # the request that is being answered
-        self._is_extra = False  # on a place that is for workers
-        self._begun = self._size = 0  # messages in the bytes that just came, and how many these are
-        self._fed = self._body = 0  # bytes of this head; of this body with its framing, and without
-        self._brought, self._was_paused = 0, False  # bytes of the body in this stretch of time
-        self._due = self._whole_by = 0.0
+        # The request whose response is in progress.
+        self._active: RequestResponseCycle | None = None
+        # The connection is one of those that are reserved for workers.
+        self._is_reserved = False
+        # Number of messages that began in the data received last, and its size in bytes.
+        self._messages_begun = 0
+        self._received_bytes = 0
+        # Bytes of the current head, or of the current body with its framing.
+        self._raw_bytes = 0
+        # Bytes of the current body without its framing: in all, and in the current time window.
+        self._body_bytes = 0
+        self._window_bytes = 0
+        # Reading was paused during the current time window, so the minimum rate does not apply.
+        self._was_paused = False
+        # Event loop times: of the next check, and of the latest end of the body.
+        self._deadline = 0.0
+        self._body_deadline = 0.0
 
     def connection_made(self, transport: Any) -> None:
         super().connection_made(transport)
@@ -109,10 +133,11 @@ class GuardProtocol(HttpToolsProtocol):
         if connections.size > connections.limit and not connections.evict():
             transport.abort()
             return
-        self._is_extra = connections.size > connections.most
-        self._wait(
-            min(HURRY_SECONDS, self._edge.pace.head) if self._is_extra else self._edge.pace.head
-        )
+        self._is_reserved = connections.size > connections.client_limit
+        seconds = self._edge.pace.head
+        if self._is_reserved:
+            seconds = min(RESERVED_HEAD_SECONDS, seconds)
+        self._set_deadline(seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._edge.connections.leave()
@@ -122,18 +147,20 @@ class GuardProtocol(HttpToolsProtocol):
     def data_received(self, data: bytes) -> None:
         self._unset_keepalive_if_required()
         while self._stage is not OVER:
-            stage, self._begun, self._size = self._stage, 0, len(data)
+            stage = self._stage
+            self._messages_begun = 0
+            self._received_bytes = len(data)
             try:
                 self.parser.feed_data(data)
             except httptools.HttpParserUpgrade as upgrade:
                 if self._should_upgrade():
-                    self._hand_over(data[upgrade.args[0] :])
+                    self._switch_to_websocket(data[upgrade.args[0] :])
                     return
                 data = self._without_upgrade() + data[upgrade.args[0] :]
             except httptools.HttpParserError:
                 self._refuse(self._refusal or ApiError("bad_request", "Malformed HTTP request."))
             else:
-                self._weigh(stage)
+                self._check_unfinished(stage)
                 return
 
     # The parser's callbacks
@@ -141,40 +168,44 @@ class GuardProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._stage = HEAD
-        self._begun += 1
-        self._fed = self._body = self._brought = 0
+        self._messages_begun += 1
+        self._raw_bytes = 0
+        self._body_bytes = 0
+        self._window_bytes = 0
 
     def on_headers_complete(self) -> None:
-        edge, parser = self._edge, self.parser
-        fault = check_head(self.url, parser.get_http_version(), self.headers, edge.hosts)
-        upgrades = parser.should_upgrade()
+        edge = self._edge
+        fault = check_head(self.url, self.parser.get_http_version(), self.headers, edge.hosts)
+        upgrades = self.parser.should_upgrade()
         if upgrades:
             fault = self._check_upgrade() or fault
-        if self._fed + self._size > HEAD_BYTES and head_size(self.url, self.headers) > HEAD_BYTES:
+        # The exact size is computed only where the received bytes make it possible.
+        may_be_too_large = self._raw_bytes + self._received_bytes > HEAD_MAX_BYTES
+        if may_be_too_large and head_size(self.url, self.headers) > HEAD_MAX_BYTES:
             fault = too_large_head()
-        if fault is None and len(self.pipeline) >= PIPELINED:
-            fault = ApiError(
-                "bad_request", f"At most {PIPELINED} requests may wait on one connection."
-            )
-        is_extra = self._is_extra and edge.connections.size > edge.connections.most
-        if fault is None and is_extra and not edge.is_worker(path_of(self.url), self.headers):
-            fault = ApiError(
-                "too_many_connections", "Too many clients are connected. Try again in a moment."
-            )
+        if fault is None and len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
+            sentence = f"Too many pipelined requests: at most {MAX_PIPELINED_REQUESTS} may wait."
+            fault = ApiError("bad_request", sentence)
+        is_full = edge.connections.size > edge.connections.client_limit
+        if fault is None and self._is_reserved and is_full and not self._is_from_worker():
+            fault = ApiError("too_many_connections", "Too many open connections. Retry shortly.")
         if fault is not None:
             self._refusal = fault
             raise RequestRefusedError
         if upgrades and not self._should_upgrade():
-            return  # it is served, but see `_without_upgrade`
+            # The request is served after a second parse; see `_without_upgrade`.
+            return
         super().on_headers_complete()
         if not upgrades:
-            self.headers = []  # what comes behind a body are trailers, which nobody here reads
-        self._stage, self._fed = BODY, 0
+            # Fields that follow the body are trailers, which are ignored.
+            self.headers = []
+        self._stage = BODY
+        self._raw_bytes = 0
         edge.connections.unwatch(self)
 
     def on_body(self, body: bytes) -> None:
-        self._body += len(body)
-        self._brought += len(body)
+        self._body_bytes += len(body)
+        self._window_bytes += len(body)
         super().on_body(body)
         self._was_paused |= self.flow.read_paused
 
@@ -196,76 +227,90 @@ class GuardProtocol(HttpToolsProtocol):
             if not self.pipeline and not self._is_answering():
                 self._write_refusal(self._refusal)
         elif self._stage is BODY and not self._is_answering():
-            self._wait(DISCARD_SECONDS)
+            self._set_deadline(BODY_DISCARD_SECONDS)
 
-    # What is refused
+    # Deadlines, limits and refusals
 
-    def look(self, now: float) -> None:
-        """The time that this connection was given may be over."""
-        if now < self._due:
+    def check_deadline(self, now: float) -> None:
+        """Refuse or close the connection if it has missed its deadline; see `Watched`."""
+        if now < self._deadline:
             return
+        pace = self._edge.pace
         if self._stage is HEAD and not self.flow.read_paused:
-            self._refuse(
-                ApiError("request_timeout", "The head of the request did not come in time.")
-            )
+            self._time_out(f"The request head was not complete within {pace.head:g} s.")
         elif self._stage is HEAD:
-            self._wait(self._edge.pace.head)
+            self._set_deadline(pace.head)
         elif self._stage is not BODY or not self._is_answering():
             self.transport.abort()
-        elif now > self._whole_by and not self._is_workers():
-            self._refuse(
-                ApiError("request_timeout", f"The body took more than {self._edge.pace.whole:g} s.")
-            )
-        elif self._was_paused or self._brought >= BYTES_PER_SECOND * self._edge.pace.body:
+        elif now > self._body_deadline and not self._is_authenticated_worker():
+            self._time_out(f"The request body was not complete within {pace.whole:g} s.")
+        elif self._was_paused or self._window_bytes >= MIN_BODY_BYTES_PER_SECOND * pace.body:
             self._was_paused = self.flow.read_paused
-            self._wait(self._edge.pace.body)
+            self._set_deadline(pace.body)
         else:
-            self._refuse(ApiError("request_timeout", "The body of the request came too slowly."))
+            rate = f"{MIN_BODY_BYTES_PER_SECOND // 1024} KB/s for {pace.body:g} s"
+            self._time_out(f"The request body arrived too slowly: less than {rate}.")
 
-    def _weigh(self, stage: Stage) -> None:
-        """Bytes have come, and no message ended with them: what is unfinished is bounded, and waited for."""
-        if self._begun == (stage is IDLE):
-            self._fed += self._size
-        if self._stage is HEAD and self._fed > HEAD_BYTES:
+    def _check_unfinished(self, stage: Stage) -> None:
+        """Apply the size limits and set a deadline after data that did not complete a message.
+
+        `stage` is the stage before the data was parsed.
+        """
+        if self._messages_begun == (stage is IDLE):
+            self._raw_bytes += self._received_bytes
+        framing_limit = FRAMING_OVERHEAD_BYTES + FRAMING_OVERHEAD_PER_BODY_BYTE * self._body_bytes
+        if self._stage is HEAD and self._raw_bytes > HEAD_MAX_BYTES:
             self._refuse(too_large_head())
-        elif self._stage is BODY and self._fed > FRAMING_BYTES + FRAMING_SHARE * self._body:
-            self._refuse(ApiError("bad_request", "The chunks of the body hold too little."))
+        elif self._stage is BODY and self._raw_bytes > framing_limit:
+            sentence = "Too much chunked-encoding overhead for the data sent. Use larger chunks."
+            self._refuse(ApiError("bad_request", sentence))
         elif self in self._edge.connections or self._stage is IDLE:
             return
         elif self._stage is HEAD:
-            self._wait(self._edge.pace.head)
+            self._set_deadline(self._edge.pace.head)
         else:
-            self._whole_by = self.loop.time() + self._edge.pace.whole
-            self._wait(self._edge.pace.body)
+            self._body_deadline = self.loop.time() + self._edge.pace.whole
+            self._set_deadline(self._edge.pace.body)
 
-    def _wait(self, seconds: float) -> None:
-        self._brought, self._due = 0, self.loop.time() + seconds
+    def _set_deadline(self, seconds: float) -> None:
+        self._window_bytes = 0
+        self._deadline = self.loop.time() + seconds
         self._edge.connections.watch(self)
 
     def evict(self) -> bool:
-        """Cut this connection, if it is in the way of others and nothing of it is being served."""
+        """Close the connection unless it serves a request; see `connections.Watched`."""
         is_served = self._stage is BODY or self._is_answering()
         if not is_served:
             self._edge.connections.unwatch(self)
             self.transport.abort()
         return not is_served
 
-    def _is_workers(self) -> bool:
-        """Whether a worker posts this: it may have to wait for room, and its result comes only once."""
+    def _is_from_worker(self) -> bool:
+        """Return True if the head that was just read carries a valid worker token."""
+        return self._edge.is_worker(path_of(self.url), self.headers)
+
+    def _is_authenticated_worker(self) -> bool:
+        """Return True if the gate has identified the caller of the current request as a worker.
+
+        A worker's post may have to wait for memory, and its result is sent only once.
+        """
         principal: Principal | None = self.cycle.scope["state"].get("principal")
         return principal is not None and principal.kind is Kind.WORKER
 
     def _is_answering(self) -> bool:
         return self._active is not None and not self._active.response_complete
 
+    def _time_out(self, sentence: str) -> None:
+        self._refuse(ApiError("request_timeout", sentence))
+
     def _refuse(self, error: ApiError) -> None:
-        """Take nothing more from this connection, and say why once what was asked before is answered."""
-        is_of_body, self._stage = self._stage is BODY, OVER
+        """Stop reading from this connection, and write the refusal after all earlier responses."""
+        is_of_body = self._stage is BODY
+        self._stage = OVER
         self._refusal = error
         self._edge.connections.unwatch(self)
-        if (
-            is_of_body and self._active is self.cycle
-        ):  # the request that is served has no whole body
+        if is_of_body and self._active is self.cycle:
+            # The request in progress is the one whose body is incomplete.
             self.cycle.disconnected = True
             self.cycle.message_event.set()
             if self.cycle.response_started:
@@ -295,15 +340,16 @@ class GuardProtocol(HttpToolsProtocol):
             return ApiError(
                 "bad_request", "A WebSocket handshake cannot be pipelined behind another request."
             )
-        if longest_line(self.url, self.headers) > HANDSHAKE_LINE_BYTES:
+        if longest_line(self.url, self.headers) > HANDSHAKE_LINE_MAX_BYTES:
             return ApiError(
                 "head_too_large",
-                f"A WebSocket handshake may have lines of {HANDSHAKE_LINE_BYTES} bytes.",
+                "A line of the WebSocket handshake is too long:"
+                f" at most {HANDSHAKE_LINE_MAX_BYTES} bytes are allowed.",
             )
         return None
 
-    def _hand_over(self, rest: bytes) -> None:
-        """Let the WebSocket protocol have the connection, and what came behind the handshake."""
+    def _switch_to_websocket(self, rest: bytes) -> None:
+        """Pass the connection, and data after the handshake, to the WebSocket protocol."""
         self._edge.connections.leave()
         self._edge.connections.unwatch(self)
         self.handle_websocket_upgrade()
@@ -311,15 +357,15 @@ class GuardProtocol(HttpToolsProtocol):
             cast("asyncio.Protocol", self.transport.get_protocol()).data_received(rest)
 
     def _without_upgrade(self) -> bytes:
-        """Start a new parser and return the head that was just parsed without its `Upgrade`, to be parsed again.
+        """Start a new parser; return the head that was just parsed, without its `Upgrade` field.
 
-        A server may ignore `Upgrade` (Java's client asks for HTTP/2 with its first request), but the parser does not
-        read a body behind it. The new head has no `Upgrade` field, so it is never sent through here twice.
+        The caller parses the returned head again. A server may ignore `Upgrade` (Java's client asks
+        for HTTP/2 in its first request), but the parser does not read a body that follows it. The
+        new head has no `Upgrade` field, so no request takes this path twice.
         """
         kept = [field for field in self.headers if field[0] not in UPGRADE_FIELDS]
-        if any(
-            name == b"connection" and _has_token(value, b"close") for name, value in self.headers
-        ):
+        connections = [value for name, value in self.headers if name == b"connection"]
+        if any(_has_token(value, b"close") for value in connections):
             kept.append((b"connection", b"close"))
         fields = b"".join(b"%b: %b\r\n" % field for field in kept)
         line = b"%b %b HTTP/%b\r\n" % (
@@ -337,7 +383,7 @@ class GuardProtocol(HttpToolsProtocol):
         self._stage = OVER
         self._unset_keepalive_if_required()
         self.flow.resume_reading()
-        body = self._edge.tell(path_of(getattr(self, "url", b"")), error)
+        body = self._edge.render_error(path_of(getattr(self, "url", b"")), error)
         fields = [
             (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"), *error.headers(),
@@ -346,9 +392,9 @@ class GuardProtocol(HttpToolsProtocol):
         self.transport.write(STATUS_LINE[error.row.status] + head + b"\r\n" + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
-        self._wait(LINGER_SECONDS)
+        self._set_deadline(REFUSAL_LINGER_SECONDS)
 
 
 def _has_token(value: bytes, token: bytes) -> bool:
-    """Whether a comma-separated field has this token, which is in lower case."""
+    """Return True if a comma-separated field value has this token, which is in lower case."""
     return token in [one.strip() for one in value.lower().split(b",")]

@@ -1,10 +1,11 @@
-"""The origin check of a proxy without a key: requests of web pages of other origins are refused, whatever they ask.
+"""The origin check of a proxy without a key: cross-origin requests of web pages are refused.
 
-A browser sends a page's request to any address that the browser can reach, this machine's own included, and CORS only
-keeps the page from reading the answer. With a key there is nothing to do: a page does not know it.
+A browser sends a page's request to any address that the browser can reach, including this machine's
+own, and CORS only prevents the page from reading the response. With a key the check is unnecessary,
+because a page does not know the key.
 
-A browser says where a request comes from in `Origin` and `Sec-Fetch-Site`, which no page can change. Other clients send
-neither.
+A browser reports the origin of a request in `Origin` and `Sec-Fetch-Site`, which no page can
+change. Other clients send neither.
 """
 
 import re
@@ -16,36 +17,45 @@ from proxy.api.errors import ApiError
 from proxy.edge.head import Fields
 from proxy.edge.routes import Table
 
-ANY = "*"
-ORIGIN_SHOWN = 200  # characters of an origin in an error
-ELSEWHERE = (b"cross-site", b"same-site")
+ANY_ORIGIN = "*"
+
+# An origin is cut to this length in an error message.
+SHOWN_ORIGIN_CHARACTERS = 200
+
+# Values of `Sec-Fetch-Site` for requests of pages of another origin.
+CROSS_ORIGIN_SITES = (b"cross-site", b"same-site")
+
 DEFAULT_PORTS = {"http": 80, "https": 443}
 
 _ORIGIN = re.compile(
-    r"(?P<scheme>[a-z][a-z0-9+.-]{0,40})://(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(?::(?P<port>[0-9]{1,5}))?"
+    r"(?P<scheme>[a-z][a-z0-9+.-]{0,40})://"
+    r"(?P<host>\[[0-9a-f:.]{2,45}\]|[a-z0-9._-]{1,253})(?::(?P<port>[0-9]{1,5}))?"
 )
 
 App: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application."""
 Refuse: TypeAlias = Callable[[Any, Any, Any, ApiError], Awaitable[None]]
-"""Answers a request (scope, receive, send) with an error in the dialect of its path."""
+"""Answers a request (scope, receive, send) with an error, in the format of the API at its path."""
 
 
 class Origin(NamedTuple):
-    """A web origin. The port of a scheme without a default one may be None."""
+    """A web origin. The port is None if the scheme has no default port and none was given."""
 
     scheme: str
     host: str
     port: int | None
 
     def __str__(self) -> str:
-        """Return it as a browser writes it: without the port that the scheme implies."""
-        is_default = self.port == DEFAULT_PORTS.get(self.scheme)  # None, where the scheme has none
+        """Return the origin as a browser writes it, without the default port of the scheme."""
+        is_default = self.port == DEFAULT_PORTS.get(self.scheme)
         return f"{self.scheme}://{self.host}" + ("" if is_default else f":{self.port}")
 
 
 def read_origin(text: str) -> Origin | None:
-    """Return the origin in a text, or None if it is not one, as `null` is, which files and sandboxed pages send."""
+    """Parse an origin; return None if the text is not one.
+
+    Files and sandboxed pages send `null`, which is not an origin either.
+    """
     found = _ORIGIN.fullmatch(text.lower())
     if found is None:
         return None
@@ -55,17 +65,20 @@ def read_origin(text: str) -> Origin | None:
 
 
 class Origins:
-    """An ASGI application in front of another one, for a proxy without a key."""
+    """ASGI middleware with the origin check, for a proxy without a key."""
 
     def __init__(self, app: App, refuse: Refuse, table: Table, named: Iterable[str]) -> None:
-        """Let in pages of this proxy's own origin and of the `named` ones, all of them if one is `*`."""
-        self._app, self._refuse, self._table = app, refuse, table
-        self._is_any = ANY in named
+        """Allow pages of the proxy's own origin and of the `named` origins; `*` allows all."""
+        self._app = app
+        self._refuse = refuse
+        self._table = table
+        self._is_any = ANY_ORIGIN in named
         self._named = {origin for text in named if (origin := read_origin(text)) is not None}
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Pass a request on, or refuse it."""
-        fault = self._fault(scope) if scope["type"] == "http" and not self._is_any else None
+        """Pass the request to the application, or refuse it."""
+        is_checked = scope["type"] == "http" and not self._is_any
+        fault = self._fault(scope) if is_checked else None
         if fault is None:
             await self._app(scope, receive, send)
         else:
@@ -75,37 +88,38 @@ class Origins:
         fields: Fields = scope["headers"]
         given = [value.decode("latin-1") for name, value in fields if name == b"origin"]
         sites = {value.lower() for name, value in fields if name == b"sec-fetch-site"}
-        if not given and sites.isdisjoint(ELSEWHERE):
+        if not given and sites.isdisjoint(CROSS_ORIGIN_SITES):
             return None
         route = self._table.find(scope["path"])
         if route is None or route.kind is not Kind.CLIENT:
             return None
         own = own_origin(fields)
+        allowed = {own, *self._named}
         foreign = [
-            text
-            for text in given
-            if (origin := read_origin(text)) is None or origin not in {own, *self._named}
+            text for text in given if (origin := read_origin(text)) is None or origin not in allowed
         ]
         if foreign:
-            shown = foreign[0][:ORIGIN_SHOWN]
+            shown = foreign[0][:SHOWN_ORIGIN_CHARACTERS]
             return ApiError(
                 "foreign_origin",
-                f"Web pages of the origin {shown!r} may not use this proxy: allow it with --cors-origin, or set a key.",
+                f"Web pages of the origin {shown!r} may not use this proxy."
+                " Allow the origin with --cors-origin, or set a key.",
             )
         if not given:
             return ApiError(
                 "foreign_origin",
-                "Web pages of other sites may not use this proxy: the request has `Sec-Fetch-Site` and no `Origin`. "
-                "Send it with CORS from an origin that --cors-origin allows, or set a key.",
+                "Web pages of other sites may not use this proxy:"
+                " the request has `Sec-Fetch-Site` and no `Origin`."
+                " Send it with CORS from an origin that --cors-origin allows, or set a key.",
             )
         return None
 
 
 def own_origin(fields: Fields) -> Origin | None:
-    """Return the origin that a request was sent to, by its `Host`.
+    """Return the origin that a request was sent to, from its `Host` field; None if it has none.
 
-    The scheme is `http`, unless a server in front, which has the TLS, says otherwise in `X-Forwarded-Proto`. A page
-    cannot send that: it would need a preflight request, which is refused.
+    The scheme is `http`, unless a TLS-terminating server in front sets `X-Forwarded-Proto`. A page
+    cannot set that field: it would need a preflight request, which is refused.
     """
     seen = dict(reversed(fields))
     scheme = seen.get(b"x-forwarded-proto", b"http").partition(b",")[0].strip()

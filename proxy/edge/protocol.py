@@ -1,4 +1,8 @@
-"""The protocol of every connection: the guard, and what the relay and the channel of stock workers need from it."""
+"""The subclasses of uvicorn's protocols: one for HTTP, one for the WebSockets of workers.
+
+`EdgeProtocol` combines the guard with the features that the relay and the channel of Runpod workers
+need from a connection.
+"""
 
 from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
@@ -7,22 +11,27 @@ from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIO
 from proxy.api.sending import ABORT
 from proxy.channel.runpod.tracking import CONNECTION, Closing, OnClosed
 from proxy.edge.guard import GuardProtocol
-from proxy.wire.sockets import keep_little_under_way, keep_little_unsent, notice_silence
+from proxy.wire.sockets import enable_keepalive, limit_receive_buffer, limit_unsent_bytes
+
+# Above this a write waits for the client, and what the worker sends meanwhile waits in the mailbox.
+WRITE_HIGH_WATERMARK_BYTES = 32 * 1024
 
 
 class WorkerProtocol(WebSocketsSansIOProtocol):
-    """The only WebSockets here are the workers' (see `wire.sockets`)."""
+    """The WebSocket protocol; only workers use it (see `wire.sockets`)."""
 
     def connection_made(self, transport) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - asyncio's own
         super().connection_made(transport)
         wire = transport.get_extra_info("socket")
-        keep_little_unsent(wire)
-        keep_little_under_way(wire)
+        limit_unsent_bytes(wire)
+        limit_receive_buffer(wire)
 
     def data_received(self, data: bytes) -> None:
-        """Read what came. The first bytes are a whole handshake, and nothing may follow before its answer (RFC 6455).
+        """Process received data; close the connection if the handshake is invalid.
 
-        The library neither answers nor closes a handshake that it cannot read, and breaks on early bytes.
+        The first data is a complete handshake, and nothing may follow before its response
+        (RFC 6455). The library neither answers nor closes a handshake that it cannot parse, and
+        fails on data that arrives before the response.
         """
         if self.handshake_initiated and not self.handshake_complete:
             self.transport.close()
@@ -32,13 +41,16 @@ class WorkerProtocol(WebSocketsSansIOProtocol):
             self.transport.close()
 
     async def send(self, message: ASGISendEvent) -> None:
-        """Send an event of the application. A refused handshake is complete, else uvicorn logs an error for each."""
+        """Send an event of the application.
+
+        A refused handshake is marked as complete, since uvicorn logs an error otherwise.
+        """
         await super().send(message)
         if self.initial_response is not None and self.close_sent:
             self.handshake_complete = True
 
     def handle_ping(self) -> None:
-        """Answer it, unless the other side does not read: the answers to its pings would fill the memory."""
+        """Answer a ping, unless the peer has stopped reading: its pongs would fill the memory."""
         if self.writable.is_set():
             super().handle_ping()
         else:
@@ -46,16 +58,17 @@ class WorkerProtocol(WebSocketsSansIOProtocol):
 
 
 class WatchedProtocol(HttpToolsProtocol):
-    """Mixed into the proxy's HTTP protocol; each request's scope names its connection."""
+    """Mixin that reports the end of a connection; the scope of each request refers to it."""
 
-    _watchers: tuple[
-        OnClosed, ...
-    ] = ()  # more than one where a reverse proxy carries several workers on one line
+    # More than one callback if a reverse proxy carries several workers over one connection.
+    _watchers: tuple[OnClosed, ...] = ()
+    # The event loop's time of the last complete response.
     _answered_at = 0.0
 
     def watch(self, on_closed: OnClosed) -> None:
+        """Call `on_closed` when the connection ends, and keep it open while it is idle."""
         self._watchers += (on_closed,)
-        notice_silence(self.transport.get_extra_info("socket"))
+        enable_keepalive(self.transport.get_extra_info("socket"))
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -70,7 +83,8 @@ class WatchedProtocol(HttpToolsProtocol):
             super().timeout_keep_alive_handler()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        watchers, self._watchers = self._watchers, ()
+        watchers = self._watchers
+        self._watchers = ()
         if watchers:
             is_busy = not self.cycle.response_complete
             is_ours = not self.cycle.keep_alive
@@ -81,17 +95,12 @@ class WatchedProtocol(HttpToolsProtocol):
         super().connection_lost(exc)
 
 
-WRITE_BUFFER = (
-    32 * 1024
-)  # above it a write waits for the client, and what comes meanwhile waits in the mailbox
-
-
 class HttpProtocol(HttpToolsProtocol):
-    """Gives each request the means to cut its connection, and keeps little of an answer in the socket's own buffer."""
+    """Mixin that bounds the write buffer, and lets each request abort its connection."""
 
     def connection_made(self, transport) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - asyncio's own
         super().connection_made(transport)
-        transport.set_write_buffer_limits(high=WRITE_BUFFER)
+        transport.set_write_buffer_limits(high=WRITE_HIGH_WATERMARK_BYTES)
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
@@ -99,4 +108,4 @@ class HttpProtocol(HttpToolsProtocol):
 
 
 class EdgeProtocol(WatchedProtocol, HttpProtocol, GuardProtocol):
-    """HTTP as it is spoken here."""
+    """The HTTP protocol of the proxy."""

@@ -1,7 +1,8 @@
-"""The one route table: what is not in it does not exist, for anybody, whatever an application behind it has registered.
+"""The route table of all APIs: a path that is not in it does not exist for any caller.
 
-The rooms behind say what their paths mean; who may enter is said here. `{endpoint}` is an endpoint's id, and a template
-that ends in another name takes whatever its pattern takes, which for a model's id may hold slashes.
+A backend defines the paths of its API and their meaning; this table defines who may call them.
+`{endpoint}` is the id of an endpoint. A template that ends in another parameter matches the
+parameter's pattern to the end of the path; for a model's id this may contain slashes.
 """
 
 import re
@@ -15,21 +16,22 @@ from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
 from proxy.api.queue.app import OPERATIONS
 from proxy.channel.runpod.app import METHODS as STOCK_METHODS
 
-WEBSOCKET = "WEBSOCKET"  # as a method: a GET that asks to become one
-DEEPEST = 8  # segments of a template
+# Used as the method of a GET request that asks for an upgrade to a WebSocket.
+WEBSOCKET = "WEBSOCKET"
+
+MAX_TEMPLATE_SEGMENTS = 8
 
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _PARAMETERS = {
     "{job}": re.compile(r"[A-Za-z0-9_-]{1,80}"),
     "{model}": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
-    "{call}": re.compile(
-        r".+", re.DOTALL
-    ),  # judged by the room, slowly: a stock worker asks again at once
+    # Validated by the backend, which delays its refusal: a Runpod worker repeats it at once.
+    "{call}": re.compile(r".+", re.DOTALL),
 }
 
 
 class Backend(Enum):
-    """Who answers."""
+    """The application that serves a route."""
 
     STATUS = auto()
     QUEUE = auto()
@@ -40,7 +42,7 @@ class Backend(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Route:
-    """One row: a path, how it may be asked, by whom (None: anyone), and who answers."""
+    """A row of the table. `kind` is the kind of key that the route requires; None: it is public."""
 
     path: str
     methods: tuple[str, ...]
@@ -48,22 +50,35 @@ class Route:
     backend: Backend
 
 
-READ = ("GET", "HEAD")
+READ_METHODS = ("GET", "HEAD")
+
+
+def _openai_routes() -> Iterable[Route]:
+    """Yield the routes of the OpenAI API at each of its base paths."""
+    for place in PLACES:
+        for path, route in OPENAI_ROUTES.items():
+            if place or path.startswith("/v1/"):
+                yield Route(f"{place}{path}", route.methods, Kind.CLIENT, Backend.OPENAI)
+
 
 ROUTES: tuple[Route, ...] = (
-    *(Route(path, READ, None, Backend.STATUS) for path in ("/", "/livez", "/readyz", "/ping")),
-    *(Route(path, READ, Kind.CLIENT, Backend.STATUS) for path in ("/health", "/openapi.json")),
+    *(
+        Route(path, READ_METHODS, None, Backend.STATUS)
+        for path in ("/", "/livez", "/readyz", "/ping")
+    ),
+    *(
+        Route(path, READ_METHODS, Kind.CLIENT, Backend.STATUS)
+        for path in ("/health", "/openapi.json")
+    ),
     *(
         Route(f"/v2/{{endpoint}}{path}", methods, Kind.CLIENT, Backend.QUEUE)
         for path, methods in OPERATIONS.items()
     ),
+    *_openai_routes(),
     *(
-        Route(f"{place}{path}", route.methods, Kind.CLIENT, Backend.OPENAI)
+        Route(f"{place}/v1/models/{{model}}", READ_METHODS, Kind.CLIENT, Backend.OPENAI)
         for place in PLACES
-        for path, route in OPENAI_ROUTES.items()
-        if place or path.startswith("/v1/")
     ),
-    *(Route(f"{place}/v1/models/{{model}}", READ, Kind.CLIENT, Backend.OPENAI) for place in PLACES),
     *(
         Route(f"/v2/{{endpoint}}/{verb}/{{call}}", (method,), Kind.WORKER, Backend.STOCK)
         for verb, method in STOCK_METHODS.items()
@@ -73,31 +88,32 @@ ROUTES: tuple[Route, ...] = (
 
 
 class Table:
-    """Finds a request's row."""
+    """The routes, indexed by path."""
 
     def __init__(self, routes: Iterable[Route] = ROUTES) -> None:
-        self._whole: dict[str, Route] = {}
-        self._open: dict[str, tuple[Route, re.Pattern[str]]] = {}
+        self._exact: dict[str, Route] = {}
+        # By the path before the last segment, which is a parameter.
+        self._prefixes: dict[str, tuple[Route, re.Pattern[str]]] = {}
         for route in routes:
             prefix, _, last = route.path.rpartition("/")
             if last in _PARAMETERS:
-                self._open[prefix] = (route, _PARAMETERS[last])
+                self._prefixes[prefix] = (route, _PARAMETERS[last])
             else:
-                self._whole[route.path] = route
+                self._exact[route.path] = route
 
     def find(self, path: str) -> Route | None:
-        """The row of a path, for whatever method."""
+        """Return the route of a path, without regard to the method, or None."""
         if path.startswith("/v2/"):
             endpoint, slash, rest = path[4:].partition("/")
             if not slash or not _ENDPOINT.fullmatch(endpoint):
                 return None
             path = "/v2/{endpoint}/" + rest
-        return self._whole.get(path) or self._find_open(path) or self._find_with_slash(path)
+        return self._exact.get(path) or self._find_prefix(path) or self._find_with_slash(path)
 
-    def _find_open(self, path: str) -> Route | None:
-        *segments, rest = path.split("/", DEEPEST)
+    def _find_prefix(self, path: str) -> Route | None:
+        *segments, rest = path.split("/", MAX_TEMPLATE_SEGMENTS)
         while segments:
-            found = self._open.get("/".join(segments))
+            found = self._prefixes.get("/".join(segments))
             if found is not None:
                 route, pattern = found
                 return route if pattern.fullmatch(rest) else None
@@ -105,13 +121,13 @@ class Table:
         return None
 
     def _find_with_slash(self, path: str) -> Route | None:
-        """OpenAI's clients are forgiven a slash at the end."""
-        route = self._whole.get(path.removesuffix("/"))
+        """Find a route of the OpenAI API without the trailing slash that some clients send."""
+        route = self._exact.get(path.removesuffix("/"))
         return route if route is not None and route.backend is Backend.OPENAI else None
 
 
 def backend_of(path: str) -> Backend:
-    """Who says that there is nothing at this path."""
+    """Return the backend that renders "not found" for an unknown path."""
     if is_openai(path):
         return Backend.OPENAI
     return Backend.QUEUE if path.startswith("/v2/") else Backend.STATUS

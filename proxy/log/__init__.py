@@ -1,1 +1,1 @@
-"""The proxy's log: one event a line, safe to read in a terminal, and bounded."""
+"""The proxy's log: one event per line, safe to display in a terminal, and bounded in size."""

@@ -1,57 +1,65 @@
-"""A rate limit for log lines: a pure decision; the time is an argument."""
+"""A rate limit for log lines, as a pure function of the names, the sizes and the time."""
 
 from collections import deque
 from dataclasses import dataclass, field
 
 WINDOW_SECONDS = 60.0
-LINES = 10  # of one name in any window
-BYTES = 6_000  # of all names together, after which none is admitted in this window
+
+# Lines of one name in any window.
+MAX_LINES_PER_NAME = 10
+
+# Bytes of all names together; above this, no line is admitted until the window has moved on.
+MAX_BYTES_PER_WINDOW = 6_000
 
 
 @dataclass(slots=True)
 class _Name:
-    """The recent lines of one name."""
+    """The lines of one name: the times of the last admitted ones, and the suppressed ones."""
 
-    admitted: deque[float] = field(default_factory=lambda: deque(maxlen=LINES))
+    admitted: deque[float] = field(default_factory=lambda: deque(maxlen=MAX_LINES_PER_NAME))
     suppressed: int = 0
-    since: float = 0.0  # when the first of the suppressed lines came
+    # Time of the first suppressed line.
+    since: float = 0.0
 
 
 class LineLimit:
-    """Admits `LINES` lines of a name in any minute, and counts the others.
+    """Admits `MAX_LINES_PER_NAME` lines of a name in any minute, and counts the others.
 
-    The names must come from the code, not from a client: each one that was seen is kept.
+    The names must come from the code, not from a client, because they are never deleted.
     """
 
     def __init__(self) -> None:
         self._names: dict[str, _Name] = {}
-        self._spent: deque[tuple[float, int]] = deque()  # bytes written in the last window
+        # Times and sizes of the lines written in the last window, and the sum of these sizes.
+        self._spent: deque[tuple[float, int]] = deque()
         self._bytes = 0
 
     def admit(self, name: str, now: float) -> bool:
-        """Return whether a line of this name may be written; one that may not be is counted."""
+        """Return True if a line of this name may be written; else count it as suppressed."""
         entry = self._names.setdefault(name, _Name())
         while self._spent and now - self._spent[0][0] >= WINDOW_SECONDS:
             self._bytes -= self._spent.popleft()[1]
-        is_full = len(entry.admitted) == LINES and now - entry.admitted[0] < WINDOW_SECONDS
-        if is_full or self._bytes >= BYTES:
-            entry.since = entry.since if entry.suppressed else now
+        admitted = entry.admitted
+        is_full = len(admitted) == MAX_LINES_PER_NAME and now - admitted[0] < WINDOW_SECONDS
+        if is_full or self._bytes >= MAX_BYTES_PER_WINDOW:
+            if not entry.suppressed:
+                entry.since = now
             entry.suppressed += 1
             return False
         entry.admitted.append(now)
         return True
 
     def spend(self, size: int, now: float) -> None:
-        """Note that an admitted line had `size` bytes."""
+        """Record that an admitted line had `size` bytes."""
         self._spent.append((now, size))
         self._bytes += size
 
     def take_suppressed(self, now: float, *, all_of_them: bool = False) -> list[tuple[str, int]]:
-        """Return names and counts of suppressed lines, one a minute for each name, and reset them.
+        """Return names and counts of suppressed lines, once a minute for each name, and reset them.
 
         Args:
-            now: the time.
-            all_of_them: also those whose minute is not over, because the process ends.
+            now: current time.
+            all_of_them: include names whose minute is not over, because the process ends.
 
         """
         due = [
@@ -65,6 +73,6 @@ class LineLimit:
         return found
 
     def next_due(self) -> float | None:
-        """Return when the next count is due, or None."""
+        """Return the time at which the next count is due, or None if no lines were suppressed."""
         waiting = [entry.since for entry in self._names.values() if entry.suppressed]
         return min(waiting) + WINDOW_SECONDS if waiting else None

@@ -1,8 +1,9 @@
-"""Log lines as `key=value` on standard error: the chain of processors that every line passes.
+"""Log lines as `key=value` on standard error: the chain of structlog processors for all lines.
 
-Lines that a stranger, who has neither a key nor the worker token, can cause are limited. These are
-the events in `STRANGERS`, and all records of libraries (uvicorn, websockets, asyncio), by the place
-in the code that wrote them. A new event that anyone can cause belongs into the table.
+Lines that an unauthenticated client can cause, with neither a key nor the worker token, are rate
+limited. These are the events in `UNTRUSTED_EVENTS`, and all records of libraries (uvicorn,
+websockets, asyncio), by the place in the code that wrote them. Add every new event that anyone can
+cause to that table.
 """
 
 import asyncio
@@ -18,23 +19,36 @@ import structlog
 from proxy.log.limit import LineLimit
 from proxy.wire.escaping import escape_controls, shorten
 
-STRANGERS = frozenset({"api.bug", "edge.refused", "worker.refused"})
-FOREIGN_CHARACTERS = 200  # of a value in a line that a stranger caused
-VALUE_CHARACTERS = 1_000  # of any other value
-LINE_BYTES = 8_000  # of a line that a stranger caused; with `limit.BYTES`, an hour stays below 1 MB
-TRACE_CHARACTERS = 6_000  # of a traceback: its beginning, and twice as much of its end
-OWN = ("event", "level", "time", "exception")
-SITE, IS_LIMITED = "_site", "_is_limited"  # fields between the processors, never written
+UNTRUSTED_EVENTS = frozenset({"api.bug", "edge.refused", "worker.refused"})
+
+# Limits of a value, in a line that an unauthenticated client can cause and in any other line.
+UNTRUSTED_VALUE_CHARACTERS = 200
+VALUE_CHARACTERS = 1_000
+
+# Limit of a line that an unauthenticated client can cause. With `limit.MAX_BYTES_PER_WINDOW`, an
+# hour of such lines stays below 1 MB.
+UNTRUSTED_LINE_BYTES = 8_000
+
+# Limit of a traceback: a third of it for the beginning, the rest for the end.
+TRACEBACK_CHARACTERS = 6_000
+
+# Fields that the processors themselves add; their values are not shortened.
+PROCESSOR_FIELDS = ("event", "level", "time", "exception")
+
+# Fields that are passed between processors and never written.
+SITE_FIELD = "_site"
+IS_LIMITED_FIELD = "_is_limited"
 
 Fields = dict[str, Any]
-"""An event's fields, as structlog's processors pass them on."""
+"""The fields of an event, as structlog passes them from one processor to the next."""
 
 
 class Lines:
-    """The processors, and the limit that they share."""
+    """The processors of the chain, and the rate limit that they share."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
-        self._clock, self._limit = clock, LineLimit()
+        self._clock = clock
+        self._limit = LineLimit()
         self._render = structlog.processors.LogfmtRenderer(key_order=["time", "level", "event"])
         self._timer: asyncio.TimerHandle | None = None
 
@@ -49,7 +63,7 @@ class Lines:
         ]
 
     def report(self, *, all_of_them: bool = False) -> None:
-        """Write how many lines of each name were suppressed, where a minute is over."""
+        """Write the number of suppressed lines of all names, or of those whose minute is over."""
         log = structlog.get_logger()
         for name, count in self._limit.take_suppressed(self._clock(), all_of_them=all_of_them):
             log.warning("log.suppressed", name=name, lines=count)
@@ -57,33 +71,33 @@ class Lines:
         self._set_timer()
 
     def _admit(self, _logger: object, _method: str, fields: Fields) -> Fields:
-        """Drop a line that is one too many, before anything is spent on it."""
-        site = fields.pop(SITE, "")
-        if site or fields["event"] in STRANGERS:
+        """Drop a line that exceeds the rate limit, before the more expensive processors run."""
+        site = fields.pop(SITE_FIELD, "")
+        if site or fields["event"] in UNTRUSTED_EVENTS:
             if not self._limit.admit(site or fields["event"], self._clock()):
                 self._set_timer()
                 raise structlog.DropEvent
-            fields[IS_LIMITED] = True
+            fields[IS_LIMITED_FIELD] = True
         return fields
 
     def _write(self, _logger: object, _method: str, fields: Fields) -> str:
-        """Return the line: values escaped and cut, and no character in it that a terminal obeys."""
-        is_limited = fields.pop(IS_LIMITED, False)
-        most = FOREIGN_CHARACTERS if is_limited else VALUE_CHARACTERS
+        """Return the line with shortened values and escaped control characters."""
+        is_limited = fields.pop(IS_LIMITED_FIELD, False)
+        characters = UNTRUSTED_VALUE_CHARACTERS if is_limited else VALUE_CHARACTERS
         for key, value in fields.items():
-            if key not in OWN and not isinstance(value, int | float | None):
-                fields[key] = shorten(escape_controls(str(value), keep="\n"), most)
+            if key not in PROCESSOR_FIELDS and not isinstance(value, int | float | None):
+                fields[key] = shorten(escape_controls(str(value), keep="\n"), characters)
         if "exception" in fields:
             fields["exception"] = _middle_cut(fields["exception"])
         line = escape_controls(str(self._render(None, "", fields)))
         if is_limited:
-            data = line.encode()[:LINE_BYTES]
+            data = line.encode()[:UNTRUSTED_LINE_BYTES]
             self._limit.spend(len(data), self._clock())
             return data.decode(errors="ignore")
         return line
 
     def _set_timer(self) -> None:
-        """Have the counts written when the first of them is due; outside of an event loop, at exit."""
+        """Schedule the report of suppressed lines; without an event loop it is written at exit."""
         due = self._limit.next_due()
         if self._timer is not None or due is None:
             return
@@ -95,22 +109,22 @@ class Lines:
 
 
 class LibraryRecords(logging.Handler):
-    """Sends the records of libraries through the same chain: `event` is the name of the logger."""
+    """Passes log records of libraries to the same chain, with the logger's name as `event`."""
 
     def emit(self, record: logging.LogRecord) -> None:
-        """Write a record."""
         try:
             text = record.getMessage().strip()
-        except (TypeError, ValueError):  # its arguments do not fit its text
+        except (TypeError, ValueError):
+            # The arguments do not match the format string.
             text = str(record.msg)
         log = structlog.get_logger()
         write = log.error if record.levelno >= logging.ERROR else log.warning
-        fields = {SITE: f"{record.name}:{record.lineno}", "exc_info": record.exc_info}
+        fields = {SITE_FIELD: f"{record.name}:{record.lineno}", "exc_info": record.exc_info}
         write(record.name, text=text, **fields)
 
 
 def configure_logging(level: str, out: TextIO | None = None) -> None:
-    """Send our events from `level` up, and the warnings of libraries, to `out` or standard error."""
+    """Write own events from `level` up, and warnings of libraries, to `out` or standard error."""
     lines = Lines()
     structlog.configure(
         processors=lines.processors(),
@@ -125,8 +139,8 @@ def configure_logging(level: str, out: TextIO | None = None) -> None:
 
 
 def _middle_cut(trace: str) -> str:
-    """Cut the middle out of a traceback that is too long: it begins and ends with what matters."""
-    if len(trace) <= TRACE_CHARACTERS:
+    """Remove the middle of a traceback that is too long, and keep its beginning and its end."""
+    if len(trace) <= TRACEBACK_CHARACTERS:
         return trace
-    head = TRACE_CHARACTERS // 3
-    return f"{trace[:head]}\n  [cut]\n{trace[head - TRACE_CHARACTERS :]}"
+    head = TRACEBACK_CHARACTERS // 3
+    return f"{trace[:head]}\n  [cut]\n{trace[head - TRACEBACK_CHARACTERS :]}"

@@ -1,4 +1,4 @@
-"""Escape the characters that a terminal obeys or that hide text, in anything that came from outside."""
+"""Escape terminal control characters, and characters that hide text, in untrusted text."""
 
 import re
 
@@ -16,18 +16,18 @@ _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 def escape_controls(text: str, keep: str = "") -> str:
     r"""Return `text` with control and bidirectional characters as visible escapes, such as `\x1b`.
 
-    Every character is judged by itself, so the result is the same however a stream was divided.
+    Every character is escaped independently, so a stream may be divided at any point.
 
     Args:
         text: any text.
-        keep: characters to pass through, such as `NEWLINE_AND_TAB` for text that is shown as it is.
+        keep: characters to pass through, such as `NEWLINE_AND_TAB` for text with several lines.
 
     """
     return _UNSAFE.sub(lambda found: found[0] if found[0] in keep else _escape(found[0]), text)
 
 
 def shorten(text: str, characters: int) -> str:
-    """Return at most `characters` of `text`; what was cut ends in an ellipsis."""
+    """Return at most `characters` of `text`; a shortened text ends in an ellipsis."""
     return text if len(text) <= characters else text[: characters - 1] + ELLIPSIS
 
 

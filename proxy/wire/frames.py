@@ -1,12 +1,12 @@
-"""The worker protocol, version 1: every frame that crosses the WebSocket between a worker and the proxy.
+"""The worker protocol, version 1: all frames of the WebSocket between a worker and the proxy.
 
-A worker dials `GET /v2/{endpoint}/worker` with `Authorization: Bearer <worker token>` and sends `Hello` first. From
-then on each WebSocket message is binary: one msgpack array of frames, at most `MESSAGE_BYTES` of payload. A frame is a
-msgpack array that begins with its tag; new fields are only ever added at the end, with a default, so that either side
-may be the older one.
+A worker connects to `GET /v2/{endpoint}/worker` with `Authorization: Bearer <worker token>` and
+sends `Hello` first. After that each WebSocket message is binary: one msgpack array of frames, with
+at most `MESSAGE_BYTES` of payload. A frame is a msgpack array that begins with its tag. New fields
+are only ever added at the end and have a default, so either side may be the older one.
 
-Frames that carry `(job, attempt)` belong to that job's lane and keep their order in it. The attempt is the fence: a
-receiver that holds another attempt of the job ignores the frame.
+Frames that carry `(job, attempt)` belong to that job's lane and keep their order in it. The attempt
+is a fencing token: a receiver that holds another attempt of the job ignores the frame.
 """
 
 from typing import Literal, TypeAlias
@@ -14,32 +14,41 @@ from typing import Literal, TypeAlias
 import msgspec
 
 PROTOCOL = 1
-MESSAGE_BYTES = (
-    256 * 1024
-)  # one message holds this much payload, so a slot's big body never delays another job's token
-PART_BYTES = (
-    64 * 1024
-)  # bodies and chunks longer than this travel in parts, round robin between jobs
-MOST_FRAMES = (
-    8 * 1024
-)  # in one message: with what each costs in `wire.outbox`, `MESSAGE_BYTES` are half as many
-SOCKET_BYTES = (
-    512 * 1024
-)  # the most either side accepts in one message: MESSAGE_BYTES, one last part, and framing
-STREAM_WINDOW = (
-    256 * 1024
-)  # a worker sends no more of one stream until `Resume`: a `Pause` may come too late for a fast one
+
+# Payload of one message. The limit keeps a large body from delaying the tokens of other jobs.
+MESSAGE_BYTES = 256 * 1024
+
+# Bodies and chunks that are longer than this are sent in parts, in round-robin order between jobs.
+PART_BYTES = 64 * 1024
+
+# With the overhead that `wire.outbox` counts for each frame, a message of `MESSAGE_BYTES` has at
+# most half this number of frames.
+MESSAGE_MAX_FRAMES = 8 * 1024
+
+# Maximum size of a message that either side accepts: MESSAGE_BYTES, one last part, and framing.
+SOCKET_BYTES = 512 * 1024
+
+# Bytes of one stream that a worker sends before it waits for `Resume`. `Pause` alone may arrive too
+# late for a fast stream.
+STREAM_WINDOW = 256 * 1024
+
 HEARTBEAT_SECONDS = 5.0
-LEASE_SECONDS = 15.0  # three heartbeats: a worker silent for this long has lost its jobs
+
+# Three heartbeats: the jobs of a worker that sends nothing for this long are lost.
+LEASE_SECONDS = 15.0
 
 Ending = Literal["completed", "failed", "lost", "released"]
-"""How a run ended. `completed` and `failed`: the engine's answer is whole (a failed one carries an error of the engine,
-which the client has been or will be given). `lost`: there is no answer and the run counts as a failure (engine dead,
-hung, or its output cut short). `released`: handed back untouched, by a worker that drains; does not count."""
+"""The result of a run.
+
+`completed` and `failed`: the engine's response is complete; a failed one carries an error of the
+engine, which is passed on to the client. `lost`: the response is missing and the run counts as a
+failure (the engine died or hung, or its output was cut short). `released`: a draining worker
+returns the job without having started it; this does not count as a failure.
+"""
 
 
 class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """One message element."""
+    """An element of a message; the base of all frames."""
 
 
 class JobFrame(Frame, frozen=True, gc=False):
@@ -53,44 +62,51 @@ class JobFrame(Frame, frozen=True, gc=False):
 
 
 class Job(JobFrame, frozen=True, tag=1, gc=False):
-    """Run this request. Its body follows in `Body` frames; the job starts when the last of them is here."""
+    """Run this request. Its body follows in `Body` frames; the run starts after the last one."""
 
     method: str
     path: str
     content_type: str
-    size: int  # bytes of the whole body
-    light: bool = False  # takes no slot
-    input: bool = False  # the body is a job's `input`, to be answered with `Output` frames; method and path are empty
+    # Bytes of the whole body.
+    size: int
+    # The job does not occupy a slot.
+    light: bool = False
+    # The body is a job's `input`, and is answered with `Output` frames; method and path are empty.
+    input: bool = False
 
 
 class Body(JobFrame, frozen=True, tag=2, gc=False):
     """A part of a job's request body."""
 
     data: bytes
-    more: bool = False  # another part follows
+    # Another part follows.
+    more: bool = False
 
 
 class Stop(JobFrame, frozen=True, tag=3, gc=False):
-    """End this run now; its result is not wanted. Answered by `End` once the engine has let go of it.
+    """Abort this run; its result is not needed. Answered by `End` when the engine has ended it.
 
-    It may overtake the job that it stops, whose frames the proxy then does not send: a worker that does not know the
-    run answers with `End` too, `released`.
+    This frame may overtake the job that it stops, whose frames the proxy then does not send. A
+    worker that does not know the run answers with `End`, too, with the ending `released`.
     """
 
 
 class Pause(JobFrame, frozen=True, tag=4, gc=False):
-    """Send no more chunks of this job until `Resume`."""
+    """Stop sending chunks of this job until `Resume`."""
 
 
 class Resume(JobFrame, frozen=True, tag=5, gc=False):
-    """Go on: a paused job is taken up again, and `STREAM_WINDOW` more bytes of it may be sent."""
+    """Continue a paused job; `STREAM_WINDOW` more bytes of it may be sent."""
 
 
 # Worker to proxy
 
 
 class Hold(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A run that a worker still has when it dials in again, and how many frames of it it has sent (see `Hello`)."""
+    """A run that a worker still holds when it reconnects, and the number of its frames sent so far.
+
+    See `Hello`.
+    """
 
     job: str
     attempt: int
@@ -98,71 +114,82 @@ class Hold(msgspec.Struct, frozen=True, array_like=True, gc=False):
 
 
 class Model(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A model that a worker serves: its name, and the engine's own model card (a JSON object) as bytes."""
+    """A model that a worker serves: its name, and the engine's model card, a JSON object."""
 
     id: str
     card: bytes
-    base: bool = True  # False for an adapter that rides on a base model
+    # False for an adapter of a base model.
+    base: bool = True
 
 
 class Hello(Frame, frozen=True, tag=10, gc=False):
-    """Who is calling. First frame of a connection, and sent again when `models` changes (so: once the engine is up).
+    """Introduce the worker. First frame of a connection; sent again when `models` changes.
 
-    `holds` lets a connection be replaced without losing the runs: the proxy keeps a run whose `sent` equals what it has
-    received, and stops every other one. A run that the proxy had handed out and that is not listed never arrived.
+    `models` changes at the latest when the engine is ready. `holds` allows a worker to reconnect
+    without losing its runs: the proxy keeps a run whose `sent` equals the number of frames that it
+    has received, and stops all others. A run that the proxy has assigned and that is not listed did
+    not reach the worker.
     """
 
     protocol: int
     worker: str
-    engine: str  # name and version, for people
+    # Name and version, for display.
+    engine: str
     models: list[Model] = []
     holds: list[Hold] = []
 
 
 class Credit(Frame, frozen=True, tag=11, gc=False):
-    """How many jobs this worker will hold at once, from now on. Zero of both: it is loading, or it drains."""
+    """Set the number of jobs that this worker can hold; both are 0 while it loads or drains."""
 
     slots: int
     light: int
 
 
 class Heartbeat(Frame, frozen=True, tag=12, gc=False):
-    """Still here; renews the lease of everything this worker holds. Every `HEARTBEAT_SECONDS`."""
+    """Renew the lease of all runs that this worker holds. Sent every `HEARTBEAT_SECONDS`."""
 
 
 class Head(JobFrame, frozen=True, tag=13, gc=False):
-    """The engine has begun to answer: HTTP status and Content-Type of its response."""
+    """The HTTP status and Content-Type of the engine's response, which has begun."""
 
     status: int
     content_type: str
 
 
 class Chunk(JobFrame, frozen=True, tag=14, gc=False):
-    """Bytes of the response body, as the engine sent them. A stream's chunks hold whole events, unless `more`."""
+    """Bytes of the response body, as the engine sent them.
+
+    A stream's chunk contains whole events, unless `more` is set.
+    """
 
     data: bytes
-    more: bool = False  # a part: the next chunk of this job continues this one
+    # This is a part; the next chunk of this job continues it.
+    more: bool = False
 
 
 class Output(JobFrame, frozen=True, tag=17, gc=False):
-    """A piece of the output of a job that has an `input`: one JSON value, and the metrics that go with it."""
+    """An element of the output of a job that has an `input`: one JSON value, and its metrics."""
 
     data: bytes
     metrics: bytes = b""
-    whole: bool = False  # the output is this value itself, not a list of such values
-    more: bool = False  # a part: the next frame of this job continues its `data`
+    # The output is this value itself, not a list of such values.
+    whole: bool = False
+    # This is a part; the next frame of this job continues its `data`.
+    more: bool = False
 
 
 class End(JobFrame, frozen=True, tag=15, gc=False):
-    """The run is over and its slot is free again. The last frame of every attempt, also of a stopped one."""
+    """The run is over and its slot is free. The last frame of every attempt, also if stopped."""
 
     ending: Ending
-    code: str = ""  # for people and programs, when not completed: `engine_dead`, `engine_hung`, ...
+    # An error code such as `engine_dead` or `engine_hung`; empty if the run is completed.
+    code: str = ""
     message: str = ""
 
 
 class Log(Frame, frozen=True, tag=16, gc=False):
-    """A line for the person who runs the proxy: what the worker is doing (`loading the model`)."""
+    """A line for the proxy's operator about the worker's state, such as `loading the model`."""
 
     text: str
 
@@ -170,47 +197,47 @@ class Log(Frame, frozen=True, tag=16, gc=False):
 ToWorker: TypeAlias = Job | Body | Stop | Pause | Resume
 ToProxy: TypeAlias = Hello | Credit | Heartbeat | Head | Chunk | Output | End | Log
 
-_NO_FRAMES = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
+_DECODING_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 _encoder = msgspec.msgpack.Encoder()
 _to_worker = msgspec.msgpack.Decoder(list[ToWorker])
 _to_proxy = msgspec.msgpack.Decoder(list[ToProxy])
 
 
 class BadFrameError(ValueError):
-    """The peer sent something that is not of this protocol, and its sentence says what. The connection is closed."""
+    """The peer violated this protocol, as the message describes. The connection is closed."""
 
 
 def encode(frames: list[Frame]) -> bytes:
-    """Frames to one WebSocket message."""
+    """Return the frames as one WebSocket message."""
     return _encoder.encode(frames)
 
 
 def decode_to_worker(message: bytes) -> list[ToWorker]:
-    """One message from the proxy, checked; `BadFrameError` if it is none."""
+    """Decode and validate a message from the proxy. Raises BadFrameError."""
     try:
         return _to_worker.decode(message)
-    except _NO_FRAMES as error:
+    except _DECODING_ERRORS as error:
         raise BadFrameError(str(error)) from error
 
 
 def decode_to_proxy(message: bytes) -> list[ToProxy]:
-    """One message from a worker, checked; `BadFrameError` if it is none."""
-    if (
-        _count(message) > MOST_FRAMES
-    ):  # a frame can be two bytes, and a message of those a quarter of a million
-        raise BadFrameError(f"a message may have {MOST_FRAMES} frames")
+    """Decode and validate a message from a worker. Raises BadFrameError."""
+    # A frame can have two bytes, so a message could otherwise hold a quarter of a million frames.
+    if _declared_frames(message) > MESSAGE_MAX_FRAMES:
+        raise BadFrameError(f"too many frames in a message: at most {MESSAGE_MAX_FRAMES}")
     try:
         return _to_proxy.decode(message)
-    except _NO_FRAMES as error:
+    except _DECODING_ERRORS as error:
         raise BadFrameError(str(error)) from error
 
 
-def _count(message: bytes) -> int:
-    """How many frames a message says that it has, without a look at them."""
+def _declared_frames(message: bytes) -> int:
+    """Return the number of frames that the header of a message declares, without decoding them."""
     match message[:1]:
         case b"\xdc":
             return int.from_bytes(message[1:3])
         case b"\xdd":
             return int.from_bytes(message[1:5])
         case _:
-            return 0  # fifteen at most, or no message
+            # A short array of at most fifteen frames, or not an array at all.
+            return 0

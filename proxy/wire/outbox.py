@@ -1,7 +1,8 @@
-"""What waits to be written to one socket, in the order in which it should leave.
+"""The send queue of one worker socket: frames in the order in which they are written.
 
-Everything that is put in during one turn of the event loop leaves in one message. Control frames go first. Each job has
-a lane of its own, first in first out; lanes take turns, a part at a time, so one job's big body delays no other job.
+All frames that are added during one turn of the event loop are sent in one message. Control frames
+are sent first. Each job has its own FIFO lane; lanes take turns in round-robin order, one part at a
+time, so that a large body of one job does not delay other jobs.
 """
 
 from collections import OrderedDict, deque
@@ -20,78 +21,88 @@ from proxy.wire.frames import (
     encode,
 )
 
-PAYLOAD = (Chunk, Body, Output)
-FRAME_BYTES = 64  # what a frame costs beside its payload: tag, job id, attempt
+PAYLOAD_FRAMES = (Chunk, Body, Output)
+
+# Size of a frame without its payload: tag, job id, attempt.
+FRAME_OVERHEAD_BYTES = 64
 
 
 @dataclass(slots=True)
 class Lane:
-    """The frames of one job, how far the first one is sent already, and the payload bytes that wait."""
+    """The unsent frames of one job."""
 
     frames: deque[JobFrame] = field(default_factory=deque)
+    # Payload bytes of the first frame that have been sent already.
     offset: int = 0
+    # Payload bytes of all frames that have not been sent.
     backlog: int = 0
 
 
 class Outbox:
-    """Frames for one socket. The owner puts them in and writes what `next_message` gives; no I/O happens here."""
+    """A queue without I/O: its owner adds frames and writes the messages of `next_message`.
+
+    Attributes:
+        size: payload bytes of all lanes that are not yet in a message.
+
+    """
 
     def __init__(self) -> None:
         self._control: deque[Frame] = deque()
         self._lanes: OrderedDict[str, Lane] = OrderedDict()
-        self.size = 0  # payload bytes of all lanes that are not yet in a message
+        self.size = 0
 
     def put(self, frame: Frame) -> None:
-        """DurableJobs a control frame, ahead of all lanes."""
+        """Add a control frame, which is sent before all lanes."""
         self._control.append(frame)
 
     def put_in_lane(self, frame: JobFrame) -> None:
-        """DurableJobs a frame behind the earlier ones of the same job."""
+        """Add a frame of a job after its earlier ones."""
         lane = self._lanes.get(frame.job)
         if lane is None:
             lane = self._lanes[frame.job] = Lane()
         lane.frames.append(frame)
-        if isinstance(frame, PAYLOAD):
+        if isinstance(frame, PAYLOAD_FRAMES):
             lane.backlog += len(frame.data)
             self.size += len(frame.data)
 
     def backlog(self, job: str) -> int:
-        """Payload bytes of a job that are not yet in a message."""
+        """Return the payload bytes of a job that are not yet in a message."""
         lane = self._lanes.get(job)
         return lane.backlog if lane else 0
 
     def drop(self, job: str) -> None:
-        """Forget what a job still had to send."""
+        """Discard the unsent frames of a job."""
         lane = self._lanes.pop(job, None)
         if lane is not None:
             self.size -= lane.backlog
 
     def clear_control(self) -> None:
-        """Forget the control frames; a new connection begins with its own."""
+        """Discard the unsent control frames; a new connection begins with its own."""
         self._control.clear()
 
     def next_message(self) -> tuple[bytes, list[Frame]] | None:
-        """The next message to write and the frames in it, or None when nothing waits."""
+        """Return the next message to write and the frames in it, or None if the queue is empty."""
         if not self._control and not self._lanes:
             return None
         frames: list[Frame] = list(self._control)
         self._control.clear()
-        room = MESSAGE_BYTES - FRAME_BYTES * len(frames)
-        while self._lanes and room > 0:
+        available = MESSAGE_BYTES - FRAME_OVERHEAD_BYTES * len(frames)
+        while self._lanes and available > 0:
             job, lane = self._lanes.popitem(last=False)
-            room -= self._take_turn(lane, frames, room)
+            available -= self._take_turn(lane, frames, available)
             if lane.frames:
-                self._lanes[job] = lane  # to the back: the other lanes are next
+                # Append the lane at the end, so that the other lanes are next.
+                self._lanes[job] = lane
         return encode(frames), frames
 
-    def _take_turn(self, lane: Lane, frames: list[Frame], room: int) -> int:
-        """Move frames of one lane into the message: up to one part of payload. Gives the bytes used."""
+    def _take_turn(self, lane: Lane, frames: list[Frame], available: int) -> int:
+        """Move frames with up to one part of payload into the message; return the bytes used."""
         used = 0
-        turn = min(room, PART_BYTES)
+        turn = min(available, PART_BYTES)
         while lane.frames and used < turn:
             frame = lane.frames[0]
-            used += FRAME_BYTES
-            if isinstance(frame, PAYLOAD):
+            used += FRAME_OVERHEAD_BYTES
+            if isinstance(frame, PAYLOAD_FRAMES):
                 rest = len(frame.data) - lane.offset
                 if rest > PART_BYTES:
                     part = frame.data[lane.offset : lane.offset + PART_BYTES]

@@ -1,7 +1,7 @@
-"""Read keys and tokens from a file, so that none has to stand in a process's arguments.
+"""Read keys and tokens from a file, so that they need not be passed as process arguments.
 
-One secret a line; blank lines and lines that begin with `#` are skipped. The file is refused when
-any other user may access it. A pipe works too: `--api-key-file <(pass show proxy)`.
+The file has one secret per line; blank lines and lines that begin with `#` are skipped. A file that
+other users may access is rejected. A pipe works, too: `--api-key-file <(pass show proxy)`.
 """
 
 import os
@@ -9,21 +9,22 @@ import re
 import stat
 from pathlib import Path
 
-MOST_BYTES = 64 * 1024
+SECRET_FILE_MAX_BYTES = 64 * 1024
 
-_SECRET = re.compile(r"[!-~]+")  # anything else cannot be sent in an `Authorization` field as it is
+# Other characters cannot be sent in an `Authorization` field without an encoding.
+_SECRET = re.compile(r"[!-~]+")
 
 
 class SecretFileError(ValueError):
-    """A file of secrets cannot be used; the text says why and what to do, and shows no secret."""
+    """A file of secrets is unusable. The message has the reason and the remedy, never a secret."""
 
 
 def read_secrets(path: Path) -> tuple[str, ...]:
-    """Return the secrets in a file, in their order; at least one.
+    """Return the secrets in a file in order; the result is never empty.
 
     Raises:
-        SecretFileError: the file is missing, not private, too large, not text, or holds no secret,
-            the same secret twice, or something that cannot be sent as one.
+        SecretFileError: the file is missing, not private, too large or not text; or it contains no
+            secret, a duplicate, or characters that cannot be sent in a header.
 
     """
     lines: dict[str, int] = {}
@@ -33,12 +34,12 @@ def read_secrets(path: Path) -> tuple[str, ...]:
             continue
         if not _SECRET.fullmatch(secret):
             raise SecretFileError(
-                f"{path}, line {number}: only visible ASCII characters without blanks can be sent as"
-                " a key. Comments need lines of their own."
+                f"{path}, line {number}: only visible ASCII characters without blanks are allowed"
+                " in a key. Put comments on lines of their own."
             )
         if secret in lines:
             raise SecretFileError(
-                f"{path}, line {number}: the same as line {lines[secret]}. Remove one of them."
+                f"{path}, line {number}: duplicate of line {lines[secret]}. Remove one of them."
             )
         lines[secret] = number
     if not lines:
@@ -47,24 +48,25 @@ def read_secrets(path: Path) -> tuple[str, ...]:
 
 
 def read_secret(path: Path) -> str:
-    """Return the one secret in a file; see `read_secrets`."""
+    """Return the only secret in a file. Raises SecretFileError, also if there are several."""
     secrets = read_secrets(path)
     if len(secrets) > 1:
-        raise SecretFileError(f"{path} holds {len(secrets)} secrets. Leave one of them in it.")
+        raise SecretFileError(f"{path} contains {len(secrets)} secrets. Remove all but one.")
     return secrets[0]
 
 
 def _text(path: Path) -> str:
     try:
-        # Without O_NONBLOCK, opening a named pipe that no one writes to would wait without end.
+        # Without O_NONBLOCK, opening a named pipe without a writer would block.
         descriptor = os.open(path.expanduser(), os.O_RDONLY | os.O_NONBLOCK)
     except FileNotFoundError:
         raise SecretFileError(
-            f"{path} does not exist. Create it with one secret on a line, and run: chmod 600 {path}"
+            f"{path} does not exist. Create it with one secret per line, and run: chmod 600 {path}"
         ) from None
     except OSError as error:
         raise SecretFileError(
-            f"{path} cannot be opened: {error.strerror}. It has to belong to the user of this process."
+            f"{path} cannot be opened: {error.strerror}."
+            " It must belong to the user of this process."
         ) from None
     try:
         data = _read(path, descriptor)
@@ -82,7 +84,7 @@ def _read(path: Path, descriptor: int) -> bytes:
     found = os.fstat(descriptor)
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISFIFO(found.st_mode)):
         raise SecretFileError(
-            f"{path} is not a file. Give the path of a file with one secret on a line."
+            f"{path} is not a file. Give the path of a file with one secret per line."
         )
     if found.st_mode & (stat.S_IRWXG | stat.S_IRWXO):
         mode = stat.S_IMODE(found.st_mode)
@@ -91,10 +93,12 @@ def _read(path: Path, descriptor: int) -> bytes:
         )
     os.set_blocking(descriptor, True)
     data = b""
-    while len(data) <= MOST_BYTES and (part := os.read(descriptor, MOST_BYTES)):
+    while len(data) <= SECRET_FILE_MAX_BYTES and (
+        part := os.read(descriptor, SECRET_FILE_MAX_BYTES)
+    ):
         data += part
-    if len(data) > MOST_BYTES:
+    if len(data) > SECRET_FILE_MAX_BYTES:
         raise SecretFileError(
-            f"{path} is larger than {MOST_BYTES // 1024} KB. Is it the right file?"
+            f"{path} is larger than {SECRET_FILE_MAX_BYTES // 1024} KB. Check the path."
         )
     return data

@@ -1,4 +1,4 @@
-"""More clients than there are places: those who come too late are told so, and workers get in all the same."""
+"""The connection limit: clients above it are refused, and workers can still connect."""
 
 import json
 from collections.abc import AsyncIterator
@@ -14,34 +14,38 @@ from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
 
-PLACES, CLIENTS = 50, 200
+CLIENT_LIMIT = 50
+CLIENTS = 200
 TOKEN = "token-of-a-worker"
 DESCRIPTORS = 256
 
 
 @asynccontextmanager
 async def settled(url: str, clients: int) -> AsyncIterator[list[Answer | None]]:
-    """So many clients, of which each asks once and stays; what they were told."""
+    """Open connections that send one request each and stay open; yield their responses."""
     async with AsyncExitStack() as stack:
-        told = []
+        answers = []
         for _ in range(clients):
             line = await stack.enter_async_context(strict(url))
             await line.say(asks())
-            told.append(await line.answer())
-        yield told
+            answers.append(await line.answer())
+        yield answers
 
 
 def is_full(answer: Answer | None) -> bool:
-    """Whether this is what one is told for whom there is no place; where too many are told at once, some are cut."""
+    """Return True for the refusal of a client above the limit.
+
+    With too many refusals at once, some connections are closed without a response.
+    """
     if answer is None:
         return True
     code = json.loads(answer.body)["error"]["code"]
-    is_told = answer.status == 503 and answer.is_last and "retry-after" in answer.headers
-    return is_told and code == "too_many_connections"
+    is_refused = answer.status == 503 and answer.is_last and "retry-after" in answer.headers
+    return is_refused and code == "too_many_connections"
 
 
 async def polls(url: str) -> bool:
-    """Whether a stock worker's poll gets through; it tries again when it was cut, as a worker does."""
+    """Return True if a Runpod worker's poll is answered; a closed connection counts as False."""
     headers = {"Authorization": TOKEN}
     async with aiohttp.ClientSession(headers=headers) as http:
         with suppress(aiohttp.ClientConnectionError):
@@ -55,13 +59,14 @@ async def is_served(url: str) -> bool:
 
 
 async def full_of_clients(proxy: Proxy) -> None:
-    """Two hundred clients in fifty places; a worker and its jobs come through nevertheless."""
-    async with settled(proxy.url, CLIENTS) as told:
-        assert [answer.status for answer in told[:PLACES] if answer is not None] == [200] * PLACES
-        assert any(told[PLACES:])
-        assert all(is_full(answer) for answer in told[PLACES:])
+    """Connect four times as many clients as allowed, then both kinds of workers."""
+    async with settled(proxy.url, CLIENTS) as answers:
+        served = [answer.status for answer in answers[:CLIENT_LIMIT] if answer is not None]
+        assert served == [200] * CLIENT_LIMIT
+        assert any(answers[CLIENT_LIMIT:])
+        assert all(is_full(answer) for answer in answers[CLIENT_LIMIT:])
         assert proxy.parts.edge.connections.size <= proxy.parts.edge.connections.limit
-        await until(lambda: polls(proxy.url), what="a stock worker gets in")
+        await until(lambda: polls(proxy.url), what="a Runpod worker is served")
         async with worker(proxy):
             async with strict(proxy.url) as late:
                 await late.say(asks())
@@ -71,35 +76,35 @@ async def full_of_clients(proxy: Proxy) -> None:
             assert proxy.ready
 
 
-async def test_workers_get_in_where_clients_have_taken_all_places() -> None:
-    async with serving(max_connections=PLACES, worker_token=TOKEN, poll_hold=0.5) as proxy:
+async def test_workers_can_connect_when_clients_use_all_other_connections() -> None:
+    async with serving(max_connections=CLIENT_LIMIT, worker_token=TOKEN, poll_hold=0.5) as proxy:
         await full_of_clients(proxy)
         await until(lambda: is_served(proxy.url), what="clients are served again")
         async with worker(proxy), proxy.http.post(CHAT, json=chat("again")) as response:
             assert response.status == 200
 
 
-async def test_silent_connections_are_cut_and_keep_nobody_out_for_long() -> None:
+async def test_silent_connections_are_closed_and_make_room_for_new_clients() -> None:
     async with (
-        serving(max_connections=PLACES, head_timeout=1.0) as proxy,
+        serving(max_connections=CLIENT_LIMIT, head_timeout=1.0) as proxy,
         AsyncExitStack() as stack,
     ):
         silent = [await stack.enter_async_context(strict(proxy.url)) for _ in range(CLIENTS)]
         assert proxy.parts.edge.connections.size <= proxy.parts.edge.connections.limit
         await until(lambda: is_served(proxy.url), what="clients are served again")
         assert [await line.answer() for line in silent] == [None] * CLIENTS
-        assert proxy.parts.edge.connections.size <= 1, "at most the one that has just asked"
+        assert proxy.parts.edge.connections.size <= 1, "at most the connection of the last request"
 
 
 async def test_descriptors_never_run_out(tmp_path: Path) -> None:
     settings = {"worker_token": TOKEN, "poll_hold": 0.5}
     async with alone(tmp_path, most_descriptors=DESCRIPTORS, **settings) as proxy:
-        async with settled(proxy.url, 2 * DESCRIPTORS) as told:
-            served = [answer for answer in told if answer is not None and answer.status == 200]
+        async with settled(proxy.url, 2 * DESCRIPTORS) as answers:
+            served = [answer for answer in answers if answer is not None and answer.status == 200]
             assert DESCRIPTORS // 4 < len(served) < DESCRIPTORS
-            assert all(is_full(answer) for answer in told[len(served) :])
+            assert all(is_full(answer) for answer in answers[len(served) :])
             assert proxy.descriptors() < DESCRIPTORS
-            await until(lambda: polls(proxy.url), what="a stock worker gets in")
+            await until(lambda: polls(proxy.url), what="a Runpod worker is served")
         await until(lambda: is_served(proxy.url), what="clients are served again")
         assert await proxy.command.stop() == 0
         assert "Too many open files" not in proxy.command.text

@@ -1,4 +1,4 @@
-"""Default deny: every route that is registered anywhere, asked by everybody."""
+"""Default deny: every registered route is requested with every kind of key and without one."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -21,8 +21,8 @@ BODY = b'{"input": 1, "model": "small"}'
 
 
 @dataclass(frozen=True)
-class House:
-    """A proxy with keys, and a job of alice's that waits."""
+class KeyedProxy:
+    """A proxy with keys, and the id of a queued job of alice's."""
 
     proxy: Proxy
     job: str
@@ -30,7 +30,7 @@ class House:
     async def ask(
         self, route: Route, method: str, key: str | None, job: str = UNKNOWN
     ) -> tuple[int, bytes]:
-        """Status and body, by somebody with this key."""
+        """Send a request with this key, if any; return the status and the body."""
         path = (
             route.path.replace("{endpoint}", "default")
             .replace("{job}", job)
@@ -57,11 +57,11 @@ class House:
 
 
 @pytest_asyncio.fixture(scope="module")
-async def house() -> AsyncIterator[House]:
-    """Nobody works here, so that the job keeps waiting."""
+async def keyed() -> AsyncIterator[KeyedProxy]:
+    """Start a proxy without a worker, so that the job stays in the queue."""
     keys = [SecretStr(f"{owner}={key}") for owner, key in KEYS.items()]
     async with serving(api_key=keys, endpoint=["default=small"], queue_timeout=0.5) as proxy:
-        yield House(proxy, await QueueClient(proxy, KEYS["alice"]).run(prompt("hush")))
+        yield KeyedProxy(proxy, await QueueClient(proxy, KEYS["alice"]).run(prompt("hush")))
 
 
 ROWS = [(route, method) for route in ROUTES for method in route.methods]
@@ -71,64 +71,66 @@ def named(value: object) -> str:
     return value.path if isinstance(value, Route) else str(value)
 
 
-async def test_nobody_gets_anywhere_without_the_right_kind_of_key(house: House) -> None:
-    """All at once, since a stock worker that is refused has to wait for it."""
+async def test_every_protected_route_requires_the_right_kind_of_key(keyed: KeyedProxy) -> None:
+    """The requests are concurrent, since the refusal of a Runpod worker is delayed."""
     wrong = {
-        Kind.CLIENT: (None, "wrong", house.proxy.parts.token),
+        Kind.CLIENT: (None, "wrong", keyed.proxy.parts.token),
         Kind.WORKER: (None, "wrong", KEYS["alice"]),
     }
     asked = [
         (route, method, key) for route, method in ROWS if route.kind for key in wrong[route.kind]
     ]
-    answers = await asyncio.gather(*(house.ask(*each) for each in asked))
+    answers = await asyncio.gather(*(keyed.ask(*each) for each in asked))
     let_in = [
         (each[0].path, each[1], status)
         for each, (status, _) in zip(asked, answers, strict=True)
         if status != 401
     ]
-    assert [
-        one for one in let_in if one[2] != 429
-    ] == []  # so many stock workers at once are told to come back
+    # Concurrent requests of this number of Runpod workers exceed their limit.
+    assert [one for one in let_in if one[2] != 429] == []
     assert len(asked) > 250
 
 
 @pytest.mark.parametrize(
     ("route", "method"), [row for row in ROWS if row[0].kind is None], ids=named
 )
-async def test_what_is_open_tells_nothing(house: House, route: Route, method: str) -> None:
-    status, body = await house.ask(route, method, None)
+async def test_public_routes_reveal_nothing(keyed: KeyedProxy, route: Route, method: str) -> None:
+    status, body = await keyed.ask(route, method, None)
     assert status in {200, 503}
     assert b"default" not in body
 
 
 @pytest.mark.parametrize(
     ("route", "method"),
-    [
-        row for row in ROWS if row[0].kind is Kind.CLIENT and not row[0].path.endswith("/runsync")
-    ],  # which is held
+    # `runsync` is left out because its response is delayed.
+    [row for row in ROWS if row[0].kind is Kind.CLIENT and not row[0].path.endswith("/runsync")],
     ids=named,
 )
-async def test_a_client_with_its_key_is_let_in(house: House, route: Route, method: str) -> None:
-    status, _ = await house.ask(route, method, KEYS["bob"])
+async def test_a_client_with_its_key_is_accepted(
+    keyed: KeyedProxy, route: Route, method: str
+) -> None:
+    status, _ = await keyed.ask(route, method, KEYS["bob"])
     assert status not in {401, 403, 405, 500}
 
 
 @pytest.mark.parametrize("path", [route.path for route in ROUTES if route.path.endswith("{job}")])
-async def test_anothers_job_is_no_job(house: House, path: str) -> None:
+async def test_a_job_of_another_owner_looks_like_an_unknown_job(
+    keyed: KeyedProxy, path: str
+) -> None:
     route = next(route for route in ROUTES if route.path == path)
     for method in route.methods:
-        status, body = await house.ask(route, method, KEYS["bob"], house.job)
-        unknown = await house.ask(route, method, KEYS["bob"], UNKNOWN)
+        status, body = await keyed.ask(route, method, KEYS["bob"], keyed.job)
+        unknown = await keyed.ask(route, method, KEYS["bob"], UNKNOWN)
         assert status == 404
-        assert (status, body.replace(house.job.encode(), b"ID")) == (
+        assert (status, body.replace(keyed.job.encode(), b"ID")) == (
             unknown[0],
             unknown[1].replace(UNKNOWN.encode(), b"ID"),
         )
 
 
-def test_what_an_application_registers_is_in_the_table(house: House) -> None:
-    """And what is not could not be reached."""
-    backends = house.proxy.parts.app._rooms
+def test_the_table_has_exactly_the_routes_that_applications_register(keyed: KeyedProxy) -> None:
+    """A route that is not in the table could not be reached."""
+    backends = keyed.proxy.parts.app._backends
     registered = {
         (route.path, method)
         for route in backends[Backend.STATUS].fastapi.routes
@@ -144,13 +146,15 @@ def test_what_an_application_registers_is_in_the_table(house: House) -> None:
 
 
 @pytest.mark.parametrize("method", ["DELETE", "PUT", "PATCH", "OPTIONS", "TRACE", "PROPFIND"])
-async def test_a_wrong_method_names_the_right_ones(house: House, method: str) -> None:
+async def test_the_refusal_of_a_method_lists_the_allowed_ones(
+    keyed: KeyedProxy, method: str
+) -> None:
     for path, allowed in (
         ("/v1/models", "GET, HEAD"),
         ("/v2/default/run", "POST"),
         ("/livez", "GET, HEAD"),
     ):
-        async with house.proxy.http.request(
+        async with keyed.proxy.http.request(
             method, path, headers={"Authorization": KEYS["bob"]}
         ) as response:
             assert response.status == 405
@@ -161,23 +165,25 @@ async def test_a_wrong_method_names_the_right_ones(house: House, method: str) ->
 @pytest.mark.parametrize(
     "path", ["/docs", "/v2/default/nothing", "/v1/nothing", "/x", "/v2/default/worker"]
 )
-async def test_a_missing_route_says_so_before_it_asks_for_a_key(house: House, path: str) -> None:
-    async with house.proxy.http.get(path) as response:
+async def test_an_unknown_route_is_reported_before_a_missing_key(
+    keyed: KeyedProxy, path: str
+) -> None:
+    async with keyed.proxy.http.get(path) as response:
         assert response.status in {404, 405}
         assert "error" in await response.json()
 
 
-async def test_two_keys_are_ambiguous_but_where_the_guide_sends_two(house: House) -> None:
+async def test_two_keys_are_rejected_except_by_the_queue_api(keyed: KeyedProxy) -> None:
     def headers(*keys: str) -> list[tuple[str, str]]:
         return [("Authorization", key) for key in keys]
 
     for given, status in ((("wrong", KEYS["bob"]), 200), (("wrong", "worse"), 401)):
-        async with house.proxy.http.get(
+        async with keyed.proxy.http.get(
             "/v2/default/health", headers=CIMultiDict(headers(*given))
         ) as response:
             assert response.status == status
     for path in ("/v1/models", "/health"):
-        async with house.proxy.http.get(
+        async with keyed.proxy.http.get(
             path, headers=CIMultiDict(headers("wrong", KEYS["bob"]))
         ) as response:
             assert response.status == 400

@@ -1,4 +1,4 @@
-"""The guard in front of HTTP, over raw sockets: what is refused, in which words, and that nothing else is disturbed."""
+"""The guard over raw sockets: its refusals, their format, and no effect on other requests."""
 
 import asyncio
 import json
@@ -13,19 +13,19 @@ from harness.proxy.shared import Line
 from harness.tools.waiting import until
 from pydantic import SecretStr
 
-QUICK = 0.5
+TIMEOUT_SECONDS = 0.5
 JSON_BODY = "Content-Type: application/json"
 
 
 @pytest_asyncio.fixture(scope="module")
 async def quick() -> AsyncIterator[Proxy]:
-    """A proxy with little patience."""
-    async with serving(head_timeout=QUICK, body_grace=QUICK) as running:
+    """A proxy with short time limits."""
+    async with serving(head_timeout=TIMEOUT_SECONDS, body_grace=TIMEOUT_SECONDS) as running:
         yield running
 
 
 async def refused(connection: Wire) -> tuple[int, str]:
-    """The status and the code of a refusal, behind which the connection ends."""
+    """Read a refusal and the end of the connection; return its status and its code or message."""
     answer = await connection.answer()
     assert answer.headers[b"connection"] == b"close"
     assert await connection.rest() == b""
@@ -60,7 +60,7 @@ async def refused(connection: Wire) -> tuple[int, str]:
     ],
     ids=lambda value: repr(value[:40]) if isinstance(value, bytes) else "",
 )
-async def test_a_head_that_can_be_read_in_two_ways_is_refused(
+async def test_an_ambiguous_head_is_refused(
     quick: Proxy, asked: bytes, status: int, code: str
 ) -> None:
     async with wire(quick) as connection:
@@ -72,8 +72,8 @@ async def test_a_head_that_can_be_read_in_two_ways_is_refused(
 @pytest.mark.parametrize(
     "target", ["/v1/models", "/v2/default/run", "/v1/messages", "localhost:443", "*"]
 )
-async def test_connect_is_refused_in_the_dialect_of_its_path(quick: Proxy, target: str) -> None:
-    """The parser leaves HTTP with any CONNECT, so parsing it once more would never end."""
+async def test_connect_is_refused_in_the_format_of_its_path(quick: Proxy, target: str) -> None:
+    """The parser ends HTTP with any CONNECT, so parsing it again would loop endlessly."""
     async with wire(quick) as connection:
         await connection.send(request(f"CONNECT {target}"))
         answer = await connection.answer()
@@ -88,14 +88,15 @@ async def test_connect_is_refused_in_the_dialect_of_its_path(quick: Proxy, targe
     assert (told.get("type") == "error") == (target == "/v1/messages")
 
 
-async def test_the_queue_api_is_told_in_its_own_words(quick: Proxy) -> None:
+async def test_the_queue_api_has_its_own_error_format(quick: Proxy) -> None:
     async with wire(quick) as connection:
         await connection.send(request("POST /v2/default/run", host="evil.example"))
         status, told = await refused(connection)
-        assert (status, told) == (403, "This proxy does not go by that name: see --allowed-host.")
+        sentence = "The host name of the request is not allowed. Allow it with --allowed-host."
+        assert (status, told) == (403, sentence)
 
 
-async def test_a_head_without_an_end_is_refused_before_it_is_large(quick: Proxy) -> None:
+async def test_an_endless_head_is_refused_early(quick: Proxy) -> None:
     async with wire(quick) as connection:
         await connection.send(b"GET /livez HTTP/1.1\r\nHost: localhost\r\nA: ")
         for _ in range(64):
@@ -104,18 +105,18 @@ async def test_a_head_without_an_end_is_refused_before_it_is_large(quick: Proxy)
 
 
 @pytest.mark.parametrize("sent", [b"G", b"GET /livez HTTP/1.1\r\nHost: local"])
-async def test_a_head_has_to_be_there_in_time(quick: Proxy, sent: bytes) -> None:
+async def test_an_incomplete_head_times_out(quick: Proxy, sent: bytes) -> None:
     async with wire(quick) as connection:
         await connection.send(sent)
         assert await refused(connection) == (408, "request_timeout")
 
 
-async def test_one_that_says_nothing_is_cut(quick: Proxy) -> None:
+async def test_a_silent_connection_is_closed(quick: Proxy) -> None:
     async with wire(quick) as connection:
         assert await connection.rest() == b""
 
 
-async def test_a_second_head_has_the_same_time(quick: Proxy) -> None:
+async def test_a_second_head_has_the_same_time_limit(quick: Proxy) -> None:
     async with wire(quick) as connection:
         await connection.send(request())
         assert (await connection.answer()).status == 200
@@ -123,37 +124,38 @@ async def test_a_second_head_has_the_same_time(quick: Proxy) -> None:
         assert await refused(connection) == (408, "request_timeout")
 
 
-async def test_a_body_has_to_go_on(quick: Proxy) -> None:
+async def test_a_body_that_stops_times_out(quick: Proxy) -> None:
     async with wire(quick) as connection:
         await connection.send(request(f"POST {CHAT}", JSON_BODY, "Content-Length: 100", body=b"{"))
         assert await refused(connection) == (408, "request_timeout")
 
 
-async def test_a_body_that_goes_on_slowly_is_read(quick: Proxy) -> None:
-    """Twice the time that a silent one would have, but a KB for each second of it."""
+async def test_a_slow_body_with_the_minimum_rate_is_read(quick: Proxy) -> None:
+    """It takes twice the time limit of a silent body, but has 1 KB for each second."""
     async with wire(quick) as connection:
         await connection.send(request(f"POST {CHAT}", JSON_BODY, "Content-Length: 20000"))
         for _ in range(20):
             await connection.send(b" " * 1000)
-            await asyncio.sleep(QUICK / 10)  # the pace of this client, not a wait
+            # The pace of this client, not a wait for the proxy.
+            await asyncio.sleep(TIMEOUT_SECONDS / 10)
         answer = await connection.answer()
         assert json.loads(answer.body)["error"]["code"] == "invalid_json"
 
 
-async def test_a_body_that_goes_on_has_an_end_all_the_same() -> None:
-    """Else it would keep the room that it has paid for, for as long as it likes."""
+async def test_a_body_with_the_minimum_rate_still_has_a_time_limit() -> None:
+    """Otherwise it would hold its share of the body budget without a limit."""
     async with (
-        serving(body_grace=QUICK, body_timeout=2 * QUICK) as proxy,
+        serving(body_grace=TIMEOUT_SECONDS, body_timeout=2 * TIMEOUT_SECONDS) as proxy,
         wire(proxy) as connection,
     ):
         await connection.send(request(f"POST {CHAT}", JSON_BODY, "Content-Length: 1000000"))
         while proxy.parts.bodies.used or not connection.has_answer():
             await connection.send(b" " * 1000)
-            await asyncio.sleep(QUICK / 10)
+            await asyncio.sleep(TIMEOUT_SECONDS / 10)
         assert await refused(connection) == (408, "request_timeout")
 
 
-async def test_chunks_may_not_be_mostly_framing(quick: Proxy) -> None:
+async def test_chunks_with_too_much_framing_are_refused(quick: Proxy) -> None:
     async with wire(quick) as connection:
         await connection.send(
             request(f"POST {CHAT}", JSON_BODY, "Transfer-Encoding: chunked", body=b"1;")
@@ -163,7 +165,7 @@ async def test_chunks_may_not_be_mostly_framing(quick: Proxy) -> None:
         assert (await refused(connection))[0] == 400
 
 
-async def test_trailers_say_nothing(line: Line) -> None:
+async def test_trailers_are_ignored(line: Line) -> None:
     body = json.dumps(chat()).encode()
     trailers = b"%x\r\n%b\r\n0\r\nHost: evil.example\r\nAuthorization: other\r\n\r\n" % (
         len(body),
@@ -178,8 +180,10 @@ async def test_trailers_say_nothing(line: Line) -> None:
         assert (await connection.answer()).status == 200
 
 
-async def test_a_bad_request_waits_for_the_answer_before_it(line: Line) -> None:
-    """Its refusal must not be written into the middle of a stream."""
+async def test_the_refusal_of_a_pipelined_request_follows_the_response_before_it(
+    line: Line,
+) -> None:
+    """The refusal must not be written into the middle of a stream."""
     body = json.dumps(chat(stream=True, max_tokens=20, seed=5_000)).encode()
     good = request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {len(body)}", body=body)
     async with wire(line.proxy) as connection:
@@ -190,7 +194,7 @@ async def test_a_bad_request_waits_for_the_answer_before_it(line: Line) -> None:
         assert await refused(connection) == (400, "bad_request")
 
 
-async def test_requests_in_a_row_are_answered_in_their_order(line: Line) -> None:
+async def test_pipelined_requests_are_answered_in_order(line: Line) -> None:
     async with wire(line.proxy) as connection:
         await connection.send(
             b"".join(request("GET /v1/models", f"X-Request-ID: r-{number}") for number in range(20))
@@ -199,7 +203,7 @@ async def test_requests_in_a_row_are_answered_in_their_order(line: Line) -> None
             assert (await connection.answer()).headers[b"x-request-id"] == b"r-%d" % number
 
 
-async def test_a_row_of_requests_is_not_endless(line: Line) -> None:
+async def test_the_number_of_pipelined_requests_is_limited(line: Line) -> None:
     body = json.dumps(chat(stream=True, max_tokens=200, seed=5_000)).encode()
     good = request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {len(body)}", body=body)
     async with wire(line.proxy) as connection:
@@ -209,8 +213,8 @@ async def test_a_row_of_requests_is_not_endless(line: Line) -> None:
         assert 1 < answers < 100
 
 
-async def test_an_early_answer_ends_a_body_that_never_comes(quick: Proxy) -> None:
-    """It is refused by its size alone; what was promised is not waited for."""
+async def test_a_refusal_does_not_wait_for_the_rest_of_the_body(quick: Proxy) -> None:
+    """The request is refused by its declared size; the connection is closed without the body."""
     async with wire(quick) as connection:
         await connection.send(
             request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {10**12}", body=b"{")
@@ -220,10 +224,8 @@ async def test_an_early_answer_ends_a_body_that_never_comes(quick: Proxy) -> Non
 
 
 @pytest.mark.parametrize("parts", [1, 2])
-async def test_one_that_would_rather_speak_http_2_is_served_in_http_1(
-    line: Line, parts: int
-) -> None:
-    """Java's client asks for it with its first request, whatever that is; uvicorn would lose the body."""
+async def test_a_request_to_upgrade_to_http_2_is_served_in_http_1(line: Line, parts: int) -> None:
+    """Java's client asks for this upgrade in its first request; uvicorn would lose the body."""
     body = json.dumps(chat()).encode()
     wish = (
         "Connection: Upgrade, HTTP2-Settings",
@@ -232,13 +234,14 @@ async def test_one_that_would_rather_speak_http_2_is_served_in_http_1(
     )
     asked = request(f"POST {CHAT}", JSON_BODY, *wish, f"Content-Length: {len(body)}", body=body)
     async with wire(line.proxy) as connection:
-        at, connections = len(asked) // parts, line.proxy.parts.edge.connections
+        at = len(asked) // parts
+        connections = line.proxy.parts.edge.connections
         await connection.send(asked[:at])
         if parts > 1:
             await until(
-                lambda: any(one._size == at for one in connections._waited_for),
+                lambda: any(one._received_bytes == at for one in connections._watched),
                 5,
-                "the first piece is there",
+                "the first piece has been received",
             )
         await connection.send(asked[at:])
         answer = await connection.answer()
@@ -248,7 +251,7 @@ async def test_one_that_would_rather_speak_http_2_is_served_in_http_1(
         assert (await connection.answer()).status == 200
 
 
-async def test_expect_is_answered_once_the_body_is_wanted() -> None:
+async def test_expect_is_answered_when_the_body_is_read() -> None:
     async with serving(api_key=["k=secret"], endpoint=["default=small"]) as proxy:
         head = request(
             f"POST {CHAT}",
@@ -268,20 +271,20 @@ async def test_expect_is_answered_once_the_body_is_wanted() -> None:
 
 
 async def test_bodies_share_a_budget() -> None:
-    """What there is no room for is refused before it is read, and there is room again once others are through."""
+    """A body above the free budget is refused before it is read; ended requests release bytes."""
     async with serving(body_budget=32 * 1024 * 1024, endpoint=["default=small"]) as proxy:
         size = 18 * 1024 * 1024
         async with wire(proxy) as first, wire(proxy) as second:
             await first.send(
                 request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {size}", body=b"{")
             )
-            await until(lambda: proxy.parts.bodies.used == size, 5, "the first body is paid for")
+            await until(lambda: proxy.parts.bodies.used == size, 5, "the first body is counted")
             await second.send(request(f"POST {CHAT}", JSON_BODY, f"Content-Length: {size}"))
             answer = await second.answer()
             assert answer.status == 503
             assert answer.headers[b"retry-after"] == b"5"
             assert json.loads(answer.body)["error"]["code"] == "overloaded"
-        await until(lambda: proxy.parts.bodies.used == 0, 5, "it is given back")
+        await until(lambda: proxy.parts.bodies.used == 0, 5, "the bytes are released")
 
 
 async def test_one_key_leaves_half_of_the_budget_to_others() -> None:
@@ -302,23 +305,22 @@ async def test_one_key_leaves_half_of_the_budget_to_others() -> None:
 
         async with wire(proxy) as first, wire(proxy) as second, wire(proxy) as other:
             await first.send(asked("alice-secret"))
-            await until(
-                lambda: proxy.parts.bodies.used == size, 5, "alice's first body is paid for"
-            )
+            await until(lambda: proxy.parts.bodies.used == size, 5, "alice's first body is counted")
             await second.send(asked("alice-secret"))
             assert (await second.answer()).status == 503
             await other.send(asked("bob-secret"))
-            await until(lambda: proxy.parts.bodies.used == 2 * size, 5, "bob's body is paid for")
+            await until(lambda: proxy.parts.bodies.used == 2 * size, 5, "bob's body is counted")
 
 
-async def test_silent_connections_give_way_to_those_that_speak() -> None:
-    """All places are taken, also those that are kept for workers, by connections that say nothing."""
+async def test_a_silent_connection_is_evicted_for_a_worker() -> None:
+    """Silent connections use all connections, including those that are reserved for workers."""
     async with serving(max_connections=20, head_timeout=60.0) as proxy, AsyncExitStack() as stack:
         connections = proxy.parts.edge.connections
         silent = [await stack.enter_async_context(wire(proxy)) for _ in range(connections.limit)]
-        await until(lambda: connections.size == connections.limit, 5, "the house is full")
+        await until(lambda: connections.size == connections.limit, 5, "all connections are in use")
         async with wire(proxy) as worker:
             token = f"Authorization: {proxy.parts.token}"
             await worker.send(request("GET /v2/default/ping/w-1?job_id=", token))
             assert (await worker.answer()).status == 200
-        assert await silent[0].rest() == b""  # the one that had been silent for longest
+        # The connection that had been silent longest was closed.
+        assert await silent[0].rest() == b""

@@ -1,4 +1,4 @@
-"""Thousands of streams that wait for a worker: each costs little memory, hears that it is alive, and ends cleanly."""
+"""Thousands of streams without a worker: little memory, regular heartbeats and a clean end."""
 
 from pathlib import Path
 
@@ -9,26 +9,37 @@ from harness.load.idle_streams import allow_descriptors, idling
 from harness.proxy.process import KB, MB, alone
 from harness.tools.waiting import until
 
-FIRST = 50  # after them what the proxy makes only once is made
+# Streams that are opened before memory is measured, so that one-time allocations are not counted.
+WARM_UP_STREAMS = 50
 SETTINGS = {"limit": "openai=0/0", "max_queued": 20_000, "queue_timeout": 600, "drain": 1}
-RESERVE = 1_000  # descriptors that are no streams
+# File descriptors that are not used by streams.
+OTHER_DESCRIPTORS = 1_000
 
 
 async def hold(folder: Path, number: int, heartbeats: int) -> tuple[int, int, float]:
-    """Open so many; the proxy's bytes before and then, and the p99 of a client that asks meanwhile."""
-    allow_descriptors(number + RESERVE)
-    async with alone(folder, **SETTINGS) as proxy, idling(proxy.url, FIRST) as first:
-        await until(lambda: all(one.heartbeats for one in first), 10.0, "the first hear something")
+    """Hold `number` idle streams until each has had some heartbeats.
+
+    Returns the proxy's bytes before and during this, and the p99 latency of another client.
+    """
+    allow_descriptors(number + OTHER_DESCRIPTORS)
+    async with alone(folder, **SETTINGS) as proxy, idling(proxy.url, WARM_UP_STREAMS) as first:
+        await until(
+            lambda: all(one.heartbeats for one in first), 10.0, "the first streams had a heartbeat"
+        )
         before = proxy.memory()
         async with idling(proxy.url, number) as streams:
-            await until(lambda: all(one.heartbeats for one in streams), 60.0, "all hear something")
+            await until(
+                lambda: all(one.heartbeats for one in streams), 60.0, "all streams had a heartbeat"
+            )
             async with healthy(proxy.url) as waits:
                 await until(
-                    lambda: all(one.heartbeats >= heartbeats for one in streams), 90.0, "and again"
+                    lambda: all(one.heartbeats >= heartbeats for one in streams),
+                    90.0,
+                    "all streams had all heartbeats",
                 )
             held = proxy.memory()
             assert await proxy.command.stop() == 0
-            await until(lambda: all(one.is_over for one in streams), 10.0, "all are over")
+            await until(lambda: all(one.is_over for one in streams), 10.0, "all streams have ended")
             cut = [one.tail for one in streams if not one.is_whole]
             assert not cut, (len(cut), cut[0])
             silence = max(one.longest_silence for one in streams)

@@ -1,4 +1,4 @@
-"""Attacks on memory: more and larger bodies than there is room for. Each is answered, and the proxy stays small."""
+"""Attacks on memory: bodies above the limits are all answered, and memory stays bounded."""
 
 import asyncio
 import json
@@ -14,46 +14,44 @@ from harness.network.malformed.case import asks
 from harness.network.raw_connection import Answer, strict
 from harness.proxy.process import MB, Alone, alone
 
-LARGEST = 20 * MB
-BUDGET = 256 * MB
-MOST_MEMORY = 512 * MB
-COMPLETION, RUN, RUNSYNC = (
-    "/v2/default/openai/v1/completions",
-    "/v2/default/run",
-    "/v2/default/runsync?wait=1000",
-)
+LARGE_BODY_BYTES = 20 * MB
+BODY_BUDGET_BYTES = 256 * MB
+MEMORY_LIMIT = 512 * MB
+COMPLETION = "/v2/default/openai/v1/completions"
+RUN = "/v2/default/run"
+RUNSYNC = "/v2/default/runsync?wait=1000"
 SETTINGS = {
-    "body_budget": BUDGET,
+    "body_budget": BODY_BUDGET_BYTES,
     "queue_timeout": 3,
     "limit": "openai=0/0 run=0/0 runsync=0/0",
     "log_level": "warning",
 }
 
-FILLS = text(LARGEST - MB)
-"""Almost as large as may be."""
-WIDE = text(LARGEST - MB, "\U0001f600")
-"""One character makes each of the others four bytes wide, for who decodes them into a string."""
-INPUT = Body(b'{"input":"', FILLS.piece, FILLS.times, b'"}')
-LISTS = Body(b'{"prompt":[', b"[]," * 20_000, LARGEST // 60_000 - 1, b"[]]}")
+ALMOST_FULL = text(LARGE_BODY_BYTES - MB)
+"""Almost as large as allowed."""
+WIDE = text(LARGE_BODY_BYTES - MB, "\U0001f600")
+"""One character makes all others four bytes wide when the body is decoded into a string."""
+INPUT = Body(b'{"input":"', ALMOST_FULL.piece, ALMOST_FULL.times, b'"}')
+LISTS = Body(b'{"prompt":[', b"[]," * 20_000, LARGE_BODY_BYTES // 60_000 - 1, b"[]]}")
 DEEP = Body(b'{"prompt":', b"[" * 50_000, 200, b"")
 
 
 def code(answer: Answer) -> str:
-    """Why it was refused."""
-    told = json.loads(answer.body).get("error")
-    return str(told["code"] if isinstance(told, dict) else told)
+    """Return the error code of a refusal, or its message."""
+    error = json.loads(answer.body).get("error")
+    return str(error["code"] if isinstance(error, dict) else error)
 
 
 def is_proper(answer: Answer) -> bool:
-    """Whether the client knows what to do."""
-    return answer.status in {200, 400, 413} or (
-        answer.status in {429, 503} and "retry-after" in answer.headers
-    )
+    """Return True for an expected status, with `Retry-After` if the client should retry."""
+    if answer.status in {429, 503}:
+        return "retry-after" in answer.headers
+    return answer.status in {200, 400, 413}
 
 
 async def storm(url: str, bodies: int) -> Counter[int]:
-    """So many large bodies at once, of all kinds; how often each status came."""
-    kinds = ((COMPLETION, FILLS), (COMPLETION, WIDE), (RUNSYNC, INPUT), (COMPLETION, LISTS))
+    """Upload large bodies of all kinds concurrently; return the number of responses by status."""
+    kinds = ((COMPLETION, ALMOST_FULL), (COMPLETION, WIDE), (RUNSYNC, INPUT), (COMPLETION, LISTS))
     answers = await asyncio.gather(
         *(upload(url, *kinds[number % len(kinds)]) for number in range(bodies))
     )
@@ -63,15 +61,18 @@ async def storm(url: str, bodies: int) -> Counter[int]:
 
 
 async def has_room(url: str) -> bool:
-    """Whether the whole budget is there again: as many bodies as it has room for are let in, all at once."""
+    """Return True if the whole budget is free and admits as many bodies as it can hold."""
     answers = await asyncio.gather(
-        *(upload(url, COMPLETION, FILLS) for _ in range(BUDGET // LARGEST))
+        *(
+            upload(url, COMPLETION, ALMOST_FULL)
+            for _ in range(BODY_BUDGET_BYTES // LARGE_BODY_BYTES)
+        )
     )
     return {code(answer) for answer in answers} == {"no_workers"}
 
 
 async def attacked(proxy: Alone, bodies: int) -> None:
-    """Attack it, and see that it has stayed small and serves on."""
+    """Send large bodies; check that memory stays bounded and other clients are served."""
     proxy.forget_most()
     async with healthy(proxy.url) as waits:
         statuses = await storm(proxy.url, bodies)
@@ -79,16 +80,16 @@ async def attacked(proxy: Alone, bodies: int) -> None:
     tell(
         "memory at its most under large bodies",
         proxy.most_memory() / MB,
-        f"<= {MOST_MEMORY // MB}",
+        f"<= {MEMORY_LIMIT // MB}",
         "MB",
     )
     tell("healthy p99 under large bodies", waits.p99() * 1000, "", "ms")
     for status, number in sorted(statuses.items()):
         tell(f"large bodies answered with {status}", number)
-    assert proxy.most_memory() <= MOST_MEMORY
+    assert proxy.most_memory() <= MEMORY_LIMIT
     assert await is_answered(proxy.url) == ""
     assert await has_room(proxy.url)
-    assert proxy.most_memory() <= MOST_MEMORY
+    assert proxy.most_memory() <= MEMORY_LIMIT
 
 
 @pytest.mark.timeout(120)
@@ -105,15 +106,17 @@ async def test_four_hundred_large_bodies_at_once_are_all_answered(tmp_path: Path
 
 
 @pytest.mark.timeout(60)
-async def test_what_can_only_grow_is_refused_while_it_comes(tmp_path: Path) -> None:
-    gigabyte = Body(b'{"prompt":"', FILLS.piece, 1024 * MB // len(FILLS.piece), b'"}')
+async def test_an_oversized_request_is_refused_before_it_is_complete(tmp_path: Path) -> None:
+    gigabyte = Body(b'{"prompt":"', ALMOST_FULL.piece, 1024 * MB // len(ALMOST_FULL.piece), b'"}')
     async with alone(tmp_path, **SETTINGS) as proxy:
         before = proxy.memory()
         proxy.forget_most()
         assert (await upload(proxy.url, COMPLETION, gigabyte, chunked=True)).status == 413
         assert (await upload(proxy.url, RUN, gigabyte, chunked=True)).status == 413
         assert (await upload(proxy.url, COMPLETION, DEEP)).status == 400
-        zipped = await upload(proxy.url, COMPLETION, FILLS, fields=("Content-Encoding: gzip",))
+        zipped = await upload(
+            proxy.url, COMPLETION, ALMOST_FULL, fields=("Content-Encoding: gzip",)
+        )
         assert zipped.status == 415
         for raw, status in (
             (head(COMPLETION, f"Content-Length: {10**12}"), 413),

@@ -1,4 +1,4 @@
-"""Without a key no page of another origin gets anything: every client route, every method, at every base."""
+"""Without a key, pages of other origins are refused on every client route, method and base path."""
 
 import json
 from collections.abc import AsyncIterator
@@ -16,7 +16,8 @@ from proxy.api.openai.routes import match
 from proxy.edge.routes import ROUTES, WEBSOCKET, Backend, Route
 from proxy.settings import Settings
 
-EVIL, NAMED = "https://evil.example", "https://app.example"
+EVIL = "https://evil.example"
+NAMED = "https://app.example"
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE", "QUERY", "PROPFIND")
 NO_LIMITS = [f"{name}=0" for name in LIMITS]
 CLIENT_ROUTES = [route for route in ROUTES if route.kind is Kind.CLIENT]
@@ -34,10 +35,10 @@ PREFLIGHT = {
 }
 
 
-@pytest_asyncio.fixture(scope="module", params=["nobody", "another page"])
+@pytest_asyncio.fixture(scope="module", params=["without CORS", "CORS for another page"])
 async def keyless(request: pytest.FixtureRequest) -> AsyncIterator[Proxy]:
     """A proxy without a key, with CORS for one page or for none."""
-    origins = [] if request.param == "nobody" else ["https://App.Example:443/", NAMED]
+    origins = [] if request.param == "without CORS" else ["https://App.Example:443/", NAMED]
     async with serving(cors_origin=origins, endpoint=["default=small"], limit=NO_LIMITS) as proxy:
         yield proxy
 
@@ -61,7 +62,10 @@ async def ask(proxy: Proxy, method: str, path: str, headers: Any, **more: Any) -
 
 
 def code(path: str, body: bytes) -> str:
-    """The code of an error, in the dialect of the path; the queue's errors have a sentence only."""
+    """Return the code of an error in the format of its path.
+
+    Errors of the queue API have only a message.
+    """
     told = json.loads(body)
     found = match(path)
     if path.startswith("/v2/") and found is None:
@@ -73,9 +77,9 @@ def code(path: str, body: bytes) -> str:
     return str(told["error"]["code"])
 
 
-@pytest.mark.parametrize("room", [Backend.QUEUE, Backend.STATUS, Backend.OPENAI])
-async def test_a_foreign_page_is_refused_whatever_it_asks(keyless: Proxy, room: Backend) -> None:
-    routes = [route for route in CLIENT_ROUTES if route.backend is room]
+@pytest.mark.parametrize("backend", [Backend.QUEUE, Backend.STATUS, Backend.OPENAI])
+async def test_every_request_of_a_foreign_page_is_refused(keyless: Proxy, backend: Backend) -> None:
+    routes = [route for route in CLIENT_ROUTES if route.backend is backend]
     assert routes
     for route in routes:
         path = filled(route)
@@ -91,12 +95,14 @@ async def test_a_foreign_page_is_refused_whatever_it_asks(keyless: Proxy, room: 
         assert not any((await response.json())["jobs"].values())
 
 
-async def test_a_route_with_a_slash_behind_it_is_the_same_route(keyless: Proxy) -> None:
+async def test_a_trailing_slash_does_not_bypass_the_check(keyless: Proxy) -> None:
     assert (await ask(keyless, "GET", "/v1/models/", FOREIGN[0]))[0] == 403
 
 
 @pytest.mark.parametrize("headers", FOREIGN, ids=str)
-async def test_what_is_open_to_anybody_stays_open(keyless: Proxy, headers: dict[str, str]) -> None:
+async def test_public_routes_are_open_to_all_origins(
+    keyless: Proxy, headers: dict[str, str]
+) -> None:
     for route in ROUTES:
         if route.kind is None:
             for method in route.methods:
@@ -105,8 +111,8 @@ async def test_what_is_open_to_anybody_stays_open(keyless: Proxy, headers: dict[
         assert (await ask(keyless, "GET", path, headers))[0] == 404
 
 
-async def test_workers_need_their_token_from_wherever(keyless: Proxy) -> None:
-    """A page does not know it, so its origin is not looked at."""
+async def test_workers_need_their_token_from_any_origin(keyless: Proxy) -> None:
+    """A page does not know the token, so its origin is not checked."""
     assert [route.methods for route in ROUTES if route.backend is Backend.CHANNEL] == [(WEBSOCKET,)]
     path = "/v2/default/worker"
     upgrade = {"Connection": "Upgrade", "Upgrade": "websocket", "Sec-WebSocket-Version": "13"}
@@ -120,7 +126,7 @@ async def test_workers_need_their_token_from_wherever(keyless: Proxy) -> None:
 
 
 def pages(port: str) -> list[tuple[bool, list[tuple[str, str]]]]:
-    """Headers of requests, and whether they are let in."""
+    """Return pairs of True if a request is accepted, and its headers."""
     own = f"http://127.0.0.1:{port}"
     secure = f"https://127.0.0.1:{port}"
     return [
@@ -175,7 +181,7 @@ def pages(port: str) -> list[tuple[bool, list[tuple[str, str]]]]:
     ]
 
 
-async def test_an_origin_is_the_proxys_own_or_a_named_one() -> None:
+async def test_only_the_own_origin_and_listed_origins_are_accepted() -> None:
     async with serving(cors_origin=[NAMED, "chrome-extension://abcdef", "null"]) as proxy:
         for is_let_in, headers in pages(proxy.url.rpartition(":")[2]):
             for method, path in (("GET", "/v1/models"), ("POST", "/v2/default/purge-queue")):
@@ -188,7 +194,7 @@ async def test_an_origin_is_the_proxys_own_or_a_named_one() -> None:
                     )
 
 
-async def test_a_body_without_a_type_is_json_but_from_a_page() -> None:
+async def test_a_body_without_a_content_type_is_json_except_from_a_page() -> None:
     async with serving(limit=NO_LIMITS) as proxy:
         for path in ("/v2/default/run", "/v2/default/runsync?wait=1"):
             for headers in (
@@ -199,23 +205,21 @@ async def test_a_body_without_a_type_is_json_but_from_a_page() -> None:
                 assert (await ask(proxy, "POST", path, headers, data=b'{"input": 1}'))[0] == 415
         typed = {"Origin": proxy.url, "Content-Type": "application/json"}
         for headers in (typed, {}):
-            assert (await ask(proxy, "POST", "/v2/default/run", headers, data=b'{"input": 1}'))[
-                0
-            ] == 200
+            status, _ = await ask(proxy, "POST", "/v2/default/run", headers, data=b'{"input": 1}')
+            assert status == 200
 
 
-async def test_with_a_key_an_origin_changes_nothing() -> None:
+async def test_with_a_key_the_origin_has_no_effect() -> None:
     async with serving(api_key=["k=client-secret"]) as proxy:
         for headers in FOREIGN:
-            told = headers | {"Authorization": "client-secret"}
+            with_key = headers | {"Authorization": "client-secret"}
             assert (await ask(proxy, "GET", "/v1/models", headers))[0] == 401
-            assert (await ask(proxy, "GET", "/v1/models", told))[0] == 200
-            assert (await ask(proxy, "POST", "/v2/default/run", told, data=b'{"input": 1}'))[
-                0
-            ] == 200
+            assert (await ask(proxy, "GET", "/v1/models", with_key))[0] == 200
+            status, _ = await ask(proxy, "POST", "/v2/default/run", with_key, data=b'{"input": 1}')
+            assert status == 200
 
 
-async def test_an_operator_may_name_every_page() -> None:
+async def test_an_operator_may_allow_all_origins() -> None:
     async with serving(cors_origin=["*"]) as proxy:
         for headers in FOREIGN:
             async with proxy.http.get("/v1/models", headers=headers) as response:
@@ -226,7 +230,7 @@ async def test_an_operator_may_name_every_page() -> None:
     "wrong",
     ["app.example", "https://", "https://app.example/path", "https://a b", "https://*.x", ""],
 )
-def test_a_name_that_is_not_an_origin_is_refused_at_the_start(wrong: str) -> None:
+def test_an_invalid_origin_is_rejected_at_the_start(wrong: str) -> None:
     with pytest.raises(ValidationError, match="SCHEME://HOST"):
         Settings(cors_origin=[wrong])
 

@@ -1,4 +1,4 @@
-"""`/openapi.json` is the truth: thousands of requests made from it, and beyond it, meet no answer that it lacks."""
+"""Thousands of requests generated from `/openapi.json` receive only responses that it describes."""
 
 import json
 import os
@@ -14,16 +14,19 @@ from harness.worker.process import worker
 
 OPERATIONS = ("run", "runsync", "status", "stream", "cancel", "purge-queue", "openai", "requests")
 LIMITS = [f"{name}=0" for name in OPERATIONS]
-OPEN = r"^/(livez|readyz|ping)?$"
-QUICK, LONG, KEYLESS = 1_000, 20_000, 500
-FOUND = (200, 409)  # of a job that is there
+PUBLIC_PATHS = r"^/(livez|readyz|ping)?$"
+SHORT_FORM_REQUESTS = 1_000
+LONG_FORM_REQUESTS = 20_000
+KEYLESS_REQUESTS = 500
+# Statuses of requests for an existing job.
+FOUND = (200, 409)
 SERVER_ERROR = 500
 MINUTES = float(os.environ.get("MINUTES") or 5)
 
 
 @pytest_asyncio.fixture
 async def described() -> AsyncIterator[Proxy]:
-    """A proxy without limits and with a worker, so that nothing is refused for the time being."""
+    """A proxy with a worker and without rate limits, so that no request is refused temporarily."""
     async with serving(limit=LIMITS) as proxy, worker(proxy, max_concurrency=16):
         yield proxy
 
@@ -37,28 +40,28 @@ async def test_the_description_is_served(described: Proxy) -> None:
 
 
 @pytest.mark.timeout(300)
-async def test_a_thousand_generated_requests_meet_no_surprise(
+async def test_a_thousand_generated_requests_get_described_responses(
     described: Proxy, tmp_path: Path
 ) -> None:
-    """All operations of the queue and the server, and the OpenAI API at one of its three places."""
+    """All operations of the queue API, the server and the OpenAI API at one of its base paths."""
     options = ("--max-examples", "6", "--exclude-path-regex", "/openai/")
     found = await _asked(described, tmp_path, *options)
-    assert len(found.requests) >= QUICK
+    assert len(found.requests) >= SHORT_FORM_REQUESTS
     followed = [
         one for one in found.requests if one.phase == "stateful" and one.path.endswith("/{job}")
     ]
     met = [one.path for one in followed if one.status in FOUND]
     tell("jobs found by what was linked to them", len(met))
-    assert len(met) >= 5, "jobs that were submitted were hardly ever asked about"
+    assert len(met) >= 5, "few of the submitted jobs were requested by id"
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(max(1_200, MINUTES * 240))
-async def test_twenty_thousand_generated_requests_meet_no_surprise(
+async def test_twenty_thousand_generated_requests_get_described_responses(
     described: Proxy, tmp_path: Path
 ) -> None:
     found = await _asked(described, tmp_path, "--max-examples", str(int(40 * MINUTES)))
-    assert len(found.requests) >= LONG * min(1.0, MINUTES / 5)
+    assert len(found.requests) >= LONG_FORM_REQUESTS * min(1.0, MINUTES / 5)
 
 
 async def _asked(proxy: Proxy, folder: Path, *options: str) -> Asking:
@@ -78,20 +81,14 @@ async def test_without_a_key_every_generated_request_is_401(tmp_path: Path) -> N
     async with serving(api_key=["alice=secret"]) as proxy:
         async with proxy.http.get("/openapi.json", headers={"Authorization": "secret"}) as response:
             description.write_bytes(await response.read())
-        options = (
-            "--mode",
-            "positive",
-            "--max-examples",
-            "1",
-            "--phases",
-            "examples,coverage,fuzzing",
-        )
+        phases = "examples,coverage,fuzzing"
+        options = ("--mode", "positive", "--max-examples", "1", "--phases", phases)
         found = await ask_all(
-            str(description), proxy.url, tmp_path, *options, "--exclude-path-regex", OPEN
+            str(description), proxy.url, tmp_path, *options, "--exclude-path-regex", PUBLIC_PATHS
         )
     let_in = {(one.method, one.path, one.status) for one in found.requests if one.status != 401}
     tell("generated requests without a key", len(found.requests))
     tell("generated requests without a key that were not 401", len(let_in), "0")
     assert let_in == set()
-    assert len(found.requests) >= KEYLESS
+    assert len(found.requests) >= KEYLESS_REQUESTS
     assert (found.failures, found.code) == (0, 0), found.text

@@ -1,6 +1,6 @@
-"""What is fuzzed: a function for each reader of other people's bytes. It raises when what was read breaks a promise.
+"""Fuzz targets: a function for each parser of untrusted input, which raises if an invariant fails.
 
-`python targets.py NAME RUNS SECONDS [CORPUS]` runs one until so many executions or seconds are over.
+`python targets.py NAME RUNS SECONDS [CORPUS]` runs a target until either limit is reached.
 """
 
 import asyncio
@@ -23,9 +23,14 @@ with atheris.instrument_imports(include=["proxy"]):
     from harness.tools.parsed import Parsed
     from yarl import URL
 
-    from proxy.channel.native.validation import RefusedError, check_hello, head_fault, told
+    from proxy.channel.native.validation import (
+        WorkerRefusedError,
+        check_hello,
+        head_fault,
+        worker_error,
+    )
     from proxy.channel.runpod.openai import Answer
-    from proxy.edge.head import HEAD_BYTES, MOST_FIELDS, Hosts, check_head
+    from proxy.edge.head import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, Hosts, check_head
     from proxy.webhooks.addresses import is_public
     from proxy.webhooks.url_policy import Allowed, BadWebhookError, read_url
     from proxy.wire import frames
@@ -33,20 +38,20 @@ with atheris.instrument_imports(include=["proxy"]):
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 _loop = asyncio.new_event_loop()
 _connections = Parsed(socket.socket())
-NOBODY = Allowed()
-STREAM = b'{"stream": true}'
-PLAIN = re.compile(r"[ -~]{0,200}")
+NONE_ALLOWED = Allowed()
+STREAM_REQUEST = b'{"stream": true}'
+CONTENT_TYPE = re.compile(r"[ -~]{0,200}")
 
 
 def decoder(data: bytes) -> None:
-    """A message is frames that keep their promises, or `BadFrameError`."""
+    """A message is decoded into frames with valid fields, or rejected with `BadFrameError`."""
     with suppress(frames.BadFrameError):
         found = frames.decode_to_proxy(data)
-        assert len(found) <= frames.MOST_FRAMES
+        assert len(found) <= frames.MESSAGE_MAX_FRAMES
         assert frames.decode_to_proxy(frames.encode(list(found))) == found
         for frame in found:
             if isinstance(frame, frames.Hello):
-                with suppress(RefusedError):
+                with suppress(WorkerRefusedError):
                     check_hello(frame)
                     assert re.fullmatch(r"[A-Za-z0-9_-]{1,80}", frame.worker)
                     assert all(
@@ -54,22 +59,26 @@ def decoder(data: bytes) -> None:
                     )
             elif isinstance(frame, frames.Head) and not head_fault(frame):
                 assert 200 <= frame.status <= 599
-                assert PLAIN.fullmatch(frame.content_type)
+                assert CONTENT_TYPE.fullmatch(frame.content_type)
             elif isinstance(frame, frames.End):
-                assert re.fullmatch(r"[a-z0-9_]+", told(frame, "code", "").code)
+                assert re.fullmatch(r"[a-z0-9_]+", worker_error(frame, "code", "").code)
 
 
 def reframer(data: bytes) -> None:
-    """However a stream is cut into pieces, it leaves as the same events, each of them whole."""
+    """The events of a stream do not depend on its division into pieces, and are never split."""
     provider = atheris.FuzzedDataProvider(data)
     sizes = [provider.ConsumeIntInRange(1, 40) for _ in range(provider.ConsumeIntInRange(1, 8))]
     text = provider.ConsumeUnicodeNoSurrogates(4_000).replace("|", "\n\n")
-    answer, sent, start = Answer(STREAM), b"", 0
+    answer = Answer(STREAM_REQUEST)
+    sent = b""
+    start = 0
     while start < len(text):
         size = sizes[answer.received % len(sizes)]
         piece = answer.put(msgspec.json.encode(text[start : start + size]))
-        assert not piece or piece.endswith((b"\n\n", b"\r\n\r\n"))
-        sent, start = sent + piece, start + size
+        # A line may end in LF or CRLF, and both may be mixed, so b"\n\r\n" ends an event.
+        assert not piece or piece.endswith((b"\n\n", b"\n\r\n"))
+        sent += piece
+        start += size
     rest = answer.finish(b"[]")
     whole = text.encode()
     assert whole.startswith(sent)
@@ -78,12 +87,12 @@ def reframer(data: bytes) -> None:
 
 
 def webhooks(data: bytes) -> None:
-    """What may be told has one public host, whoever reads its URL."""
+    """An accepted webhook URL has one public host, with every URL parser."""
     text = atheris.FuzzedDataProvider(data).ConsumeUnicodeNoSurrogates(300)
     for prefix in ("", "http://", "https://", "http://example.com", "http://[", "https://1"):
         url = prefix + text
         with suppress(BadWebhookError):
-            read = read_url(url, NOBODY)
+            read = read_url(url, NONE_ALLOWED)
             split = urlsplit(url)
             assert split.hostname == (URL(url).host or "").lower() == (read.raw_host or "").lower()
             assert split.username is split.password is None
@@ -93,7 +102,7 @@ def webhooks(data: bytes) -> None:
 
 
 def head(data: bytes) -> None:
-    """What is let through has one host and one way to tell where its body ends."""
+    """A valid head has one host and one kind of body framing."""
     provider = atheris.FuzzedDataProvider(data)
     names = [
         b"host",
@@ -104,13 +113,10 @@ def head(data: bytes) -> None:
         b"upgrade",
         b"authorization",
     ]
-    fields = [
-        (
-            names[provider.ConsumeIntInRange(0, len(names) - 1)],
-            provider.ConsumeBytes(provider.ConsumeIntInRange(0, 30)),
-        )
-        for _ in range(provider.ConsumeIntInRange(0, 6))
-    ]
+    fields = []
+    for _ in range(provider.ConsumeIntInRange(0, 6)):
+        name = names[provider.ConsumeIntInRange(0, len(names) - 1)]
+        fields.append((name, provider.ConsumeBytes(provider.ConsumeIntInRange(0, 30))))
     if provider.ConsumeBool():
         fields.insert(0, (b"host", b"localhost"))
     target = provider.ConsumeBytes(40)
@@ -118,8 +124,8 @@ def head(data: bytes) -> None:
         return
     given = dict(fields)
     assert target.startswith(b"/")
-    assert len(fields) <= MOST_FIELDS
-    assert len(target) < HEAD_BYTES
+    assert len(fields) <= HEAD_MAX_FIELDS
+    assert len(target) < HEAD_MAX_BYTES
     once = [name for name, _ in fields if name not in (b"authorization", b"upgrade")]
     assert len(once) == len(set(once))
     assert re.fullmatch(
@@ -138,25 +144,23 @@ GUARD_TARGETS = (
     " / HTTP/1.0",
 )
 GUARD_FIELDS = (
-    *(
-        "Connection: Upgrade",
-        "Connection: close",
-        "Proxy-Connection: upgrade",
-        "Upgrade: h2c",
-        "Upgrade: websocket",
-    ),
-    *(
-        "Sec-WebSocket-Version: 13",
-        "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
-        "Expect: 100-continue",
-    ),
-    *("Content-Length: 3", "Transfer-Encoding: chunked", "X: y"),
+    "Connection: Upgrade",
+    "Connection: close",
+    "Proxy-Connection: upgrade",
+    "Upgrade: h2c",
+    "Upgrade: websocket",
+    "Sec-WebSocket-Version: 13",
+    "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==",
+    "Expect: 100-continue",
+    "Content-Length: 3",
+    "Transfer-Encoding: chunked",
+    "X: y",
 )
 GUARD_BODIES = (b"", b"abc", b"3\r\nabc\r\n0\r\n\r\n", b"0\r\n\r\n")
 
 
 def guard(data: bytes) -> None:
-    """However a connection's bytes are cut, they get the same answers, and no exception leaves the protocol."""
+    """The responses do not depend on the division of the data, and the protocol never raises."""
     provider = atheris.FuzzedDataProvider(data)
     raw = b"".join(_guard_request(provider) for _ in range(provider.ConsumeIntInRange(1, 3)))
     cuts = sorted(provider.ConsumeIntInRange(0, len(raw)) for _ in range(3))
@@ -191,9 +195,9 @@ TARGETS: dict[str, Callable[[bytes], None]] = {
 
 
 def main() -> None:
-    """Fuzz one of them; the process ends with an error when a promise is broken."""
+    """Run a target; the process ends with an error if an invariant fails."""
     name, runs, seconds = sys.argv[1:4]
-    told_it = [
+    arguments = [
         sys.argv[0],
         f"-runs={runs}",
         f"-max_total_time={seconds}",
@@ -201,7 +205,7 @@ def main() -> None:
         "-timeout=10",
         *sys.argv[4:],
     ]
-    atheris.Setup(told_it, TARGETS[name])
+    atheris.Setup(arguments, TARGETS[name])
     atheris.Fuzz()
 
 

@@ -31,7 +31,7 @@ async def test_everything_is_well(proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("token", "flags", "says"),
     [
-        ("wrong", (), "wrong worker token"),
+        ("wrong", (), "Wrong or missing worker token"),
         ("{token}", ("--endpoint", "nowhere"), "no endpoint 'nowhere' here"),
     ],
 )

@@ -30,7 +30,7 @@ from proxy.wire.frames import (
     Resume,
     Stop,
 )
-from proxy.wire.sockets import keep_little_unsent
+from proxy.wire.sockets import limit_unsent_bytes
 
 EVENTS = "text/event-stream; charset=utf-8"
 ECHO = 1_094_182  # bytes of vLLM's own event for `echo` with `logprobs`
@@ -99,7 +99,7 @@ class Sender:
 @asynccontextmanager
 async def sender(worker: Puppet, *, patient: bool = True) -> AsyncIterator[Sender]:
     """The sender of the next job; its answer has begun."""
-    keep_little_unsent(
+    limit_unsent_bytes(
         worker.socket.get_extra_info("socket")
     )  # as our worker: what the kernel has cannot wait
     job = await worker.job()

@@ -28,7 +28,7 @@ EXPOSED, SHORT, EMPTY, SAME, NO_TOKEN = (
     "is shorter than 8 characters",
     "a key is empty",
     "a key is also the worker token",
-    r"\(PROXY_WORKER_TOKEN\): it is empty",
+    r"\(PROXY_WORKER_TOKEN\): the token is empty",
 )
 REFUSED: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
     (EXPOSED, "proxy", ("--host", "0.0.0.0"), {}),

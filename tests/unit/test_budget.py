@@ -1,4 +1,4 @@
-"""Bytes that requests share."""
+"""The memory budget of request bodies."""
 
 import asyncio
 
@@ -7,7 +7,7 @@ import pytest
 from proxy.access.body_budget import Budget, BudgetError
 
 
-def test_what_is_not_there_is_refused_and_changes_nothing() -> None:
+def test_a_size_above_the_free_bytes_is_refused_without_an_effect() -> None:
     budget = Budget(10)
     with budget.share() as share:
         share.grow(7)
@@ -18,7 +18,7 @@ def test_what_is_not_there_is_refused_and_changes_nothing() -> None:
     assert budget.used == 0
 
 
-def test_a_share_is_given_back_once() -> None:
+def test_a_share_is_released_once() -> None:
     budget = Budget(10)
     with budget.share() as share:
         share.grow(7)
@@ -27,7 +27,7 @@ def test_a_share_is_given_back_once() -> None:
     assert budget.used == 0
 
 
-def test_no_holder_has_more_than_its_part() -> None:
+def test_each_holder_has_a_limit() -> None:
     budget = Budget(10, each=5)
     with (
         budget.share("alice") as first,
@@ -43,8 +43,9 @@ def test_no_holder_has_more_than_its_part() -> None:
     assert not budget._held
 
 
-async def test_those_who_wait_have_their_turn_in_order() -> None:
-    budget, order = Budget(10), list[int]()
+async def test_waiting_requests_are_served_in_order() -> None:
+    budget = Budget(10)
+    order: list[int] = []
 
     async def wait(number: int, size: int) -> None:
         with budget.share() as share:
@@ -58,34 +59,37 @@ async def test_those_who_wait_have_their_turn_in_order() -> None:
         ]
         await asyncio.sleep(0)
         with pytest.raises(BudgetError), budget.share() as late:
-            late.grow(1)  # it would be there, but others came first
+            # The byte is free, but earlier requests wait.
+            late.grow(1)
     await asyncio.gather(*waiting)
     assert order == [0, 1, 2, 3]
     assert budget.used == 0
 
 
-async def test_one_that_waits_no_longer_keeps_nobody_waiting() -> None:
+async def test_a_cancelled_request_does_not_block_the_next_one() -> None:
     budget = Budget(10)
     with budget.share() as first:
         first.grow(5)
-        big, small = budget.share(), budget.share()
-        gone, next_one = asyncio.create_task(big.wait(9)), asyncio.create_task(small.wait(4))
+        small = budget.share()
+        cancelled = asyncio.create_task(budget.share().wait(9))
+        next_one = asyncio.create_task(small.wait(4))
         await asyncio.sleep(0)
-        gone.cancel()
+        cancelled.cancel()
         await asyncio.wait_for(next_one, 5)
         assert budget.used == 9
         small.give_back()
-    assert gone.cancelled()
+    assert cancelled.cancelled()
     assert budget.used == 0
 
 
-async def test_one_that_is_cancelled_in_its_turn_takes_nothing_with_it() -> None:
+async def test_bytes_granted_to_a_cancelled_request_are_released() -> None:
     budget = Budget(10)
     first = budget.share()
     first.grow(10)
-    gone = asyncio.create_task(budget.share().wait(10))
+    cancelled = asyncio.create_task(budget.share().wait(10))
     await asyncio.sleep(0)
-    first.give_back()  # its turn has come, but it has not run yet
-    gone.cancel()
-    await asyncio.gather(gone, return_exceptions=True)
+    # The bytes are granted now, but the task has not run yet.
+    first.give_back()
+    cancelled.cancel()
+    await asyncio.gather(cancelled, return_exceptions=True)
     assert budget.used == 0

@@ -1,4 +1,4 @@
-"""Keys and tokens on the command line, without a process."""
+"""Options for keys and tokens on the command line, run within the test's process."""
 
 import re
 from pathlib import Path
@@ -14,13 +14,13 @@ COMMANDS = ("up", "proxy", "worker", "chat", "doctor", "worker-env")
 
 
 def run(*arguments: str, **environment: str) -> tuple[int, str]:
-    """A command's status and what it prints."""
+    """Run a command; return its exit status and its output."""
     ended = CliRunner().invoke(cli, arguments, env={"COLUMNS": "200", **environment})
     return ended.exit_code, ended.output
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_no_help_offers_a_flag_with_a_secret(name: str) -> None:
+def test_no_command_has_an_option_with_a_secret_as_its_value(name: str) -> None:
     status, text = run(name, "--help", TERM="dumb")
     assert status == 0
     assert re.search(r"--(api-key|worker-token|token)-file\b", text)
@@ -28,24 +28,24 @@ def test_no_help_offers_a_flag_with_a_secret(name: str) -> None:
 
 
 @pytest.mark.parametrize("flag", ["--env-file", "--docker"])
-def test_a_flag_wins_over_the_variable_of_the_other_source(tmp_path: Path, flag: str) -> None:
+def test_a_flag_overrides_the_variable_of_the_other_source(tmp_path: Path, flag: str) -> None:
     path = tmp_path / "token"
     path.touch(mode=0o600)
     path.write_text(KEY)
     file = ("--worker-token-file", str(path))
-    for given, told in (
+    for given, environment in (
         (file, {"PROXY_WORKER_TOKEN": "not-this-one"}),
         (("--worker-token", KEY), {"PROXY_WORKER_TOKEN_FILE": str(tmp_path / "nothing")}),
         ((), {"PROXY_WORKER_TOKEN_FILE": str(path)}),
     ):
-        status, text = run("worker-env", *given, flag, **told)
+        status, text = run("worker-env", *given, flag, **environment)
         assert (status, text.count(f"RUNPOD_AI_API_KEY={KEY}")) == (0, 1)
     status, text = run("worker-env", *file, "--worker-token", KEY)
     assert status == 2
     assert "both set" in text
 
 
-def test_the_lines_of_an_env_file_are_as_docker_reads_them(tmp_path: Path) -> None:
+def test_the_output_is_a_valid_env_file_for_docker(tmp_path: Path) -> None:
     status, text = run("worker-env", "mine", "--env-file", PROXY_DATA_DIR=str(tmp_path))
     assert status == 0
     assert not [
@@ -60,7 +60,7 @@ def test_the_lines_of_an_env_file_are_as_docker_reads_them(tmp_path: Path) -> No
 @pytest.mark.parametrize(
     "command", ["proxy --api-key-file", "chat --api-key-file", "doctor --token-file"]
 )
-def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, command: str) -> None:
+def test_an_unusable_file_is_reported_in_one_line(tmp_path: Path, command: str) -> None:
     path = tmp_path / "keys"
     path.write_text(KEY)
     path.chmod(0o640)
@@ -73,7 +73,7 @@ def test_a_file_that_cannot_be_used_is_told_in_one_line(tmp_path: Path, command:
     assert KEY not in text
 
 
-def test_only_the_source_that_was_not_given_is_overridden() -> None:
+def test_only_the_other_source_is_overridden() -> None:
     assert overridden("token", {"token": "x"}) == {"token_file": None}
     assert overridden("token", {"token_file": "x"}) == {"token": None}
     assert overridden("token", {}) == overridden("token", {"token": 1, "token_file": 2}) == {}

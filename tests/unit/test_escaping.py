@@ -1,4 +1,4 @@
-"""Foreign text is shown, and not obeyed."""
+"""Untrusted text is displayed without an effect on the terminal."""
 
 import sys
 import unicodedata
@@ -21,20 +21,20 @@ ATTACKS = {
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_what_a_terminal_obeys_is_shown(attack: str) -> None:
+def test_control_characters_become_visible_escapes(attack: str) -> None:
     text, shown = ATTACKS[attack]
     assert escape_controls(text) == shown
 
 
 @pytest.mark.parametrize("attack", ATTACKS)
-def test_where_a_stream_is_divided_makes_no_difference(attack: str) -> None:
+def test_the_result_does_not_depend_on_the_division_of_a_stream(attack: str) -> None:
     text, _ = ATTACKS[attack]
     for place in range(len(text) + 1):
         pieces = (text[:place], text[place:])
         assert "".join(map(escape_controls, pieces)) == escape_controls(text)
 
 
-def test_no_control_and_no_bidirectional_character_is_left() -> None:
+def test_all_control_and_bidirectional_characters_are_escaped() -> None:
     every = "".join(map(chr, range(sys.maxunicode + 1)))
     shown = escape_controls(every)
     assert not [one for one in shown if unicodedata.category(one) in {"Cc", "Cs", "Zl", "Zp"}]
@@ -43,15 +43,16 @@ def test_no_control_and_no_bidirectional_character_is_left() -> None:
     shown.encode()
 
 
-def test_text_stays_as_it_is() -> None:
-    text = "Grüße, 世界 👩‍👩‍👧 שלום \\x1b [bold]"  # the family of emoji is joined by U+200D
+def test_ordinary_text_is_unchanged() -> None:
+    # The family of emoji is joined by U+200D.
+    text = "Grüße, 世界 👩‍👩‍👧 שלום \\x1b [bold]"
     assert escape_controls(text) == text
 
 
-def test_what_is_to_be_kept_is_kept() -> None:
+def test_characters_to_keep_are_unchanged() -> None:
     assert escape_controls("a\tb\nc\r\n\x1b", keep=NEWLINE_AND_TAB) == "a\tb\nc\\r\n\\x1b"
 
 
-def test_a_long_text_is_cut_and_says_so() -> None:
+def test_a_shortened_text_ends_in_an_ellipsis() -> None:
     assert shorten("x" * 200, 200) == "x" * 200
     assert shorten("x" * 201, 200) == "x" * 199 + "…"

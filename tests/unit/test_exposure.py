@@ -1,4 +1,4 @@
-"""The start-up matrix: whoever could let in anybody does not start."""
+"""The start-up check for all combinations of hosts, keys and worker tokens."""
 
 from itertools import product
 
@@ -7,38 +7,19 @@ import pytest
 from proxy.access.keys import parted
 from proxy.access.startup_check import is_loopback, refusal
 
-ALONE = (
-    "127.0.0.1",
-    "127.8.8.8",
-    "localhost",
-    "LocalHost",
-    "::1",
-    "0:0:0:0:0:0:0:1",
+LOOPBACK_HOSTS = (
+    "127.0.0.1", "127.8.8.8", "localhost", "LocalHost", "::1", "0:0:0:0:0:0:0:1",
     "::ffff:127.0.0.1",
-)
-EXPOSED = (
-    *(
-        "0.0.0.0",
-        "::",
-        "",
-        "::ffff:0.0.0.0",
-        "::ffff:10.0.0.1",
-        "10.0.0.1",
-        "192.168.1.1",
-        "169.254.0.1",
-        "fe80::1",
-    ),
-    *(
-        "203.0.113.9",
-        "2001:db8::1",
-        "localhost.example",
-        "127.0.0.1.example",
-        "proxy",
-        "ip6-localhost",
-    ),
-    *("127.1", "2130706433", "0x7f000001", "127.0.0.1 ", "[::1]", "128.0.0.1", "::127.0.0.1"),
-)
-GOOD, TOKEN, SHORT = "k" * 24, "t" * 24, "k" * 7
+)  # fmt: skip
+EXPOSED_HOSTS = (
+    "0.0.0.0", "::", "", "::ffff:0.0.0.0", "::ffff:10.0.0.1", "10.0.0.1", "192.168.1.1",
+    "169.254.0.1", "fe80::1", "203.0.113.9", "2001:db8::1", "localhost.example",
+    "127.0.0.1.example", "proxy", "ip6-localhost", "127.1", "2130706433", "0x7f000001",
+    "127.0.0.1 ", "[::1]", "128.0.0.1", "::127.0.0.1",
+)  # fmt: skip
+GOOD = "k" * 24
+TOKEN = "t" * 24
+SHORT = "k" * 7
 KEYS: dict[str, tuple[str, ...]] = {
     "no key": (),
     "a key": (GOOD,),
@@ -65,41 +46,41 @@ TOKENS = {
 }
 
 
-@pytest.mark.parametrize("host", ALONE)
-def test_this_machine_alone_reaches_it_there(host: str) -> None:
+@pytest.mark.parametrize("host", LOOPBACK_HOSTS)
+def test_loopback_addresses_are_recognized(host: str) -> None:
     assert is_loopback(host)
 
 
-@pytest.mark.parametrize("host", EXPOSED)
-def test_others_reach_it_there(host: str) -> None:
+@pytest.mark.parametrize("host", EXPOSED_HOSTS)
+def test_other_addresses_are_exposed(host: str) -> None:
     assert not is_loopback(host)
 
 
-def word(host: str, keys: str, token: str) -> str | None:
-    """What the refusal of a row of the matrix must speak of, judged by the names in it alone."""
+def expected(host: str, keys: str, token: str) -> str | None:
+    """Return a part of the expected refusal, from the names of the row; None if there is none."""
     if "empty" in keys or "blank" in keys or "without" in keys:
         return "a key is empty"
     if token in {"an empty token", "a blank token"}:
-        return "--worker-token-file (PROXY_WORKER_TOKEN): it is empty"
+        return "--worker-token-file (PROXY_WORKER_TOKEN): the token is empty"
     if "the token" in keys and token == "a token":
         return "also the worker token"
     if "same" in keys:
         return "two owners have the same key"
-    if host in ALONE:
+    if host in LOOPBACK_HOSTS:
         return None
     if keys == "no key":
         return f"--host {host} can be reached by others, and no key is set"
-    return (
-        f"--host {host} can be reached by others, and a key or" if "short" in keys + token else None
-    )
+    if "short" in keys + token:
+        return f"--host {host} can be reached by others, and a key or"
+    return None
 
 
 @pytest.mark.parametrize(("keys", "token"), list(product(KEYS, TOKENS)))
 def test_the_matrix_of_hosts_keys_and_tokens(keys: str, token: str) -> None:
-    """Every row that is refused is told in one line which setting it is, and never a secret."""
-    for host in (*ALONE, *EXPOSED):
+    """Every refusal is one line that begins with the setting and contains no secret."""
+    for host in (*LOOPBACK_HOSTS, *EXPOSED_HOSTS):
         refused = refusal(host, [parted(text) for text in KEYS[keys]], TOKENS[token])
-        wanted = word(host, keys, token)
+        wanted = expected(host, keys, token)
         assert (refused is None) == (wanted is None), (host, refused)
         if refused is not None and wanted is not None:
             assert wanted in refused
@@ -108,9 +89,12 @@ def test_the_matrix_of_hosts_keys_and_tokens(keys: str, token: str) -> None:
             assert not [secret for secret in (GOOD, TOKEN, SHORT) if secret in refused]
 
 
-def test_nothing_is_open_to_a_network_without_a_key() -> None:
+def test_without_a_key_exposed_hosts_are_refused() -> None:
     assert [
-        host for host in EXPOSED for token in TOKENS.values() if refusal(host, [], token) is None
+        host
+        for host in EXPOSED_HOSTS
+        for token in TOKENS.values()
+        if refusal(host, [], token) is None
     ] == []
 
 

@@ -1,4 +1,4 @@
-"""The worker protocol: what is no frame is refused, and an older side can speak with a newer one."""
+"""The worker protocol: invalid frames are rejected, and versions are compatible."""
 
 import re
 from contextlib import suppress
@@ -60,21 +60,21 @@ from proxy.wire.frames import (
         "other direction",
         "deep",
         "not utf-8",
-        "claim",
-        "many",
+        "declared number of frames",
+        "actual number of frames",
     ],
 )
-def test_what_is_no_frame_is_refused(message: bytes) -> None:
+def test_an_invalid_message_is_rejected(message: bytes) -> None:
     with pytest.raises(BadFrameError):
         decode_to_proxy(message)
 
 
-def test_a_newer_side_may_have_added_fields() -> None:
+def test_fields_of_a_newer_peer_are_ignored() -> None:
     newer = msgspec.msgpack.encode([[14, "a", 1, b"x", False, "a field of tomorrow"]])
     assert decode_to_proxy(newer) == [Chunk("a", 1, b"x")]
 
 
-def test_an_older_side_may_lack_the_last_fields() -> None:
+def test_missing_fields_of_an_older_peer_have_defaults() -> None:
     older = msgspec.msgpack.encode([[1, "a", 1, "POST", "/v1/completions", "application/json", 2]])
     assert decode_to_worker(older) == [
         Job("a", 1, "POST", "/v1/completions", "application/json", 2, light=False)
@@ -102,13 +102,13 @@ SEEDS = [
 
 
 @given(st.sampled_from(SEEDS), st.data())
-def test_bytes_that_are_changed_are_frames_or_none(seed: bytes, data: st.DataObject) -> None:
-    """Whatever comes, the reader has frames or one kind of error to deal with."""
+def test_changed_bytes_are_valid_frames_or_rejected(seed: bytes, data: st.DataObject) -> None:
+    """Any input gives frames or a `BadFrameError`."""
     message = bytearray(seed)
     for _ in range(data.draw(st.integers(1, 6))):
         at = data.draw(st.integers(0, len(message)))
         message[at : at + data.draw(st.integers(0, 2))] = data.draw(st.binary(max_size=3))
-    _is_frames_or_refused(bytes(message))
+    _check_frames(bytes(message))
 
 
 @given(
@@ -116,11 +116,11 @@ def test_bytes_that_are_changed_are_frames_or_none(seed: bytes, data: st.DataObj
         st.lists(st.integers(0, 20) | st.text() | st.binary() | st.floats() | st.lists(st.none()))
     )
 )
-def test_anything_in_msgpack_is_frames_or_none(said: list[object]) -> None:
-    _is_frames_or_refused(msgspec.msgpack.encode(said))
+def test_any_msgpack_is_valid_frames_or_rejected(message: list[object]) -> None:
+    _check_frames(msgspec.msgpack.encode(message))
 
 
-def _is_frames_or_refused(message: bytes) -> None:
+def _check_frames(message: bytes) -> None:
     with suppress(BadFrameError):
         for frame in decode_to_proxy(message):
             if isinstance(frame, Hello):

@@ -1,4 +1,4 @@
-"""Who a key belongs to."""
+"""Authentication by key."""
 
 from hashlib import sha256
 
@@ -18,13 +18,13 @@ KEYS = Keys(
 @pytest.mark.parametrize(
     "header", ["Bearer secret-a", "bearer secret-a", "secret-a", "  Bearer   secret-a  "]
 )
-def test_a_key_is_known_with_and_without_bearer(header: str) -> None:
+def test_a_key_is_accepted_with_and_without_bearer(header: str) -> None:
     principal = KEYS.authenticate(header, Kind.CLIENT)
     assert principal is not None
     assert principal.owner == "alice"
 
 
-def test_an_owner_without_a_name_is_the_digest() -> None:
+def test_the_default_owner_is_a_part_of_the_digest() -> None:
     principal = KEYS.authenticate("secret-b", Kind.CLIENT)
     assert principal is not None
     assert principal.owner == sha256(b"secret-b").hexdigest()[:12]
@@ -33,16 +33,16 @@ def test_an_owner_without_a_name_is_the_digest() -> None:
 @pytest.mark.parametrize(
     "header", [None, "", "Bearer", "Bearer wrong", "alice=secret-a", "Basic secret-a", "t", "é"]
 )
-def test_anything_else_is_nobody(header: str | None) -> None:
+def test_other_credentials_are_rejected(header: str | None) -> None:
     assert KEYS.authenticate(header, Kind.CLIENT) is None
 
 
-def test_a_client_is_no_worker() -> None:
+def test_keys_of_clients_and_workers_are_distinct() -> None:
     assert KEYS.authenticate("secret-a", Kind.WORKER) is None
     assert KEYS.authenticate("Bearer t", Kind.WORKER) is not None
 
 
-def test_without_client_keys_everyone_is_anonymous_but_no_worker() -> None:
+def test_without_client_keys_every_client_is_anonymous() -> None:
     keys = Keys([stored_key("t", Kind.WORKER)])
     assert keys.authenticate("Bearer anything", Kind.CLIENT) is ANONYMOUS
     assert keys.authenticate(None, Kind.CLIENT) is ANONYMOUS
@@ -54,5 +54,5 @@ def test_a_key_may_end_in_equals_signs() -> None:
     assert keys.authenticate("YWJjZA==", Kind.CLIENT) is not None
 
 
-def test_a_stored_key_shows_nothing_of_the_key() -> None:
+def test_a_stored_key_does_not_reveal_the_key() -> None:
     assert "secret" not in repr(stored_key("alice=secret-a", Kind.CLIENT))

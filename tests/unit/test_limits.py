@@ -1,22 +1,23 @@
-"""The table of who has used how much: it is bounded, and keeping it so costs each entry the same."""
+"""The counters of the rate limits are bounded, at a constant amortized cost."""
 
-from proxy.access.rate_limits import FORGET_ABOVE, LIMITS, PER_WORKER, Limits
+from proxy.access.rate_limits import LIMITS, MAX_IDLE_COUNTERS, REQUESTS_PER_WORKER, Limits
 from proxy.jobs.model import EndpointId
 
 HERE = EndpointId("default")
 
 
-def test_clearing_out_is_rare_when_nothing_can_be_cleared() -> None:
+def test_cleanup_is_rare_when_no_counter_can_be_deleted() -> None:
     now = 0.0
-    limits = Limits(LIMITS, PER_WORKER, lambda _: 1, lambda: now)
+    limits = Limits(LIMITS, REQUESTS_PER_WORKER, lambda _: 1, lambda: now)
     tables = 1
-    for number in range(4 * FORGET_ABOVE):
+    for number in range(4 * MAX_IDLE_COUNTERS):
         before = limits._uses
         limits.enter(f"key-{number}", HERE, "run")
         tables += limits._uses is not before
     assert tables <= 4
     now = 10.0
-    for number in range(5 * FORGET_ABOVE):
+    for number in range(5 * MAX_IDLE_COUNTERS):
         leave, _ = limits.enter(f"other-{number}", HERE, "run")
         leave()
-    assert len(limits._uses) <= 9 * FORGET_ABOVE  # those that are open, and once as many
+    # The counters of open requests, and at most the same number of others.
+    assert len(limits._uses) <= 9 * MAX_IDLE_COUNTERS

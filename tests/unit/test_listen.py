@@ -1,4 +1,4 @@
-"""The socket that clients and workers reach."""
+"""The socket that the proxy listens on."""
 
 import socket
 from pathlib import Path
@@ -7,6 +7,6 @@ from proxy.serving import listen
 from proxy.settings import Settings
 
 
-def test_asyncio_can_tell_that_it_is_tcp_and_holds_no_write_back(tmp_path: Path) -> None:
+def test_the_socket_is_marked_as_tcp_so_that_asyncio_sets_nodelay(tmp_path: Path) -> None:
     with listen(Settings(port=0, data_dir=tmp_path)) as listener:
         assert listener.proto == socket.IPPROTO_TCP

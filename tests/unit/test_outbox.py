@@ -1,4 +1,4 @@
-"""What leaves a socket, and in which order."""
+"""The order and the size of frames that leave an outbox."""
 
 from proxy.wire.frames import (
     MESSAGE_BYTES,
@@ -15,7 +15,7 @@ from proxy.wire.outbox import Outbox
 
 
 def everything(outbox: Outbox) -> list[Frame]:
-    """All frames, as the other side decodes them."""
+    """Return all frames, as the peer decodes them."""
     frames: list[Frame] = []
     while (message := outbox.next_message()) is not None:
         assert len(message[0]) <= SOCKET_BYTES
@@ -23,7 +23,7 @@ def everything(outbox: Outbox) -> list[Frame]:
     return frames
 
 
-def test_what_one_turn_puts_in_leaves_in_one_message() -> None:
+def test_frames_of_one_turn_are_sent_in_one_message() -> None:
     outbox = Outbox()
     for job in "abc":
         outbox.put_in_lane(Chunk(job, 1, b"x"))
@@ -33,14 +33,14 @@ def test_what_one_turn_puts_in_leaves_in_one_message() -> None:
     assert outbox.next_message() is None
 
 
-def test_control_frames_overtake_everything() -> None:
+def test_control_frames_are_sent_first() -> None:
     outbox = Outbox()
     outbox.put_in_lane(Chunk("a", 1, b"x" * MESSAGE_BYTES * 3))
     outbox.put(Heartbeat())
     assert isinstance(everything(outbox)[0], Heartbeat)
 
 
-def test_a_big_body_travels_in_parts_and_comes_out_whole() -> None:
+def test_a_large_body_is_sent_in_parts() -> None:
     outbox = Outbox()
     body = bytes(range(256)) * 3_000
     outbox.put_in_lane(Head("a", 1, 200, "text/plain"))
@@ -65,7 +65,7 @@ def test_lanes_take_turns() -> None:
     assert order.index("small") == 1
 
 
-def test_the_backlog_is_what_has_not_left() -> None:
+def test_the_backlog_counts_unsent_bytes_of_a_job() -> None:
     outbox = Outbox()
     outbox.put_in_lane(Chunk("a", 1, b"x" * MESSAGE_BYTES * 2))
     before = outbox.backlog("a")
@@ -76,7 +76,7 @@ def test_the_backlog_is_what_has_not_left() -> None:
     assert outbox.backlog("a") == 0
 
 
-def test_a_dropped_job_sends_no_more() -> None:
+def test_frames_of_a_dropped_job_are_not_sent() -> None:
     outbox = Outbox()
     outbox.put_in_lane(Chunk("a", 1, b"x"))
     outbox.put_in_lane(Chunk("b", 1, b"y"))
@@ -84,7 +84,7 @@ def test_a_dropped_job_sends_no_more() -> None:
     assert everything(outbox) == [Chunk("b", 1, b"y")]
 
 
-def test_the_size_is_what_has_not_left() -> None:
+def test_the_size_counts_unsent_bytes_of_all_jobs() -> None:
     outbox = Outbox()
     outbox.put_in_lane(Chunk("a", 1, b"x" * (PART_BYTES * 10)))
     outbox.put_in_lane(Chunk("b", 1, b"y" * 100))

@@ -1,4 +1,4 @@
-"""Which paths exist, and what they mean."""
+"""The paths of the OpenAI API, and the routes that they match."""
 
 import pytest
 
@@ -15,7 +15,7 @@ from worker_vllm.handler import route_of
         ("/v2/a-b_C9/openai/v1/chat/completions/", "a-b_C9"),
     ],
 )
-def test_a_route_stands_at_three_places(path: str, endpoint: str | None) -> None:
+def test_a_route_exists_at_three_base_paths(path: str, endpoint: str | None) -> None:
     found = match(path)
     assert found is not None
     assert (found.path, found.endpoint) == ("/v1/chat/completions", endpoint)
@@ -30,7 +30,7 @@ def test_a_model_id_may_contain_slashes() -> None:
 @pytest.mark.parametrize(
     "path", ["/", "/health", "/v2/default/run", "/v2/a b/openai/v1/models", "/v1", "/V1/models"]
 )
-def test_other_paths_are_none_of_this_api(path: str) -> None:
+def test_paths_of_other_apis_do_not_match(path: str) -> None:
     assert match(path) is None
 
 
@@ -45,12 +45,12 @@ def test_other_paths_are_none_of_this_api(path: str) -> None:
         "/v1/../x",
     ],
 )
-def test_what_is_not_in_the_table_does_not_exist(path: str) -> None:
+def test_a_path_that_is_not_in_the_table_does_not_match(path: str) -> None:
     assert match(path) is None
 
 
 @pytest.mark.parametrize("name", ["tokenize", "detokenize", "pooling", "score", "rerank"])
-def test_vllms_routes_without_v1_have_both_forms(name: str) -> None:
+def test_routes_of_vllm_without_v1_have_both_forms(name: str) -> None:
     plain = match(f"/openai/{name}")
     versioned = match(f"/v1/{name}")
     on_endpoint = match(f"/v2/default/openai/{name}")
@@ -62,12 +62,12 @@ def test_vllms_routes_without_v1_have_both_forms(name: str) -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel"])
-def test_responses_are_not_kept(path: str) -> None:
+def test_stored_responses_are_not_supported(path: str) -> None:
     assert match(path) is None
 
 
-def test_every_route_is_one_that_a_worker_lets_through() -> None:
-    """The two tables, on either side of the wire, name the same paths."""
+def test_every_route_is_accepted_by_the_worker() -> None:
+    """The tables of the proxy and of the worker list the same paths."""
     engine_paths = {
         route.path or path
         for path, route in ROUTES.items()

@@ -1,3 +1,5 @@
+"""Encryption of secrets, webhooks and numbers."""
+
 from secrets import token_bytes
 
 import pytest
@@ -8,7 +10,7 @@ from proxy.jobs.webhook import receiver
 WEBHOOK = "https://Hooks.example:8443/path/secret?token=secret#secret"
 
 
-def test_what_is_sealed_is_not_there_to_read_and_comes_back() -> None:
+def test_a_secret_is_encrypted_and_decrypted() -> None:
     seal = Seal(new_key(token_bytes), token_bytes)
     sealed = seal.close(b"very secret")
     assert b"secret" not in sealed
@@ -16,7 +18,7 @@ def test_what_is_sealed_is_not_there_to_read_and_comes_back() -> None:
     assert seal.open(sealed) == b"very secret"
 
 
-def test_another_key_or_a_changed_secret_does_not_open() -> None:
+def test_another_key_or_a_changed_ciphertext_is_rejected() -> None:
     seal = Seal(new_key(token_bytes), token_bytes)
     sealed = seal.close(b"very secret")
     with pytest.raises(OtherSealError):
@@ -25,7 +27,7 @@ def test_another_key_or_a_changed_secret_does_not_open() -> None:
         seal.open(sealed[:-1] + bytes([sealed[-1] ^ 1]))
 
 
-def test_of_a_webhook_only_its_receiver_can_be_read() -> None:
+def test_only_the_receiver_of_a_stored_webhook_is_readable() -> None:
     seal = Seal(new_key(token_bytes), token_bytes)
     kept = seal.close_webhook(WEBHOOK)
     assert "secret" not in kept
@@ -36,11 +38,11 @@ def test_of_a_webhook_only_its_receiver_can_be_read() -> None:
         Seal(new_key(token_bytes), token_bytes).open_webhook(kept)
 
 
-def test_a_webhook_from_before_they_were_sealed_is_itself() -> None:
+def test_an_unencrypted_webhook_of_an_older_version_is_accepted() -> None:
     assert Seal(new_key(token_bytes), token_bytes).open_webhook(WEBHOOK) == WEBHOOK
 
 
-def test_a_number_opens_in_its_own_context_only() -> None:
+def test_a_number_is_decrypted_in_its_own_context_only() -> None:
     seal = Seal(new_key(token_bytes), token_bytes)
     numbers = (0, 1, 2**53)
     sealed = [seal.close_number(number, "alice") for number in numbers]

@@ -1,4 +1,4 @@
-"""Files of keys and tokens: what is read from them, and why one is refused."""
+"""Files of keys and tokens: valid contents, and the reasons for rejection."""
 
 import os
 from pathlib import Path
@@ -7,10 +7,11 @@ import pytest
 from pydantic import ValidationError
 
 from proxy.settings import Settings, worker_environment
-from proxy.wire.secret_file import MOST_BYTES, SecretFileError, read_secret, read_secrets
+from proxy.wire.secret_file import SECRET_FILE_MAX_BYTES, SecretFileError, read_secret, read_secrets
 from worker_vllm.settings import SettingsError, read_settings
 
-KEY, OTHER = "open-sesame-1", "open-sesame-2"
+KEY = "open-sesame-1"
+OTHER = "open-sesame-2"
 CONTENTS: dict[str, tuple[bytes, str]] = {
     "empty": (b"", "is empty"),
     "nothing but comments": (b"# alice=x\n\n \t\n", "is empty"),
@@ -20,8 +21,8 @@ CONTENTS: dict[str, tuple[bytes, str]] = {
     "a blank in a key": (f"alice={KEY} {OTHER}".encode(), "line 1: only visible ASCII"),
     "a comment behind a key": (f"#\n{KEY} # alice's".encode(), "line 2: only visible ASCII"),
     "a key that no header can carry": ("schlüssel-123".encode(), "line 1: only visible ASCII"),
-    "the same line twice": (f"{KEY}\n\n{KEY}\n".encode(), "line 3: the same as line 1"),
-    "too large": (b"x" * (MOST_BYTES + 1), "larger than 64 KB"),
+    "the same line twice": (f"{KEY}\n\n{KEY}\n".encode(), "line 3: duplicate of line 1"),
+    "too large": (b"x" * (SECRET_FILE_MAX_BYTES + 1), "larger than 64 KB"),
 }
 
 
@@ -32,17 +33,17 @@ def written(folder: Path, content: bytes, mode: int = 0o600) -> Path:
     return path
 
 
-def test_a_file_has_a_key_a_line_and_comments(tmp_path: Path) -> None:
+def test_a_file_has_one_key_per_line_and_comments(tmp_path: Path) -> None:
     text = f"\ufeff# of alice\nalice={KEY}\n\n  {OTHER}\t\n# the end"
     assert read_secrets(written(tmp_path, text.encode())) == (f"alice={KEY}", OTHER)
 
 
-def test_the_line_ends_of_another_system_are_not_part_of_a_key(tmp_path: Path) -> None:
+def test_carriage_returns_are_not_part_of_a_key(tmp_path: Path) -> None:
     assert read_secrets(written(tmp_path, f"{KEY}\r\n{OTHER}\r\n".encode())) == (KEY, OTHER)
 
 
 @pytest.mark.parametrize("content", CONTENTS)
-def test_content_that_cannot_be_used_is_refused_and_not_shown(tmp_path: Path, content: str) -> None:
+def test_invalid_content_is_rejected_and_not_shown(tmp_path: Path, content: str) -> None:
     data, says = CONTENTS[content]
     path = written(tmp_path, data)
     with pytest.raises(SecretFileError, match=says) as refused:
@@ -52,7 +53,7 @@ def test_content_that_cannot_be_used_is_refused_and_not_shown(tmp_path: Path, co
 
 
 @pytest.mark.parametrize("mode", [0o644, 0o640, 0o604, 0o660, 0o606, 0o610, 0o777])
-def test_a_file_that_others_can_read_or_write_is_refused(tmp_path: Path, mode: int) -> None:
+def test_a_file_that_other_users_may_access_is_rejected(tmp_path: Path, mode: int) -> None:
     path = written(tmp_path, KEY.encode(), mode)
     with pytest.raises(
         SecretFileError, match=rf"open to other users \(mode {mode:04o}\)\. Run: chmod 600 "
@@ -61,13 +62,13 @@ def test_a_file_that_others_can_read_or_write_is_refused(tmp_path: Path, mode: i
 
 
 @pytest.mark.parametrize("mode", [0o600, 0o400])
-def test_a_file_of_ones_own_is_read(tmp_path: Path, mode: int) -> None:
+def test_a_private_file_is_read(tmp_path: Path, mode: int) -> None:
     path = written(tmp_path, KEY.encode(), mode)
     (tmp_path / "link").symlink_to(path)
     assert read_secret(tmp_path / "link") == KEY
 
 
-def test_what_is_not_there_or_not_a_file_is_refused(tmp_path: Path) -> None:
+def test_a_missing_file_or_a_directory_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(SecretFileError, match=r"does not exist\. Create it .* chmod 600"):
         read_secrets(tmp_path / "nothing")
     with pytest.raises(SecretFileError, match="is not a file"):
@@ -75,7 +76,8 @@ def test_what_is_not_there_or_not_a_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SecretFileError, match=r"cannot be opened: Not a directory"):
         read_secrets(written(tmp_path, KEY.encode()) / "x")
     os.mkfifo(tmp_path / "pipe", 0o600)
-    with pytest.raises(SecretFileError, match="is empty"):  # no one writes to it; it does not wait
+    # The pipe has no writer, and reading does not block.
+    with pytest.raises(SecretFileError, match="is empty"):
         read_secrets(tmp_path / "pipe")
 
 
@@ -89,13 +91,13 @@ def test_a_pipe_is_read_to_its_end() -> None:
         os.close(reading)
 
 
-def test_a_token_is_one_secret(tmp_path: Path) -> None:
+def test_a_token_file_has_exactly_one_secret(tmp_path: Path) -> None:
     assert read_secret(written(tmp_path, f"# made today\n{KEY}\n".encode())) == KEY
-    with pytest.raises(SecretFileError, match="holds 2 secrets"):
+    with pytest.raises(SecretFileError, match="contains 2 secrets"):
         read_secret(written(tmp_path, f"{KEY}\n{OTHER}\n".encode()))
 
 
-def test_keys_of_the_file_and_of_the_variable_both_count(
+def test_keys_of_the_file_and_of_the_variable_are_both_valid(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROXY_API_KEY", f"bob={OTHER}")
@@ -107,7 +109,7 @@ def test_keys_of_the_file_and_of_the_variable_both_count(
     assert KEY not in repr(settings) + settings.model_dump_json()
 
 
-def test_an_owner_may_have_two_keys_but_a_key_only_one_owner(tmp_path: Path) -> None:
+def test_an_owner_may_have_two_keys_but_a_key_has_one_owner(tmp_path: Path) -> None:
     rotating = written(tmp_path, f"alice={KEY}\nalice={OTHER}\n".encode())
     assert Settings(data_dir=tmp_path, api_key_file=rotating).refusal() is None  # type: ignore[arg-type]
     shared = written(tmp_path, f"alice={KEY}\nbob={KEY}\n".encode())
@@ -124,14 +126,14 @@ def test_an_owner_may_have_two_keys_but_a_key_only_one_owner(tmp_path: Path) -> 
         ("t" * 9, "also the worker token"),
     ],
 )
-def test_a_key_in_a_file_has_to_be_as_good_as_any(tmp_path: Path, line: str, says: str) -> None:
+def test_keys_in_a_file_pass_the_start_up_check(tmp_path: Path, line: str, says: str) -> None:
     path = written(tmp_path, line.encode())
     (tmp_path / "worker-token").write_text("t" * 9)
     refused = Settings(data_dir=tmp_path, host="0.0.0.0", api_key_file=path).refusal()  # type: ignore[arg-type]
     assert says in (refused or "")
 
 
-def test_a_variable_that_is_set_and_empty_is_a_file_that_went_missing(
+def test_a_variable_with_an_empty_path_is_rejected(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("PROXY_API_KEY_FILE", "PROXY_WORKER_TOKEN_FILE"):
@@ -141,7 +143,7 @@ def test_a_variable_that_is_set_and_empty_is_a_file_that_went_missing(
                 Settings()
 
 
-def test_the_worker_token_of_the_proxy_comes_from_one_place(
+def test_the_proxy_has_one_source_of_the_worker_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("PROXY_WORKER_TOKEN_FILE", str(written(tmp_path, KEY.encode())))
@@ -152,7 +154,7 @@ def test_the_worker_token_of_the_proxy_comes_from_one_place(
         Settings()
 
 
-def test_the_token_of_a_worker_comes_from_one_place(
+def test_a_worker_has_one_source_of_its_token(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setenv("WORKER_CONNECT", "http://127.0.0.1:8000")
@@ -168,7 +170,7 @@ def test_the_token_of_a_worker_comes_from_one_place(
         read_settings()
 
 
-def test_workers_inherit_no_file_of_the_proxy_and_one_token(
+def test_workers_inherit_one_token_and_no_file_of_the_proxy(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     for name in ("PROXY_API_KEY_FILE", "PROXY_WORKER_TOKEN_FILE", "WORKER_TOKEN_FILE"):

@@ -1,4 +1,4 @@
-"""The one route table: what is in it, and what a path finds there."""
+"""The route table: its rows, and the row of a path."""
 
 import pytest
 
@@ -10,7 +10,7 @@ from proxy.edge.routes import ROUTES, Backend, Table, backend_of
 JOB = "0d0d0d0d-0000-4000-8000-000000000000-u1"
 
 
-def test_only_four_routes_are_open_to_anybody() -> None:
+def test_only_four_routes_are_public() -> None:
     assert {route.path for route in ROUTES if route.kind is None} == {
         "/",
         "/livez",
@@ -19,13 +19,13 @@ def test_only_four_routes_are_open_to_anybody() -> None:
     }
 
 
-def test_no_path_stands_there_twice() -> None:
+def test_every_path_is_unique() -> None:
     paths = [route.path for route in ROUTES]
     assert len(paths) == len(set(paths))
 
 
 @pytest.mark.parametrize("route", ROUTES, ids=lambda route: route.path)
-def test_a_template_leads_to_its_own_row(route) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
+def test_a_template_matches_its_own_row(route) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001
     path = (
         route.path.replace("{endpoint}", "ep-1")
         .replace("{job}", JOB)
@@ -34,7 +34,7 @@ def test_a_template_leads_to_its_own_row(route) -> None:  # type: ignore[no-unty
     assert Table().find(path.replace("{call}", f"w-1/{JOB}")) == route
 
 
-def test_the_rooms_have_all_their_routes_in_it() -> None:
+def test_the_table_has_all_routes_of_the_backends() -> None:
     queue = {
         route.path.removeprefix("/v2/{endpoint}"): route.methods
         for route in ROUTES
@@ -49,70 +49,30 @@ def test_the_rooms_have_all_their_routes_in_it() -> None:
     }
 
 
-@pytest.mark.parametrize(
-    "path",
-    [
-        *(
-            "",
-            "//",
-            "/livez/",
-            "/docs",
-            "/openapi.yaml",
-            "/metrics",
-            "/v1",
-            "/v1/",
-            "/v2",
-            "/v2/",
-            "/v2/ep",
-            "/v2/ep/",
-        ),
-        *(
-            "/v2/ep/run/",
-            "/v2/ep/run/x",
-            "/v2/ep/status",
-            "/v2/ep/status/",
-            "/v2/ep/status/a/b",
-            "/v2/ep/status/a b",
-        ),
-        *(
-            "/v2/ep/status/a.b",
-            "/v2/ep/status/\x00",
-            f"/v2/ep/status/{'a' * 81}",
-            "/v2/e p/run",
-            "/v2//run",
-        ),
-        *(
-            "/v2/ep/../ep/run",
-            "/V2/ep/run",
-            "/v1/models/a\nb",
-            f"/v1/models/{'a' * 257}",
-            "/v1/sleep",
-        ),
-        *(
-            "/v2/ep/openai",
-            "/v2/ep/openai/",
-            "/openai",
-            "/rerank",
-            "/tokenize",
-            "/v2/ep/worker/x",
-            "/v2/ep/job-take/",
-        ),
-        *("/v2/ep/openai/v1/../v1/models", "/v2/" + "/" * 30_000, "/v1/models" + "/" * 30_000),
-    ],
-    ids=lambda path: repr(path[:40]),
-)
-def test_what_is_not_in_it_does_not_exist(path: str) -> None:
+UNKNOWN_PATHS = [
+    "", "//", "/livez/", "/docs", "/openapi.yaml", "/metrics", "/v1", "/v1/", "/v2", "/v2/",
+    "/v2/ep", "/v2/ep/", "/v2/ep/run/", "/v2/ep/run/x", "/v2/ep/status", "/v2/ep/status/",
+    "/v2/ep/status/a/b", "/v2/ep/status/a b", "/v2/ep/status/a.b", "/v2/ep/status/\x00",
+    f"/v2/ep/status/{'a' * 81}", "/v2/e p/run", "/v2//run", "/v2/ep/../ep/run", "/V2/ep/run",
+    "/v1/models/a\nb", f"/v1/models/{'a' * 257}", "/v1/sleep", "/v2/ep/openai", "/v2/ep/openai/",
+    "/openai", "/rerank", "/tokenize", "/v2/ep/worker/x", "/v2/ep/job-take/",
+    "/v2/ep/openai/v1/../v1/models", "/v2/" + "/" * 30_000, "/v1/models" + "/" * 30_000,
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", UNKNOWN_PATHS, ids=lambda path: repr(path[:40]))
+def test_an_unknown_path_has_no_route(path: str) -> None:
     assert Table().find(path) is None
 
 
-def test_openais_clients_are_forgiven_a_slash() -> None:
+def test_a_trailing_slash_is_accepted_by_the_openai_api() -> None:
     found = Table().find("/v1/chat/completions/")
     assert found is not None
     assert found.path == "/v1/chat/completions"
 
 
 @pytest.mark.parametrize(
-    ("path", "room"),
+    ("path", "backend"),
     [
         ("/v1/x", Backend.OPENAI),
         ("/openai/x", Backend.OPENAI),
@@ -122,5 +82,7 @@ def test_openais_clients_are_forgiven_a_slash() -> None:
         ("/x", Backend.STATUS),
     ],
 )
-def test_a_missing_path_is_refused_in_the_words_of_its_neighbours(path: str, room: Backend) -> None:
-    assert backend_of(path) is room
+def test_an_unknown_path_is_refused_by_the_backend_of_its_prefix(
+    path: str, backend: Backend
+) -> None:
+    assert backend_of(path) is backend

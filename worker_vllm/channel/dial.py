@@ -16,7 +16,7 @@ from websockets.asyncio.client import ClientConnection, connect
 from websockets.exceptions import InvalidStatus, InvalidURI
 
 from proxy.wire.frames import SOCKET_BYTES
-from proxy.wire.sockets import keep_little_unsent
+from proxy.wire.sockets import limit_unsent_bytes
 from worker_vllm.foreign import foreign_errors
 
 OPEN_TIMEOUT_SECONDS = 10.0
@@ -99,7 +99,7 @@ async def dial(
     try:
         with losing_connection():
             socket = await handshake
-            keep_little_unsent(socket.transport.get_extra_info("socket"))
+            limit_unsent_bytes(socket.transport.get_extra_info("socket"))
     except ConnectionLostError as lost:
         refusal = _refusal_of_handshake(link, lost.__cause__)
         if refusal is not None:
