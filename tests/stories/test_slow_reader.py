@@ -11,10 +11,11 @@ from harness.line import Line
 from harness.proxy import CHAT, Proxy, chat, frames
 from harness.waiting import until
 
-from proxy.service.mailbox import PAUSE_ABOVE
-from proxy.wire.frames import PART_BYTES, STREAM_WINDOW
+from proxy.service.mailbox import PAUSE_ABOVE, STREAM_CAP
 
-LARGEST = 2 * STREAM_WINDOW + PART_BYTES  # what was let go on, what was under way then, and one piece
+# The hard bound, at which the run would be cut. Usually two windows and one part wait, but every `Resume` renews
+# the worker's whole window, so that on a busy machine more can be in flight when the reader stops.
+LARGEST = STREAM_CAP
 
 BIG = "z" * 2_000  # so that a stream is some megabytes
 FAST: dict[str, Any] = {"max_tokens": 5_000, "stream": True}
