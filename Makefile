@@ -6,7 +6,7 @@ export ONLY MINUTES
 up:       ## install missing packages, then start the proxy and a worker: make up ARGS="--model ..."
 	@$(PYTHON) scripts/up.py $(ARGS)
 
-test:     ## every test that this machine can run: make test ARGS="tests/unit -x"
+test:     ## every test that this machine can run: make test ARGS="tests/unit -x", or ARGS=--fast
 	@$(PYTHON) scripts/test.py $(ARGS)
 
 torture:  ## the long tests: make torture ONLY=name MINUTES=n

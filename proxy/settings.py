@@ -44,10 +44,7 @@ _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
 
 
 def _keys_in(path: Any) -> Any:
-    """Return the keys in the file at `path`. Raises ValueError for an empty path.
-
-    A variable that is set to an empty value is treated as a missing file, not as "no keys".
-    """
+    """Return the keys in a file. An empty path is a ValueError: a missing file, not "no keys"."""
     if not isinstance(path, str | Path):
         return path
     return [SecretStr(key) for key in read_keys(_named(path))]

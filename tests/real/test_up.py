@@ -122,7 +122,7 @@ async def test_an_invalid_flag_of_vllm_is_explained(tmp_path: Path) -> None:
 
 
 async def test_a_model_that_is_not_there_is_explained(tmp_path: Path) -> None:
-    missing = {"HF_HUB_OFFLINE": "1"}
+    missing = {"HF_HUB_OFFLINE": "1", "COLUMNS": "400"}  # the path is not wrapped
     where = str(tmp_path / "no-model")
     async with command(
         "up", "--model", where, "--port", "0", "--data-dir", str(tmp_path), **missing

@@ -11,12 +11,13 @@ from harness.proxy.server import CHAT, Proxy, chat, frames
 from harness.proxy.shared import Line
 from harness.tools.waiting import until
 
+from proxy.service.mailbox import STREAM_MAX_BYTES
 from proxy.wire.flow import HIGH_WATERMARK_BYTES
-from proxy.wire.frames import PART_BYTES, STREAM_WINDOW
 
-LARGEST = (
-    2 * STREAM_WINDOW + PART_BYTES
-)  # what was let go on, what was under way then, and one piece
+# The hard limit, at which the run would be cut. Usually two windows and one part wait, but every
+# `Resume` renews the worker's whole window, so that on a busy machine more can be in flight when
+# the reader stops.
+LARGEST = STREAM_MAX_BYTES
 
 BIG = "z" * 2_000  # so that a stream is some megabytes
 FAST: dict[str, Any] = {"max_tokens": 5_000, "stream": True}
