@@ -138,7 +138,8 @@ def compose(
     async def notice(job: Job) -> bytes:
         webhook = seal.open_webhook(job.submission.webhook or "")
         found = await durable.outputs(job) if job.output is None else (job, ())
-        if found is None or found[0].retries != job.retries:  # a retry takes the delivery back
+        # A retry takes the delivery back.
+        if found is None or found[0].retry_count != job.retry_count:
             return b""
         return response.notice(job, found[1], clock.now(), webhook)
 

@@ -219,7 +219,7 @@ class MemoryStore:
         job = self._jobs.get(job_id)
         if job is None or self._tries.get(job_id) != delivery.tries:
             return
-        if (job.attempt, job.retries) != (delivery.job.attempt, delivery.job.retries):
+        if (job.attempt, job.retry_count) != (delivery.job.attempt, delivery.job.retry_count):
             return
         self._deliveries.set(job_id, again_at)
         if again_at is None:
@@ -275,7 +275,7 @@ class MemoryStore:
         target = TRANSITIONS[Event.RETRY].target
         return self._note(
             Job(again, self._index.next_sequence(), target, created_at=now, attempt=job.attempt,
-                retries=job.retries + 1, last_event=Event.RETRY)
+                retry_count=job.retry_count + 1, last_event=Event.RETRY)
         )  # fmt: skip
 
     def _note(self, job: Job) -> Job:

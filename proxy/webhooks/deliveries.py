@@ -155,7 +155,9 @@ class Deliveries:
         """What is told; empty when the job was retried meanwhile, which takes its delivery back."""
         job = await self._store.find(delivery.job.id)
         return (
-            b"" if job is None or job.retries != delivery.job.retries else await self._render(job)
+            b""
+            if job is None or job.retry_count != delivery.job.retry_count
+            else await self._render(job)
         )
 
     async def _note(self, delivery: Delivery, again_at: Millis | None) -> None:

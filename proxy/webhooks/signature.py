@@ -36,7 +36,7 @@ def read_secret(text: str) -> bytes:
 
 def message_id(job: Job) -> str:
     """The same for every try to tell this end of the job, and another for its end after a retry."""
-    return f"{job.id}-{job.retries}"
+    return f"{job.id}-{job.retry_count}"
 
 
 def sign(key: bytes, message: str, now: Millis, body: bytes) -> dict[str, str]:

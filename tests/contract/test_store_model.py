@@ -56,7 +56,7 @@ class Row:
     status: Status = Status.IN_QUEUE
     attempt: int = 0
     failures: int = 0
-    retries: int = 0
+    retry_count: int = 0
     taken: int = 0
     finished: int = 0
     retention: int = RETENTION
@@ -124,8 +124,8 @@ class StoreModel(RuleBasedStateMachine):
         row = self.rows[job_id]
         assert job is not None
         assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
-        assert (job.retries, job.consumed_cursor, job.output) == (
-            row.retries,
+        assert (job.retry_count, job.consumed_cursor, job.output) == (
+            row.retry_count,
             row.consumed_cursor,
             row.output,
         )
@@ -215,11 +215,11 @@ class StoreModel(RuleBasedStateMachine):
         assert (job is not None) == happens
         if row is not None and happens:
             self.sequence += 1
-            row.status, row.failures, row.place, row.retries = (
+            row.status, row.failures, row.place, row.retry_count = (
                 Status.IN_QUEUE,
                 0,
                 self.sequence,
-                row.retries + 1,
+                row.retry_count + 1,
             )
             row.expires = None if row.expires is None else row.expires + self.now - row.created
             row.created, row.consumed_cursor, row.output, row.log, row.tries = (
@@ -358,10 +358,10 @@ class StoreModel(RuleBasedStateMachine):
         assert [expected[one.job.id] for one in deliveries] == sorted(expected.values())
         for one in deliveries:
             row = self.rows[one.job.id]
-            assert (one.tries, one.job.attempt, one.job.retries) == (
+            assert (one.tries, one.job.attempt, one.job.retry_count) == (
                 row.tries,
                 row.attempt,
-                row.retries,
+                row.retry_count,
             )
             assert (one.job.status, one.job.output) == (row.status, None)
         return multiple(*deliveries)
@@ -370,9 +370,9 @@ class StoreModel(RuleBasedStateMachine):
     def a_webhook_was_told(self, delivery: Delivery, again: int | None) -> None:
         self.run(self.store.tried(delivery, None if again is None else Millis(self.now + again)))
         job, row = delivery.job, self.rows.get(delivery.job.id)
-        if row is not None and (row.attempt, row.retries, row.tries) == (
+        if row is not None and (row.attempt, row.retry_count, row.tries) == (
             job.attempt,
-            job.retries,
+            job.retry_count,
             delivery.tries,
         ):
             row.tries = None if again is None else delivery.tries + 1

@@ -189,7 +189,12 @@ def limit_life(db: Connection, job_id: JobId, moment: Millis) -> Job | None:
 def tried(db: Connection, delivery: Delivery, again_at: Millis | None) -> None:
     """Note that a delivery was tried."""
     job = delivery.job
-    key = {"id": job.id, "attempt": job.attempt, "retries": job.retries, "tries": delivery.tries}
+    key = {
+        "id": job.id,
+        "attempt": job.attempt,
+        "retries": job.retry_count,
+        "tries": delivery.tries,
+    }
     db.execute(TRIED, key | {"again_at": again_at})
 
 
