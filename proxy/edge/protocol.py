@@ -4,7 +4,7 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from proxy.api.sending import ABORT
+from proxy.api.sending import ABORT_EXTENSION
 from proxy.channel.runpod.tracking import CONNECTION, Closing, OnClosed
 from proxy.edge.guard import GuardProtocol
 from proxy.wire.sockets import keep_little_under_way, keep_little_unsent, notice_silence
@@ -95,7 +95,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
 
 
 class EdgeProtocol(WatchedProtocol, HttpProtocol, GuardProtocol):

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from proxy.access.keys import Kind
-from proxy.api.openai.routes import PLACES, is_openai
+from proxy.api.openai.routes import PREFIXES, is_openai
 from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
 from proxy.api.queue.app import OPERATIONS
 from proxy.channel.runpod.app import METHODS as STOCK_METHODS
@@ -59,11 +59,14 @@ ROUTES: tuple[Route, ...] = (
     ),
     *(
         Route(f"{place}{path}", route.methods, Kind.CLIENT, Backend.OPENAI)
-        for place in PLACES
+        for place in PREFIXES
         for path, route in OPENAI_ROUTES.items()
         if place or path.startswith("/v1/")
     ),
-    *(Route(f"{place}/v1/models/{{model}}", READ, Kind.CLIENT, Backend.OPENAI) for place in PLACES),
+    *(
+        Route(f"{place}/v1/models/{{model}}", READ, Kind.CLIENT, Backend.OPENAI)
+        for place in PREFIXES
+    ),
     *(
         Route(f"/v2/{{endpoint}}/{verb}/{{call}}", (method,), Kind.WORKER, Backend.STOCK)
         for verb, method in STOCK_METHODS.items()

@@ -11,7 +11,7 @@ from harness.proxy.server import Proxy, serving
 from yarl import URL
 
 from proxy.access.rate_limits import LIMITS
-from proxy.api.queue.app import OPERATIONS, RUN_BYTES, RUNSYNC_BYTES
+from proxy.api.queue.app import OPERATIONS, RUN_BODY_MAX_BYTES, RUNSYNC_BODY_MAX_BYTES
 
 KEY = "Bearer one"
 JSON = {"Content-Type": "application/json"}
@@ -28,7 +28,7 @@ STRANGE = (
     "'%20or%201=1",
 )
 NO_MILLIS = ("soon", "-1", "1.5", "%00", "%D9%A3", "9" * 400)
-OF_ORDERS = {"/run": RUN_BYTES, "/runsync": RUNSYNC_BYTES}
+OF_ORDERS = {"/run": RUN_BODY_MAX_BYTES, "/runsync": RUNSYNC_BODY_MAX_BYTES}
 QUERIES = {
     "/status/{job}": [f"ttl={value}" for value in (*NO_MILLIS, "999", "604800001")],
     "/stream/{job}": [f"after={value}" for value in NO_MILLIS],

@@ -13,7 +13,7 @@ from harness.proxy.queue_api import QueueClient
 from harness.proxy.server import Proxy, serving
 from harness.tools.waiting import until
 
-from proxy.api.sending import STALL_SECONDS
+from proxy.api.sending import WRITE_TIMEOUT_SECONDS
 from proxy.app import ANSWER_BYTES
 
 OUTPUT = "x" * (50 * 1024 * 1024)
@@ -107,7 +107,7 @@ async def test_a_reader_that_stands_for_more_than_a_minute_is_cut() -> None:
         ):
             await take_and_answer(proxy, {"object": "list", "data": OUTPUT})
             await until(lambda: answers.used >= 2 * len(OUTPUT), 20, "both are on their way")
-            await until(lambda: answers.used == 0, STALL_SECONDS + 10, "both are cut")
+            await until(lambda: answers.used == 0, WRITE_TIMEOUT_SECONDS + 10, "both are cut")
 
 
 async def _embeddings(proxy: Proxy, body: bytes) -> tuple[int, bytes]:

@@ -12,7 +12,12 @@ from yarl import URL
 from proxy.access.rate_limits import LIMITS
 from proxy.api.openapi.document import document
 from proxy.api.queue.app import OPERATIONS
-from proxy.api.queue.request import MAX_EXECUTION, MAX_TTL, MIN_EXECUTION, MIN_TTL
+from proxy.api.queue.request import (
+    MAX_EXECUTION_TIMEOUT_MS,
+    MAX_TTL_MS,
+    MIN_EXECUTION_TIMEOUT_MS,
+    MIN_TTL_MS,
+)
 
 HUGE = "9" * 400
 STRANGE = (
@@ -149,9 +154,10 @@ async def test_the_id_of_an_event_is_refused_alike(
 
 @pytest.mark.parametrize("field", ["executionTimeout", "ttl"])
 async def test_a_policy_has_whole_milliseconds_in_range(unlimited: Proxy, field: str) -> None:
-    least, most = {"executionTimeout": (MIN_EXECUTION, MAX_EXECUTION), "ttl": (MIN_TTL, MAX_TTL)}[
-        field
-    ]
+    least, most = {
+        "executionTimeout": (MIN_EXECUTION_TIMEOUT_MS, MAX_EXECUTION_TIMEOUT_MS),
+        "ttl": (MIN_TTL_MS, MAX_TTL_MS),
+    }[field]
     bad = (*NOT_IN_JSON, *NOT_A_TIME, str(least - 1), str(most + 1))
     for value, status in [
         *((one, 400) for one in bad),

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.api.body import JSON, peek, require_type
+from proxy.api.body import JSON_TYPE, peek, require_type
 from proxy.api.errors import ApiError
 
 
@@ -44,10 +44,10 @@ async def test_a_bad_body_is_refused_with_a_sentence(body: bytes, code: str) -> 
 )
 def test_what_is_not_json_is_refused(content_type: bytes) -> None:
     with pytest.raises(ApiError) as refused:
-        require_type(content_type, JSON)
+        require_type(content_type, JSON_TYPE)
     assert refused.value.row.status == 415
 
 
 @pytest.mark.parametrize("content_type", [b"application/json", b"Application/JSON; charset=utf-8"])
 def test_json_is_let_through(content_type: bytes) -> None:
-    require_type(content_type, JSON)
+    require_type(content_type, JSON_TYPE)

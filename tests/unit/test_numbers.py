@@ -7,7 +7,7 @@ from harness.data.jobs import HERE
 from pydantic import ValidationError
 
 from proxy.access.rate_limits import LIMITS, Limit, LimitedError, Limits
-from proxy.api.numbers import LARGEST, read_floor, read_seconds, read_whole
+from proxy.api.numbers import MAX_INTEGER, read_floor, read_seconds, read_whole
 from proxy.settings import Settings
 
 NOT_NUMBERS = (
@@ -42,7 +42,7 @@ def test_a_whole_number_may_be_as_long_as_it_likes() -> None:
     assert read_whole("0") == read_whole("0" * 30_000) == 0
     assert read_whole("0" * 30_000 + "7") == 7
     assert read_whole("9" * 18) == 10**18 - 1
-    assert read_whole("9" * 19) == read_whole("9" * 30_000) == LARGEST
+    assert read_whole("9" * 19) == read_whole("9" * 30_000) == MAX_INTEGER
 
 
 @pytest.mark.parametrize("text", [*NOT_NUMBERS, "1e3", "1.x", ".5", "1.5.1", "1.-5"])

@@ -7,7 +7,7 @@ import pytest
 
 from proxy.access.keys import Kind
 from proxy.api.errors import ERRORS
-from proxy.api.openapi.components import MEANINGS
+from proxy.api.openapi.components import STATUS_DESCRIPTIONS
 from proxy.api.openapi.document import document
 from proxy.edge.routes import _ENDPOINT, _PARAMETERS, ROUTES
 
@@ -84,7 +84,7 @@ def test_every_operation_has_a_name_of_its_own(described: dict[str, Any]) -> Non
 
 def test_every_error_of_the_table_has_its_status_there() -> None:
     """But for a wrong method, which no operation of the document has."""
-    assert {row.status for row in ERRORS.values()} - {405} <= set(MEANINGS)
+    assert {row.status for row in ERRORS.values()} - {405} <= set(STATUS_DESCRIPTIONS)
 
 
 def test_only_those_who_need_a_key_can_be_told_so(described: dict[str, Any]) -> None:

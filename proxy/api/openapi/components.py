@@ -13,18 +13,18 @@ from typing import TypeAlias
 
 from proxy.api.errors import ERRORS
 from proxy.api.openai.dialects import ANTHROPIC_TYPES
-from proxy.api.queue.app import HOLD_SECONDS
-from proxy.api.queue.listing import MAX_PAGE, PAGE
+from proxy.api.queue.app import STREAM_WAIT_SECONDS
+from proxy.api.queue.listing import PAGE_MAX_ROWS, PAGE_ROWS
 from proxy.api.queue.request import (
-    MAX_EXECUTION,
-    MAX_TTL,
-    MAX_WAIT,
-    MIN_EXECUTION,
-    MIN_LIFE,
-    MIN_TTL,
-    MIN_WAIT,
-    WAIT,
-    WEBHOOK_CHARACTERS,
+    DEFAULT_WAIT_MS,
+    MAX_EXECUTION_TIMEOUT_MS,
+    MAX_TTL_MS,
+    MAX_WAIT_MS,
+    MIN_EXECUTION_TIMEOUT_MS,
+    MIN_REMAINING_TTL_MS,
+    MIN_TTL_MS,
+    MIN_WAIT_MS,
+    WEBHOOK_URL_MAX_CHARACTERS,
 )
 from proxy.jobs.lifecycle import Status
 
@@ -71,11 +71,18 @@ def operation_id(method: str, path: str) -> str:
     return _NO_LETTER.sub("_", f"{method.lower()}{path}").strip("_")
 
 
-EDGE = (400, 403, 408, 415, 431, 503)  # said of any request, before anybody looks where it goes
-BAD, KEY, MISSING, LIMITED = 400, 401, 404, 429
-LONGEST_RETRY = 60  # seconds; the OpenAI SDK for Python does not retry at all above it
+EDGE_STATUSES = (
+    400,
+    403,
+    408,
+    415,
+    431,
+    503,
+)  # said of any request, before anybody looks where it goes
+BAD_REQUEST, UNAUTHORIZED, NOT_FOUND, TOO_MANY_REQUESTS = 400, 401, 404, 429
+RETRY_AFTER_MAX_SECONDS = 60  # seconds; the OpenAI SDK for Python does not retry at all above it
 
-MEANINGS = {
+STATUS_DESCRIPTIONS = {
     400: "The request is not as it should be; the sentence names what.",
     401: "Wrong or missing key.",
     403: "The name in `Host` is not one of the proxy's, or no key is set and a web page of another origin asks.",
@@ -93,7 +100,7 @@ MEANINGS = {
 }
 
 _TEXT: Node = {"type": "string"}
-VOICES: dict[str, Node] = {
+ERROR_SCHEMAS: dict[str, Node] = {
     "queue": schema("QueueError"),
     "openai": schema("OpenAiError"),
     "anthropic": {"anyOf": [schema("AnthropicError"), schema("OpenAiError")]},
@@ -108,7 +115,7 @@ def _header(description: str, of: Node) -> Node:
 
 
 HEADERS: Node = {
-    "Retry-After": _header("Seconds.", integer(1, LONGEST_RETRY)),
+    "Retry-After": _header("Seconds.", integer(1, RETRY_AFTER_MAX_SECONDS)),
     "x-should-retry": _header(
         "Whether the OpenAI SDKs post it again.", {"type": "string", "enum": ["true", "false"]}
     ),
@@ -144,34 +151,39 @@ def success(
 def refusals(voice: str, statuses: Iterable[int]) -> Node:
     """The errors with these statuses, as one of the APIs tells them."""
     return {
-        str(status): ref("responses", f"{voice}-{status}") for status in sorted({*EDGE, *statuses})
+        str(status): ref("responses", f"{voice}-{status}")
+        for status in sorted({*EDGE_STATUSES, *statuses})
     }
 
 
 def responses() -> Node:
     """Every error in every voice, to be referred to."""
     return {
-        f"{voice}-{status}": _response(status, voice) for voice in VOICES for status in MEANINGS
+        f"{voice}-{status}": _response(status, voice)
+        for voice in ERROR_SCHEMAS
+        for status in STATUS_DESCRIPTIONS
     }
 
 
 def _response(status: int, voice: str) -> Node:
     rows = {code: row for code, row in ERRORS.items() if row.status == status}
     names = [] if voice == "queue" else [*ENGINE_HEADERS]
-    if status == KEY:
+    if status == UNAUTHORIZED:
         names.append("WWW-Authenticate")
-    if status == LIMITED or any(row.retry_after for row in rows.values()):
+    if status == TOO_MANY_REQUESTS or any(row.retry_after for row in rows.values()):
         names.append("Retry-After")
     if any(row.should_retry is not None for row in rows.values()):
         names.append("x-should-retry")
     codes = ", ".join(f"`{code}`" for code in rows)
-    description = MEANINGS[status] + (f" Codes: {codes}." if codes else "")
-    return success(as_json(VOICES[voice]), description, names=names, limited=status == LIMITED)
+    description = STATUS_DESCRIPTIONS[status] + (f" Codes: {codes}." if codes else "")
+    return success(
+        as_json(ERROR_SCHEMAS[voice]), description, names=names, limited=status == TOO_MANY_REQUESTS
+    )
 
 
-NAME = "^[A-Za-z0-9_-]{1,80}$"  # of endpoints and jobs
-MODEL = r"^[^\x00-\x1f\x7f]{1,256}$"  # it may have slashes
-LARGEST = 2**53  # what every client's numbers can hold
+ID_PATTERN = "^[A-Za-z0-9_-]{1,80}$"  # of endpoints and jobs
+MODEL_PATTERN = r"^[^\x00-\x1f\x7f]{1,256}$"  # it may have slashes
+MAX_SAFE_INTEGER = 2**53  # what every client's numbers can hold
 
 
 def _parameter(place: str, name: str, of: Node, description: str) -> Node:
@@ -188,24 +200,26 @@ def _query(name: str, of: Node, description: str) -> Node:
 
 
 PARAMETERS: Node = {
-    "endpoint": _id("endpoint", NAME, "The endpoint's id."),
-    "job": _id("job", NAME, "The job's id."),
-    "model": _id("model", MODEL, "The model's name, which may have slashes."),
+    "endpoint": _id("endpoint", ID_PATTERN, "The endpoint's id."),
+    "job": _id("job", ID_PATTERN, "The job's id."),
+    "model": _id("model", MODEL_PATTERN, "The model's name, which may have slashes."),
     "wait": _query(
         "wait",
-        integer(MIN_WAIT, MAX_WAIT, default=WAIT),
+        integer(MIN_WAIT_MS, MAX_WAIT_MS, default=DEFAULT_WAIT_MS),
         "Milliseconds until the answer comes at the latest. What is out of bounds is brought into them.",
     ),
     "hold": _query(
         "wait",
-        integer(MIN_WAIT, WAIT, default=int(HOLD_SECONDS * 1000)),
+        integer(MIN_WAIT_MS, DEFAULT_WAIT_MS, default=int(STREAM_WAIT_SECONDS * 1000)),
         "Milliseconds to wait for something new. What is out of bounds is brought into them.",
     ),
     "ttl": _query(
-        "ttl", integer(MIN_LIFE, MAX_TTL), "Milliseconds from now until the job's life ends."
+        "ttl",
+        integer(MIN_REMAINING_TTL_MS, MAX_TTL_MS),
+        "Milliseconds from now until the job's life ends.",
     ),
     "after": _query(
-        "after", integer(0, LARGEST), "Read behind so many elements; nothing is drained."
+        "after", integer(0, MAX_SAFE_INTEGER), "Read behind so many elements; nothing is drained."
     ),
     "last-event-id": _parameter(
         "header",
@@ -213,7 +227,7 @@ PARAMETERS: Node = {
         {"type": "string", "pattern": "^[0-9]+$"},
         "Where a stream of events is taken up.",
     ),
-    "limit": _query("limit", integer(1, MAX_PAGE, default=PAGE), "Rows of a page."),
+    "limit": _query("limit", integer(1, PAGE_MAX_ROWS, default=PAGE_ROWS), "Rows of a page."),
     "before": _query("before", {"type": "string"}, "The last page's `next`."),
     "status": _query("status", schema("Status"), "Only jobs that stand there."),
     "x-request-id": _parameter(
@@ -239,11 +253,13 @@ _POLICY: Node = {
     "type": ["object", "null"],
     "properties": {
         "executionTimeout": integer(
-            MIN_EXECUTION, MAX_EXECUTION, description="Milliseconds that one run may take."
+            MIN_EXECUTION_TIMEOUT_MS,
+            MAX_EXECUTION_TIMEOUT_MS,
+            description="Milliseconds that one run may take.",
         )
         | {"type": ["integer", "null"]},
         "ttl": integer(
-            MIN_TTL, MAX_TTL, description="Milliseconds from now until the job's life ends."
+            MIN_TTL_MS, MAX_TTL_MS, description="Milliseconds from now until the job's life ends."
         )
         | {"type": ["integer", "null"]},
         "lowPriority": {"type": ["boolean", "null"], "description": "Taken after all others."},
@@ -260,7 +276,7 @@ _ORDER: Node = {
         "webhook": {
             "type": ["string", "null"],
             "format": "uri",
-            "maxLength": WEBHOOK_CHARACTERS,
+            "maxLength": WEBHOOK_URL_MAX_CHARACTERS,
             "description": "Is told of the job's end.",
         },
         "policy": _POLICY,

@@ -7,10 +7,10 @@ from typing import NamedTuple
 
 from proxy.api.openapi.components import (
     HEADERS,
-    KEY,
     OBJECT,
     PARAMETERS,
     SCHEMAS,
+    UNAUTHORIZED,
     Node,
     as_json,
     operation_id,
@@ -59,7 +59,7 @@ def server_paths() -> dict[str, Node]:
 def _operation(method: str, path: str, page: Page) -> Node:
     content = None if method == "HEAD" else as_json(page.answer)
     answers: Node = {"200": success(content, "Yes." if page.can_be_unready else "Done.")}
-    answers |= refusals("openai", () if page.is_open else (KEY,))
+    answers |= refusals("openai", () if page.is_open else (UNAUTHORIZED,))
     if page.can_be_unready:
         both: Node = {"anyOf": [page.answer, schema("OpenAiError")]}
         answers["503"] = success(

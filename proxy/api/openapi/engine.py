@@ -4,13 +4,13 @@ What the engine says is the engine's: its documentation has the fields, and an a
 """
 
 from proxy.api.openai.dialects import ANTHROPIC
-from proxy.api.openai.routes import PLACES, ROUTES, AnsweredBy, Route
+from proxy.api.openai.routes import PREFIXES, ROUTES, AnsweredBy, Route
 from proxy.api.openapi.components import (
     ENGINE_HEADERS,
-    KEY,
-    LIMITED,
-    MISSING,
+    NOT_FOUND,
     OBJECT,
+    TOO_MANY_REQUESTS,
+    UNAUTHORIZED,
     Node,
     as_json,
     operation_id,
@@ -23,7 +23,7 @@ from proxy.api.queue.sse import EVENT_STREAM
 
 KEYS: list[Node] = [{"bearer": []}, {"key": []}, {"anthropic": []}]
 MODELS = "/v1/models"
-FAILURES = (KEY, MISSING, 409, 413, LIMITED, 500, 502, 504)
+FAILURES = (UNAUTHORIZED, NOT_FOUND, 409, 413, TOO_MANY_REQUESTS, 500, 502, 504)
 
 _TEXT: Node = {"schema": {"type": "string"}}
 _BYTES: Node = {"application/octet-stream": {}}
@@ -60,7 +60,7 @@ _ENGINE: Node = {"description": "What else the engine answered, as it came."}
 def engine_paths() -> dict[str, Node]:
     """The paths of all routes at all places."""
     found = {}
-    for place in PLACES:
+    for place in PREFIXES:
         for path, route in ROUTES.items():
             if place or path.startswith("/v1/"):
                 found[f"{place}{path}"] = _path(place, path, route)
@@ -105,6 +105,6 @@ def _models(method: str, place: str, path: str, _: Route) -> Node:
         "parameters": parameters("x-request-id"),
         "responses": {
             "200": success(None if method == "HEAD" else shown, "Done.", names=ENGINE_HEADERS),
-            **refusals("openai", (KEY, MISSING) if can_miss else (KEY,)),
+            **refusals("openai", (UNAUTHORIZED, NOT_FOUND) if can_miss else (UNAUTHORIZED,)),
         },
     }

@@ -3,9 +3,9 @@
 from dataclasses import dataclass
 
 from proxy.api.openapi.components import (
-    KEY,
-    LIMITED,
-    MISSING,
+    NOT_FOUND,
+    TOO_MANY_REQUESTS,
+    UNAUTHORIZED,
     Node,
     as_json,
     operation_id,
@@ -76,7 +76,8 @@ def _operation(method: str, path: str, shape: Shape) -> Node:
         "tags": ["queue"],
         "security": KEYS,
         "parameters": parameters(*shape.takes),
-        "responses": {"200": answer} | refusals("queue", (KEY, MISSING, LIMITED, *shape.refuses)),
+        "responses": {"200": answer}
+        | refusals("queue", (UNAUTHORIZED, NOT_FOUND, TOO_MANY_REQUESTS, *shape.refuses)),
     }
     if shape.has_order:
         operation["requestBody"] = {"required": True, "content": as_json(schema("JobRequest"))}

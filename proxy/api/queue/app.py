@@ -20,9 +20,9 @@ from proxy.api.queue import response
 from proxy.api.queue.context import RequestContext, nothing
 from proxy.api.queue.listing import Listing
 from proxy.api.queue.request import (
-    MAX_TTL,
-    MIN_LIFE,
-    WAIT,
+    DEFAULT_WAIT_MS,
+    MAX_TTL_MS,
+    MIN_REMAINING_TTL_MS,
     CheckUrl,
     read_millis,
     read_number,
@@ -30,7 +30,7 @@ from proxy.api.queue.request import (
     read_wait,
 )
 from proxy.api.queue.response import JsonAnswer, refusal
-from proxy.api.queue.sse import LARGEST_CURSOR, event_stream, start, wants_events
+from proxy.api.queue.sse import MAX_CURSOR, event_stream, start, wants_events
 from proxy.jobs.model import Job
 from proxy.service.clock import Clock
 from proxy.service.durable import DurableJobs
@@ -41,10 +41,12 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-RUN_BYTES = 10 * 1024 * 1024
-RUNSYNC_BYTES = 20 * 1024 * 1024
-HOLD_SECONDS = 5.0  # `stream` without `?wait=`: Runpod's Python client gives up reading after 10 s
-GONE = 499  # nobody reads it
+RUN_BODY_MAX_BYTES = 10 * 1024 * 1024
+RUNSYNC_BODY_MAX_BYTES = 20 * 1024 * 1024
+STREAM_WAIT_SECONDS = (
+    5.0  # `stream` without `?wait=`: Runpod's Python client gives up reading after 10 s
+)
+CLIENT_CLOSED_REQUEST = 499  # nobody reads it
 
 
 OPERATIONS: dict[str, tuple[str, ...]] = {
@@ -112,15 +114,17 @@ class JobsApi:
     async def run(self, context: RequestContext, _: str) -> bytes:
         """Put a job in the queue."""
         await self._interactive.check(context.endpoint)
-        order = await read_order(await context.body(RUN_BYTES), self._check_url, self._seal)
+        order = await read_order(
+            await context.body(RUN_BODY_MAX_BYTES), self._check_url, self._seal
+        )
         return response.brief(await self._durable.submit(context.endpoint, context.owner, order))
 
     async def runsync(self, context: RequestContext, _: str) -> bytes:
         """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
-        wait = read_wait(context.query("wait")) or WAIT
+        wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
         await self._interactive.check(context.endpoint)
         order = await read_order(
-            await context.body(RUNSYNC_BYTES), self._check_url, self._seal, wait
+            await context.body(RUNSYNC_BODY_MAX_BYTES), self._check_url, self._seal, wait
         )
         job = await self._durable.submit(context.endpoint, context.owner, order)
         del order
@@ -130,7 +134,7 @@ class JobsApi:
 
     async def status(self, context: RequestContext, job_id: str) -> bytes:
         """Where a job stands. `?ttl=` lets its life end so many milliseconds from now."""
-        ttl = read_millis("ttl", context.query("ttl"), MIN_LIFE, MAX_TTL)
+        ttl = read_millis("ttl", context.query("ttl"), MIN_REMAINING_TTL_MS, MAX_TTL_MS)
         job = await self._job(context, job_id)
         if ttl is not None:
             job = await self._durable.limit_life(job, ttl) or job
@@ -138,7 +142,7 @@ class JobsApi:
 
     async def status_sync(self, context: RequestContext, job_id: str) -> bytes:
         """Where a job stands once it has ended, or after `?wait=` milliseconds."""
-        wait = read_wait(context.query("wait")) or WAIT
+        wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
         job = await self._durable.wait_end(context.endpoint, context.owner, job_id, wait / 1000)
         return await self._shown(_found(job, job_id))
 
@@ -146,7 +150,7 @@ class JobsApi:
         """Mailboxes that no client has had yet; with `?after=` that behind so many elements, and nothing is drained."""
         wait = read_wait(context.query("wait"))
         after = context.query("after")
-        cursor = read_number("after", after, 0, LARGEST_CURSOR) or 0
+        cursor = read_number("after", after, 0, MAX_CURSOR) or 0
         headers = context.request.headers
         if wants_events(headers.get("accept", "")):
             place = start(headers.get("last-event-id"), cursor)
@@ -158,7 +162,7 @@ class JobsApi:
                 leave()
                 raise _missing(job_id)
             return events
-        seconds = HOLD_SECONDS if wait is None else min(wait, WAIT) / 1000
+        seconds = STREAM_WAIT_SECONDS if wait is None else min(wait, DEFAULT_WAIT_MS) / 1000
         if after is None:
             consumed = await self._durable.consume(context.endpoint, context.owner, job_id, seconds)
             if consumed is None:
@@ -217,7 +221,7 @@ class JobsApi:
             except CLIENT_ERRORS as error:
                 return refusal(to_api_error(error))
             except ClientGoneError:
-                return Response(status_code=GONE)
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
             except (
                 Exception
             ):  # a bug of ours: the client gets an error it can read, the log gets the rest

@@ -6,10 +6,10 @@ from fastapi import Request
 
 from proxy.access.body_budget import Share
 from proxy.access.keys import ANONYMOUS, Principal
-from proxy.api.body import JSON, read_body, require_type
+from proxy.api.body import JSON_TYPE, read_body, require_type
 from proxy.service.endpoints import Endpoint
 
-OF_PAGES = (
+BROWSER_HEADERS = (
     b"origin",
     b"sec-fetch-site",
 )  # a page can send a body without a type anywhere, with no preflight request
@@ -37,8 +37,10 @@ class RequestContext:
     async def body(self, limit: int) -> bytes:
         """Read the body. Without a type it is JSON, unless a web page sent it to a proxy without a key."""
         headers = dict(self.request.scope["headers"])
-        default = b"" if self._is_open and not headers.keys().isdisjoint(OF_PAGES) else JSON
-        require_type(headers.get(b"content-type", default), JSON)
+        default = (
+            b"" if self._is_open and not headers.keys().isdisjoint(BROWSER_HEADERS) else JSON_TYPE
+        )
+        require_type(headers.get(b"content-type", default), JSON_TYPE)
         return await read_body(self.request.receive, headers, limit, self._share)
 
 

@@ -17,8 +17,8 @@ from proxy.service.durable import DurableJobs
 from proxy.service.fleet import Fleet
 from proxy.store.base import JobStore
 
-PAGE, MAX_PAGE = 50, 1_000
-LARGEST_SEQUENCE = 2**53
+PAGE_ROWS, PAGE_MAX_ROWS = 50, 1_000
+MAX_SEQUENCE = 2**53
 
 
 class Listing:
@@ -59,7 +59,7 @@ class Listing:
 
     async def requests(self, context: RequestContext, _: str) -> bytes:
         """Recent jobs, newest first: `?limit=`, `?before=` (the last page's `next`), `?status=`."""
-        limit = read_number("limit", context.query("limit"), 1, MAX_PAGE) or PAGE
+        limit = read_number("limit", context.query("limit"), 1, PAGE_MAX_ROWS) or PAGE_ROWS
         before = self._read_cursor(context)
         wanted = context.query("status")
         if wanted is not None and wanted not in set(Status):
@@ -97,7 +97,7 @@ class Listing:
         if sequence is None:
             with suppress(OtherSealError):
                 return self._seal.open_number(text, _context(context))
-        if sequence is None or not 1 <= sequence <= LARGEST_SEQUENCE:
+        if sequence is None or not 1 <= sequence <= MAX_SEQUENCE:
             raise ApiError(
                 "invalid_body",
                 "`before` must be the `next` of an earlier answer to this request.",

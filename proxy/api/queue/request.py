@@ -16,13 +16,15 @@ from proxy.jobs.model import Millis
 from proxy.service.durable import TTL, JobRequest
 from proxy.service.json_text import in_thread_if_large
 
-MIN_EXECUTION, MAX_EXECUTION = 5_000, 7 * 24 * 3600_000
-MIN_TTL, MAX_TTL = 10_000, 7 * 24 * 3600_000
-MIN_LIFE = 1_000  # of `?ttl=` on a job that is there
-MIN_WAIT, MAX_WAIT, WAIT = 1_000, 300_000, Millis(90_000)
-WEBHOOK_CHARACTERS = 2_048
-WEBHOOK_BYTES = 6 * WEBHOOK_CHARACTERS + 2  # as it is written, with an escape for each character
-S3_BYTES = (
+MIN_EXECUTION_TIMEOUT_MS, MAX_EXECUTION_TIMEOUT_MS = 5_000, 7 * 24 * 3600_000
+MIN_TTL_MS, MAX_TTL_MS = 10_000, 7 * 24 * 3600_000
+MIN_REMAINING_TTL_MS = 1_000  # of `?ttl=` on a job that is there
+MIN_WAIT_MS, MAX_WAIT_MS, DEFAULT_WAIT_MS = 1_000, 300_000, Millis(90_000)
+WEBHOOK_URL_MAX_CHARACTERS = 2_048
+WEBHOOK_FIELD_MAX_BYTES = (
+    6 * WEBHOOK_URL_MAX_CHARACTERS + 2
+)  # as it is written, with an escape for each character
+S3_CONFIG_MAX_BYTES = (
     64 * 1024
 )  # of `s3Config`: names and keys, a few hundred bytes; it is kept apart, and sealed in one piece
 NULL = msgspec.Raw(b"null")
@@ -58,10 +60,13 @@ async def read_order(
         )
     policy = found.policy or _Policy()
     execution = _between(
-        "policy.executionTimeout", policy.execution_timeout, MIN_EXECUTION, MAX_EXECUTION
+        "policy.executionTimeout",
+        policy.execution_timeout,
+        MIN_EXECUTION_TIMEOUT_MS,
+        MAX_EXECUTION_TIMEOUT_MS,
     )
-    ttl = _between("policy.ttl", policy.ttl, MIN_TTL, MAX_TTL)
-    webhook = read_text("webhook", found.webhook, WEBHOOK_BYTES)
+    ttl = _between("policy.ttl", policy.ttl, MIN_TTL_MS, MAX_TTL_MS)
+    webhook = read_text("webhook", found.webhook, WEBHOOK_FIELD_MAX_BYTES)
     if webhook:
         _check_webhook(webhook, check_url)
     return JobRequest(
@@ -103,7 +108,7 @@ def read_wait(text: str | None) -> Millis | None:
     value = read_floor(text)
     if value is None:
         raise ApiError("invalid_body", "`wait` must be a number of milliseconds.", "wait")
-    return Millis(min(max(value, MIN_WAIT), MAX_WAIT))
+    return Millis(min(max(value, MIN_WAIT_MS), MAX_WAIT_MS))
 
 
 def _between(name: str, value: int | None, least: int, most: int) -> Millis | None:
@@ -117,16 +122,19 @@ def _between(name: str, value: int | None, least: int, most: int) -> Millis | No
 def _sealed(config: msgspec.Raw, seal: Seal) -> bytes | None:
     if config == NULL:
         return None
-    if len(config) > S3_BYTES or bytes(config)[:1] != b"{":
+    if len(config) > S3_CONFIG_MAX_BYTES or bytes(config)[:1] != b"{":
         raise ApiError(
-            "invalid_body", f"`s3Config` must be a JSON object of at most {S3_BYTES} bytes."
+            "invalid_body",
+            f"`s3Config` must be a JSON object of at most {S3_CONFIG_MAX_BYTES} bytes.",
         )
     return seal.close(bytes(config))
 
 
 def _check_webhook(url: str, check_url: CheckUrl) -> None:
-    if len(url) > WEBHOOK_CHARACTERS:
-        raise ApiError("invalid_body", f"`webhook` may have {WEBHOOK_CHARACTERS} characters.")
+    if len(url) > WEBHOOK_URL_MAX_CHARACTERS:
+        raise ApiError(
+            "invalid_body", f"`webhook` may have {WEBHOOK_URL_MAX_CHARACTERS} characters."
+        )
     try:
         check_url(url)
     except ValueError as error:

@@ -51,7 +51,7 @@ def queue_error(error: ApiError) -> bytes:
     return msgspec.json.encode({"error": error.message})
 
 
-ELEMENT_CHARACTERS = 1024 * 1024  # a longer text is split; the seed's limit of one streamed piece
+ELEMENT_MAX_BYTES = 1024 * 1024  # a longer text is split; the seed's limit of one streamed piece
 
 
 class _Element(msgspec.Struct):
@@ -95,7 +95,7 @@ def stream(job: Job, elements: Sequence[bytes]) -> bytes:
 
 def split(element: bytes) -> list[bytes]:
     """An element, or several where its output is a text that is too long for one."""
-    if len(element) <= ELEMENT_CHARACTERS:
+    if len(element) <= ELEMENT_MAX_BYTES:
         return [element]
     found = _decoder.decode(element)
     output = bytes(found.output)
@@ -106,7 +106,7 @@ def split(element: bytes) -> list[bytes]:
     metrics = b',"metrics":' + bytes(found.metrics) if bytes(found.metrics) else b""
     parts, start = [], 0
     while start < len(encoded):
-        end = min(start + ELEMENT_CHARACTERS, len(encoded))
+        end = min(start + ELEMENT_MAX_BYTES, len(encoded))
         while end < len(encoded) and encoded[end] & 0xC0 == 0x80:  # noqa: PLR2004 - in the middle of a character
             end -= 1
         parts.append(b'{"output":%b%b}' % (_text(encoded[start:end].decode()), metrics))

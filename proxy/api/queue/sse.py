@@ -17,10 +17,10 @@ from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoint
 
 EVENT_STREAM = "text/event-stream"
-LARGEST_CURSOR = 2**53  # what every client's numbers can hold
-LOOK_SECONDS = 60.0  # between two looks at a job that says nothing
-PING_SECONDS = 15
-STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
+MAX_CURSOR = 2**53  # what every client's numbers can hold
+READ_WAIT_SECONDS = 60.0  # between two looks at a job that says nothing
+PING_INTERVAL_SECONDS = 15
+WRITE_TIMEOUT_SECONDS = 60.0  # a reader that stands still for so long is cut
 
 
 def wants_events(accept: str) -> bool:
@@ -32,7 +32,7 @@ def start(last_event_id: str | None, after: int) -> int:
     """Where to begin: behind the event that the client had last, or where it says."""
     if last_event_id:
         cursor = read_whole(last_event_id)
-        if cursor is None or cursor > LARGEST_CURSOR:
+        if cursor is None or cursor > MAX_CURSOR:
             raise ApiError(
                 "invalid_body", "`Last-Event-ID` must be the id of an event of this stream."
             )
@@ -56,7 +56,7 @@ async def event_stream(
         place = cursor
         try:
             while (
-                found := await durable.read(endpoint, owner, job_id, place, LOOK_SECONDS)
+                found := await durable.read(endpoint, owner, job_id, place, READ_WAIT_SECONDS)
             ) is not None:
                 job, elements, place_now = found
                 for number, element in enumerate(elements, place + 1):
@@ -74,7 +74,11 @@ async def event_stream(
 
     headers = {"Cache-Control": "no-cache, no-transform"}
     return EventSourceResponse(
-        events(), headers=headers, ping=PING_SECONDS, sep="\n", send_timeout=STALL_SECONDS
+        events(),
+        headers=headers,
+        ping=PING_INTERVAL_SECONDS,
+        sep="\n",
+        send_timeout=WRITE_TIMEOUT_SECONDS,
     )
 
 
