@@ -1,6 +1,6 @@
 """Reading and validating a request body.
 
-The size is counted while the body arrives. The JSON is validated once; its bytes are kept as they are.
+The size is counted while the body arrives. JSON is validated once; its bytes are kept unchanged.
 """
 
 import re

@@ -1,7 +1,7 @@
 """The table of all errors that the proxy itself returns. `api.openai.dialects` formats them.
 
-`should_retry` is sent as `x-should-retry`, which both OpenAI SDKs obey. Without it they post every
-408, 409, 429 and 5xx twice more, so a job that exceeded its execution timeout would run three times.
+`should_retry` is sent as `x-should-retry`, which both OpenAI SDKs obey. Without it they retry every
+408, 409, 429 and 5xx twice, so a job that exceeded its execution timeout would run three times.
 """
 
 from collections.abc import Sequence

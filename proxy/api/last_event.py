@@ -13,7 +13,8 @@ EVENT_START_BYTES = 64
 OVERLAP_BYTES = 3
 
 _LAST = re.compile(
-    rb"(?:data: ?\[DONE\]|event: ?(?:response\.(?:completed|incomplete|failed)|message_stop|error))\s"
+    rb"(?:data: ?\[DONE\]"
+    rb"|event: ?(?:response\.(?:completed|incomplete|failed)|message_stop|error))\s"
     rb'|data: ?\{\s*"error"\s*:\s*[{"]'
 )
 

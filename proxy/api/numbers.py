@@ -1,7 +1,7 @@
 """Parsers for numbers in queries and headers: plain decimal digits only.
 
-Python's `int` and `float` accept more than any client intends: spaces, signs, underscores, digits of
-other scripts, `nan` and `inf`. They raise an exception for very long numbers.
+Python's `int` and `float` accept more than any client intends: spaces, signs, underscores, digits
+of other scripts, `nan` and `inf`. They raise an exception for very long numbers.
 """
 
 import re

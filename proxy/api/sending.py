@@ -1,7 +1,7 @@
-"""Sends complete responses. They may be large: a job's output or an engine's answer has up to 64 MB.
+"""Sends complete responses, which may be large: the output of a job has up to 64 MB.
 
-A large response is charged to a byte budget like a request body. It is sent in parts, as fast as its
-client reads them; the connection of a client that stops reading is closed.
+A large response is charged to a byte budget like a request body. It is sent in parts, as fast as
+its client reads them; the connection of a client that stops reading is closed.
 """
 
 import asyncio

@@ -40,4 +40,4 @@ async def _running(queue: QueueClient, wanted: int) -> bool:
 async def test_an_unknown_endpoint_is_404(queue: QueueClient) -> None:
     answer = await QueueClient(queue.proxy, endpoint="nowhere").call("GET", "health")
     assert answer.status == 404
-    assert answer.body == {"error": "There is no endpoint 'nowhere' here."}
+    assert answer.body == {"error": "Unknown endpoint 'nowhere'."}

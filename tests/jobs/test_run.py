@@ -101,7 +101,7 @@ async def test_a_body_may_have_ten_megabytes(alone: QueueClient, chunked: bool) 
     assert (await alone.call("POST", "run", data=body(10 * MB), headers=json_type)).status == 200
     refused = await alone.call("POST", "run", data=body(10 * MB + 1), headers=json_type)
     assert refused.status == 413
-    assert refused.body == {"error": "The body may be 10 MB."}
+    assert refused.body == {"error": "The request body is too large: at most 10 MB."}
 
 
 async def _pieces(data: bytes) -> Any:

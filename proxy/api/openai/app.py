@@ -205,7 +205,7 @@ class OpenAi:
 def _client_timeout(headers: dict[bytes, bytes]) -> float | None:
     """Return the seconds after which the job must have been answered, from the SDK's own timeout.
 
-    The result is shorter than the timeout by a margin. It is None if there is no such header or
+    The result is shorter than the timeout by a margin. It is None if the header is missing or
     its value is not a number in range.
     """
     seconds = read_seconds(headers.get(READ_TIMEOUT_HEADER, b""), READ_TIMEOUT_MAX_SECONDS)

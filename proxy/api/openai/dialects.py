@@ -1,7 +1,7 @@
 """The formats of messages that the proxy itself sends: errors and heartbeats.
 
-vLLM has three dialects: OpenAI's chat and completions, OpenAI's responses, and Anthropic's messages.
-Output of the engine is never translated.
+vLLM has three dialects: OpenAI's chat and completions, OpenAI's responses, and Anthropic's
+messages. Output of the engine is never translated.
 """
 
 from collections.abc import Callable

@@ -4,10 +4,10 @@ import re
 
 from proxy.api.body import BodySummary
 
-# Only the first parts are read: a transcription has about ten; a malicious body of empty parts would
-# have millions.
+# Only the first parts are read: a transcription has about ten; a malicious body of empty parts
+# would have millions.
 FORM_MAX_PARTS = 64
-# The headers of a part with a larger header are not read, nor is a larger value of a field.
+# Longer headers of a part, and longer values of a field, are not read.
 FORM_PART_HEADER_MAX_BYTES = 512
 _BOUNDARY = re.compile(
     rb'boundary="?([^";,]{1,70})', re.IGNORECASE

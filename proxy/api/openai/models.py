@@ -8,7 +8,7 @@ from proxy.service.endpoints import Model
 
 
 def model_card(model: Model) -> bytes:
-    """Return the JSON of a model: the card a worker has sent, otherwise the fields clients require."""
+    """Return the JSON of a model: the card of a worker, or the fields that clients require."""
     if model.card is not None:
         return model.card
     return msgspec.json.encode(

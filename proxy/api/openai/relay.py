@@ -1,7 +1,7 @@
 """Relays a job's output from its mailbox to its client: the hot path of every OpenAI call.
 
-Everything that arrives in one iteration of the event loop costs one wait and one write. A disconnect
-of the client ends the same wait.
+Everything that arrives in one iteration of the event loop costs one wait and one write. A
+disconnect of the client ends the same wait.
 
 A disconnect cancels the job, unless the client has received the complete output, that is, the final
 event of a stream was written to an open connection. From then on the end of the run decides the

@@ -1,8 +1,8 @@
 """Writes one response to one client.
 
 The response start (status and headers) is delayed until its status is known: it is sent with the
-first bytes of the engine's body, or, for a stream whose job is still queued, as `200` with the first
-heartbeat.
+first bytes of the engine's body, or, for a stream whose job is still queued, as `200` with the
+first heartbeat.
 """
 
 import asyncio

@@ -2,7 +2,7 @@
 
 Each route exists below three prefixes: `/v2/{endpoint}/openai/…`, `/openai/…` and `/v1/…`. The last
 two find the endpoint by the request's `model`. `edge.routes` accepts these routes and no others.
-Responses are not stored, so there are no routes that get or cancel a response by its id.
+Responses are not stored, so routes that get or cancel a response by its id do not exist.
 """
 
 import re
