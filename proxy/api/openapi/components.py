@@ -300,7 +300,6 @@ _ORDER: Node = {
 _STATUS: Node = {"type": "string", "enum": [*Status]}
 _WORKERS = ("idle", "initializing", "ready", "running", "throttled", "unhealthy")
 _JOBS = ("completed", "failed", "inProgress", "inQueue", "retried")
-_SERVER_WORKERS = ("ready", "running", "initializing")
 
 SCHEMAS: Node = {
     "JobRequest": _ORDER,
@@ -395,22 +394,5 @@ SCHEMAS: Node = {
     },
     "ModelList": record(
         {"object": {"const": "list"}, "data": {"type": "array", "items": schema("Model")}}
-    ),
-    "Server": record(dict.fromkeys(("name", "version", "openai", "ready"), TEXT)),
-    "Alive": record({"status": {"const": "ok"}}),
-    "Ready": record({"status": TEXT}),
-    "ServerHealth": record(
-        {
-            "status": {"const": "ok"},
-            "endpoints": {
-                "type": "object",
-                "additionalProperties": record(
-                    {
-                        "jobs": record(dict.fromkeys(("inQueue", "inProgress"), COUNT)),
-                        "workers": record(dict.fromkeys(_SERVER_WORKERS, COUNT)),
-                    }
-                ),
-            },
-        }
     ),
 }

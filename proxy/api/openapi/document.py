@@ -3,14 +3,17 @@
 from typing import NamedTuple
 
 from proxy.api.openapi.components import (
+    COUNT,
     HEADERS,
     OBJECT,
     PARAMETERS,
     SCHEMAS,
+    TEXT,
     UNAUTHORIZED,
     Node,
     as_json,
     operation_id,
+    record,
     refusals,
     responses,
     schema,
@@ -20,6 +23,28 @@ from proxy.api.openapi.engine import engine_paths
 from proxy.api.openapi.queue import KEYS, queue_paths
 
 READ = ("GET", "HEAD")
+
+
+_WORKERS = ("ready", "running", "initializing")
+PAGE_SCHEMAS: Node = {
+    "Server": record(dict.fromkeys(("name", "version", "openai", "ready"), TEXT)),
+    "Alive": record({"status": {"const": "ok"}}),
+    "Ready": record({"status": TEXT}),
+    "ServerHealth": record(
+        {
+            "status": {"const": "ok"},
+            "endpoints": {
+                "type": "object",
+                "additionalProperties": record(
+                    {
+                        "jobs": record(dict.fromkeys(("inQueue", "inProgress"), COUNT)),
+                        "workers": record(dict.fromkeys(_WORKERS, COUNT)),
+                    }
+                ),
+            },
+        }
+    ),
+}
 
 
 class Page(NamedTuple):
@@ -114,7 +139,7 @@ def document(version: str) -> dict[str, object]:
         "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": server_paths() | queue_paths() | engine_paths(),
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": SCHEMAS | PAGE_SCHEMAS,
             "parameters": PARAMETERS,
             "headers": HEADERS,
             "responses": responses(),
