@@ -1,5 +1,5 @@
-// OpenAI's client for Node in a process of its own: it reads calls, a line each, and prints the result of each.
-// The Python twin is openai_client.py.
+// Runs OpenAI's client for Node in its own process: reads one call per line, prints one result per call.
+// The Python counterpart is openai_client.py.
 
 const readline = require("node:readline");
 const { OpenAI, APIError } = require("openai");
@@ -32,7 +32,7 @@ function noteChunk(result, chunk) {
 }
 
 async function main() {
-  const clients = {}; // kept, as an application would: a call must not spoil the next one
+  const clients = {}; // reused, as in an application: a call must not affect the next one
   console.log(VERSION);
   for await (const line of readline.createInterface({ input: process.stdin })) {
     const asked = JSON.parse(line);

@@ -1,5 +1,5 @@
-// Runpod's JavaScript client in a process of its own: it makes every call and prints the results. The base URL is
-// its argument, the inputs come as JSON on standard input. The Python twin is runpod_client.py.
+// Runs Runpod's JavaScript client in its own process: makes every call and prints the results. The base URL is
+// its argument; the inputs are read as JSON from standard input. The Python counterpart is runpod_client.py.
 
 const fs = require("node:fs");
 const path = require("node:path");

@@ -1,4 +1,4 @@
-"""Runs Runpod's Python client in its own process: makes the calls of a scenario, prints the results.
+"""Runs Runpod's Python client in its own process: makes the calls of a scenario, prints results.
 
 The first argument is the scenario, RUNPOD_ENDPOINT_BASE_URL the base URL; the inputs are read as
 JSON from standard input.

@@ -1,4 +1,4 @@
-"""Proxy and worker also run beside Runpod's newest SDK, whose FastAPI version vLLM does not accept."""
+"""Proxy and worker also run beside Runpod's newest SDK, whose FastAPI vLLM does not accept."""
 
 from pathlib import Path
 

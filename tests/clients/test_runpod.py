@@ -1,4 +1,4 @@
-"""Runpod's unmodified clients work with the proxy's URL. The Go client's requests are also replayed."""
+"""Runpod's unmodified clients work with the proxy's URL. Go's requests are also replayed."""
 
 import asyncio
 import json

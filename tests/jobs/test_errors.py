@@ -139,7 +139,7 @@ async def test_every_error_is_one_sentence(strict: Proxy, operation: str) -> Non
 
 
 def _operation(path: str) -> str:
-    """Return the operation that a path, or the beginning of it, belongs to; `/` if there is none."""
+    """Return the operation that a path, or its beginning, belongs to; `/` if there is none."""
     rest = path.partition("?")[0].split("/")[3:]
     return next(
         (one for one in OPERATIONS if rest and one.split("/")[1] == rest[0].partition("%")[0]), "/"

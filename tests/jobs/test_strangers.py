@@ -67,7 +67,8 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         await until(lambda: len(proxy.parts.output) == 1, what="the call is in the queue")
         interactive = next(iter(proxy.parts.output)).job_id
         reading = asyncio.create_task(alice.stream(waiting, "?wait=90000"))
-        await until(lambda: bool(store.naming(f"read('{waiting}'")), what="alice waits for output")
+        look = f"look('default', 'alice', '{waiting}', None"
+        await until(lambda: bool(store.naming(look)), what="alice waits for output")
         yield Scene(proxy, store, [waiting, cancelled, interactive], reading)
         for task in (reading, call):
             task.cancel()

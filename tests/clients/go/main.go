@@ -1,5 +1,5 @@
-// Runpod's Go client in a process of its own: it makes every call and prints the results. The base URL is its
-// argument, the inputs come as JSON on standard input. The Python twin is runpod_client.py.
+// Runs Runpod's Go client in its own process: makes every call and prints the results. The base URL is its
+// argument, the inputs are read as JSON from standard input. The Python counterpart is runpod_client.py.
 package main
 
 import (
@@ -65,7 +65,7 @@ func ask(client *endpoint.Endpoint, given inputs, found report) {
 	found.note("nonsense", nil, err)
 }
 
-// stream gives every element of a job's output.
+// stream returns every element of a job's output.
 func stream(client *endpoint.Endpoint, id *string) ([]endpoint.StreamResult, error) {
 	results := make(chan endpoint.StreamResult)
 	pieces := make(chan []endpoint.StreamResult)
