@@ -37,8 +37,10 @@ def test_model_and_stream_are_found_at_any_position(at: int) -> None:
         (b"multipart/form-data;boundary=frontier", b"Content-Disposition:form-data;name=model"),
         (
             TYPE,
-            b"Content-Type: text/plain; charset=utf-8\r\n"
-            b'Content-Disposition: form-data; name="model"',
+            (
+                b"Content-Type: text/plain; charset=utf-8\r\n"
+                b'Content-Disposition: form-data; name="model"'
+            ),
         ),
         (TYPE, b'Content-Disposition: form-data; name="model"\r\nContent-Type: text/plain'),
     ],
