@@ -9,9 +9,8 @@ from proxy.api.body import BodySummary
 FORM_MAX_PARTS = 64
 # Longer headers of a part, and longer values of a field, are not read.
 FORM_PART_HEADER_MAX_BYTES = 512
-_BOUNDARY = re.compile(
-    rb'boundary="?([^";,]{1,70})', re.IGNORECASE
-)  # RFC 2046: at most 70 characters
+# RFC 2046: at most 70 characters.
+_BOUNDARY = re.compile(rb'boundary="?([^";,]{1,70})', re.IGNORECASE)
 _NAME = re.compile(rb'form-data\b[^\r\n]*;\s*name="?(model|stream)"?\s*(?:;|\r|$)', re.IGNORECASE)
 
 
