@@ -269,7 +269,7 @@ def _notice(durable: DurableJobs, seal: Seal, clock: Clock) -> Callable[[Job], A
     async def notice(job: Job) -> bytes:
         webhook = seal.open_webhook(job.submission.webhook or "")
         found = await durable.outputs(job) if job.output is None else (job, ())
-        if found is None or found[0].retries != job.retries:
+        if found is None or found[0].retry_count != job.retry_count:
             return b""
         return response.notice(job, found[1], clock.now(), webhook)
 

@@ -1,4 +1,4 @@
-"""What people and load balancers ask about the proxy itself: FastAPI, off the hot path."""
+"""The status pages of the proxy, for operators and load balancers: FastAPI, not on the hot path."""
 
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
@@ -21,7 +21,7 @@ from proxy.store.base import JobStore
 
 
 class StatusApp:
-    """`/`, `/livez`, `/readyz`, `/health`, `/ping`, `/openapi.json`, and the queue API, on FastAPI."""
+    """Serves `/`, `/livez`, `/readyz`, `/ping`, `/health`, `/openapi.json` and the queue API."""
 
     def __init__(
         self,
@@ -34,11 +34,11 @@ class StatusApp:
         self.fastapi = _fastapi(endpoints, fleet, admission, store, jobs)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request of a caller who may ask."""
+        """Handle a request that the gate has authorized."""
         await self.fastapi(scope, receive, send)
 
     async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:
-        """Answer a request that is not let in."""
+        """Send `error` as the response to a request that the gate has rejected."""
         headers = {name.decode(): value.decode() for name, value in error.headers()}
         body = error_body(scope["path"], error)
         await Response(body, error.row.status, headers, media_type="application/json")(
@@ -47,11 +47,12 @@ class StatusApp:
 
 
 def error_body(path: str, error: ApiError) -> bytes:
-    """Return the body of an error in the dialect of the API at this path: the queue's, else the route's."""
+    """Return the JSON body of an error in the format of the API that the path belongs to."""
     if path.startswith("/v2/") and not is_openai(path):
         return queue_error(error)
     found = match(path)
-    return (OPENAI if found is None else found.route.dialect).error(error)
+    dialect = OPENAI if found is None else found.route.dialect
+    return dialect.error(error)
 
 
 def _fastapi(
@@ -68,7 +69,7 @@ def _fastapi(
 
     @app.api_route("/", methods=["GET", "HEAD"])
     async def root() -> dict[str, object]:
-        """What this is and where its API begins."""
+        """Name and version of the server, and the paths where its APIs begin."""
         return {
             "name": "vllm-serverless",
             "version": _version(),
@@ -78,23 +79,22 @@ def _fastapi(
 
     @app.api_route("/livez", methods=["GET", "HEAD"])
     async def livez() -> dict[str, str]:
-        """200 as long as the event loop turns."""
+        """Liveness check: 200 as long as the event loop runs."""
         return {"status": "ok"}
 
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     @app.api_route("/ping", methods=["GET", "HEAD"])
     async def readyz() -> Response:
-        """200 once a worker can serve; 503, and why, before that and while the proxy shuts down."""
+        """Readiness check: 200 if a worker is ready, 503 if none is or the proxy is draining."""
         if admission.is_draining:
             return JSONResponse({"status": "draining"}, 503)
-        is_ready = any(fleet.is_ready(endpoint.id) for endpoint in endpoints)
-        return JSONResponse(
-            {"status": "ok" if is_ready else "no worker is ready"}, 200 if is_ready else 503
-        )
+        if any(fleet.is_ready(endpoint.id) for endpoint in endpoints):
+            return JSONResponse({"status": "ok"})
+        return JSONResponse({"status": "no worker is ready"}, 503)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
     async def health() -> dict[str, object]:
-        """Jobs and workers, endpoint by endpoint."""
+        """Counts of jobs and workers, per endpoint."""
         return {
             "status": "ok",
             "endpoints": {one.id: await _health(one.id, fleet, store) for one in endpoints},
@@ -104,7 +104,7 @@ def _fastapi(
 
     @app.api_route("/openapi.json", methods=["GET", "HEAD"])
     async def openapi() -> Response:
-        """What a client may ask, as OpenAPI; FastAPI's own would say little, for the handlers take raw requests."""
+        """The OpenAPI document. FastAPI cannot generate it, because handlers take raw requests."""
         return Response(described, media_type="application/json")
 
     app.include_router(jobs.router())
@@ -127,5 +127,6 @@ async def _health(endpoint_id: EndpointId, fleet: Fleet, store: JobStore) -> dic
 def _version() -> str:
     try:
         return version("vllm-serverless")
-    except PackageNotFoundError:  # run from a checkout that was never installed
+    except PackageNotFoundError:
+        # A checkout that was never installed.
         return "0+unknown"

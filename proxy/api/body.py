@@ -1,4 +1,7 @@
-"""Reading a request's body: counted while it comes, checked once, kept as the bytes it was."""
+"""Reading and validating a request body.
+
+The size is counted while the body arrives. JSON is validated once; its bytes are kept unchanged.
+"""
 
 import re
 from collections.abc import Callable
@@ -13,24 +16,30 @@ from proxy.service.json_text import BODY_MAX_STEPS, has_too_much, in_thread_if_l
 
 Decoded = TypeVar("Decoded")
 
-JSON = b"application/json"
-FORM = b"multipart/form-data"
-TOO_MUCH = f"The body has too much in it: {BODY_MAX_STEPS // 2:,} values, keys and escapes are the most, or twice as many blanks."
-MODEL_BYTES = 2048  # of a model's name as it is written; it stands in sentences and headers, and no name is longer
+JSON_TYPE = b"application/json"
+FORM_TYPE = b"multipart/form-data"
+TOO_COMPLEX = (
+    f"JSON body too complex: at most {BODY_MAX_STEPS // 2:,} values, keys and escapes"
+    f" (or {BODY_MAX_STEPS:,} whitespace characters) are accepted. Send a smaller body."
+)
+# The name of a model as it is written in JSON, with quotes and escapes. Error messages and headers
+# repeat the name; no real name is longer.
+MODEL_NAME_MAX_BYTES = 2048
 
 
 class ClientGoneError(Exception):
-    """The client left before its request was whole."""
+    """The client disconnected before its request was complete."""
 
 
-_NULL, _TRUE = msgspec.Raw(b"null"), msgspec.Raw(b"true")
+_NULL = msgspec.Raw(b"null")
+_TRUE = msgspec.Raw(b"true")
 _OBJECT = re.compile(rb"[ \t\r\n]*\{")
 
 
 class BodySummary(NamedTuple):
-    """What this proxy looks at. Everything else is between the client and the engine.
+    """The fields of a body that the proxy reads. All others concern only the client and the engine.
 
-    `is_streaming`: the client asks for a stream. Only a plain `true` is taken for yes; the engine judges the rest.
+    `is_streaming` is True only for a literal `true`; the engine validates every other value.
     """
 
     model: str | None = None
@@ -38,9 +47,10 @@ class BodySummary(NamedTuple):
 
 
 class _Fields(msgspec.Struct):
-    """The fields, as they are written: any of them may be as long as the body.
+    """The fields as raw JSON, because each of them may be as long as the body.
 
-    The `guided_*` fields were vLLM's once. It ignores them today, and answers 200 with text that obeys nothing.
+    The `guided_*` fields belonged to earlier versions of vLLM. Current versions ignore them and
+    answer 200 with text that does not follow the constraint.
     """
 
     model: msgspec.Raw = _NULL
@@ -57,16 +67,23 @@ _text: msgspec.json.Decoder[str | None] = msgspec.json.Decoder(str | None)
 
 
 async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share: Share) -> bytes:
-    """The whole body, at most `limit` bytes, else `ApiError`; `ClientGoneError` when it does not come.
+    """Return the complete body of an ASGI request.
 
-    It is paid for from the share: before anything is read where its size is declared, else piece by piece.
+    The size is charged to `share`: before anything is read if `Content-Length` declares it,
+    otherwise piece by piece.
+
+    Raises `ApiError` if the body is larger than `limit` bytes, `BudgetError` if the share cannot
+    grow, and `ClientGoneError` if the client disconnects.
     """
-    too_large = ApiError("request_too_large", f"The body may be {limit // (1024 * 1024)} MB.")
+    too_large = ApiError(
+        "request_too_large", f"The request body is too large: at most {limit // (1024 * 1024)} MB."
+    )
     declared = int(headers.get(b"content-length", b"0"))
     if declared > limit:
         raise too_large
     share.grow(declared)
-    parts, size = BytesIO(), 0
+    parts = BytesIO()
+    size = 0
     while True:
         message = await receive()
         if message["type"] == "http.disconnect":
@@ -78,25 +95,32 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
         if size > share.held:
             share.grow(size - share.held)
         is_last = not message.get("more_body", False)
+        # Most bodies arrive in one piece, which needs no copy.
         if is_last and size == len(part):
-            return part  # it came in one piece, as most do
-        parts.write(
-            part
-        )  # into one growing block: pieces, freed between other things, would leave memory in tatters
+            return part
+        # One growing block: many separate pieces, freed at different times, fragment the memory.
+        parts.write(part)
         if is_last:
             return parts.getvalue()
 
 
 def require_type(content_type: bytes, wanted: bytes) -> None:
-    """Let only this media type through: `text/plain`, which a web page may send without asking, is never one."""
+    """Raise `ApiError` unless the media type is `wanted`, which is never `text/plain`.
+
+    Web pages may send `text/plain` to any origin without a preflight request.
+    """
     if content_type.partition(b";")[0].strip().lower() != wanted:
         raise ApiError(
-            "unsupported_media_type", f"Send the body with `Content-Type: {wanted.decode()}`."
+            "unsupported_media_type",
+            f"Unsupported `Content-Type`: send the body as `{wanted.decode()}`.",
         )
 
 
 async def peek(body: bytes) -> BodySummary:
-    """Check that a body is UTF-8 and a JSON object, and look at `model` and `stream`. `ApiError` says what is wrong."""
+    """Validate that a body is UTF-8 and a JSON object, and return its `model` and `stream`.
+
+    Raises `ApiError`.
+    """
     return await in_thread_if_large(_peek, body)
 
 
@@ -106,39 +130,47 @@ def _peek(body: bytes) -> BodySummary:
         if getattr(found, name) != _NULL:
             raise ApiError(
                 "invalid_body",
-                f"`{name}` is no longer obeyed: use `structured_outputs` instead.",
+                f"`{name}` is no longer supported: use `structured_outputs` instead.",
                 name,
             )
-    return BodySummary(read_text("model", found.model, MODEL_BYTES), found.stream == _TRUE)
+    model = read_text("model", found.model, MODEL_NAME_MAX_BYTES)
+    return BodySummary(model, found.stream == _TRUE)
 
 
-def read_text(name: str, written: msgspec.Raw, most: int) -> str | None:
-    """A field that is a string, or null; it is built only when it is short enough to be one of these."""
+def read_text(name: str, written: msgspec.Raw, max_bytes: int) -> str | None:
+    """Return a field that is a string or null, and is written in at most `max_bytes`.
+
+    A longer value is rejected before it is decoded. Raises `ApiError`.
+    """
     try:
-        if len(written) <= most:
+        if len(written) <= max_bytes:
             return _text.decode(written)
     except msgspec.MsgspecError:
         raise ApiError("invalid_body", f"`{name}` must be a string.", name) from None
-    raise ApiError("invalid_body", f"`{name}` must be a string of at most {most} bytes.", name)
+    raise ApiError("invalid_body", f"`{name}` must be a string of at most {max_bytes} bytes.", name)
 
 
 def decode_object(
     body: bytes,
     decoder: msgspec.json.Decoder[Decoded],
-    no_object: str,
-    wrong: Callable[[msgspec.ValidationError], ApiError],
+    not_an_object: str,
+    wrong_type: Callable[[msgspec.ValidationError], ApiError],
 ) -> Decoded:
-    """A body that must be UTF-8 and a JSON object, else `ApiError`; `wrong` is what a value of a wrong type is told."""
+    """Decode a body that must be UTF-8 and a JSON object.
+
+    Raises `ApiError`: with the message `not_an_object` if the body is another JSON value, and as
+    `wrong_type` returns it if a field has a value of the wrong type.
+    """
     if (fault := utf8_fault(body)) is not None:
         raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {fault}).")
     if has_too_much(body, BODY_MAX_STEPS):
-        raise ApiError("invalid_body", TOO_MUCH)
+        raise ApiError("invalid_body", TOO_COMPLEX)
     try:
         return decoder.decode(body)
     except msgspec.ValidationError as error:
         if not _OBJECT.match(body):
-            raise ApiError("invalid_body", no_object) from error
-        raise wrong(error) from error
+            raise ApiError("invalid_body", not_an_object) from error
+        raise wrong_type(error) from error
     except (msgspec.DecodeError, RecursionError) as error:
         detail = str(error) or "it is nested too deeply"
         raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error

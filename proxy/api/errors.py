@@ -1,7 +1,7 @@
-"""Every error this proxy itself answers with, in one table; `api.dialects` puts them into words.
+"""The table of all errors that the proxy itself returns. `api.openai.dialects` formats them.
 
-`should_retry` goes out as `x-should-retry`, which both OpenAI SDKs obey: without it they post every 408, 409, 429 and
-5xx again, twice, so a job that ran too long would run three times.
+`should_retry` is sent as `x-should-retry`, which both OpenAI SDKs obey. Without it they retry every
+408, 409, 429 and 5xx twice, so a job that exceeded its execution timeout would run three times.
 """
 
 from collections.abc import Sequence
@@ -13,58 +13,63 @@ from proxy.service.admission import DrainingError, QueueFullError
 from proxy.service.durable import NotRetriableError
 from proxy.store.base import StoreFullError
 
-REQUEST = "invalid_request_error"
-SERVER = "server_error"
+REQUEST_ERROR = "invalid_request_error"
+SERVER_ERROR = "server_error"
 
 
 class Row(NamedTuple):
-    """How an error code is told: HTTP status, OpenAI's `type`, and whether and when to try again."""
+    """The HTTP properties of an error code; `type` is the field of OpenAI's error object."""
 
     status: int
     type: str
     should_retry: bool | None = None
-    retry_after: int | None = (
-        None  # seconds; at most 60, above that the Python SDK does not retry at all
-    )
+    # Seconds, at most 60: OpenAI's SDK for Python does not retry at all after a longer delay.
+    retry_after: int | None = None
 
 
 ERRORS: dict[str, Row] = {
-    "bad_request": Row(400, REQUEST),
-    "invalid_json": Row(400, REQUEST),
-    "invalid_body": Row(400, REQUEST),
-    "invalid_api_key": Row(401, REQUEST),
-    "host_not_allowed": Row(403, REQUEST),
-    "foreign_origin": Row(403, REQUEST),
-    "not_found": Row(404, REQUEST),
-    "endpoint_not_found": Row(404, REQUEST),
-    "model_not_found": Row(404, REQUEST),
-    "job_not_found": Row(404, REQUEST),
-    "not_retriable": Row(409, REQUEST, should_retry=False),
-    "method_not_allowed": Row(405, REQUEST),
-    "request_timeout": Row(408, REQUEST),
-    "request_too_large": Row(413, REQUEST),
-    "head_too_large": Row(431, REQUEST),
-    "unsupported_media_type": Row(415, REQUEST),
+    "bad_request": Row(400, REQUEST_ERROR),
+    "invalid_json": Row(400, REQUEST_ERROR),
+    "invalid_body": Row(400, REQUEST_ERROR),
+    "invalid_api_key": Row(401, REQUEST_ERROR),
+    "host_not_allowed": Row(403, REQUEST_ERROR),
+    "foreign_origin": Row(403, REQUEST_ERROR),
+    "not_found": Row(404, REQUEST_ERROR),
+    "endpoint_not_found": Row(404, REQUEST_ERROR),
+    "model_not_found": Row(404, REQUEST_ERROR),
+    "job_not_found": Row(404, REQUEST_ERROR),
+    "not_retriable": Row(409, REQUEST_ERROR, should_retry=False),
+    "method_not_allowed": Row(405, REQUEST_ERROR),
+    "request_timeout": Row(408, REQUEST_ERROR),
+    "request_too_large": Row(413, REQUEST_ERROR),
+    "head_too_large": Row(431, REQUEST_ERROR),
+    "unsupported_media_type": Row(415, REQUEST_ERROR),
     "rate_limited": Row(429, "rate_limit_exceeded"),
     "queue_full": Row(429, "rate_limit_exceeded", retry_after=5),
-    "job_cancelled": Row(409, SERVER, should_retry=False),
-    "engine_error": Row(500, SERVER, should_retry=False),
-    "internal_error": Row(500, SERVER, should_retry=False),
-    "worker_lost": Row(502, SERVER, should_retry=False),  # it has run
-    "gave_up": Row(502, SERVER, should_retry=False),
-    "answer_too_large": Row(502, SERVER, should_retry=False),
-    "no_workers": Row(503, SERVER, should_retry=True, retry_after=30),
-    "store_full": Row(503, SERVER, should_retry=True, retry_after=30),
-    "overloaded": Row(503, SERVER, should_retry=True, retry_after=5),
-    "too_many_connections": Row(503, SERVER, should_retry=True, retry_after=5),
-    "server_draining": Row(503, SERVER, should_retry=True, retry_after=5),
-    "execution_timeout": Row(504, SERVER, should_retry=False),
-    "expired": Row(504, SERVER, should_retry=False),
+    "job_cancelled": Row(409, SERVER_ERROR, should_retry=False),
+    "engine_error": Row(500, SERVER_ERROR, should_retry=False),
+    "internal_error": Row(500, SERVER_ERROR, should_retry=False),
+    # No retry, because the call has run.
+    "worker_lost": Row(502, SERVER_ERROR, should_retry=False),
+    "gave_up": Row(502, SERVER_ERROR, should_retry=False),
+    "answer_too_large": Row(502, SERVER_ERROR, should_retry=False),
+    "no_workers": Row(503, SERVER_ERROR, should_retry=True, retry_after=30),
+    "store_full": Row(503, SERVER_ERROR, should_retry=True, retry_after=30),
+    "overloaded": Row(503, SERVER_ERROR, should_retry=True, retry_after=5),
+    "too_many_connections": Row(503, SERVER_ERROR, should_retry=True, retry_after=5),
+    "server_draining": Row(503, SERVER_ERROR, should_retry=True, retry_after=5),
+    "execution_timeout": Row(504, SERVER_ERROR, should_retry=False),
+    "expired": Row(504, SERVER_ERROR, should_retry=False),
 }
 
 
 class ApiError(Exception):
-    """An answer that is an error: a code of the table, a sentence that says what to do, the field that is wrong."""
+    """An error response.
+
+    `code` is a key of `ERRORS`, or a code that a worker sent. `message` is a sentence for the
+    client, `param` the name of the invalid field, `allow` the value of the `Allow` header, and
+    `more` further response headers.
+    """
 
     def __init__(
         self,
@@ -75,21 +80,19 @@ class ApiError(Exception):
         more: Sequence[tuple[bytes, bytes]] = (),
     ) -> None:
         super().__init__(message)
-        self.code, self.message, self.param, self.allow, self.more = (
-            code,
-            message,
-            param,
-            allow,
-            more,
-        )
+        self.code = code
+        self.message = message
+        self.param = param
+        self.allow = allow
+        self.more = more
 
     @property
     def row(self) -> Row:
-        """How this code is told. A code from a worker that is not in the table is the server's fault."""
+        """The table row of the code; for an unknown code of a worker, the row of `gave_up`."""
         return ERRORS.get(self.code, ERRORS["gave_up"])
 
     def headers(self) -> list[tuple[bytes, bytes]]:
-        """What the headers say about it."""
+        """Return the response headers that belong to the error."""
         found = list(self.more)
         if self.code == "invalid_api_key":
             found.append((b"www-authenticate", b"Bearer"))
@@ -110,21 +113,20 @@ _CODES: dict[type[Exception], str] = {
     StoreFullError: "store_full",
 }
 CLIENT_ERRORS: tuple[type[Exception], ...] = (ApiError, LimitedError, *_CODES)
-"""What is told to the client. Every other exception is a bug."""
+"""The exceptions that are returned to the client. Every other exception is a bug."""
 
 
 def to_api_error(error: Exception) -> ApiError:
-    """One of `CLIENT_ERRORS`, as the client is told it."""
+    """Convert one of `CLIENT_ERRORS` to the response that the client receives."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, LimitedError):
         return _limited(error)
-    sentence = (
-        "There is no room to keep another job. Try again later."
-        if type(error) is StoreFullError
-        else str(error)
-    )
-    return ApiError(_CODES[type(error)], sentence)
+    message = str(error)
+    # The exception's own text is for the operator.
+    if type(error) is StoreFullError:
+        message = "The server has no disk space for another job. Retry later."
+    return ApiError(_CODES[type(error)], message)
 
 
 def _limited(error: LimitedError) -> ApiError:
@@ -132,12 +134,12 @@ def _limited(error: LimitedError) -> ApiError:
     return ApiError("rate_limited", str(error), more=[wait, *limit_headers(error.status)])
 
 
-def limit_headers(told: RateLimitStatus | None) -> list[tuple[bytes, bytes]]:
-    """What a client may know of its limit, in OpenAI's words."""
-    if told is None:
+def limit_headers(status: RateLimitStatus | None) -> list[tuple[bytes, bytes]]:
+    """Return OpenAI's rate limit headers; none for a caller without a rate limit."""
+    if status is None:
         return []
     return [
-        (b"x-ratelimit-limit-requests", str(told.limit).encode()),
-        (b"x-ratelimit-remaining-requests", str(told.remaining).encode()),
-        (b"x-ratelimit-reset-requests", b"%ds" % told.reset),
+        (b"x-ratelimit-limit-requests", str(status.limit).encode()),
+        (b"x-ratelimit-remaining-requests", str(status.remaining).encode()),
+        (b"x-ratelimit-reset-requests", b"%ds" % status.reset),
     ]

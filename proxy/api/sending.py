@@ -1,7 +1,7 @@
-"""Sending a whole answer that may be large: a job's output has up to 64 MB, as has an engine's, and clients are slow.
+"""Sends complete responses, which may be large: the output of a job has up to 64 MB.
 
-It is paid for like a body that comes in, leaves in parts as its client reads them, and is given up with a client that
-reads nothing.
+A large response is charged to a byte budget like a request body. It is sent in parts, as fast as
+its client reads them; the connection of a client that stops reading is closed.
 """
 
 import asyncio
@@ -10,12 +10,20 @@ from typing import Any
 
 from proxy.access.body_budget import Budget, Share
 
-ABORT = "vllm_serverless.abort"  # the ASGI extension that cuts the connection of a request
+# The ASGI extension that closes the connection of a request.
+ABORT_EXTENSION = "vllm_serverless.abort"
+# A response up to this size fits into the socket's buffer: it is sent in one part and not charged.
+ANSWER_PART_BYTES = 64 * 1024
+# A client that reads nothing for this long loses its connection.
+WRITE_TIMEOUT_SECONDS = 60.0
 
 
 def abort_of(scope: Any) -> Callable[[], None]:
-    """What cuts the connection of a request; nothing, on a server that has no such means."""
-    found: Callable[[], None] = scope.get("extensions", {}).get(ABORT, _nothing)
+    """Return the function that closes the connection of a request.
+
+    On a server without the ASGI extension it does nothing.
+    """
+    found: Callable[[], None] = scope.get("extensions", {}).get(ABORT_EXTENSION, _nothing)
     return found
 
 
@@ -23,33 +31,35 @@ def _nothing() -> None:
     pass
 
 
-LARGE_BYTES = (
-    64 * 1024
-)  # what is smaller fits into the socket's own buffer, and is not worth counting
-STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
-
-
 def paid(body: bytes, answers: Budget) -> Share:
-    """What an answer holds of the budget, to be given back once it has left; `BudgetError` if there is no room now."""
+    """Charge a response to the budget; the caller gives the share back once the response is sent.
+
+    Raises `BudgetError` if the budget is exhausted.
+    """
     share = answers.share()
-    if len(body) > LARGE_BYTES:
+    if len(body) > ANSWER_PART_BYTES:
         share.grow(len(body))
     return share
 
 
 async def send_body(send: Any, body: bytes, abort: Callable[[], None]) -> None:
-    """Send the body of an ASGI answer whose head is out; `abort` cuts the connection of one that stands still."""
-    if len(body) <= LARGE_BYTES:
+    """Send the body of an ASGI response whose start was sent.
+
+    Calls `abort` if the client reads nothing for `WRITE_TIMEOUT_SECONDS`.
+    """
+    if len(body) <= ANSWER_PART_BYTES:
         await send({"type": "http.response.body", "body": body})
         return
     view = memoryview(body)
     try:
-        for start in range(0, len(view), LARGE_BYTES):
-            part, has_more = (
-                bytes(view[start : start + LARGE_BYTES]),
-                start + LARGE_BYTES < len(view),
-            )
-            async with asyncio.timeout(STALL_SECONDS):
-                await send({"type": "http.response.body", "body": part, "more_body": has_more})
+        for start in range(0, len(view), ANSWER_PART_BYTES):
+            end = start + ANSWER_PART_BYTES
+            message = {
+                "type": "http.response.body",
+                "body": bytes(view[start:end]),
+                "more_body": end < len(view),
+            }
+            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+                await send(message)
     except TimeoutError:
         abort()

@@ -8,7 +8,7 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from proxy.api.sending import ABORT
+from proxy.api.sending import ABORT_EXTENSION
 from proxy.channel.runpod.tracking import CONNECTION, Closing, OnClosed
 from proxy.edge.guard import GuardProtocol
 from proxy.wire.sockets import enable_keepalive, limit_receive_buffer, limit_unsent_bytes
@@ -104,7 +104,7 @@ class HttpProtocol(HttpToolsProtocol):
 
     def on_message_begin(self) -> None:
         super().on_message_begin()
-        self.scope["extensions"] = {ABORT: self.transport.abort}  # type: ignore[dict-item]
+        self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
 
 
 class EdgeProtocol(WatchedProtocol, HttpProtocol, GuardProtocol):

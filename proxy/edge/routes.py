@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 
 from proxy.access.keys import Kind
-from proxy.api.openai.routes import PLACES, is_openai
+from proxy.api.openai.routes import PREFIXES, is_openai
 from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
 from proxy.api.queue.app import OPERATIONS
 from proxy.channel.runpod.app import METHODS as STOCK_METHODS
@@ -55,7 +55,7 @@ READ_METHODS = ("GET", "HEAD")
 
 def _openai_routes() -> Iterable[Route]:
     """Yield the routes of the OpenAI API at each of its base paths."""
-    for place in PLACES:
+    for place in PREFIXES:
         for path, route in OPENAI_ROUTES.items():
             if place or path.startswith("/v1/"):
                 yield Route(f"{place}{path}", route.methods, Kind.CLIENT, Backend.OPENAI)
@@ -77,7 +77,7 @@ ROUTES: tuple[Route, ...] = (
     *_openai_routes(),
     *(
         Route(f"{place}/v1/models/{{model}}", READ_METHODS, Kind.CLIENT, Backend.OPENAI)
-        for place in PLACES
+        for place in PREFIXES
     ),
     *(
         Route(f"/v2/{{endpoint}}/{verb}/{{call}}", (method,), Kind.WORKER, Backend.STOCK)

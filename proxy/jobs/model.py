@@ -77,9 +77,12 @@ class Submission:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job in the store.
+    """A job in the store. Only a store creates new versions, as the lifecycle table allows.
 
-    Only a store creates new versions of it, and only as the lifecycle table allows.
+    `failures` counts the runs that were lost since the job was submitted or last retried; clients
+    read it as the JSON field `retries`. `retry_count` is another number: how often a client has
+    called `retry`. It is not a JSON field, and its SQLite column is named `retries`; a webhook's
+    message id consists of the job's id and this count.
     """
 
     submission: Submission
@@ -90,7 +93,7 @@ class Job:
     created_at: Millis
     attempt: int = 0
     failures: int = 0
-    retries: int = 0
+    retry_count: int = 0
     worker: WorkerId | None = None
     taken_at: Millis | None = None
     finished_at: Millis | None = None

@@ -238,7 +238,7 @@ class MemoryStore:
         job = self._jobs.get(job_id)
         if job is None or self._tries.get(job_id) != delivery.tries:
             return
-        if (job.attempt, job.retries) != (delivery.job.attempt, delivery.job.retries):
+        if (job.attempt, job.retry_count) != (delivery.job.attempt, delivery.job.retry_count):
             return
         self._deliveries.set(job_id, again_at)
         if again_at is None:
@@ -299,7 +299,7 @@ class MemoryStore:
                 target,
                 created_at=now,
                 attempt=job.attempt,
-                retries=job.retries + 1,
+                retry_count=job.retry_count + 1,
                 last_event=Event.RETRY,
             )
         )

@@ -173,7 +173,7 @@ class Deliveries:
     async def _body(self, delivery: Delivery) -> bytes:
         """Return the body to send; empty if the job was retried, which withdraws its delivery."""
         job = await self._store.find(delivery.job.id)
-        if job is None or job.retries != delivery.job.retries:
+        if job is None or job.retry_count != delivery.job.retry_count:
             return b""
         return await self._render(job)
 

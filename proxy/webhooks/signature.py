@@ -41,7 +41,7 @@ def read_secret(text: str) -> bytes:
 
 def message_id(job: Job) -> str:
     """Return the id of a job's end: the same for all attempts, and a new one after a retry."""
-    return f"{job.id}-{job.retries}"
+    return f"{job.id}-{job.retry_count}"
 
 
 def sign(key: bytes, message: str, now: Millis, body: bytes) -> dict[str, str]:

@@ -1,7 +1,7 @@
-"""OpenAI's client in a process of its own: it reads calls, a line each, and prints what their caller was told.
+"""Runs OpenAI's client in its own process: reads one call per line, prints one result per call.
 
-It runs in an environment with the version to try, and knows nothing of the tests. The argument `async` takes the
-asynchronous client instead.
+It runs in an environment with the tested version and does not import the tests. The argument
+`async` selects the asynchronous client.
 """
 
 import asyncio
@@ -11,65 +11,62 @@ from typing import Any
 
 import openai
 
-RateLimitStatus = dict[str, Any]
+Result = dict[str, Any]
 
 
-def call(
-    client: openai.OpenAI, request: RateLimitStatus, told: RateLimitStatus, *, leaves: bool
-) -> None:
+def call(client: openai.OpenAI, request: Result, result: Result, *, leaves: bool) -> None:
     answer = client.chat.completions.create(**request)
     if not request.get("stream"):
-        hear_whole(told, answer)
+        note_message(result, answer)
         return
     for chunk in answer:
-        hear(told, chunk)
-        if leaves and told["text"]:
+        note_chunk(result, chunk)
+        if leaves and result["text"]:
             break
     answer.close()
 
 
 async def call_async(
-    client: openai.AsyncOpenAI, request: RateLimitStatus, told: RateLimitStatus, *, leaves: bool
+    client: openai.AsyncOpenAI, request: Result, result: Result, *, leaves: bool
 ) -> None:
     answer = await client.chat.completions.create(**request)
     if not request.get("stream"):
-        hear_whole(told, answer)
+        note_message(result, answer)
         return
     async for chunk in answer:
-        hear(told, chunk)
-        if leaves and told["text"]:
+        note_chunk(result, chunk)
+        if leaves and result["text"]:
             break
     await answer.close()
 
 
-def hear_whole(told: RateLimitStatus, answer: Any) -> None:
+def note_message(result: Result, answer: Any) -> None:
     [choice] = answer.choices
-    told |= {
+    result |= {
         "text": choice.message.content,
         "finish": choice.finish_reason,
         "tokens": answer.usage.completion_tokens,
     }
 
 
-def hear(told: RateLimitStatus, chunk: Any) -> None:
-    told["events"] = told.get("events", 0) + 1
+def note_chunk(result: Result, chunk: Any) -> None:
+    result["events"] = result.get("events", 0) + 1
     for choice in chunk.choices:
-        told["text"] += choice.delta.content or ""
-        told["finish"] = choice.finish_reason
+        result["text"] += choice.delta.content or ""
+        result["finish"] = choice.finish_reason
     if chunk.usage:
-        told["tokens"] = chunk.usage.completion_tokens
+        result["tokens"] = chunk.usage.completion_tokens
 
 
-def explain(told: RateLimitStatus, error: openai.OpenAIError) -> None:
-    told |= {"error": type(error).__name__, "says": str(error)}
-    told |= {"status": getattr(error, "status_code", None), "code": getattr(error, "code", None)}
+def note_error(result: Result, error: openai.OpenAIError) -> None:
+    result |= {"error": type(error).__name__, "says": str(error)}
+    result |= {"status": getattr(error, "status_code", None), "code": getattr(error, "code", None)}
 
 
 async def main() -> None:
     is_async = sys.argv[1:] == ["async"]
-    clients: dict[
-        str, Any
-    ] = {}  # kept, as an application would: a call must not spoil the next one
+    # Clients are reused, as in an application: a call must not affect the next one.
+    clients: dict[str, Any] = {}
     print(openai.__version__, flush=True)
     for line in sys.stdin:
         asked = json.loads(line)
@@ -77,16 +74,16 @@ async def main() -> None:
         if url not in clients:
             make = openai.AsyncOpenAI if is_async else openai.OpenAI
             clients[url] = make(base_url=url, api_key="none", max_retries=0)
-        told: RateLimitStatus = {"text": ""}
+        result: Result = {"text": ""}
         request = asked["request"] | {"extra_body": asked["extra"], "timeout": asked["timeout"]}
         try:
             if is_async:
-                await call_async(clients[url], request, told, leaves=asked["leaves"])
+                await call_async(clients[url], request, result, leaves=asked["leaves"])
             else:
-                call(clients[url], request, told, leaves=asked["leaves"])
+                call(clients[url], request, result, leaves=asked["leaves"])
         except openai.OpenAIError as error:
-            explain(told, error)
-        print(json.dumps(told), flush=True)
+            note_error(result, error)
+        print(json.dumps(result), flush=True)
 
 
 asyncio.run(main())

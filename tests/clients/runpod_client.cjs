@@ -1,5 +1,5 @@
-// Runpod's JavaScript client in a process of its own: it makes every call and prints what it was told. The base URL is
-// its argument, the inputs come as JSON on standard input. The Python twin is runpod_client.py.
+// Runs Runpod's JavaScript client in its own process: makes every call and prints the results. The base URL is
+// its argument; the inputs are read as JSON from standard input. The Python counterpart is runpod_client.py.
 
 const fs = require("node:fs");
 const path = require("node:path");
@@ -12,28 +12,28 @@ async function main() {
   const print = console.log;
   console.log = () => {}; // the SDK prints a line for every poll
   const endpoint = runpodSdk("one", { baseUrl: process.argv[2] }).endpoint("default");
-  const told = { health: await endpoint.health() };
-  told.runSync = await endpoint.runSync({ input: inputs.plain, timeout: 60000 });
+  const result = { health: await endpoint.health() };
+  result.runSync = await endpoint.runSync({ input: inputs.plain, timeout: 60000 });
   const slow = await endpoint.runSync({ input: inputs.slow }, 1500);
-  told.runSyncSlow = slow;
+  result.runSyncSlow = slow;
   const job = await endpoint.run({ input: inputs.plain, policy: { ttl: 60000 } });
-  told.run = job;
-  told.statusSync = await endpoint.statusSync(job.id, 20000);
-  told.status = await endpoint.status(job.id);
+  result.run = job;
+  result.statusSync = await endpoint.statusSync(job.id, 20000);
+  result.status = await endpoint.status(job.id);
   const streaming = await endpoint.run({ input: inputs.stream });
-  told.stream = [];
-  for await (const piece of endpoint.stream(streaming.id)) told.stream.push(piece);
+  result.stream = [];
+  for await (const piece of endpoint.stream(streaming.id)) result.stream.push(piece);
   const long = await endpoint.run({ input: inputs.long });
-  told.cancel = await endpoint.cancel(long.id);
-  told.cancelledStream = [];
-  for await (const piece of endpoint.stream(long.id)) told.cancelledStream.push(piece);
-  told.purge = await endpoint.purgeQueue();
+  result.cancel = await endpoint.cancel(long.id);
+  result.cancelledStream = [];
+  for await (const piece of endpoint.stream(long.id)) result.cancelledStream.push(piece);
+  result.purge = await endpoint.purgeQueue();
   try {
     await endpoint.status("nonsense");
   } catch (error) {
-    told.nonsense = error.message;
+    result.nonsense = error.message;
   }
-  print("TOLD " + JSON.stringify(told));
+  print("RESULT " + JSON.stringify(result));
 }
 
 main();

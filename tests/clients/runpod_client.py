@@ -1,6 +1,7 @@
-"""Runpod's Python client in a process of its own: it does what its first argument says, and prints what it was told.
+"""Runs Runpod's Python client in its own process: makes the calls of a scenario, prints results.
 
-Its base URL comes by RUNPOD_ENDPOINT_BASE_URL, the inputs as JSON on standard input.
+The first argument is the scenario, RUNPOD_ENDPOINT_BASE_URL the base URL; the inputs are read as
+JSON from standard input.
 """
 
 import asyncio
@@ -16,59 +17,59 @@ runpod.api_key = "one"
 
 
 def sync(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Every call of the plain client."""
+    """Make every call of the synchronous client."""
     endpoint = Endpoint("default")
-    told: dict[str, Any] = {"health": endpoint.health()}
-    told["run_sync"] = endpoint.run_sync({"input": inputs["plain"]}, timeout=30)
-    told["run_sync_failing"] = endpoint.run_sync({"input": inputs["bad"]}, timeout=30)
+    result: dict[str, Any] = {"health": endpoint.health()}
+    result["run_sync"] = endpoint.run_sync({"input": inputs["plain"]}, timeout=30)
+    result["run_sync_failing"] = endpoint.run_sync({"input": inputs["bad"]}, timeout=30)
     job = endpoint.run(inputs["plain"])
-    told["output"] = job.output(timeout=30)
-    told["status"] = job.status()
-    told["stream"] = list(
+    result["output"] = job.output(timeout=30)
+    result["status"] = job.status()
+    result["stream"] = list(
         endpoint.run({"input": inputs["stream"], "policy": {"ttl": 60_000}}).stream()
     )
     failing = endpoint.run(inputs["bad"])
-    told["failing_output"] = failing.output(timeout=30)
-    told["failing"] = failing.status()
+    result["failing_output"] = failing.output(timeout=30)
+    result["failing"] = failing.status()
     long = endpoint.run(inputs["long"])
-    told["cancel"] = long.cancel()["status"]
-    told["purge"] = endpoint.purge_queue()
+    result["cancel"] = long.cancel()["status"]
+    result["purge"] = endpoint.purge_queue()
     try:
         Endpoint("nowhere").run(inputs["plain"])
-    except Exception as error:  # noqa: BLE001 - it is what is told
-        told["nowhere"] = f"{type(error).__name__}: {error}"
+    except Exception as error:  # noqa: BLE001 - the exception is the result
+        result["nowhere"] = f"{type(error).__name__}: {error}"
     try:
         Endpoint("default", api_key="wrong").run(inputs["plain"])
-    except Exception as error:  # noqa: BLE001 - it is what is told
-        told["wrong"] = f"{type(error).__name__}: {error}"
-    return told
+    except Exception as error:  # noqa: BLE001 - the exception is the result
+        result["wrong"] = f"{type(error).__name__}: {error}"
+    return result
 
 
 async def asynchronous(inputs: dict[str, Any]) -> dict[str, Any]:
-    """Every call of the asyncio client."""
-    told: dict[str, Any] = {}
+    """Make every call of the asyncio client."""
+    result: dict[str, Any] = {}
     async with AsyncClientSession() as session:
         endpoint = AsyncioEndpoint("default", session, api_key="one")
-        told["health"] = await endpoint.health()
+        result["health"] = await endpoint.health()
         job = await endpoint.run(inputs["plain"])
-        told["output"] = await job.output(timeout=30)
-        told["status"] = await job.status()
+        result["output"] = await job.output(timeout=30)
+        result["status"] = await job.status()
         streaming = await endpoint.run(inputs["stream"])
-        told["stream"] = [piece async for piece in streaming.stream()]
+        result["stream"] = [piece async for piece in streaming.stream()]
         long = await endpoint.run(inputs["long"])
-        told["cancel"] = (await long.cancel())["status"]
-        told["purge"] = await endpoint.purge_queue()
-    return told
+        result["cancel"] = (await long.cancel())["status"]
+        result["purge"] = await endpoint.purge_queue()
+    return result
 
 
 async def cancelled(inputs: dict[str, Any]) -> dict[str, Any]:
-    """The client that asks for the stream of a cancelled job for ever: the proxy's 404 ends it."""
+    """Stream a cancelled job: the client would poll without end, the proxy's 404 ends it."""
     endpoint = Endpoint("default")
     job = endpoint.run(inputs["long"])
     job.cancel()
     try:
         pieces = list(job.stream())
-    except Exception as error:  # noqa: BLE001 - it is what is told
+    except Exception as error:  # noqa: BLE001 - the exception is the result
         return {"ended": f"{type(error).__name__}: {error}"}
     return {"pieces": len(pieces)}
 
@@ -82,4 +83,4 @@ if __name__ == "__main__":
             found = asyncio.run(asynchronous(given))
         case _:
             found = asyncio.run(cancelled(given))
-    print("CLIENT_ERRORS", json.dumps(found))
+    print("RESULT", json.dumps(found))

@@ -1,4 +1,4 @@
-"""Proxy and worker run beside Runpod's newest SDK too, which wants a FastAPI that vLLM does not."""
+"""Proxy and worker also run beside Runpod's newest SDK, whose FastAPI vLLM does not accept."""
 
 from pathlib import Path
 
@@ -20,5 +20,5 @@ async def test_up_serves_in_the_environment_of_the_sdk(tmp_path: Path) -> None:
             pieces = [chunk.choices[0].delta.content or "" async for chunk in stream]
             assert "".join(pieces) == whole.choices[0].message.content
             with pytest.raises(openai.NotFoundError):
-                await client.chat.completions.create(**chat(model="nobody"))
+                await client.chat.completions.create(**chat(model="unknown"))
         assert await up.stop() == 0

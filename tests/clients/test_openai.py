@@ -1,4 +1,7 @@
-"""OpenAI's clients of several years, in Python and Node, each in its own environment: all are told the same."""
+"""OpenAI's clients for Python and Node, old and new, receive the same results.
+
+Each runs in its own environment.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -27,29 +30,32 @@ CLIENTS = {
     "openai for Node": (".node", "7."),
 }
 LONG: dict[str, Any] = {"max_tokens": 100_000, "seed": 2_000}
-GONE_SECONDS = 1.0
+IDLE_TIMEOUT_SECONDS = 1.0
 FULL = {"text": "hello 0 hello 1 hello 2 hello 3 hello 4 ", "finish": "length"}
 USAGE = {"stream_options": {"include_usage": True}}
 ERROR_EVENT = {"stream": True, "fault": "error_event:2"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
-    "whole": ({}, FULL | {"tokens": 5}),
+    "not streamed": ({}, FULL | {"tokens": 5}),
     "stream": ({"stream": True}, FULL | {"events": 6}),
     "stream with usage": ({"stream": True} | USAGE, FULL | {"events": 7, "tokens": 5}),
-    "a model that is not here": (
-        {"model": "nobody"},
+    "an unknown model": (
+        {"model": "unknown"},
         {"error": "NotFoundError", "code": "model_not_found"},
     ),
-    "as a stream": ({"model": "nobody", "stream": True}, {"error": "NotFoundError", "status": 404}),
+    "an unknown model, as a stream": (
+        {"model": "unknown", "stream": True},
+        {"error": "NotFoundError", "status": 404},
+    ),
     "a prompt that is too long": (
         {"max_tokens": 9_999_999},
         {"error": "BadRequestError", "status": 400},
     ),
-    "an error amid a stream": (ERROR_EVENT, {"error": "APIError", "text": "hello 0 hello 1 "}),
-    "a stream that breaks off": (
+    "an error event in a stream": (ERROR_EVENT, {"error": "APIError", "text": "hello 0 hello 1 "}),
+    "an incomplete stream": (
         {"stream": True, "fault": "cut:2"},
         {"error": "APIError", "text": "hello 0 hello 1 "},
     ),
-    "an answer that breaks off": (
+    "an incomplete response": (
         {"fault": "cut:2"},
         {"error": "InternalServerError", "code": "gave_up"},
     ),
@@ -58,7 +64,7 @@ CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
 
 @pytest_asyncio.fixture(scope="module", params=CLIENTS)
 async def other(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
-    """A client that lives as long as its tests."""
+    """A client process that all tests with this client share."""
     folder, version = CLIENTS[request.param]
     variables: dict[str, str] = {}
     if folder == ".node":
@@ -71,49 +77,49 @@ async def other(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
 
 
 @pytest.mark.parametrize("case", CASES)
-async def test_every_client_is_told_the_same(line: Line, other: Client, case: str) -> None:
+async def test_every_client_receives_the_same_result(line: Line, other: Client, case: str) -> None:
     more, wanted = CASES[case]
-    told = await other.call(f"{line.proxy.url}/v1", chat(**more))
-    assert wanted.items() <= told.items(), told
+    result = await other.call(f"{line.proxy.url}/v1", chat(**more))
+    assert wanted.items() <= result.items(), result
 
 
 @pytest.mark.parametrize("base", ["/openai/v1", "/v2/default/openai/v1"])
-async def test_every_base_url_is_as_good(line: Line, other: Client, base: str) -> None:
-    told = await other.call(f"{line.proxy.url}{base}", chat(stream=True))
-    assert FULL.items() <= told.items(), told
+async def test_every_base_url_works(line: Line, other: Client, base: str) -> None:
+    result = await other.call(f"{line.proxy.url}{base}", chat(stream=True))
+    assert FULL.items() <= result.items(), result
 
 
-async def test_a_client_that_leaves_its_stream_frees_the_engine_and_can_go_on(
+async def test_closing_a_stream_frees_the_engine_and_the_client_can_continue(
     line: Line, other: Client
 ) -> None:
     url = f"{line.proxy.url}/v1"
-    told = await other.call(url, chat(stream=True, **LONG), leaves=True)
-    assert told["text"].startswith("hello 0 ")
-    assert "error" not in told
-    await until(lambda: _is_idle(line), GONE_SECONDS, "the engine is idle")
+    result = await other.call(url, chat(stream=True, **LONG), leaves=True)
+    assert result["text"].startswith("hello 0 ")
+    assert "error" not in result
+    await until(lambda: _is_idle(line), IDLE_TIMEOUT_SECONDS, "the engine is idle")
     assert FULL.items() <= (await other.call(url, chat())).items()
 
 
-async def test_every_call_that_was_read_to_its_end_is_completed(line: Line, other: Client) -> None:
+async def test_every_call_that_was_read_to_the_end_is_completed(line: Line, other: Client) -> None:
     """Some clients close their connection as soon as they have read `[DONE]`."""
     before = await line.proxy.parts.store.counts(EndpointId("default"))
     for number in range(20):
-        told = await other.call(
+        result = await other.call(
             f"{line.proxy.url}/v1", chat(stream=True) | (USAGE if number % 2 else {})
         )
-        assert FULL.items() <= told.items(), told
+        assert FULL.items() <= result.items(), result
     await until(lambda: not len(line.proxy.parts.output), what="the calls are over")
     after = await line.proxy.parts.store.counts(EndpointId("default"))
     assert after == replace(before, completed=before.completed + 20)
 
 
-async def test_a_client_that_loses_patience_frees_the_engine_and_can_go_on(
+async def test_a_client_timeout_frees_the_engine_and_the_client_can_continue(
     line: Line, other: Client
 ) -> None:
     url = f"{line.proxy.url}/v1"
-    told = await other.call(url, chat(**LONG), patience=0.5)
-    assert told["error"] in {"APITimeoutError", "APIConnectionTimeoutError"}
-    await until(lambda: _is_idle(line), GONE_SECONDS, "the engine is idle")
+    result = await other.call(url, chat(**LONG), patience=0.5)
+    assert result["error"] in {"APITimeoutError", "APIConnectionTimeoutError"}
+    await until(lambda: _is_idle(line), IDLE_TIMEOUT_SECONDS, "the engine is idle")
     assert FULL.items() <= (await other.call(url, chat(stream=True))).items()
 
 
@@ -123,15 +129,14 @@ async def test_heartbeats_break_no_client(other: Client) -> None:
             other.call(f"{proxy.url}/v1", chat(stream=True, max_tokens=2, seed=300_000))
         )
         await until(lambda: len(proxy.parts.output) == 1, what="the call waits")
-        async with proxy.http.post(
-            CHAT, json=chat(stream=True)
-        ) as beside:  # it came later: it hears later
+        # The second call is behind the first in the queue.
+        async with proxy.http.post(CHAT, json=chat(stream=True)) as beside:
             for _ in range(2):
                 assert await beside.content.readline() == b": queued position=2\n"
             async with worker(proxy):
-                told = await call
+                result = await call
                 await beside.read()
-    assert told == {"text": "hello 0 hello 1 ", "finish": "length", "events": 3}
+    assert result == {"text": "hello 0 hello 1 ", "finish": "length", "events": 3}
 
 
 async def _is_idle(line: Line) -> bool:

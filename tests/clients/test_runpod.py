@@ -1,4 +1,4 @@
-"""Runpod's own clients, unmodified: a URL is all that changes. Go's requests are also played back."""
+"""Runpod's unmodified clients work with the proxy's URL. Go's requests are also replayed."""
 
 import asyncio
 import json
@@ -30,24 +30,24 @@ PIECES = "".join(f"piece {number} " for number in range(5))
 
 @pytest_asyncio.fixture(scope="module")
 async def served() -> AsyncIterator[Proxy]:
-    """A proxy that wants a key, and a worker."""
+    """A proxy with an API key, and one worker."""
     async with serving(api_key=["team=one"]) as proxy, worker(proxy):
         yield proxy
 
 
-async def told(*command: str, **variables: str) -> dict[str, Any]:
-    """What a client prints."""
+async def run_client(*command: str, **variables: str) -> dict[str, Any]:
+    """Run a client with `INPUTS` on its standard input; return the result it prints."""
     process = await asyncio.create_subprocess_exec(
         *command, env=os.environ | variables, stdin=PIPE, stdout=PIPE, limit=1 << 24
     )
     out, _ = await asyncio.wait_for(process.communicate(json.dumps(INPUTS).encode()), 90)
-    [line] = [line for line in out.decode().splitlines() if line.startswith("CLIENT_ERRORS ")]
-    return dict(json.loads(line.removeprefix("CLIENT_ERRORS ")))
+    [line] = [line for line in out.decode().splitlines() if line.startswith("RESULT ")]
+    return dict(json.loads(line.removeprefix("RESULT ")))
 
 
-async def python_client(proxy: Proxy, what: str) -> dict[str, Any]:
-    script = str(HERE / "runpod_client.py")
-    return await told(python(".venv-sdk"), script, what, RUNPOD_ENDPOINT_BASE_URL=f"{proxy.url}/v2")
+async def python_client(proxy: Proxy, scenario: str) -> dict[str, Any]:
+    command = (python(".venv-sdk"), str(HERE / "runpod_client.py"), scenario)
+    return await run_client(*command, RUNPOD_ENDPOINT_BASE_URL=f"{proxy.url}/v2")
 
 
 async def test_the_python_client(served: Proxy) -> None:
@@ -76,13 +76,13 @@ async def test_the_asyncio_client(served: Proxy) -> None:
     assert found["purge"]["status"] == "completed"
 
 
-async def test_the_python_clients_stream_of_a_cancelled_job_ends(served: Proxy) -> None:
+async def test_the_python_client_ends_the_stream_of_a_cancelled_job(served: Proxy) -> None:
     assert "404" in (await python_client(served, "cancelled"))["ended"]
 
 
 async def test_the_javascript_client(served: Proxy) -> None:
     command, variables = node_command(HERE / "runpod_client.cjs")
-    found = await told(*command, f"{served.url}/v2", **variables)
+    found = await run_client(*command, f"{served.url}/v2", **variables)
     assert found["health"]["workers"]["ready"] == 1
     assert (
         found["runSync"]["output"]
@@ -102,14 +102,15 @@ async def test_the_javascript_client(served: Proxy) -> None:
 @pytest.mark.timeout(300)
 async def test_the_go_client(served: Proxy, tmp_path: Path) -> None:
     client = await asyncio.to_thread(go_client, HERE / "go", tmp_path)
-    found = await told(client, f"{served.url}/v2")
+    found = await run_client(client, f"{served.url}/v2")
     assert found["health"]["workers"]["ready"] == 1
     for call in ("runSync plain", "statusSync", "status"):
         assert (found[call]["status"], found[call]["output"]) == ("COMPLETED", PLAIN)
         assert found[call]["id"]
     assert found["runSync bad"]["status"] == "FAILED"
     assert "tempo" in found["runSync bad"]["error"]
-    slow = found["runSync slow"]  # it asks for the status a few times, for four seconds
+    # The client polls the status a few times, for four seconds.
+    slow = found["runSync slow"]
     assert (
         slow in ("error: timeout reached", "error: ctx timeout reached")
         or slow["status"] == "COMPLETED"
@@ -122,24 +123,26 @@ async def test_the_go_client(served: Proxy, tmp_path: Path) -> None:
     assert found["nonsense"] == "error: response status 404 Not Found"
 
 
+TIMES: dict[str, type] = {"delayTime": int, "executionTime": int, "retries": int}
+BRIEF: dict[str, type] = {"id": str, "status": str}
+INPUT = {"input": prompt()}
 GO: list[tuple[str, str, Any, dict[str, type]]] = [
-    ("POST", "run", {"input": prompt()}, {"id": str, "status": str}),
-    ("POST", "runsync?wait=20000", {"input": prompt()}, {"id": str, "status": str, "delayTime": int,
-     "executionTime": int, "retries": int}),
-    ("POST", "status/{job}", None, {"id": str, "status": str, "delayTime": int, "executionTime": int, "retries": int}),
-    ("POST", "status-sync/{job}?wait=20000", None, {"id": str, "status": str}),
+    ("POST", "run", INPUT, BRIEF),
+    ("POST", "runsync?wait=20000", INPUT, BRIEF | TIMES),
+    ("POST", "status/{job}", None, BRIEF | TIMES),
+    ("POST", "status-sync/{job}?wait=20000", None, BRIEF),
     ("POST", "stream/{job}?wait=20000", None, {"status": str, "stream": list}),
-    ("POST", "cancel/{job}", None, {"id": str, "status": str}),
+    ("POST", "cancel/{job}", None, BRIEF),
     ("POST", "purge-queue", None, {"removed": int, "status": str}),
     ("GET", "health", None, {"workers": dict, "jobs": dict}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("method", "operation", "body", "shape"), GO)
-async def test_what_the_go_client_sends_is_answered_as_it_decodes(
+async def test_responses_have_the_types_that_the_go_client_decodes(
     served: Proxy, method: str, operation: str, body: Any, shape: dict[str, type]
 ) -> None:
-    """It takes nothing but 200, `delayTime`, `executionTime` and `retries` only as integers, `error` only as a text."""
+    """The Go client accepts only status 200, integer times and `retries`, and a string `error`."""
     queue = QueueClient(served, "Bearer one")
     job = await queue.run(prompt(stream=True))
     await queue.end(job)

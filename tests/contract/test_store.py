@@ -371,7 +371,7 @@ async def test_a_retried_job_starts_over_at_the_end_of_the_queue(
     assert (await ended(store, job, Event.FAIL, error=WHY, output=b"half")).failures == 1
     await submit("b")
     retried = await ended(store, job, Event.RETRY, now=T0 + 30_000)
-    assert (retried.status, retried.failures, retried.error, retried.retries) == (
+    assert (retried.status, retried.failures, retried.error, retried.retry_count) == (
         Status.IN_QUEUE,
         0,
         None,

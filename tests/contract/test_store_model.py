@@ -60,7 +60,7 @@ class Row:
     status: Status = Status.IN_QUEUE
     attempt: int = 0
     failures: int = 0
-    retries: int = 0
+    retry_count: int = 0
     taken: int = 0
     finished: int = 0
     retention: int = RETENTION_MILLIS
@@ -132,8 +132,8 @@ class StoreModel(RuleBasedStateMachine):
         row = self.rows[job_id]
         assert job is not None
         assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
-        assert (job.retries, job.consumed_cursor, job.output) == (
-            row.retries,
+        assert (job.retry_count, job.consumed_cursor, job.output) == (
+            row.retry_count,
             row.consumed_cursor,
             row.output,
         )
@@ -235,7 +235,7 @@ class StoreModel(RuleBasedStateMachine):
             row.status = Status.IN_QUEUE
             row.failures = 0
             row.place = self.sequence
-            row.retries += 1
+            row.retry_count += 1
             row.expires = None if row.expires is None else row.expires + self.now - row.created
             row.created = self.now
             row.consumed_cursor = 0
@@ -381,10 +381,10 @@ class StoreModel(RuleBasedStateMachine):
         assert [expected[one.job.id] for one in deliveries] == sorted(expected.values())
         for one in deliveries:
             row = self.rows[one.job.id]
-            assert (one.tries, one.job.attempt, one.job.retries) == (
+            assert (one.tries, one.job.attempt, one.job.retry_count) == (
                 row.tries,
                 row.attempt,
-                row.retries,
+                row.retry_count,
             )
             assert (one.job.status, one.job.output) == (row.status, None)
         return multiple(*deliveries)
@@ -394,9 +394,9 @@ class StoreModel(RuleBasedStateMachine):
         self.run(self.store.tried(delivery, None if again is None else Millis(self.now + again)))
         job = delivery.job
         row = self.rows.get(job.id)
-        if row is not None and (row.attempt, row.retries, row.tries) == (
+        if row is not None and (row.attempt, row.retry_count, row.tries) == (
             job.attempt,
-            job.retries,
+            job.retry_count,
             delivery.tries,
         ):
             row.tries = None if again is None else delivery.tries + 1

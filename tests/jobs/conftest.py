@@ -1,4 +1,4 @@
-"""The queue API on the shared line, and on proxies of one's own."""
+"""Clients of the queue API: of the shared proxy, and of proxies for a single test."""
 
 from collections.abc import AsyncIterator
 
@@ -12,13 +12,13 @@ from harness.proxy.shared import Line
 
 @pytest.fixture
 def queue(line: Line) -> QueueClient:
-    """An endpoint with two workers."""
+    """A client of an endpoint with two workers."""
     return QueueClient(line.proxy)
 
 
 @pytest.fixture
 def alone(proxy: Proxy) -> QueueClient:
-    """An endpoint without a worker."""
+    """A client of an endpoint without workers."""
     return QueueClient(proxy)
 
 
@@ -29,6 +29,6 @@ def clock() -> FakeClock:
 
 @pytest_asyncio.fixture
 async def timed(clock: FakeClock) -> AsyncIterator[QueueClient]:
-    """An endpoint whose time is the test's."""
+    """A client of an endpoint that uses the fake clock."""
     async with serving(clock) as proxy:
         yield QueueClient(proxy)

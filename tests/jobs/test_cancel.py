@@ -1,4 +1,4 @@
-"""`cancel`: wherever a job stands, it ends, and a second time changes nothing."""
+"""`cancel` ends a job in any status, and is idempotent."""
 
 import pytest
 from harness.proxy.queue_api import QueueClient, long, prompt
@@ -7,7 +7,7 @@ from harness.tools.waiting import until
 from harness.worker.process import worker
 
 
-async def test_a_waiting_job_leaves_the_queue(alone: QueueClient) -> None:
+async def test_cancelling_a_queued_job_removes_it_from_the_queue(alone: QueueClient) -> None:
     job = await alone.run(1)
     for _ in range(2):
         answer = await alone.call("POST", f"cancel/{job}")
@@ -19,9 +19,11 @@ async def test_a_waiting_job_leaves_the_queue(alone: QueueClient) -> None:
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_running_job_frees_its_worker(queue: QueueClient, line: Line, stream: bool) -> None:
+async def test_cancelling_a_running_job_frees_its_worker(
+    queue: QueueClient, line: Line, stream: bool
+) -> None:
     job = await queue.run(long() | {"stream": stream})
-    await until(lambda: _running(line, 1), what="the engine works")
+    await until(lambda: _running(line, 1), what="the engine runs the job")
     assert (await queue.call("POST", f"cancel/{job}"))["status"] == "CANCELLED"
     await until(lambda: _running(line, 0), 1.0, "it is idle")
     assert (await queue.status(job))["status"] == "CANCELLED"
@@ -43,7 +45,7 @@ async def test_an_unknown_job_is_404(queue: QueueClient) -> None:
     assert (await queue.call("POST", "cancel/nonsense")).status == 404
 
 
-async def test_get_is_refused(queue: QueueClient) -> None:
+async def test_get_is_rejected(queue: QueueClient) -> None:
     answer = await queue.call("GET", "cancel/x")
     assert answer.status == 405
     assert answer.headers["allow"] == "POST"

@@ -1,4 +1,4 @@
-"""`health`: jobs and workers, as many as there are."""
+"""`health` counts jobs and workers."""
 
 from harness.proxy.queue_api import QueueClient, long, prompt
 from harness.tools.waiting import until
@@ -7,7 +7,7 @@ from harness.worker.process import worker
 WORKERS = {"idle", "initializing", "ready", "running", "throttled", "unhealthy"}
 
 
-async def test_counts_equal_a_recount(alone: QueueClient) -> None:
+async def test_counts_are_exact(alone: QueueClient) -> None:
     async with worker(alone.proxy, max_concurrency=1):
         for value in (prompt(), prompt(tempo=1), prompt()):
             await alone.end(await alone.run(value))
@@ -40,4 +40,4 @@ async def _running(queue: QueueClient, wanted: int) -> bool:
 async def test_an_unknown_endpoint_is_404(queue: QueueClient) -> None:
     answer = await QueueClient(queue.proxy, endpoint="nowhere").call("GET", "health")
     assert answer.status == 404
-    assert answer.body == {"error": "There is no endpoint 'nowhere' here."}
+    assert answer.body == {"error": "Unknown endpoint 'nowhere'."}

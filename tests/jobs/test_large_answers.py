@@ -1,10 +1,11 @@
-"""Whole answers are large sometimes, and their clients slow: what is on its way to them is bounded."""
+"""Large responses in flight to slow clients are bounded by a byte budget."""
 
 import asyncio
 import json
 import socket
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from io import BytesIO
 from typing import Any
 
@@ -13,7 +14,8 @@ from harness.proxy.queue_api import QueueClient
 from harness.proxy.server import Proxy, serving
 from harness.tools.waiting import until
 
-from proxy.api.sending import STALL_SECONDS
+from proxy.access.body_budget import Budget
+from proxy.api.sending import WRITE_TIMEOUT_SECONDS
 from proxy.app import ANSWERS_MAX_BYTES
 
 OUTPUT = "x" * (50 * 1024 * 1024)
@@ -22,22 +24,22 @@ FIT = ANSWERS_MAX_BYTES // len(OUTPUT)
 
 
 @contextmanager
-def standing_reader(proxy: Proxy, path: str, body: bytes | None = None) -> Iterator[None]:
-    """A client that asks and then reads nothing."""
+def stalled_client(proxy: Proxy, path: str, body: bytes | None = None) -> Iterator[None]:
+    """Send a request and do not read the response."""
     host, port = proxy.url.removeprefix("http://").split(":")
-    asks = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
     if body is not None:
-        fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}\r\n\r\n"
-        asks = f"POST {path} HTTP/1.1\r\n{fields}".encode() + body
+        fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
+        request = f"POST {path} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body
     with socket.socket() as client:
         client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
         client.connect((host, int(port)))
-        client.sendall(asks)
+        client.sendall(request)
         yield
 
 
 async def take_and_answer(proxy: Proxy, output: Any) -> str:
-    """A stock worker that takes one job and answers it; the job's id."""
+    """Take and complete one job as a Runpod worker; return the job's id."""
     headers = {"Authorization": proxy.parts.token}
     async with proxy.http.get(
         "/v2/default/job-take/w-1?job_in_progress=0", headers=headers
@@ -51,7 +53,7 @@ async def take_and_answer(proxy: Proxy, output: Any) -> str:
     return job
 
 
-async def test_answers_that_nobody_reads_have_an_end() -> None:
+async def test_unread_responses_are_bounded() -> None:
     async with serving() as proxy:
         queue = QueueClient(proxy)
         job = await queue.run("large")
@@ -59,35 +61,33 @@ async def test_answers_that_nobody_reads_have_an_end() -> None:
         answers = proxy.parts.answers
         with ExitStack() as readers:
             for number in range(1, FIT + 1):
-                readers.enter_context(standing_reader(proxy, f"/v2/default/status/{job}"))
-                await until(
-                    lambda n=number: answers.used >= n * len(OUTPUT), 20, "it is on its way"
-                )  # type: ignore[misc]
+                readers.enter_context(stalled_client(proxy, f"/v2/default/status/{job}"))
+                size = number * len(OUTPUT)
+                await until(partial(_has_used, answers, size), 20, "it is in flight")
             refused = await queue.call("GET", f"status/{job}")
             assert refused.status == 503
             assert refused.headers["retry-after"] == "5"
-        await until(lambda: answers.used == 0, 10, "the readers have gone")
+        await until(lambda: answers.used == 0, 10, "the clients have disconnected")
         answer = await queue.call("GET", f"status/{job}")
         assert answer["output"] == OUTPUT
         assert answers.used == 0
 
 
-async def test_answers_of_the_openai_api_have_the_same_end() -> None:
+async def test_unread_responses_of_the_openai_api_share_the_bound() -> None:
     async with serving() as proxy:
         answers, body = proxy.parts.answers, b'{"model": "any", "input": "x"}'
         output = {"object": "list", "data": OUTPUT}
         with ExitStack() as readers:
             for number in range(1, FIT + 1):
-                readers.enter_context(standing_reader(proxy, EMBEDDINGS, body))
+                readers.enter_context(stalled_client(proxy, EMBEDDINGS, body))
                 await take_and_answer(proxy, output)
-                await until(
-                    lambda n=number: answers.used >= n * len(OUTPUT), 20, "it is on its way"
-                )  # type: ignore[misc]
+                size = number * len(OUTPUT)
+                await until(partial(_has_used, answers, size), 20, "it is in flight")
             refused = asyncio.create_task(_embeddings(proxy, body))
             await take_and_answer(proxy, output)
             status, text = await refused
             assert (status, json.loads(text)["error"]["code"]) == (503, "overloaded")
-        await until(lambda: answers.used == 0, 10, "the readers have gone")
+        await until(lambda: answers.used == 0, 10, "the clients have disconnected")
         whole = asyncio.create_task(_embeddings(proxy, body))
         await take_and_answer(proxy, output)
         status, text = await whole
@@ -96,18 +96,26 @@ async def test_answers_of_the_openai_api_have_the_same_end() -> None:
 
 
 @pytest.mark.torture
-async def test_a_reader_that_stands_for_more_than_a_minute_is_cut() -> None:
+async def test_a_client_that_reads_nothing_for_a_minute_is_disconnected() -> None:
     async with serving() as proxy:
         queue, answers = QueueClient(proxy), proxy.parts.answers
         job = await queue.run("large")
         assert await take_and_answer(proxy, OUTPUT) == job
         with (
-            standing_reader(proxy, f"/v2/default/status/{job}"),
-            standing_reader(proxy, EMBEDDINGS, b'{"model": "any", "input": "x"}'),
+            stalled_client(proxy, f"/v2/default/status/{job}"),
+            stalled_client(proxy, EMBEDDINGS, b'{"model": "any", "input": "x"}'),
         ):
             await take_and_answer(proxy, {"object": "list", "data": OUTPUT})
-            await until(lambda: answers.used >= 2 * len(OUTPUT), 20, "both are on their way")
-            await until(lambda: answers.used == 0, STALL_SECONDS + 10, "both are cut")
+            await until(lambda: answers.used >= 2 * len(OUTPUT), 20, "both responses are in flight")
+            await until(
+                lambda: answers.used == 0,
+                WRITE_TIMEOUT_SECONDS + 10,
+                "both clients are disconnected",
+            )
+
+
+def _has_used(answers: Budget, size: int) -> bool:
+    return answers.used >= size
 
 
 async def _embeddings(proxy: Proxy, body: bytes) -> tuple[int, bytes]:

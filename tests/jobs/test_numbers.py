@@ -1,4 +1,4 @@
-"""Every number that a client sends: a query that is not one is refused by name, a header that is not one is ignored."""
+"""Numbers that clients send: an invalid query parameter is rejected, an invalid header ignored."""
 
 from collections.abc import AsyncIterator
 
@@ -12,37 +12,28 @@ from yarl import URL
 from proxy.access.rate_limits import LIMITS
 from proxy.api.openapi.document import document
 from proxy.api.queue.app import OPERATIONS
-from proxy.api.queue.request import MAX_EXECUTION, MAX_TTL, MIN_EXECUTION, MIN_TTL
+from proxy.api.queue.request import (
+    MAX_EXECUTION_TIMEOUT_MS,
+    MAX_TTL_MS,
+    MIN_EXECUTION_TIMEOUT_MS,
+    MIN_TTL_MS,
+)
 
 HUGE = "9" * 400
-STRANGE = (
-    *(
-        "nan",
-        "inf",
-        "-inf",
-        "Infinity",
-        "1e400",
-        "1e3",
-        "-1",
-        "-0",
-        "%2B5",
-        "+5",
-        "%205",
-        "5%20",
-        "1_0",
-        "0x10",
-    ),
-    *("%D9%A3", "%EF%BC%95", "%C2%B2", "5%00", "1,000", "soon", "true", "null", "%0A5"),
+# As they are written in a URL.
+NOT_NUMBERS = (
+    *("nan", "inf", "-inf", "Infinity", "1e400", "1e3", "-1", "-0", "%2B5", "+5", "%205", "5%20"),
+    *("1_0", "0x10", "%D9%A3", "%EF%BC%95", "%C2%B2", "5%00", "1,000", "soon", "true", "null"),
+    "%0A5",
 )
-"""As they stand in a URL."""
 WRONG = {
-    ("status", "ttl"): (*STRANGE, "1.5", "0", "999", "604800001", HUGE),
-    ("stream", "after"): (*STRANGE, "1.5", str(2**53 + 1), HUGE),
-    ("stream", "wait"): (*STRANGE, "1.x", ".5"),
-    ("status-sync", "wait"): (*STRANGE, "1.x", ".5"),
-    ("runsync", "wait"): (*STRANGE, "1.x", ".5"),
-    ("requests", "limit"): (*STRANGE, "1.5", "0", "1001", HUGE),
-    ("requests", "before"): (*STRANGE, "1.5", "0", str(2**53 + 1), HUGE),
+    ("status", "ttl"): (*NOT_NUMBERS, "1.5", "0", "999", "604800001", HUGE),
+    ("stream", "after"): (*NOT_NUMBERS, "1.5", str(2**53 + 1), HUGE),
+    ("stream", "wait"): (*NOT_NUMBERS, "1.x", ".5"),
+    ("status-sync", "wait"): (*NOT_NUMBERS, "1.x", ".5"),
+    ("runsync", "wait"): (*NOT_NUMBERS, "1.x", ".5"),
+    ("requests", "limit"): (*NOT_NUMBERS, "1.5", "0", "1001", HUGE),
+    ("requests", "before"): (*NOT_NUMBERS, "1.5", "0", str(2**53 + 1), HUGE),
 }
 RIGHT = {
     ("status", "ttl"): ("604800000", "0000000000000000000000600000", ""),
@@ -53,28 +44,23 @@ RIGHT = {
     ("requests", "before"): ("1", str(2**53), ""),
 }
 MILLISECONDS = {"ttl", "wait"}
-PATIENCE = (
-    *(
-        "nan",
-        "inf",
-        "-inf",
-        "1e306",
-        "1e400",
-        "-1",
-        "0",
-        "1_0",
-        "+5",
-        HUGE,
-        "",
-        "soon",
-        "1e-400",
-        "\u00b2",
-        "0x10",
-    ),
-    *("600", "600.0", "0.5", "1e+16"),
+READ_TIMEOUTS = (
+    *("nan", "inf", "-inf", "1e306", "1e400", "-1", "0", "1_0", "+5", HUGE, "", "soon", "1e-400"),
+    *("\u00b2", "0x10", "600", "600.0", "0.5", "1e+16"),
 )
-NOT_IN_JSON = ("nan", "NaN", "inf", "Infinity", "1_0", "+10000", "0x10", "010000", "\u0661", "")
-NOT_A_TIME = ("1e400", "-1", "0", HUGE, "10000.5", '"10000"', "true", "[]", "{}", "1e99")
+NOT_JSON_NUMBERS = (
+    "nan",
+    "NaN",
+    "inf",
+    "Infinity",
+    "1_0",
+    "+10000",
+    "0x10",
+    "010000",
+    "\u0661",
+    "",
+)
+NOT_MILLISECONDS = ("1e400", "-1", "0", HUGE, "10000.5", '"10000"', "true", "[]", "{}", "1e99")
 
 
 @pytest_asyncio.fixture(scope="module")
@@ -85,7 +71,7 @@ async def unlimited() -> AsyncIterator[Proxy]:
 
 @pytest_asyncio.fixture(scope="module")
 async def ended(unlimited: Proxy) -> str:
-    """A job that nobody has to wait for."""
+    """The id of a job that has ended."""
     client = QueueClient(unlimited)
     job = await client.run(1)
     await client.call("POST", f"cancel/{job}")
@@ -103,7 +89,7 @@ async def ask(proxy: Proxy, operation: str, job: str, query: str) -> tuple[int, 
         return response.status, await response.text()
 
 
-def test_every_number_in_a_query_is_here() -> None:
+def test_the_table_has_every_number_of_a_query() -> None:
     described = document("1")
     parameters = described["components"]["parameters"]  # type: ignore[index]
     found = {
@@ -117,7 +103,7 @@ def test_every_number_in_a_query_is_here() -> None:
 
 
 @pytest.mark.parametrize(("operation", "name"), WRONG)
-async def test_a_query_that_is_not_a_number_in_range_is_refused_by_its_name(
+async def test_an_invalid_number_is_rejected_by_name(
     unlimited: Proxy, ended: str, operation: str, name: str
 ) -> None:
     for value in WRONG[operation, name]:
@@ -127,18 +113,18 @@ async def test_a_query_that_is_not_a_number_in_range_is_refused_by_its_name(
 
 
 @pytest.mark.parametrize(("operation", "name"), RIGHT)
-async def test_a_number_in_range_is_taken(
+async def test_a_number_in_range_is_accepted(
     unlimited: Proxy, ended: str, operation: str, name: str
 ) -> None:
     for value in RIGHT[operation, name]:
-        drains_nothing = "&after=0" if (operation, name) == ("stream", "wait") else ""
-        assert (await ask(unlimited, operation, ended, f"{name}={value}{drains_nothing}"))[
-            0
-        ] == 200, value
+        reads_only = "&after=0" if (operation, name) == ("stream", "wait") else ""
+        assert (await ask(unlimited, operation, ended, f"{name}={value}{reads_only}"))[0] == 200, (
+            value
+        )
 
 
 @pytest.mark.parametrize("value", ["nan", "-1", "1_0", "+5", HUGE, str(2**53 + 1), "1e3"])
-async def test_the_id_of_an_event_is_refused_alike(
+async def test_an_invalid_last_event_id_is_rejected(
     unlimited: Proxy, ended: str, value: str
 ) -> None:
     headers = {"Accept": "text/event-stream", "Last-Event-ID": value}
@@ -148,11 +134,12 @@ async def test_the_id_of_an_event_is_refused_alike(
 
 
 @pytest.mark.parametrize("field", ["executionTimeout", "ttl"])
-async def test_a_policy_has_whole_milliseconds_in_range(unlimited: Proxy, field: str) -> None:
-    least, most = {"executionTimeout": (MIN_EXECUTION, MAX_EXECUTION), "ttl": (MIN_TTL, MAX_TTL)}[
-        field
-    ]
-    bad = (*NOT_IN_JSON, *NOT_A_TIME, str(least - 1), str(most + 1))
+async def test_the_times_of_a_policy_are_integers_in_range(unlimited: Proxy, field: str) -> None:
+    least, most = {
+        "executionTimeout": (MIN_EXECUTION_TIMEOUT_MS, MAX_EXECUTION_TIMEOUT_MS),
+        "ttl": (MIN_TTL_MS, MAX_TTL_MS),
+    }[field]
+    bad = (*NOT_JSON_NUMBERS, *NOT_MILLISECONDS, str(least - 1), str(most + 1))
     for value, status in [
         *((one, 400) for one in bad),
         *((one, 200) for one in (str(least), str(most), "null")),
@@ -163,15 +150,15 @@ async def test_a_policy_has_whole_milliseconds_in_range(unlimited: Proxy, field:
         assert answer.status == status, (value, answer.body)
 
 
-async def test_a_patience_that_is_not_a_number_in_range_is_ignored(line: Line) -> None:
-    for value in PATIENCE:
+async def test_an_invalid_read_timeout_is_ignored(line: Line) -> None:
+    for value in READ_TIMEOUTS:
         headers = {"X-Stainless-Read-Timeout": value}
         async with line.proxy.http.post(CHAT, json=chat(max_tokens=1), headers=headers) as response:
             assert response.status == 200, (value, await response.text())
 
 
-async def test_no_header_of_an_sdk_makes_a_500(line: Line) -> None:
-    """Whichever of them is read one day."""
+async def test_invalid_headers_of_sdks_cause_no_error(line: Line) -> None:
+    """Also headers that the proxy does not read."""
     names = ("Read-Timeout", "Timeout", "Retry-Count", "Max-Retries")
     for value in (HUGE, "1e306", "nan", "-1"):
         headers = {f"X-Stainless-{name}": value for name in names} | {

@@ -1,4 +1,4 @@
-"""`requests`: recent jobs, newest first, in pages, and nothing of what they say."""
+"""`requests` lists recent jobs in pages, newest first, without their content."""
 
 import re
 from pathlib import Path
@@ -23,16 +23,16 @@ async def test_newest_first_in_pages(alone: QueueClient) -> None:
     assert "hidden" not in str(first.body)
 
 
-async def test_a_cursor_tells_nothing_and_serves_its_owner_alone(tmp_path: Path) -> None:
-    """It had the number of jobs that all owners had submitted."""
+async def test_a_cursor_is_opaque_and_valid_for_its_owner_only(tmp_path: Path) -> None:
+    """Plain cursors contained the number of jobs that all owners had submitted."""
     keys = [SecretStr("alice=alice-secret"), SecretStr("bob=bob-secret")]
-    told = {
+    settings = {
         "api_key": keys,
         "data_dir": tmp_path,
         "endpoint": ["default", "other"],
         "limit": ["requests=0"],
     }
-    async with serving(**told) as proxy:
+    async with serving(**settings) as proxy:
         alice, bob = (QueueClient(proxy, f"{name}-secret") for name in ("alice", "bob"))
         jobs = [await bob.run(1) for _ in range(3)]
         cursors = [(await bob.call("GET", "requests?limit=1"))["next"] for _ in range(2)]
@@ -47,12 +47,13 @@ async def test_a_cursor_tells_nothing_and_serves_its_owner_alone(tmp_path: Path)
             answer = await client.call("GET", f"requests?before={cursors[0]}")
             assert answer.status == 400
             assert answer.body == (await client.call("GET", "requests?before=nonsense")).body
-    async with serving(**told) as proxy:  # it outlives the proxy
+    # Cursors stay valid after a restart.
+    async with serving(**settings) as proxy:
         listed = await QueueClient(proxy, "bob-secret").call("GET", f"requests?before={cursors[0]}")
         assert [row["id"] for row in listed["requests"]] == jobs[1::-1]
 
 
-async def test_a_changed_cursor_is_refused(alone: QueueClient) -> None:
+async def test_a_modified_cursor_is_rejected(alone: QueueClient) -> None:
     for _ in range(2):
         await alone.run(1)
     cursor = (await alone.call("GET", "requests?limit=1"))["next"]
@@ -71,8 +72,8 @@ async def test_a_changed_cursor_is_refused(alone: QueueClient) -> None:
         assert "`before` must be the `next`" in answer["error"]
 
 
-async def test_a_cursor_of_the_last_release_is_taken(alone: QueueClient) -> None:
-    """They were numbers. To be removed with the next release."""
+async def test_a_cursor_of_the_previous_release_is_accepted(alone: QueueClient) -> None:
+    """These cursors are plain numbers. Remove this with the next release."""
     jobs = [await alone.run(1) for _ in range(3)]
     last = await alone.proxy.parts.store.find(JobId(jobs[2]))
     assert last is not None
@@ -80,7 +81,7 @@ async def test_a_cursor_of_the_last_release_is_taken(alone: QueueClient) -> None
     assert [row["id"] for row in older["requests"]] == jobs[1::-1]
 
 
-async def test_only_those_of_a_status(alone: QueueClient) -> None:
+async def test_the_list_is_filtered_by_status(alone: QueueClient) -> None:
     waiting, cancelled = await alone.run(1), await alone.run(1)
     await alone.call("POST", f"cancel/{cancelled}")
     for status, job in (("IN_QUEUE", waiting), ("CANCELLED", cancelled)):
@@ -92,11 +93,11 @@ async def test_only_those_of_a_status(alone: QueueClient) -> None:
 @pytest.mark.parametrize(
     "query", ["status=RUNNING", "limit=0", "limit=5000", "limit=x", "before=x"]
 )
-async def test_a_strange_question_is_refused(alone: QueueClient, query: str) -> None:
+async def test_an_invalid_query_is_rejected(alone: QueueClient, query: str) -> None:
     assert (await alone.call("GET", f"requests?{query}")).status == 400
 
 
-async def test_openai_calls_are_there_too_without_output(queue: QueueClient) -> None:
+async def test_openai_calls_are_listed_without_output(queue: QueueClient) -> None:
     async with queue.proxy.openai() as client:
         raw = await client.completions.with_raw_response.create(
             model="scripted", prompt="x", max_tokens=2
@@ -110,15 +111,16 @@ async def test_openai_calls_are_there_too_without_output(queue: QueueClient) -> 
     assert (await queue.call("POST", f"retry/{job}")).status == 409
 
 
-async def test_ten_in_ten_seconds_and_no_more(alone: QueueClient) -> None:
+async def test_the_default_rate_limit_is_ten_in_ten_seconds(alone: QueueClient) -> None:
     answers = [await alone.call("GET", "requests") for _ in range(22)]
     refused = [answer for answer in answers if answer.status == 429]
-    assert 2 <= len(refused) <= 12  # the window may have turned once
+    # A new window may have begun once.
+    assert 2 <= len(refused) <= 12
     assert 1 <= int(refused[0].headers["retry-after"]) <= 10
     assert refused[0].headers["x-ratelimit-remaining-requests"] == "0"
 
 
-async def test_a_limit_can_be_set(queue: QueueClient) -> None:
+async def test_rate_limits_can_be_configured(queue: QueueClient) -> None:
     async with serving(limit=["run=2", "requests=0"]) as proxy:
         client = QueueClient(proxy)
         statuses = [

@@ -1,4 +1,4 @@
-"""`retry`: a job that failed gets another go, under its id and with its own input and policy."""
+"""`retry` submits a failed job again, with the same id, input and policy."""
 
 import pytest
 from harness.data.clock import FakeClock
@@ -25,7 +25,7 @@ async def test_a_failed_job_runs_again_from_its_input(queue: QueueClient) -> Non
     assert (await queue.call("GET", "health"))["jobs"]["retried"] >= 1
 
 
-async def test_what_the_first_go_said_is_gone(timed: QueueClient) -> None:
+async def test_a_retry_deletes_the_earlier_output(timed: QueueClient) -> None:
     async with worker(timed.proxy):
         job = await timed.run(BROKEN)
         await timed.end(job)
@@ -37,15 +37,15 @@ async def test_what_the_first_go_said_is_gone(timed: QueueClient) -> None:
     assert (await timed.stream(job, "?wait=1000")).body == {"status": "IN_QUEUE", "stream": []}
 
 
-async def test_times_count_anew(timed: QueueClient, clock: FakeClock) -> None:
+async def test_a_retry_restarts_the_time_to_live(timed: QueueClient, clock: FakeClock) -> None:
     job = await timed.run(1, policy={"ttl": 10_000})
     clock.pass_time(11)
-    await until(lambda: _is(timed, job, "TIMED_OUT"), what="its time is up")
+    await until(lambda: _is(timed, job, "TIMED_OUT"), what="its time to live has ended")
     await timed.call("POST", f"retry/{job}")
     clock.pass_time(9)
     assert (await timed.status(job))["status"] == "IN_QUEUE"
     clock.pass_time(2)
-    await until(lambda: _is(timed, job, "TIMED_OUT"), what="its time is up again")
+    await until(lambda: _is(timed, job, "TIMED_OUT"), what="its time to live has ended again")
 
 
 async def _is(queue: QueueClient, job: str, status: str) -> bool:

@@ -1,4 +1,4 @@
-"""`run`: a job is put in the queue, and is there before the answer."""
+"""`run` stores a job in the queue before it responds."""
 
 import json
 import re
@@ -18,14 +18,14 @@ MB = 1024 * 1024
 
 
 async def post(queue: QueueClient, body: Any, **more: Any) -> Answer:
-    """A body as it is."""
+    """Submit a body unchanged."""
     data = body if isinstance(body, bytes) else json.dumps(body).encode()
     return await queue.call(
         "POST", "run", data=data, headers={"Content-Type": "application/json"} | more
     )
 
 
-async def test_a_job_has_an_id_and_is_in_the_queue(alone: QueueClient) -> None:
+async def test_a_submitted_job_has_an_id_and_is_in_the_queue(alone: QueueClient) -> None:
     answer = await post(alone, {"input": {"prompt": "x"}})
     assert answer.status == 200
     assert ID.fullmatch(answer["id"])
@@ -34,7 +34,7 @@ async def test_a_job_has_an_id_and_is_in_the_queue(alone: QueueClient) -> None:
 
 
 @pytest.mark.parametrize("value", [{}, [], "", 0, False, {"a": None}, [1, "ü", 1e400]])
-async def test_any_input_but_null_will_do(alone: QueueClient, value: Any) -> None:
+async def test_any_input_except_null_is_accepted(alone: QueueClient, value: Any) -> None:
     answer = await post(
         alone,
         {"input": value} if value != [1, "ü", 1e400] else b'{"input": [1, "\xc3\xbc", 1e400]}',
@@ -64,14 +64,16 @@ WRONG = [
 
 
 @pytest.mark.parametrize(("body", "sentence"), WRONG)
-async def test_what_is_wrong_is_named(alone: QueueClient, body: bytes, sentence: str) -> None:
+async def test_the_error_names_the_invalid_part(
+    alone: QueueClient, body: bytes, sentence: str
+) -> None:
     answer = await post(alone, body)
     assert answer.status == 400
     assert list(answer.body) == ["error"]
     assert re.search(sentence, answer["error"]), answer
 
 
-async def test_the_bounds_themselves_are_within(alone: QueueClient) -> None:
+async def test_bounds_are_inclusive(alone: QueueClient) -> None:
     for policy in (
         {"executionTimeout": 5000, "ttl": 10_000},
         {"ttl": 604_800_000, "lowPriority": True},
@@ -92,7 +94,7 @@ async def test_unknown_keys_are_ignored(alone: QueueClient) -> None:
 
 
 @pytest.mark.parametrize("chunked", [False, True])
-async def test_a_body_may_have_ten_megabytes(alone: QueueClient, chunked: bool) -> None:
+async def test_a_body_has_at_most_ten_megabytes(alone: QueueClient, chunked: bool) -> None:
     def body(size: int) -> Any:
         data = b'{"input": "' + b"x" * (size - 13) + b'"}'
         return _pieces(data) if chunked else BytesIO(data)
@@ -101,7 +103,7 @@ async def test_a_body_may_have_ten_megabytes(alone: QueueClient, chunked: bool) 
     assert (await alone.call("POST", "run", data=body(10 * MB), headers=json_type)).status == 200
     refused = await alone.call("POST", "run", data=body(10 * MB + 1), headers=json_type)
     assert refused.status == 413
-    assert refused.body == {"error": "The body may be 10 MB."}
+    assert refused.body == {"error": "The request body is too large: at most 10 MB."}
 
 
 async def _pieces(data: bytes) -> Any:
@@ -109,24 +111,26 @@ async def _pieces(data: bytes) -> Any:
         yield data[start : start + MB]
 
 
-async def test_only_json_is_taken(alone: QueueClient) -> None:
+async def test_only_json_is_accepted(alone: QueueClient) -> None:
     answer = await post(alone, {"input": 1}, **{"Content-Type": "text/plain"})
     assert answer.status == 415
 
 
-async def test_a_full_queue_says_so() -> None:
+async def test_a_full_queue_rejects_jobs_with_429() -> None:
     async with serving(max_queued=2) as proxy:
         queue = QueueClient(proxy)
         assert [(await post(queue, {"input": 1})).status for _ in range(3)] == [200, 200, 429]
 
 
-async def test_the_output_is_the_handlers(queue: QueueClient) -> None:
+async def test_the_output_is_that_of_the_handler(queue: QueueClient) -> None:
     ended = await queue.end(await queue.run(prompt("hi")))
     assert ended["status"] == "COMPLETED"
     assert ended["output"] == {"text": ["hi 0 hi 1 hi 2 "], "input_tokens": 1, "output_tokens": 3}
 
 
-async def test_low_priority_waits_for_the_others(timed: QueueClient, clock: FakeClock) -> None:
+async def test_jobs_of_low_priority_are_handed_out_last(
+    timed: QueueClient, clock: FakeClock
+) -> None:
     low = await timed.run(1, policy={"lowPriority": True})
     normal = await timed.run(2)
     assert (await timed.status(normal))["reason"] == "No worker is connected."

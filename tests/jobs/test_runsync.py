@@ -1,4 +1,4 @@
-"""`runsync`: the answer is the job once it has ended, or as far as it is when the wait is over."""
+"""`runsync` returns the ended job, or the current state of the job after the timeout."""
 
 import asyncio
 import re
@@ -14,7 +14,7 @@ from proxy.serving import drain
 MB = 1024 * 1024
 
 
-async def test_the_answer_is_the_job(queue: QueueClient) -> None:
+async def test_the_response_is_the_job(queue: QueueClient) -> None:
     answer = await queue.call("POST", "runsync", json={"input": prompt("hi")})
     assert answer.status == 200
     assert re.fullmatch(r"sync-[0-9a-f-]{36}-u1", answer["id"])
@@ -23,11 +23,10 @@ async def test_the_answer_is_the_job(queue: QueueClient) -> None:
     assert all(isinstance(answer[name], int) for name in ("delayTime", "executionTime", "retries"))
 
 
-async def test_a_wait_that_is_over_gives_the_job_as_it_is(
-    queue: QueueClient, alone: QueueClient
-) -> None:
+async def test_a_timeout_returns_the_current_state(queue: QueueClient, alone: QueueClient) -> None:
     waiting, running = await asyncio.gather(
-        alone.call("POST", "runsync?wait=1", json={"input": 1}),  # brought to 1000 ms
+        # Clamped to 1000 ms.
+        alone.call("POST", "runsync?wait=1", json={"input": 1}),
         queue.call("POST", "runsync?wait=1000", json={"input": long()}),
     )
     assert (waiting.status, waiting["status"]) == (200, "IN_QUEUE")
@@ -36,20 +35,20 @@ async def test_a_wait_that_is_over_gives_the_job_as_it_is(
 
 
 @pytest.mark.parametrize("wait", ["", "?wait=", "?wait=60000.5", "?wait=99999999999999999999999"])
-async def test_a_long_wait_ends_with_the_job(queue: QueueClient, wait: str) -> None:
+async def test_a_long_wait_ends_when_the_job_ends(queue: QueueClient, wait: str) -> None:
     assert (await queue.call("POST", f"runsync{wait}", json={"input": prompt()}))[
         "status"
     ] == "COMPLETED"
 
 
-async def test_a_failed_job_is_an_answer_too(queue: QueueClient) -> None:
+async def test_a_failed_job_is_returned_with_200(queue: QueueClient) -> None:
     answer = await queue.call("POST", "runsync", json={"input": prompt(tempo=1)})
     assert (answer.status, answer["status"]) == (200, "FAILED")
     assert answer["error"] == "sampling_params.tempo: unknown"
     assert "output" not in answer.body
 
 
-async def test_a_body_may_have_twenty_megabytes(alone: QueueClient) -> None:
+async def test_a_body_has_at_most_twenty_megabytes(alone: QueueClient) -> None:
     body = b'{"input": "' + b"x" * (20 * MB - 12) + b'"}'
     headers = {"Content-Type": "application/json"}
     assert (await alone.call("POST", "runsync", data=BytesIO(body), headers=headers)).status == 413
@@ -60,13 +59,13 @@ async def test_a_body_may_have_twenty_megabytes(alone: QueueClient) -> None:
     ).status == 200
 
 
-async def test_a_client_that_leaves_lets_its_job_go_on(queue: QueueClient) -> None:
+async def test_a_job_continues_after_its_client_disconnects(queue: QueueClient) -> None:
     call = asyncio.create_task(
         queue.call("POST", "runsync", json={"input": prompt("left", max_tokens=40, seed=20_000)})
     )
     await until(lambda: _newest(queue, "IN_PROGRESS"), what="it runs")
     call.cancel()
-    await until(lambda: _newest(queue, "COMPLETED"), what="it has ended all the same")
+    await until(lambda: _newest(queue, "COMPLETED"), what="it has ended")
 
 
 async def _newest(queue: QueueClient, status: str) -> bool:
@@ -74,8 +73,8 @@ async def _newest(queue: QueueClient, status: str) -> bool:
     return newest["id"].startswith("sync-") and newest["status"] == status
 
 
-async def test_whoever_waits_at_a_shutdown_is_answered_with_what_there_is() -> None:
-    """Their jobs stay, and the next start goes on with them."""
+async def test_long_polls_return_the_current_state_at_shutdown() -> None:
+    """The jobs stay in the store and continue after the next start."""
     async with serving() as proxy:
         queue = QueueClient(proxy)
         job = await queue.run("waits")

@@ -1,4 +1,4 @@
-"""What a job brings that is secret is seen by its worker, and by nobody else."""
+"""Only the worker receives the secrets of a job."""
 
 from pathlib import Path
 
@@ -19,7 +19,7 @@ OPTIONS = {
 }
 
 
-async def test_no_answer_shows_it() -> None:
+async def test_responses_do_not_contain_secrets() -> None:
     async with serving() as proxy:
         queue = QueueClient(proxy)
         job = await queue.run({"a": 1}, **OPTIONS)
@@ -34,8 +34,8 @@ async def test_no_answer_shows_it() -> None:
         assert SECRET not in str(shown)
 
 
-async def test_no_file_and_no_log_shows_it(tmp_path: Path) -> None:
-    """What is needed later, the bucket's keys and the webhook's URL, is sealed with a key that is not in the store."""
+async def test_files_and_logs_do_not_contain_secrets(tmp_path: Path) -> None:
+    """The bucket's keys and the webhook's URL are encrypted with a key outside of the store."""
     async with command(
         "proxy", "--port", "0", "--data-dir", str(tmp_path), "--log-level", "debug"
     ) as running:
@@ -54,4 +54,4 @@ async def test_no_file_and_no_log_shows_it(tmp_path: Path) -> None:
 def _look_into(folder: Path) -> None:
     for path in folder.iterdir():
         assert SECRET.encode() not in path.read_bytes(), path.name
-        assert path.stat().st_mode & 0o077 == 0, f"{path.name} is others' to read"
+        assert path.stat().st_mode & 0o077 == 0, f"{path.name} is readable by other users"

@@ -1,4 +1,4 @@
-"""To everybody but its owner a job is one that does not exist, down to what is asked of the store."""
+"""For other owners a job does not exist: the response and the store calls are the same."""
 
 import asyncio
 import json
@@ -32,28 +32,28 @@ EVENTS = {"Accept": "text/event-stream"}
 
 
 @dataclass(frozen=True)
-class Street:
-    """Alice's jobs, one of each kind, while she waits for the output of the first, and bob."""
+class Scene:
+    """Alice's jobs, one of each kind, while Alice waits for the output of the first."""
 
     proxy: Proxy
     store: RecordedStore
     jobs: list[str]
     reading: asyncio.Task[object]
 
-    async def asks(
+    async def ask_as_bob(
         self, method: str, operation: str, job: str, headers: dict[str, str]
     ) -> tuple[object, list[str]]:
-        """What bob is answered, and what is asked of the store for it."""
+        """Send a request as Bob; return the response and the store calls that it caused."""
         self.store.calls.clear()
         answer = await QueueClient(self.proxy, "bob-secret").call(
             method, operation.format(job=job), headers=headers
         )
-        told = answer.status, json.dumps(answer.body).replace(job, UNKNOWN)
-        return told, [call.replace(job, UNKNOWN) for call in self.store.naming(job, "bob")]
+        seen = answer.status, json.dumps(answer.body).replace(job, UNKNOWN)
+        return seen, [call.replace(job, UNKNOWN) for call in self.store.naming(job, "bob")]
 
 
 @pytest_asyncio.fixture(params=STORES)
-async def street(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Street]:
+async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator[Scene]:
     store, given = recorded(STORES[request.param](tmp_path))
     keys = [SecretStr("alice=alice-secret"), SecretStr("bob=bob-secret")]
     async with AsyncExitStack() as stack:
@@ -67,27 +67,27 @@ async def street(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterato
         await until(lambda: len(proxy.parts.output) == 1, what="the call is in the queue")
         interactive = next(iter(proxy.parts.output)).job_id
         reading = asyncio.create_task(alice.stream(waiting, "?wait=90000"))
-        await until(
-            lambda: bool(store.naming(f"look('default', 'alice', '{waiting}'")),
-            what="alice waits for output",
-        )
-        yield Street(proxy, store, [waiting, cancelled, interactive], reading)
+        look = f"look('default', 'alice', '{waiting}', None"
+        await until(lambda: bool(store.naming(look)), what="alice waits for output")
+        yield Scene(proxy, store, [waiting, cancelled, interactive], reading)
         for task in (reading, call):
             task.cancel()
         await asyncio.gather(reading, call, return_exceptions=True)
 
 
-async def test_anothers_job_asks_the_store_what_an_unknown_one_does(street: Street) -> None:
+async def test_a_job_of_another_owner_causes_the_store_calls_of_an_unknown_job(
+    scene: Scene,
+) -> None:
     for method, path in OF_ONE_JOB:
         for query in QUERIES.get(path, ("",)):
             for headers in ({}, EVENTS) if path.startswith("/stream") else ({},):
                 operation = path[1:] + query
-                unknown = await street.asks(method, operation, UNKNOWN, headers)
+                unknown = await scene.ask_as_bob(method, operation, UNKNOWN, headers)
                 assert unknown[0][0] == 404  # type: ignore[index]
-                assert unknown[1], "the store is asked"
-                for job in street.jobs:
-                    assert await street.asks(method, operation, job, headers) == unknown, (
+                assert unknown[1], "the store was called"
+                for job in scene.jobs:
+                    assert await scene.ask_as_bob(method, operation, job, headers) == unknown, (
                         operation,
                         job,
                     )
-    assert not street.reading.done(), "alice was not waited for"
+    assert not scene.reading.done(), "the request did not wait for alice"

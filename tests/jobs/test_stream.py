@@ -1,4 +1,4 @@
-"""`stream`: output as it comes, each piece to one client once; or read from a place, as often as one likes."""
+"""`stream` consumes output, each element once; `?after=` and events read it without consuming."""
 
 import asyncio
 import json
@@ -8,7 +8,7 @@ from harness.proxy.queue_api import QueueClient, long, prompt, said
 from harness.tools.waiting import until
 
 
-async def test_pieces_come_as_they_are_made_and_once(queue: QueueClient) -> None:
+async def test_elements_arrive_as_they_are_produced_and_once(queue: QueueClient) -> None:
     job = await queue.run(prompt("a", stream=True, max_tokens=20, seed=30_000))
     answers = []
     while not answers or answers[-1]["status"] != "COMPLETED":
@@ -20,7 +20,7 @@ async def test_pieces_come_as_they_are_made_and_once(queue: QueueClient) -> None
     assert (await queue.stream(job)).body == {"status": "COMPLETED", "stream": []}
 
 
-async def test_a_final_answer_has_all_that_is_left(queue: QueueClient) -> None:
+async def test_the_final_response_has_all_remaining_output(queue: QueueClient) -> None:
     job = await queue.run(prompt("a", stream=True, max_tokens=3000))
     await queue.end(job)
     answer = await queue.stream(job)
@@ -28,7 +28,7 @@ async def test_a_final_answer_has_all_that_is_left(queue: QueueClient) -> None:
     assert len(answer["stream"]) == 3000
 
 
-async def test_an_element_has_its_metrics_beside_it(queue: QueueClient) -> None:
+async def test_an_element_has_output_and_metrics(queue: QueueClient) -> None:
     job = await queue.run(prompt("a", stream=True))
     await queue.end(job)
     first = (await queue.stream(job))["stream"][0]
@@ -36,20 +36,20 @@ async def test_an_element_has_its_metrics_beside_it(queue: QueueClient) -> None:
     assert first["metrics"]["scenario"] == "stream"
 
 
-async def test_nothing_new_is_waited_for(alone: QueueClient) -> None:
+async def test_stream_waits_for_new_output(alone: QueueClient) -> None:
     job = await alone.run(1)
     began = time.monotonic()
     assert (await alone.stream(job, "?wait=1000")).body == {"status": "IN_QUEUE", "stream": []}
     assert 0.9 < time.monotonic() - began < 5
 
 
-async def test_post_is_get(queue: QueueClient) -> None:
+async def test_get_and_post_are_equivalent(queue: QueueClient) -> None:
     job = await queue.run(prompt(stream=True))
     await queue.end(job)
     assert len((await queue.call("POST", f"stream/{job}"))["stream"]) == 3
 
 
-async def test_a_cancelled_job_is_told_once_with_what_is_left_then_gone(queue: QueueClient) -> None:
+async def test_a_cancelled_job_is_streamed_once_and_then_unknown(queue: QueueClient) -> None:
     job = await queue.run(long("c"))
     await until(lambda: _has_output(queue, job), what="there is output")
     await queue.call("POST", f"cancel/{job}")
@@ -64,7 +64,7 @@ async def _has_output(queue: QueueClient, job: str) -> bool:
     return bool((await queue.stream(job, "?after=0&wait=1000"))["stream"])
 
 
-async def test_reading_from_a_place_drains_nothing(queue: QueueClient) -> None:
+async def test_reading_from_a_cursor_consumes_nothing(queue: QueueClient) -> None:
     job = await queue.run(prompt("r", stream=True, max_tokens=5))
     await queue.end(job)
     for _ in range(2):
@@ -74,10 +74,10 @@ async def test_reading_from_a_place_drains_nothing(queue: QueueClient) -> None:
     assert (await queue.stream(job, "?after=x")).status == 400
 
 
-async def test_two_that_drain_get_each_piece_once(queue: QueueClient) -> None:
+async def test_two_consumers_get_each_element_once(queue: QueueClient) -> None:
     job = await queue.run(prompt("t", stream=True, max_tokens=40, seed=10_000))
 
-    async def drain() -> list[str]:
+    async def consume() -> list[str]:
         found: list[str] = []
         while True:
             answer = await queue.stream(job)
@@ -85,11 +85,11 @@ async def test_two_that_drain_get_each_piece_once(queue: QueueClient) -> None:
             if answer["status"] == "COMPLETED" and not answer["stream"]:
                 return found
 
-    one, other = await asyncio.gather(drain(), drain())
+    one, other = await asyncio.gather(consume(), consume())
     assert sorted(one + other) == sorted(f"t {n} " for n in range(40))
 
 
-async def test_a_long_text_is_split_at_a_character(queue: QueueClient) -> None:
+async def test_a_long_text_is_split_between_characters(queue: QueueClient) -> None:
     text = "é" * 800_000
     body = {"prompt": text, "max_tokens": 1, "stream": True}
     job = await queue.run({"openai_route": "/v1/completions", "openai_input": body})
@@ -102,17 +102,18 @@ async def test_a_long_text_is_split_at_a_character(queue: QueueClient) -> None:
     assert event["choices"][0]["text"] == f"{text} 0 "
 
 
-async def test_the_same_as_events_as_they_come(queue: QueueClient) -> None:
+async def test_events_arrive_as_they_are_produced(queue: QueueClient) -> None:
     job = await queue.run(prompt("e", stream=True, max_tokens=10, seed=30_000))
     events = await _events(queue, job)
     elements = [json.loads(event["data"]) for event in events if "event" not in event]
     assert said(elements) == "".join(f"e {n} " for n in range(10))
     assert [event["id"] for event in events if "id" in event] == [str(n) for n in range(1, 11)]
     assert events[-1] == {"event": "end", "data": '{"status":"COMPLETED"}'}
-    assert len((await queue.stream(job))["stream"]) == 10  # nothing was drained
+    # Events consume nothing.
+    assert len((await queue.stream(job))["stream"]) == 10
 
 
-async def test_events_go_on_where_they_were_left(queue: QueueClient) -> None:
+async def test_events_resume_at_a_cursor(queue: QueueClient) -> None:
     job = await queue.run(prompt("e", stream=True, max_tokens=5))
     await queue.end(job)
     assert [event.get("id") for event in await _events(queue, job, {"Last-Event-ID": "3"})] == [
@@ -123,7 +124,7 @@ async def test_events_go_on_where_they_were_left(queue: QueueClient) -> None:
     assert [event.get("id") for event in await _events(queue, f"{job}?after=4")] == ["5", None]
 
 
-async def test_events_of_no_job(queue: QueueClient) -> None:
+async def test_events_of_an_unknown_job_or_cursor_are_rejected(queue: QueueClient) -> None:
     for job, headers in (("nonsense", {}), (await queue.run(1), {"Last-Event-ID": "x"})):
         answer = await queue.call(
             "GET", f"stream/{job}", headers={"Accept": "text/event-stream"} | headers
@@ -135,7 +136,7 @@ async def test_events_of_no_job(queue: QueueClient) -> None:
 async def _events(
     queue: QueueClient, job: str, headers: dict[str, str] | None = None
 ) -> list[dict[str, str]]:
-    """All events of a job's stream."""
+    """Return all events of a job's stream."""
     accept = {"Accept": "text/event-stream"} | (headers or {})
     async with queue.proxy.http.get(f"/v2/default/stream/{job}", headers=accept) as response:
         assert response.content_type == "text/event-stream"

@@ -1,4 +1,4 @@
-"""A reader that asks while its job waits, or between two runs of it, gets the whole output with the final status."""
+"""A reader of a queued job, also between two runs, gets the complete output and final status."""
 
 import asyncio
 import json
@@ -20,12 +20,12 @@ WHOLE = [{"output": 1}, {"output": 2}, {"output": 3}]
 
 @pytest_asyncio.fixture
 async def quick() -> AsyncIterator[QueueClient]:
-    """An endpoint whose store awaits nothing: a job that ends in one message is never seen between two steps."""
+    """A client of a memory store, which never awaits: a job ends in one step."""
     async with serving(store="memory:") as proxy:
         yield QueueClient(proxy)
 
 
-async def drained(queue: QueueClient, job: str) -> tuple[str, list[Any]]:
+async def consumed(queue: QueueClient, job: str) -> tuple[str, list[Any]]:
     answer = await queue.stream(job, "?wait=20000")
     return answer["status"], answer["stream"]
 
@@ -51,11 +51,11 @@ async def awaited(queue: QueueClient, job: str) -> tuple[str, list[Any]]:
 
 
 Read = Callable[[QueueClient, str], Awaitable[tuple[str, list[Any]]]]
-READS: list[Read] = [drained, read_from_the_start, events, awaited]
+READS: list[Read] = [consumed, read_from_the_start, events, awaited]
 
 
 async def finish(worker: Puppet, job: str) -> None:
-    """The worker runs the job, all in one message."""
+    """Run the job: the worker sends its output and end in one message."""
     offered = await worker.job()
     assert offered.job == job
     await worker.say(
@@ -67,7 +67,7 @@ async def finish(worker: Puppet, job: str) -> None:
 async def reading(
     queue: QueueClient, job: str, read: Read
 ) -> "asyncio.Task[tuple[str, list[Any]]]":
-    """A reader that waits."""
+    """Start a reader and return when it waits."""
     followers = len(queue.proxy.parts.events)
     task = asyncio.create_task(read(queue, job))
     await until(lambda: len(queue.proxy.parts.events) > followers, what="it waits")
@@ -75,7 +75,9 @@ async def reading(
 
 
 @pytest.mark.parametrize("read", READS)
-async def test_a_job_that_was_queued_when_it_was_asked(quick: QueueClient, read: Read) -> None:
+async def test_a_reader_of_a_queued_job_gets_the_complete_output(
+    quick: QueueClient, read: Read
+) -> None:
     job = await quick.run(1)
     waiting = await reading(quick, job, read)
     async with puppet(quick.proxy, slots=1) as worker:
@@ -84,7 +86,9 @@ async def test_a_job_that_was_queued_when_it_was_asked(quick: QueueClient, read:
 
 
 @pytest.mark.parametrize("read", READS)
-async def test_a_job_that_was_handed_back_before_it_ran(quick: QueueClient, read: Read) -> None:
+async def test_a_reader_of_a_released_job_gets_the_complete_output(
+    quick: QueueClient, read: Read
+) -> None:
     job = await quick.run(1)
     async with puppet(quick.proxy, slots=1) as worker:
         first = await worker.job()
@@ -95,7 +99,7 @@ async def test_a_job_that_was_handed_back_before_it_ran(quick: QueueClient, read
 
 
 @pytest.mark.parametrize("read", READS)
-async def test_a_job_that_was_retried_after_its_output_was_drained(
+async def test_a_reader_of_a_retried_job_gets_the_complete_output(
     quick: QueueClient, read: Read
 ) -> None:
     job = await quick.run(1)

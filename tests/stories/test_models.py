@@ -1,15 +1,51 @@
 """The list of models needs no worker."""
 
+import json
+
 import openai
 import pytest
-from harness.proxy.server import serving
+from harness.proxy.server import Proxy, serving
 from harness.proxy.shared import Line
+from harness.tools.waiting import until
+from harness.worker.puppet import hello, puppet
+
+from proxy.wire.frames import Model
+
+BASE_CARD = b'{"id":"base","root":"/srv/weights","parent":null,"max_model_len":8192,"x":1e400}'
+ADAPTER_CARD = b'{"id":"pirate","root":"/srv/adapters/pirate","parent":"base"}'
+CARD_WITHOUT_ROOT = b'{"id":"other","object":"model"}'
 
 
 async def test_models_are_listed_with_the_engines_cards(line: Line) -> None:
     async with line.proxy.openai() as client:
         models = await client.models.list()
     assert [(model.id, model.owned_by) for model in models.data] == [("scripted", "vllm")]
+
+
+async def test_model_cards_do_not_show_paths_of_the_worker(proxy: Proxy) -> None:
+    models = [
+        Model("base", BASE_CARD),
+        Model("pirate", ADAPTER_CARD, base=False),
+        Model("other", CARD_WITHOUT_ROOT),
+    ]
+    expected = [
+        BASE_CARD.replace(b"/srv/weights", b"base"),
+        ADAPTER_CARD.replace(b"/srv/adapters/pirate", b"pirate"),
+        CARD_WITHOUT_ROOT,
+    ]
+    async with puppet(proxy, hello(models=models)):
+        await until(lambda: _announced(proxy), what="the models are announced")
+        async with proxy.http.get("/v1/models") as response:
+            listed = await response.read()
+        for model, card in zip(models, expected, strict=True):
+            async with proxy.http.get(f"/v1/models/{model.id}") as response:
+                assert await response.read() == card
+    assert listed == b'{"object":"list","data":[%b]}' % b",".join(expected)
+
+
+async def _announced(proxy: Proxy) -> bool:
+    async with proxy.http.get("/v1/models") as response:
+        return bool(json.loads(await response.read())["data"])
 
 
 async def test_configured_models_are_listed_with_no_worker() -> None:

@@ -1,18 +1,18 @@
-"""The one look at a request's body."""
+"""Validation of request bodies."""
 
 import pytest
 
-from proxy.api.body import JSON, peek, require_type
+from proxy.api.body import JSON_TYPE, peek, require_type
 from proxy.api.errors import ApiError
 
 
-async def test_only_model_and_stream_are_looked_at() -> None:
+async def test_only_model_and_stream_are_read() -> None:
     seen = await peek(b'{"model": "m", "stream": true, "messages": "whatever", "n": {"x": []}}')
     assert (seen.model, seen.is_streaming) == ("m", True)
 
 
 @pytest.mark.parametrize("stream", [b"false", b"null", b'"yes"', b"1", b"[]"])
-async def test_only_a_plain_true_is_a_stream(stream: bytes) -> None:
+async def test_only_a_literal_true_selects_a_stream(stream: bytes) -> None:
     assert not (await peek(b'{"stream": %b}' % stream)).is_streaming
 
 
@@ -31,7 +31,7 @@ async def test_only_a_plain_true_is_a_stream(stream: bytes) -> None:
     ],
     ids=["empty", "cut", "not utf-8", "nan", "array", "string", "model", "deep", "deep array"],
 )
-async def test_a_bad_body_is_refused_with_a_sentence(body: bytes, code: str) -> None:
+async def test_an_invalid_body_is_rejected_with_a_sentence(body: bytes, code: str) -> None:
     with pytest.raises(ApiError) as refused:
         await peek(body)
     assert refused.value.code in {code, "invalid_json"}
@@ -42,12 +42,12 @@ async def test_a_bad_body_is_refused_with_a_sentence(body: bytes, code: str) -> 
 @pytest.mark.parametrize(
     "content_type", [b"", b"text/plain", b"multipart/form-data; boundary=x", b"application/jsonx"]
 )
-def test_what_is_not_json_is_refused(content_type: bytes) -> None:
+def test_other_content_types_are_rejected(content_type: bytes) -> None:
     with pytest.raises(ApiError) as refused:
-        require_type(content_type, JSON)
+        require_type(content_type, JSON_TYPE)
     assert refused.value.row.status == 415
 
 
 @pytest.mark.parametrize("content_type", [b"application/json", b"Application/JSON; charset=utf-8"])
-def test_json_is_let_through(content_type: bytes) -> None:
-    require_type(content_type, JSON)
+def test_json_is_accepted(content_type: bytes) -> None:
+    require_type(content_type, JSON_TYPE)

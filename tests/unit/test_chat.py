@@ -1,9 +1,9 @@
-"""What a chat remembers."""
+"""The conversation of `chat`."""
 
 from proxy.cli.chat import Conversation
 
 
-def test_every_turn_is_sent_again() -> None:
+def test_the_whole_conversation_is_sent() -> None:
     conversation = Conversation(system="Be brief.")
     conversation.add_turn("one?", "One.")
     assert conversation.messages("two?") == [
@@ -14,7 +14,7 @@ def test_every_turn_is_sent_again() -> None:
     ]
 
 
-def test_halves_of_a_character_are_joined_and_lone_ones_replaced() -> None:
+def test_surrogate_pairs_are_joined_and_lone_surrogates_replaced() -> None:
     conversation = Conversation()
     conversation.add_turn("a\udcff", "b\ud83d" + "\ude00")
     assert [turn["content"] for turn in conversation.messages("c\ud83d")] == [
@@ -24,5 +24,5 @@ def test_halves_of_a_character_are_joined_and_lone_ones_replaced() -> None:
     ]
 
 
-def test_without_a_system_text_there_is_none() -> None:
+def test_the_system_message_is_optional() -> None:
     assert Conversation().messages("hello") == [{"role": "user", "content": "hello"}]

@@ -1,4 +1,4 @@
-"""The documentation names what there is."""
+"""The documentation is complete."""
 
 import re
 from pathlib import Path
@@ -14,12 +14,12 @@ DOCS = ROOT / "docs"
 
 
 @pytest.mark.parametrize("name", ProxySettings.model_fields)
-def test_every_setting_of_the_proxy_is_explained(name: str) -> None:
+def test_every_setting_of_the_proxy_is_documented(name: str) -> None:
     assert f"`PROXY_{name.upper()}`" in (DOCS / "settings.md").read_text()
 
 
 @pytest.mark.parametrize("name", WorkerSettings.model_fields)
-def test_every_setting_of_a_worker_is_explained(name: str) -> None:
+def test_every_setting_of_a_worker_is_documented(name: str) -> None:
     alias = WorkerSettings.model_fields[name].validation_alias
     assert (
         f"`{alias if isinstance(alias, str) else f'WORKER_{name.upper()}'}`"
@@ -37,8 +37,8 @@ def test_every_setting_of_a_worker_is_explained(name: str) -> None:
     ],
     ids=lambda page: page.name,
 )
-def test_no_example_puts_a_secret_into_arguments(page: Path) -> None:
-    """`--api-key KEY` and `--env PROXY_API_KEY=KEY` can be read in the process list."""
+def test_examples_do_not_pass_secrets_as_arguments(page: Path) -> None:
+    """`--api-key KEY` and `--env PROXY_API_KEY=KEY` are visible in the process list."""
     examples = [
         line
         for line in page.read_text().splitlines()
@@ -49,7 +49,7 @@ def test_no_example_puts_a_secret_into_arguments(page: Path) -> None:
 
 
 @pytest.mark.parametrize("code", ERRORS)
-def test_every_error_is_explained(code: str) -> None:
+def test_every_error_is_documented(code: str) -> None:
     assert f"`{code}`" in (DOCS / "errors.md").read_text()
 
 
@@ -58,7 +58,7 @@ def test_every_error_is_explained(code: str) -> None:
     [*sorted(DOCS.glob("**/*.md")), ROOT / "README.md", ROOT / "SECURITY.md"],
     ids=lambda page: page.name,
 )
-def test_links_lead_somewhere(page: Path) -> None:
+def test_links_have_existing_targets(page: Path) -> None:
     for target in [part.partition(")")[0] for part in page.read_text().split("](")[1:]]:
         if not target.startswith("http"):
             assert (page.parent / target.partition("#")[0]).exists(), target

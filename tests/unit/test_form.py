@@ -1,4 +1,4 @@
-"""The one look at a form."""
+"""The fields that are read from a form."""
 
 import os
 
@@ -7,7 +7,10 @@ import pytest
 from proxy.api.openai.form import peek_form
 
 TYPE = b"multipart/form-data; boundary=frontier"
-FILE = b'Content-Disposition: form-data; name="file"; filename="model.wav"\r\nContent-Type: audio/wav\r\n\r\n%b\r\n'
+FILE = (
+    b'Content-Disposition: form-data; name="file"; filename="model.wav"\r\n'
+    b"Content-Type: audio/wav\r\n\r\n%b\r\n"
+)
 MODEL = b'Content-Disposition: form-data; name="model"\r\n\r\nwhisper\r\n'
 STREAM = b'Content-Disposition: form-data; name="stream"\r\n\r\ntrue\r\n'
 
@@ -17,7 +20,7 @@ def form(*parts: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("at", [0, 1, 2])
-def test_model_and_stream_are_found_wherever_they_stand(at: int) -> None:
+def test_model_and_stream_are_found_at_any_position(at: int) -> None:
     parts = [MODEL, STREAM]
     parts.insert(at, FILE % os.urandom(1_000_000))
     seen = peek_form(TYPE, form(*parts))
@@ -34,22 +37,25 @@ def test_model_and_stream_are_found_wherever_they_stand(at: int) -> None:
         (b"multipart/form-data;boundary=frontier", b"Content-Disposition:form-data;name=model"),
         (
             TYPE,
-            b'Content-Type: text/plain; charset=utf-8\r\nContent-Disposition: form-data; name="model"',
+            (
+                b"Content-Type: text/plain; charset=utf-8\r\n"
+                b'Content-Disposition: form-data; name="model"'
+            ),
         ),
         (TYPE, b'Content-Disposition: form-data; name="model"\r\nContent-Type: text/plain'),
     ],
 )
-def test_clients_write_forms_in_their_own_ways(content_type: bytes, head: bytes) -> None:
+def test_variants_of_the_syntax_are_accepted(content_type: bytes, head: bytes) -> None:
     body = b"a preamble\r\n" + form(head + b"\r\n\r\nwhisper\r\n")
     assert peek_form(content_type, body).model == "whisper"
 
 
 @pytest.mark.parametrize("value", [b"false", b"", b"1", b"true\r\n"])
-def test_only_a_plain_true_is_a_stream(value: bytes) -> None:
+def test_only_a_literal_true_selects_a_stream(value: bytes) -> None:
     assert not peek_form(TYPE, form(STREAM.replace(b"true", value))).is_streaming
 
 
-def test_the_first_of_two_counts() -> None:
+def test_the_first_of_two_fields_is_used() -> None:
     assert peek_form(TYPE, form(MODEL, MODEL.replace(b"whisper", b"other"))).model == "whisper"
 
 
@@ -72,9 +78,9 @@ def test_the_first_of_two_counts() -> None:
         (b"multipart/form-data; boundary=another", form(MODEL)),
     ],
 )
-def test_what_is_not_there_is_not_found(content_type: bytes, body: bytes) -> None:
+def test_missing_and_malformed_fields_are_not_found(content_type: bytes, body: bytes) -> None:
     assert peek_form(content_type, body).model is None
 
 
-def test_a_model_need_not_be_text() -> None:
+def test_invalid_utf8_in_the_model_is_replaced() -> None:
     assert peek_form(TYPE, form(MODEL.replace(b"whisper", b"\xff"))).model == "\ufffd"

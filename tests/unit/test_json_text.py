@@ -1,4 +1,4 @@
-"""JSON of others is checked without being built: whatever it is, that costs no memory and says the same as a parser."""
+"""Validation of JSON without decoding: constant memory, and the same verdict as a parser."""
 
 import json
 import tracemalloc
@@ -22,7 +22,7 @@ VALUES = st.recursive(
 
 
 @given(st.integers(-4, 4), st.binary(max_size=8), st.text(max_size=8))
-def test_a_fault_is_found_where_it_is_also_between_two_slices(
+def test_invalid_utf8_is_located_also_at_slice_boundaries(
     offset: int, tail: bytes, text: str
 ) -> None:
     whole = b"a" * (SLICE_BYTES + offset) + text.encode() + tail
@@ -35,13 +35,13 @@ def test_a_fault_is_found_where_it_is_also_between_two_slices(
 
 
 @given(VALUES)
-def test_what_a_writer_writes_is_a_value(value: object) -> None:
+def test_encoded_values_are_valid(value: object) -> None:
     assert is_value(json.dumps(value).encode())
     assert is_value(json.dumps(value, ensure_ascii=False).encode("utf-8", "replace"))
 
 
 @given(VALUES, st.data())
-def test_what_no_parser_reads_is_none(value: object, data: st.DataObject) -> None:
+def test_what_a_parser_rejects_is_invalid(value: object, data: st.DataObject) -> None:
     text = bytearray(json.dumps(value).encode())
     for _ in range(data.draw(st.integers(0, 3))):
         text[data.draw(st.integers(0, len(text) - 1))] = data.draw(st.integers(0, 255))
@@ -68,7 +68,7 @@ def test_what_no_parser_reads_is_none(value: object, data: st.DataObject) -> Non
         b"'a'",
     ],
 )
-def test_what_would_break_a_text_around_it_is_no_value(text: bytes) -> None:
+def test_text_that_would_break_an_enclosing_text_is_invalid(text: bytes) -> None:
     assert not is_value(text)
 
 
@@ -77,7 +77,7 @@ def test_what_would_break_a_text_around_it_is_no_value(text: bytes) -> None:
     [b"[],", b"[[[[]]]],", b"0,", b'{"k":1},', b'"",', "\U0001f600".encode()],
     ids=["lists", "nested", "numbers", "objects", "strings", "wide characters"],
 )
-def test_a_check_takes_no_memory(unit: bytes) -> None:
+def test_validation_needs_constant_memory(unit: bytes) -> None:
     quote = b'"' if unit[0] > 127 else b""
     text = b"[" + quote + unit * (8 * MB // len(unit)) + quote.ljust(1, b"1") + b"]"
     tracemalloc.start()
@@ -92,7 +92,7 @@ def test_a_check_takes_no_memory(unit: bytes) -> None:
 @pytest.mark.parametrize(
     "unit", [b"[]", b"{}", b"0,", b'"":', b"\\n", b"\\u00e9", b"  ", b"\t\n", b" \r"]
 )
-def test_what_would_hold_the_lock_for_too_long_is_too_much(unit: bytes) -> None:
+def test_text_that_would_block_the_event_loop_is_rejected(unit: bytes) -> None:
     most = BODY_MAX_STEPS // 2 * unit
     assert not has_too_much(most, BODY_MAX_STEPS)
     assert has_too_much(most + unit, BODY_MAX_STEPS)
@@ -108,6 +108,6 @@ def test_what_would_hold_the_lock_for_too_long_is_too_much(unit: bytes) -> None:
     ],
     ids=["base64", "wide characters", "embeddings", "prose"],
 )
-def test_what_people_send_is_not_too_much(text: bytes) -> None:
+def test_large_usual_bodies_are_accepted(text: bytes) -> None:
     assert len(text) >= 18 * MB
     assert not has_too_much(text, BODY_MAX_STEPS)

@@ -1,4 +1,4 @@
-"""The event that ends an answer is found however the stream is cut into writes."""
+"""The final event of a stream is detected however the stream is split into writes."""
 
 import pytest
 
@@ -27,7 +27,7 @@ OTHERS = [
 ]
 
 
-def cut(data: bytes, size: int) -> bool:
+def is_final(data: bytes, size: int) -> bool:
     last = LastEvent()
     for start in range(0, len(data), size):
         last.feed(data[start : start + size], more=start + size < len(data))
@@ -39,15 +39,17 @@ def cut(data: bytes, size: int) -> bool:
 @pytest.mark.parametrize(
     ("event", "is_last"), [(one, True) for one in ENDS] + [(one, False) for one in OTHERS]
 )
-def test_an_event_is_known_by_how_it_begins(event: bytes, is_last: bool, size: int) -> None:
-    assert cut(event, size) is is_last
-    assert cut(FIRST + event, size) is is_last
-    assert cut(FIRST.replace(b"\n", b"\r\n") + event, size) is is_last
-    assert cut(event + FIRST, size) is False
-    assert cut(FIRST + event.rstrip(), size) is is_last
+def test_the_beginning_of_an_event_determines_its_kind(
+    event: bytes, is_last: bool, size: int
+) -> None:
+    assert is_final(event, size) is is_last
+    assert is_final(FIRST + event, size) is is_last
+    assert is_final(FIRST.replace(b"\n", b"\r\n") + event, size) is is_last
+    assert is_final(event + FIRST, size) is False
+    assert is_final(FIRST + event.rstrip(), size) is is_last
 
 
-def test_only_the_last_write_counts() -> None:
+def test_each_write_is_judged_separately() -> None:
     last = LastEvent()
     for data, is_last in (
         (FIRST, False),

@@ -1,4 +1,4 @@
-"""The proxy's own description: complete, and true to the tables it is made of."""
+"""The OpenAPI document is complete and valid."""
 
 from collections.abc import Iterator
 from typing import Any
@@ -7,7 +7,7 @@ import pytest
 
 from proxy.access.keys import Kind
 from proxy.api.errors import ERRORS
-from proxy.api.openapi.components import MEANINGS
+from proxy.api.openapi.components import STATUS_DESCRIPTIONS
 from proxy.api.openapi.document import document
 from proxy.edge.routes import _ENDPOINT, _PARAMETERS, ROUTES
 
@@ -28,7 +28,7 @@ def operations(described: dict[str, Any]) -> dict[tuple[str, str], dict[str, Any
     }
 
 
-def test_it_has_exactly_the_routes_that_clients_are_let_in_by(described: dict[str, Any]) -> None:
+def test_the_document_has_exactly_the_client_routes(described: dict[str, Any]) -> None:
     kinds = {(method, route.path): route.kind for route in ROUTES for method in route.methods}
     of_clients = {asked: kind for asked, kind in kinds.items() if kind is not Kind.WORKER}
     found = operations(described)
@@ -39,7 +39,9 @@ def test_it_has_exactly_the_routes_that_clients_are_let_in_by(described: dict[st
 
 
 @pytest.mark.parametrize("name", ["endpoint", "job", "model"])
-def test_a_name_in_a_path_is_what_the_table_lets_in(described: dict[str, Any], name: str) -> None:
+def test_patterns_of_path_parameters_match_the_route_table(
+    described: dict[str, Any], name: str
+) -> None:
     accepted = {"endpoint": _ENDPOINT} | {
         key.strip("{}"): pattern for key, pattern in _PARAMETERS.items()
     }
@@ -49,7 +51,7 @@ def test_a_name_in_a_path_is_what_the_table_lets_in(described: dict[str, Any], n
     )
 
 
-def test_every_reference_leads_somewhere(described: dict[str, Any]) -> None:
+def test_every_reference_has_a_target(described: dict[str, Any]) -> None:
     found = list(references(described))
     assert found
     for reference in found:
@@ -69,7 +71,7 @@ def references(node: Any) -> Iterator[str]:
             yield from references(each)
 
 
-def test_every_operation_has_a_name_of_its_own(described: dict[str, Any]) -> None:
+def test_operation_ids_are_unique(described: dict[str, Any]) -> None:
     found = operations(described)
     names = {operation["operationId"] for operation in found.values()}
     assert len(names) == len(found)
@@ -82,20 +84,21 @@ def test_every_operation_has_a_name_of_its_own(described: dict[str, Any]) -> Non
     assert set(linked) <= names
 
 
-def test_every_error_of_the_table_has_its_status_there() -> None:
-    """But for a wrong method, which no operation of the document has."""
-    assert {row.status for row in ERRORS.values()} - {405} <= set(MEANINGS)
+def test_every_status_of_the_error_table_is_described() -> None:
+    """405 is excluded, because it belongs to no operation of the document."""
+    assert {row.status for row in ERRORS.values()} - {405} <= set(STATUS_DESCRIPTIONS)
 
 
-def test_only_those_who_need_a_key_can_be_told_so(described: dict[str, Any]) -> None:
+def test_only_operations_that_need_a_key_have_a_401(described: dict[str, Any]) -> None:
     for operation in operations(described).values():
         assert bool(operation["security"]) == ("401" in operation["responses"])
 
 
-def test_it_is_what_the_specification_asks_for(described: dict[str, Any]) -> None:
+def test_the_document_conforms_to_the_specification(described: dict[str, Any]) -> None:
     pytest.importorskip(
-        "schemathesis", reason="needs schemathesis: `make test` brings it with the test tools"
+        "schemathesis", reason="needs schemathesis: `make test` installs it with the test tools"
     )
-    from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR  # noqa: PLC0415 - may not be there
+    # The package may be missing.
+    from schemathesis.specs.openapi.definitions import OPENAPI_31_VALIDATOR  # noqa: PLC0415
 
     OPENAPI_31_VALIDATOR.validate(described)

@@ -1,4 +1,4 @@
-"""Why a job waits, as a function of the job, the workers and the time."""
+"""The reason why a job is queued, as a function of the job, the workers and the time."""
 
 import pytest
 from harness.data.jobs import HERE, submission
@@ -14,7 +14,7 @@ LATER = " Jobs of normal priority go first until it has waited for 60 s."
 
 
 class Port(WorkerPort):
-    """A connection on which nothing is said."""
+    """A worker connection that does nothing."""
 
 
 def queued(name: str = "a", **changed: object) -> Job:
@@ -59,7 +59,7 @@ def polling(slots: int, taken: int) -> Worker:
         ([polling(1, 0)], 0, "Next in line."),
     ],
 )
-def test_a_job_waits_for_workers_or_for_others_or_is_held_by_a_limit(
+def test_a_job_waits_for_workers_or_other_jobs_or_slots(
     workers: list[Worker], ahead: int, said: str
 ) -> None:
     assert reason(queued(), workers, ahead, Millis(0)) == said
@@ -73,14 +73,14 @@ def test_a_light_job_has_slots_of_its_own() -> None:
 
 
 @pytest.mark.parametrize(("now", "later"), [(0, LATER), (59_999, LATER), (60_000, "")])
-def test_a_job_of_low_priority_lets_others_go_first_for_a_minute(now: int, later: str) -> None:
+def test_jobs_of_normal_priority_precede_low_priority_for_a_minute(now: int, later: str) -> None:
     low = queued(low_priority=True)
     held = "Held by a limit: the only slot of 1 worker is taken."
     assert reason(low, [busy(1, 1)], 0, Millis(now)) == f"{held}{later}"
     assert reason(low, [busy(1, 1)], 1, Millis(now)) == f"Behind 1 job in the queue.{later}"
 
 
-def test_a_worker_that_is_being_ended_is_not_ready() -> None:
+def test_a_worker_that_is_being_stopped_is_not_ready() -> None:
     given_up = busy(1, 1)
     given_up.is_ending = True
     assert (

@@ -77,7 +77,7 @@ def test_an_end_has_an_id_of_its_own() -> None:
         status=Status.CANCELLED,
         created_at=Millis(0),
         attempt=3,
-        retries=1,
+        retry_count=1,
     )
     assert message_id(job) != message_id(again)
     assert "." not in message_id(job)

@@ -1,4 +1,8 @@
-"""The OpenAI API: a plain ASGI application. Who asks, for what, and then a job or the list of models."""
+"""The OpenAI API, as a plain ASGI application.
+
+A request is matched to a route and an endpoint. It then becomes an interactive job, or is answered
+from the registry of models.
+"""
 
 import re
 from collections.abc import Callable
@@ -9,7 +13,7 @@ import structlog
 from proxy.access.body_budget import Budget
 from proxy.access.keys import Principal
 from proxy.access.rate_limits import Limits
-from proxy.api.body import FORM, JSON, ClientGoneError, peek, read_body, require_type
+from proxy.api.body import FORM_TYPE, JSON_TYPE, ClientGoneError, peek, read_body, require_type
 from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
 from proxy.api.numbers import read_seconds
 from proxy.api.openai.dialects import ANTHROPIC
@@ -17,7 +21,7 @@ from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
 from proxy.api.openai.relay import HeartbeatIntervals, Relay
 from proxy.api.openai.reply import Reply
-from proxy.api.openai.routes import BODY_BYTES, AnsweredBy, Match, match, unknown_route
+from proxy.api.openai.routes import BODY_MAX_BYTES, AnsweredBy, Match, match, unknown_route
 from proxy.api.sending import abort_of
 from proxy.jobs.model import Request
 from proxy.service.admission import Admission
@@ -26,16 +30,24 @@ from proxy.service.interactive import InteractiveJobs
 
 log = structlog.get_logger()
 
-PATIENCE = b"x-stainless-read-timeout"  # the Python SDK's: it gives up after so many seconds
-PATIENCE_MARGIN = 5.0
-MOST_PATIENCE = 31_536_000.0  # seconds, a year: no job waits for longer
-MODEL_SHOWN = 200  # characters of a model's name in an error
+# The header in which OpenAI's SDK for Python sends its own timeout, in seconds.
+READ_TIMEOUT_HEADER = b"x-stainless-read-timeout"
+# The response must arrive this long before the client's timeout.
+READ_TIMEOUT_MARGIN_SECONDS = 5.0
+# One year: no job waits longer.
+READ_TIMEOUT_MAX_SECONDS = 31_536_000.0
+# Error messages show this much of an unknown model's name.
+MODEL_SHOWN_MAX_CHARACTERS = 200
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,80}")
 
 
 class OpenAi:
-    """Answers the routes of `api.routes`."""
+    """The ASGI application for the routes of `api.openai.routes`.
+
+    `bodies` and `answers` are the byte budgets of requests and responses, `new_id` returns the ids
+    of requests that bring none.
+    """
 
     def __init__(
         self,
@@ -58,7 +70,7 @@ class OpenAi:
         self._intervals = intervals
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request of a caller who may ask."""
+        """Handle a request that the gate has authorized."""
         headers = dict(scope["headers"])
         found = match(scope["path"])
         if found is None:
@@ -76,18 +88,19 @@ class OpenAi:
             await reply.error(to_api_error(error))
         except ClientGoneError:
             pass
-        except (
-            Exception
-        ):  # a bug of ours: the client gets an error it can read, the log gets the rest
+        except Exception:
+            # A bug of the proxy: the client receives an error object, the log the traceback.
             log.exception("api.bug", path=scope["path"])
             if reply.has_begun and not reply.is_stream:
-                raise  # half an answer is out: uvicorn closes the connection, which is all that can still be said
+                # Part of the response was sent. The only remaining signal is to close the
+                # connection, which uvicorn does after an exception.
+                raise
             await reply.error(
-                ApiError("internal_error", "This server failed. The error is in its log.")
+                ApiError("internal_error", "Internal error of the proxy; see the proxy's log.")
             )
 
     async def refuse(self, scope: Any, _: Any, send: Any, error: ApiError) -> None:
-        """Answer a request that is not let in, in the dialect of its path."""
+        """Send `error`, in the path's dialect, for a request that the gate has rejected."""
         await self._reply(scope, dict(scope["headers"]), match(scope["path"]), send).error(error)
 
     def _reply(
@@ -105,9 +118,10 @@ class OpenAi:
             only_head=only_head,
         )
         if found is not None:
-            reply.speak(found.route.dialect)
+            reply.set_dialect(found.route.dialect)
             if found.route.dialect is ANTHROPIC:
-                reply.add_header(b"request-id", request_id)  # where its own SDK looks for it
+                # The name of the header that Anthropic's SDKs read.
+                reply.add_header(b"request-id", request_id)
         return reply
 
     def _named_endpoint(self, found: Match) -> Endpoint | None:
@@ -115,18 +129,18 @@ class OpenAi:
             return None
         endpoint = self._endpoints.get(found.endpoint)
         if endpoint is None:
-            raise ApiError("endpoint_not_found", f"There is no endpoint {found.endpoint!r} here.")
+            raise ApiError("endpoint_not_found", f"Unknown endpoint {found.endpoint!r}.")
         return endpoint
 
     async def _models(self, reply: Reply, found: Match, endpoint: Endpoint | None) -> None:
         searched = [endpoint] if endpoint is not None else list(self._endpoints)
         known = [model for one in searched for model in self._endpoints.models(one)]
         if found.model is None:
-            await reply.whole(200, JSON, model_list(known))
+            await reply.whole(200, JSON_TYPE, model_list(known))
             return
         for model in known:
             if model.id == found.model:
-                await reply.whole(200, JSON, model_card(model))
+                await reply.whole(200, JSON_TYPE, model_card(model))
                 return
         raise _unknown(found.model, endpoint)
 
@@ -140,16 +154,21 @@ class OpenAi:
         endpoint: Endpoint | None,
         principal: Principal,
     ) -> None:
-        """What can be refused without the body is, before it is read; then it is paid for, read, and becomes a job."""
+        """Run a request as an interactive job and relay its output.
+
+        Every check that does not need the body precedes reading it. The body is then charged to
+        its budget and read.
+        """
         content_type = headers.get(b"content-type", b"")
-        require_type(content_type, FORM if found.route.is_form else JSON)
-        chosen, leave = endpoint or self._endpoints.only(), None
+        require_type(content_type, FORM_TYPE if found.route.is_form else JSON_TYPE)
+        chosen = endpoint or self._endpoints.only()
+        leave: Callable[[], None] | None = None
         try:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
                 await self._admission.check(chosen)
             with self._bodies.share(principal.key_id) as share:
-                body = await read_body(receive, headers, BODY_BYTES, share)
+                body = await read_body(receive, headers, BODY_MAX_BYTES, share)
                 seen = peek_form(content_type, body) if found.route.is_form else await peek(body)
                 if leave is None and (chosen := self._endpoints.having(seen.model)) is not None:
                     leave = self._count(principal, chosen, reply)
@@ -163,7 +182,7 @@ class OpenAi:
                     principal.owner,
                     request,
                     light=found.route.is_light,
-                    patience=_patience(headers),
+                    patience=_client_timeout(headers),
                 )
                 reply.add_header(b"x-job-id", job.id.encode())
                 mailbox.abort = abort_of(scope)
@@ -176,26 +195,33 @@ class OpenAi:
                 leave()
 
     def _count(self, principal: Principal, endpoint: Endpoint, reply: Reply) -> Callable[[], None]:
-        """Count a call, until what this gives is called; the headers say what is left."""
+        """Count a call against the caller's limits and add the rate limit headers.
+
+        Returns the function that ends the call. Raises `LimitedError`.
+        """
         leave, left = self._limits.enter(principal.key_id, endpoint.id, "openai")
         for name, value in limit_headers(left):
             reply.add_header(name, value)
         return leave
 
 
-def _patience(headers: dict[bytes, bytes]) -> float | None:
-    """Return how long the client waits at most, as its SDK says it: its job need not wait longer, and answers before.
+def _client_timeout(headers: dict[bytes, bytes]) -> float | None:
+    """Return the seconds after which the job must have been answered, from the SDK's own timeout.
 
-    A value that is not a number of seconds in range says nothing.
+    The result is shorter than the timeout by a margin. It is None if the header is missing or
+    its value is not a number in range.
     """
-    seconds = read_seconds(headers.get(PATIENCE, b""), MOST_PATIENCE)
-    return None if seconds is None else max(seconds - PATIENCE_MARGIN, seconds / 2)
+    seconds = read_seconds(headers.get(READ_TIMEOUT_HEADER, b""), READ_TIMEOUT_MAX_SECONDS)
+    if seconds is None:
+        return None
+    return max(seconds - READ_TIMEOUT_MARGIN_SECONDS, seconds / 2)
 
 
 def _unknown(model: str, endpoint: Endpoint | None) -> ApiError:
-    where = f"endpoint {endpoint.id}" if endpoint is not None else "any endpoint here"
+    where = f"endpoint {endpoint.id}" if endpoint is not None else "any endpoint"
+    shown = model[:MODEL_SHOWN_MAX_CHARACTERS]
     return ApiError(
         "model_not_found",
-        f"The model `{model[:MODEL_SHOWN]}` is not served by {where}. See /v1/models.",
+        f"The model `{shown}` is not served by {where}. See /v1/models for the available models.",
         "model",
     )

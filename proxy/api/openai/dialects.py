@@ -1,18 +1,20 @@
-"""How an API speaks of what this proxy itself has to say: its errors, and that it is still alive.
+"""The formats of messages that the proxy itself sends: errors and heartbeats.
 
-vLLM answers in three dialects: OpenAI's chat and completions, OpenAI's responses, and Anthropic's messages. What the
-engine sends is never translated; these are for what comes from here.
+vLLM has three dialects: OpenAI's chat and completions, OpenAI's responses, and Anthropic's
+messages. Output of the engine is never translated.
 """
 
 from collections.abc import Callable
+from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
 from proxy.api.errors import ApiError
 
-DONE = b"data: [DONE]\n\n"
-ERROR_BYTES = 64 * 1024  # of an engine's error that is read
+DONE_EVENT = b"data: [DONE]\n\n"
+# A larger error of an engine is not parsed.
+ENGINE_ERROR_MAX_BYTES = 64 * 1024
 
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -29,43 +31,46 @@ ANTHROPIC_TYPES = {
 
 
 class Dialect(NamedTuple):
-    """One way to speak."""
+    """The formatting functions of one API."""
 
-    error: Callable[[ApiError], bytes]  # the JSON body of an error answer
-    last_events: Callable[[bytes], bytes]  # such a body as the end of a stream
-    heartbeat: Callable[[str], bytes]  # between two events of a stream
+    # The JSON body of an error response.
+    error: Callable[[ApiError], bytes]
+    # The final events of a stream that fails with such a body.
+    last_events: Callable[[bytes], bytes]
+    # A heartbeat with a text, for the gap between two events of a stream.
+    heartbeat: Callable[[str], bytes]
 
 
 def _openai_error(error: ApiError) -> bytes:
-    told = {
+    fields = {
         "message": error.message,
         "type": error.row.type,
         "param": error.param,
         "code": error.code,
     }
-    return msgspec.json.encode({"error": told})
+    return msgspec.json.encode({"error": fields})
 
 
 def _openai_last_events(body: bytes) -> bytes:
-    """As vLLM ends a stream that failed."""
-    return b"data: %b\n\n" % _one_line(body) + DONE
+    """Return the same events as vLLM for a failed stream."""
+    return b"data: %b\n\n" % _one_line(body) + DONE_EVENT
 
 
 def _responses_last_events(body: bytes) -> bytes:
-    """The `error` event of the Responses API: the fields of the error object, flat."""
-    try:
-        error = msgspec.json.decode(body, type=_ErrorBody).error if len(body) <= ERROR_BYTES else {}
-    except msgspec.MsgspecError:
-        error = {}  # what an engine answers need not be JSON
-    event = (
-        {"type": "error", "code": None, "message": "", "param": None} | error | {"type": "error"}
-    )
-    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(event | {"sequence_number": 0})
+    """Return the `error` event of the Responses API: the fields of the error object, flattened."""
+    error: dict[str, object] = {}
+    # An engine's error is not necessarily JSON.
+    with suppress(msgspec.MsgspecError):
+        if len(body) <= ENGINE_ERROR_MAX_BYTES:
+            error = msgspec.json.decode(body, type=_ErrorBody).error
+    defaults = {"type": "error", "code": None, "message": "", "param": None}
+    event = defaults | error | {"type": "error", "sequence_number": 0}
+    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(event)
 
 
 def _anthropic_error(error: ApiError) -> bytes:
-    told = {"type": ANTHROPIC_TYPES.get(error.row.status, "api_error"), "message": error.message}
-    return msgspec.json.encode({"type": "error", "error": told})
+    fields = {"type": ANTHROPIC_TYPES.get(error.row.status, "api_error"), "message": error.message}
+    return msgspec.json.encode({"type": "error", "error": fields})
 
 
 def _anthropic_last_events(body: bytes) -> bytes:
@@ -73,7 +78,10 @@ def _anthropic_last_events(body: bytes) -> bytes:
 
 
 def _comment(text: str) -> bytes:
-    """An SSE comment with ONE newline: with two, several clients take it for an event without data."""
+    """Return an SSE comment with one newline.
+
+    Several clients treat a comment with two newlines as an event without data.
+    """
     return b": %b\n" % text.encode()
 
 
@@ -82,7 +90,7 @@ def _ping(_: str) -> bytes:
 
 
 def _one_line(body: bytes) -> bytes:
-    """A JSON text on one line: outside of strings, where a newline cannot stand, its newlines mean nothing."""
+    """Return a JSON text on one line. Newlines occur only outside of strings, as whitespace."""
     return body.replace(b"\r", b" ").replace(b"\n", b" ")
 
 

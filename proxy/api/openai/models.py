@@ -1,4 +1,4 @@
-"""The list of models, as OpenAI's API shows it; answered without a worker."""
+"""The responses of `/v1/models`, which need no worker."""
 
 from collections.abc import Sequence
 
@@ -8,7 +8,7 @@ from proxy.service.endpoints import Model
 
 
 def model_card(model: Model) -> bytes:
-    """One model: the engine's own card where a worker has sent it, else the fields that every client reads."""
+    """Return the JSON of a model: the card of a worker, or the fields that clients require."""
     if model.card is not None:
         return model.card
     return msgspec.json.encode(
@@ -17,6 +17,6 @@ def model_card(model: Model) -> bytes:
 
 
 def model_list(models: Sequence[Model]) -> bytes:
-    """All models, each name once."""
+    """Return the JSON list of models; of several models with the same id, the last."""
     cards = {model.id: msgspec.Raw(model_card(model)) for model in models}
     return msgspec.json.encode({"object": "list", "data": list(cards.values())})

@@ -1,10 +1,12 @@
-"""From a job's mailbox to its client: the hot path of every OpenAI call.
+"""Relays a job's output from its mailbox to its client: the hot path of every OpenAI call.
 
-One wait and one write for everything that came in a turn of the event loop. The client's leaving wakes the same wait.
+Everything that arrives in one iteration of the event loop costs one wait and one write. A
+disconnect of the client ends the same wait.
 
-A client that leaves cancels its job, unless it has the whole answer: the last event of a stream has been written to a
-connection that was open. From then on the run's own end decides the outcome, if it comes within `END_SECONDS`;
-otherwise the job is completed and the run is stopped.
+A disconnect cancels the job, unless the client has received the complete output, that is, the final
+event of a stream was written to an open connection. From then on the end of the run decides the
+outcome, if it arrives within `RUN_END_TIMEOUT_SECONDS`; otherwise the job is completed and the run
+is stopped.
 """
 
 import asyncio
@@ -18,22 +20,29 @@ from proxy.jobs.model import Job
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.mailbox import Head, Mailbox
 
-WHOLE = float("inf")
-END_SECONDS = 2.0  # from a stream's last event to the worker's word of how the run ended; usually a millisecond
+NO_LIMIT = float("inf")
+# From the final event of a stream to the worker's `End` frame; usually one millisecond.
+RUN_END_TIMEOUT_SECONDS = 2.0
 BLANK_LINE = b"\n\n"
 
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatIntervals:
-    """How many seconds a stream may be silent before its client hears that it is alive."""
+    """Seconds without output after which a stream sends a heartbeat."""
 
-    first: float = 1.0  # until a client that nobody serves hears that it is in the queue
-    queued: float = 5.0  # and hears it again
-    silent: float = 15.0  # once a worker has it
+    # Before the first heartbeat of a queued job.
+    first: float = 1.0
+    # Between further heartbeats of a queued job.
+    queued: float = 5.0
+    # For a running job.
+    silent: float = 15.0
 
 
 class Relay:
-    """Passes one job's answer on to its client."""
+    """Relays the output of one job to its client.
+
+    `intervals` is None for a request without `stream`, which receives no heartbeats.
+    """
 
     def __init__(
         self,
@@ -44,19 +53,22 @@ class Relay:
         *,
         intervals: HeartbeatIntervals | None,
     ) -> None:
-        self._interactive, self._job, self._mailbox, self._reply = interactive, job, mailbox, reply
-        self._intervals = (
-            intervals  # None: the client asked for a whole answer, and hears nothing before it
-        )
+        self._interactive = interactive
+        self._job = job
+        self._mailbox = mailbox
+        self._reply = reply
+        self._intervals = intervals
         self._clock = asyncio.get_running_loop().time
-        self._spoke = (
-            self._clock()
-        )  # when the client last heard something, or something changed for it
+        # The time of the last write, or of the change from queued to running.
+        self._active_at = self._clock()
         self._was_taken = False
         self._last = LastEvent()
 
     async def run(self, receive: Any) -> None:
-        """Until the answer is complete or the client has left; then its job has ended, one way or the other."""
+        """Relay until the response is complete or the client has disconnected.
+
+        The job has ended when this returns.
+        """
         mailbox = self._mailbox
         watcher = asyncio.ensure_future(_watch(receive, mailbox))
         try:
@@ -70,7 +82,9 @@ class Relay:
                 elif mailbox.outcome is not None:
                     await self._finish(head)
                     return
-                elif mailbox.is_whole and self._clock() >= self._spoke + END_SECONDS:
+                elif (
+                    mailbox.is_whole and self._clock() >= self._active_at + RUN_END_TIMEOUT_SECONDS
+                ):
                     await self._interactive.passed_on(mailbox)
                     await self._reply.end()
                     return
@@ -83,61 +97,69 @@ class Relay:
     async def _write(self, data: bytes) -> None:
         mailbox = self._mailbox
         mailbox.left = True
-        self._spoke = self._clock()
-        mailbox.writing(self._spoke)
+        self._active_at = self._clock()
+        mailbox.writing(self._active_at)
         await self._reply.events(data)
         mailbox.writing(None)
         self._last.feed(data, more=mailbox.is_mid_event)
         mailbox.is_whole = self._last.has_come and (mailbox.is_whole or not mailbox.abandoned)
 
     async def _wait(self) -> None:
-        """Wait for the mailbox to change, and send heartbeats to a stream's client meanwhile, between two events."""
+        """Wait for a change of the mailbox, or send a heartbeat if one is due.
+
+        Heartbeats are sent only between two events of a stream.
+        """
         if self._mailbox.is_whole:
-            await self._mailbox.wait(self._spoke + END_SECONDS)
+            await self._mailbox.wait(self._active_at + RUN_END_TIMEOUT_SECONDS)
             return
         if self._intervals is None or self._mailbox.is_mid_event:
             await self._mailbox.wait(None)
             return
         now = self._clock()
         if self._mailbox.is_taken != self._was_taken:
-            self._was_taken, self._spoke = self._mailbox.is_taken, now
+            self._was_taken = self._mailbox.is_taken
+            self._active_at = now
         if self._was_taken:
-            due = self._spoke + self._intervals.silent
+            interval = self._intervals.silent
+        elif self._reply.is_stream:
+            interval = self._intervals.queued
         else:
-            due = self._spoke + (
-                self._intervals.queued if self._reply.is_stream else self._intervals.first
-            )
+            interval = self._intervals.first
+        due = self._active_at + interval
         if now < due:
             await self._mailbox.wait(due)
             return
-        self._spoke = now
-        position = self._interactive.ahead(self._job) + 1
-        await self._reply.heartbeat("running" if self._was_taken else f"queued position={position}")
+        self._active_at = now
+        if self._was_taken:
+            await self._reply.heartbeat("running")
+        else:
+            position = self._interactive.ahead(self._job) + 1
+            await self._reply.heartbeat(f"queued position={position}")
 
     async def _finish(self, head: Head | None) -> None:
-        outcome, reply = self._mailbox.outcome, self._reply
+        outcome = self._mailbox.outcome
+        reply = self._reply
         if outcome is None or head is None or not outcome.answered:
-            code = outcome.error.code if outcome and outcome.error else "internal_error"
-            message = (
-                outcome.error.message
-                if outcome and outcome.error
-                else "The worker ended without an answer."
-            )
-            if (
-                self._mailbox.is_mid_event
-            ):  # the error is an event of its own, not the end of half of another one
+            error = ApiError("internal_error", "The worker ended the run without a response.")
+            if outcome is not None and outcome.error is not None:
+                error = ApiError(outcome.error.code, outcome.error.message)
+            # Terminate an incomplete event, so that the error is an event of its own.
+            if self._mailbox.is_mid_event:
                 await reply.events(BLANK_LINE)
-            await reply.error(ApiError(code, message))
+            await reply.error(error)
         elif head.is_stream:
             await reply.end()
         elif not reply.is_stream:
-            await reply.whole(head.status, head.content_type.encode(), self._mailbox.consume(WHOLE))
-        else:  # a stream was promised with a heartbeat, and the engine has answered with one JSON text
-            await reply.failed(self._mailbox.consume(WHOLE))
+            await reply.whole(
+                head.status, head.content_type.encode(), self._mailbox.consume(NO_LIMIT)
+            )
+        else:
+            # A heartbeat has begun an event stream, but the engine has returned a JSON body.
+            await reply.failed(self._mailbox.consume(NO_LIMIT))
 
 
 async def _watch(receive: Any, mailbox: Mailbox) -> None:
-    """Tell the mailbox when the client leaves."""
+    """Mark the mailbox as abandoned when the client disconnects."""
     while (await receive())["type"] != "http.disconnect":
         pass
     mailbox.abandon()

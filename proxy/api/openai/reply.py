@@ -1,7 +1,8 @@
-"""Writing one answer to one client: when the head goes out, and what may still be said after it.
+"""Writes one response to one client.
 
-The head is held back until there is something true to say with it. Then it is either the engine's own, with the first
-bytes of its body, or, for a stream that has to wait, `200` with a heartbeat.
+The response start (status and headers) is delayed until its status is known: it is sent with the
+first bytes of the engine's body, or, for a stream whose job is still queued, as `200` with the
+first heartbeat.
 """
 
 import asyncio
@@ -19,12 +20,19 @@ STREAM_HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 API_VERSION = b"2020-10-01"
-WITHOUT_BODY = (204, 304)  # a client reads what follows such a head as the next answer
-RESET = 205  # has a body, which is empty
+# A client parses bytes after such a response start as the next response.
+STATUSES_WITHOUT_BODY = (204, 304)
+# Has a body, which must be empty.
+RESET_CONTENT = 205
 
 
 class Reply:
-    """The answer to one request; `headers` go out with it, whatever it becomes."""
+    """The response to one request.
+
+    `headers` are sent with every kind of response. `only_head` suppresses the body, for HEAD
+    requests. `has_begun` is True once the response start was sent, `is_stream` if it was that of an
+    event stream.
+    """
 
     def __init__(
         self,
@@ -35,22 +43,23 @@ class Reply:
         *,
         only_head: bool = False,
     ) -> None:
-        self._send, self._abort = send, abort
+        self._send = send
+        self._abort = abort
         self._headers = headers
         self._answers = answers
         self._clock = asyncio.get_running_loop().time
         self._begun = self._clock()
         self._only_head = only_head
         self._dialect = OPENAI
-        self.has_begun = False  # a head has gone out
-        self.is_stream = False  # and it was a stream's
+        self.has_begun = False
+        self.is_stream = False
 
-    def speak(self, dialect: Dialect) -> None:
-        """Say errors and heartbeats in this dialect from now on."""
+    def set_dialect(self, dialect: Dialect) -> None:
+        """Set the dialect of errors and heartbeats."""
         self._dialect = dialect
 
     def add_header(self, name: bytes, value: bytes) -> None:
-        """One more header, while the head has not gone out."""
+        """Add a header; must be called before the response start is sent."""
         self._headers.append((name, value))
 
     async def whole(
@@ -60,11 +69,14 @@ class Reply:
         body: bytes,
         headers: list[tuple[bytes, bytes]] | None = None,
     ) -> None:
-        """The whole answer; `BudgetError`, and nothing is sent, if it is large and there is no room for it now."""
-        if status in WITHOUT_BODY or status == RESET:
+        """Send a complete response.
+
+        Raises `BudgetError`, before anything is sent, if the budget for responses is exhausted.
+        """
+        if status in STATUSES_WITHOUT_BODY or status == RESET_CONTENT:
             body = b""
         own = [(b"content-type", content_type), (b"content-length", str(len(body)).encode())]
-        if status in WITHOUT_BODY:
+        if status in STATUSES_WITHOUT_BODY:
             own = []
         if self._only_head:
             body = b""
@@ -73,7 +85,7 @@ class Reply:
             await send_body(self._send, body, self._abort)
 
     async def error(self, error: ApiError) -> None:
-        """An error of this proxy: with its own status, or as the last event of a stream that has begun."""
+        """Send an error of the proxy: with its status, or as the final event of a begun stream."""
         body = self._dialect.error(error)
         if self.is_stream:
             await self.failed(body)
@@ -81,35 +93,38 @@ class Reply:
             await self.whole(error.row.status, b"application/json", body, error.headers())
 
     async def events(self, data: bytes) -> None:
-        """Bytes of a stream, whole events; the head goes out with the first of them."""
+        """Send bytes of an event stream; the first call also sends the response start."""
         if not self.is_stream:
             self.is_stream = True
             await self._start(200, STREAM_HEADERS)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def heartbeat(self, text: str) -> None:
-        """Show a client that waits, and what stands between, that this is alive."""
+        """Send a heartbeat, which prevents timeouts of the client and of intermediaries."""
         await self.events(self._dialect.heartbeat(text))
 
     async def failed(self, body: bytes) -> None:
-        """End a stream that has begun with an error: the body of an error answer, as an event."""
+        """End a stream with the body of an error response as its final event."""
         await self.events(self._dialect.last_events(body))
         await self.end()
 
     async def end(self) -> None:
-        """The stream is complete."""
+        """Complete the stream; sends the response start if no event was sent."""
         if not self.is_stream:
             await self.events(b"")
         await self._send({"type": "http.response.body", "body": b""})
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.has_begun = True
-        took = round((self._clock() - self._begun) * 1000)
-        timing = [(b"openai-processing-ms", str(took).encode()), (b"openai-version", API_VERSION)]
+        elapsed_ms = round((self._clock() - self._begun) * 1000)
+        own = [
+            (b"openai-processing-ms", str(elapsed_ms).encode()),
+            (b"openai-version", API_VERSION),
+        ]
         await self._send(
             {
                 "type": "http.response.start",
                 "status": status,
-                "headers": headers + self._headers + timing,
+                "headers": headers + self._headers + own,
             }
         )

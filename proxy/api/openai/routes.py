@@ -1,8 +1,8 @@
-"""The one table of what clients may ask of an engine. What is not in it does not exist.
+"""The table of the engine's routes that clients may call. All other paths are not found.
 
-The same routes stand at three places: `/v2/{endpoint}/openai/…`, `/openai/…` and `/v1/…`. The flat two find the
-endpoint by the request's `model`. `edge.routes` lets in what is here and nothing else. Responses are not kept, so there
-is none to get or to cancel by its id.
+Each route exists below three prefixes: `/v2/{endpoint}/openai/…`, `/openai/…` and `/v1/…`. The last
+two find the endpoint by the request's `model`. `edge.routes` accepts these routes and no others.
+Responses are not stored, so routes that get or cancel a response by its id do not exist.
 """
 
 import re
@@ -12,35 +12,41 @@ from typing import NamedTuple
 from proxy.api.errors import ApiError
 from proxy.api.openai.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 
-BODY_BYTES = 20 * 1024 * 1024
+BODY_MAX_BYTES = 20 * 1024 * 1024
 
 
 class AnsweredBy(Enum):
-    """Who answers a route."""
+    """The component that answers a route."""
 
-    WORKER = auto()  # a job: the body goes to the engine, its answer comes back
-    MODELS = auto()  # the registry, without a worker
+    # A job: the engine receives the body and returns the response.
+    WORKER = auto()
+    # The registry of models, without a worker.
+    MODELS = auto()
 
 
 class Route(NamedTuple):
-    """What a path takes."""
+    """The properties of a route.
+
+    `is_light` means that its jobs take no slot, `is_form` that the body is multipart/form-data, and
+    `path` is the engine's path if it differs from the client's.
+    """
 
     methods: tuple[str, ...] = ("POST",)
     answered_by: AnsweredBy = AnsweredBy.WORKER
     dialect: Dialect = OPENAI
-    is_light: bool = False  # takes no slot
-    is_form: bool = False  # the body is multipart/form-data
-    path: str = ""  # the engine's own path, where it is another one
+    is_light: bool = False
+    is_form: bool = False
+    path: str = ""
 
 
-LIGHT = Route(is_light=True)
+LIGHT_ROUTE = Route(is_light=True)
 
 ROUTES: dict[str, Route] = {
     "/v1/chat/completions": Route(),
     "/v1/completions": Route(),
     "/v1/responses": Route(dialect=RESPONSES),
     "/v1/messages": Route(dialect=ANTHROPIC),
-    "/v1/messages/count_tokens": LIGHT._replace(dialect=ANTHROPIC),
+    "/v1/messages/count_tokens": LIGHT_ROUTE._replace(dialect=ANTHROPIC),
     "/v1/embeddings": Route(),
     "/v1/audio/transcriptions": Route(is_form=True),
     "/v1/audio/translations": Route(is_form=True),
@@ -48,31 +54,35 @@ ROUTES: dict[str, Route] = {
     **{f"{version}/rerank": Route() for version in ("", "/v1", "/v2")},
     **{f"{version}/score": Route() for version in ("", "/v1")},
     **{f"{version}/pooling": Route(path="/pooling") for version in ("", "/v1")},
-    **{f"{version}/tokenize": LIGHT._replace(path="/tokenize") for version in ("", "/v1")},
-    **{f"{version}/detokenize": LIGHT._replace(path="/detokenize") for version in ("", "/v1")},
+    **{f"{version}/tokenize": LIGHT_ROUTE._replace(path="/tokenize") for version in ("", "/v1")},
+    **{
+        f"{version}/detokenize": LIGHT_ROUTE._replace(path="/detokenize") for version in ("", "/v1")
+    },
 }
-PLACES = (
-    "",
-    "/openai",
-    "/v2/{endpoint}/openai",
-)  # where they stand; at the first only those below /v1
-MODEL_ROUTE = ROUTES["/v1/models"]  # and /v1/models/{id}, where an id may contain slashes
+# The prefixes of the routes. Without a prefix, only the routes below /v1 exist.
+PREFIXES = ("", "/openai", "/v2/{endpoint}/openai")
+# Also the route of /v1/models/{id}; an id may contain slashes.
+MODEL_ROUTE = ROUTES["/v1/models"]
 
 _ENDPOINT = re.compile(r"/v2/([A-Za-z0-9_-]{1,80})/openai(/.*)")
-_MODELS = "/v1/models/"
+_MODEL_PREFIX = "/v1/models/"
 
 
 class Match(NamedTuple):
-    """What a path means."""
+    """A path that was matched to a route.
+
+    `path` is the engine's path. `endpoint` is None for a path without one: the request's model
+    determines it. `model` is the model's id in the path, if there is one.
+    """
 
     route: Route
-    path: str  # the engine's own path
-    endpoint: str | None  # None: found by the model
-    model: str | None = None  # named in the path
+    path: str
+    endpoint: str | None
+    model: str | None = None
 
 
 def match(path: str) -> Match | None:
-    """What a path means; None when it is not in the table."""
+    """Match a path to a route; return None if the table does not contain it."""
     if found := _ENDPOINT.fullmatch(path):
         endpoint, rest = found.group(1), found.group(2)
     elif path.startswith("/openai/"):
@@ -82,20 +92,21 @@ def match(path: str) -> Match | None:
     else:
         return None
     rest = rest.removesuffix("/")
-    route, model = ROUTES.get(rest), None
-    if route is None and rest.startswith(_MODELS):
-        route, model = MODEL_ROUTE, rest.removeprefix(_MODELS)
-    return None if route is None else Match(route, route.path or rest, endpoint, model)
+    if (route := ROUTES.get(rest)) is not None:
+        return Match(route, route.path or rest, endpoint)
+    if rest.startswith(_MODEL_PREFIX):
+        return Match(MODEL_ROUTE, rest, endpoint, rest.removeprefix(_MODEL_PREFIX))
+    return None
 
 
 def is_openai(path: str) -> bool:
-    """Whether a path belongs to this API, whatever may be there."""
+    """Return True if a path lies below one of the prefixes, even if no route has it."""
     if path.startswith("/v2/"):
         return path[4:].partition("/")[2].startswith("openai/")
     return path.startswith(("/v1/", "/openai/"))
 
 
 def unknown_route(path: str) -> ApiError:
-    """The answer to a path of this API that is not in the table."""
+    """Return the error for a path of this API that is not in the table."""
     known = ", ".join(path for path in ROUTES if path.startswith("/v1/"))
-    return ApiError("not_found", f"There is no {path[:200] or '/'} here. Known: {known}.")
+    return ApiError("not_found", f"Unknown path {path[:200] or '/'}. Available: {known}.")

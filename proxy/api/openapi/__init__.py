@@ -1,1 +1,1 @@
-"""The description of this proxy, OpenAPI 3.1, made of the tables that its routes are made of."""
+"""The OpenAPI 3.1 document of the proxy, generated from the same tables as its routes."""

@@ -1,10 +1,7 @@
-"""The shapes of what goes in and comes out. An object of ours is closed; what is the engine's is open.
+"""The reusable parts of the OpenAPI document: schemas, parameters, headers and error responses.
 
-The words that an OpenAPI document is put together from.
-
-What an operation may answer besides its own success: the table of errors, status by status, in three voices.
-
-What stands in paths, queries and request headers.
+Objects of the proxy are closed (no additional properties); objects of the engine are open. Error
+responses are generated from the table of errors, one per status and format.
 """
 
 import re
@@ -13,44 +10,45 @@ from typing import TypeAlias
 
 from proxy.api.errors import ERRORS
 from proxy.api.openai.dialects import ANTHROPIC_TYPES
-from proxy.api.queue.app import HOLD_SECONDS
-from proxy.api.queue.listing import MAX_PAGE, PAGE
+from proxy.api.queue.app import STREAM_WAIT_SECONDS
+from proxy.api.queue.listing import PAGE_MAX_ROWS, PAGE_ROWS
 from proxy.api.queue.request import (
-    MAX_EXECUTION,
-    MAX_TTL,
-    MAX_WAIT,
-    MIN_EXECUTION,
-    MIN_LIFE,
-    MIN_TTL,
-    MIN_WAIT,
-    WAIT,
-    WEBHOOK_CHARACTERS,
+    DEFAULT_WAIT_MS,
+    MAX_EXECUTION_TIMEOUT_MS,
+    MAX_TTL_MS,
+    MAX_WAIT_MS,
+    MIN_EXECUTION_TIMEOUT_MS,
+    MIN_REMAINING_TTL_MS,
+    MIN_TTL_MS,
+    MIN_WAIT_MS,
+    WEBHOOK_URL_MAX_CHARACTERS,
 )
+from proxy.api.queue.sse import MAX_CURSOR
 from proxy.jobs.lifecycle import Status
 
 Node: TypeAlias = dict[str, object]
-"""An object of the document."""
+"""A JSON object of the document."""
 
-_NO_LETTER = re.compile(r"[^A-Za-z0-9]+")
+_SEPARATOR = re.compile(r"[^A-Za-z0-9]+")
 
 
 def ref(kind: str, name: str) -> Node:
-    """A component by its name: `kind` is `schemas`, `responses`, `parameters` or `headers`."""
+    """Refer to a component; `kind` is `schemas`, `responses`, `parameters` or `headers`."""
     return {"$ref": f"#/components/{kind}/{name}"}
 
 
 def schema(name: str) -> Node:
-    """A schema by its name."""
+    """Refer to a schema."""
     return ref("schemas", name)
 
 
 def as_json(of: Node) -> Node:
-    """A body that is JSON."""
+    """Return the content of a JSON body with a schema."""
     return {"application/json": {"schema": of}}
 
 
 def record(required: dict[str, Node], optional: dict[str, Node] | None = None) -> Node:
-    """An object of ours: these fields and no others."""
+    """Return the schema of a closed object: these fields and no others."""
     properties = required | (optional or {})
     return {
         "type": "object",
@@ -60,40 +58,54 @@ def record(required: dict[str, Node], optional: dict[str, Node] | None = None) -
     }
 
 
-def integer(least: int, most: int | None = None, **more: object) -> Node:
-    """A whole number within bounds."""
-    bounds: Node = {"minimum": least} if most is None else {"minimum": least, "maximum": most}
+def integer(minimum: int, maximum: int | None = None, **more: object) -> Node:
+    """Return the schema of an integer within bounds."""
+    bounds: Node = {"minimum": minimum}
+    if maximum is not None:
+        bounds["maximum"] = maximum
     return {"type": "integer", **bounds, **more}
 
 
 def operation_id(method: str, path: str) -> str:
-    """The name of an operation, for generated clients and for links."""
-    return _NO_LETTER.sub("_", f"{method.lower()}{path}").strip("_")
+    """Return the id of an operation, for generated clients and links."""
+    return _SEPARATOR.sub("_", f"{method.lower()}{path}").strip("_")
 
 
-EDGE = (400, 403, 408, 415, 431, 503)  # said of any request, before anybody looks where it goes
-BAD, KEY, MISSING, LIMITED = 400, 401, 404, 429
-LONGEST_RETRY = 60  # seconds; the OpenAI SDK for Python does not retry at all above it
+# Any request can receive these, before it is matched to a route.
+EDGE_STATUSES = (400, 403, 408, 415, 431, 503)
+UNAUTHORIZED = 401
+NOT_FOUND = 404
+TOO_MANY_REQUESTS = 429
+# OpenAI's SDK for Python does not retry at all after a longer delay.
+RETRY_AFTER_MAX_SECONDS = 60
 
-MEANINGS = {
-    400: "The request is not as it should be; the sentence names what.",
-    401: "Wrong or missing key.",
-    403: "The name in `Host` is not one of the proxy's, or no key is set and a web page of another origin asks.",
-    404: "There is no such endpoint, job or model, or none that this key may see.",
-    408: "The request came too slowly.",
-    409: "The job's status does not allow it.",
+STATUS_DESCRIPTIONS = {
+    400: "The request is invalid; the message names the part that is wrong.",
+    401: "The API key is wrong or missing.",
+    403: (
+        "The `Host` header does not name this proxy, or no API key is configured and the request"
+        " comes from a web page of another origin."
+    ),
+    404: "The endpoint, job or model does not exist or is not visible to this API key.",
+    408: "The request was not received in time.",
+    409: "The status of the job does not allow the operation.",
     413: "The body is too large.",
-    415: "Another `Content-Type` than is taken here, or a `Content-Encoding`.",
-    429: "More than a key may ask, or than may wait.",
-    431: "The head of the request is too large.",
-    500: "The engine failed.",
-    502: "The worker was lost, or its answer was too large.",
-    503: "No worker, no room, or no more requests for now.",
-    504: "The job took too long.",
+    415: "The `Content-Type` or `Content-Encoding` is not supported.",
+    429: "The rate limit of the API key is exceeded, or the queue is full.",
+    431: "The request line and headers are too large.",
+    500: "The engine or the proxy failed.",
+    502: "The worker was lost, or its response was too large.",
+    503: "No worker is available, or the server is out of memory, disk space or connections.",
+    504: "The job exceeded its execution timeout or its time to live.",
 }
 
-_TEXT: Node = {"type": "string"}
-VOICES: dict[str, Node] = {
+TEXT: Node = {"type": "string"}
+COUNT: Node = {"type": "integer", "minimum": 0}
+ANYTHING: Node = {}
+OBJECT: Node = {"type": "object"}
+
+# The three formats of errors, and their schemas.
+ERROR_SCHEMAS: dict[str, Node] = {
     "queue": schema("QueueError"),
     "openai": schema("OpenAiError"),
     "anthropic": {"anyOf": [schema("AnthropicError"), schema("OpenAiError")]},
@@ -108,70 +120,78 @@ def _header(description: str, of: Node) -> Node:
 
 
 HEADERS: Node = {
-    "Retry-After": _header("Seconds.", integer(1, LONGEST_RETRY)),
+    "Retry-After": _header("Seconds to wait before a retry.", integer(1, RETRY_AFTER_MAX_SECONDS)),
     "x-should-retry": _header(
-        "Whether the OpenAI SDKs post it again.", {"type": "string", "enum": ["true", "false"]}
+        "Tells the OpenAI SDKs whether to retry the request.",
+        {"type": "string", "enum": ["true", "false"]},
     ),
-    "WWW-Authenticate": _header("How to send a key.", {"const": "Bearer"}),
-    "x-ratelimit-limit-requests": _header("Requests in ten seconds.", integer(0)),
-    "x-ratelimit-remaining-requests": _header("What is left of them.", integer(0)),
+    "WWW-Authenticate": _header("The scheme of the API key.", {"const": "Bearer"}),
+    "x-ratelimit-limit-requests": _header("Requests allowed per ten seconds.", integer(0)),
+    "x-ratelimit-remaining-requests": _header("Requests left in this window.", integer(0)),
     "x-ratelimit-reset-requests": _header(
-        "Until they begin anew.", {"type": "string", "pattern": "^[0-9]+s$"}
+        "Time until the next window.", {"type": "string", "pattern": "^[0-9]+s$"}
     ),
-    "x-request-id": _header("The client's own, or one that was made for it.", _TEXT),
-    "x-job-id": _header("The call's job, where there is one.", _TEXT),
-    "openai-processing-ms": _header("Milliseconds until the head went out.", integer(0)),
-    "openai-version": _header("The version of the API.", _TEXT),
+    "x-request-id": _header("The client's `X-Request-Id`, or a generated id.", TEXT),
+    "x-job-id": _header("The id of the job, if the request became one.", TEXT),
+    "openai-processing-ms": _header("Milliseconds until the response started.", integer(0)),
+    "openai-version": _header("The version of the API.", TEXT),
 }
 
 
 def headers(names: Iterable[str]) -> Node:
-    """These headers, by their names."""
+    """Refer to headers by their names."""
     return {name: ref("headers", name) for name in names}
 
 
 def success(
     content: Node | None, description: str, *, names: Iterable[str] = (), limited: bool = False
 ) -> Node:
-    """A 200. `limited`: its headers say what is left of the limit."""
+    """Return a response with headers; `limited` adds the rate limit headers."""
     answer: Node = {"description": description}
-    found = headers([*names, *(_RATE if limited else ())])
-    return (
-        answer | ({"headers": found} if found else {}) | ({"content": content} if content else {})
-    )
+    if found := headers([*names, *(_RATE if limited else ())]):
+        answer["headers"] = found
+    if content:
+        answer["content"] = content
+    return answer
 
 
-def refusals(voice: str, statuses: Iterable[int]) -> Node:
-    """The errors with these statuses, as one of the APIs tells them."""
+def refusals(api: str, statuses: Iterable[int]) -> Node:
+    """Refer to the error responses with these statuses, in one of the three formats."""
     return {
-        str(status): ref("responses", f"{voice}-{status}") for status in sorted({*EDGE, *statuses})
+        str(status): ref("responses", f"{api}-{status}")
+        for status in sorted({*EDGE_STATUSES, *statuses})
     }
 
 
 def responses() -> Node:
-    """Every error in every voice, to be referred to."""
-    return {
-        f"{voice}-{status}": _response(status, voice) for voice in VOICES for status in MEANINGS
-    }
+    """Return the error responses of every status in every format."""
+    found: Node = {}
+    for api in ERROR_SCHEMAS:
+        for status in STATUS_DESCRIPTIONS:
+            found[f"{api}-{status}"] = _response(status, api)
+    return found
 
 
-def _response(status: int, voice: str) -> Node:
+def _response(status: int, api: str) -> Node:
     rows = {code: row for code, row in ERRORS.items() if row.status == status}
-    names = [] if voice == "queue" else [*ENGINE_HEADERS]
-    if status == KEY:
+    names = [] if api == "queue" else [*ENGINE_HEADERS]
+    if status == UNAUTHORIZED:
         names.append("WWW-Authenticate")
-    if status == LIMITED or any(row.retry_after for row in rows.values()):
+    if status == TOO_MANY_REQUESTS or any(row.retry_after for row in rows.values()):
         names.append("Retry-After")
     if any(row.should_retry is not None for row in rows.values()):
         names.append("x-should-retry")
     codes = ", ".join(f"`{code}`" for code in rows)
-    description = MEANINGS[status] + (f" Codes: {codes}." if codes else "")
-    return success(as_json(VOICES[voice]), description, names=names, limited=status == LIMITED)
+    description = STATUS_DESCRIPTIONS[status] + (f" Codes: {codes}." if codes else "")
+    return success(
+        as_json(ERROR_SCHEMAS[api]), description, names=names, limited=status == TOO_MANY_REQUESTS
+    )
 
 
-NAME = "^[A-Za-z0-9_-]{1,80}$"  # of endpoints and jobs
-MODEL = r"^[^\x00-\x1f\x7f]{1,256}$"  # it may have slashes
-LARGEST = 2**53  # what every client's numbers can hold
+# The ids of endpoints and jobs.
+ID_PATTERN = "^[A-Za-z0-9_-]{1,80}$"
+# The id of a model, which may contain slashes.
+MODEL_PATTERN = r"^[^\x00-\x1f\x7f]{1,256}$"
 
 
 def _parameter(place: str, name: str, of: Node, description: str) -> Node:
@@ -188,65 +208,71 @@ def _query(name: str, of: Node, description: str) -> Node:
 
 
 PARAMETERS: Node = {
-    "endpoint": _id("endpoint", NAME, "The endpoint's id."),
-    "job": _id("job", NAME, "The job's id."),
-    "model": _id("model", MODEL, "The model's name, which may have slashes."),
+    "endpoint": _id("endpoint", ID_PATTERN, "The endpoint's id."),
+    "job": _id("job", ID_PATTERN, "The job's id."),
+    "model": _id("model", MODEL_PATTERN, "The model's id, which may contain slashes."),
     "wait": _query(
         "wait",
-        integer(MIN_WAIT, MAX_WAIT, default=WAIT),
-        "Milliseconds until the answer comes at the latest. What is out of bounds is brought into them.",
+        integer(MIN_WAIT_MS, MAX_WAIT_MS, default=DEFAULT_WAIT_MS),
+        "Maximum milliseconds to wait for the job's end. Values out of range are clamped.",
     ),
     "hold": _query(
         "wait",
-        integer(MIN_WAIT, WAIT, default=int(HOLD_SECONDS * 1000)),
-        "Milliseconds to wait for something new. What is out of bounds is brought into them.",
+        integer(MIN_WAIT_MS, DEFAULT_WAIT_MS, default=int(STREAM_WAIT_SECONDS * 1000)),
+        "Maximum milliseconds to wait for new output. Values out of range are clamped.",
     ),
     "ttl": _query(
-        "ttl", integer(MIN_LIFE, MAX_TTL), "Milliseconds from now until the job's life ends."
+        "ttl",
+        integer(MIN_REMAINING_TTL_MS, MAX_TTL_MS),
+        "Remaining time to live of the job, in milliseconds.",
     ),
     "after": _query(
-        "after", integer(0, LARGEST), "Read behind so many elements; nothing is drained."
+        "after",
+        integer(0, MAX_CURSOR),
+        "Read the output after this many elements, without consuming it.",
     ),
     "last-event-id": _parameter(
         "header",
         "Last-Event-ID",
         {"type": "string", "pattern": "^[0-9]+$"},
-        "Where a stream of events is taken up.",
+        "The `id` of the last event that the client received; the stream continues after it.",
     ),
-    "limit": _query("limit", integer(1, MAX_PAGE, default=PAGE), "Rows of a page."),
-    "before": _query("before", {"type": "string"}, "The last page's `next`."),
-    "status": _query("status", schema("Status"), "Only jobs that stand there."),
+    "limit": _query(
+        "limit", integer(1, PAGE_MAX_ROWS, default=PAGE_ROWS), "Maximum rows of a page."
+    ),
+    "before": _query("before", {"type": "string"}, "`next` of the previous page."),
+    "status": _query("status", schema("Status"), "List only jobs with this status."),
     "x-request-id": _parameter(
         "header",
         "X-Request-Id",
         {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,80}$"},
-        "Comes back with the answer; another one is given to what does not look like this.",
+        "Returned with the response; an id that does not match the pattern is replaced.",
     ),
 }
 
 
 def parameters(*names: str) -> list[Node]:
-    """These parameters, by their names."""
+    """Refer to parameters by their names."""
     return [ref("parameters", name) for name in names]
 
-
-TEXT: Node = {"type": "string"}
-COUNT: Node = {"type": "integer", "minimum": 0}
-ANYTHING: Node = {}
-OBJECT: Node = {"type": "object"}
 
 _POLICY: Node = {
     "type": ["object", "null"],
     "properties": {
         "executionTimeout": integer(
-            MIN_EXECUTION, MAX_EXECUTION, description="Milliseconds that one run may take."
+            MIN_EXECUTION_TIMEOUT_MS,
+            MAX_EXECUTION_TIMEOUT_MS,
+            description="Maximum milliseconds of one run.",
         )
         | {"type": ["integer", "null"]},
         "ttl": integer(
-            MIN_TTL, MAX_TTL, description="Milliseconds from now until the job's life ends."
+            MIN_TTL_MS, MAX_TTL_MS, description="Time to live of the job, in milliseconds."
         )
         | {"type": ["integer", "null"]},
-        "lowPriority": {"type": ["boolean", "null"], "description": "Taken after all others."},
+        "lowPriority": {
+            "type": ["boolean", "null"],
+            "description": "Start after all jobs of normal priority.",
+        },
     },
 }
 _ORDER: Node = {
@@ -255,18 +281,18 @@ _ORDER: Node = {
     "properties": {
         "input": {
             "type": ["object", "array", "string", "number", "boolean"],
-            "description": "What the job is to work on: any JSON but null.",
+            "description": "The input of the job: any JSON value except null.",
         },
         "webhook": {
             "type": ["string", "null"],
             "format": "uri",
-            "maxLength": WEBHOOK_CHARACTERS,
-            "description": "Is told of the job's end.",
+            "maxLength": WEBHOOK_URL_MAX_CHARACTERS,
+            "description": "URL that receives a POST request when the job has ended.",
         },
         "policy": _POLICY,
         "s3Config": {
             "type": ["object", "null"],
-            "description": "For a stock worker only; kept sealed, never shown.",
+            "description": "Passed to Runpod workers only; stored encrypted, never returned.",
         },
     },
     "examples": [{"input": {"prompt": "Hello", "sampling_params": {"max_tokens": 3}}}],
@@ -274,7 +300,6 @@ _ORDER: Node = {
 _STATUS: Node = {"type": "string", "enum": [*Status]}
 _WORKERS = ("idle", "initializing", "ready", "running", "throttled", "unhealthy")
 _JOBS = ("completed", "failed", "inProgress", "inQueue", "retried")
-_SERVER_WORKERS = ("ready", "running", "initializing")
 
 SCHEMAS: Node = {
     "JobRequest": _ORDER,
@@ -287,7 +312,7 @@ SCHEMAS: Node = {
             "executionTime": COUNT | {"description": "Milliseconds of the last run."},
             "error": TEXT,
             "output": ANYTHING,
-            "reason": TEXT | {"description": "Why it waits."},
+            "reason": TEXT | {"description": "Reason why the job is queued."},
             "workerId": TEXT,
         },
     ),
@@ -312,7 +337,7 @@ SCHEMAS: Node = {
             "requests": {"type": "array", "items": schema("RequestRow")},
             "next": {
                 "type": ["string", "null"],
-                "description": "`before` of the next page, an opaque text.",
+                "description": "The value of `before` for the next page; opaque.",
             },
         }
     ),
@@ -341,7 +366,7 @@ SCHEMAS: Node = {
                     "param": {"type": ["string", "null"]},
                     "code": {
                         "type": ["string", "integer", "null"],
-                        "description": "vLLM's own are numbers.",
+                        "description": "Errors of vLLM have numbers.",
                     },
                 },
             }
@@ -369,22 +394,5 @@ SCHEMAS: Node = {
     },
     "ModelList": record(
         {"object": {"const": "list"}, "data": {"type": "array", "items": schema("Model")}}
-    ),
-    "Server": record(dict.fromkeys(("name", "version", "openai", "ready"), TEXT)),
-    "Alive": record({"status": {"const": "ok"}}),
-    "Ready": record({"status": TEXT}),
-    "ServerHealth": record(
-        {
-            "status": {"const": "ok"},
-            "endpoints": {
-                "type": "object",
-                "additionalProperties": record(
-                    {
-                        "jobs": record(dict.fromkeys(("inQueue", "inProgress"), COUNT)),
-                        "workers": record(dict.fromkeys(_SERVER_WORKERS, COUNT)),
-                    }
-                ),
-            },
-        }
     ),
 }

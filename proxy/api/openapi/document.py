@@ -1,19 +1,19 @@
-"""The whole document.
-
-What is asked about the proxy itself.
-"""
+"""The complete OpenAPI document, and the operations of the status pages."""
 
 from typing import NamedTuple
 
 from proxy.api.openapi.components import (
+    COUNT,
     HEADERS,
-    KEY,
     OBJECT,
     PARAMETERS,
     SCHEMAS,
+    TEXT,
+    UNAUTHORIZED,
     Node,
     as_json,
     operation_id,
+    record,
     refusals,
     responses,
     schema,
@@ -25,8 +25,33 @@ from proxy.api.openapi.queue import KEYS, queue_paths
 READ = ("GET", "HEAD")
 
 
+_WORKERS = ("ready", "running", "initializing")
+PAGE_SCHEMAS: Node = {
+    "Server": record(dict.fromkeys(("name", "version", "openai", "ready"), TEXT)),
+    "Alive": record({"status": {"const": "ok"}}),
+    "Ready": record({"status": TEXT}),
+    "ServerHealth": record(
+        {
+            "status": {"const": "ok"},
+            "endpoints": {
+                "type": "object",
+                "additionalProperties": record(
+                    {
+                        "jobs": record(dict.fromkeys(("inQueue", "inProgress"), COUNT)),
+                        "workers": record(dict.fromkeys(_WORKERS, COUNT)),
+                    }
+                ),
+            },
+        }
+    ),
+}
+
+
 class Page(NamedTuple):
-    """One path: what it says, and whether anyone may ask."""
+    """The description of a status page.
+
+    `is_open` means that it needs no API key, `can_be_unready` that it may return 503.
+    """
 
     summary: str
     answer: Node
@@ -35,21 +60,23 @@ class Page(NamedTuple):
 
 
 PAGES: dict[str, Page] = {
-    "/": Page("What this is and where its API begins.", schema("Server")),
-    "/livez": Page("Whether the event loop turns.", schema("Alive")),
+    "/": Page(
+        "Name and version of the server, and the paths where its APIs begin.", schema("Server")
+    ),
+    "/livez": Page("Liveness: 200 as long as the event loop runs.", schema("Alive")),
     **dict.fromkeys(
         ("/readyz", "/ping"),
-        Page("Whether a worker can serve.", schema("Ready"), can_be_unready=True),
+        Page("Readiness: 200 if a worker is ready.", schema("Ready"), can_be_unready=True),
     ),
     "/health": Page(
-        "Jobs and workers, endpoint by endpoint.", schema("ServerHealth"), is_open=False
+        "Counts of jobs and workers, per endpoint.", schema("ServerHealth"), is_open=False
     ),
     "/openapi.json": Page("This document.", OBJECT, is_open=False),
 }
 
 
 def server_paths() -> dict[str, Node]:
-    """The paths of all pages."""
+    """Return the path items of all status pages."""
     return {
         path: {method.lower(): _operation(method, path, page) for method in READ}
         for path, page in PAGES.items()
@@ -58,12 +85,12 @@ def server_paths() -> dict[str, Node]:
 
 def _operation(method: str, path: str, page: Page) -> Node:
     content = None if method == "HEAD" else as_json(page.answer)
-    answers: Node = {"200": success(content, "Yes." if page.can_be_unready else "Done.")}
-    answers |= refusals("openai", () if page.is_open else (KEY,))
+    answers: Node = {"200": success(content, "Ready." if page.can_be_unready else "Success.")}
+    answers |= refusals("openai", () if page.is_open else (UNAUTHORIZED,))
     if page.can_be_unready:
         both: Node = {"anyOf": [page.answer, schema("OpenAiError")]}
         answers["503"] = success(
-            None if method == "HEAD" else as_json(both), "Not yet, or no more; it says why."
+            None if method == "HEAD" else as_json(both), "Not ready; `status` is the reason."
         )
     return {
         "operationId": operation_id(method, path) + ("_root" if path == "/" else ""),
@@ -75,10 +102,10 @@ def _operation(method: str, path: str, page: Page) -> Node:
 
 
 _TAGS = {
-    "queue": "Jobs: submitted, asked about, ended. Runpod's queue API.",
-    "openai": "OpenAI's API and vLLM's other routes.",
-    "anthropic": "Anthropic's messages.",
-    "server": "The proxy itself.",
+    "queue": "Runpod's queue API: submit, query and cancel jobs.",
+    "openai": "OpenAI's API and the other routes of vLLM.",
+    "anthropic": "Anthropic's Messages API.",
+    "server": "Status of the proxy.",
 }
 _SCHEMES: Node = {
     "bearer": {"type": "http", "scheme": "bearer", "description": "`Authorization: Bearer KEY`"},
@@ -86,33 +113,33 @@ _SCHEMES: Node = {
         "type": "apiKey",
         "in": "header",
         "name": "Authorization",
-        "description": "The key alone.",
+        "description": "The API key without a scheme.",
     },
     "anthropic": {
         "type": "apiKey",
         "in": "header",
         "name": "X-Api-Key",
-        "description": "As Anthropic's SDKs send it.",
+        "description": "The header that Anthropic's SDKs send.",
     },
 }
 
 
 def document(version: str) -> dict[str, object]:
-    """OpenAPI 3.1 of everything that a client may ask. Where no key is configured, none is needed."""
+    """Return the OpenAPI 3.1 document of all client routes; `version` is the proxy's."""
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "vllm-serverless",
             "version": version,
             "summary": "Runpod's queue API and the OpenAI API in front of vLLM workers.",
-            "description": "Where the proxy has no key configured, none is needed.",
+            "description": "If the proxy has no API key configured, requests need none.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
         "tags": [{"name": name, "description": description} for name, description in _TAGS.items()],
         "paths": server_paths() | queue_paths() | engine_paths(),
         "components": {
-            "schemas": SCHEMAS,
+            "schemas": SCHEMAS | PAGE_SCHEMAS,
             "parameters": PARAMETERS,
             "headers": HEADERS,
             "responses": responses(),

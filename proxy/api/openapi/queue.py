@@ -1,11 +1,11 @@
-"""The queue API: the operations of `api.jobs`, each with what it takes and gives."""
+"""The operations of the queue API, with their parameters and responses."""
 
 from dataclasses import dataclass
 
 from proxy.api.openapi.components import (
-    KEY,
-    LIMITED,
-    MISSING,
+    NOT_FOUND,
+    TOO_MANY_REQUESTS,
+    UNAUTHORIZED,
     Node,
     as_json,
     operation_id,
@@ -25,11 +25,16 @@ _LINKED = ("/status/{job}", "/status-sync/{job}", "/stream/{job}", "/cancel/{job
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """What one operation takes and gives, besides what all of them do."""
+    """The parts in which an operation differs from the others.
 
-    answer: str  # the schema of its 200
+    `answer` is the schema of its 200 response, `takes` its query and header parameters, and
+    `refuses` its further error statuses. `has_order` means that the body is a `JobRequest`,
+    `has_events` that it can respond with server-sent events.
+    """
+
+    answer: str
     summary: str | None
-    takes: tuple[str, ...] = ()  # parameters
+    takes: tuple[str, ...] = ()
     has_order: bool = False
     refuses: tuple[int, ...] = ()
     has_events: bool = False
@@ -52,7 +57,7 @@ SHAPES: dict[str, Shape] = {
 
 
 def queue_paths() -> dict[str, Node]:
-    """The paths below an endpoint."""
+    """Return the path items below an endpoint."""
     return {f"{PREFIX}{path}": _path(path, methods) for path, methods in OPERATIONS.items()}
 
 
@@ -67,7 +72,7 @@ def _operation(method: str, path: str, shape: Shape) -> Node:
     content = as_json(schema(shape.answer))
     if shape.has_events:
         content[EVENT_STREAM] = {"schema": {"type": "string"}}
-    answer = success(content, "Done.", limited=True)
+    answer = success(content, "Success.", limited=True)
     if shape.has_order:
         answer["links"] = _links()
     operation: Node = {
@@ -76,7 +81,8 @@ def _operation(method: str, path: str, shape: Shape) -> Node:
         "tags": ["queue"],
         "security": KEYS,
         "parameters": parameters(*shape.takes),
-        "responses": {"200": answer} | refusals("queue", (KEY, MISSING, LIMITED, *shape.refuses)),
+        "responses": {"200": answer}
+        | refusals("queue", (UNAUTHORIZED, NOT_FOUND, TOO_MANY_REQUESTS, *shape.refuses)),
     }
     if shape.has_order:
         operation["requestBody"] = {"required": True, "content": as_json(schema("JobRequest"))}
@@ -84,7 +90,7 @@ def _operation(method: str, path: str, shape: Shape) -> Node:
 
 
 def _links() -> Node:
-    """From a job that was submitted to what can be asked about it."""
+    """Return the links from the response of `run` to the operations on the job."""
     of_job = {"path.endpoint": "$request.path.endpoint", "path.job": "$response.body#/id"}
     return {
         operation_id(method, path): {

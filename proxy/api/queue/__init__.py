@@ -1,1 +1,1 @@
-"""The queue API: `/v2/{endpoint}/run` and its sisters, as Runpod's clients speak it."""
+"""The queue API: `/v2/{endpoint}/run` and related operations, compatible with Runpod's clients."""

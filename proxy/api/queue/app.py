@@ -1,7 +1,7 @@
-"""The operations of the queue API: one function each, and what is the same for all of them.
+"""The operations of the queue API: one method each, and the handling that all of them share.
 
-Every answer is JSON and every error `{"error": "<sentence>"}` without an `id`: Runpod's asyncio client reads whatever
-it gets, and takes what has an id for a job.
+Every response is JSON. Every error is `{"error": "<sentence>"}` without an `id`, because Runpod's
+asyncio client ignores the status and treats every object with an `id` as a job.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,9 +20,9 @@ from proxy.api.queue import response
 from proxy.api.queue.context import RequestContext, nothing
 from proxy.api.queue.listing import Listing
 from proxy.api.queue.request import (
-    MAX_TTL,
-    MIN_LIFE,
-    WAIT,
+    DEFAULT_WAIT_MS,
+    MAX_TTL_MS,
+    MIN_REMAINING_TTL_MS,
     CheckUrl,
     read_millis,
     read_number,
@@ -30,7 +30,7 @@ from proxy.api.queue.request import (
     read_wait,
 )
 from proxy.api.queue.response import JsonAnswer, refusal
-from proxy.api.queue.sse import LARGEST_CURSOR, event_stream, start, wants_events
+from proxy.api.queue.sse import MAX_CURSOR, event_stream, start, wants_events
 from proxy.jobs.model import Job
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
@@ -41,16 +41,19 @@ log = structlog.get_logger()
 
 T = TypeVar("T")
 
-RUN_BYTES = 10 * 1024 * 1024
-RUNSYNC_BYTES = 20 * 1024 * 1024
-HOLD_SECONDS = 5.0  # `stream` without `?wait=`: Runpod's Python client gives up reading after 10 s
-GONE = 499  # nobody reads it
-
+RUN_BODY_MAX_BYTES = 10 * 1024 * 1024
+RUNSYNC_BODY_MAX_BYTES = 20 * 1024 * 1024
+# The long-poll timeout of `stream` without `?wait=`. The read timeout of Runpod's Python client is
+# 10 s.
+STREAM_WAIT_SECONDS = 5.0
+# The status for a client that has disconnected; it is never sent.
+CLIENT_CLOSED_REQUEST = 499
 
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "/run": ("POST",),
     "/runsync": ("POST",),
-    "/status/{job}": ("GET", "POST"),  # the Go client posts what the others get
+    # POST for Runpod's Go client; the other clients use GET.
+    "/status/{job}": ("GET", "POST"),
     "/status-sync/{job}": ("GET", "POST"),
     "/stream/{job}": ("GET", "POST"),
     "/cancel/{job}": ("POST",),
@@ -59,14 +62,18 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "/health": ("GET",),
     "/requests": ("GET",),
 }
-"""What stands below an endpoint, and how it is asked for; `edge.routes` lets in what is here and nothing else."""
+"""The paths below an endpoint with their methods; `edge.routes` accepts these and no others."""
 
 
 Operation = Callable[[RequestContext, str], Awaitable[bytes | Response]]
 
 
 class JobsApi:
-    """Answers the operations; `router` has their routes."""
+    """The operations as methods: each takes the context and the job's id, "" where there is none.
+
+    `bodies` and `answers` are the byte budgets of requests and responses, `check_url` validates
+    webhook URLs, `seal` encrypts secrets before they are stored.
+    """
 
     def __init__(
         self,
@@ -81,13 +88,19 @@ class JobsApi:
         check_url: CheckUrl,
         seal: Seal,
     ) -> None:
-        self._endpoints, self._listing, self._durable = endpoints, listing, durable
-        self._admission, self._limits, self._clock = admission, limits, clock
-        self._bodies, self._answers = bodies, answers
-        self._check_url, self._seal = check_url, seal
+        self._endpoints = endpoints
+        self._listing = listing
+        self._durable = durable
+        self._admission = admission
+        self._limits = limits
+        self._bodies = bodies
+        self._answers = answers
+        self._clock = clock
+        self._check_url = check_url
+        self._seal = seal
 
     def router(self) -> APIRouter:
-        """The routes."""
+        """Return the FastAPI routes of all operations."""
         router = APIRouter(prefix="/v2/{endpoint}")
         operations: dict[str, Operation] = {
             "run": self.run,
@@ -103,24 +116,26 @@ class JobsApi:
         }
         for path, methods in OPERATIONS.items():
             name = path.split("/")[1]
-            answer = self._answering(name, operations[name])
+            handler = self._handler(name, operations[name])
             router.add_api_route(
-                path, answer, methods=[*methods], name=name, summary=operations[name].__doc__
+                path, handler, methods=[*methods], name=name, summary=operations[name].__doc__
             )
         return router
 
     async def run(self, context: RequestContext, _: str) -> bytes:
-        """Put a job in the queue."""
+        """Submit a job to the queue."""
         await self._admission.check(context.endpoint)
-        order = await read_order(await context.body(RUN_BYTES), self._check_url, self._seal)
+        order = await read_order(
+            await context.body(RUN_BODY_MAX_BYTES), self._check_url, self._seal
+        )
         return response.brief(await self._durable.submit(context.endpoint, context.owner, order))
 
     async def runsync(self, context: RequestContext, _: str) -> bytes:
-        """Put a job in the queue and wait for its end, at most `?wait=` milliseconds."""
-        wait = read_wait(context.query("wait")) or WAIT
+        """Submit a job and wait for its end, at most `?wait=` milliseconds."""
+        wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
         await self._admission.check(context.endpoint)
         order = await read_order(
-            await context.body(RUNSYNC_BYTES), self._check_url, self._seal, wait
+            await context.body(RUNSYNC_BODY_MAX_BYTES), self._check_url, self._seal, wait
         )
         job = await self._durable.submit(context.endpoint, context.owner, order)
         del order
@@ -129,28 +144,30 @@ class JobsApi:
         return await self._shown(ended or job)
 
     async def status(self, context: RequestContext, job_id: str) -> bytes:
-        """Where a job stands. `?ttl=` lets its life end so many milliseconds from now."""
-        ttl = read_millis("ttl", context.query("ttl"), MIN_LIFE, MAX_TTL)
+        """Return the state of a job. `?ttl=` sets its remaining time to live, in milliseconds."""
+        ttl = read_millis("ttl", context.query("ttl"), MIN_REMAINING_TTL_MS, MAX_TTL_MS)
         job = await self._job(context, job_id)
         if ttl is not None:
             job = await self._durable.limit_life(job, ttl) or job
         return await self._shown(job)
 
     async def status_sync(self, context: RequestContext, job_id: str) -> bytes:
-        """Where a job stands once it has ended, or after `?wait=` milliseconds."""
-        wait = read_wait(context.query("wait")) or WAIT
+        """Return the state of a job when it has ended, or after `?wait=` milliseconds."""
+        wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
         job = await self._durable.wait_end(context.endpoint, context.owner, job_id, wait / 1000)
         return await self._shown(_found(job, job_id))
 
     async def stream(self, context: RequestContext, job_id: str) -> bytes | Response:
-        """Mailboxes that no client has had yet; with `?after=` that behind so many elements, and nothing is drained."""
+        """Consume new output. `?after=N` reads the elements after the Nth instead."""
         wait = read_wait(context.query("wait"))
         after = context.query("after")
-        cursor = read_number("after", after, 0, LARGEST_CURSOR) or 0
+        cursor = read_number("after", after, 0, MAX_CURSOR) or 0
         headers = context.request.headers
         if wants_events(headers.get("accept", "")):
             place = start(headers.get("last-event-id"), cursor)
-            leave, context.leave = context.leave, nothing  # it lasts for as long as its stream
+            # The request ends with its event stream, not with this method.
+            leave = context.leave
+            context.leave = nothing
             events = await event_stream(
                 self._durable, context.endpoint, context.owner, job_id, place, leave
             )
@@ -158,7 +175,7 @@ class JobsApi:
                 leave()
                 raise _missing(job_id)
             return events
-        seconds = HOLD_SECONDS if wait is None else min(wait, WAIT) / 1000
+        seconds = STREAM_WAIT_SECONDS if wait is None else min(wait, DEFAULT_WAIT_MS) / 1000
         if after is None:
             consumed = await self._durable.consume(context.endpoint, context.owner, job_id, seconds)
             if consumed is None:
@@ -170,19 +187,19 @@ class JobsApi:
         return response.stream(read[0], read[1])
 
     async def cancel(self, context: RequestContext, job_id: str) -> bytes:
-        """End a job."""
+        """Cancel a job."""
         return response.brief(
             _found(await self._durable.cancel(context.endpoint, context.owner, job_id), job_id)
         )
 
     async def retry(self, context: RequestContext, job_id: str) -> bytes:
-        """Put a failed job in the queue again, under its id."""
+        """Submit a FAILED or TIMED_OUT job again, with the same id."""
         return response.brief(
             _found(await self._durable.retry(context.endpoint, context.owner, job_id), job_id)
         )
 
     async def purge(self, context: RequestContext, _: str) -> bytes:
-        """Cancel every job that waits."""
+        """Cancel all queued jobs."""
         removed = await self._durable.purge(context.endpoint, context.owner)
         return msgspec.json.encode({"removed": removed, "status": "completed"})
 
@@ -191,16 +208,14 @@ class JobsApi:
 
     async def _shown(self, job: Job) -> bytes:
         elements: Sequence[bytes] = ()
-        if (
-            job.submission.durable and job.is_terminal and job.output is None
-        ):  # it may have changed since it was read
+        # `outputs` returns the job too, because it may have changed since it was read.
+        if job.submission.durable and job.is_terminal and job.output is None:
             job, elements = _found(await self._durable.outputs(job), job.id)
-        reason, progress = self._durable.reason(job), self._durable.progress(job)
+        reason = self._durable.reason(job)
+        progress = self._durable.progress(job)
         return response.full(job, elements, self._clock.now(), reason, progress)
 
-    def _answering(
-        self, name: str, operation: Operation
-    ) -> Callable[[Request], Awaitable[Response]]:
+    def _handler(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
             share = self._bodies.share(request.state.principal.key_id)
             context: RequestContext | None = None
@@ -217,13 +232,12 @@ class JobsApi:
             except CLIENT_ERRORS as error:
                 return refusal(to_api_error(error))
             except ClientGoneError:
-                return Response(status_code=GONE)
-            except (
-                Exception
-            ):  # a bug of ours: the client gets an error it can read, the log gets the rest
+                return Response(status_code=CLIENT_CLOSED_REQUEST)
+            except Exception:
+                # A bug of the proxy: the client receives an error object, the log the traceback.
                 log.exception("api.bug", path=request.url.path)
                 return refusal(
-                    ApiError("internal_error", "This server failed. The error is in its log.")
+                    ApiError("internal_error", "Internal error of the proxy; see the proxy's log.")
                 )
             finally:
                 share.give_back()
@@ -236,7 +250,7 @@ class JobsApi:
         name = request.path_params["endpoint"]
         endpoint = self._endpoints.get(name)
         if endpoint is None:
-            raise ApiError("endpoint_not_found", f"There is no endpoint {name[:80]!r} here.")
+            raise ApiError("endpoint_not_found", f"Unknown endpoint {name[:80]!r}.")
         return RequestContext(request, endpoint, request.state.principal, share)
 
 
@@ -249,5 +263,5 @@ def _found(found: T | None, job_id: str) -> T:
 def _missing(job_id: str) -> ApiError:
     return ApiError(
         "job_not_found",
-        f"There is no job {job_id[:80]!r} here: it never was, or its time has ended.",
+        f"Unknown job {job_id[:80]!r}: it never existed, or its result has expired.",
     )

@@ -1,4 +1,4 @@
-"""One request of the queue API, as its operations see it."""
+"""The context of one request of the queue API, which its operation receives."""
 
 from collections.abc import Callable
 
@@ -6,41 +6,50 @@ from fastapi import Request
 
 from proxy.access.body_budget import Share
 from proxy.access.keys import ANONYMOUS, Principal
-from proxy.api.body import JSON, read_body, require_type
+from proxy.api.body import JSON_TYPE, read_body, require_type
 from proxy.service.endpoints import Endpoint
 
-OF_PAGES = (
-    b"origin",
-    b"sec-fetch-site",
-)  # a page can send a body without a type anywhere, with no preflight request
+# Headers that only browsers send. A web page can send a body without a content type to any origin,
+# without a preflight request.
+BROWSER_HEADERS = (b"origin", b"sec-fetch-site")
 
 
 class RequestContext:
-    """One request: who asks, and which endpoint."""
+    """The request, its endpoint, and its caller (`owner` and `key`).
+
+    `leave` ends the request for the rate limits; the operation may take it over.
+    """
 
     def __init__(
         self, request: Request, endpoint: Endpoint, principal: Principal, share: Share
     ) -> None:
-        self.request, self.endpoint, self.owner = request, endpoint, principal.owner
+        self.request = request
+        self.endpoint = endpoint
+        self.owner = principal.owner
         self.key = principal.key_id
         self._is_open = principal is ANONYMOUS
         self._share = share
-        self.leave: Callable[[], None] = nothing  # the request is over, for the limits
+        self.leave: Callable[[], None] = nothing
 
     def drop_body(self) -> None:
-        """What the body said is in the store: others can have its room."""
+        """Give the body's bytes back to the budget, once the job is in the store."""
         self._share.give_back()
 
     def query(self, name: str) -> str | None:
         return self.request.query_params.get(name)
 
     async def body(self, limit: int) -> bytes:
-        """Read the body. Without a type it is JSON, unless a web page sent it to a proxy without a key."""
+        """Return the body, at most `limit` bytes.
+
+        A missing content type counts as JSON, except in a browser's request to a proxy without API
+        keys. Raises `ApiError`, `BudgetError` or `ClientGoneError`.
+        """
         headers = dict(self.request.scope["headers"])
-        default = b"" if self._is_open and not headers.keys().isdisjoint(OF_PAGES) else JSON
-        require_type(headers.get(b"content-type", default), JSON)
+        is_browser = not headers.keys().isdisjoint(BROWSER_HEADERS)
+        default = b"" if self._is_open and is_browser else JSON_TYPE
+        require_type(headers.get(b"content-type", default), JSON_TYPE)
         return await read_body(self.request.receive, headers, limit, self._share)
 
 
 def nothing() -> None:
-    """There is nothing to leave, or it was left to somebody else."""
+    """Do nothing: the default of `RequestContext.leave`."""

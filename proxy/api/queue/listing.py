@@ -1,4 +1,4 @@
-"""The operations that look at many jobs: how an endpoint is, and what was asked of it lately."""
+"""The operations that report on an endpoint: `health` and `requests`."""
 
 import asyncio
 from contextlib import suppress
@@ -17,21 +17,25 @@ from proxy.service.durable import DurableJobs
 from proxy.service.fleet import Fleet
 from proxy.store.base import JobStore
 
-PAGE, MAX_PAGE = 50, 1_000
-LARGEST_SEQUENCE = 2**53
+PAGE_ROWS = 50
+PAGE_MAX_ROWS = 1_000
+MAX_SEQUENCE = 2**53
 
 
 class Listing:
-    """Answers `health` and `requests`."""
+    """The operations `health` and `requests`."""
 
     def __init__(
         self, store: JobStore, fleet: Fleet, durable: DurableJobs, clock: Clock, seal: Seal
     ) -> None:
-        self._store, self._fleet, self._durable, self._clock = store, fleet, durable, clock
+        self._store = store
+        self._fleet = fleet
+        self._durable = durable
+        self._clock = clock
         self._seal = seal
 
     async def health(self, context: RequestContext, _: str) -> bytes:
-        """Jobs and workers of the endpoint."""
+        """Return counts of the endpoint's jobs and workers."""
         counts = await self._store.counts(context.endpoint.id)
         workers = self._fleet.of(context.endpoint.id)
         ready = sum(worker.is_ready for worker in workers)
@@ -58,8 +62,8 @@ class Listing:
         )
 
     async def requests(self, context: RequestContext, _: str) -> bytes:
-        """Recent jobs, newest first: `?limit=`, `?before=` (the last page's `next`), `?status=`."""
-        limit = read_number("limit", context.query("limit"), 1, MAX_PAGE) or PAGE
+        """List recent jobs, newest first: `?limit=`, `?before=` (`next` of a page), `?status=`."""
+        limit = read_number("limit", context.query("limit"), 1, PAGE_MAX_ROWS) or PAGE_ROWS
         before = self._read_cursor(context)
         wanted = context.query("status")
         if wanted is not None and wanted not in set(Status):
@@ -85,11 +89,14 @@ class Listing:
         return msgspec.json.encode({"requests": rows, "next": following})
 
     def _cursor(self, context: RequestContext, sequence: int) -> str:
-        """Return a cursor without the sequence, which counts the jobs of all owners."""
+        """Return an encrypted cursor, because the sequence number counts the jobs of all owners."""
         return self._seal.close_number(sequence, _context(context))
 
     def _read_cursor(self, context: RequestContext) -> int | None:
-        """Return the sequence in `?before=`. The last release gave it as it is, which is accepted for one release."""
+        """Return the sequence number in `?before=`, or None if there is none. Raises `ApiError`.
+
+        Plain numbers, the cursors of the previous release, are accepted for one release.
+        """
         text = context.query("before")
         if not text:
             return None
@@ -97,15 +104,15 @@ class Listing:
         if sequence is None:
             with suppress(OtherSealError):
                 return self._seal.open_number(text, _context(context))
-        if sequence is None or not 1 <= sequence <= LARGEST_SEQUENCE:
+        if sequence is None or not 1 <= sequence <= MAX_SEQUENCE:
             raise ApiError(
                 "invalid_body",
-                "`before` must be the `next` of an earlier answer to this request.",
+                "`before` must be the `next` of an earlier response to this request.",
                 "before",
             )
         return sequence
 
 
 def _context(context: RequestContext) -> str:
-    """Whose cursor it is: of no use to another owner, nor on another endpoint."""
+    """Return the context that a cursor is bound to: one endpoint and one owner."""
     return f"requests {context.endpoint.id} {context.owner}"

@@ -1,6 +1,6 @@
-"""The body of `run` and `runsync`: an `input`, which stays the bytes it is, and options, which are checked.
+"""The body of `run` and `runsync`: `input`, whose bytes are kept, and validated options.
 
-Unknown keys are ignored: the clients of the public platform send some.
+Unknown fields are ignored, because Runpod's clients send some. The queries are parsed here too.
 """
 
 from collections.abc import Callable
@@ -16,19 +16,24 @@ from proxy.jobs.model import Millis
 from proxy.service.durable import TTL, JobRequest
 from proxy.service.json_text import in_thread_if_large
 
-MIN_EXECUTION, MAX_EXECUTION = 5_000, 7 * 24 * 3600_000
-MIN_TTL, MAX_TTL = 10_000, 7 * 24 * 3600_000
-MIN_LIFE = 1_000  # of `?ttl=` on a job that is there
-MIN_WAIT, MAX_WAIT, WAIT = 1_000, 300_000, Millis(90_000)
-WEBHOOK_CHARACTERS = 2_048
-WEBHOOK_BYTES = 6 * WEBHOOK_CHARACTERS + 2  # as it is written, with an escape for each character
-S3_BYTES = (
-    64 * 1024
-)  # of `s3Config`: names and keys, a few hundred bytes; it is kept apart, and sealed in one piece
+MIN_EXECUTION_TIMEOUT_MS = 5_000
+MAX_EXECUTION_TIMEOUT_MS = 7 * 24 * 3600_000
+MIN_TTL_MS = 10_000
+MAX_TTL_MS = 7 * 24 * 3600_000
+# The lower bound of `?ttl=` for an existing job.
+MIN_REMAINING_TTL_MS = 1_000
+MIN_WAIT_MS = 1_000
+MAX_WAIT_MS = 300_000
+DEFAULT_WAIT_MS = Millis(90_000)
+WEBHOOK_URL_MAX_CHARACTERS = 2_048
+# The URL as a JSON string in which every character is a `\uXXXX` escape.
+WEBHOOK_FIELD_MAX_BYTES = 6 * WEBHOOK_URL_MAX_CHARACTERS + 2
+# A few hundred bytes are usual: names and keys. It is encrypted in one piece and stored separately.
+S3_CONFIG_MAX_BYTES = 64 * 1024
 NULL = msgspec.Raw(b"null")
 
 CheckUrl: TypeAlias = Callable[[str], None]
-"""Whether a webhook may go there: raises `ValueError` with a sentence if not."""
+"""Validates the URL of a webhook; raises `ValueError` with a message for the client."""
 
 
 class _Policy(msgspec.Struct, rename="camel"):
@@ -41,7 +46,8 @@ class _Envelope(msgspec.Struct, rename={"s3_config": "s3Config"}):
     input: msgspec.Raw = NULL
     webhook: msgspec.Raw = NULL
     policy: _Policy | None = None
-    s3_config: msgspec.Raw = NULL  # for the worker, which gets it as it was written
+    # Passed to the worker unchanged.
+    s3_config: msgspec.Raw = NULL
 
 
 _decoder = msgspec.json.Decoder(_Envelope)
@@ -50,18 +56,21 @@ _decoder = msgspec.json.Decoder(_Envelope)
 async def read_order(
     body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Millis | None = None
 ) -> JobRequest:
-    """The order in a body; `ApiError` says what is wrong with it."""
+    """Parse a body. `sync_wait` is the wait of a `runsync` request. Raises `ApiError`."""
     found, given = await in_thread_if_large(_decode, body)
     if given == bytes(NULL):
         raise ApiError(
-            "invalid_body", '`input` is missing: send {"input": ...} with any value but null.'
+            "invalid_body", '`input` is missing: send {"input": ...} with any value except null.'
         )
     policy = found.policy or _Policy()
     execution = _between(
-        "policy.executionTimeout", policy.execution_timeout, MIN_EXECUTION, MAX_EXECUTION
+        "policy.executionTimeout",
+        policy.execution_timeout,
+        MIN_EXECUTION_TIMEOUT_MS,
+        MAX_EXECUTION_TIMEOUT_MS,
     )
-    ttl = _between("policy.ttl", policy.ttl, MIN_TTL, MAX_TTL)
-    webhook = read_text("webhook", found.webhook, WEBHOOK_BYTES)
+    ttl = _between("policy.ttl", policy.ttl, MIN_TTL_MS, MAX_TTL_MS)
+    webhook = read_text("webhook", found.webhook, WEBHOOK_FIELD_MAX_BYTES)
     if webhook:
         _check_webhook(webhook, check_url)
     return JobRequest(
@@ -75,58 +84,69 @@ async def read_order(
     )
 
 
-def read_number(name: str, text: str | None, least: int, most: int, unit: str = "") -> int | None:
-    """Return a whole number in a query within its bounds, or None where it is not given; else raise `ApiError`."""
+def read_number(
+    name: str, text: str | None, minimum: int, maximum: int, unit: str = ""
+) -> int | None:
+    """Return an integer query parameter, or None if it is missing or empty.
+
+    Raises `ApiError` if it is not a number from `minimum` to `maximum`.
+    """
     if not text:
         return None
     value = read_whole(text)
-    if value is None or not least <= value <= most:
-        raise ApiError(
-            "invalid_body", f"`{name}` must be a whole number{unit} from {least} to {most}.", name
-        )
+    if value is None or not minimum <= value <= maximum:
+        message = f"`{name}` must be a whole number{unit} from {minimum} to {maximum}."
+        raise ApiError("invalid_body", message, name)
     return value
 
 
-def read_millis(name: str, text: str | None, least: int, most: int) -> Millis | None:
-    """Return a number of milliseconds as `read_number` does."""
-    value = read_number(name, text, least, most, " of milliseconds")
+def read_millis(name: str, text: str | None, minimum: int, maximum: int) -> Millis | None:
+    """Return a query parameter in milliseconds, like `read_number`."""
+    value = read_number(name, text, minimum, maximum, " of milliseconds")
     return None if value is None else Millis(value)
 
 
 def read_wait(text: str | None) -> Millis | None:
-    """Return how long a client wants to be held, or None where it does not say; `ApiError` if it is not a number.
+    """Return the long-poll timeout of `?wait=`, or None if it is missing or empty.
 
-    A number out of range is brought into it: the SDKs send whatever is left of their own timeout, also fractions.
+    A number out of range is clamped and a fraction truncated, because Runpod's SDKs send the rest
+    of their own timeout. Raises `ApiError` if it is not a number.
     """
     if not text:
         return None
     value = read_floor(text)
     if value is None:
         raise ApiError("invalid_body", "`wait` must be a number of milliseconds.", "wait")
-    return Millis(min(max(value, MIN_WAIT), MAX_WAIT))
+    return Millis(min(max(value, MIN_WAIT_MS), MAX_WAIT_MS))
 
 
-def _between(name: str, value: int | None, least: int, most: int) -> Millis | None:
+def _between(name: str, value: int | None, minimum: int, maximum: int) -> Millis | None:
     if value is None:
         return None
-    if not least <= value <= most:
-        raise ApiError("invalid_body", f"`{name}` must be from {least} to {most} milliseconds.")
+    if not minimum <= value <= maximum:
+        raise ApiError(
+            "invalid_body", f"`{name}` must be from {minimum} to {maximum} milliseconds."
+        )
     return Millis(value)
 
 
 def _sealed(config: msgspec.Raw, seal: Seal) -> bytes | None:
     if config == NULL:
         return None
-    if len(config) > S3_BYTES or bytes(config)[:1] != b"{":
+    if len(config) > S3_CONFIG_MAX_BYTES or bytes(config)[:1] != b"{":
         raise ApiError(
-            "invalid_body", f"`s3Config` must be a JSON object of at most {S3_BYTES} bytes."
+            "invalid_body",
+            f"`s3Config` must be a JSON object of at most {S3_CONFIG_MAX_BYTES} bytes.",
         )
     return seal.close(bytes(config))
 
 
 def _check_webhook(url: str, check_url: CheckUrl) -> None:
-    if len(url) > WEBHOOK_CHARACTERS:
-        raise ApiError("invalid_body", f"`webhook` may have {WEBHOOK_CHARACTERS} characters.")
+    if len(url) > WEBHOOK_URL_MAX_CHARACTERS:
+        raise ApiError(
+            "invalid_body",
+            f"`webhook` must be a URL of at most {WEBHOOK_URL_MAX_CHARACTERS} characters.",
+        )
     try:
         check_url(url)
     except ValueError as error:
@@ -134,11 +154,12 @@ def _check_webhook(url: str, check_url: CheckUrl) -> None:
 
 
 def _decode(body: bytes) -> tuple[_Envelope, bytes]:
-    """What is in a body, and its input apart, so that the body need not be kept."""
+    """Return the options and a copy of the input, so that the body can be freed."""
     found = decode_object(
         body, _decoder, 'The body must be a JSON object: {"input": ...}.', _wrong_type
     )
-    given, found.input = bytes(found.input), NULL
+    given = bytes(found.input)
+    found.input = NULL
     return found, given
 
 

@@ -1,8 +1,6 @@
-"""A job as its clients read it. What the worker gave stays the bytes it was.
+"""The JSON responses of the queue API: jobs, streams and errors.
 
-An answer of the queue API.
-
-Errors, as the queue API tells them.
+Output of a worker is inserted as the bytes that the worker sent.
 """
 
 import json
@@ -20,7 +18,10 @@ from proxy.jobs.model import Input, Job, Millis
 
 
 class JsonAnswer(Response):
-    """A whole answer, as JSON; `BudgetError` if there is no room for it now."""
+    """A complete JSON response, charged to a byte budget.
+
+    The constructor raises `BudgetError` if the budget is exhausted.
+    """
 
     media_type = "application/json"
 
@@ -41,17 +42,22 @@ class JsonAnswer(Response):
 
 
 def refusal(error: ApiError) -> Response:
-    """The answer to a request that is refused."""
+    """Return the response for a rejected request."""
     headers = {name.decode(): value.decode() for name, value in error.headers()}
     return Response(queue_error(error), error.row.status, headers, media_type="application/json")
 
 
 def queue_error(error: ApiError) -> bytes:
-    """The body of an error as this API tells it."""
+    """Return the JSON body of an error in the format of the queue API."""
     return msgspec.json.encode({"error": error.message})
 
 
-ELEMENT_CHARACTERS = 1024 * 1024  # a longer text is split; the seed's limit of one streamed piece
+# Runpod's limit for one streamed element; a longer text is split.
+ELEMENT_MAX_BYTES = 1024 * 1024
+
+
+# The value of the two highest bits in every byte of a UTF-8 character except its first.
+UTF8_CONTINUATION = 0x80
 
 
 class _Element(msgspec.Struct):
@@ -63,7 +69,7 @@ _decoder = msgspec.json.Decoder(_Element)
 
 
 def brief(job: Job) -> bytes:
-    """What `run`, `cancel` and `retry` answer."""
+    """Return the response of `run`, `cancel` and `retry`."""
     return msgspec.json.encode({"id": job.id, "status": job.status})
 
 
@@ -74,12 +80,18 @@ def full(
     reason: str = "",
     progress: bytes | None = None,
 ) -> bytes:
-    """What `status` answers, and `runsync` in the end. `elements`: its output log; `progress` stands in for it."""
+    """Return the response of `status`, `status-sync` and `runsync`.
+
+    `elements` is the job's output log. `progress` is shown as `output` in its place.
+    """
     return b"{" + b",".join(_fields(job, elements, now, reason, progress)) + b"}"
 
 
 def notice(job: Job, elements: Sequence[bytes], now: Millis, webhook: str) -> bytes:
-    """What a webhook is told: what `status` shows, the input, and where it is told, as its client wrote it."""
+    """Return the body of a webhook: the response of `status`, with `input` and `webhook` added.
+
+    `webhook` is the URL as the client sent it.
+    """
     fields = list(_fields(job, elements, now, ""))
     if isinstance(job.submission.work, Input):
         fields.append(b'"input":' + job.submission.work.body)
@@ -88,14 +100,14 @@ def notice(job: Job, elements: Sequence[bytes], now: Millis, webhook: str) -> by
 
 
 def stream(job: Job, elements: Sequence[bytes]) -> bytes:
-    """What `stream` answers."""
+    """Return the response of `stream`."""
     parts = [part for element in elements for part in split(element)]
     return b'{"status":%b,"stream":[%b]}' % (_text(job.status), b",".join(parts))
 
 
 def split(element: bytes) -> list[bytes]:
-    """An element, or several where its output is a text that is too long for one."""
-    if len(element) <= ELEMENT_CHARACTERS:
+    """Split an element whose output is a text longer than `ELEMENT_MAX_BYTES` into several."""
+    if len(element) <= ELEMENT_MAX_BYTES:
         return [element]
     found = _decoder.decode(element)
     output = bytes(found.output)
@@ -104,10 +116,12 @@ def split(element: bytes) -> list[bytes]:
     text = msgspec.json.decode(output, type=str)
     encoded = text.encode()
     metrics = b',"metrics":' + bytes(found.metrics) if bytes(found.metrics) else b""
-    parts, start = [], 0
+    parts = []
+    start = 0
     while start < len(encoded):
-        end = min(start + ELEMENT_CHARACTERS, len(encoded))
-        while end < len(encoded) and encoded[end] & 0xC0 == 0x80:  # noqa: PLR2004 - in the middle of a character
+        end = min(start + ELEMENT_MAX_BYTES, len(encoded))
+        # Do not split between the bytes of one character.
+        while end < len(encoded) and encoded[end] & 0xC0 == UTF8_CONTINUATION:
             end -= 1
         parts.append(b'{"output":%b%b}' % (_text(encoded[start:end].decode()), metrics))
         start = end
@@ -115,14 +129,17 @@ def split(element: bytes) -> list[bytes]:
 
 
 def delay(job: Job, now: Millis) -> int | None:
-    """Milliseconds in the queue, so far or until it was last taken; None for what ended there."""
+    """Return the milliseconds in the queue, so far or until the job was last handed out.
+
+    Returns None for a job that ended in the queue.
+    """
     if job.taken_at is not None:
         return max(0, job.taken_at - job.created_at)
     return max(0, now - job.created_at) if job.status is Status.IN_QUEUE else None
 
 
 def execution(job: Job, now: Millis) -> int | None:
-    """Milliseconds of its last run, so far or in all."""
+    """Return the milliseconds of the last run, so far or in total; None if there was no run."""
     if job.taken_at is None:
         return None
     end = job.finished_at if job.finished_at is not None else now

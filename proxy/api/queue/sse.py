@@ -1,7 +1,7 @@
-"""A job's stream as server-sent events: the elements as they come, each with its place, then how the job ended.
+"""The operation `stream` as server-sent events: one event per element, then one for the job's end.
 
-`id` is the cursor behind an element, so that a client that comes back with `Last-Event-ID` misses nothing. Nothing is
-drained. The last event is `event: end` with the job's status.
+`id` is the cursor after an element, so that a client that reconnects with `Last-Event-ID` misses
+nothing. Output is read, not consumed. The last event is `event: end` with the job's status.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -12,29 +12,34 @@ from sse_starlette import EventSourceResponse, ServerSentEvent
 from proxy.api.errors import ApiError
 from proxy.api.numbers import read_whole
 from proxy.api.queue.response import split
+from proxy.api.sending import WRITE_TIMEOUT_SECONDS
 from proxy.jobs.model import Owner
 from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoint
 
 EVENT_STREAM = "text/event-stream"
-LARGEST_CURSOR = 2**53  # what every client's numbers can hold
-LOOK_SECONDS = 60.0  # between two looks at a job that says nothing
-PING_SECONDS = 15
-STALL_SECONDS = 60.0  # a reader that stands still for so long is cut
+# The largest integer that JavaScript and other clients represent exactly.
+MAX_CURSOR = 2**53
+# The timeout of one read of a job without new output; the job is then read again.
+READ_WAIT_SECONDS = 60.0
+PING_INTERVAL_SECONDS = 15
 
 
 def wants_events(accept: str) -> bool:
-    """Whether a client asks for events: by name, for `*/*` means JSON here."""
+    """Return True if the `Accept` header names event streams; `*/*` selects JSON."""
     return any(part.partition(";")[0].strip().lower() == EVENT_STREAM for part in accept.split(","))
 
 
 def start(last_event_id: str | None, after: int) -> int:
-    """Where to begin: behind the event that the client had last, or where it says."""
+    """Return the cursor to start at: `Last-Event-ID`, or `?after=` without it.
+
+    Raises `ApiError` if `Last-Event-ID` is not a cursor.
+    """
     if last_event_id:
         cursor = read_whole(last_event_id)
-        if cursor is None or cursor > LARGEST_CURSOR:
+        if cursor is None or cursor > MAX_CURSOR:
             raise ApiError(
-                "invalid_body", "`Last-Event-ID` must be the id of an event of this stream."
+                "invalid_body", "`Last-Event-ID` must be the `id` of an event of this stream."
             )
         return cursor
     return after
@@ -48,23 +53,26 @@ async def event_stream(
     cursor: int,
     leave: Callable[[], None],
 ) -> EventSourceResponse | None:
-    """The response; None if there is no such job. `leave` is called when it is over."""
+    """Return the response, or None if the job does not exist.
+
+    `leave` is called when the stream has ended.
+    """
     if await durable.get(endpoint, owner, job_id) is None:
         return None
 
     async def events() -> AsyncIterator[ServerSentEvent]:
-        place = cursor
+        position = cursor
         try:
             while (
-                found := await durable.read(endpoint, owner, job_id, place, LOOK_SECONDS)
+                found := await durable.read(endpoint, owner, job_id, position, READ_WAIT_SECONDS)
             ) is not None:
-                job, elements, place_now = found
-                for number, element in enumerate(elements, place + 1):
+                job, elements, next_position = found
+                for number, element in enumerate(elements, position + 1):
                     *parts, last = split(element)
                     for part in parts:
                         yield _event(part)
                     yield _event(last, id=str(number))
-                place = place_now
+                position = next_position
                 if job.is_terminal:
                     yield _event(msgspec.json.encode({"status": job.status}), event="end")
                 if job.is_terminal or durable.is_over:
@@ -74,7 +82,11 @@ async def event_stream(
 
     headers = {"Cache-Control": "no-cache, no-transform"}
     return EventSourceResponse(
-        events(), headers=headers, ping=PING_SECONDS, sep="\n", send_timeout=STALL_SECONDS
+        events(),
+        headers=headers,
+        ping=PING_INTERVAL_SECONDS,
+        sep="\n",
+        send_timeout=WRITE_TIMEOUT_SECONDS,
     )
 
 

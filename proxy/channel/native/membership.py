@@ -6,7 +6,12 @@ from collections.abc import Sequence
 import structlog
 
 from proxy.channel.native.connection import Connection
-from proxy.channel.native.validation import ENGINE_CHARACTERS, WorkerRefusedError, check_hello
+from proxy.channel.native.validation import (
+    ENGINE_CHARACTERS,
+    WorkerRefusedError,
+    check_hello,
+    public_card,
+)
 from proxy.jobs.model import JobId, WorkerId
 from proxy.service.endings import RunEndings
 from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
@@ -78,7 +83,7 @@ class Membership:
         worker.engine = hello.engine[:ENGINE_CHARACTERS]
         if not hello.models:
             return
-        models = [Model(model.id, model.card, model.base) for model in hello.models]
+        models = [Model(model.id, public_card(model), model.base) for model in hello.models]
         endpoint = self._endpoints.get(worker.endpoint)
         others = any(
             other.has_models and other is not worker for other in self._fleet.of(worker.endpoint)

@@ -86,3 +86,15 @@ def _check_model(model: frames.Model) -> None:
         raise WorkerRefusedError(
             4400, f"a model card is no JSON object: {str(error)[:80]}"
         ) from error
+
+
+def public_card(model: frames.Model) -> bytes:
+    """Return the card of a validated model, with the model's id as `root`; all else stays as it is.
+
+    vLLM sets `root` to the path of the weights on the worker's machine, which clients must not see.
+    """
+    card = msgspec.json.decode(model.card, type=dict[str, msgspec.Raw])
+    if "root" not in card:
+        return model.card
+    card["root"] = msgspec.Raw(msgspec.json.encode(model.id))
+    return msgspec.json.encode(card)

@@ -217,7 +217,12 @@ def limit_life(db: Connection, job_id: JobId, moment: Millis) -> Job | None:
 def tried(db: Connection, delivery: Delivery, again_at: Millis | None) -> None:
     """Record a delivery attempt; `again_at` None ends the delivery."""
     job = delivery.job
-    key = {"id": job.id, "attempt": job.attempt, "retries": job.retries, "tries": delivery.tries}
+    key = {
+        "id": job.id,
+        "attempt": job.attempt,
+        "retries": job.retry_count,
+        "tries": delivery.tries,
+    }
     db.execute(TRIED, key | {"again_at": again_at})
 
 

@@ -1,5 +1,5 @@
-// Runpod's Go client in a process of its own: it makes every call and prints what it was told. The base URL is its
-// argument, the inputs come as JSON on standard input. The Python twin is runpod_client.py.
+// Runs Runpod's Go client in its own process: makes every call and prints the results. The base URL is its
+// argument, the inputs are read as JSON from standard input. The Python counterpart is runpod_client.py.
 package main
 
 import (
@@ -14,7 +14,7 @@ import (
 
 type inputs map[string]map[string]interface{}
 
-type told map[string]interface{}
+type report map[string]interface{}
 
 func main() {
 	var given inputs
@@ -24,14 +24,14 @@ func main() {
 		&endpoint.Option{EndpointId: sdk.String("default"), EndpointUrl: &os.Args[1]},
 	)
 	must(err)
-	found := told{}
+	found := report{}
 	ask(client, given, found)
 	text, err := json.Marshal(found)
 	must(err)
-	fmt.Println("TOLD " + string(text))
+	fmt.Println("RESULT " + string(text))
 }
 
-func ask(client *endpoint.Endpoint, given inputs, found told) {
+func ask(client *endpoint.Endpoint, given inputs, found report) {
 	health, err := client.Health(&endpoint.HealthInput{})
 	found.note("health", health, err)
 	for _, name := range []string{"plain", "bad"} {
@@ -65,7 +65,7 @@ func ask(client *endpoint.Endpoint, given inputs, found told) {
 	found.note("nonsense", nil, err)
 }
 
-// stream gives every element of a job's output.
+// stream returns every element of a job's output.
 func stream(client *endpoint.Endpoint, id *string) ([]endpoint.StreamResult, error) {
 	results := make(chan endpoint.StreamResult)
 	pieces := make(chan []endpoint.StreamResult)
@@ -84,7 +84,7 @@ func job(input map[string]interface{}) *endpoint.JobInput {
 	return &endpoint.JobInput{Input: input, Policy: &endpoint.Policy{TTL: sdk.Int(60000)}}
 }
 
-func (found told) note(name string, value interface{}, err error) {
+func (found report) note(name string, value interface{}, err error) {
 	if err != nil {
 		value = "error: " + err.Error()
 	}
