@@ -30,10 +30,10 @@ def main() -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     pins = REQUIREMENTS / "uv.txt"
     uv = Uv(ROOT / ".tools", pins, os.environ)
-    if not uv.is_here():
+    if not uv.is_installed():
         stages = Stages(1, sys.stdout)
         with stages.stage(f"uv {uv.version}"):
-            uv.bring(stages)
+            uv.install(stages)
     env = uv.env()
     # An extra index often has files for this platform only; the lock would then lack all other
     # hashes.

@@ -65,7 +65,7 @@ async def test_a_machine_without_a_build_of_vllm(tmp_path: Path) -> None:
     none = {"VLLM_SERVERLESS_BUILD": "none", "VLLM_SERVERLESS_ENVIRONMENTS": str(tmp_path)}
     status, text = await set_up("--port", "0", **none)
     assert status == 78
-    assert "vLLM cannot be installed here: none was asked for." in text
+    assert "vLLM cannot be installed here: VLLM_SERVERLESS_BUILD is none." in text
     assert 'make up ARGS="--upstream' in text
     assert left_in(tmp_path) == [".tools", ".tools/lock"]
 

@@ -129,12 +129,12 @@ class TestStages:
         shown = io.StringIO()
         stages = Stages(2, shown)
         with stages.stage("for tests"):
-            stages.ask(self.FAILS, os.environ)
+            stages.probe(self.FAILS, os.environ)
             pytest.fail("nothing more is done for it")
         with stages.stage("the next"):
-            stages.ask((sys.executable, "-c", ""), os.environ)
+            stages.probe((sys.executable, "-c", ""), os.environ)
         first, reason, second = shown.getvalue().splitlines()
-        assert re.match(r"\[1/2\] for tests \.+ [0-9.]+ s, cannot be had here:", first)
+        assert re.match(r"\[1/2\] for tests \.+ [0-9.]+ s, not available here:", first)
         assert reason == "    no such thing"
         assert re.match(r"\[2/2\] the next \.+ [0-9.]+ s$", second)
 

@@ -255,4 +255,4 @@ class TestSystemTools:
         written(tmp_path / "bin/apt-get", "#!/bin/sh\necho E: no such place\nexit 100\n")
         shown = io.StringIO()
         system.install(system.missing(environ), environ, Stages(1, shown))
-        assert "cannot be had here:\n    E: no such place" in shown.getvalue()
+        assert "not available here:\n    E: no such place" in shown.getvalue()
