@@ -129,8 +129,8 @@ async def be_told(seen: ConnectionLimiter, owner: Owner, hook: Receiver) -> None
     }
     status, _, _ = await seen.ask(owner, "POST", "/v2/default/run", json=order)
     assert status == 200
-    while not hook.told.empty():
-        hook.told.get_nowait()
+    while not hook.received.empty():
+        hook.received.get_nowait()
 
 
 async def ask(seen: ConnectionLimiter, owner: Owner) -> None:

@@ -1,4 +1,4 @@
-"""What a user installs: the wheel, the list of what comes with it, and the question whether any of it is vulnerable."""
+"""The wheel that a user installs, its bill of materials, and the audit for vulnerabilities."""
 
 import asyncio
 import json
@@ -127,9 +127,7 @@ class TestAudit:
         status, said = await audited(gone, tmp_path)
         assert status == 2
         assert len(said.splitlines()) == 1
-        assert said.startswith(
-            f"audit: failed, which does not mean clean: {gone} did not answer: "
-        )
+        assert said.startswith(f"audit: failed, which does not mean clean: {gone} did not answer: ")
 
     async def test_a_tool_that_is_not_there_is_not_clean_either(self, tmp_path: Path) -> None:
         status, said = await audited("http://127.0.0.1:9/", tmp_path, str(tmp_path / "absent"))
@@ -147,7 +145,7 @@ class TestAudit:
             audit.findings(report, [("torch", "2.0.0"), audit.CANARY])
         assert audit.findings(report, [audit.CANARY]) == []
 
-    def test_the_canary_is_no_package_of_ours(self) -> None:
+    def test_the_canary_is_not_one_of_our_packages(self) -> None:
         pinned = {
             pin for lock in audit.REQUIREMENTS.glob("*.txt") for pin in audit.pins(lock.read_text())
         }

@@ -1,4 +1,4 @@
-"""No text of a server, a model or a worker is obeyed by the terminal of whoever reads it."""
+"""Terminals never execute escape sequences from a server, a model or a worker."""
 
 import json
 import re

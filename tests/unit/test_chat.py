@@ -1,4 +1,4 @@
-"""What a chat remembers."""
+"""The history of a chat."""
 
 from proxy.cli.chat import Conversation
 

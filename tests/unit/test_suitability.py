@@ -1,4 +1,4 @@
-"""What a machine needs before anything is downloaded: pure checks, and the facts they are given."""
+"""The checks of a machine before anything is downloaded, and their inputs."""
 
 import socket
 import sys
