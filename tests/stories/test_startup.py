@@ -14,7 +14,8 @@ from harness.proxy.command import command
 
 NOBODY = 65534
 START_SECONDS = 60.0
-# The second line only lets it read the Python that runs the tests, wherever that is; it may write no more than others.
+# The second line only lets it read the Python that runs the tests, wherever that is; it may write
+# no more than others.
 AS_NOBODY = (
     "setpriv",
     f"--reuid={NOBODY}",

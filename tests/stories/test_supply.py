@@ -193,7 +193,7 @@ def built(folder: Path) -> Path:
 
 
 def sources() -> set[str]:
-    """The files of our packages: those of the repository where this is one, else those that are there."""
+    """Return the files of our packages: those of git in a repository, else all that exist."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate", *PACKAGES],
         cwd=ROOT, capture_output=True, text=True, check=False,

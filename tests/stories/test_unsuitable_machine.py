@@ -1,4 +1,4 @@
-"""`make up` on a machine that does not fit: one sentence and the remedy, exit 78, and nothing is downloaded."""
+"""`make up` on an unsuitable machine: one message, exit 78, and nothing is downloaded."""
 
 import asyncio
 import os

@@ -22,7 +22,7 @@ PUBLIC = "93.184.216.34"
 
 @dataclass
 class Names:
-    """A name server's table; each look-up of a name takes its next row, and stays with the last one."""
+    """The table of a name server; each query of a name takes its next row, then the last one."""
 
     rows: dict[str, list[list[str]]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ async def hook() -> AsyncIterator[Receiver]:
 
 
 async def test_the_trap_would_notice(private: Trap) -> None:
-    """Else the other stories would prove nothing: a plain client gets there by some of the tricks."""
+    """Prove that the other stories can fail: a plain client reaches the trap with some URLs."""
     async with aiohttp.ClientSession() as http, AsyncExitStack() as stack:
         for host in ("127.0.0.1", "127.0.0.2", "0.0.0.0", "localhost"):
             with pytest.raises(aiohttp.ServerDisconnectedError):

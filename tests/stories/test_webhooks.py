@@ -386,7 +386,7 @@ async def test_a_drain_finishes_active_deliveries_and_starts_none(
 async def test_a_job_that_is_tried_again_takes_its_delivery_back(
     desk: Desk, hook: Receiver
 ) -> None:
-    """The second job is retried while its delivery waits; only its new end is sent, with a new id."""
+    """The second job is retried while its delivery waits; only its new end is sent."""
     hook.may_answer.clear()
     async with desk.open(max_per_receiver=1) as deliveries:
         await desk.end("a", hook.url)

@@ -1,4 +1,4 @@
-"""Ten thousand ends, a receiver that fails every other time, and a proxy that is cut off again and again."""
+"""Ten thousand ends, a receiver that fails half of the time, and a proxy that is cancelled."""
 
 import asyncio
 import time

@@ -1,4 +1,4 @@
-"""The environments of a checkout: their stamps, the stages that make them, and the locks they are made from."""
+"""The environments of a checkout: their stamps, stages and locks."""
 
 import io
 import json

@@ -1,4 +1,4 @@
-"""The cause of a failed start, found in what real workers printed (vLLM 0.32, in tests/data/failed_starts)."""
+"""The cause of a failed start in the output of real workers (tests/data/failed_starts)."""
 
 from pathlib import Path
 

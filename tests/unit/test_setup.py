@@ -203,7 +203,9 @@ class TestPipWheel:
         written(tmp_path / "wheels/pip-26.1-py3-none-any.whl", "wheel")
         settings = PipSettings(find_links=(str(tmp_path / "wheels"),), no_index=True)
         assert simple_index.fetch_pip(settings, 11, tmp_path).name == "pip-26.1-py3-none-any.whl"
-        with pytest.raises(simple_index.PipUnavailableError, match="no configured place"):
+        with pytest.raises(
+            simple_index.PipUnavailableError, match="none of the configured sources"
+        ):
             simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path)
         bundled = [str(tmp_path / "wheels")]
         assert simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path, bundled).is_file()

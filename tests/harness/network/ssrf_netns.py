@@ -54,7 +54,7 @@ SET_UP = (
 
 
 def table(name: str, number: int) -> Sequence[str] | None:
-    """`answerN` leads to the Nth of `ANSWERS`; `rebindN` once to a public address, then to a private one."""
+    """Resolve `answerN` to the Nth of `ANSWERS`; `rebindN` first to a public, then to a private one."""
     first, _, rest = name.partition(".")
     if rest.startswith("corp"):
         return ["10.0.0.1"]  # this machine's own domain has any name

@@ -31,8 +31,8 @@ class ReceivedWebhook:
 class Receiver:
     """A server that records its requests.
 
-    It responds with `statuses` in order, then with 200; with `answer`, if set; and not at all as long
-    as `may_answer` is cleared. `most` is the maximum of concurrent requests.
+    It responds with `statuses` in order, then with 200; with `answer`, if set; and not at all as
+    long as `may_answer` is cleared. `most` is the maximum of concurrent requests.
     """
 
     port: int = 0
@@ -91,7 +91,7 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @dataclass
 class Trap:
-    """A listening socket that must never be connected to. `heard` has each connection's first bytes."""
+    """A listening socket that must get no connections. `heard` has the first bytes of each."""
 
     port: int = 0
     connections: int = 0

@@ -10,7 +10,7 @@ POLL_SECONDS = 0.02
 async def until(
     holds: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0, what: str = ""
 ) -> None:
-    """Poll the condition `holds` until it is True; fail after `seconds`. `what` is for the failure."""
+    """Poll the condition `holds` until it is True; fail after `seconds` with the text `what`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while True:
