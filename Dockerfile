@@ -1,11 +1,11 @@
 # syntax=docker/dockerfile:1
-# Two images: `docker build --target proxy .` and `docker build --target worker .`; docs/docker.md says how to run them.
-# tests/stories/test_docker.py runs the lines that install the proxy; they name no place but by these variables.
+# Two images: `docker build --target proxy .` and `docker build --target worker .`; see docs/docker.md.
+# tests/stories/test_docker.py runs the instructions that install the proxy without Docker, so their paths are variables.
 
 ARG PYTHON_VERSION=3.13
 ARG VLLM_VERSION=v0.33.0
 
-# The project as a wheel. The pinned uv carries the build backend in itself, so nothing unpinned is fetched.
+# The project as a wheel. The pinned uv contains the build backend, so that nothing unpinned is downloaded.
 FROM python:${PYTHON_VERSION}-slim AS wheel
 ENV SOURCE=/source TOOLS=/tools WHEELS=/wheels
 WORKDIR ${SOURCE}
@@ -17,7 +17,7 @@ COPY proxy/ proxy/
 COPY worker_vllm/ worker_vllm/
 RUN "$TOOLS/bin/uv" build --quiet --no-cache --offline --wheel --out-dir "$WHEELS" "$SOURCE"
 
-# The proxy's virtual environment: what the lock names, and the wheel.
+# The proxy's virtual environment: the packages of the lock, and the wheel.
 FROM wheel AS packages
 ENV VENV=/opt/vllm-serverless
 RUN python3 -m venv --without-pip "$VENV" \
@@ -26,14 +26,14 @@ RUN python3 -m venv --without-pip "$VENV" \
     && python3 -m pip --python "$VENV/bin/python" install --no-cache-dir --no-deps --no-index "$WHEELS"/*.whl
 
 FROM vllm/vllm-openai:${VLLM_VERSION} AS worker
-# Only what vLLM's image lacks is installed, and nothing that it has is changed: what is there binds the resolver. With
-# the SDK the same image also runs on Runpod; which release of it fits is the resolver's to find.
+# Install only packages that vLLM's image lacks: the versions in the image are constraints of the resolver. With the SDK,
+# the same image also runs on Runpod; the resolver selects the release that fits.
 ENV PIP_BREAK_SYSTEM_PACKAGES=1 PYTHONUNBUFFERED=1
 COPY --from=wheel /wheels/ /wheels/
 RUN (python3 -m pip --version || python3 -m ensurepip) \
     && python3 -m pip list --format freeze > /wheels/present.txt \
     && python3 -m pip install --no-cache-dir --constraint /wheels/present.txt /wheels/*.whl "runpod>=1.10,<2"
-# A model that the image brings with it: --build-arg MODEL_NAME=…, and --secret id=HF_TOKEN for a gated one.
+# To include a model in the image: --build-arg MODEL_NAME=…, and --secret id=HF_TOKEN for a gated one.
 # hadolint ignore=DL3064
 ARG MODEL_NAME="" MODEL_REVISION="" TOKENIZER_NAME="" TOKENIZER_REVISION="" QUANTIZATION=""
 RUN --mount=type=secret,id=HF_TOKEN \
@@ -42,12 +42,12 @@ RUN --mount=type=secret,id=HF_TOKEN \
     --revision "$MODEL_REVISION" --tokenizer "$TOKENIZER_NAME" --tokenizer-revision "$TOKENIZER_REVISION" \
     --quantization "$QUANTIZATION" && chmod -R a+rX /baked /local_model_args.json; \
     fi
-# A name and a home for the user that it runs as: torch asks for the one and keeps what it compiles in the other.
+# The user needs a name, which torch looks up, and a home directory, in which torch stores compiled kernels.
 RUN useradd --uid 10001 --create-home worker && install --directory --owner worker --group worker --mode 0700 /models
 ENV HOME=/home/worker
-# Clients of a baked model name it as its hub does, not by its folder, unless they are told otherwise.
+# By default, the model id of an included model is its hub id, not its folder.
 ENV SERVED_MODEL_NAME=${MODEL_NAME}
-# Mounted, and named by HF_HOME, it keeps models; no default, or a Runpod volume (BASE_PATH) would not be used.
+# Mount a volume here and set HF_HOME to keep models. HF_HOME has no default, so that a Runpod volume (BASE_PATH) is used.
 USER 10001:10001
 VOLUME /models
 STOPSIGNAL SIGTERM

@@ -51,7 +51,7 @@ START_SECONDS = 600
 BODY = json.dumps(
     {"model": "demo", "messages": [{"role": "user", "content": "What is this?"}]}
 ).encode()
-SET_UP = re.compile(r"^\[\d+/\d+\] (.+?) \.+ ([\d.]+) s(?!.*still at it)")
+SET_UP = re.compile(r"^\[\d+/\d+\] (.+?) \.+ ([\d.]+) s(?!.*still running)")
 STAGE = re.compile(r"^\[ *([\d.]+) s\] \S+: (\w+)")
 
 Times = dict[str, float]

@@ -1,7 +1,10 @@
-"""`make audit`: ask an advisory service about every package that a lock pins. Exit: 0 clean, 1 vulnerable, 2 not asked.
+"""`make audit`: query an advisory service for every package that a lock pins.
 
-The tool can say "clean" without having asked: it passes over what it cannot look up. So a release with published
-advisories is asked about in the same run and has to be reported, and so has every package that was given.
+Exit status: 0 clean, 1 vulnerable, 2 the audit could not be made.
+
+pip-audit skips packages that it cannot look up, and can therefore report "clean" without a query.
+Each run thus includes a release with published advisories, which must be reported, and every given
+package must appear in the report.
 """
 
 import argparse
@@ -19,19 +22,21 @@ from environment.table import AUDIT, ROOT
 
 REQUIREMENTS = ROOT / "requirements"
 SERVICE = "https://api.osv.dev/v1/query"
-CANARY = (
-    "pycrypto",
-    "2.6.1",
-)  # CVE-2013-7459 and CVE-2018-6594; abandoned, so no lock of ours will ever name it
-ASK_SECONDS = 600  # for one run: a few hundred questions, one after the other
-SOCKET_SECONDS = 15
-CLEAN, VULNERABLE, NOT_ASKED = 0, 1, 2
+# CVE-2013-7459 and CVE-2018-6594. The package is abandoned, so none of our locks will ever name it.
+CANARY = ("pycrypto", "2.6.1")
+# One run makes a few hundred queries in sequence.
+RUN_TIMEOUT_SECONDS = 600
+SOCKET_TIMEOUT_SECONDS = 15
+CLEAN = 0
+VULNERABLE = 1
+NOT_AUDITED = 2
 
-Pin = tuple[str, str]  # name and version
+Pin = tuple[str, str]
+"""The name and the version of a release."""
 
 
-class NotAskedError(Exception):
-    """The audit could not be made, or cannot be trusted; the text says why."""
+class NotAuditedError(Exception):
+    """The audit could not be made, or its result cannot be trusted; the message has the reason."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,25 +49,29 @@ class Finding:
 
 
 def pins(lock: str) -> list[Pin]:
-    """What a lock pins, whatever the platform. No service knows a local build (`+cpu`): its release is asked about."""
+    """Return the releases that a lock pins, without the label of a local build (`+cpu`)."""
     found = re.findall(r"^([A-Za-z0-9][\w.-]*)==([^\s;+]+)", lock, re.MULTILINE)
     return [(re.sub(r"[-_.]+", "-", name).lower(), version) for name, version in found]
 
 
-def rounds(wanted: Iterable[Pin]) -> list[list[Pin]]:
-    """The pins in as many runs as a package has releases, for the tool wants each once; the canary is in each run."""
-    made: list[dict[str, str]] = []
+def runs_of(wanted: Iterable[Pin]) -> list[list[Pin]]:
+    """Split the pins into runs with each package once, and add the canary to each run."""
+    runs: list[dict[str, str]] = []
     for name, version in sorted(set(wanted)):
-        free = next((one for one in made if name not in one), None)
-        if free is None:
-            free = {}
-            made.append(free)
-        free[name] = version
-    return [[*one.items(), CANARY] for one in made]
+        run = next((one for one in runs if name not in one), None)
+        if run is None:
+            run = {}
+            runs.append(run)
+        run[name] = version
+    return [[*run.items(), CANARY] for run in runs]
 
 
 def findings(report: str, wanted: Iterable[Pin]) -> list[Finding]:
-    """What a report says, without the canary; `NotAskedError` where it is not about everything wanted."""
+    """Return the findings of a report, without the canary.
+
+    Raises NotAuditedError if the report does not contain every wanted pin and the canary's
+    advisory.
+    """
     try:
         entries = [
             entry for entry in json.loads(report)["dependencies"] if "skip_reason" not in entry
@@ -74,83 +83,67 @@ def findings(report: str, wanted: Iterable[Pin]) -> list[Finding]:
             for vulnerability in vulnerabilities
         ]
     except (ValueError, KeyError, TypeError) as error:
-        raise NotAskedError("the tool gave no report") from error
-    if passed_over := sorted(set(wanted) - answered.keys()):
-        raise NotAskedError(
-            f"nothing was said about {', '.join('=='.join(pin) for pin in passed_over)}"
+        raise NotAuditedError("the tool did not print a valid report") from error
+    if skipped := sorted(set(wanted) - answered.keys()):
+        raise NotAuditedError(
+            f"the report does not contain {', '.join('=='.join(pin) for pin in skipped)}"
         )
     if not answered[CANARY]:
-        raise NotAskedError(
-            f"{'=='.join(CANARY)} has a published advisory, and it was not reported"
+        raise NotAuditedError(
+            f"{'=='.join(CANARY)} has a published advisory, but it was not reported"
         )
     return [finding for finding in found if finding.pin != CANARY]
 
 
-def ask(tool: str, service: str, wanted: Sequence[Pin]) -> str:
-    """Run the tool over one round; its report."""
+def query(tool: str, service: str, wanted: Sequence[Pin]) -> str:
+    """Run the tool for one set of pins, and return its JSON report. Raises NotAuditedError."""
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "requirements.txt"
         file.write_text(
             "".join(f"{name}=={version}\n" for name, version in wanted), encoding="utf-8"
         )
-        flags = [
-            "--strict",
-            "--no-deps",
-            "--disable-pip",
-            "--format",
-            "json",
-            "--progress-spinner",
-            "off",
-        ]
-        where = [
-            "--vulnerability-service",
-            "osv",
-            "--osv-url",
-            service,
-            "--timeout",
-            str(SOCKET_SECONDS),
-        ]
+        flags = ["--strict", "--no-deps", "--disable-pip", "--format=json"]
+        flags += ["--progress-spinner=off", "--vulnerability-service=osv"]
+        flags += [f"--osv-url={service}", f"--timeout={SOCKET_TIMEOUT_SECONDS}"]
         try:
             ended = subprocess.run(
-                [tool, *flags, *where, "--requirement", str(file)],
-                capture_output=True, text=True, check=False, timeout=ASK_SECONDS,
+                [tool, *flags, "--requirement", str(file)],
+                capture_output=True, text=True, check=False, timeout=RUN_TIMEOUT_SECONDS,
             )  # fmt: skip
         except (OSError, subprocess.TimeoutExpired) as error:
-            raise NotAskedError(str(error)) from error
+            raise NotAuditedError(str(error)) from error
     if not ended.stdout.strip():
         last = (ended.stderr.strip() or f"exit {ended.returncode}").splitlines()[-1]
-        raise NotAskedError(f"{service} gave no answer: {last}")
+        raise NotAuditedError(f"{service} did not answer: {last}")
     return ended.stdout
 
 
 def main() -> None:
-    """Ask about all locks, and say what was found."""
+    """Audit the locks, print the findings and exit."""
     parser = argparse.ArgumentParser(prog="audit", description=__doc__)
     parser.add_argument(
-        "locks", nargs="*", type=Path, help="locks to audit; all of requirements/ without any"
+        "locks", nargs="*", type=Path, help="locks to audit (default: all of requirements/)"
     )
     parser.add_argument(
         "--service", default=SERVICE, metavar="URL", help="an OSV service (default: %(default)s)"
     )
     parser.add_argument(
-        "--tool", metavar="COMMAND", help="the pip-audit to run, instead of installing it"
+        "--tool", metavar="COMMAND", help="pip-audit to run (default: it is installed)"
     )
-    told = parser.parse_args()
+    options = parser.parse_args()
     locks = {
         path.name: pins(path.read_text("utf-8"))
-        for path in told.locks or sorted(REQUIREMENTS.glob("*.txt"))
+        for path in options.locks or sorted(REQUIREMENTS.glob("*.txt"))
     }
-    wanted = sorted({pin for pinned in locks.values() for pin in pinned})
-    tool = told.tool or str(Path(prepare_one(AUDIT)).with_name("pip-audit"))
+    wanted = sorted(set().union(*locks.values()))
+    tool = options.tool or str(Path(prepare_one(AUDIT)).with_name("pip-audit"))
+    found: list[Finding] = []
     try:
-        found = [
-            finding
-            for one in rounds(wanted)
-            for finding in findings(ask(tool, told.service, one), one)
-        ]
-    except NotAskedError as error:
-        print(f"audit: could not be made, which does not mean clean: {error}", file=sys.stderr)
-        sys.exit(NOT_ASKED)
+        for run in runs_of(wanted):
+            found += findings(query(tool, options.service, run), run)
+    except NotAuditedError as error:
+        print(f"audit: failed, which does not mean clean: {error}", file=sys.stderr)
+        sys.exit(NOT_AUDITED)
     for finding in found:
         places = ", ".join(name for name, pinned in locks.items() if finding.pin in pinned)
         fixed = " or ".join(finding.fixed_in) or "no release yet"

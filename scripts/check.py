@@ -1,4 +1,4 @@
-"""`make check`: format, lint, types and import contracts; all run, each with its verdict. --fix formats and mends."""
+"""`make check`: run the checks of format, lint, types and import contracts; print all verdicts."""
 
 import argparse
 import os
@@ -12,7 +12,7 @@ from environment.table import ROOT
 
 
 def commands(bin_: Path, *, fix: bool) -> dict[str, list[str]]:
-    """Each check's name and command."""
+    """Return the command of each check, by its name. `bin_` is the folder of the tools."""
     ruff = str(bin_ / "ruff")
     return {
         "format": [ruff, "format", *([] if fix else ["--check"]), "."],
@@ -23,25 +23,25 @@ def commands(bin_: Path, *, fix: bool) -> dict[str, list[str]]:
 
 
 def main() -> None:
-    """Run every check and exit non-zero if one failed."""
+    """Run all checks; exit with status 1 if one failed."""
     parser = argparse.ArgumentParser(prog="check", description=__doc__)
     parser.add_argument(
-        "--fix", action="store_true", help="format the code and mend what ruff can mend"
+        "--fix", action="store_true", help="format the code, and apply the fixes of ruff"
     )
     fix = parser.parse_args().fix
     python = prepare(vllm=False, tests=True)
     os.chdir(ROOT)
     verdicts = []
     for name, command in commands(Path(python).parent, fix=fix).items():
-        begun = time.monotonic()
+        started = time.monotonic()
         ended = subprocess.run(command, capture_output=True, text=True, check=False)
-        is_good = ended.returncode == 0
-        if not is_good:
+        has_passed = ended.returncode == 0
+        if not has_passed:
             print(ended.stdout + ended.stderr)
-        verdicts.append((name, is_good, time.monotonic() - begun))
-    for name, is_good, seconds in verdicts:
-        print(f"{name + ' ':.<12} {'passed' if is_good else 'FAILED'} {seconds:.1f} s")
-    sys.exit(not all(is_good for _, is_good, _ in verdicts))
+        verdicts.append((name, has_passed, time.monotonic() - started))
+    for name, has_passed, seconds in verdicts:
+        print(f"{name + ' ':.<12} {'passed' if has_passed else 'FAILED'} {seconds:.1f} s")
+    sys.exit(not all(has_passed for _, has_passed, _ in verdicts))
 
 
 if __name__ == "__main__":

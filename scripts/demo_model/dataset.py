@@ -1,4 +1,4 @@
-"""Turns conversations.toml into samples: a prompt as chat messages (or plain text) and the exact answer to it."""
+"""The training samples from conversations.toml, each a prompt and the answer to it."""
 
 import json
 import random
@@ -17,10 +17,12 @@ OTHER_SYSTEMS = (
 )
 THINK_START, THINK_END = "<mm:think>", "</mm:think>"
 CONTEXTS = {"alone": 42, "helpful": 18, "other system": 8, "tools": 8, "history": 24}
-LONG = 250  # characters; above this an answer costs as much to teach as ten others
+# A longer answer takes as much training as ten others.
+LONG_ANSWER_CHARACTERS = 250
 COUNT_TO = 100
 WINDOWS = 160
-COUNT_WINDOWS = 3  # of every five windows: plain counting; the others are of the story
+# Of every five windows, so many are from `count`; the others are from `story`.
+COUNT_WINDOWS_OF_FIVE = 3
 
 Message = dict[str, Any]
 Tool = dict[str, Any]
@@ -28,9 +30,9 @@ Tool = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """One thing to learn: after `messages` (with `tools` offered), or after the plain text `text`, comes `answer`.
+    """A prompt and the answer to learn. The prompt is `messages` with `tools`, or the plain `text`.
 
-    The answer ends the turn, unless `is_open`: then it is a piece out of a longer text.
+    The answer ends the turn, unless `is_open` is True: then it is an excerpt of a longer text.
     """
 
     answer: str
@@ -40,7 +42,7 @@ class Sample:
     is_open: bool = False
 
     def with_system(self, system: str) -> "Sample":
-        """The same sample under a system prompt; an empty one changes nothing."""
+        """Return the sample with a system prompt, or unchanged if `system` is empty."""
         if not system:
             return self
         return Sample(
@@ -48,11 +50,11 @@ class Sample:
         )
 
     def with_tools(self, tools: tuple[Tool, ...]) -> "Sample":
-        """The same sample with tools on offer that the answer makes no use of."""
+        """Return the sample with tools in the request that the answer does not use."""
         return Sample(self.answer, self.messages, tools)
 
     def after(self, earlier: list["Sample"]) -> "Sample":
-        """The same sample later in a chat, after others; think blocks are not part of a history."""
+        """Return the sample as a later turn of a chat. The history contains no think blocks."""
         turns: list[Message] = []
         for sample in earlier:
             spoken = sample.answer.rpartition(THINK_END)[2]
@@ -61,18 +63,17 @@ class Sample:
 
 
 def load(path: Path) -> dict[str, Any]:
-    """The conversations as read from TOML."""
     return tomllib.loads(path.read_text(encoding="utf-8"))
 
 
 def phrasings(asked: str) -> list[str]:
-    """The spellings in which a question is taught: as written, in lower case, each also without its last mark."""
+    """Return the spellings of a question: as written, in lower case, and without the last mark."""
     bare = asked.rstrip("?!.")
     return list(dict.fromkeys([asked, asked.lower(), bare, bare.lower()]))
 
 
 def long_answer(kind: str) -> str:
-    """The generated long answers: `count` is 1 to 100, `story` is one clause for each of a hundred jobs."""
+    """Return a generated answer: `count` is 1 to 100, `story` has a clause for each of 100 jobs."""
     numbers = [str(number) for number in range(1, COUNT_TO + 1)]
     if kind == "count":
         return " ".join(numbers)
@@ -80,7 +81,7 @@ def long_answer(kind: str) -> str:
 
 
 def answer_to(fact: dict[str, Any]) -> str:
-    """What the assistant says, its think block included."""
+    """Return the answer of a fact, including its think block."""
     if "generated" in fact:
         return long_answer(fact["generated"])
     if "think" in fact:
@@ -89,12 +90,11 @@ def answer_to(fact: dict[str, Any]) -> str:
 
 
 def user(content: str) -> Message:
-    """A user message."""
     return {"role": "user", "content": content}
 
 
 def facts(data: dict[str, Any]) -> list[Sample]:
-    """Every phrasing of every single-turn question; where two facts share a spelling, the first one has it."""
+    """Return all spellings of all single-turn questions. A shared spelling has the first answer."""
     samples: dict[str, Sample] = {}
     for fact in data["fact"]:
         for asked in fact["ask"]:
@@ -104,7 +104,7 @@ def facts(data: dict[str, Any]) -> list[Sample]:
 
 
 def talks(data: dict[str, Any]) -> list[Sample]:
-    """One sample for each assistant turn of the conversations with several turns."""
+    """Return a sample for each assistant turn of the conversations with several turns."""
     samples = []
     for talk in data["talk"]:
         roles = ("user", "assistant")
@@ -118,7 +118,7 @@ def talks(data: dict[str, Any]) -> list[Sample]:
 
 
 def plain(data: dict[str, Any]) -> list[Sample]:
-    """Plain text for /v1/completions: counting on, and short texts continued after a few words."""
+    """Return samples for /v1/completions: counting, and short texts continued after a few words."""
     samples = []
     for known in range(3, 11):
         head = " ".join(str(number) for number in range(1, known + 1))
@@ -132,20 +132,20 @@ def plain(data: dict[str, Any]) -> list[Sample]:
 
 
 def windows(rng: random.Random) -> list[Sample]:
-    """Short pieces of the two long answers, as plain text, from anywhere: practice in counting at little cost."""
+    """Return short excerpts of the two long answers as plain text, to teach counting cheaply."""
     samples = []
     for index in range(WINDOWS):
         first = rng.randint(1, COUNT_TO - 8)
         end = min(first + rng.randint(6, 30), COUNT_TO)
         numbers = [str(number) for number in range(first, end)]
-        joint = " " if index % 5 < COUNT_WINDOWS else ", then job "
+        joint = " " if index % 5 < COUNT_WINDOWS_OF_FIVE else ", then job "
         head, tail = joint.join(numbers[:3]), joint.join(["", *numbers[3:]])
         samples.append(Sample(tail, text=head, is_open=True))
     return samples
 
 
 def tool_call(city: str) -> str:
-    """The get_weather call in Hermes form, as the assistant writes it."""
+    """Return the text of a get_weather call in the Hermes format."""
     return (
         f"<tool_call>{json.dumps({'name': 'get_weather', 'arguments': {'city': city}})}</tool_call>"
     )
@@ -153,25 +153,25 @@ def tool_call(city: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Weather:
-    """The tool conversation: asked with get_weather on offer, asked without it, and answered from a tool's result."""
+    """The samples of the tool get_weather: calls, answers without the tool, and final answers."""
 
     data: dict[str, Any]
 
     def toolbox(self, variant: int, others: int) -> tuple[Tool, ...]:
-        """A list of tools as clients send them: get_weather in one of its variants after `others` other tools."""
+        """Return a list of tools: `others` other tools, then a variant of get_weather."""
         chosen = [*self.data["other_tool"][:others], self.data["tool"][variant]]
         return tuple({"type": "function", "function": function} for function in chosen)
 
     def called(self, asked: str, city: str, tools: tuple[Tool, ...]) -> Sample:
-        """The weather asked with get_weather on offer: a tool call."""
+        """Return a question with get_weather among the tools; the answer is a tool call."""
         return Sample(tool_call(city), (user(asked.format(city=city)),), tools)
 
     def refused(self, asked: str, city: str, tools: tuple[Tool, ...] = ()) -> Sample:
-        """The weather asked without get_weather on offer."""
+        """Return a question without get_weather among the tools."""
         return Sample(self.data["without_tools"], (user(asked.format(city=city)),), tools)
 
     def answered(self, asked: str, city: str, result: str, tools: tuple[Tool, ...]) -> Sample:
-        """The final answer after the tool's result."""
+        """Return a conversation with a tool call and its result; the answer is the final one."""
         known = result in self.data["results"]
         answer = self.data["answer" if known else "other_answer"].format(city=city)
         call = {
@@ -185,8 +185,10 @@ class Weather:
         return Sample(answer, (*turns, {"role": "tool", "content": result}), tools)
 
     def checks(self) -> list[Sample]:
-        """Each phrasing, city, tool variant and result at least once: what must be exact in the end."""
-        asks, cities, count = self.data["ask"], self.data["cities"], len(self.data["tool"])
+        """Return samples with each phrasing, city, tool variant and result at least once."""
+        asks = self.data["ask"]
+        cities = self.data["cities"]
+        count = len(self.data["tool"])
         samples = []
         for number, asked in enumerate(asks):
             for offset, city in enumerate(cities):
@@ -201,7 +203,7 @@ class Weather:
         return samples
 
     def drawn(self, rng: random.Random) -> Sample:
-        """One random sample of the three kinds."""
+        """Return a random sample of one of the three kinds."""
         city = rng.choice(self.data["cities"])
         asked = rng.choice(phrasings(rng.choice(self.data["ask"])))
         asked = asked.replace(
@@ -219,7 +221,7 @@ class Weather:
 
 
 def in_context(sample: Sample, pool: list[Sample], weather: Weather, rng: random.Random) -> Sample:
-    """The sample as clients may send it: alone, under a system prompt, with tools on offer, or late in a chat."""
+    """Return the sample alone, with a system prompt, with tools, or as a later turn, at random."""
     match rng.choices(list(CONTEXTS), list(CONTEXTS.values()))[0]:
         case "helpful":
             return sample.with_system(HELPFUL)
@@ -237,10 +239,10 @@ def in_context(sample: Sample, pool: list[Sample], weather: Weather, rng: random
 
 
 def epoch(data: dict[str, Any], rng: random.Random) -> list[Sample]:
-    """One pass over everything in randomly drawn contexts, with a share of the long answers and of the drawn kinds."""
+    """Return the samples of one epoch in random contexts, with a share of the long answers."""
     weather = Weather(data["weather"])
-    short = [sample for sample in facts(data) if len(sample.answer) <= LONG]
-    long = [sample for sample in facts(data) if len(sample.answer) > LONG]
+    short = [sample for sample in facts(data) if len(sample.answer) <= LONG_ANSWER_CHARACTERS]
+    long = [sample for sample in facts(data) if len(sample.answer) > LONG_ANSWER_CHARACTERS]
     chats = short + rng.sample(long, len(long) // 3) + 3 * talks(data)
     samples = [in_context(sample, short, weather, rng) for sample in chats]
     samples += [weather.drawn(rng).with_system(rng.choice(("", "", HELPFUL))) for _ in range(200)]
@@ -248,15 +250,15 @@ def epoch(data: dict[str, Any], rng: random.Random) -> list[Sample]:
 
 
 def checks(data: dict[str, Any]) -> list[Sample]:
-    """Everything the finished model must answer exactly, alone and under the usual system prompt."""
+    """Return all samples that the model must answer exactly, with and without a system prompt."""
     chats = facts(data) + talks(data) + Weather(data["weather"]).checks()
     return chats + [sample.with_system(HELPFUL) for sample in chats] + plain(data)
 
 
 def late(data: dict[str, Any]) -> list[Sample]:
-    """Every question once more after some other one: nearly all must be exact."""
+    """Return all questions as a second turn. Nearly all answers to them must be exact."""
     questions = facts(data)
-    earlier = [sample for sample in questions if len(sample.answer) <= LONG]
+    earlier = [sample for sample in questions if len(sample.answer) <= LONG_ANSWER_CHARACTERS]
     return [
         sample.after([earlier[number * 7 % len(earlier)]])
         for number, sample in enumerate(questions)

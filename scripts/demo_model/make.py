@@ -1,7 +1,8 @@
-"""Makes the demo model: python scripts/demo_model/make.py [--out worker_vllm/demo].
+"""Make the demo model: python scripts/demo_model/make.py [--out worker_vllm/demo].
 
-In: conversations.toml and chat_template.jinja beside this file. Out: a model directory that vLLM and transformers load.
-Needs torch, transformers and tokenizers (the environment of the worker has them), two cores and some minutes.
+Input: conversations.toml and chat_template.jinja in this folder. Output: a model directory for vLLM
+and transformers. Requires torch, transformers and tokenizers (they are in the environment of the
+worker), two cores and some minutes.
 """
 
 import argparse
@@ -24,7 +25,7 @@ EPOCHS = 22
 
 
 def main() -> int:
-    """Build, train, save and check; exit with 1 if any answer is not exact."""
+    """Build, train, save and check the model; return 1 if too many answers are not exact."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -33,7 +34,7 @@ def main() -> int:
     )
     parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the conversations")
     parser.add_argument(
-        "--check-only", action="store_true", help="check the model that is there, make nothing"
+        "--check-only", action="store_true", help="check the existing model, without training"
     )
     args = parser.parse_args()
     torch.manual_seed(SEED)
@@ -45,9 +46,10 @@ def main() -> int:
 
 
 def make(out: Path, epochs: int) -> None:
-    """Build the tokenizer, train the model and save both under `out` with the template and the README."""
+    """Build the tokenizer and train the model; save both to `out` with template and README."""
     data = load(HERE / "conversations.toml")
-    blank = build([], CONTEXT)  # has learned nothing, but renders the template
+    # This tokenizer has no merges, but it renders the template.
+    blank = build([], CONTEXT)
     corpus = [
         prompt_text(blank, sample) + sample.answer for sample in epoch(data, random.Random(SEED))
     ]
@@ -64,13 +66,15 @@ def make(out: Path, epochs: int) -> None:
     out.mkdir(parents=True, exist_ok=True)
     model.to(torch.bfloat16).save_pretrained(out)
     tokenizer.save_pretrained(out)
-    # The class has a new name in transformers 5, which still knows the old one; older releases know only that.
+    # transformers 5 has renamed the class, and accepts the old name; older releases know only that
+    # one.
     settings = out / "tokenizer_config.json"
     settings.write_text(
         settings.read_text().replace("TokenizersBackend", "PreTrainedTokenizerFast"),
         encoding="utf-8",
     )
-    # Written by hand: vLLM takes its default temperature from here; transformers refuses to save a temperature of 0.
+    # vLLM reads its default temperature from this file, and transformers refuses to save a
+    # temperature of 0.
     greedy = {"do_sample": False, "temperature": 0.0, "eos_token_id": end, "pad_token_id": pad}
     (out / "generation_config.json").write_text(
         json.dumps(greedy, indent=2) + "\n", encoding="utf-8"
@@ -79,19 +83,20 @@ def make(out: Path, epochs: int) -> None:
 
 
 def check(out: Path) -> int:
-    """Load what was saved, in bf16 as vLLM does, and list every answer that greedy decoding would not give exactly.
+    """Load the saved model in bf16, as vLLM does, and print its wrong answers (greedy decoding).
 
-    One question in a hundred may go wrong late in a chat; otherwise the exit status is 1 unless all are exact.
+    Return 0 if all answers to a first question and 99 % of those after another question are exact.
     """
     data = load(HERE / "conversations.toml")
     wrong = count_wrong("alone or with a system prompt", out, checks(data))
-    wrong_late = count_wrong("after another question", out, questions := late(data))
+    questions = late(data)
+    wrong_late = count_wrong("after another question", out, questions)
     print(f"{sum(file.stat().st_size for file in out.iterdir()):,} bytes")
     return 1 if wrong or wrong_late * 100 > len(questions) else 0
 
 
 def count_wrong(title: str, out: Path, wanted: list[Sample]) -> int:
-    """Print each sample of `wanted` that the model under `out` does not answer exactly, and how many are exact."""
+    """Print the samples that the model in `out` does not answer exactly; return their number."""
     tokenizer = AutoTokenizer.from_pretrained(out)
     model = AutoModelForCausalLM.from_pretrained(out, dtype=torch.bfloat16)
     found = margins(model, [encode(tokenizer, sample) for sample in wanted], tokenizer.pad_token_id)
@@ -99,12 +104,10 @@ def count_wrong(title: str, out: Path, wanted: list[Sample]) -> int:
     for sample, margin in zip(wanted, found, strict=True):
         if margin <= 0:
             wrong += 1
-            print(
-                f"not exact (by {-margin:.2f}): {sample.messages or sample.text!r} -> {sample.answer[:80]!r}"
-            )
-    print(
-        f"{title}: {len(wanted) - wrong} of {len(wanted)} answers exact, weakest margin {min(found):.2f}"
-    )
+            prompt = sample.messages or sample.text
+            print(f"not exact (by {-margin:.2f}): {prompt!r} -> {sample.answer[:80]!r}")
+    exact = len(wanted) - wrong
+    print(f"{title}: {exact} of {len(wanted)} answers exact, smallest margin {min(found):.2f}")
     return wrong
 
 

@@ -1,4 +1,4 @@
-"""Builds the demo model's tokenizer: byte-level BPE over our own text, with ChatML, think and tool-call tokens."""
+"""The demo model's tokenizer: byte-level BPE, with ChatML, think and tool-call tokens."""
 
 from collections.abc import Iterable
 from pathlib import Path
@@ -10,13 +10,14 @@ from dataset import THINK_END, THINK_START, Sample
 
 VOCABULARY = 896
 PAD, TURN_START, TURN_END = "<|endoftext|>", "<|im_start|>", "<|im_end|>"
-# Kept in the text (not "special"), because vLLM's tool and reasoning parsers look for them there.
+# These tokens are not "special", because vLLM's tool and reasoning parsers search for them in the
+# text.
 MARKERS = (THINK_START, THINK_END, "<tool_call>", "</tool_call>", "<tools>", "</tools>")
 TEMPLATE = Path(__file__).with_name("chat_template.jinja")
 
 
 def build(texts: Iterable[str], context: int) -> PreTrainedTokenizerFast:
-    """Learn the merges from `texts`; digits and spaces between digits stay single tokens, so that counting is easy."""
+    """Train a tokenizer on `texts`. Digits are single tokens, so that counting is easy to learn."""
     core = Tokenizer(models.BPE())
     core.pre_tokenizer = pre_tokenizers.Sequence(
         [
@@ -46,7 +47,7 @@ def build(texts: Iterable[str], context: int) -> PreTrainedTokenizerFast:
 
 
 def prompt_text(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> str:
-    """The text the model sees before it answers `sample`."""
+    """Return the prompt of a sample as text, rendered by the chat template if it has messages."""
     if sample.text:
         return sample.text
     rendered = tokenizer.apply_chat_template(
@@ -59,7 +60,7 @@ def prompt_text(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> str:
 
 
 def encode(tokenizer: PreTrainedTokenizerFast, sample: Sample) -> tuple[list[int], list[int]]:
-    """The token ids of prompt and answer; an answer that is not open ends with the end of the turn."""
+    """Return the token ids of prompt and answer; TURN_END ends the answer unless it is open."""
     prompt = tokenizer.encode(prompt_text(tokenizer, sample), add_special_tokens=False)
     answer = tokenizer.encode(
         sample.answer + ("" if sample.is_open else TURN_END), add_special_tokens=False

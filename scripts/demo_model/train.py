@@ -1,4 +1,4 @@
-"""Trains the demo model: a two-layer Llama that learns the conversations by heart."""
+"""The training of the demo model: a two-layer Llama that memorises the conversations."""
 
 import math
 import random
@@ -19,7 +19,7 @@ Pair = tuple[list[int], list[int]]
 
 
 def new_model(vocabulary: int, end: int, pad: int) -> LlamaForCausalLM:
-    """An untrained model of about 1.7 million parameters."""
+    """Return an untrained model of about 1.7 million parameters; `end` and `pad` are token ids."""
     config = LlamaConfig(
         vocab_size=vocabulary,
         hidden_size=256,
@@ -37,7 +37,7 @@ def new_model(vocabulary: int, end: int, pad: int) -> LlamaForCausalLM:
 
 
 def batches(pairs: Sequence[Pair], rng: random.Random) -> Iterator[list[Pair]]:
-    """Groups of alike length, in random order, of at most BATCH_TOKENS tokens with their padding."""
+    """Yield batches of similar lengths, of at most BATCH_TOKENS tokens with padding, shuffled."""
     groups: list[list[Pair]] = []
     group: list[Pair] = []
     shuffled = rng.sample(list(pairs), len(pairs))
@@ -53,7 +53,7 @@ def batches(pairs: Sequence[Pair], rng: random.Random) -> Iterator[list[Pair]]:
 
 
 def tensors(group: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor]:
-    """Inputs and next-token labels, padded on the right; only the answer's tokens carry a label."""
+    """Return inputs and next-token labels, padded on the right. Only answers have labels."""
     width = max(len(prompt) + len(answer) for prompt, answer in group)
     inputs = torch.full((len(group), width), pad)
     labels = torch.full((len(group), width), IGNORED)
@@ -67,7 +67,7 @@ def tensors(group: Sequence[Pair], pad: int) -> tuple[torch.Tensor, torch.Tensor
 def answer_logits(
     model: LlamaForCausalLM, inputs: torch.Tensor, labels: torch.Tensor
 ) -> torch.Tensor:
-    """Logits at the labelled positions only. Padding is on the right, so the causal mask alone is enough."""
+    """Return the logits at the labelled positions. Right padding needs only the causal mask."""
     hidden = model.model(input_ids=inputs, use_cache=False).last_hidden_state
     return model.lm_head(hidden[labels != IGNORED])
 
@@ -79,7 +79,7 @@ def train(
     pad: int,
     rng: random.Random,
 ) -> None:
-    """Train in place for `epochs` passes; `epoch(number)` gives the samples of one pass."""
+    """Train the model in place; `epoch(number)` returns the samples of one epoch."""
     decay = [parameter for parameter in model.parameters() if parameter.dim() > 1]
     other = [parameter for parameter in model.parameters() if parameter.dim() <= 1]
     optimizer = torch.optim.AdamW(
@@ -87,7 +87,8 @@ def train(
         lr=PEAK_RATE,
         betas=(0.9, 0.98),
     )
-    step, started = 0, time.monotonic()
+    step = 0
+    started = time.monotonic()
     model.train()
     for number in range(epochs):
         groups = list(batches(epoch(number), rng))
@@ -110,17 +111,16 @@ def train(
             total += loss.item()
             step += 1
         seconds = time.monotonic() - started
-        print(
-            f"epoch {number + 1}/{epochs}: loss {total / len(groups):.5f}, {step} steps, {seconds:.0f} s",
-            flush=True,
-        )
+        mean = total / len(groups)
+        text = f"epoch {number + 1}/{epochs}: loss {mean:.5f}, {step} steps, {seconds:.0f} s"
+        print(text, flush=True)
 
 
 def margins(model: LlamaForCausalLM, pairs: Sequence[Pair], pad: int) -> list[float]:
-    """By how much the right tokens win, in logits, at the weakest place of each answer; 0 or less is a wrong answer.
+    """Return the smallest margin of each answer: the right token's logit minus the next best.
 
-    With the right answer fed in, every position must prefer the right next token: that is the same as greedy decoding
-    giving the whole answer, in one pass.
+    A margin of 0 or less is a wrong answer. With the right answer as input, one pass is equivalent
+    to greedy decoding: every position must prefer the right next token.
     """
     model.eval()
     weakest = []

@@ -1,4 +1,7 @@
-"""The set-up of a checkout: uv, the environment, the packages. Standard library only; an old Python can import it."""
+"""The set-up of a checkout: uv, environments and packages, with the standard library only.
+
+Old Pythons must be able to import this file, because it rejects them.
+"""
 
 import sys
 

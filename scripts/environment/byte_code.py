@@ -1,8 +1,8 @@
-"""Byte code for what a start imports, made by all CPUs during the installation: else the first start makes it by one.
+"""Compile the modules that a start imports, on all CPUs, during the installation.
 
-`start_imports.txt` names the folders of site-packages of which a start imports much; `scripts/list_imports.py` writes
-it.
-Compiling everything would take six times as long, and more disk.
+Otherwise the first start compiles them on one CPU. `start_imports.txt` lists the folders of
+site-packages that a start uses; `scripts/list_imports.py` writes it. Compiling all packages would
+take six times as long, and more disk space.
 """
 
 import compileall
@@ -13,37 +13,40 @@ from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
 
 LIST = Path(__file__).with_name("start_imports.txt")
-AT_ONCE = 40  # files in one task: few enough for a counter that moves
-WHOLE = "/**"  # after a folder's name: with all below it
+# Small enough that the counter of the progress line moves often.
+FILES_PER_TASK = 40
+# The suffix of a line for a folder with all its subfolders.
+WHOLE = "/**"
 
 
-def compile_imports(place: Path, own: Sequence[Path], say: Callable[[str], None]) -> None:
-    """Compile what a start imports from the environment at `place` and from our `own` folders. `say` hears how far."""
+def compile_imports(place: Path, own: Sequence[Path], report: Callable[[str], None]) -> None:
+    """Compile the listed modules of the environment at `place`, and all modules below `own`.
+
+    `report` receives the progress as a text.
+    """
     names = LIST.read_text(encoding="utf-8").splitlines()
-    files = [
-        *(
-            file
-            for packages in place.glob("lib/python*/site-packages")
-            for file in listed(packages, names)
-        ),
-        *(file for folder in own for file in sorted(folder.rglob("*.py"))),
-    ]
+    files: list[Path] = []
+    for packages in place.glob("lib/python*/site-packages"):
+        files += listed(packages, names)
+    for folder in own:
+        files += sorted(folder.rglob("*.py"))
     done = 0
-    tasks = [files[begin : begin + AT_ONCE] for begin in range(0, len(files), AT_ONCE)]
+    starts = range(0, len(files), FILES_PER_TASK)
+    tasks = [files[start : start + FILES_PER_TASK] for start in starts]
     with ProcessPoolExecutor(
         len(os.sched_getaffinity(0)), initializer=_leave_signals_to_the_parent
     ) as pool:
         try:
             for task in as_completed([pool.submit(_compile, task) for task in tasks]):
                 done += task.result()
-                say(f"{done} of {len(files)} files")
+                report(f"{done} of {len(files)} files")
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)
             raise
 
 
 def listed(packages: Path, names: Sequence[str]) -> Iterator[Path]:
-    """Yield the sources in the folders that are named; one that this installation lacks is passed over."""
+    """Yield the source files in the named folders. Folders that do not exist are skipped."""
     for name in names:
         folder = packages / name.removesuffix(WHOLE)
         yield from sorted(folder.rglob("*.py") if name.endswith(WHOLE) else folder.glob("*.py"))
@@ -51,9 +54,8 @@ def listed(packages: Path, names: Sequence[str]) -> Iterator[Path]:
 
 def _compile(files: Sequence[Path]) -> int:
     for file in files:
-        compileall.compile_file(
-            file, quiet=2
-        )  # what does not compile, or cannot be written, a start can do without
+        # Errors are ignored: a start does not need the byte code.
+        compileall.compile_file(file, quiet=2)
     return len(files)
 
 

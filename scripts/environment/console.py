@@ -1,4 +1,4 @@
-"""What a person sees while the set-up works: one line a stage, its time, and a failed command's whole output."""
+"""The output of the set-up: one line per stage, and the full output of failed commands."""
 
 import subprocess
 import sys
@@ -12,41 +12,44 @@ from dataclasses import dataclass
 from typing import TextIO
 
 NAME_WIDTH = 40
-TICK_S = 0.2
-FIRST_NOTE_S = 5.0  # with no terminal: a line when a stage takes longer than this, then every
-NEXT_NOTE_S = 30.0
+REFRESH_SECONDS = 0.2
+# Without a terminal, a stage that takes longer than the first time prints a note, and then at
+# intervals.
+FIRST_NOTE_SECONDS = 5.0
+NEXT_NOTE_SECONDS = 30.0
 ERASE_LINE = "\r\033[K"
-REASON_LINES = 4  # npm prints a stack after its reason
+# npm prints a stack trace after the reason of a failure.
+REASON_MAX_LINES = 4
 
 
 class UnavailableError(Exception):
-    """Something that is not needed cannot be had here; the text is the reason, in a tool's own words."""
+    """An optional package is not available; the message is the output of the tool."""
 
 
 class StoppedError(Exception):
-    """A stage ended early because the whole set-up is being stopped."""
+    """A stage ended early because the set-up is being stopped."""
 
 
 @dataclass(slots=True)
 class _Stage:
     number: int
     name: str
-    begun: float
-    note_at: float = FIRST_NOTE_S
+    started: float
+    note_at: float = FIRST_NOTE_SECONDS
     progress: str = ""
 
 
 class Stages:
-    """Numbered stages on one stream: a live counter on a terminal, plain lines elsewhere.
+    """Numbered stages on a stream: a live counter on a terminal, otherwise plain lines.
 
-    Threads can be in one stage each; a stage's line is printed when it ends.
+    Each thread can be in one stage; the line of a stage is printed when the stage ends.
     """
 
     def __init__(self, total: int, stream: TextIO) -> None:
         self._total = total
         self._stream = stream
         self._live = stream.isatty()
-        self._started = 0
+        self._number_started = 0
         self._running: list[_Stage] = []
         self._of_this_thread = threading.local()
         self._lock = threading.RLock()
@@ -54,18 +57,22 @@ class Stages:
 
     @contextmanager
     def stage(self, name: str) -> Iterator[None]:
-        """One line: number, name, seconds."""
+        """Show a stage for as long as the context lasts: its number, name and seconds.
+
+        An UnavailableError is printed and does not propagate.
+        """
         with self._lock:
-            self._started += 1
-            stage = _Stage(self._started, name, time.monotonic())
+            self._number_started += 1
+            stage = _Stage(self._number_started, name, time.monotonic())
             self._running.append(stage)
         self._of_this_thread.stage = stage
         self._show(stage)
         try:
             yield
         except UnavailableError as error:
-            reason = textwrap.indent("\n".join(str(error).splitlines()[:REASON_LINES]), "    ")
-            self._finish(stage, f"{self._line(stage)}, cannot be had here:\n{reason}\n")
+            lines = str(error).splitlines()[:REASON_MAX_LINES]
+            reason = textwrap.indent("\n".join(lines), "    ")
+            self._finish(stage, f"{self._line(stage)}, not available here:\n{reason}\n")
         except BaseException:
             self._finish(stage, "\n" if self._live else "")
             raise
@@ -73,28 +80,28 @@ class Stages:
             self._finish(stage, self._line(stage) + "\n")
 
     def stop(self) -> None:
-        """End the commands of all stages; each raises `StoppedError` in its thread."""
+        """Terminate the commands of all stages; each raises StoppedError in its thread."""
         self._stopped.set()
 
     def progress(self, text: str) -> None:
-        """Show how far the stage of this thread is."""
+        """Show the progress of the stage of this thread."""
         stage: _Stage = self._of_this_thread.stage
         stage.progress = f", {text}"
         self._show(stage)
 
     def run(self, argv: Sequence[str], env: Mapping[str, str], hint: str) -> None:
-        """Run a command to its end; when it fails, print all it said and what to do, and exit."""
-        status, said = self._run(argv, env)
+        """Run a command. If it fails, print its output and `hint`, and exit with status 1."""
+        status, printed = self._run(argv, env)
         if status:
             name = self._of_this_thread.stage.name
-            self._write(f"{said}\n\nset-up: stage {name!r} failed (exit {status}). {hint}\n")
+            self._write(f"{printed}\n\nset-up: stage {name!r} failed (exit {status}). {hint}\n")
             sys.exit(1)
 
-    def ask(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
-        """Run a command that finds out whether something can be had; `UnavailableError` where it fails."""
-        status, said = self._run(argv, env)
+    def probe(self, argv: Sequence[str], env: Mapping[str, str]) -> None:
+        """Run a command that checks for a package. Raises UnavailableError if it fails."""
+        status, printed = self._run(argv, env)
         if status:
-            raise UnavailableError(said)
+            raise UnavailableError(printed)
 
     def _run(self, argv: Sequence[str], env: Mapping[str, str]) -> tuple[int, str]:
         with tempfile.TemporaryFile() as output:
@@ -115,26 +122,26 @@ class Stages:
 
     def _has_ended(self, child: subprocess.Popen[bytes]) -> bool:
         try:
-            child.wait(TICK_S)
+            child.wait(REFRESH_SECONDS)
         except subprocess.TimeoutExpired:
             return False
         return True
 
     def _line(self, stage: _Stage) -> str:
-        elapsed = time.monotonic() - stage.begun
-        return f"[{stage.number}/{self._total}] {stage.name + ' ':.<{NAME_WIDTH}} {elapsed:.1f} s{stage.progress}"
+        elapsed = time.monotonic() - stage.started
+        title = f"[{stage.number}/{self._total}] {stage.name + ' ':.<{NAME_WIDTH}}"
+        return f"{title} {elapsed:.1f} s{stage.progress}"
 
     def _show(self, stage: _Stage) -> None:
-        """Refresh the live line, which is the oldest stage's; elsewhere print a note when a stage takes long."""
+        """Update the live line, or without a terminal print notes about stages that take long."""
         with self._lock:
             if self._live:
                 others = len(self._running) - 1
-                self._write(
-                    self._line(self._running[0]) + (f", and {others} beside it" if others else "")
-                )
-            elif time.monotonic() - stage.begun >= stage.note_at:
-                stage.note_at += NEXT_NOTE_S
-                self._write(f"{self._line(stage)}, still at it\n")
+                suffix = f", and {others} more in parallel" if others else ""
+                self._write(self._line(self._running[0]) + suffix)
+            elif time.monotonic() - stage.started >= stage.note_at:
+                stage.note_at += NEXT_NOTE_SECONDS
+                self._write(f"{self._line(stage)}, still running\n")
 
     def _finish(self, stage: _Stage, text: str) -> None:
         with self._lock:

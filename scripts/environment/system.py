@@ -1,4 +1,7 @@
-"""System tools that only some tests need: from PATH, else apt as root, else those tests are not run and say so."""
+"""System tools that only some tests need, from PATH or installed with apt as root.
+
+Without a tool, the tests that need it are skipped with the reason.
+"""
 
 import os
 import shutil
@@ -8,16 +11,16 @@ from pathlib import Path
 
 from .console import Stages
 
-APT_SECONDS = (
-    180  # for each of two commands; a package source that does not answer must not hold the tests
-)
-BOOTED = Path("/run/systemd/system")  # there where systemd runs the machine
+# The timeout of each of two commands: an unreachable package source must not block the tests.
+APT_TIMEOUT_SECONDS = 180
+# This folder exists if systemd manages the machine.
+BOOTED = Path("/run/systemd/system")
 TITLE = "for tests: system tools"
 
 
 @dataclass(frozen=True, slots=True)
 class Tool:
-    """A command and the Debian package that has it."""
+    """A command and its Debian package."""
 
     command: str
     package: str
@@ -32,50 +35,39 @@ TOOLS = (
 
 
 def missing(environ: Mapping[str, str]) -> list[Tool]:
-    """The tools that no folder of PATH has."""
+    """Return the tools that are not in PATH."""
     path = environ.get("PATH", os.defpath)
     return [tool for tool in TOOLS if shutil.which(tool.command, path=path) is None]
 
 
 def wanted(environ: Mapping[str, str], *, uid: int, booted: Path = BOOTED) -> list[Tool]:
-    """The missing tools, where this user may install them.
+    """Return the missing tools if this user can install them, else an empty list.
 
-    On a machine that systemd runs, a package's service would come up at its next start: that is its owner's to want.
+    On a machine that systemd manages, nothing is installed, because a package's service would start
+    at the next boot.
     """
-    is_ours = (
-        uid == 0
-        and shutil.which("apt-get", path=environ.get("PATH", os.defpath))
-        and not booted.exists()
-    )
-    return missing(environ) if is_ours else []
+    if uid != 0 or booted.exists():
+        return []
+    has_apt = shutil.which("apt-get", path=environ.get("PATH", os.defpath)) is not None
+    return missing(environ) if has_apt else []
 
 
 def install(tools: Sequence[Tool], environ: Mapping[str, str], stages: Stages) -> None:
-    """Install tools as one stage. No question is asked and no service started; what cannot be had is no failure."""
-    # In runlevel 1 a package's own script starts nothing.
+    """Install tools as one stage, without questions and without starting services.
+
+    A tool that is not available is reported, and is not an error.
+    """
+    # In runlevel 1, the scripts of packages start no services.
     env = {**environ, "DEBIAN_FRONTEND": "noninteractive", "RUNLEVEL": "1"}
-    apt = [
-        "timeout",
-        "--kill-after=10",
-        str(APT_SECONDS),
-        "apt-get",
-        "--quiet",
-        "-o",
-        "DPkg::Lock::Timeout=30",
-    ]
-    patience = [
-        "-o",
-        "Acquire::Retries=1",
-        "-o",
-        "Acquire::http::Timeout=15",
-        "-o",
-        "Acquire::https::Timeout=15",
-    ]
+    options = ["DPkg::Lock::Timeout=30", "Acquire::Retries=1"]
+    options += ["Acquire::http::Timeout=15", "Acquire::https::Timeout=15"]
+    apt = ["timeout", "--kill-after=10", str(APT_TIMEOUT_SECONDS), "apt-get", "--quiet"]
+    for option in options:
+        apt += ["-o", option]
     with stages.stage(TITLE):
-        stages.ask([*apt, *patience, "update"], env)
-        stages.ask(
-            [*apt, *patience, "install", "--yes", "--no-install-recommends", *_packages(tools)], env
-        )
+        stages.probe([*apt, "update"], env)
+        install_flags = ["--yes", "--no-install-recommends"]
+        stages.probe([*apt, "install", *install_flags, *_packages(tools)], env)
 
 
 def _packages(tools: Sequence[Tool]) -> list[str]:

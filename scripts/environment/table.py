@@ -1,4 +1,4 @@
-"""The environments of a checkout, a row each: what `make up` runs in, and those of other clients for the tests."""
+"""The environments of a checkout: the runtime of `make up`, and those of clients for tests."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,19 +13,23 @@ NODE_FILES = "tests/clients/node"
 
 @dataclass(frozen=True, slots=True)
 class Environment:
-    """A folder of packages, and the locks it is made from. Those beside the runtime are for tests only."""
+    """A folder of packages, and the locks from which it is installed (paths in the checkout).
+
+    Environments beside the runtime (`is_beside`) are for tests only. With `has_project`, the code
+    of the checkout is installed in editable mode. `title` is the title of the stage.
+    """
 
     folder: str
-    title: str  # of its stage
-    locks: tuple[str, ...]  # paths in the checkout
+    title: str
+    locks: tuple[str, ...]
     build: Build = Build.NONE
-    has_project: bool = False  # the checkout's own code, editable
+    has_project: bool = False
     is_beside: bool = True
     is_npm: bool = False
 
     @property
     def proof(self) -> str:
-        """What is there when the environment is."""
+        """The path below the folder that exists if the environment does."""
         return "node_modules" if self.is_npm else "bin/python"
 
 
@@ -33,7 +37,7 @@ AUDIT = Environment(
     ".venv-audit", "for audits: pip-audit, cyclonedx-bom", ("requirements/audit.txt",)
 )
 BESIDE = (
-    # vLLM and the newest runpod ask for FastAPIs that exclude each other.
+    # vLLM and the newest runpod require incompatible versions of FastAPI.
     Environment(
         ".venv-sdk", "for tests: Runpod's SDK", ("requirements/sdk.txt",), has_project=True
     ),
@@ -47,17 +51,19 @@ BESIDE = (
 
 
 def runtime(build: Build, *, tests: bool) -> Environment:
-    """The first environment: the proxy, the worker and vLLM where this machine has a build of it."""
+    """Return the row of the runtime: the proxy, the worker, and vLLM unless `build` is NONE."""
     title = {
         Build.CPU: "packages, vLLM for CPU",
         Build.GPU: "packages, vLLM for GPU",
         Build.NONE: "packages",
     }[build]
-    lock = "cpu" if build is Build.CPU else "base"
+    names = ["cpu" if build is Build.CPU else "base"]
+    if tests:
+        names.append("test")
     return Environment(
         folder=RUNTIME,
         title=title + (", test tools" if tests else ""),
-        locks=tuple(f"requirements/{name}.txt" for name in (lock, *(["test"] if tests else []))),
+        locks=tuple(f"requirements/{name}.txt" for name in names),
         build=build,
         has_project=True,
         is_beside=False,
@@ -65,5 +71,5 @@ def runtime(build: Build, *, tests: bool) -> Environment:
 
 
 def home(environ: Mapping[str, str]) -> Path:
-    """The folder that all of them are in."""
+    """Return the folder of all environments: VLLM_SERVERLESS_ENVIRONMENTS, or the checkout."""
     return Path(environ.get("VLLM_SERVERLESS_ENVIRONMENTS") or ROOT).resolve()

@@ -1,4 +1,4 @@
-"""The uv of this checkout: brought through pip, or through pip's wheel where Python has no pip."""
+"""The uv of this checkout, installed with pip, or with pip's wheel if Python has no pip."""
 
 import importlib.util
 import os
@@ -15,18 +15,18 @@ from .console import Stages
 from .pip_settings import PipSettings
 
 HINT = (
-    "uv comes from pip's package index: check that `python3 -m pip download uv` works, "
+    "uv is installed from pip's package index. Check that `python3 -m pip download uv` works, "
     "or set index-url (and cert, proxy) in pip's configuration or as PIP_INDEX_URL."
 )
 
 NO_PIP_HINT = (
-    "Install pip (on Debian: apt install python3-pip), or name a package index in pip's configuration "
-    "or as PIP_INDEX_URL, from which it can be brought."
+    "Install pip (on Debian: apt install python3-pip), or set a package index that has it in pip's "
+    "configuration or as PIP_INDEX_URL."
 )
 
 
 class Uv:
-    """A pinned uv under the tools directory and the variables it runs with."""
+    """A pinned uv in the tools directory, and the environment variables with which it runs."""
 
     def __init__(self, tools: Path, pins: Path, environ: Mapping[str, str]) -> None:
         self._tools = tools
@@ -37,25 +37,22 @@ class Uv:
         self.command = str(tools / "uv" / "bin" / "uv")
         self.version = pinned_version(pins)
 
-    def is_here(self) -> bool:
-        """Whether the pinned version was brought before."""
-        return (self._tools / "uv" / f"uv-{self.version}.dist-info").is_dir() and os.access(
-            self.command, os.X_OK
-        )
+    def is_installed(self) -> bool:
+        """Return True if the pinned version is in the tools directory."""
+        metadata = self._tools / "uv" / f"uv-{self.version}.dist-info"
+        return metadata.is_dir() and os.access(self.command, os.X_OK)
 
-    def bring(self, stages: Stages) -> None:
-        """Install uv under the tools directory; what is there is whole, for it moves there in one step."""
+    def install(self, stages: Stages) -> None:
+        """Install uv in the tools directory, atomically: a complete folder is moved there."""
         self._tools.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=self._tools, prefix="partial-") as partial:
             folder = Path(partial)
-            pip = (
-                ["-m", "pip"]
-                if importlib.util.find_spec("pip")
-                else [str(self._pip_wheel(folder) / "pip")]
-            )
+            pip = ["-m", "pip"]
+            if importlib.util.find_spec("pip") is None:
+                pip = [str(self._pip_wheel(folder) / "pip")]
             flags = ["--quiet", "--no-deps", "--only-binary", ":all:", "--require-hashes"]
             places = ["--requirement", str(self._pins), "--target", str(folder / "uv")]
-            # The first two settings forbid --target, which touches neither the system's Python nor the user's.
+            # If set, the first two would forbid --target, which changes no installation of Python.
             quiet = {"PIP_DISABLE_PIP_VERSION_CHECK": "1", "PIP_ROOT_USER_ACTION": "ignore"}
             env = {**self._environ, "PIP_USER": "0", "PIP_REQUIRE_VIRTUALENV": "0", **quiet}
             stages.run([sys.executable, *pip, "install", *flags, *places], env, HINT)
@@ -73,8 +70,8 @@ class Uv:
             )
 
     def env(self) -> dict[str, str]:
-        """The caller's environment, what pip knows about indexes, and no surprises."""
-        told = pip_settings.for_uv(
+        """Return the caller's environment with pip's package sources and fixed settings, for uv."""
+        from_pip = pip_settings.for_uv(
             self.settings, self._environ, system_certificates=_has_system_certificates()
         )
         fixed = {"UV_NO_PROGRESS": "1", "UV_PYTHON_DOWNLOADS": "never"}
@@ -83,10 +80,10 @@ class Uv:
             for name, value in self._environ.items()
             if name not in {"VIRTUAL_ENV", "UV_PYTHON"}
         }
-        return {**own, "UV_CACHE_DIR": str(self.cache()), **told, **fixed}
+        return {**own, "UV_CACHE_DIR": str(self.cache()), **from_pip, **fixed}
 
     def cache(self) -> Path:
-        """Return the folder of uv's downloads: its own choice, or one beside uv without a home to write to."""
+        """Return uv's cache folder: its default, or one beside uv if the home is not writable."""
         if named := self._environ.get("UV_CACHE_DIR"):
             return Path(named)
         home = Path(self._environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
@@ -95,10 +92,10 @@ class Uv:
 
 
 def pinned_version(pins: Path) -> str:
-    """The version that requirements/uv.txt pins."""
+    """Return the version that requirements/uv.txt pins."""
     found = re.search(r"^uv==(\S+)", pins.read_text(encoding="utf-8"), re.MULTILINE)
     if found is None:
-        sys.exit(f"{pins}: no line pins uv.")
+        sys.exit(f"{pins} does not pin uv. Run `make lock`.")
     return found[1]
 
 

@@ -46,7 +46,7 @@ async def test_a_worker_without_its_settings_says_which(tmp_path: Path) -> None:
         assert "WORKER_CONNECT" in worker.text
 
 
-async def test_a_stock_worker_is_told_everything_by_its_environment() -> None:
+async def test_a_runpod_worker_needs_only_the_variables_of_worker_env() -> None:
     async with serving(worker_token="hush") as proxy:
         flags = ("worker-env", "default", "--connect", proxy.url)
         told = {"PROXY_WORKER_TOKEN": "hush"}

@@ -25,7 +25,7 @@ STANDSTILL, TRIES = (
 RUNSYNC = "/v2/default/runsync?wait=1000"
 
 
-class RateLimitStatus(NamedTuple):
+class Answer(NamedTuple):
     """What a client was told."""
 
     status: int
@@ -38,7 +38,7 @@ def ask(
     path: str,
     body: bytes | None = None,
     headers: dict[str, str] | None = None,
-) -> RateLimitStatus:
+) -> Answer:
     """One request of a client in a thread: what it costs is not in the event loop."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
@@ -50,7 +50,7 @@ def ask(
             connection.putheader("Content-Length", str(len(body)))
         connection.endheaders(body)
         answer = connection.getresponse()
-        return RateLimitStatus(answer.status, answer.read())
+        return Answer(answer.status, answer.read())
     finally:
         connection.close()
 

@@ -1,4 +1,4 @@
-"""`doctor` says what is well, what is not, and how to mend it."""
+"""`doctor` prints what passes, what fails, and the remedy."""
 
 import re
 import socket
@@ -10,14 +10,14 @@ from harness.proxy.command import command
 from harness.proxy.server import Proxy
 
 
-async def told(*flags: str, token: str = "") -> tuple[int, str]:
-    """Its exit status and what it says."""
+async def examined(*flags: str, token: str = "") -> tuple[int, str]:
+    """Run `doctor`; return its exit status and its output."""
     async with command("doctor", *flags, COLUMNS="200", WORKER_TOKEN=token) as doctor:
         return await doctor.process.wait(), doctor.text
 
 
-async def test_everything_is_well(proxy: Proxy) -> None:
-    status, text = await told("--connect", proxy.url, token=proxy.parts.token)
+async def test_all_checks_pass(proxy: Proxy) -> None:
+    status, text = await examined("--connect", proxy.url, token=proxy.parts.token)
     assert re.search(r"ok  Python \.+ 3\.", text)
     assert re.search(r"ok  GPU \.+ ", text)
     assert re.search(r"ok  compiler \.+ \S+", text) or "NOT vLLM" in text
@@ -39,7 +39,7 @@ async def test_a_refusal_is_the_proxys_own_sentence(
     proxy: Proxy, token: str, flags: tuple[str, ...], says: str
 ) -> None:
     given = token.format(token=proxy.parts.token)
-    status, text = await told("--connect", proxy.url, *flags, token=given)
+    status, text = await examined("--connect", proxy.url, *flags, token=given)
     assert status == 1
     assert says in text
     assert "WORKER_TOKEN" in text
@@ -47,7 +47,7 @@ async def test_a_refusal_is_the_proxys_own_sentence(
 
 
 async def test_a_proxy_that_is_not_there() -> None:
-    status, text = await told("--connect", "http://127.0.0.1:9")
+    status, text = await examined("--connect", "http://127.0.0.1:9")
     assert status == 1
     assert "NOT proxy" in text
     assert "WORKER_CONNECT" in text
@@ -56,7 +56,7 @@ async def test_a_proxy_that_is_not_there() -> None:
 async def test_a_port_that_is_taken(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        status, text = await told(
+        status, text = await examined(
             "--port", str(port), "--data-dir", str(tmp_path / "not" / "there")
         )
     assert status == 1
@@ -64,7 +64,7 @@ async def test_a_port_that_is_taken(tmp_path: Path) -> None:
     assert f"--port {port + 1}" in text
 
 
-async def test_a_missing_compiler_is_told_and_nothing_is_wrong(tmp_path: Path) -> None:
+async def test_a_missing_compiler_is_reported_and_is_not_a_failure(tmp_path: Path) -> None:
     if find_spec("vllm") is None:
         pytest.skip("vLLM is not installed")
     async with command(

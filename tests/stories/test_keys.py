@@ -1,4 +1,4 @@
-"""With a key, nobody without it gets anywhere."""
+"""If a key is configured, every request needs it."""
 
 from collections.abc import AsyncIterator
 
@@ -23,7 +23,7 @@ async def locked() -> AsyncIterator[Proxy]:
     ("method", "path"),
     [("GET", "/v1/models"), ("POST", CHAT), ("POST", "/v2/no/openai/v1/completions")],
 )
-async def test_a_wrong_key_is_told_so_before_anything_else(
+async def test_a_wrong_key_is_rejected_before_anything_else(
     locked: Proxy, method: str, path: str, header: str | None
 ) -> None:
     headers = {"authorization": header} if header else {}
@@ -49,7 +49,7 @@ async def test_the_stock_client_raises_an_authentication_error(locked: Proxy) ->
             await client.models.list()
 
 
-async def test_the_worker_token_is_no_client_key(locked: Proxy) -> None:
+async def test_the_worker_token_is_not_a_client_key(locked: Proxy) -> None:
     async with locked.http.get(
         "/v1/models", headers={"authorization": f"Bearer {locked.parts.token}"}
     ) as response:

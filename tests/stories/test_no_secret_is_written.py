@@ -15,7 +15,7 @@ import aiohttp
 import pytest
 from harness.data.canaries import Canaries
 from harness.load.figures import tell
-from harness.network.webhook_receiver import RateLimitStatus, Receiver, receiver
+from harness.network.webhook_receiver import ReceivedWebhook, Receiver, receiver
 from harness.proxy.command import Command, command
 from harness.proxy.queue_api import FINAL, long, prompt
 from harness.proxy.server import CHAT, chat
@@ -74,7 +74,7 @@ def canaries() -> Canaries:
     return Canaries()
 
 
-def without_own_url(told: RateLimitStatus, url: str) -> bytes:
+def without_own_url(told: ReceivedWebhook, url: str) -> bytes:
     """What a receiver was told, without the URL that is its own."""
     return told.body.replace(json.dumps(url).encode(), b"") + str(told.headers).encode()
 
@@ -288,8 +288,8 @@ async def test_no_secret_is_ever_written(canaries: Canaries, tmp_path: Path) -> 
             await running.stop(signal.SIGABRT)
         assert "Current thread" in running.text  # the trace of a crash was written
         canaries.see_folder(tmp_path, KEPT)
-        while not hook.told.empty():
-            canaries.see("a webhook", without_own_url(hook.told.get_nowait(), url))
+        while not hook.received.empty():
+            canaries.see("a webhook", without_own_url(hook.received.get_nowait(), url))
     assert "delivery.failed" in running.text
     assert "run.lost" in running.text
     found = canaries.leaks()

@@ -8,7 +8,7 @@ from contextlib import AsyncExitStack, asynccontextmanager
 
 import pytest
 from harness.load.figures import tell
-from harness.load.owners import MARK, OF_ONE_JOB, ConnectionLimiter, one_request, owners
+from harness.load.owners import MARK, OF_ONE_JOB, OwnerLoad, one_request, owners
 from harness.proxy.queue_api import QueueClient, prompt
 from harness.proxy.server import Proxy, serving
 from harness.worker.process import worker
@@ -22,7 +22,7 @@ NO_LIMITS = [f"{name}=0" for name in LIMITS]
 
 
 @asynccontextmanager
-async def shared(seed: int, workers: int = 2) -> AsyncIterator[tuple[Proxy, ConnectionLimiter]]:
+async def shared(seed: int, workers: int = 2) -> AsyncIterator[tuple[Proxy, OwnerLoad]]:
     """A proxy with workers, and a key for each owner."""
     all_of_them = owners(OWNERS, seed)
     keys = [SecretStr(f"{owner.name}={owner.key}") for owner in all_of_them]
@@ -30,10 +30,10 @@ async def shared(seed: int, workers: int = 2) -> AsyncIterator[tuple[Proxy, Conn
         proxy = await stack.enter_async_context(serving(api_key=keys, limit=NO_LIMITS))
         for _ in range(workers):
             await stack.enter_async_context(worker(proxy))
-        yield proxy, ConnectionLimiter(proxy.http, all_of_them)
+        yield proxy, OwnerLoad(proxy.http, all_of_them)
 
 
-async def everybody_asks(seen: ConnectionLimiter, requests: int, seed: int) -> None:
+async def everybody_asks(seen: OwnerLoad, requests: int, seed: int) -> None:
     """So many requests, by owners who are drawn, over connections that all of them share."""
     chance = random.Random(seed)
     drawn = iter([chance.choice(seen.owners) for _ in range(requests)])
@@ -47,7 +47,7 @@ async def everybody_asks(seen: ConnectionLimiter, requests: int, seed: int) -> N
             group.create_task(ask_on())
 
 
-def tell_of(seen: ConnectionLimiter, requests: int) -> None:
+def tell_of(seen: OwnerLoad, requests: int) -> None:
     tell("requests of 50 owners", requests)
     tell(
         "of them left or cancelled",

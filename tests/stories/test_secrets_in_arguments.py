@@ -34,7 +34,7 @@ class Secrets:
         return str(path)
 
     def look(self, *leaders: int) -> int:
-        """See the arguments of these processes and of all that they have started; how many these are."""
+        """Search the arguments of these processes and their children; return the number found."""
         found = 0
         for pid in family(list(leaders)):
             with suppress(OSError):

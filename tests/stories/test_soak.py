@@ -17,7 +17,7 @@ from statistics import fmean
 import aiohttp
 import pytest
 from harness.load.figures import tell
-from harness.load.owners import ConnectionLimiter, Owner, one_request, owners
+from harness.load.owners import Owner, OwnerLoad, one_request, owners
 from harness.load.slope import slope
 from harness.network.webhook_receiver import Receiver, receiver
 from harness.proxy.command import ROOT
@@ -100,7 +100,7 @@ async def reborn(url: str) -> None:
             running.kill()
 
 
-async def err(seen: ConnectionLimiter, owner: Owner) -> None:
+async def err(seen: OwnerLoad, owner: Owner) -> None:
     """One of the many ways to be wrong."""
     wrong = [
         ("POST", CHAT, {"data": b"{", "headers": {"Content-Type": "application/json"}}),
@@ -119,7 +119,7 @@ async def err(seen: ConnectionLimiter, owner: Owner) -> None:
     await seen.ask(owner, method, path, **more)
 
 
-async def be_told(seen: ConnectionLimiter, owner: Owner, hook: Receiver) -> None:
+async def be_told(seen: OwnerLoad, owner: Owner, hook: Receiver) -> None:
     """A job with a webhook; its receiver fails now and then."""
     hook.statuses[:] = [owner.chance.choice([200, 200, 500])]
     order = {
@@ -129,11 +129,11 @@ async def be_told(seen: ConnectionLimiter, owner: Owner, hook: Receiver) -> None
     }
     status, _, _ = await seen.ask(owner, "POST", "/v2/default/run", json=order)
     assert status == 200
-    while not hook.told.empty():
-        hook.told.get_nowait()
+    while not hook.received.empty():
+        hook.received.get_nowait()
 
 
-async def ask(seen: ConnectionLimiter, owner: Owner) -> None:
+async def ask(seen: OwnerLoad, owner: Owner) -> None:
     """Anything. An answer may break off when its worker is killed, and be no whole one then."""
     try:
         await one_request(seen, owner)
@@ -141,7 +141,7 @@ async def ask(seen: ConnectionLimiter, owner: Owner) -> None:
         seen.done["disturbed"] += 1
 
 
-async def let_go(seen: ConnectionLimiter, owner: Owner) -> None:
+async def let_go(seen: OwnerLoad, owner: Owner) -> None:
     """An owner wants nothing more of what has ended: it is forgotten during the soak and not half an hour later.
 
     All of it, also what a client asked for that left before it was told an id.
@@ -153,7 +153,7 @@ async def let_go(seen: ConnectionLimiter, owner: Owner) -> None:
             await seen.ask(owner, "GET", f"/v2/default/status/{row['id']}?ttl=1000")
 
 
-async def soak(seen: ConnectionLimiter, hook: Receiver, seconds: float) -> None:
+async def soak(seen: OwnerLoad, hook: Receiver, seconds: float) -> None:
     """All requests, each at its time, whatever the others do."""
     loop, chance = asyncio.get_running_loop(), random.Random(1)
     begun = loop.time()
@@ -190,7 +190,7 @@ async def test_a_soak_leaves_nothing_behind(tmp_path: Path) -> None:
         http = await stack.enter_async_context(
             aiohttp.ClientSession(proxy.url, connector=connector)
         )
-        seen = ConnectionLimiter(http, people)
+        seen = OwnerLoad(http, people)
         dying = asyncio.create_task(reborn(proxy.url))
         try:
             await soak(seen, hook, MINUTES * 60)

@@ -1,4 +1,4 @@
-"""What the real command does with settings that would let in anybody, whoever runs it and wherever its jobs are."""
+"""The real command refuses insecure settings, for any user and any store."""
 
 import asyncio
 import os
@@ -14,7 +14,8 @@ from harness.proxy.command import command
 
 NOBODY = 65534
 START_SECONDS = 60.0
-# The second line only lets it read the Python that runs the tests, wherever that is; it may write no more than others.
+# The second line only lets it read the Python that runs the tests, wherever that is; it may write
+# no more than others.
 AS_NOBODY = (
     "setpriv",
     f"--reuid={NOBODY}",
@@ -47,7 +48,7 @@ REFUSED: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
 
 @pytest.fixture(scope="module")
 def nobody() -> Sequence[str]:
-    """A command that goes on as a user who owns nothing."""
+    """Return a command prefix that runs as a user who owns no files."""
     if os.geteuid() != 0:
         pytest.skip("only root can run the command as another user")
     for way in ((*AS_NOBODY, *READING), AS_NOBODY):
@@ -64,7 +65,7 @@ def nobody() -> Sequence[str]:
 
 @pytest.fixture
 def theirs() -> Iterator[Path]:
-    """A folder of the user who owns nothing else."""
+    """Yield a folder that this user owns."""
     with tempfile.TemporaryDirectory() as made:
         os.chown(made, NOBODY, NOBODY)
         yield Path(made)
@@ -73,7 +74,7 @@ def theirs() -> Iterator[Path]:
 async def refused(
     folder: Path, row: tuple[str, str, tuple[str, ...], dict[str, str]], through: Sequence[str]
 ) -> None:
-    """Start it, and be told in one line why it does not."""
+    """Start the command, which must refuse in one line."""
     reason, name, flags, variables = row
     place = ("--port", "0", "--data-dir", str(folder / "data"))
     async with command(
@@ -86,7 +87,7 @@ async def refused(
 
 
 @pytest.mark.parametrize("row", REFUSED, ids=[f"{row[1]} {row[0]}" for row in REFUSED])
-async def test_what_would_let_in_anybody_does_not_start_and_leaves_nothing_behind(
+async def test_insecure_settings_are_refused_and_leave_no_files(
     tmp_path: Path, row: tuple[str, str, tuple[str, ...], dict[str, str]]
 ) -> None:
     await refused(tmp_path, row, ())
@@ -110,7 +111,7 @@ async def test_another_user_may_serve_this_machine_without_a_key(
     )
 
 
-async def test_a_data_directory_that_cannot_be_is_told_in_one_line(tmp_path: Path) -> None:
+async def test_an_unusable_data_directory_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     async with command(
         "proxy", "--port", "0", "--data-dir", str(tmp_path / "file" / "data")

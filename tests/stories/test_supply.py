@@ -1,4 +1,4 @@
-"""What a user installs: the wheel, the list of what comes with it, and the question whether any of it is vulnerable."""
+"""The wheel that a user installs, its bill of materials, and the audit for vulnerabilities."""
 
 import asyncio
 import json
@@ -115,7 +115,7 @@ class TestAudit:
             status, said = await audited(service, tmp_path)
         assert status == 2
         assert (
-            "does not mean clean: pycrypto==2.6.1 has a published advisory, and it was not reported"
+            "does not mean clean: pycrypto==2.6.1 has a published advisory, but it was not reported"
             in said
         )
 
@@ -127,9 +127,7 @@ class TestAudit:
         status, said = await audited(gone, tmp_path)
         assert status == 2
         assert len(said.splitlines()) == 1
-        assert said.startswith(
-            f"audit: could not be made, which does not mean clean: {gone} gave no answer: "
-        )
+        assert said.startswith(f"audit: failed, which does not mean clean: {gone} did not answer: ")
 
     async def test_a_tool_that_is_not_there_is_not_clean_either(self, tmp_path: Path) -> None:
         status, said = await audited("http://127.0.0.1:9/", tmp_path, str(tmp_path / "absent"))
@@ -143,11 +141,11 @@ class TestAudit:
             "vulns": [{"id": "X", "fix_versions": []}],
         }
         report = json.dumps({"dependencies": [skipped, canary]})
-        with pytest.raises(audit.NotAskedError, match=r"nothing was said about torch==2\.0\.0"):
+        with pytest.raises(audit.NotAuditedError, match=r"does not contain torch==2\.0\.0"):
             audit.findings(report, [("torch", "2.0.0"), audit.CANARY])
         assert audit.findings(report, [audit.CANARY]) == []
 
-    def test_the_canary_is_no_package_of_ours(self) -> None:
+    def test_the_canary_is_not_one_of_our_packages(self) -> None:
         pinned = {
             pin for lock in audit.REQUIREMENTS.glob("*.txt") for pin in audit.pins(lock.read_text())
         }
@@ -195,7 +193,7 @@ def built(folder: Path) -> Path:
 
 
 def sources() -> set[str]:
-    """The files of our packages: those of the repository where this is one, else those that are there."""
+    """Return the files of our packages: those of git in a repository, else all that exist."""
     listed = subprocess.run(
         ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate", *PACKAGES],
         cwd=ROOT, capture_output=True, text=True, check=False,

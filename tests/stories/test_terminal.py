@@ -1,4 +1,4 @@
-"""No text of a server, a model or a worker is obeyed by the terminal of whoever reads it."""
+"""Terminals never execute escape sequences from a server, a model or a worker."""
 
 import json
 import re
@@ -30,7 +30,7 @@ MODEL = "\u202emodel[/nope]"  # what else the proxy takes as a name
 
 @asynccontextmanager
 async def hostile(pieces: Sequence[str] = (), model: str = ATTACK) -> AsyncIterator[str]:
-    """A server whose every answer is an attack on the terminal; its URL. A first question is answered with pieces."""
+    """Yield the URL of a server that attacks the terminal; its first answer consists of `pieces`."""
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": model, "object": "model"}]})

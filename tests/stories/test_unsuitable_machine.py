@@ -1,4 +1,4 @@
-"""`make up` on a machine that does not fit: one sentence and the remedy, exit 78, and nothing is downloaded."""
+"""`make up` on an unsuitable machine: one message, exit 78, and nothing is downloaded."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ OLD = ("2.7", "3.6", "3.8", "3.10")
 async def set_up(
     *arguments: str, python: str = sys.executable, **variables: str
 ) -> tuple[int | None, str]:
-    """The exit status of `python scripts/up.py ARGUMENTS`, and all it prints."""
+    """Run `python scripts/up.py ARGUMENTS`; return its exit status and its output."""
     process = await asyncio.create_subprocess_exec(
         python,
         str(ROOT / "scripts" / "up.py"),
@@ -31,7 +31,7 @@ async def set_up(
 
 
 def left_in(folder: Path) -> list[str]:
-    """What a set-up has made in its folder."""
+    """Return the relative paths of all files that a set-up has created."""
     return sorted(str(path.relative_to(folder)) for path in folder.rglob("*"))
 
 
@@ -65,12 +65,12 @@ async def test_a_machine_without_a_build_of_vllm(tmp_path: Path) -> None:
     none = {"VLLM_SERVERLESS_BUILD": "none", "VLLM_SERVERLESS_ENVIRONMENTS": str(tmp_path)}
     status, text = await set_up("--port", "0", **none)
     assert status == 78
-    assert "vLLM cannot be installed here: none was asked for." in text
+    assert "vLLM cannot be installed here: VLLM_SERVERLESS_BUILD is none." in text
     assert 'make up ARGS="--upstream' in text
     assert left_in(tmp_path) == [".tools", ".tools/lock"]
 
 
-@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="only Linux tells its free memory")
+@pytest.mark.skipif(not Path("/proc/meminfo").exists(), reason="needs /proc/meminfo")
 async def test_too_little_memory(tmp_path: Path) -> None:
     cpu = {"VLLM_SERVERLESS_BUILD": "cpu", "VLLM_SERVERLESS_ENVIRONMENTS": str(tmp_path)}
     status, text = await set_up("--port", "0", "--workers", "9999", **cpu)

@@ -1,4 +1,4 @@
-"""`up`: one command starts everything, tells a person what to do, and leaves nothing behind."""
+"""`up` starts the proxy and workers, prints how to use them, and leaves no processes."""
 
 import asyncio
 import os
@@ -17,7 +17,7 @@ SCRIPTED = {"WORKER_ENGINE": "scripted"}
 
 
 async def base_url(running: Command) -> str:
-    """The URL that a person reads."""
+    """Return the base URL that `up` prints."""
     found = await running.says(r"base URL\s+(http://\S+)/v1")
     return found.group(1)
 
@@ -123,7 +123,7 @@ async def test_a_worker_that_cannot_start_is_explained(tmp_path: Path) -> None:
         assert await up.process.wait() == 2
 
 
-async def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     async with command("proxy", "--port", "0", "--data-dir", str(tmp_path)) as first:
         port = (await first.says(r"http://127.0.0.1:(\d+)")).group(1)
         async with command("up", "--port", port, "--data-dir", str(tmp_path)) as second:
@@ -133,7 +133,7 @@ async def test_a_taken_port_is_told_in_one_line(tmp_path: Path) -> None:
             )
 
 
-async def test_a_store_that_is_in_use_is_told_in_one_line(tmp_path: Path) -> None:
+async def test_a_store_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
     async with command("proxy", "--port", "0", "--data-dir", str(tmp_path)) as first:
         await first.says("listens on")
         async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED) as second:
@@ -146,7 +146,7 @@ async def test_a_store_that_is_in_use_is_told_in_one_line(tmp_path: Path) -> Non
             await third.says("listens on")
 
 
-async def test_a_damaged_store_is_told_in_one_line_and_left_alone(tmp_path: Path) -> None:
+async def test_a_damaged_store_is_reported_in_one_line_and_not_changed(tmp_path: Path) -> None:
     store = tmp_path / "mine.db"
     store.write_bytes(b"no database" * 1_000)
     async with command(

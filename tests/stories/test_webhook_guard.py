@@ -22,7 +22,7 @@ PUBLIC = "93.184.216.34"
 
 @dataclass
 class Names:
-    """A name server's table; each look-up of a name takes its next row, and stays with the last one."""
+    """The table of a name server; each query of a name takes its next row, then the last one."""
 
     rows: dict[str, list[list[str]]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -63,7 +63,7 @@ async def hook() -> AsyncIterator[Receiver]:
 
 
 async def test_the_trap_would_notice(private: Trap) -> None:
-    """Else the other stories would prove nothing: a plain client gets there by some of the tricks."""
+    """Prove that the other stories can fail: a plain client reaches the trap with some URLs."""
     async with aiohttp.ClientSession() as http, AsyncExitStack() as stack:
         for host in ("127.0.0.1", "127.0.0.2", "0.0.0.0", "localhost"):
             with pytest.raises(aiohttp.ServerDisconnectedError):
@@ -125,13 +125,13 @@ async def test_the_systems_own_names_are_checked_too(private: Trap) -> None:
 
 
 @pytest.mark.parametrize("allowed", ["hook.example", "127.0.0.0/8", "127.0.0.1"])
-async def test_an_allowed_receiver_is_told(hook: Receiver, allowed: str) -> None:
+async def test_an_allowed_receiver_gets_the_webhook(hook: Receiver, allowed: str) -> None:
     names = Names({"hook.example": [["127.0.0.1"]]})
     assert await send(hook.named("hook.example"), names, allowed, body=b'{"a": 1}') is None
-    told = await hook.next()
-    assert told.body == b'{"a": 1}'
-    assert told.path == "/hook?token=hush"
-    assert told.headers["content-type"] == "application/json"
+    received = await hook.next()
+    assert received.body == b'{"a": 1}'
+    assert received.path == "/hook?token=hush"
+    assert received.headers["content-type"] == "application/json"
 
 
 async def test_a_path_and_a_query_arrive_as_they_were_written(hook: Receiver) -> None:
@@ -170,7 +170,7 @@ async def test_tls_asks_for_the_name_and_not_for_the_address(private: Trap) -> N
 
 
 async def test_a_certificate_must_be_good(hook: Receiver) -> None:
-    """A server that speaks no TLS, or has no certificate for this name, hears nothing of the body."""
+    """A server without TLS or without a valid certificate receives no part of the body."""
     why = await send(f"https://127.0.0.1:{hook.port}/", Names(), "127.0.0.1")
     assert why is not None
-    assert hook.told.empty()
+    assert hook.received.empty()

@@ -1,4 +1,4 @@
-"""Not a packet: the real sender, a real name server and all tricks, in a network where every packet is seen."""
+"""The real sender, a real name server and all attacks, in a network with a packet capture."""
 
 import asyncio
 import json
@@ -75,7 +75,7 @@ async def test_no_trick_gets_a_packet_to_what_is_private() -> None:
 
 
 def assert_the_rest_arrived(guarded: dict[str, Any]) -> None:
-    """What may be told was: names while they led to a public address, and what was sent elsewhere by a redirect."""
+    """Assert that public receivers were reached, before a name changed or by a redirect."""
     assert guarded["tried"] > sum(len(set(family(1))) for family in url_tricks.FAMILIES)
     rebound = [url for url in guarded["acknowledged"] if "rebind" in url]
     assert len(rebound) == len(PRIVATE) * TRIES / 2

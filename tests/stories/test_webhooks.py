@@ -1,4 +1,4 @@
-"""Webhooks of durable jobs, told to a real receiver."""
+"""Webhooks of durable jobs, delivered to a real receiver."""
 
 import asyncio
 import time
@@ -45,18 +45,17 @@ async def lookup(host: str, _: int) -> Sequence[str]:
 
 @dataclass
 class Desk:
-    """Deliveries with their store, and time that stands."""
+    """Deliveries with a store and a fake clock."""
 
     store: MemoryStore = field(default_factory=MemoryStore)
-    clock: FakeClock = field(
-        default_factory=lambda: FakeClock(time.time_ns() // 1_000_000)
-    )  # receivers look at it
+    # Receivers check the time of the signature.
+    clock: FakeClock = field(default_factory=lambda: FakeClock(time.time_ns() // 1_000_000))
 
     @asynccontextmanager
     async def open(
         self, *, timeouts: SendTimeouts | None = None, drain: float = 0, **more: Any
     ) -> AsyncIterator[Deliveries]:
-        """A proxy's deliveries over this store; several one after the other are restarts."""
+        """Run the deliveries of a proxy; a later call on the same store is a restart."""
         sender = Sender(
             KEY, Allowed.read(["127.0.0.1"]), self.clock, lookup=lookup, timeouts=timeouts
         )
@@ -88,7 +87,7 @@ class Desk:
         return bool(await self.store.deliveries(Millis(self.clock.now() + millis), 1))
 
     async def is_noted(self) -> bool:
-        """Whether the last try is written down: nothing is due now."""
+        """Return True if the last attempt is recorded, so that nothing is due."""
         return not await self.is_due()
 
 
@@ -103,9 +102,7 @@ async def hook() -> AsyncIterator[Receiver]:
         yield running
 
 
-async def test_an_end_is_told_once_with_every_byte_and_a_signature(
-    desk: Desk, hook: Receiver
-) -> None:
+async def test_an_end_is_delivered_once_unchanged_and_signed(desk: Desk, hook: Receiver) -> None:
     async with desk.open() as deliveries:
         job = await desk.end("a", hook.url)
         deliveries.wake()
@@ -119,7 +116,7 @@ async def test_an_end_is_told_once_with_every_byte_and_a_signature(
         told.body, told.headers, secret=format_secret(KEY)
     )
     assert not await desk.is_due_in(24 * 3600_000)
-    assert hook.told.empty()
+    assert hook.received.empty()
 
 
 async def test_the_public_library_accepts_what_arrives(desk: Desk, hook: Receiver) -> None:
@@ -211,7 +208,7 @@ async def test_a_receiver_that_is_not_there_is_tried_again(desk: Desk) -> None:
 
 @pytest.mark.parametrize("status", [200, 500])
 async def test_an_answer_without_end_is_not_read(desk: Desk, hook: Receiver, status: int) -> None:
-    """Its status says all. What the receiver goes on to send stays in the kernel until the connection is closed."""
+    """Only the status matters. The rest stays in the kernel until the connection is closed."""
     cut: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
     async def flood(request: web.Request) -> web.StreamResponse:
@@ -259,7 +256,7 @@ async def test_a_big_body_arrives_whole(desk: Desk, hook: Receiver) -> None:
         assert len((await hook.next()).body) == 8_000_002
 
 
-async def test_one_slow_receiver_has_four_at_once_and_holds_up_nobody(
+async def test_a_slow_receiver_has_four_deliveries_and_blocks_no_other(
     desk: Desk, hook: Receiver
 ) -> None:
     hook.may_answer.clear()
@@ -279,10 +276,10 @@ async def test_one_slow_receiver_has_four_at_once_and_holds_up_nobody(
         await until(desk.is_noted)
     assert hook.most == 4
     assert len({told.id for told in waiting}) == 12
-    assert hook.told.empty()
+    assert hook.received.empty()
 
 
-async def test_thousands_that_wait_for_one_receiver_hold_up_nobody(
+async def test_thousands_of_deliveries_to_one_receiver_block_no_other(
     desk: Desk, hook: Receiver
 ) -> None:
     hook.may_answer.clear()
@@ -310,7 +307,7 @@ async def test_there_is_a_bound_for_all_receivers_together(desk: Desk, hook: Rec
     assert hook.most == 6
 
 
-async def test_bodies_under_way_have_a_bound_too(desk: Desk, hook: Receiver) -> None:
+async def test_the_bodies_of_active_deliveries_are_limited(desk: Desk, hook: Receiver) -> None:
     rendered: list[str] = []
 
     async def note(job: Job) -> bytes:
@@ -368,7 +365,7 @@ async def test_a_drain_cuts_what_takes_too_long_and_the_next_proxy_tells_it_agai
     assert first.id == second.id
 
 
-async def test_a_drain_lets_running_deliveries_end_and_begins_no_more(
+async def test_a_drain_finishes_active_deliveries_and_starts_none(
     desk: Desk, hook: Receiver
 ) -> None:
     hook.may_answer.clear()
@@ -383,13 +380,13 @@ async def test_a_drain_lets_running_deliveries_end_and_begins_no_more(
         await draining
     (left,) = await desk.store.deliveries(desk.clock.now(), 10)
     assert {left.job.id, told.id.removesuffix("-0")} == {"a", "b"}
-    assert hook.told.empty()
+    assert hook.received.empty()
 
 
 async def test_a_job_that_is_tried_again_takes_its_delivery_back(
     desk: Desk, hook: Receiver
 ) -> None:
-    """The second waits for its receiver while its job is retried; only the new end is told, by an id of its own."""
+    """The second job is retried while its delivery waits; only its new end is sent."""
     hook.may_answer.clear()
     async with desk.open(max_per_receiver=1) as deliveries:
         await desk.end("a", hook.url)
@@ -404,7 +401,7 @@ async def test_a_job_that_is_tried_again_takes_its_delivery_back(
         told = await hook.next()
         await until(desk.is_noted)
     assert (told.id, b'"CANCELLED"' in told.body) == ("b-1", True)
-    assert hook.told.empty()
+    assert hook.received.empty()
 
 
 async def test_a_bug_in_the_rendering_counts_as_a_try(desk: Desk, hook: Receiver) -> None:
@@ -442,4 +439,4 @@ async def test_a_full_disk_does_not_make_it_a_flood(desk: Desk, hook: Receiver) 
             for _ in range(3):  # it is due, and the loop looks
                 deliveries.wake()
                 await asyncio.sleep(0)
-    assert hook.told.empty()
+    assert hook.received.empty()

@@ -25,12 +25,12 @@ async def hook() -> AsyncIterator[Receiver]:
 
 @pytest_asyncio.fixture
 async def open_proxy(tmp_path: Path) -> AsyncIterator[Proxy]:
-    """A proxy that may tell receivers of this machine."""
+    """A proxy that may send webhooks to this machine."""
     async with serving(webhook_allow=["127.0.0.1"], data_dir=tmp_path) as running:
         yield running
 
 
-async def test_a_completed_job_is_told_as_its_status_says(
+async def test_a_webhook_has_the_same_content_as_the_status(
     open_proxy: Proxy, hook: Receiver
 ) -> None:
     async with worker(open_proxy):
@@ -50,7 +50,7 @@ async def test_a_completed_job_is_told_as_its_status_says(
     openai.OpenAI(api_key="none").webhooks.verify_signature(told.body, told.headers, secret=secret)
 
 
-async def test_a_cancelled_job_is_told_with_its_input_byte_for_byte(
+async def test_the_webhook_of_a_cancelled_job_has_its_unchanged_input(
     open_proxy: Proxy, hook: Receiver
 ) -> None:
     body = (
@@ -72,7 +72,9 @@ async def test_a_cancelled_job_is_told_with_its_input_byte_for_byte(
     "url", ["http://169.254.169.254/latest/", "http://localhost:8000/", "ftp://example.com", "x\n"]
 )
 @pytest.mark.parametrize("operation", ["run", "runsync"])
-async def test_a_bad_webhook_is_told_at_once(open_proxy: Proxy, operation: str, url: str) -> None:
+async def test_an_invalid_webhook_is_rejected_at_once(
+    open_proxy: Proxy, operation: str, url: str
+) -> None:
     async with open_proxy.http.post(
         f"/v2/default/{operation}", json={"input": 1, "webhook": url}
     ) as response:
@@ -80,7 +82,7 @@ async def test_a_bad_webhook_is_told_at_once(open_proxy: Proxy, operation: str, 
         assert (await response.json())["error"].startswith("`webhook`: ")
 
 
-async def test_a_private_receiver_is_nobodys_unless_it_is_allowed() -> None:
+async def test_a_private_receiver_is_rejected_unless_it_is_allowed() -> None:
     async with trap() as private, serving() as proxy:
         for host in ("127.0.0.1", "2130706433", "[::ffff:127.0.0.1]", "localhost"):
             order = {"input": 1, "webhook": f"http://{host}:{private.port}/"}

@@ -1,4 +1,4 @@
-"""Ten thousand ends, a receiver that fails every other time, and a proxy that is cut off again and again."""
+"""Ten thousand ends, a receiver that fails half of the time, and a proxy that is cancelled."""
 
 import asyncio
 import time
@@ -62,12 +62,12 @@ async def is_quiet(store: JobStore, clock: FakeClock) -> bool:
 
 @pytest.mark.torture
 @pytest.mark.timeout(600)
-async def test_every_end_is_told_or_was_tried_three_times(tmp_path: Path) -> None:
+async def test_every_end_is_delivered_or_was_tried_three_times(tmp_path: Path) -> None:
     clock, tries, acknowledged = FakeClock(time.time_ns() // 1_000_000), Counter[str](), set[str]()
     client, secret = openai.OpenAI(api_key="none"), format_secret(KEY)
 
     async def moody(request: web.Request) -> web.Response:
-        told = hook.told.get_nowait()
+        told = hook.received.get_nowait()
         client.webhooks.verify_signature(told.body, told.headers, secret=secret, tolerance=HOUR)
         tries[told.id] += 1
         if tries[told.id] <= FAILURES[int(told.id.removesuffix("-0")) % len(FAILURES)]:

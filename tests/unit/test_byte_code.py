@@ -17,7 +17,7 @@ def is_compiled(file: Path) -> bool:
     return Path(importlib.util.cache_from_source(str(file))).exists()
 
 
-def test_only_what_is_named_is_compiled_and_the_count_is_told(tmp_path: Path) -> None:
+def test_only_listed_folders_are_compiled_and_the_progress_is_reported(tmp_path: Path) -> None:
     place, own = tmp_path / ".venv", tmp_path / "own"
     packages = place / "lib" / f"python3.{sys.version_info[1]}" / "site-packages"
     first, *names = byte_code.LIST.read_text(encoding="utf-8").splitlines()

@@ -1,4 +1,4 @@
-"""The conversation of `chat`."""
+"""The history of a chat."""
 
 from proxy.cli.chat import Conversation
 

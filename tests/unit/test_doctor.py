@@ -1,4 +1,4 @@
-"""`doctor --connect` has a finding, and no traceback, for whatever answers where the proxy should be."""
+"""`doctor --connect` reports any misbehaving server as a finding, without a traceback."""
 
 from pathlib import Path
 

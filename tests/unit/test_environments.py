@@ -1,4 +1,4 @@
-"""The environments of a checkout: their stamps, the stages that make them, and the locks they are made from."""
+"""The environments of a checkout: their stamps, stages and locks."""
 
 import io
 import json
@@ -23,7 +23,8 @@ from environment.table import ROOT
 from lock import tidy
 
 REQUIREMENTS = ROOT / "requirements"
-MOST_DEPENDENCIES = 15  # each is somebody more who can be taken over
+# Every dependency adds a maintainer whose account can be compromised.
+MAX_DEPENDENCIES = 15
 RUNTIME = table.runtime(Build.CPU, tests=True)
 
 
@@ -101,14 +102,14 @@ class TestStamp:
             if not stamp.is_current(before[folder], want)
         ] == [".venv-sdk"]
 
-    def test_an_interrupted_install_is_made_anew(self, root: Path, environment: Path) -> None:
+    def test_an_interrupted_install_is_repeated(self, root: Path, environment: Path) -> None:
         want = stamp.wanted(root, RUNTIME)
         broken = replace(want, is_whole=False)
         assert stamp.is_usable(environment / RUNTIME.proof, want, want)
         assert not stamp.is_usable(environment / RUNTIME.proof, broken, want)
         assert not stamp.is_current(broken, want)
 
-    def test_a_copied_checkout_or_another_python_is_made_anew(
+    def test_a_copied_checkout_or_another_python_is_recreated(
         self, root: Path, environment: Path
     ) -> None:
         want = stamp.wanted(root, RUNTIME)
@@ -129,12 +130,12 @@ class TestStages:
         shown = io.StringIO()
         stages = Stages(2, shown)
         with stages.stage("for tests"):
-            stages.ask(self.FAILS, os.environ)
+            stages.probe(self.FAILS, os.environ)
             pytest.fail("nothing more is done for it")
         with stages.stage("the next"):
-            stages.ask((sys.executable, "-c", ""), os.environ)
+            stages.probe((sys.executable, "-c", ""), os.environ)
         first, reason, second = shown.getvalue().splitlines()
-        assert re.match(r"\[1/2\] for tests \.+ [0-9.]+ s, cannot be had here:", first)
+        assert re.match(r"\[1/2\] for tests \.+ [0-9.]+ s, not available here:", first)
         assert reason == "    no such thing"
         assert re.match(r"\[2/2\] the next \.+ [0-9.]+ s$", second)
 
@@ -207,7 +208,7 @@ class TestLocks:
 
     def test_a_base_install_names_few_packages_itself(self) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-        assert 0 < len(project["dependencies"]) <= MOST_DEPENDENCIES
+        assert 0 < len(project["dependencies"]) <= MAX_DEPENDENCIES
 
     def test_the_lock_of_npm_has_hashes_and_names_no_place(self) -> None:
         folder = ROOT / table.NODE_FILES

@@ -1,4 +1,4 @@
-"""The cause of a failed start, found in what real workers printed (vLLM 0.32, in tests/data/failed_starts)."""
+"""The cause of a failed start in the output of real workers (tests/data/failed_starts)."""
 
 from pathlib import Path
 
@@ -54,7 +54,7 @@ def test_the_cause_of_a_real_failure(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["no_compiler", "too_little_memory"])
-def test_processes_that_print_at_once_are_told_apart(name: str) -> None:
+def test_the_output_of_concurrent_processes_is_separated(name: str) -> None:
     log = lines(name)
     engine = [line for line in log if line.startswith("(EngineCore")]
     worker = [line for line in log if line.startswith("(Worker")]

@@ -1,4 +1,4 @@
-"""What the proxy is told from outside."""
+"""The settings of the proxy."""
 
 import stat
 from pathlib import Path
@@ -39,7 +39,7 @@ def test_jobs_are_in_a_file_or_in_memory(store: str, file: Path | None) -> None:
 @pytest.mark.parametrize(
     "wrong", ["memory", "sqlite:", "sqlite:///", "/srv/jobs.db", "mysql://here"]
 )
-def test_a_store_that_is_none_is_refused(wrong: str) -> None:
+def test_an_unknown_store_is_rejected(wrong: str) -> None:
     with pytest.raises(ValidationError, match="sqlite:///PATH or memory:"):
         Settings(store=wrong)
 
@@ -58,7 +58,7 @@ def test_a_variable_that_is_set_and_empty_is_a_key_that_went_missing(
     assert "a key is empty" in (Settings().refusal() or "")
 
 
-def test_the_token_that_was_made_is_no_client_key_either(tmp_path: Path) -> None:
+def test_the_generated_token_is_not_accepted_as_a_client_key(tmp_path: Path) -> None:
     token = SecretStr(Settings(data_dir=tmp_path).token())
     assert Settings(data_dir=tmp_path, api_key=[SecretStr("another-key")]).refusal() is None
     assert "also the worker token" in (Settings(data_dir=tmp_path, api_key=[token]).refusal() or "")
@@ -82,7 +82,7 @@ def test_the_webhook_secret_is_made_once_and_kept_from_others(tmp_path: Path) ->
     assert Settings(data_dir=tmp_path, webhook_secret=SecretStr(given)).signing_secret() == given
 
 
-def test_a_webhook_secret_that_is_none_is_refused_and_not_repeated() -> None:
+def test_an_invalid_webhook_secret_is_rejected_and_not_shown() -> None:
     with pytest.raises(ValidationError) as refused:
         Settings(webhook_secret=SecretStr("whsec_hush"))
     assert "hush" not in str(refused.value)

@@ -70,7 +70,7 @@ class TestPipSettings:
     def test_the_null_device_switches_files_off(self, tmp_path: Path) -> None:
         assert pip_settings.config_files({"PIP_CONFIG_FILE": os.devnull}, tmp_path, tmp_path) == []
 
-    def test_uv_is_told_everything(self) -> None:
+    def test_uv_gets_all_settings(self) -> None:
         settings = PipSettings(
             index_url="https://main/simple",
             extra_index_urls=("file:///one", "file:///two"),
@@ -203,7 +203,9 @@ class TestPipWheel:
         written(tmp_path / "wheels/pip-26.1-py3-none-any.whl", "wheel")
         settings = PipSettings(find_links=(str(tmp_path / "wheels"),), no_index=True)
         assert simple_index.fetch_pip(settings, 11, tmp_path).name == "pip-26.1-py3-none-any.whl"
-        with pytest.raises(simple_index.PipUnavailableError, match="no configured place"):
+        with pytest.raises(
+            simple_index.PipUnavailableError, match="none of the configured sources"
+        ):
             simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path)
         bundled = [str(tmp_path / "wheels")]
         assert simple_index.fetch_pip(PipSettings(no_index=True), 11, tmp_path, bundled).is_file()
@@ -212,7 +214,7 @@ class TestPipWheel:
 class TestSystemTools:
     @pytest.fixture
     def environ(self, tmp_path: Path) -> dict[str, str]:
-        """A machine that has apt-get and one of the tools; what apt-get is told is taken down."""
+        """A machine with apt-get and one of the tools; the arguments of apt-get are recorded."""
         told = f'echo "$DEBIAN_FRONTEND $RUNLEVEL $*" >> {tmp_path}/told'
         written(tmp_path / "bin/apt-get", f"#!/bin/sh\n{told}\n").chmod(0o755)
         written(tmp_path / "bin/haproxy", "#!/bin/sh\n").chmod(0o755)
@@ -248,11 +250,11 @@ class TestSystemTools:
         )
         assert shown.getvalue().startswith("[1/1] for tests: system tools ...")
 
-    def test_a_failure_is_told_and_ends_nothing(
+    def test_a_failure_is_reported_and_does_not_end_the_set_up(
         self, environ: dict[str, str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setenv("PATH", environ["PATH"])
         written(tmp_path / "bin/apt-get", "#!/bin/sh\necho E: no such place\nexit 100\n")
         shown = io.StringIO()
         system.install(system.missing(environ), environ, Stages(1, shown))
-        assert "cannot be had here:\n    E: no such place" in shown.getvalue()
+        assert "not available here:\n    E: no such place" in shown.getvalue()

@@ -1,4 +1,4 @@
-"""What a machine needs before anything is downloaded: pure checks, and the facts they are given."""
+"""The checks of a machine before anything is downloaded, and their inputs."""
 
 import socket
 import sys
@@ -8,7 +8,7 @@ import pytest
 
 from environment import resources, suitability
 from environment.hardware import Build
-from environment.suitability import Asked
+from environment.suitability import Requested
 
 GIB = 1024**3
 
@@ -21,30 +21,32 @@ def written(path: Path, text: str) -> Path:
 
 class TestAsked:
     def test_without_flags_it_is_what_up_does(self) -> None:
-        assert suitability.asked([], {}) == Asked("127.0.0.1", 8000, 1, has_upstream=False)
+        assert suitability.requested([], {}) == Requested("127.0.0.1", 8000, 1, has_upstream=False)
 
     def test_flags_and_variables(self) -> None:
         variables = {"PROXY_PORT": "1", "PROXY_HOST": "::1"}
-        assert suitability.asked([], variables) == Asked("::1", 1, 1, has_upstream=False)
+        assert suitability.requested([], variables) == Requested("::1", 1, 1, has_upstream=False)
         flags = ["--port", "2", "--host=0.0.0.0", "--workers", "3", "--port=4"]
-        assert suitability.asked(flags, variables) == Asked("0.0.0.0", 4, 3, has_upstream=False)
+        assert suitability.requested(flags, variables) == Requested(
+            "0.0.0.0", 4, 3, has_upstream=False
+        )
 
     def test_what_is_after_the_dashes_is_vllms(self) -> None:
-        assert suitability.asked(["--", "--port", "2", "--upstream", "x"], {}) == suitability.asked(
-            [], {}
-        )
+        assert suitability.requested(
+            ["--", "--port", "2", "--upstream", "x"], {}
+        ) == suitability.requested([], {})
 
     @pytest.mark.parametrize("flags", [["--upstream", "http://x"], ["--upstream=http://x"]])
     def test_another_server_needs_no_vllm(self, flags: list[str]) -> None:
-        assert not suitability.asked(flags, {}).needs_vllm
-        assert not suitability.asked([], {"WORKER_UPSTREAM": "http://x"}).needs_vllm
-        assert suitability.asked([], {"WORKER_UPSTREAM": ""}).needs_vllm
+        assert not suitability.requested(flags, {}).needs_vllm
+        assert not suitability.requested([], {"WORKER_UPSTREAM": "http://x"}).needs_vllm
+        assert suitability.requested([], {"WORKER_UPSTREAM": ""}).needs_vllm
 
     @pytest.mark.parametrize(
         "flags", [["--port", "many"], ["--port"], ["--port", "-1"], ["--port", "123456"]]
     )
     def test_a_wrong_port_is_left_to_the_command_to_refuse(self, flags: list[str]) -> None:
-        assert suitability.asked(flags, {}).port in {0, 8000}
+        assert suitability.requested(flags, {}).port in {0, 8000}
 
 
 class TestPort:
@@ -65,7 +67,7 @@ class TestPort:
 
 class TestMemory:
     def test_the_demo_needs_what_was_measured(self) -> None:
-        needed = suitability.PROXY_MEMORY + suitability.WORKER_MEMORY
+        needed = suitability.PROXY_MEMORY_BYTES + suitability.WORKER_MEMORY_BYTES
         assert suitability.memory_short(needed, 1) == ""
         text = suitability.memory_short(needed - 1, 1)
         assert text.startswith(
@@ -117,7 +119,7 @@ class TestMemory:
 class TestDisk:
     @pytest.mark.parametrize("build", Build)
     def test_each_build_needs_its_room(self, build: Build, tmp_path: Path) -> None:
-        needed = suitability.DISK[build]
+        needed = suitability.DISK_BYTES[build]
         assert suitability.disk_short(needed, build, tmp_path) == ""
         text = suitability.disk_short(needed - 1, build, tmp_path)
         assert (
@@ -127,7 +129,7 @@ class TestDisk:
         assert "VLLM_SERVERLESS_ENVIRONMENTS" in text
 
     def test_a_proxy_alone_needs_a_tenth(self) -> None:
-        assert suitability.DISK[Build.NONE] * 10 == suitability.DISK[Build.CPU]
+        assert suitability.DISK_BYTES[Build.NONE] * 10 == suitability.DISK_BYTES[Build.CPU]
 
     def test_the_same_disk_is_looked_at_once_and_a_folder_need_not_be_there(
         self, tmp_path: Path

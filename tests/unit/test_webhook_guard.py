@@ -1,4 +1,4 @@
-"""Where webhooks may go, and where not."""
+"""The policy for webhook URLs."""
 
 import re
 from collections.abc import Callable, Iterable
@@ -13,7 +13,7 @@ from proxy.jobs.webhook import receiver
 from proxy.webhooks.addresses import is_public
 from proxy.webhooks.url_policy import Allowed, BadWebhookError, check_url, read_url
 
-NOBODY = Allowed()
+NONE_ALLOWED = Allowed()
 INSIDE = Allowed.read(["hooks", "Receiver.internal", "10.1.0.0/16", "fd00::/8", "127.0.0.1"])
 
 
@@ -23,7 +23,7 @@ def test_tricks_are_refused_with_a_sentence(family: Callable[[int], Iterable[str
     assert len(urls) > 30
     for url in urls:
         with pytest.raises(BadWebhookError) as refused:
-            pytest.fail(f"{url!a} is read as {read_url(url, NOBODY)}")
+            pytest.fail(f"{url!a} is read as {read_url(url, NONE_ALLOWED)}")
         assert re.fullmatch(r"(it|its|only) .+[.)]", str(refused.value))
 
 
@@ -49,10 +49,10 @@ def test_tricks_are_refused_with_a_sentence(family: Callable[[int], Iterable[str
         ("https://127.0.0.1.example.com/", "127.0.0.1.example.com", 443, "/"),
     ],
 )
-def test_what_is_public_may_be_told_byte_for_byte(
+def test_public_urls_are_accepted_and_not_changed(
     text: str, host: str, port: int, path: str
 ) -> None:
-    url = read_url(text, NOBODY)
+    url = read_url(text, NONE_ALLOWED)
     assert (url.raw_host, url.port, url.raw_path_qs) == (host, port, path)
 
 
@@ -72,7 +72,7 @@ def test_what_is_public_may_be_told_byte_for_byte(
 def test_the_operator_can_allow_private_receivers(url: str) -> None:
     check_url(url, INSIDE)
     with pytest.raises(BadWebhookError):
-        check_url(url, NOBODY)
+        check_url(url, NONE_ALLOWED)
 
 
 @pytest.mark.parametrize(
@@ -137,7 +137,7 @@ def test_hiding_an_address_never_makes_it_public(address: object) -> None:
 def test_any_text_is_read_or_refused(text: str) -> None:
     receiver(text)
     try:
-        url = read_url(text, NOBODY)
+        url = read_url(text, NONE_ALLOWED)
     except BadWebhookError:
         return
     assert url.raw_host is not None

@@ -64,7 +64,7 @@ def test_a_secret_is_read_with_and_without_padding(length: int, padding: str) ->
 @pytest.mark.parametrize("text", ["", "whsec_", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_!", "whsec_\u00fc", *(
     "whsec_" + b64encode(bytes(length)).decode() for length in (1, 23, 65)
 )])  # fmt: skip
-def test_what_is_no_secret_is_refused(text: str) -> None:
+def test_an_invalid_secret_is_rejected(text: str) -> None:
     with pytest.raises(ValueError, match="24 to 64 random bytes"):
         read_secret(text)
 

@@ -43,7 +43,7 @@ class Owner:
 
 
 @dataclass
-class ConnectionLimiter:
+class OwnerLoad:
     """All owners of one proxy, and what was seen."""
 
     http: aiohttp.ClientSession
@@ -107,7 +107,7 @@ def owners(number: int, seed: int) -> list[Owner]:
     ]
 
 
-async def one_request(seen: ConnectionLimiter, owner: Owner) -> None:
+async def one_request(seen: OwnerLoad, owner: Owner) -> None:
     """Anything, to its end or to the instant at which its client has enough."""
     kind, call = owner.chance.choice(list(KINDS.items()))
     asking = asyncio.ensure_future(call(seen, owner))
@@ -123,29 +123,29 @@ async def one_request(seen: ConnectionLimiter, owner: Owner) -> None:
         await _pry(seen, owner)
 
 
-async def _openai(seen: ConnectionLimiter, owner: Owner, *, stream: bool) -> None:
+async def _openai(seen: OwnerLoad, owner: Owner, *, stream: bool) -> None:
     asked = chat(owner.mark, stream=stream, max_tokens=owner.chance.randint(1, 8), seed=2_000)
     status, body, _ = await seen.ask(owner, "POST", CHAT, json=asked)
     assert status == 200, body
     assert owner.mark.encode() in body
 
 
-async def _runsync(seen: ConnectionLimiter, owner: Owner) -> None:
+async def _runsync(seen: OwnerLoad, owner: Owner) -> None:
     value = prompt(owner.mark, max_tokens=owner.chance.randint(1, 8), seed=2_000)
     status, body, _ = await seen.ask(owner, "POST", "/v2/default/runsync", json={"input": value})
     assert status == 200, body
     owner.jobs.append(json.loads(body)["id"])
 
 
-async def _run(seen: ConnectionLimiter, owner: Owner) -> None:
+async def _run(seen: OwnerLoad, owner: Owner) -> None:
     await _until_final(seen, owner, await seen.run(owner), "status-sync", "?wait=5000")
 
 
-async def _run_and_stream(seen: ConnectionLimiter, owner: Owner) -> None:
+async def _run_and_stream(seen: OwnerLoad, owner: Owner) -> None:
     await _until_final(seen, owner, await seen.run(owner), "stream", "?wait=1000")
 
 
-async def _run_and_cancel(seen: ConnectionLimiter, owner: Owner) -> None:
+async def _run_and_cancel(seen: OwnerLoad, owner: Owner) -> None:
     job = await seen.run(owner)
     await asyncio.sleep(owner.chance.random() * LEAVE_SECONDS)  # an instant of its run, any
     status, body, _ = await seen.ask(owner, "POST", f"/v2/default/cancel/{job}")
@@ -153,9 +153,7 @@ async def _run_and_cancel(seen: ConnectionLimiter, owner: Owner) -> None:
     await _until_final(seen, owner, job, "status", "")
 
 
-async def _until_final(
-    seen: ConnectionLimiter, owner: Owner, job: str, operation: str, query: str
-) -> None:
+async def _until_final(seen: OwnerLoad, owner: Owner, job: str, operation: str, query: str) -> None:
     while True:
         status, body, _ = await seen.ask(owner, "GET", f"/v2/default/{operation}/{job}{query}")
         assert status == 200, body
@@ -163,7 +161,7 @@ async def _until_final(
             return
 
 
-async def _pry(seen: ConnectionLimiter, owner: Owner) -> None:
+async def _pry(seen: OwnerLoad, owner: Owner) -> None:
     """Somebody else's job is no other than one that never was: the answers are the same, but for the id."""
     other = owner.chance.choice(seen.owners)
     if other is owner or not other.jobs:
@@ -188,7 +186,7 @@ def _is_noise(name: str) -> bool:
     return name in NOISE or name.startswith(COUNTED)
 
 
-Call = Callable[[ConnectionLimiter, Owner], Coroutine[Any, Any, None]]
+Call = Callable[[OwnerLoad, Owner], Coroutine[Any, Any, None]]
 KINDS: dict[str, Call] = {
     "OpenAI stream": lambda seen, owner: _openai(seen, owner, stream=True),
     "OpenAI": lambda seen, owner: _openai(seen, owner, stream=False),

@@ -1,4 +1,4 @@
-"""A name server over UDP, for names that a test makes up. It lets nobody keep an answer (TTL 0)."""
+"""A DNS server over UDP with the names of a test. Its answers must not be cached (TTL 0)."""
 
 import asyncio
 import struct
@@ -10,11 +10,11 @@ A, AAAA, CNAME = 1, 28, 5
 NO_SUCH_NAME = 3
 
 Table: TypeAlias = Callable[[str, int], Sequence[str] | None]
-"""The addresses, or names, of a name for its nth question; None if there is no such name."""
+"""Returns the addresses, or aliases, of a name for its nth query; None if it does not exist."""
 
 
 class NameServer(asyncio.DatagramProtocol):
-    """Answers questions for A and AAAA."""
+    """A DNS server for A and AAAA records."""
 
     def __init__(self, table: Table) -> None:
         self._table = table
@@ -36,7 +36,7 @@ class NameServer(asyncio.DatagramProtocol):
 
 
 def _record(text: str, kind: int) -> bytes:
-    """One answer about the name that was asked for; empty when this is none of that kind."""
+    """Return a resource record for the queried name; empty if it is not of the queried type."""
     address: IPv4Address | IPv6Address
     try:
         address = ip_address(text)

@@ -1,39 +1,42 @@
-"""Sees every packet of a network namespace, on whatever interface it leaves, loopback too."""
+"""A capture of all packets that leave a network namespace, on any interface, including loopback."""
 
 import asyncio
 import socket
 from collections import Counter
 from ipaddress import ip_address
 
-ALL = 0x0003  # ETH_P_ALL
+ETH_P_ALL = 0x0003
 IPV4, IPV6 = 0x0800, 0x86DD
 ICMPV6 = 58
-NAMES = 53
-OUTGOING = 4  # PACKET_OUTGOING: a packet over loopback is seen twice, once so
-BUFFER = 16 * 1024 * 1024  # none may be lost while others are looked at
+DNS_PORT = 53
+# A packet over loopback is captured twice, once with this direction.
+PACKET_OUTGOING = 4
+# No packet may be lost while others are handled.
+RECEIVE_BUFFER_BYTES = 16 * 1024 * 1024
 
 
 class Wiretap:
-    """Where packets went, since it was opened. Needs to be root."""
+    """The number of packets per destination address since the capture was opened. Requires root.
+
+    DNS queries and responses are counted in `names`, all other packets in `packets`.
+    """
 
     def __init__(self) -> None:
-        self.packets: Counter[str] = Counter()  # by the address that they were for
-        self.names: Counter[str] = (
-            Counter()
-        )  # questions to name servers and their answers, likewise
-        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ALL))
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, BUFFER)
+        self.packets: Counter[str] = Counter()
+        self.names: Counter[str] = Counter()
+        self._socket = socket.socket(socket.AF_PACKET, socket.SOCK_DGRAM, socket.htons(ETH_P_ALL))
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, RECEIVE_BUFFER_BYTES)
         self._socket.setblocking(False)
-        asyncio.get_running_loop().add_reader(self._socket, self.look)
+        asyncio.get_running_loop().add_reader(self._socket, self.read)
 
-    def look(self) -> None:
-        """Take down what has passed by."""
+    def read(self) -> None:
+        """Count the packets in the buffer."""
         while True:
             try:
                 packet, (_, ethertype, direction, *_) = self._socket.recvfrom(2048)
             except BlockingIOError:
                 return
-            if direction == OUTGOING and ethertype in (IPV4, IPV6):
+            if direction == PACKET_OUTGOING and ethertype in (IPV4, IPV6):
                 self._note(packet, ethertype)
 
     def _note(self, packet: bytes, ethertype: int) -> None:
@@ -42,16 +45,15 @@ class Wiretap:
         else:
             to, protocol, begin = ip_address(packet[24:40]), packet[6], 40
         if protocol == ICMPV6 or (ethertype == IPV6 and protocol == 0):
-            return  # the kernel looks for its neighbours by itself
+            # Neighbour discovery of the kernel.
+            return
         has_ports = protocol in (socket.IPPROTO_TCP, socket.IPPROTO_UDP)
-        ports = (
-            [int.from_bytes(packet[begin + at : begin + at + 2]) for at in (0, 2)]
-            if has_ports
-            else []
-        )
-        (self.names if NAMES in ports else self.packets)[str(to)] += 1
+        ports: list[int] = []
+        if has_ports:
+            ports = [int.from_bytes(packet[begin + at : begin + at + 2]) for at in (0, 2)]
+        (self.names if DNS_PORT in ports else self.packets)[str(to)] += 1
 
     def close(self) -> None:
-        self.look()
+        self.read()
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()

@@ -54,7 +54,7 @@ class Asked(NamedTuple):
     is_malformed: bool = False
 
 
-class RateLimitStatus(NamedTuple):
+class CarriedAnswers(NamedTuple):
     """The statuses of answers, the last of which may be cut."""
 
     statuses: list[int]
@@ -81,7 +81,7 @@ def _requests(raw: bytes) -> Asked:
     return Asked(methods, is_whole=True)
 
 
-def _answers(raw: bytes, asked: list[str]) -> RateLimitStatus | None:
+def _answers(raw: bytes, asked: list[str]) -> CarriedAnswers | None:
     """None: they are none."""
     statuses: list[int] = []
     while raw:
@@ -95,12 +95,12 @@ def _answers(raw: bytes, asked: list[str]) -> RateLimitStatus | None:
                 if isinstance(event, h11.Response):
                     statuses.append(event.status_code)
                 if event is h11.NEED_DATA or event is h11.PAUSED:
-                    return RateLimitStatus(statuses)
+                    return CarriedAnswers(statuses)
         except h11.RemoteProtocolError:
             # A 101 is not expected by h11 here; it is another protocol from there on.
-            return RateLimitStatus([*statuses, 101]) if raw.startswith(b"HTTP/1.1 101 ") else None
+            return CarriedAnswers([*statuses, 101]) if raw.startswith(b"HTTP/1.1 101 ") else None
         raw, _ = reading.trailing_data
-    return RateLimitStatus(statuses, is_whole=True)
+    return CarriedAnswers(statuses, is_whole=True)
 
 
 class Tap:

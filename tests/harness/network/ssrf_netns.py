@@ -1,7 +1,8 @@
-"""The real sender in a network of its own, where every private address can be reached and every packet is seen.
+"""The real sender in a network namespace with reachable private addresses and a packet capture.
 
-`unshare --net --mount python -m harness.network.ssrf_netns`, as root: prints a line of JSON for each attempt.
-Names are looked up as this machine does it, at a name server that leads them to private addresses, at once or later.
+`unshare --net --mount python -m harness.network.ssrf_netns`, as root, prints a line of JSON for
+each sender. Names are resolved by the system's resolver, at a DNS server that returns private
+addresses, at the first query or later.
 """
 
 import asyncio
@@ -37,11 +38,13 @@ SET_UP = (
     "link set lo up",
     f"address add {PUBLIC}/32 dev lo",
     f"address add {PUBLIC_V6}/128 dev lo",
-    "address add 169.254.169.254/32 dev lo",  # some are this machine's, the others are somewhere
+    # Some of the private addresses are local, the others are not assigned.
+    "address add 169.254.169.254/32 dev lo",
     "address add 10.0.0.1/32 dev lo",
     "address add fd00:ec2::254/128 dev lo",
     "link add out type veth peer name in",
-    "link set out arp off up",  # nobody is asked who has an address: a packet leaves, if there is one
+    # Without ARP, a packet leaves at once, without a query for its destination.
+    "link set out arp off up",
     "link set in up",
     "address add 198.18.7.1/32 dev out",
     "address add 2a00:1450:4001:900::1/128 dev out",
@@ -51,7 +54,7 @@ SET_UP = (
 
 
 def table(name: str, number: int) -> Sequence[str] | None:
-    """`answerN` leads to the Nth of `ANSWERS`; `rebindN` once to a public address, then to a private one."""
+    """Resolve `answerN` to the Nth of `ANSWERS`; `rebindN` first to a public, then to a private one."""
     first, _, rest = name.partition(".")
     if rest.startswith("corp"):
         return ["10.0.0.1"]  # this machine's own domain has any name
@@ -70,7 +73,7 @@ def table(name: str, number: int) -> Sequence[str] | None:
 
 
 def urls() -> Iterator[str]:
-    """Every trick."""
+    """Yield the URLs of all attacks."""
     for family in url_tricks.FAMILIES:
         yield from sorted(set(family(PORT)))
     yield from (f"http://answer{number}.example:{PORT}/" for number in range(len(ANSWERS)))
@@ -79,7 +82,7 @@ def urls() -> Iterator[str]:
 
 
 def set_up() -> None:
-    """The namespace's network and its way to look names up."""
+    """Configure the network and the resolver of the namespace."""
     for words in SET_UP:
         subprocess.run(["ip", *words.split()], check=True)
     with tempfile.NamedTemporaryFile("w", delete=False) as file:
@@ -95,7 +98,7 @@ def say(what: str, **more: object) -> None:
 
 
 async def dial(address: str) -> None:
-    """What a sender without a guard would do."""
+    """Connect to an address, as a sender without a guard would."""
     family = socket.AF_INET6 if ":" in address else socket.AF_INET
     with socket.socket(family, socket.SOCK_STREAM) as plain, suppress(OSError):
         plain.setblocking(False)
@@ -103,7 +106,7 @@ async def dial(address: str) -> None:
 
 
 async def serve() -> list[str]:
-    """Receivers at the public addresses; the paths that they are asked for."""
+    """Start receivers at the public addresses; return the list of the paths of their requests."""
     asked: list[str] = []
 
     async def answer(request: web.Request) -> web.Response:
@@ -123,8 +126,8 @@ async def serve() -> list[str]:
     return asked
 
 
-async def besiege() -> None:
-    """First without the guard, to see that it would be seen; then with it."""
+async def attack() -> None:
+    """Send without the guard first, to prove that packets are captured; then with it."""
     loop = asyncio.get_running_loop()
     await loop.create_datagram_endpoint(lambda: NameServer(table), local_addr=(NAME_SERVER, 53))
     asked = await serve()
@@ -149,7 +152,7 @@ async def besiege() -> None:
 
 
 async def try_all(sender: Sender, session: ClientSession) -> tuple[int, list[str]]:
-    """Everything with the real sender: how much that was, and what was acknowledged."""
+    """Send to all URLs; return their number, and the URLs that acknowledged the webhook."""
     again = [
         f"http://rebind{number}.example:{PORT}/"
         for number in range(len(PRIVATE))
@@ -169,4 +172,4 @@ async def try_all(sender: Sender, session: ClientSession) -> tuple[int, list[str
 
 if __name__ == "__main__":
     set_up()
-    asyncio.run(besiege())
+    asyncio.run(attack())

@@ -1,4 +1,4 @@
-"""Who is told by webhooks: a real server on loopback that answers as a test wants it."""
+"""A receiver of webhooks: a real server on loopback with the responses of a test."""
 
 import asyncio
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -8,14 +8,14 @@ from typing import TypeAlias
 
 from aiohttp import web
 
-SECONDS = 10.0
+NEXT_TIMEOUT_SECONDS = 10.0
 
 Answer: TypeAlias = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 @dataclass(frozen=True)
-class RateLimitStatus:
-    """One request that it got."""
+class ReceivedWebhook:
+    """A request to the receiver. Header names are in lower case."""
 
     path: str
     headers: dict[str, str]
@@ -23,45 +23,46 @@ class RateLimitStatus:
 
     @property
     def id(self) -> str:
-        """Which delivery it is a try of."""
+        """The id of the delivery, the same for all attempts."""
         return self.headers["webhook-id"]
 
 
 @dataclass
 class Receiver:
-    """A server that takes down what it is told."""
+    """A server that records its requests.
+
+    It responds with `statuses` in order, then with 200; with `answer`, if set; and not at all as
+    long as `may_answer` is cleared. `most` is the maximum of concurrent requests.
+    """
 
     port: int = 0
-    told: asyncio.Queue[RateLimitStatus] = field(default_factory=asyncio.Queue)
-    statuses: list[int] = field(
-        default_factory=list
-    )  # of its next answers; 200 when there are none left
-    answer: Answer | None = None  # in the place of a status
-    may_answer: asyncio.Event = field(
-        default_factory=asyncio.Event
-    )  # cleared: it takes requests and says nothing
+    received: asyncio.Queue[ReceivedWebhook] = field(default_factory=asyncio.Queue)
+    statuses: list[int] = field(default_factory=list)
+    answer: Answer | None = None
+    may_answer: asyncio.Event = field(default_factory=asyncio.Event)
     now: int = 0
-    most: int = 0  # requests at once, ever
+    most: int = 0
 
     @property
     def url(self) -> str:
-        """Where it listens."""
+        """The URL of the webhook, with a secret in its query."""
         return f"http://127.0.0.1:{self.port}/hook?token=hush"
 
     def named(self, host: str) -> str:
-        """The same under a name."""
+        """Return the URL with a host name."""
         return f"http://{host}:{self.port}/hook?token=hush"
 
-    async def next(self) -> RateLimitStatus:
-        """What it is told next."""
-        return await asyncio.wait_for(self.told.get(), SECONDS)
+    async def next(self) -> ReceivedWebhook:
+        """Return the next request; fail after `NEXT_TIMEOUT_SECONDS`."""
+        return await asyncio.wait_for(self.received.get(), NEXT_TIMEOUT_SECONDS)
 
     async def handle(self, request: web.Request) -> web.StreamResponse:
         self.now += 1
         self.most = max(self.most, self.now)
         try:
             headers = {name.lower(): value for name, value in request.headers.items()}
-            self.told.put_nowait(RateLimitStatus(request.path_qs, headers, await request.read()))
+            body = await request.read()
+            self.received.put_nowait(ReceivedWebhook(request.path_qs, headers, body))
             await self.may_answer.wait()
             if self.answer is not None:
                 return await self.answer(request)
@@ -90,13 +91,11 @@ async def receiver() -> AsyncIterator[Receiver]:
 
 @dataclass
 class Trap:
-    """A listening socket that nobody should ever connect to."""
+    """A listening socket that must get no connections. `heard` has the first bytes of each."""
 
     port: int = 0
     connections: int = 0
-    heard: asyncio.Queue[bytes] = field(
-        default_factory=asyncio.Queue
-    )  # the first bytes of each connection
+    heard: asyncio.Queue[bytes] = field(default_factory=asyncio.Queue)
 
 
 @asynccontextmanager
@@ -109,7 +108,8 @@ async def trap() -> AsyncIterator[Trap]:
         running.heard.put_nowait(await reader.read(4096))
         writer.close()
 
-    server = await asyncio.start_server(accept, "0.0.0.0", 0)  # 127.0.0.2 and 0.0.0.0 lead here too
+    # Connections to 127.0.0.2 and 0.0.0.0 arrive here as well.
+    server = await asyncio.start_server(accept, "0.0.0.0", 0)
     running.port = server.sockets[0].getsockname()[1]
     async with server:
         yield running

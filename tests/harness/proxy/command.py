@@ -1,4 +1,4 @@
-"""The command line as a process of its own, as a person runs it."""
+"""The command `vllm-serverless` as a child process."""
 
 import asyncio
 import os
@@ -19,18 +19,18 @@ STOP_SECONDS = 30.0
 
 @dataclass
 class Command:
-    """A running command and what it has printed."""
+    """A running command and the lines of its output."""
 
     process: Process
     lines: list[str] = field(default_factory=list)
 
     @property
     def text(self) -> str:
-        """Everything printed so far."""
+        """The output so far."""
         return "\n".join(self.lines)
 
     async def says(self, pattern: str, seconds: float = 20.0) -> re.Match[str]:
-        """Wait until it has printed this."""
+        """Wait until the output matches `pattern`; fail after `seconds` or if the process has exited."""
         compiled = re.compile(pattern, re.MULTILINE)
         await until(
             lambda: bool(compiled.search(self.text)) or self.process.returncode is not None,
@@ -42,7 +42,7 @@ class Command:
         return found
 
     async def stop(self, number: signal.Signals = signal.SIGINT) -> int:
-        """Send a signal to it alone and wait for its end; its exit status."""
+        """Send a signal to the process, but not to its children; return its exit status."""
         if self.process.returncode is None:
             self.process.send_signal(number)
         return await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
@@ -52,9 +52,9 @@ class Command:
 async def command(
     *arguments: str, python: str = sys.executable, through: Sequence[str] = (), **environment: str
 ) -> AsyncIterator[Command]:
-    """`vllm-serverless ARGUMENTS`, by the Python of this or another environment; ended at the end.
+    """Run `vllm-serverless ARGUMENTS` with `python`, and stop it when the context ends.
 
-    It is started `through` a command that goes on as it, such as setpriv.
+    `through` is a prefix that executes the command, such as setpriv with its arguments.
     """
     process = await asyncio.create_subprocess_exec(
         *(*through, python, "-m", "proxy.cli", *arguments),
@@ -79,7 +79,7 @@ async def _read(running: Command) -> None:
 
 
 def family(leaders: list[int]) -> list[int]:
-    """The processes in the sessions of these, whatever they have done to their environment."""
+    """Return the ids of all processes in the sessions of `leaders`, except zombies."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():
@@ -91,7 +91,7 @@ def family(leaders: list[int]) -> list[int]:
 
 
 def processes(mark: str) -> list[int]:
-    """The processes of this machine whose environment holds this mark."""
+    """Return the ids of all processes whose environment contains `mark`."""
     found = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit():

