@@ -1,0 +1,144 @@
+"""Count the project's modules that one request passes: `python scripts/walk.py [--list]`, in the
+set-up's environment.
+
+It runs a proxy and a worker with the scripted engine in this process, sends chat calls and durable
+jobs over real sockets, and notes the file of every function that is called in the meantime. A
+module counts if it takes part in each of `ROUNDS` requests, so that periodic work in the background
+does not count. Limits: 36 modules for a streamed chat call, 50 for a durable job from `run` to the
+`status` that shows its output.
+"""
+
+import argparse
+import asyncio
+import random
+import sys
+import threading
+import time
+from collections.abc import Awaitable, Callable
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import FrameType
+from typing import Any
+
+import aiohttp
+import uvloop
+
+ROOT = Path(__file__).resolve().parents[1]
+sys.path.insert(0, str(ROOT))
+
+from proxy.app import compose  # noqa: E402 - the checkout's own code
+from proxy.serving import listen, running  # noqa: E402
+from proxy.settings import Settings  # noqa: E402
+from worker_vllm.channel.connection import Channel, ChannelTimeouts  # noqa: E402
+from worker_vllm.channel.dial import Dialler, Handshake, Link  # noqa: E402
+from worker_vllm.engine.base import read_models  # noqa: E402
+from worker_vllm.engine.scripted import ScriptedEngine  # noqa: E402
+from worker_vllm.runtime import Runtime  # noqa: E402
+
+ROUNDS = 12
+CHAT_LIMIT, JOB_LIMIT = 36, 50
+CHAT = {
+    "model": "scripted",
+    "stream": True,
+    "max_tokens": 5,
+    "messages": [{"role": "user", "content": "hello"}],
+}
+JOB = {"input": {"prompt": "hello", "sampling_params": {"max_tokens": 5}}}
+
+
+class Recorder:
+    """Notes which files of the project are executed while it is on."""
+
+    def __init__(self) -> None:
+        self.files: set[str] | None = None
+
+    def trace(self, frame: FrameType, _event: str, _argument: object) -> None:
+        """Handle a call of any Python function, in any thread."""
+        if self.files is not None:
+            self.files.add(frame.f_code.co_filename)
+
+    async def during(self, request: Callable[[], Awaitable[None]]) -> set[str]:
+        """Return the project's modules that are executed during a request."""
+        self.files = set()
+        await request()
+        files, self.files = self.files, None
+        folders = (str(ROOT / "proxy"), str(ROOT / "worker_vllm"))
+        return {str(Path(file).relative_to(ROOT)) for file in files if file.startswith(folders)}
+
+
+async def chat(http: aiohttp.ClientSession) -> None:
+    """Send one streamed chat call and read it to its end."""
+    async with http.post("/v1/chat/completions", json=CHAT) as response:
+        text = await response.text()
+        if not text.endswith("data: [DONE]\n\n"):
+            sys.exit(f"The chat call failed: {text}")
+
+
+async def job(http: aiohttp.ClientSession) -> None:
+    """Submit one durable job and read its status until it is COMPLETED."""
+    async with http.post("/v2/default/run", json=JOB) as response:
+        job_id = (await response.json())["id"]
+    while True:
+        async with http.get(f"/v2/default/status/{job_id}") as response:
+            status = (await response.json())["status"]
+        if status == "COMPLETED":
+            return
+        if status not in {"IN_QUEUE", "IN_PROGRESS"}:
+            sys.exit(f"The job is {status}.")
+
+
+async def walk(recorder: Recorder) -> dict[str, set[str]]:
+    """Return the modules of both kinds of request."""
+    with TemporaryDirectory() as folder:
+        values: dict[str, Any] = {"port": 0, "data_dir": Path(folder)}
+        settings = Settings(**values)
+        parts = compose(settings)
+        listener = listen(settings)
+        address = f"127.0.0.1:{listener.getsockname()[1]}"
+        engine = ScriptedEngine(stage=lambda _: None)
+        async with (
+            running(parts, listener),
+            engine,
+            aiohttp.ClientSession(f"http://{address}") as http,
+            asyncio.TaskGroup() as group,
+        ):
+            models = await read_models(engine)
+            runtime = Runtime("walk", engine, models, 4, group)
+            link = Link(f"ws://{address}/v2/default/worker", parts.token, "walk")
+            dialler = Dialler(Handshake, random.uniform)
+            channel = Channel(link, runtime, ChannelTimeouts(5.0), dialler)
+            connecting = group.create_task(channel.run())
+            await channel.connected.wait()
+            found: dict[str, set[str]] = {}
+            for name, send in (("chat call", chat), ("durable job", job)):
+                await send(http)
+                rounds = [await recorder.during(partial(send, http)) for _ in range(ROUNDS)]
+                found[name] = set.intersection(*rounds)
+            await runtime.lose_all("walk_over", "")
+            connecting.cancel()
+        return found
+
+
+def main() -> None:
+    """Print the counts; exit with 1 if a limit is exceeded."""
+    parser = argparse.ArgumentParser(prog="walk", description=__doc__)
+    parser.add_argument("--list", action="store_true", help="print the modules too")
+    wants_list = parser.parse_args().list
+    recorder = Recorder()
+    threading.settrace(recorder.trace)
+    sys.settrace(recorder.trace)
+    begun = time.monotonic()
+    found = uvloop.run(walk(recorder))
+    sys.settrace(None)
+    limits = {"chat call": CHAT_LIMIT, "durable job": JOB_LIMIT}
+    for name, files in found.items():
+        print(f"{name}: {len(files)} modules (limit {limits[name]})")
+        if wants_list:
+            print("".join(f"  {file}\n" for file in sorted(files)), end="")
+    print(f"{ROUNDS} rounds of each in {time.monotonic() - begun:.1f} s")
+    sys.exit(any(len(files) > limits[name] for name, files in found.items()))
+
+
+if __name__ == "__main__":
+    main()
