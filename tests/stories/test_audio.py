@@ -1,4 +1,4 @@
-"""Speech goes in as a form and comes out as text: the file's bytes arrive intact, wherever the endpoint was named."""
+"""Transcription and translation: multipart forms reach the engine intact on every base path."""
 
 import os
 from collections.abc import AsyncIterator
@@ -14,13 +14,14 @@ from harness.proxy.server import Proxy, serving
 from harness.worker.process import worker
 from harness.worker.transcription_server import WORDS, Heard, Speech, speech
 
-FILE_BYTES = 3 * 1024 * 1024  # it crosses the worker's socket in about fifty parts
+# The file crosses the worker's socket in about fifty parts.
+FILE_BYTES = 3 * 1024 * 1024
 BASES = ("/v1", "/openai/v1", "/v2/speech/openai/v1")
 TRANSCRIPTIONS = "/v1/audio/transcriptions"
 
 
 class Studio(NamedTuple):
-    """A proxy with two endpoints, and the servers behind their workers."""
+    """A proxy with two endpoints, and the transcription servers behind their workers."""
 
     proxy: Proxy
     first: Speech
@@ -29,7 +30,7 @@ class Studio(NamedTuple):
 
 @pytest_asyncio.fixture(scope="module")
 async def studio() -> AsyncIterator[Studio]:
-    """The first endpoint has another model than the second."""
+    """Two endpoints that serve different models."""
     async with AsyncExitStack() as stack:
         servers = [await stack.enter_async_context(speech(model)) for model in ("other", "whisper")]
         proxy = await stack.enter_async_context(
@@ -41,7 +42,7 @@ async def studio() -> AsyncIterator[Studio]:
 
 
 def client(proxy: Proxy, base: str = "/v2/speech/openai/v1") -> openai.AsyncOpenAI:
-    """The stock client, at one of the places where the API stands."""
+    """Return the OpenAI client for one of the base paths of the API."""
     return proxy.openai(base_url=f"{proxy.url}{base}")
 
 
@@ -67,10 +68,9 @@ async def test_a_file_and_its_fields_arrive_intact(studio: Studio) -> None:
     )
 
 
-@pytest.mark.filterwarnings(
-    "ignore:deprecated:DeprecationWarning"
-)  # the stock client's own word about translations
-async def test_a_translation_takes_the_same_way(studio: Studio) -> None:
+# The OpenAI client marks its translations as deprecated.
+@pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
+async def test_a_translation_form_reaches_the_engine(studio: Studio) -> None:
     async with client(studio.proxy) as asking:
         told = await asking.audio.translations.create(
             file=("a.mp3", b"\x00\r\n\xff"), model="whisper"
@@ -80,7 +80,7 @@ async def test_a_translation_takes_the_same_way(studio: Studio) -> None:
     assert studio.speech.heard[-1].file[2] == sha256(b"\x00\r\n\xff").hexdigest()
 
 
-async def test_text_can_come_as_a_stream(studio: Studio) -> None:
+async def test_a_transcription_can_be_streamed(studio: Studio) -> None:
     async with client(studio.proxy) as asking:
         stream = await asking.audio.transcriptions.create(
             file=("a.wav", b"RIFF"), model="whisper", stream=True
@@ -90,14 +90,16 @@ async def test_text_can_come_as_a_stream(studio: Studio) -> None:
     assert events[-1].type == "transcript.text.done"
 
 
-async def test_the_servers_refusal_is_the_answer(studio: Studio) -> None:
+async def test_an_error_of_the_engine_is_passed_on(studio: Studio) -> None:
     async with client(studio.proxy) as asking:
         with pytest.raises(openai.BadRequestError, match="no file"):
             await asking.audio.transcriptions.create(file=("a.wav", b""), model="whisper")
 
 
 @pytest.mark.parametrize("base", ["/v1", "/openai/v1"])
-async def test_a_flat_path_finds_the_endpoint_by_the_forms_model(studio: Studio, base: str) -> None:
+async def test_a_flat_path_selects_the_endpoint_by_the_model_of_the_form(
+    studio: Studio, base: str
+) -> None:
     async with client(studio.proxy, base) as asking:
         for model, server in (("other", studio.first), ("whisper", studio.speech)):
             before = len(server.heard)
@@ -112,19 +114,18 @@ async def test_a_form_without_a_model_goes_to_the_first_endpoint(studio: Studio)
     form = aiohttp.FormData()
     form.add_field("file", b"RIFF", filename="a.wav")
     async with studio.proxy.http.post("/v1/audio/transcriptions", data=form) as response:
-        assert (await response.json())["error"][
-            "message"
-        ] == "another model"  # the engine's own words
+        # The engine's own message.
+        assert (await response.json())["error"]["message"] == "another model"
     assert len(studio.first.heard) == before + 1
 
 
-async def test_an_endpoints_own_path_takes_its_own_model(studio: Studio) -> None:
+async def test_the_path_of_an_endpoint_accepts_only_its_model(studio: Studio) -> None:
     async with client(studio.proxy) as asking:
         with pytest.raises(openai.NotFoundError, match="`other` is not served by endpoint speech"):
             await asking.audio.transcriptions.create(file=("a.wav", b"RIFF"), model="other")
 
 
-async def test_who_waits_for_a_stream_hears_that_it_waits() -> None:
+async def test_a_queued_stream_receives_its_queue_position() -> None:
     async with serving(queue_timeout=3.0) as proxy:
         form = aiohttp.FormData({"stream": "true"})
         form.add_field("file", b"RIFF", filename="a.wav")
@@ -146,7 +147,7 @@ async def test_who_waits_for_a_stream_hears_that_it_waits() -> None:
         ("/tokenize", "multipart/form-data; boundary=x"),
     ],
 )
-async def test_another_kind_of_body_is_415(
+async def test_an_unsupported_content_type_is_415(
     studio: Studio, base: str, path: str, content_type: str
 ) -> None:
     before = [len(server.heard) for server in studio[1:]]

@@ -1,4 +1,4 @@
-"""`chat` in a real terminal: it answers, stops when told to, and goes on."""
+"""The `chat` command in a real terminal: answers, interruption and errors."""
 
 import asyncio
 from contextlib import AbstractAsyncContextManager
@@ -12,7 +12,7 @@ from harness.tools.waiting import until
 def chatting(
     *flags: str,
 ) -> AbstractAsyncContextManager[tuple[Terminal, asyncio.subprocess.Process]]:
-    """The command in a terminal of its own."""
+    """Run the command in its own terminal."""
     return terminal("chat", *flags)
 
 
@@ -28,8 +28,8 @@ async def test_a_conversation(line: Line) -> None:
         assert await asyncio.wait_for(process.wait(), 10) == 0
 
 
-async def test_ctrl_c_stops_the_answer_and_not_the_chat(line: Line) -> None:
-    async with serving() as slow:  # nobody will ever answer here
+async def test_ctrl_c_stops_the_answer_but_not_the_chat(line: Line) -> None:
+    async with serving() as slow:  # it has no workers
         async with chatting("--base-url", f"{slow.url}/v1", "--model", "m") as (terminal, process):
             await terminal.shows("> ")
             terminal.type("hello\n")
@@ -42,7 +42,7 @@ async def test_ctrl_c_stops_the_answer_and_not_the_chat(line: Line) -> None:
             assert await asyncio.wait_for(process.wait(), 10) == 0
 
 
-async def test_an_error_is_a_sentence_and_the_chat_goes_on(line: Line) -> None:
+async def test_the_chat_continues_after_an_error(line: Line) -> None:
     async with chatting("--base-url", f"{line.proxy.url}/v1", "--model", "nobody") as (terminal, _):
         await terminal.shows("> ")
         terminal.type("hello\n")
@@ -50,7 +50,7 @@ async def test_an_error_is_a_sentence_and_the_chat_goes_on(line: Line) -> None:
         await terminal.shows("> ")
 
 
-async def test_a_server_that_is_not_there_is_told() -> None:
+async def test_an_unreachable_server_is_reported() -> None:
     async with chatting("--base-url", "http://127.0.0.1:9/v1") as (terminal, process):
         await terminal.shows("http://127.0.0.1:9/v1: ")
         assert await asyncio.wait_for(process.wait(), 10) == 69

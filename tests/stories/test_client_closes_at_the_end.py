@@ -1,4 +1,4 @@
-"""A client that closes its connection once it has the whole answer has a COMPLETED job."""
+"""The job of a client that disconnects after the complete response is COMPLETED."""
 
 import asyncio
 import json
@@ -51,7 +51,7 @@ NOT_YET: dict[str, tuple[str, list[bytes]]] = {
 
 @pytest_asyncio.fixture(scope="module")
 async def shared() -> AsyncIterator[Proxy]:
-    """A proxy without workers of its own."""
+    """A proxy without workers."""
     async with serving() as proxy:
         yield proxy
 
@@ -64,7 +64,7 @@ def call(path: str, body: Any) -> bytes:
 
 
 async def begin(worker: Puppet, events: list[bytes], *, is_open: bool = False) -> Job:
-    """The worker takes the next job and sends these events of it, each in parts where it is large."""
+    """Take the next job as the worker and send `events`, the large ones in parts."""
     job = await worker.job()
     await worker.say(Head(job.job, job.attempt, 200, EVENTS))
     for event in events:
@@ -78,7 +78,7 @@ async def begin(worker: Puppet, events: list[bytes], *, is_open: bool = False) -
 async def leave_after(
     proxy: Proxy, worker: Puppet, path: str, events: list[bytes], *, is_open: bool = False
 ) -> Job:
-    """A client reads these events, and closes its connection before the worker ends the run."""
+    """Send `events` to a client that disconnects before the worker ends the run."""
     async with wire(proxy) as client:
         await client.send(call(path, {"model": "m", "stream": True}))
         job = await begin(worker, events, is_open=is_open)
@@ -94,7 +94,7 @@ async def status(proxy: Proxy, job: Job) -> str:
 
 
 async def counts(proxy: Proxy) -> dict[str, int]:
-    """Of ended jobs: what `health` shows, and what the store has besides."""
+    """Return the numbers of ended jobs: two from `health`, the cancelled ones from the store."""
     async with proxy.http.get("/v2/default/health") as answer:
         found: dict[str, int] = (await answer.json())["jobs"]
     cancelled = (await proxy.parts.store.counts(EndpointId("default"))).cancelled
@@ -107,7 +107,9 @@ async def assert_ended(proxy: Proxy, job: Job, wanted: str) -> None:
 
 
 @pytest.mark.parametrize("case", ENDS)
-async def test_the_runs_own_end_decides_after_the_last_event(shared: Proxy, case: str) -> None:
+async def test_the_end_of_the_run_sets_the_status_after_the_last_event(
+    shared: Proxy, case: str
+) -> None:
     path, events, wanted = ENDS[case]
     before = await counts(shared)
     async with puppet(shared, slots=1) as worker:
@@ -118,7 +120,7 @@ async def test_the_runs_own_end_decides_after_the_last_event(shared: Proxy, case
     assert await counts(shared) == before | {wanted.lower(): before[wanted.lower()] + 1}
 
 
-async def test_the_last_event_may_come_in_pieces(shared: Proxy) -> None:
+async def test_the_last_event_may_arrive_in_parts(shared: Proxy) -> None:
     async with puppet(shared, slots=1) as worker:
         job = await leave_after(
             shared, worker, RESPONSES, [response(b"created"), response(b"completed", FILLER)]
@@ -127,7 +129,7 @@ async def test_the_last_event_may_come_in_pieces(shared: Proxy) -> None:
         await assert_ended(shared, job, "COMPLETED")
 
 
-async def test_what_follows_the_last_event_changes_nothing(shared: Proxy) -> None:
+async def test_data_after_the_last_event_does_not_change_the_status(shared: Proxy) -> None:
     async with puppet(shared, slots=1) as worker:
         job = await leave_after(shared, worker, MESSAGES, [STOP])
         await worker.say(Chunk(job.job, job.attempt, DONE))  # as vLLM ends its messages
@@ -136,9 +138,7 @@ async def test_what_follows_the_last_event_changes_nothing(shared: Proxy) -> Non
 
 
 @pytest.mark.parametrize("case", NOT_YET)
-async def test_a_client_that_leaves_before_the_last_event_cancels_its_job(
-    shared: Proxy, case: str
-) -> None:
+async def test_a_disconnect_before_the_last_event_cancels_the_job(shared: Proxy, case: str) -> None:
     path, events = NOT_YET[case]
     async with puppet(shared, slots=1) as worker:
         job = await leave_after(shared, worker, path, events, is_open=case == "half of it")
@@ -146,17 +146,17 @@ async def test_a_client_that_leaves_before_the_last_event_cancels_its_job(
         await assert_ended(shared, job, "CANCELLED")
 
 
-async def test_a_worker_that_is_lost_after_the_last_event_has_lost_nothing(shared: Proxy) -> None:
+async def test_a_job_whose_worker_is_lost_after_the_last_event_is_completed(shared: Proxy) -> None:
     async with puppet(shared, slots=1) as worker, wire(shared) as client:
         await client.send(call(CHAT, {"model": "m", "stream": True}))
         job = await begin(worker, [FIRST, DONE])
         await client.heard(DONE)
         await worker.socket.close()
-        assert b"data" not in await client.heard(b"0\r\n\r\n")  # no error event behind the end
+        assert b"data" not in await client.heard(b"0\r\n\r\n")  # no error event after the end
         await assert_ended(shared, job, "COMPLETED")
 
 
-async def test_a_run_that_does_not_end_is_stopped_and_its_job_completed(shared: Proxy) -> None:
+async def test_a_run_that_does_not_end_is_stopped_and_its_job_is_completed(shared: Proxy) -> None:
     async with puppet(shared, slots=2) as worker:
         left = await leave_after(shared, worker, CHAT, [FIRST, DONE])
         async with wire(shared) as client:
@@ -168,7 +168,9 @@ async def test_a_run_that_does_not_end_is_stopped_and_its_job_completed(shared: 
             await assert_ended(shared, job, "COMPLETED")
 
 
-async def test_forty_that_close_at_once_are_all_completed(line: Line) -> None:
+async def test_the_jobs_of_forty_clients_that_disconnect_at_the_end_are_completed(
+    line: Line,
+) -> None:
     before = await counts(line.proxy)
     for _ in range(40):
         async with wire(line.proxy) as client:
@@ -178,14 +180,13 @@ async def test_forty_that_close_at_once_are_all_completed(line: Line) -> None:
     assert await counts(line.proxy) == before | {"completed": before["completed"] + 40}
 
 
-async def test_a_body_that_has_come_whole_is_a_completed_job(line: Line) -> None:
+async def test_the_job_of_a_client_that_received_the_whole_body_is_completed(line: Line) -> None:
     before = await counts(line.proxy)
     for number in range(20):
         async with wire(line.proxy) as client:
             await client.send(call(CHAT, chat("x" * 100_000 if number % 2 else "x", max_tokens=1)))
-            assert (
-                await client.answer()
-            ).status == 200  # with as many bytes as its Content-Length says
+            # The body has as many bytes as its Content-Length states.
+            assert (await client.answer()).status == 200
     await asyncio.sleep(0)
     await until(lambda: not len(line.proxy.parts.output), what="the calls are over")
     assert await counts(line.proxy) == before | {"completed": before["completed"] + 20}

@@ -1,4 +1,4 @@
-"""The client leaves, whenever it likes: its job ends, and the engine makes no further token for it."""
+"""A client disconnect at any time ends the job, and the engine stops generating its tokens."""
 
 import asyncio
 from typing import Any
@@ -25,12 +25,11 @@ async def made(line: Line) -> float:
 
 
 async def assert_idle(line: Line) -> None:
-    """Within a second nothing runs, and no token is made after that."""
+    """Check that the engine is idle within a second and generates no tokens after that."""
     await until(lambda: _is(running(line), 0), GONE_SECONDS, "the engine is idle")
     before = await made(line)
-    async with line.proxy.http.post(
-        CHAT, json=chat(max_tokens=3, seed=50_000)
-    ) as response:  # 150 ms of engine time
+    # 150 ms of engine time.
+    async with line.proxy.http.post(CHAT, json=chat(max_tokens=3, seed=50_000)) as response:
         assert response.status == 200
     assert await made(line) == before + 3
     assert len(line.proxy.parts.output) == 0
@@ -60,7 +59,7 @@ async def test_the_engine_stops_after_the_first_token(line: Line) -> None:
     await assert_idle(line)
 
 
-async def test_the_stock_client_breaks_off(line: Line) -> None:
+async def test_the_engine_stops_when_the_openai_client_closes_the_stream(line: Line) -> None:
     async with line.proxy.openai() as client:
         stream = await client.chat.completions.create(**chat("leaving", stream=True, **LONG))
         async for chunk in stream:
@@ -70,7 +69,7 @@ async def test_the_stock_client_breaks_off(line: Line) -> None:
         await assert_idle(line)
 
 
-async def test_sixty_leave_at_once(line: Line) -> None:
+async def test_the_engine_stops_after_sixty_simultaneous_disconnects(line: Line) -> None:
     calls = [
         asyncio.create_task(_call(line.proxy, chat(f"c{n}", stream=bool(n % 2), **LONG)))
         for n in range(60)
@@ -82,7 +81,7 @@ async def test_sixty_leave_at_once(line: Line) -> None:
     await assert_idle(line)
 
 
-async def test_who_leaves_the_queue_is_never_run(proxy: Proxy) -> None:
+async def test_the_job_of_a_client_that_leaves_the_queue_is_never_run(proxy: Proxy) -> None:
     async with worker(proxy, max_concurrency=1) as only:
         async with proxy.http.post(CHAT, json=chat("first", stream=True, **LONG)) as first:
             await first.content.readuntil(b"first 0")

@@ -1,4 +1,4 @@
-"""The proxy and its worker started apart, as on two machines."""
+"""The proxy and its worker as separate commands, as on two machines."""
 
 import asyncio
 import os
@@ -16,7 +16,7 @@ from harness.tools.waiting import until
 KEY = "open-sesame"
 
 
-async def test_a_worker_elsewhere_joins_with_the_token(tmp_path: Path) -> None:
+async def test_a_remote_worker_joins_with_the_token(tmp_path: Path) -> None:
     flags = ("--port", "0", "--data-dir", str(tmp_path), "--endpoint", "mine")
     async with command("proxy", *flags, PROXY_API_KEY=f"team={KEY}") as proxy:
         url = (await proxy.says(r"listens on (http://\S+)\.")).group(1)
@@ -39,7 +39,7 @@ async def test_a_worker_elsewhere_joins_with_the_token(tmp_path: Path) -> None:
         assert told["WORKER_TOKEN"] not in proxy.text + worker.text
 
 
-async def test_a_worker_without_its_settings_says_which(tmp_path: Path) -> None:
+async def test_a_worker_names_the_missing_setting(tmp_path: Path) -> None:
     async with command("worker") as worker:
         assert await worker.process.wait() == 2
         assert worker.text.count("\n") == 0

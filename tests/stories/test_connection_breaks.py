@@ -1,4 +1,4 @@
-"""The connection between worker and proxy breaks: what was not lost goes on, what was is not repeated."""
+"""Interrupted worker connections: runs resume, and lost output is reported and not repeated."""
 
 import asyncio
 import json
@@ -10,14 +10,12 @@ from harness.proxy.server import CHAT, Proxy, chat, frames, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
 
-SLOW: dict[str, Any] = {
-    "max_tokens": 12,
-    "seed": 300_000,
-}  # long intervals: nothing is under way in most of the time
+# Long intervals between tokens: most of the time, no output is in flight.
+SLOW: dict[str, Any] = {"max_tokens": 12, "seed": 300_000}
 
 
-async def test_a_stream_survives_a_short_break() -> None:
-    """Between two tokens nothing is under way, so the same run goes on over the new connection."""
+async def test_a_stream_survives_a_short_interruption() -> None:
+    """No output is in flight between two tokens, so the run continues on the new connection."""
     async with serving(lease=10.0) as proxy, cable(proxy.url) as line, worker(proxy, url=line.url):
         before = line.carried
         async with proxy.http.post(CHAT, json=chat("on", stream=True, **SLOW)) as response:
@@ -33,7 +31,7 @@ async def test_a_stream_survives_a_short_break() -> None:
     assert text == "".join(f"on {number} " for number in range(12))
 
 
-async def test_a_whole_answer_survives_a_short_break() -> None:
+async def test_a_response_without_streaming_survives_a_short_interruption() -> None:
     async with (
         serving(lease=10.0) as proxy,
         cable(proxy.url) as line,
@@ -47,8 +45,8 @@ async def test_a_whole_answer_survives_a_short_break() -> None:
         assert sum("event=job.started" in text for text in one.lines) == 1
 
 
-async def test_output_that_was_lost_on_the_way_is_not_repeated() -> None:
-    """Tokens were under way when the cable was cut: the stream has a gap that nothing can fill."""
+async def test_output_lost_in_flight_is_not_repeated() -> None:
+    """Tokens are in flight when the connection is cut, so the stream has a permanent gap."""
     async with (
         serving(lease=10.0) as proxy,
         cable(proxy.url) as line,
@@ -66,12 +64,12 @@ async def test_output_that_was_lost_on_the_way_is_not_repeated() -> None:
             events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
         assert events[-1] == b"data: [DONE]"
         assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "worker_lost"
-        await until(lambda: _idle(one, proxy))  # the run was ended, and the worker serves on
+        await until(lambda: _idle(one, proxy))  # the run has ended, and the worker still serves
         async with proxy.http.post(CHAT, json=chat("next", stream=True)) as response:
             assert (await frames(response))[-1] == b"data: [DONE]"
 
 
-async def test_a_worker_that_stays_away_is_lost(proxy: Proxy) -> None:
+async def test_a_worker_that_does_not_reconnect_is_lost(proxy: Proxy) -> None:
     async with cable(proxy.url) as line, worker(proxy, url=line.url):
         async with proxy.http.post(CHAT, json=chat("off", stream=True, **SLOW)) as response:
             seen = await response.content.readuntil(b"off 1 ")
@@ -80,12 +78,12 @@ async def test_a_worker_that_stays_away_is_lost(proxy: Proxy) -> None:
         assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "worker_lost"
         line.cut()
         line.flow()
-        await until(lambda: proxy.ready == 1)  # and it comes back
+        await until(lambda: proxy.ready == 1)  # it reconnects
         async with proxy.http.post(CHAT, json=chat("back")) as response:
             assert response.status == 200
 
 
-async def test_a_client_that_left_during_a_break_is_not_served_further() -> None:
+async def test_a_run_stops_if_its_client_disconnects_during_an_interruption() -> None:
     async with (
         serving(lease=10.0) as proxy,
         cable(proxy.url) as line,
@@ -101,7 +99,7 @@ async def test_a_client_that_left_during_a_break_is_not_served_further() -> None
         await until(lambda: _idle(one, proxy))
 
 
-async def test_a_job_that_was_cancelled_during_a_break_is_stopped_after_it() -> None:
+async def test_a_job_cancelled_during_an_interruption_is_stopped_afterwards() -> None:
     async with (
         serving(lease=10.0) as proxy,
         cable(proxy.url) as line,

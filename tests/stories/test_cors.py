@@ -1,4 +1,4 @@
-"""A web page may call only when its origin was named."""
+"""CORS: only web pages of configured origins may call the API."""
 
 from harness.proxy.server import CHAT, serving
 
@@ -10,13 +10,13 @@ PREFLIGHT = {
 }
 
 
-async def test_no_page_may_call_by_default() -> None:
+async def test_cross_origin_requests_are_rejected_by_default() -> None:
     async with serving() as proxy, proxy.http.options(CHAT, headers=PREFLIGHT) as response:
         assert response.status == 403
         assert "access-control-allow-origin" not in response.headers
 
 
-async def test_a_named_page_may_and_sees_errors_too() -> None:
+async def test_a_configured_origin_is_allowed_and_can_read_errors() -> None:
     async with serving(cors_origin=[PAGE]) as proxy:
         async with proxy.http.options(CHAT, headers=PREFLIGHT) as response:
             assert response.status == 200
@@ -32,7 +32,7 @@ async def test_a_named_page_may_and_sees_errors_too() -> None:
             assert "x-job-id" in response.headers["access-control-expose-headers"]
 
 
-async def test_another_page_may_not() -> None:
+async def test_an_origin_that_is_not_configured_is_rejected() -> None:
     async with serving(cors_origin=[PAGE]) as proxy:
         headers = PREFLIGHT | {"origin": "https://evil.example"}
         async with proxy.http.options(CHAT, headers=headers) as response:

@@ -1,4 +1,7 @@
-"""What a client sends costs about its bytes: no body, number or name holds up the others or fills the memory."""
+"""The cost of a request is proportional to its size.
+
+No body, number or name of a client blocks the event loop or exhausts the memory.
+"""
 
 import asyncio
 import http.client
@@ -17,17 +20,14 @@ from harness.load.lag import watching
 from harness.proxy.server import CHAT, Proxy, serving
 
 MB = 1024 * 1024
-MEMORY_ABOVE = 40 * MB  # beyond the body itself
-STANDSTILL, TRIES = (
-    0.05,
-    3,
-)  # seconds, the best of so many: what remains is the machine's other work
+MEMORY_ABOVE = 40 * MB  # in addition to the body
+# Seconds that the event loop may be blocked, in the best of this number of tries. Slower
+# tries are due to other work of the machine.
+STANDSTILL, TRIES = 0.05, 3
 RUNSYNC = "/v2/default/runsync?wait=1000"
 
 
 class Answer(NamedTuple):
-    """What a client was told."""
-
     status: int
     body: bytes
 
@@ -39,7 +39,7 @@ def ask(
     body: bytes | None = None,
     headers: dict[str, str] | None = None,
 ) -> Answer:
-    """One request of a client in a thread: what it costs is not in the event loop."""
+    """Send one request; for use in a thread, so that the client does not block the event loop."""
     place = urlsplit(url)
     connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=60)
     try:
@@ -56,20 +56,20 @@ def ask(
 
 
 def forget() -> int:
-    """Forget how much memory this process ever had; what it has now."""
+    """Reset the peak memory of this process; return its current memory in bytes."""
     Path("/proc/self/clear_refs").write_text("5")
     return resident("VmRSS")
 
 
 def resident(row: str) -> int:
-    """Bytes of memory of this process: now (VmRSS), or the most since it was last forgotten (VmHWM)."""
+    """Return the memory of this process: current (VmRSS), or the peak since the reset (VmHWM)."""
     status = Path("/proc/self/status").read_text()
     return next(int(line.split()[1]) * 1024 for line in status.splitlines() if line.startswith(row))
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
 async def strict() -> AsyncIterator[Proxy]:
-    """A proxy without workers. Its endpoints have a model each, and limits of their own."""
+    """A proxy without workers, whose endpoints have one model and separate limits each."""
     async with serving(
         endpoint=["default=demo", *(f"e{one}=demo{one}" for one in range(5))]
     ) as running:
@@ -77,14 +77,14 @@ async def strict() -> AsyncIterator[Proxy]:
 
 
 class Cost(NamedTuple):
-    """What one body cost the proxy: how long its event loop stood still, and its memory beside the body itself."""
+    """The cost of one body: the blocking time of the event loop, and the memory beyond the body."""
 
     seconds: float
     memory: int
 
 
 async def cost(proxy: Proxy, path: str, name: str, body: bytes) -> Cost:
-    """Send a body, look at its answer, and say what it cost."""
+    """Send a body, check the response, and return the cost."""
     before = forget()
     async with watching() as lag:
         told = await asyncio.to_thread(ask, proxy.url, "POST", path, body)
@@ -100,7 +100,9 @@ async def cost(proxy: Proxy, path: str, name: str, body: bytes) -> Cost:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("path", [CHAT, RUNSYNC])
-async def test_a_hostile_body_costs_its_bytes(strict: Proxy, path: str) -> None:
+async def test_a_hostile_body_uses_memory_in_proportion_to_its_size(
+    strict: Proxy, path: str
+) -> None:
     costs = {
         name: await cost(strict, path, name, body) for name, body in costly_bodies.bodies().items()
     }
@@ -115,9 +117,9 @@ async def test_a_hostile_body_costs_its_bytes(strict: Proxy, path: str) -> None:
 @pytest.mark.torture
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize("path", [CHAT, RUNSYNC])
-async def test_a_hostile_body_holds_nobody_up(strict: Proxy, path: str) -> None:
+async def test_a_hostile_body_does_not_block_the_event_loop(strict: Proxy, path: str) -> None:
     best: dict[str, float] = {}
-    for _ in range(TRIES):  # of all bodies in turn: a machine is slow for seconds at a time
+    for _ in range(TRIES):  # round-robin, because a machine can be slow for seconds
         for name, body in costly_bodies.bodies().items():
             best[name] = min(
                 best.get(name, math.inf), (await cost(strict, path, name, body)).seconds
@@ -128,7 +130,7 @@ async def test_a_hostile_body_holds_nobody_up(strict: Proxy, path: str) -> None:
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_hostile_option_is_refused(strict: Proxy) -> None:
+async def test_a_hostile_option_is_rejected(strict: Proxy) -> None:
     for name, body in costly_bodies.options().items():
         told = await asyncio.to_thread(ask, strict.url, "POST", RUNSYNC, body)
         assert told.status == 400, (name, told)
@@ -180,7 +182,7 @@ HEADERS = [
 
 
 @pytest.mark.asyncio(loop_scope="module")
-async def test_a_hostile_name_or_number_is_refused(strict: Proxy) -> None:
+async def test_a_hostile_name_or_number_is_rejected(strict: Proxy) -> None:
     for path in ASKED:
         told = await asyncio.to_thread(ask, strict.url, "GET", path)
         assert told.status in {200, 400, 404, 431}, (path[:200], told)
@@ -189,7 +191,7 @@ async def test_a_hostile_name_or_number_is_refused(strict: Proxy) -> None:
 
 @pytest.mark.asyncio(loop_scope="module")
 @pytest.mark.parametrize(("name", "value"), HEADERS, ids=range(len(HEADERS)))
-async def test_a_hostile_header_is_refused_or_means_nothing(
+async def test_a_hostile_header_is_rejected_or_ignored(
     strict: Proxy, name: str, value: str
 ) -> None:
     given = {name: value} | ({"Accept": "text/event-stream"} if name == "Last-Event-ID" else {})

@@ -1,4 +1,4 @@
-"""What the proxy itself says, it says in the dialect of the API that was asked."""
+"""Errors and heartbeats of the proxy use the format of the API that was called."""
 
 import json
 
@@ -11,7 +11,7 @@ RESPONSES = "/v1/responses"
 BODY = {"model": "m", "stream": True}
 
 
-async def test_messages_have_anthropics_errors() -> None:
+async def test_the_messages_api_returns_anthropic_errors() -> None:
     async with serving(api_key=[SecretStr("k")], endpoint=["default=small"]) as proxy:
         async with proxy.http.post(MESSAGES, json=BODY) as response:
             assert response.status == 401
@@ -23,12 +23,12 @@ async def test_messages_have_anthropics_errors() -> None:
                 },
             }
         async with proxy.http.post(MESSAGES, json=BODY, headers={"x-api-key": "k"}) as response:
-            assert response.status == 404  # the key is right, the model is not here
+            assert response.status == 404  # the key is valid, and the model does not exist
             assert (await response.json())["error"]["type"] == "not_found_error"
             assert response.headers["request-id"] == response.headers["x-request-id"]
 
 
-async def test_a_stream_of_messages_waits_with_pings_and_ends_with_its_error_event() -> None:
+async def test_a_messages_stream_receives_pings_and_ends_with_an_error_event() -> None:
     async with (
         serving(queue_timeout=2.0) as proxy,
         proxy.http.post(MESSAGES, json=BODY) as response,
@@ -42,7 +42,7 @@ async def test_a_stream_of_messages_waits_with_pings_and_ends_with_its_error_eve
     assert b"[DONE]" not in b"".join(events)
 
 
-async def test_a_stream_of_responses_ends_with_its_error_event() -> None:
+async def test_a_responses_stream_ends_with_an_error_event() -> None:
     async with (
         serving(queue_timeout=2.0) as proxy,
         proxy.http.post(RESPONSES, json=BODY) as response,
@@ -64,7 +64,7 @@ async def test_a_stream_of_responses_ends_with_its_error_event() -> None:
         ("/v1/tokenize", "application/json", 503),
     ],
 )
-async def test_a_route_takes_its_own_kind_of_body(
+async def test_each_route_accepts_only_its_content_type(
     path: str, content_type: str, status: int
 ) -> None:
     async with serving(queue_timeout=0.3) as proxy:
@@ -78,6 +78,6 @@ async def test_a_route_takes_its_own_kind_of_body(
     "path",
     ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel", "/openai/metrics", "/openai/sleep"],
 )
-async def test_what_is_not_kept_or_not_for_clients_is_not_there(path: str) -> None:
+async def test_stored_responses_and_internal_routes_are_404(path: str) -> None:
     async with serving() as proxy, proxy.http.get(path) as response:
         assert response.status == 404

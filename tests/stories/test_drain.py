@@ -1,4 +1,4 @@
-"""SIGTERM: stop taking, finish or hand back, close, exit; in the proxy and in a worker."""
+"""Shutdown on SIGTERM in the proxy and in a worker: reject new jobs, drain, close and exit."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ from harness.tools.waiting import until
 from harness.worker.process import worker
 
 
-async def test_the_proxy_finishes_what_runs_and_sends_the_rest_away(tmp_path: Path) -> None:
+async def test_the_proxy_finishes_running_jobs_and_rejects_queued_ones(tmp_path: Path) -> None:
     scripted = {"WORKER_ENGINE": "scripted", "WORKER_MAX_CONCURRENCY": "1"}
     async with command("up", "--port", "0", "--data-dir", str(tmp_path), **scripted) as up:
         url = (await up.says(r"base URL\s+(http://\S+)/v1")).group(1)
@@ -23,7 +23,7 @@ async def test_the_proxy_finishes_what_runs_and_sends_the_rest_away(tmp_path: Pa
             )
             await running.content.readuntil(b"runs 1 ")
             waiting = await http.post(CHAT, json=chat("waits", stream=True))
-            await waiting.content.readline()  # it has heard that it is in the queue
+            await waiting.content.readline()  # its queue position
             up.process.send_signal(signal.SIGTERM)
             refused = (await frames(waiting))[-2]
             assert json.loads(refused.removeprefix(b"data: "))["error"]["code"] == "server_draining"
@@ -39,7 +39,7 @@ async def test_the_proxy_finishes_what_runs_and_sends_the_rest_away(tmp_path: Pa
         assert await asyncio.wait_for(up.process.wait(), 20) == 0
 
 
-async def test_what_does_not_finish_in_time_is_told_so() -> None:
+async def test_a_job_that_does_not_finish_in_time_ends_with_an_error() -> None:
     async with AsyncExitStack() as workers:
         async with serving(drain=0.3) as proxy:
             await workers.enter_async_context(worker(proxy))
@@ -53,7 +53,7 @@ async def test_what_does_not_finish_in_time_is_told_so() -> None:
     assert events[-1] == b"data: [DONE]"
 
 
-async def test_a_worker_finishes_what_runs_while_others_take_over(proxy: Proxy) -> None:
+async def test_a_worker_finishes_running_jobs_while_another_takes_over(proxy: Proxy) -> None:
     async with worker(proxy, drain_seconds=30) as one:
         response = await proxy.http.post(
             CHAT, json=chat("runs", stream=True, max_tokens=40, seed=50_000)
@@ -69,8 +69,8 @@ async def test_a_worker_finishes_what_runs_while_others_take_over(proxy: Proxy) 
         assert await asyncio.wait_for(one.process.wait(), 10) == 0
 
 
-async def test_a_worker_hands_back_what_it_cannot_finish(proxy: Proxy) -> None:
-    """No output of it has left, so another worker runs it and the client sees only a delay."""
+async def test_a_worker_returns_jobs_that_it_cannot_finish(proxy: Proxy) -> None:
+    """The job has sent no output, so another worker runs it and the client sees only a delay."""
     async with worker(proxy, drain_seconds=0.3) as one:
         call = asyncio.create_task(_text(proxy, chat("again", fault="head_delay:3000")))
         await until(lambda: any(known.holds for known in proxy.parts.fleet))

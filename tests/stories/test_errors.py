@@ -1,4 +1,4 @@
-"""Every error has its status, OpenAI's error object, and says whether to try again."""
+"""Every error has a status, OpenAI's error object, and a retry hint."""
 
 import json
 from typing import Any
@@ -47,7 +47,7 @@ REFUSED = [
 
 
 @pytest.mark.parametrize(("method", "path", "body", "headers", "status", "code"), REFUSED)
-async def test_what_cannot_be_is_refused_at_once(
+async def test_an_invalid_request_is_rejected_immediately(
     line: Line, method: str, path: str, body: Any, headers: dict[str, str], status: int, code: str
 ) -> None:
     async with line.proxy.http.request(method, path, data=body, headers=headers) as response:
@@ -61,7 +61,7 @@ async def test_what_cannot_be_is_refused_at_once(
     assert answer["error"]["message"].endswith((".", "models."))
 
 
-async def test_a_body_over_the_limit_is_refused_however_it_comes(line: Line) -> None:
+async def test_a_body_over_the_limit_is_rejected_with_and_without_a_length(line: Line) -> None:
     async def pieces() -> Any:
         for _ in range(21):
             yield b" " * 1024 * 1024
@@ -85,7 +85,7 @@ async def test_a_body_over_the_limit_is_refused_however_it_comes(line: Line) -> 
         ({"max_tokens": 9_999_999}, "maximum context length"),
     ],
 )
-async def test_what_only_the_engine_can_judge_has_the_engines_answer(
+async def test_validation_errors_of_the_engine_are_passed_on(
     line: Line, wrong: dict[str, Any], says: str, stream: bool
 ) -> None:
     async with line.proxy.http.post(CHAT, json=chat(stream=stream) | wrong) as response:
@@ -93,10 +93,10 @@ async def test_what_only_the_engine_can_judge_has_the_engines_answer(
         assert response.status == 400
         assert response.headers["content-type"] == "application/json"
     assert says in answer["error"]["message"]
-    assert answer["error"]["code"] == 400  # vLLM's own, untouched
+    assert answer["error"]["code"] == 400  # vLLM's own code, unchanged
 
 
-async def test_the_stock_client_raises_what_it_should(line: Line) -> None:
+async def test_the_openai_client_raises_the_matching_exceptions(line: Line) -> None:
     async with line.proxy.openai() as client:
         with pytest.raises(openai.NotFoundError) as missing:
             await client.chat.completions.create(**chat() | {"model": "nobody"})
@@ -107,7 +107,7 @@ async def test_the_stock_client_raises_what_it_should(line: Line) -> None:
     assert missing.value.request_id is not None
 
 
-async def test_an_error_inside_a_stream_is_the_engines_own(line: Line) -> None:
+async def test_an_error_event_of_the_engine_is_passed_on(line: Line) -> None:
     async with line.proxy.http.post(
         CHAT, json=chat(stream=True, fault="error_event:2")
     ) as response:

@@ -1,4 +1,4 @@
-"""A stream that is silent for long shows that it is alive, and no client takes that for an event."""
+"""Idle streams send heartbeats as SSE comments, which clients do not parse as events."""
 
 import time
 
@@ -9,7 +9,7 @@ from harness.worker.process import worker
 PAUSED = {"max_tokens": 3, "seed": 1_000_000, "stream": True}
 
 
-async def test_silence_is_filled_with_comments_between_events() -> None:
+async def test_an_idle_stream_sends_comments_between_events() -> None:
     async with serving(heartbeat_silent=0.3) as proxy, worker(proxy), proxy.openai() as client:
         async with proxy.http.post(CHAT, json=chat("slow", **PAUSED)) as response:
             body = await response.read()
@@ -17,11 +17,11 @@ async def test_silence_is_filled_with_comments_between_events() -> None:
         text = "".join([chunk.choices[0].delta.content or "" async for chunk in stream])
     assert text == "slow 0 slow 1 slow 2 "
     assert 3 <= body.count(b": running\n") <= 20
-    assert b"\n\n: running\n" in body  # after a whole event
-    assert b": running\n\n" not in body  # one newline: with two, some clients see an empty event
+    assert b"\n\n: running\n" in body  # after a complete event
+    assert b": running\n\n" not in body  # after two newlines, some clients see an empty event
 
 
-async def test_a_head_that_is_long_in_coming_is_bridged() -> None:
+async def test_a_late_response_head_is_preceded_by_heartbeats() -> None:
     async with serving(heartbeat_silent=0.3) as proxy, worker(proxy):
         async with proxy.http.post(
             CHAT, json=chat("late", stream=True, fault="head_delay:1500")
@@ -31,7 +31,7 @@ async def test_a_head_that_is_long_in_coming_is_bridged() -> None:
             assert (await frames(response))[-1] == b"data: [DONE]"
 
 
-async def test_a_whole_answer_has_no_byte_before_its_outcome() -> None:
+async def test_a_response_without_streaming_has_no_heartbeats() -> None:
     async with serving(heartbeat_silent=0.1, heartbeat_first=0.1) as proxy, worker(proxy):
         async with proxy.http.post(
             CHAT, json=chat("whole", max_tokens=2, seed=500_000)
@@ -41,8 +41,8 @@ async def test_a_whole_answer_has_no_byte_before_its_outcome() -> None:
 
 @pytest.mark.torture
 @pytest.mark.timeout(120)
-async def test_the_true_gaps() -> None:
-    """As a user has them: 1 s and 5 s in the queue, 15 s of silence once it runs."""
+async def test_the_default_heartbeat_intervals() -> None:
+    """The intervals are 1 s and 5 s in the queue, and 15 s without output once the job runs."""
     async with serving() as proxy:
         began = time.monotonic()
         async with proxy.http.post(

@@ -38,12 +38,12 @@ async def test_a_wrong_key_is_rejected_before_anything_else(
 
 
 @pytest.mark.parametrize("header", ["Bearer open-sesame", "open-sesame"])
-async def test_the_right_key_opens_with_and_without_bearer(locked: Proxy, header: str) -> None:
+async def test_a_valid_key_is_accepted_with_and_without_bearer(locked: Proxy, header: str) -> None:
     async with locked.http.get("/v1/models", headers={"authorization": header}) as response:
         assert response.status == 200
 
 
-async def test_the_stock_client_raises_an_authentication_error(locked: Proxy) -> None:
+async def test_the_openai_client_raises_an_authentication_error(locked: Proxy) -> None:
     async with locked.openai(api_key="wrong") as client:
         with pytest.raises(openai.AuthenticationError):
             await client.models.list()

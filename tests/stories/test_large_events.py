@@ -1,4 +1,4 @@
-"""One event of a stream may be large: a reader that keeps up gets it whole, and little of it is kept here."""
+"""Large SSE events reach a client that keeps up, and the buffer of the proxy stays bounded."""
 
 import asyncio
 import json
@@ -33,7 +33,8 @@ from proxy.wire.frames import (
 from proxy.wire.sockets import limit_unsent_bytes
 
 EVENTS = "text/event-stream; charset=utf-8"
-ECHO = 1_094_182  # bytes of vLLM's own event for `echo` with `logprobs`
+# Bytes of vLLM's own event for `echo` with `logprobs`.
+ECHO = 1_094_182
 DONE = b"data: [DONE]\n\n"
 END = b"0\r\n\r\n"
 JSON = {"Content-Type": "application/json"}
@@ -48,7 +49,7 @@ async def beating() -> AsyncIterator[Proxy]:
 
 
 def event(size: int) -> bytes:
-    """An event of this many bytes, no two parts of which are alike."""
+    """Return an event of `size` bytes, no two parts of which are equal."""
     data = b"data: " + b"".join(b"%08d" % number for number in range(size // 8 + 1))
     return data[: size - 2] + b"\n\n"
 
@@ -60,7 +61,10 @@ def ask() -> bytes:
 
 
 class Sender:
-    """Sends the events of one job in parts; a patient one as our worker does, a window at a time."""
+    """Sends the events of one job in parts.
+
+    A patient sender respects the flow-control window, as our worker does.
+    """
 
     def __init__(self, worker: Puppet, job: Job, *, patient: bool = True) -> None:
         self.worker, self.job, self.patient = worker, job, patient
@@ -68,7 +72,7 @@ class Sender:
         self._unanswered, self._room = 0, asyncio.Event()
 
     async def hear(self) -> None:
-        """Do as the proxy says."""
+        """Obey the flow-control frames of the proxy."""
         while True:
             match await self.worker.hear():
                 case Resume():
@@ -80,7 +84,7 @@ class Sender:
                     self.stopped.set()
 
     async def send(self, data: bytes, *, more: bool = False) -> None:
-        """Send an event, or with `more` a part of one."""
+        """Send an event, or a part of one if `more` is set."""
         for start in range(0, len(data), PART_BYTES):
             while self.patient and self._unanswered >= STREAM_WINDOW:
                 self._room.clear()
@@ -91,17 +95,16 @@ class Sender:
             await self.worker.say(Chunk(self.job.job, self.job.attempt, part, more=goes_on))
 
     async def end(self) -> None:
-        """The answer is complete."""
+        """Complete the response."""
         await self.send(DONE)
         await self.worker.say(End(self.job.job, self.job.attempt, "completed"))
 
 
 @asynccontextmanager
 async def sender(worker: Puppet, *, patient: bool = True) -> AsyncIterator[Sender]:
-    """The sender of the next job; its answer has begun."""
-    limit_unsent_bytes(
-        worker.socket.get_extra_info("socket")
-    )  # as our worker: what the kernel has cannot wait
+    """Take the next job, send the response head, and yield its sender."""
+    # As our worker does: bytes in the kernel's buffer cannot be held back.
+    limit_unsent_bytes(worker.socket.get_extra_info("socket"))
     job = await worker.job()
     await worker.say(Head(job.job, job.attempt, 200, EVENTS))
     one = Sender(worker, job, patient=patient)
@@ -121,7 +124,7 @@ def without_heartbeats(body: bytes) -> bytes:
 async def called(
     proxy: Proxy, worker: Puppet, *, patient: bool = True
 ) -> AsyncIterator[tuple[Sender, ClientResponse]]:
-    """A call whose client reads as fast as it can."""
+    """Make a call whose client reads without delay; yield its sender and its response."""
     async with (
         proxy.http.post(CHAT, data=BODY, headers=JSON) as response,
         sender(worker, patient=patient) as one,
@@ -131,7 +134,7 @@ async def called(
 
 @pytest.mark.parametrize("patient", [True, False], ids=["a window at a time", "all at once"])
 @pytest.mark.parametrize("size", [EVENT_MAX_BYTES, EVENT_MAX_BYTES + 1, ECHO])
-async def test_a_large_event_comes_whole(beating: Proxy, size: int, patient: bool) -> None:
+async def test_a_large_event_arrives_complete(beating: Proxy, size: int, patient: bool) -> None:
     async with (
         puppet(beating, slots=1) as worker,
         called(beating, worker, patient=patient) as (one, response),
@@ -143,7 +146,9 @@ async def test_a_large_event_comes_whole(beating: Proxy, size: int, patient: boo
         assert without_heartbeats(await reading) == 2 * event(size) + DONE
 
 
-async def test_twenty_megabytes_come_whole_and_little_of_them_is_kept(beating: Proxy) -> None:
+async def test_an_event_of_twenty_megabytes_arrives_complete_with_a_bounded_buffer(
+    beating: Proxy,
+) -> None:
     data, most = event(20_000_000), 0
     async with puppet(beating, slots=1) as worker, called(beating, worker) as (one, response):
         [mailbox] = list(beating.parts.output)
@@ -156,7 +161,7 @@ async def test_twenty_megabytes_come_whole_and_little_of_them_is_kept(beating: P
     assert 0 < most < STREAM_MAX_BYTES
 
 
-async def test_no_heartbeat_comes_between_the_pieces_of_an_event(beating: Proxy) -> None:
+async def test_no_heartbeat_is_sent_between_the_parts_of_an_event(beating: Proxy) -> None:
     data, cut = event(ECHO), EVENT_MAX_BYTES + 10
     async with puppet(beating, slots=2) as worker, wire(beating) as client, wire(beating) as other:
         await client.send(ask())
@@ -169,7 +174,7 @@ async def test_no_heartbeat_comes_between_the_pieces_of_an_event(beating: Proxy)
         await other.send(ask())
         async with sender(worker) as beside:
             for _ in range(3):
-                await other.heard(b": running\n")  # it is time for heartbeats
+                await other.heard(b": running\n")  # the heartbeats are due
             await beside.end()
         await other.heard(END)
         await one.send(data[cut : cut + PART_BYTES], more=True)
@@ -183,7 +188,7 @@ async def test_no_heartbeat_comes_between_the_pieces_of_an_event(beating: Proxy)
 
 
 @pytest.mark.parametrize("patient", [True, False], ids=["its worker waits", "its call is cut"])
-async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(
+async def test_the_buffer_is_bounded_for_a_client_that_stops_reading(
     beating: Proxy, patient: bool
 ) -> None:
     async with puppet(beating, slots=1) as worker, wire(beating) as client:
@@ -204,10 +209,10 @@ async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(
 
 
 @pytest.mark.parametrize(("size", "comes"), [(EVENT_MAX_BYTES - 100, False), (ECHO, True)])
-async def test_a_run_that_is_lost_in_the_middle_of_an_event(
+async def test_a_run_lost_in_the_middle_of_an_event_ends_with_an_error_event(
     beating: Proxy, size: int, comes: bool
 ) -> None:
-    """What is small enough to be held back is not cut, and the error is an event of its own."""
+    """An event that fits the buffer is never sent in part, and the error is a separate event."""
     data = event(size)[:-1_000]
     async with puppet(beating, slots=1) as worker, called(beating, worker) as (one, response):
         reading = asyncio.create_task(response.read())
@@ -225,7 +230,7 @@ async def test_a_run_that_is_lost_in_the_middle_of_an_event(
 
 
 @pytest.mark.parametrize("ending", ["failed", "completed"])
-async def test_a_client_that_closes_at_a_large_error_event_has_a_failed_job(
+async def test_the_job_of_a_client_that_disconnects_after_a_large_error_event_has_failed(
     beating: Proxy, ending: Ending
 ) -> None:
     data = b'data: {"error": {"message": "' + b"x" * EVENT_MAX_BYTES + b'"}}\n\n'

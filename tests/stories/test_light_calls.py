@@ -1,4 +1,7 @@
-"""Calls that never reach the model take no slot: they are answered while all are busy, and wait for each other only."""
+"""Calls that never reach the model do not use a slot.
+
+They are answered while all slots are busy, and wait only for each other.
+"""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,14 +21,14 @@ TOKENIZE = "/v1/tokenize"
 
 @pytest_asyncio.fixture
 async def narrow() -> AsyncIterator[Proxy]:
-    """A proxy whose one worker has one slot."""
+    """A proxy with one worker that has one slot."""
     async with serving() as proxy, worker(proxy, max_concurrency=1):
         yield proxy
 
 
 @asynccontextmanager
 async def busy(proxy: Proxy) -> AsyncIterator[None]:
-    """The one slot has an endless stream."""
+    """Occupy the only slot with an endless stream."""
     async with proxy.http.post(
         CHAT, json=chat("long", stream=True, max_tokens=1_000_000, seed=2_000)
     ) as response:
@@ -34,14 +37,14 @@ async def busy(proxy: Proxy) -> AsyncIterator[None]:
 
 
 async def post(proxy: Proxy, path: str, request: dict[str, Any]) -> int:
-    """The status of a call's answer."""
+    """Make a call and return its status."""
     async with proxy.http.post(path, json=request) as response:
         await response.read()
         return response.status
 
 
 async def waiting(proxy: Proxy) -> int:
-    """How many jobs are in the queue."""
+    """Return the number of jobs in the queue."""
     async with proxy.http.get("/health") as response:
         return int((await response.json())["endpoints"]["default"]["jobs"]["inQueue"])
 
@@ -67,7 +70,7 @@ async def test_a_light_call_is_answered_while_the_only_slot_is_busy(
     assert await second == 200  # its client left, so the slot is free
 
 
-async def test_light_calls_beyond_what_a_worker_holds_wait_their_turn(narrow: Proxy) -> None:
+async def test_light_calls_beyond_the_limit_of_a_worker_are_queued(narrow: Proxy) -> None:
     endless = {"model": "scripted", "prompt": "a", "fault": "hang"}
     async with busy(narrow):
         held = [asyncio.create_task(post(narrow, TOKENIZE, endless)) for _ in range(LIGHT_SLOTS)]
@@ -82,9 +85,8 @@ async def test_light_calls_beyond_what_a_worker_holds_wait_their_turn(narrow: Pr
         await until(lambda: _is(waiting(narrow), len(more)), what="further ones wait")
         assert not any(call.done() for call in (*held, *more))
         held.pop().cancel()
-        assert await asyncio.gather(*more) == [200] * len(
-            more
-        )  # one after the other, through the room of one
+        # One after the other, because one light slot is free.
+        assert await asyncio.gather(*more) == [200] * len(more)
         for call in held:
             call.cancel()
         await asyncio.gather(*held, return_exceptions=True)
@@ -92,7 +94,7 @@ async def test_light_calls_beyond_what_a_worker_holds_wait_their_turn(narrow: Pr
 
 
 def held_by_the_worker(proxy: Proxy) -> int:
-    """How many light jobs it has, in the proxy's books."""
+    """Return the number of light jobs that the proxy counts for the worker."""
     return sum(one.light_held for one in proxy.parts.fleet)
 
 

@@ -1,4 +1,4 @@
-"""Two hundred streams at once over two workers: all complete, every text its own, and the load is shared."""
+"""Two hundred concurrent streams on two workers: complete, never mixed, and balanced."""
 
 import asyncio
 import json
@@ -13,7 +13,7 @@ TOKENS = 40
 
 
 async def one_stream(proxy: Proxy, number: int) -> str:
-    """The text of one stream."""
+    """Read one stream to its end and return its text."""
     async with proxy.http.post(
         CHAT, json=chat(f"s{number}", stream=True, max_tokens=TOKENS, seed=5_000)
     ) as response:
@@ -29,7 +29,7 @@ async def made(line: Line, one: WorkerProcess) -> float:
 
 
 @pytest.mark.timeout(60)
-async def test_two_hundred_streams_over_two_workers(line: Line) -> None:
+async def test_two_hundred_streams_are_complete_and_balanced(line: Line) -> None:
     before = [await made(line, one) for one in line.workers]
     texts = await asyncio.gather(*(one_stream(line.proxy, number) for number in range(STREAMS)))
     for number, text in enumerate(texts):

@@ -1,4 +1,4 @@
-"""The list of models needs no worker."""
+"""Models, and the health routes, with and without workers."""
 
 import json
 
@@ -16,7 +16,7 @@ ADAPTER_CARD = b'{"id":"pirate","root":"/srv/adapters/pirate","parent":"base"}'
 CARD_WITHOUT_ROOT = b'{"id":"other","object":"model"}'
 
 
-async def test_models_are_listed_with_the_engines_cards(line: Line) -> None:
+async def test_models_are_listed_with_the_cards_of_the_engine(line: Line) -> None:
     async with line.proxy.openai() as client:
         models = await client.models.list()
     assert [(model.id, model.owned_by) for model in models.data] == [("scripted", "vllm")]
@@ -48,7 +48,7 @@ async def _announced(proxy: Proxy) -> bool:
         return bool(json.loads(await response.read())["data"])
 
 
-async def test_configured_models_are_listed_with_no_worker() -> None:
+async def test_configured_models_are_listed_without_a_worker() -> None:
     async with (
         serving(endpoint=["default=small", "big=Qwen/Qwen3-8B"]) as proxy,
         proxy.openai() as client,
@@ -69,7 +69,7 @@ async def test_configured_models_are_listed_with_no_worker() -> None:
             await client.models.retrieve("nobody")
 
 
-async def test_people_and_balancers_can_ask_how_it_is(line: Line) -> None:
+async def test_health_routes_answer_get_and_head(line: Line) -> None:
     for path in ("/", "/livez", "/readyz", "/health", "/ping"):
         async with line.proxy.http.get(path) as response:
             assert response.status == 200

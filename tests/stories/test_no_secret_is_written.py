@@ -1,4 +1,7 @@
-"""Nothing that is written shows a secret: no log, no answer, no webhook, no file of the store, no trace of a crash."""
+"""Secrets never appear in any output.
+
+The outputs are logs, responses, webhooks, files of the store and crash traces.
+"""
 
 import asyncio
 import base64
@@ -30,24 +33,25 @@ from proxy.webhooks.signature import format_secret
 from worker_vllm.channel.dial import Link
 from worker_vllm.settings import Settings as WorkerSettings
 
-KEPT = frozenset({"worker-token", "webhook-secret", "seal-key"})  # 0600, and there to hold a secret
+# Files with mode 0600 whose purpose is to hold a secret.
+KEPT = frozenset({"worker-token", "webhook-secret", "seal-key"})
 
 
 @dataclass
 class Snoop:
-    """A client that keeps everything it is told."""
+    """A client that records every response."""
 
     http: aiohttp.ClientSession
     canaries: Canaries
     calls: int = 0
 
     async def ask(self, method: str, path: str, key: str = "", **more: Any) -> tuple[int, bytes]:
-        """One call; the status and the body."""
+        """Make one call; return the status and the body."""
         headers = more.pop("headers", {}) | ({"Authorization": f"Bearer {key}"} if key else {})
         self.calls += 1
         async with self.http.request(method, path, headers=headers, **more) as response:
             body = b""
-            with suppress(aiohttp.ClientError):  # an answer that is cut is one all the same
+            with suppress(aiohttp.ClientError):  # a truncated response counts too
                 body = await response.read()
             self.canaries.see(
                 f"{method} {path}", f"{response.reason} {response.headers}".encode() + body
@@ -55,13 +59,13 @@ class Snoop:
             return response.status, body
 
     async def run(self, key: str, **order: Any) -> str:
-        """Submit a job; its id."""
+        """Submit a job and return its id."""
         status, body = await self.ask("POST", "/v2/default/run", key, json=order)
         assert status == 200, body
         return str(json.loads(body)["id"])
 
     async def end(self, key: str, job: str) -> dict[str, Any]:
-        """The job once it has ended."""
+        """Wait for the job to end and return it."""
         while True:
             _, body = await self.ask("GET", f"/v2/default/status-sync/{job}?wait=20000", key)
             found: dict[str, Any] = json.loads(body)
@@ -75,7 +79,7 @@ def canaries() -> Canaries:
 
 
 def without_own_url(told: ReceivedWebhook, url: str) -> bytes:
-    """What a receiver was told, without the URL that is its own."""
+    """Return the content of a webhook without the URL of its receiver."""
     return told.body.replace(json.dumps(url).encode(), b"") + str(told.headers).encode()
 
 
@@ -83,7 +87,7 @@ def without_own_url(told: ReceivedWebhook, url: str) -> bytes:
 async def proxy_with(
     canaries: Canaries, folder: Path, **more: str
 ) -> AsyncIterator[tuple[Command, str]]:
-    """A proxy that is told all its secrets, says all it can, and what it says is kept."""
+    """Start a proxy with every secret set and debug logging, and record its output."""
     told = {
         "PROXY_API_KEY": f"alice={canaries.new('key-alice')} bob={canaries.new('key-bob')}",
         "PROXY_WORKER_TOKEN": canaries.new("worker-token"),
@@ -104,7 +108,7 @@ async def proxy_with(
 
 @asynccontextmanager
 async def worker_with(canaries: Canaries, url: str, **more: Any) -> AsyncIterator[WorkerProcess]:
-    """A worker with secrets of its own in its environment."""
+    """Start a worker with additional secrets in its environment, and record its output."""
     own = {
         name: canaries.secrets.get(name) or canaries.new(name)
         for name in ("HF_TOKEN", "VLLM_API_KEY")
@@ -121,13 +125,13 @@ async def worker_with(canaries: Canaries, url: str, **more: Any) -> AsyncIterato
 
 
 def orders(canaries: Canaries, hook: str) -> dict[str, Any]:
-    """What every job brings that is secret."""
+    """Return the secret fields of every job."""
     names = ("accessId", "accessSecret", "bucketName", "endpointUrl", "unknown")
     return {"s3Config": {name: canaries.new(f"s3-{name}") for name in names}, "webhook": hook}
 
 
 def bad_webhooks(canaries: Canaries) -> Iterator[str]:
-    """URLs that are refused, each with a secret in it."""
+    """Yield URLs that are rejected, each with a secret in it."""
     secret = canaries.new("bad-webhook")
     yield from (
         f"http://169.254.169.254/?token={secret}",
@@ -145,7 +149,7 @@ def bad_webhooks(canaries: Canaries) -> Iterator[str]:
 def refused(
     canaries: Canaries, secrets: Mapping[str, Any], key: str
 ) -> Iterator[tuple[str, str, dict[str, Any]]]:
-    """Calls that are wrong in every way that can be said in one request: method, path, the rest."""
+    """Yield invalid requests of every kind: the method, the path and the other arguments."""
     wrong = canaries.new("wrong-key")
     for path in (
         "/v2/default/run",
@@ -228,7 +232,7 @@ def refused(
 
 
 async def work(snoop: Snoop, key: str, secrets: Mapping[str, Any], hook: Receiver) -> None:
-    """Jobs and calls that end in every way a worker can end them."""
+    """Make jobs and calls that end in every way that a worker can end them."""
     for fault in ("", "status:500", "error_event:1", "cut:1"):
         for stream in (False, True):
             body = chat("hi", fault=fault, stream=stream)
@@ -252,9 +256,14 @@ def canary_of(snoop: Snoop, name: str) -> str:
 
 
 @pytest.mark.timeout(90)
-async def test_no_secret_is_ever_written(canaries: Canaries, tmp_path: Path) -> None:
+async def test_the_proxy_and_its_workers_write_no_secret(
+    canaries: Canaries, tmp_path: Path
+) -> None:
     async with receiver() as hook:
-        url = f"http://127.0.0.1:{hook.port}/hook/{canaries.new('webhook-path')}?token={canaries.new('webhook-query')}"
+        url = (
+            f"http://127.0.0.1:{hook.port}/hook/{canaries.new('webhook-path')}"
+            f"?token={canaries.new('webhook-query')}"
+        )
         async with (
             proxy_with(canaries, tmp_path) as (running, base),
             aiohttp.ClientSession(base) as http,
@@ -277,16 +286,15 @@ async def test_no_secret_is_ever_written(canaries: Canaries, tmp_path: Path) -> 
                     input={"openai_route": CHAT, "openai_input": chat(fault="die:1")},
                     **secrets,
                 )
-                for _ in range(
-                    2
-                ):  # the third worker that this kills is the last: the job is given up
+                # The job is given up after the third worker that it kills.
+                for _ in range(2):
                     await snoop.ask("GET", f"/v2/default/status-sync/{dying}?wait=1000", key)
             waiting = await snoop.run(key, input=1, **secrets)
             await stock_worker_of(snoop, waiting)
-            canaries.see_folder(tmp_path, KEPT)  # the store as a crash would leave it
+            canaries.see_folder(tmp_path, KEPT)  # the store as after a crash
             assert (tmp_path / "jobs.db-wal").exists()
             await running.stop(signal.SIGABRT)
-        assert "Current thread" in running.text  # the trace of a crash was written
+        assert "Current thread" in running.text  # the crash trace was written
         canaries.see_folder(tmp_path, KEPT)
         while not hook.received.empty():
             canaries.see("a webhook", without_own_url(hook.received.get_nowait(), url))
@@ -299,7 +307,7 @@ async def test_no_secret_is_ever_written(canaries: Canaries, tmp_path: Path) -> 
 
 
 async def stock_worker_of(snoop: Snoop, job: str) -> None:
-    """A stock worker gets the bucket, as it must, and then says things that are no JSON."""
+    """Take the job as a Runpod worker, which receives the bucket, and send invalid JSON."""
     headers = {"Authorization": canary_of(snoop, "worker-token")}
     for _ in range(3):
         async with snoop.http.get(
@@ -316,8 +324,8 @@ async def stock_worker_of(snoop: Snoop, job: str) -> None:
     await snoop.ask("GET", "/v2/default/ping/pod-1?status=unhealthy&reason=ill", headers=headers)
 
 
-async def test_the_check_would_notice(canaries: Canaries, tmp_path: Path) -> None:
-    """Else it would prove nothing: each way to write a secret is one that it knows."""
+async def test_the_check_detects_leaks(canaries: Canaries, tmp_path: Path) -> None:
+    """Each encoding of a secret is detected; otherwise the other tests would prove nothing."""
     secret = canaries.new("key")
     (tmp_path / "file").write_text(f"a={secret}")
     canaries.see_folder(tmp_path)
@@ -330,7 +338,7 @@ async def test_the_check_would_notice(canaries: Canaries, tmp_path: Path) -> Non
         assert canaries.leaks()
 
 
-async def test_up_and_its_workers_write_none(canaries: Canaries, tmp_path: Path) -> None:
+async def test_up_and_its_workers_write_no_secret(canaries: Canaries, tmp_path: Path) -> None:
     told = {
         "PROXY_API_KEY": canaries.new("key"),
         "PROXY_WORKER_TOKEN": canaries.new("worker-token"),
@@ -355,14 +363,14 @@ async def test_up_and_its_workers_write_none(canaries: Canaries, tmp_path: Path)
 
 
 async def printed(*arguments: str, **told: str) -> str:
-    """What a command prints that ends by itself, and not well."""
+    """Return the output of a command that ends by itself with an error (or of `doctor`)."""
     async with command(*arguments, **told) as running:
         status = await asyncio.wait_for(running.process.wait(), 30)
     assert status != 0 or "doctor" in arguments
     return running.text
 
 
-async def test_a_start_that_fails_shows_none(canaries: Canaries, tmp_path: Path) -> None:
+async def test_a_failed_start_writes_no_secret(canaries: Canaries, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     key, token, secret = (canaries.new(name) for name in ("key", "token", "webhook-secret"))
     given = ("proxy", "--port", "0", "--api-key", key, "--worker-token", token)
@@ -376,7 +384,7 @@ async def test_a_start_that_fails_shows_none(canaries: Canaries, tmp_path: Path)
     assert canaries.leaks() == []
 
 
-async def test_no_value_shows_a_secret_when_it_is_printed(
+async def test_no_object_contains_a_secret_in_its_representation(
     canaries: Canaries, tmp_path: Path
 ) -> None:
     token, key = canaries.new("token"), canaries.new("key")

@@ -1,4 +1,7 @@
-"""What an engine's server has beside the OpenAI API (administration, development, documents) no client can reach."""
+"""Routes of the engine's server outside the OpenAI API cannot be reached by clients.
+
+These are routes for administration, development and documentation.
+"""
 
 from typing import Any
 
@@ -10,7 +13,7 @@ from yarl import URL
 
 BASES = ("/v1", "/openai", "/openai/v1", "/v2/default/openai", "/v2/default/openai/v1")
 METHODS = ("GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "OPTIONS")
-# vLLM's own, as of 0.32.
+# Routes of vLLM 0.32.
 ROUTES = (
     *(
         "sleep",
@@ -75,11 +78,9 @@ ROUTES = (
     ),
     *("responses/resp_1/cancel", "messages/render"),
 )
-IN_AN_ID = (
-    "/v1/models/../../sleep",
-    "/v1/models/%2e%2e/%2e%2e/sleep",
-)  # a model's id may contain slashes
-# Other places, and other ways to write such a path; `%2e%2e` is `..`.
+# The id of a model may contain slashes.
+IN_AN_ID = ("/v1/models/../../sleep", "/v1/models/%2e%2e/%2e%2e/sleep")
+# Other base paths, and other encodings of such a path; `%2e%2e` is `..`.
 DISGUISED = (
     *(
         "/v1/../sleep",
@@ -113,7 +114,7 @@ DISGUISED = (
 
 
 async def call(proxy: Proxy, method: str, path: str) -> int:
-    """The status of a request whose path is sent as it is written here."""
+    """Send a request whose path is not normalized; return its status."""
     body = {"json": {"model": "scripted", "prompt": "a"}} if method != "HEAD" else {}
     async with proxy.http.request(
         method, URL(f"{proxy.url}{path}", encoded=True), **body
@@ -123,12 +124,12 @@ async def call(proxy: Proxy, method: str, path: str) -> int:
 
 
 def jobs(line: Line) -> int:
-    """How many jobs the workers have begun."""
+    """Return the number of jobs that the workers have started."""
     return sum("event=job.started" in one for worker in line.workers for one in worker.lines)
 
 
 async def taken_by(line: Line, requests: Any) -> int:
-    """How many of these requests, each of which must be answered with 404, became jobs in a worker."""
+    """Check that each request is answered with 404; return the number that became jobs."""
     before = jobs(line)
     for method, path in requests:
         assert await call(line.proxy, method, path) == 404, (method, path)
@@ -147,6 +148,8 @@ async def test_no_other_route_of_the_engine_can_be_reached(
 
 
 @pytest.mark.parametrize("method", ["GET", "POST"])
-async def test_nor_by_writing_its_path_in_another_way(line: Line, method: str) -> None:
+async def test_no_other_route_of_the_engine_can_be_reached_by_a_disguised_path(
+    line: Line, method: str
+) -> None:
     paths = DISGUISED + IN_AN_ID if method == "GET" else DISGUISED
     assert await taken_by(line, [(method, path) for path in paths]) == 0

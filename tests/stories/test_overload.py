@@ -1,4 +1,7 @@
-"""Ten times as much as the workers can do: they do all they can, the rest is refused at once, and nobody is lost."""
+"""Ten times the capacity of the workers.
+
+The workers keep their throughput, excess requests are rejected immediately, and no worker is lost.
+"""
 
 import asyncio
 import json
@@ -24,7 +27,7 @@ from proxy.jobs.model import Counts, EndpointId
 
 HERE = EndpointId("default")
 WORKERS, SLOTS = 2, 4
-CAPACITY = WORKERS * SLOTS / JOB_SECONDS  # jobs in a second
+CAPACITY = WORKERS * SLOTS / JOB_SECONDS  # jobs per second
 TIMES = 10
 MAX_QUEUED = 32
 NO_LIMITS = [f"{name}=0/0" for name in LIMITS]
@@ -34,15 +37,15 @@ GOODPUT, REFUSAL_MILLIS, RECOVERY_SECONDS, TRIES = 0.95, 20.0, 5.0, 3
 
 @dataclass(frozen=True)
 class Measured:
-    """What came of it."""
+    """The results of one flood."""
 
     answers: dict[str, Any]
-    goodput: float  # of what the workers can do
-    recovery: float  # seconds until a call takes no longer than it must
+    goodput: float  # fraction of the capacity of the workers
+    recovery: float  # seconds until the latency of a call is normal
 
     @property
     def refusal(self) -> float:
-        """Milliseconds in which 99 of 100 refusals were there."""
+        """The 99th percentile of the latency of rejections, in milliseconds."""
         return statistics.quantiles(self.answers["refusals"], n=100)[98]
 
     def tell(self) -> None:
@@ -61,7 +64,7 @@ class Measured:
 
 @asynccontextmanager
 async def overloaded() -> AsyncIterator[Proxy]:
-    """A proxy whose leases are short, and workers whose speed is known."""
+    """Start a proxy with short leases, and workers of known speed."""
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(
             serving(max_queued=MAX_QUEUED, limit=NO_LIMITS, lease=2.0)
@@ -74,11 +77,12 @@ async def overloaded() -> AsyncIterator[Proxy]:
 
 
 async def flooded(proxy: Proxy, seconds: float) -> Measured:
-    """Flood it, from a process of its own."""
+    """Flood the proxy from a separate process and return the results."""
     loop, before = asyncio.get_running_loop(), {id(one) for one in proxy.parts.fleet}
     path = os.pathsep.join(str(ROOT / name) for name in ("", "tests"))
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "harness.load.flood", proxy.url, str(TIMES * CAPACITY), str(seconds)),
+        *(sys.executable, "-m", "harness.load.flood"),
+        *(proxy.url, str(TIMES * CAPACITY), str(seconds)),
         cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=PIPE, limit=1 << 24,
     )  # fmt: skip
     assert process.stdout is not None
@@ -100,7 +104,7 @@ async def flooded(proxy: Proxy, seconds: float) -> Measured:
 
 
 def has_been_honest(answers: dict[str, Any]) -> None:
-    """Every request was either served or told when to come back."""
+    """Check that every request was either served or answered with a time to retry."""
     assert set(answers["statuses"]) == {"200", "429"}, answers["statuses"]
     assert sum(answers["statuses"].values()) == answers["sent"]
     assert answers["statuses"]["429"] > answers["sent"] / 2, "else it was no overload"
@@ -123,7 +127,7 @@ async def _is_normal(proxy: Proxy) -> bool:
         return response.status == 200 and loop.time() - begun < 0.25
 
 
-async def test_what_is_too_much_is_refused_and_no_worker_is_lost() -> None:
+async def test_excess_requests_are_rejected_and_no_worker_is_lost() -> None:
     async with overloaded() as proxy:
         measured = await flooded(proxy, SECONDS)
         measured.tell()
@@ -132,7 +136,7 @@ async def test_what_is_too_much_is_refused_and_no_worker_is_lost() -> None:
 
 @pytest.mark.torture
 @pytest.mark.timeout(600)
-async def test_ten_times_the_load_costs_no_work() -> None:
+async def test_ten_times_the_load_does_not_reduce_goodput() -> None:
     for tries_left in reversed(range(TRIES)):
         async with overloaded() as proxy:
             measured = await flooded(proxy, SECONDS_OF_TORTURE)

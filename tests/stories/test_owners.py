@@ -1,4 +1,7 @@
-"""Owners share a proxy and its workers, and nothing else: no byte, no id, no answer that tells that there is one."""
+"""Isolation of owners that share a proxy and its workers.
+
+No owner receives a byte or an id of another, or a response that reveals that a job exists.
+"""
 
 import asyncio
 import json
@@ -23,7 +26,7 @@ NO_LIMITS = [f"{name}=0" for name in LIMITS]
 
 @asynccontextmanager
 async def shared(seed: int, workers: int = 2) -> AsyncIterator[tuple[Proxy, OwnerLoad]]:
-    """A proxy with workers, and a key for each owner."""
+    """Start a proxy with workers and a key for each owner."""
     all_of_them = owners(OWNERS, seed)
     keys = [SecretStr(f"{owner.name}={owner.key}") for owner in all_of_them]
     async with AsyncExitStack() as stack:
@@ -34,7 +37,7 @@ async def shared(seed: int, workers: int = 2) -> AsyncIterator[tuple[Proxy, Owne
 
 
 async def everybody_asks(seen: OwnerLoad, requests: int, seed: int) -> None:
-    """So many requests, by owners who are drawn, over connections that all of them share."""
+    """Send `requests` requests of randomly drawn owners over shared connections."""
     chance = random.Random(seed)
     drawn = iter([chance.choice(seen.owners) for _ in range(requests)])
 
@@ -83,18 +86,18 @@ async def never_mixed(requests: int, seed: int) -> None:
 
 
 @pytest.mark.timeout(110)
-async def test_no_owner_gets_a_byte_of_another() -> None:
+async def test_no_owner_receives_a_byte_of_another() -> None:
     await never_mixed(REQUESTS, seed=1)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(1200)
-async def test_no_owner_gets_a_byte_of_another_in_twenty_thousand_requests() -> None:
+async def test_no_owner_receives_a_byte_of_another_in_twenty_thousand_requests() -> None:
     await never_mixed(REQUESTS_OF_TORTURE, seed=2)
 
 
-async def test_anothers_waiting_job_is_untouched_and_untold() -> None:
-    """The operations on all jobs leave the others' alone, and tell no more than how many there are."""
+async def test_a_queued_job_of_another_owner_is_unchanged_and_hidden() -> None:
+    """Operations on all jobs skip those of other owners, and reveal only their number."""
     async with shared(3, workers=0) as (proxy, seen):
         alice, bob = (QueueClient(proxy, owner.key) for owner in seen.owners[:2])
         jobs = [await alice.run(prompt(seen.owners[0].mark)) for _ in range(3)]
