@@ -18,7 +18,7 @@ REFUSED = [
     ("POST", CHAT, '"text"', JSON, 400, "invalid_body"),
     ("POST", CHAT, '{"model": 5}', JSON, 400, "invalid_body"),
     ("POST", CHAT, "{}", {"content-type": "text/plain"}, 415, "unsupported_media_type"),
-    ("POST", CHAT, '{"model": "nobody"}', JSON, 404, "model_not_found"),
+    ("POST", CHAT, '{"model": "unknown"}', JSON, 404, "model_not_found"),
     (
         "POST",
         "/v2/nowhere/openai/v1/chat/completions",
@@ -30,7 +30,7 @@ REFUSED = [
     (
         "POST",
         "/v2/default/openai/v1/chat/completions",
-        '{"model": "nobody"}',
+        '{"model": "unknown"}',
         JSON,
         404,
         "model_not_found",
@@ -42,7 +42,7 @@ REFUSED = [
     ("POST", "/readyz", None, {}, 405, "method_not_allowed"),
     ("GET", CHAT, None, {}, 405, "method_not_allowed"),
     ("DELETE", "/v1/models", None, {}, 405, "method_not_allowed"),
-    ("GET", "/v1/models/nobody", None, {}, 404, "model_not_found"),
+    ("GET", "/v1/models/unknown", None, {}, 404, "model_not_found"),
 ]
 
 
@@ -99,7 +99,7 @@ async def test_validation_errors_of_the_engine_are_passed_on(
 async def test_the_openai_client_raises_the_matching_exceptions(line: Line) -> None:
     async with line.proxy.openai() as client:
         with pytest.raises(openai.NotFoundError) as missing:
-            await client.chat.completions.create(**chat() | {"model": "nobody"})
+            await client.chat.completions.create(**chat() | {"model": "unknown"})
         with pytest.raises(openai.BadRequestError, match="maximum context length"):
             await client.chat.completions.create(**chat(stream=True) | {"max_tokens": 9_999_999})
     assert missing.value.code == "model_not_found"
