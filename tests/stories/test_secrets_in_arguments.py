@@ -1,4 +1,4 @@
-"""Keys and tokens come from files and variables, and stand in no process's arguments."""
+"""Keys and tokens come from files and variables and never appear in process arguments."""
 
 import asyncio
 import re
@@ -19,7 +19,7 @@ SCRIPTED = {"WORKER_ENGINE": "scripted"}
 
 
 class Secrets:
-    """A key and a token, each in a file of one's own, and what was seen in arguments."""
+    """A key and a token, each in its own file, and the arguments that were searched for them."""
 
     def __init__(self, folder: Path) -> None:
         self.folder, self.canaries = folder, Canaries()
@@ -86,10 +86,11 @@ async def test_files_reach_a_proxy_a_worker_doctor_and_chat(secrets: Secrets) ->
     assert secrets.canaries.leaks() == []
 
 
-async def test_up_hands_the_token_to_its_workers_privately(secrets: Secrets) -> None:
+async def test_up_passes_the_token_to_its_workers_privately(secrets: Secrets) -> None:
     place = ("--port", "0", "--data-dir", str(secrets.folder / "data"), "--workers", "2")
     told = {"PROXY_API_KEY_FILE": secrets.keys, "PROXY_WORKER_TOKEN_FILE": secrets.tokens}
-    wrong = {"WORKER_TOKEN_FILE": "/nowhere"}  # the one of another worker
+    # The token file of another worker, which `up` must not pass on.
+    wrong = {"WORKER_TOKEN_FILE": "/nowhere"}
     async with command("up", *place, **SCRIPTED, **told, **wrong) as up:
         assert await is_answered(await url_of(up), secrets.key)
         workers = [pid for pid in children(up.process.pid) if b"worker_vllm" in cmdline(pid)]
@@ -120,7 +121,7 @@ WARNING = re.compile(
 )
 
 
-async def test_the_old_flags_work_with_one_warning_each(secrets: Secrets) -> None:
+async def test_deprecated_flags_work_with_one_warning_each(secrets: Secrets) -> None:
     async def old(arguments: Sequence[str], flags: Sequence[str], says: str) -> None:
         given = [part for flag in flags for part in (flag, secrets.canaries.new(flag.strip("-")))]
         folder = {"PROXY_DATA_DIR": str(secrets.folder / "data")}

@@ -1,4 +1,4 @@
-"""A reader stops reading: it slows nobody else, and what waits for it is bounded."""
+"""A client that stops reading slows down no other client, and its buffer is bounded."""
 
 import asyncio
 import json
@@ -14,32 +14,33 @@ from harness.tools.waiting import until
 from proxy.service.mailbox import STREAM_MAX_BYTES
 from proxy.wire.flow import HIGH_WATERMARK_BYTES
 
-# The hard limit, at which the run would be cut. Usually two windows and one part wait, but every
+# The hard limit, at which the run is aborted. Usually two windows and one part wait, but every
 # `Resume` renews the worker's whole window, so that on a busy machine more can be in flight when
 # the reader stops.
 LARGEST = STREAM_MAX_BYTES
 
-BIG = "z" * 2_000  # so that a stream is some megabytes
+# Large enough that a stream has several megabytes.
+BIG = "z" * 2_000
 FAST: dict[str, Any] = {"max_tokens": 5_000, "stream": True}
 
 
 def standing_reader(proxy: Proxy) -> socket.socket:
-    """A client that asks for a long stream and then reads nothing."""
+    """Return a client that requests a long stream and then reads nothing."""
     host, port = proxy.url.removeprefix("http://").split(":")
     client = socket.socket()
     client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 16 * 1024)
     client.connect((host, int(port)))
     body = json.dumps(chat(BIG, **FAST)).encode()
     client.sendall(
-        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
-        b"Content-Length: %d\r\n\r\n%b" % (len(body), body)
+        b"POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+        b"Content-Type: application/json\r\nContent-Length: %d\r\n\r\n%b" % (len(body), body)
     )
     client.setblocking(False)
     return client
 
 
 async def others_go_on(line: Line, seconds: float) -> None:
-    """Other clients are served as ever while the reader stands."""
+    """Assert that other clients are served as usual while one client reads nothing."""
     end = time.monotonic() + seconds
     while True:
         async with line.proxy.http.post(
@@ -53,7 +54,7 @@ async def others_go_on(line: Line, seconds: float) -> None:
 
 
 async def hold(line: Line, seconds: float) -> None:
-    """Let one reader stand for so long; then it reads on and gets everything."""
+    """Let one client stop reading for `seconds`; then it continues and receives everything."""
     client = standing_reader(line.proxy)
     try:
         await until(
@@ -72,17 +73,17 @@ async def hold(line: Line, seconds: float) -> None:
     assert b"data: [DONE]" in received
 
 
-async def test_a_standing_reader_slows_nobody_and_loses_nothing(line: Line) -> None:
+async def test_a_stalled_reader_slows_no_other_client_and_loses_nothing(line: Line) -> None:
     await hold(line, 1.0)
 
 
 @pytest.mark.torture
 @pytest.mark.timeout(120)
-async def test_a_reader_that_stands_for_half_a_minute(line: Line) -> None:
+async def test_a_reader_that_stalls_for_half_a_minute_loses_nothing(line: Line) -> None:
     await hold(line, 30.0)
 
 
-async def test_a_standing_reader_that_leaves_frees_its_slot(line: Line) -> None:
+async def test_a_stalled_reader_that_disconnects_frees_its_slot(line: Line) -> None:
     client = standing_reader(line.proxy)
     await until(
         lambda: any(mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.output)
@@ -94,7 +95,7 @@ async def test_a_standing_reader_that_leaves_frees_its_slot(line: Line) -> None:
 
 @pytest.mark.torture
 @pytest.mark.timeout(150)
-async def test_a_reader_that_stands_for_more_than_a_minute_is_cut(line: Line) -> None:
+async def test_a_reader_that_stalls_for_more_than_a_minute_is_disconnected(line: Line) -> None:
     client = standing_reader(line.proxy)
     try:
         await until(

@@ -1,4 +1,4 @@
-"""A soak: for minutes everything at once, thirty times a second, and the proxy holds no more at the end than before."""
+"""Soak test: minutes of mixed load at 30 requests per second leave no growth in the proxy."""
 
 import asyncio
 import json
@@ -28,38 +28,43 @@ from harness.worker.process import environment, worker_process
 from proxy.access.rate_limits import LIMITS
 
 MINUTES = float(os.environ.get("MINUTES") or 10)
-WARM = 0.35  # of the time is for caches to fill, and for the first jobs to be forgotten
-RATE = 30.0  # requests in a second
+# Share of the time that is not measured: caches fill, and the first jobs expire.
+WARM = 0.35
+# Requests per second.
+RATE = 30.0
 OWNERS = 8
-REBIRTH_SECONDS = 15.0  # a worker is killed and another one dials in
-GROWTH_AN_HOUR = 1024 * 1024  # bytes
-DISTURBED = 0.02  # of all requests, at most
+# Interval after which a worker is killed and another one connects.
+REBIRTH_SECONDS = 15.0
+# Maximum growth of memory, in bytes per hour.
+GROWTH_AN_HOUR = 1024 * 1024
+# Maximum share of all requests that may be disturbed.
+DISTURBED = 0.02
 TABLES = ("mailboxes", "followers", "drains", "recordings", "background", "roster", "ill")
 
 
 @dataclass
 class Watched:
-    """A proxy that says what it holds."""
+    """A proxy that reports its resource usage."""
 
     process: Process
     url: str
     samples: list[dict[str, int]] = field(default_factory=list)
 
     async def listen(self) -> None:
-        """Take down what it says."""
+        """Record the samples that the proxy prints."""
         assert self.process.stdout is not None
         async for line in self.process.stdout:
             self.samples.append(json.loads(line))
 
     def of(self, name: str, *, begin: float = 0.0) -> list[float]:
-        """The samples of one figure, without the first part."""
+        """Return the samples of one figure, without the first part."""
         found = [float(sample[name]) for sample in self.samples if name in sample]
         return found[int(len(found) * begin) :]
 
 
 @asynccontextmanager
 async def watched(folder: Path, keys: list[Owner]) -> AsyncIterator[Watched]:
-    """A proxy in a process of its own."""
+    """Run a proxy in its own process."""
     told = {
         "PROXY_PORT": "0",
         "PROXY_DATA_DIR": str(folder),
@@ -90,7 +95,7 @@ async def watched(folder: Path, keys: list[Owner]) -> AsyncIterator[Watched]:
 
 
 async def reborn(url: str) -> None:
-    """A worker that is killed again and again; the next one has another name."""
+    """Run workers that are killed one after another; each has another name."""
     number = 0
     while True:
         number += 1
@@ -101,7 +106,7 @@ async def reborn(url: str) -> None:
 
 
 async def err(seen: OwnerLoad, owner: Owner) -> None:
-    """One of the many ways to be wrong."""
+    """Send one of many kinds of invalid requests, without a key and with one."""
     wrong = [
         ("POST", CHAT, {"data": b"{", "headers": {"Content-Type": "application/json"}}),
         ("POST", CHAT, {"json": chat() | {"model": f"none-{owner.chance.random()}"}}),
@@ -114,13 +119,14 @@ async def err(seen: OwnerLoad, owner: Owner) -> None:
         ("GET", f"/{owner.chance.random()}", {}),
     ]
     method, path, more = owner.chance.choice(wrong)
-    async with seen.http.request(method, path, **more) as response:  # without a key
+    # Without a key.
+    async with seen.http.request(method, path, **more) as response:
         assert response.status >= 400
     await seen.ask(owner, method, path, **more)
 
 
 async def be_told(seen: OwnerLoad, owner: Owner, hook: Receiver) -> None:
-    """A job with a webhook; its receiver fails now and then."""
+    """Submit a job with a webhook, whose receiver fails occasionally."""
     hook.statuses[:] = [owner.chance.choice([200, 200, 500])]
     order = {
         "input": prompt(owner.mark),
@@ -134,7 +140,7 @@ async def be_told(seen: OwnerLoad, owner: Owner, hook: Receiver) -> None:
 
 
 async def ask(seen: OwnerLoad, owner: Owner) -> None:
-    """Anything. An answer may break off when its worker is killed, and be no whole one then."""
+    """Send any request. An answer may be incomplete if its worker is killed."""
     try:
         await one_request(seen, owner)
     except AssertionError:
@@ -142,9 +148,9 @@ async def ask(seen: OwnerLoad, owner: Owner) -> None:
 
 
 async def let_go(seen: OwnerLoad, owner: Owner) -> None:
-    """An owner wants nothing more of what has ended: it is forgotten during the soak and not half an hour later.
+    """Expire the finished jobs of an owner during the soak instead of half an hour later.
 
-    All of it, also what a client asked for that left before it was told an id.
+    This includes the jobs of clients that disconnected before they received an id.
     """
     owner.jobs[:] = owner.jobs[-5:]
     for status in FINAL:
@@ -154,7 +160,7 @@ async def let_go(seen: OwnerLoad, owner: Owner) -> None:
 
 
 async def soak(seen: OwnerLoad, hook: Receiver, seconds: float) -> None:
-    """All requests, each at its time, whatever the others do."""
+    """Send all requests, each at its scheduled time, regardless of the others."""
     loop, chance = asyncio.get_running_loop(), random.Random(1)
     begun = loop.time()
     async with asyncio.TaskGroup() as group:
@@ -203,13 +209,12 @@ async def test_a_soak_leaves_nothing_behind(tmp_path: Path) -> None:
 
 
 def weigh(proxy: Watched, done: Counter[str], size: int) -> None:
-    """What it held over the time."""
+    """Assert that neither memory nor the other figures grew over time."""
     tell("requests of the soak", sum(done.values()))
     memory = slope(proxy.of("rss", begin=WARM))
     growth, doubt = memory.each * 3600, memory.doubt * 3600
-    for minute, memory_then in enumerate(
-        proxy.of("rss")[::60]
-    ):  # whether it climbs or took one step
+    # The series shows whether memory climbs or took one step.
+    for minute, memory_then in enumerate(proxy.of("rss")[::60]):
         tell(f"memory after {minute} minutes", round(memory_then / 2**20, 2), "", "MB")
     tell("growth of memory", round(growth / 2**20, 2), "< 1, or not told from 0", "MB/h")
     tell("doubt about it", round(doubt / 2**20, 2), "", "MB/h")

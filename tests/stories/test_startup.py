@@ -14,8 +14,8 @@ from harness.proxy.command import command
 
 NOBODY = 65534
 START_SECONDS = 60.0
-# The second line only lets it read the Python that runs the tests, wherever that is; it may write
-# no more than others.
+# The second line only permits reading the Python that runs the tests, wherever that is; it grants
+# no additional write access.
 AS_NOBODY = (
     "setpriv",
     f"--reuid={NOBODY}",
@@ -74,7 +74,7 @@ def theirs() -> Iterator[Path]:
 async def refused(
     folder: Path, row: tuple[str, str, tuple[str, ...], dict[str, str]], through: Sequence[str]
 ) -> None:
-    """Start the command, which must refuse in one line."""
+    """Assert that the command refuses to start, with one line of output."""
     reason, name, flags, variables = row
     place = ("--port", "0", "--data-dir", str(folder / "data"))
     async with command(

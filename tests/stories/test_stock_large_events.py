@@ -1,4 +1,7 @@
-"""Streams of stock workers: large events pass a reader that keeps up, and the last one decides what a close means."""
+"""Large events in streams of stock workers: back-pressure, errors, and closed connections.
+
+Large events pass to a client that keeps up, and the last event decides the meaning of a close.
+"""
 
 import asyncio
 import json
@@ -33,7 +36,7 @@ async def proxy() -> AsyncIterator[Proxy]:
 
 
 def event(size: int) -> str:
-    """An event of this many bytes, no two parts of which are alike."""
+    """Return an event of this size in bytes, no two parts of which are equal."""
     return ("data: " + "".join(f"{number:08}" for number in range(size // 8 + 1)))[
         : size - 2
     ] + "\n\n"
@@ -41,7 +44,7 @@ def event(size: int) -> str:
 
 @asynccontextmanager
 async def called(proxy: Proxy) -> AsyncIterator[tuple[Raw, str, "asyncio.Task[bytes]"]]:
-    """A worker that has taken a call, and the call's client, which reads as fast as it can."""
+    """Yield a worker that has taken a call, and the call's client, which reads without delay."""
 
     async def read() -> bytes:
         async with proxy.http.post(CHAT, data=BODY, headers=JSON) as response:
@@ -61,7 +64,7 @@ async def status(proxy: Proxy, job: str) -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("size", "post"), [(ECHO, 64_000), (ECHO, 2 * ECHO), (20_000_000, 20_000_000)]
 )
-async def test_a_large_event_comes_whole(proxy: Proxy, size: int, post: int) -> None:
+async def test_a_large_event_arrives_complete(proxy: Proxy, size: int, post: int) -> None:
     data = "data: 1\n\n" + event(size) + DONE
     async with called(proxy) as (raw, job, reading):
         for start in range(0, len(data), post):
@@ -71,7 +74,7 @@ async def test_a_large_event_comes_whole(proxy: Proxy, size: int, post: int) -> 
     assert (await status(proxy, job))["status"] == "COMPLETED"
 
 
-async def test_a_large_event_that_came_as_an_object_comes_whole(proxy: Proxy) -> None:
+async def test_a_large_event_sent_as_an_object_arrives_complete(proxy: Proxy) -> None:
     value = {"text": "x" * 3_000_000}
     async with called(proxy) as (raw, job, reading):
         await raw.chunk(job, [value])
@@ -79,7 +82,7 @@ async def test_a_large_event_that_came_as_an_object_comes_whole(proxy: Proxy) ->
         assert await reading == f"data: {json.dumps(value)}\n\n{DONE}".encode()
 
 
-async def test_a_stream_that_came_only_as_a_result_comes_whole(proxy: Proxy) -> None:
+async def test_a_stream_sent_only_as_a_result_arrives_complete(proxy: Proxy) -> None:
     data = [event(700_000) for _ in range(8)] + [DONE]
     async with called(proxy) as (raw, job, reading):
         await raw.done(job, {"output": data}, stream=True)
@@ -97,7 +100,7 @@ async def test_a_stream_with_an_error_event_has_failed(proxy: Proxy, size: int) 
     assert (await status(proxy, job))["status"] == "FAILED"
 
 
-async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(proxy: Proxy) -> None:
+async def test_little_of_a_large_event_is_buffered_for_a_stalled_reader(proxy: Proxy) -> None:
     async with Raw(proxy) as raw, wire(proxy) as client:
         await client.send(ASK)
         job = str((await raw.next_job())["id"])
@@ -111,7 +114,7 @@ async def test_little_is_kept_of_a_large_event_for_a_reader_that_stops(proxy: Pr
         assert (await status(proxy, job))["status"] == "CANCELLED"
 
 
-async def test_more_than_may_wait_for_readers_is_cut(proxy: Proxy) -> None:
+async def test_a_stream_beyond_the_buffer_limit_is_aborted(proxy: Proxy) -> None:
     passing = proxy.parts.passing
     with passing.share() as others:
         others.grow(passing.limit)

@@ -1,4 +1,7 @@
-"""OpenAI calls over stock workers: what both generations of worker-vllm put out becomes the answer of their engine."""
+"""OpenAI calls over stock workers.
+
+The output of every generation of worker-vllm is converted to the answer of its engine.
+"""
 
 import asyncio
 import json
@@ -24,7 +27,7 @@ GENERATIONS = ["old", "parsed", "new"]
 
 @pytest_asyncio.fixture(scope="module")
 async def proxy() -> AsyncIterator[Proxy]:
-    """A proxy with one worker of each generation, each on the endpoint of that name."""
+    """Run a proxy with one worker of each generation, each on the endpoint of that name."""
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(stock_proxy(endpoint=GENERATIONS))
         starting = [
@@ -63,7 +66,7 @@ async def test_a_stream(proxy: Proxy, endpoint: str) -> None:
 
 
 @pytest.mark.parametrize("endpoint", GENERATIONS)
-async def test_every_write_of_a_stream_is_whole_events_and_the_last_is_done(
+async def test_every_write_of_a_stream_has_complete_events_and_the_last_is_done(
     proxy: Proxy, endpoint: str
 ) -> None:
     body = ask(stream=True, seed=100)
@@ -90,12 +93,12 @@ async def test_the_engines_error_has_its_own_status(
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_an_error_that_came_as_an_output_is_an_error(proxy: Proxy, stream: bool) -> None:
+async def test_an_error_sent_as_an_output_is_an_error(proxy: Proxy, stream: bool) -> None:
     status, body = await post(proxy, "old", ask(user="old error", stream=stream))
     assert (status, body["error"]["message"], body["error"]["code"]) == (404, "no such model", 404)
 
 
-async def test_a_handler_that_crashes_is_a_500_that_is_not_tried_again(proxy: Proxy) -> None:
+async def test_a_crash_of_the_handler_is_a_500_that_is_not_retried(proxy: Proxy) -> None:
     async with proxy.http.post(f"/v2/new/openai{CHAT}", json=ask(user="crashed")) as response:
         assert (response.status, response.headers["x-should-retry"]) == (500, "false")
         assert (await response.json())["error"]["message"] == "out of luck"
@@ -111,7 +114,7 @@ async def test_a_stream_that_breaks_ends_with_an_error_event(proxy: Proxy, endpo
     assert done == b"data: [DONE]"
 
 
-async def test_a_form_needs_another_worker(proxy: Proxy) -> None:
+async def test_a_form_is_rejected_by_a_stock_worker(proxy: Proxy) -> None:
     form = aiohttp.FormData({"model": "any"})
     form.add_field("file", b"sound", filename="a.wav")
     async with proxy.http.post("/v2/new/openai/v1/audio/transcriptions", data=form) as response:
@@ -119,12 +122,12 @@ async def test_a_form_needs_another_worker(proxy: Proxy) -> None:
         assert "JSON only" in (await response.json())["error"]["message"]
 
 
-async def test_a_light_call_takes_a_place_like_any_other(proxy: Proxy) -> None:
+async def test_a_light_call_occupies_a_slot_like_any_other(proxy: Proxy) -> None:
     async with proxy.http.post("/v2/new/openai/v1/messages/count_tokens", json=ask()) as response:
         assert response.status == 200
 
 
-async def test_a_client_that_leaves_stops_its_job(proxy: Proxy) -> None:
+async def test_a_client_that_disconnects_stops_its_job(proxy: Proxy) -> None:
     async with proxy.http.post(
         f"/v2/new/openai{CHAT}", json=ask(stream=True, max_tokens=10_000, seed=50)
     ) as response:
@@ -134,18 +137,19 @@ async def test_a_client_that_leaves_stops_its_job(proxy: Proxy) -> None:
     await until(lambda: not worker_of.holds, 10, "it is held no more")
 
 
-async def test_a_worker_without_its_engine_gets_no_more_jobs(proxy: Proxy) -> None:
+async def test_a_worker_without_its_engine_receives_no_further_jobs(proxy: Proxy) -> None:
     async with stock_proxy(queue_timeout=3.0) as own, stock_worker(own, "openai_calls.py"):
         status, body = await post(own, "default", ask(user="no engine"))
         assert (status, body["error"]["code"]) == (503, "no_workers")
         async with own.http.get("/v2/default/health") as health:
             assert (await health.json())["workers"] == {
-                "idle": 0, "initializing": 0, "ready": 0, "running": 0, "throttled": 0, "unhealthy": 1
+                "idle": 0, "initializing": 0, "ready": 0,
+                "running": 0, "throttled": 0, "unhealthy": 1,
             }  # fmt: skip
 
 
-async def test_own_and_stock_workers_share_the_load_and_answer_alike() -> None:
-    """The stock one runs our own worker under the real SDK, so that both have the same engine."""
+async def test_own_and_stock_workers_share_the_load_and_answer_identically() -> None:
+    """The stock worker runs our worker under the real SDK, so that both have the same engine."""
     async with stock_proxy() as proxy, worker(proxy, max_concurrency=4) as own:
         told = stock_environment(proxy.url, "default", proxy.parts.token, "pod-1", ping_millis=1000)
         under_sdk = environment(environment=told, max_concurrency=4)
@@ -168,7 +172,7 @@ async def test_own_and_stock_workers_share_the_load_and_answer_alike() -> None:
     assert {said(answer[0]) for answer in answers[1::2]} == {"".join(streamed[0])}
 
 
-async def test_a_form_goes_to_the_worker_that_can_read_it() -> None:
+async def test_a_form_is_routed_to_the_worker_that_accepts_it() -> None:
     async with (
         speech("any") as server,
         stock_proxy() as proxy,
@@ -186,6 +190,6 @@ async def test_a_form_goes_to_the_worker_that_can_read_it() -> None:
 
 
 def said(event: bytes) -> str:
-    """The text of an event, or of a whole answer."""
+    """Return the text of an event or of a complete answer."""
     choice = json.loads(event.removeprefix(b"data: "))["choices"][0]
     return str(choice.get("delta", choice.get("message")).get("content") or "")

@@ -1,4 +1,4 @@
-"""The traps of the stock SDK's protocol, told with a worker of our own that speaks it over plain HTTP."""
+"""Edge cases of the stock SDK's protocol, tested with a worker that sends it over plain HTTP."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -33,7 +33,7 @@ async def status(proxy: Proxy, job: str) -> dict[str, Any]:
         return found
 
 
-async def test_a_poll_is_held_and_then_answered_with_nothing(proxy: Proxy) -> None:
+async def test_a_long_poll_is_held_and_then_answered_empty(proxy: Proxy) -> None:
     loop = asyncio.get_running_loop()
     async with Raw(proxy) as raw:
         began = loop.time()
@@ -41,7 +41,7 @@ async def test_a_poll_is_held_and_then_answered_with_nothing(proxy: Proxy) -> No
         assert loop.time() - began >= HOLD
 
 
-async def test_a_poll_for_several_gets_what_is_there(proxy: Proxy) -> None:
+async def test_a_batch_poll_receives_the_available_jobs(proxy: Proxy) -> None:
     jobs = {await run(proxy, number) for number in range(3)}
     async with Raw(proxy) as raw:
         taken = await raw.take(batch=2)
@@ -50,7 +50,7 @@ async def test_a_poll_for_several_gets_what_is_there(proxy: Proxy) -> None:
         assert {one["id"] for one in taken + more} == jobs
 
 
-async def test_who_has_the_wrong_token_or_no_endpoint_is_refused_slowly(proxy: Proxy) -> None:
+async def test_a_call_with_a_wrong_token_or_endpoint_is_refused_slowly(proxy: Proxy) -> None:
     loop = asyncio.get_running_loop()
 
     async def refused(path: str, token: str) -> int:
@@ -71,7 +71,7 @@ async def test_who_has_the_wrong_token_or_no_endpoint_is_refused_slowly(proxy: P
     assert set(many) == {401, 429}
 
 
-async def test_a_job_that_its_worker_never_got_is_handed_out_again_and_not_counted(
+async def test_a_job_that_its_worker_never_received_is_reassigned_and_not_counted(
     proxy: Proxy,
 ) -> None:
     async with Raw(proxy) as first, Raw(proxy, "pod-2") as second:
@@ -107,9 +107,8 @@ async def test_a_job_given_to_a_poll_that_breaks_is_done_by_another_worker() -> 
                 polling = asyncio.create_task(bad.take())
                 await until(lambda: any(one.credit for one in proxy.parts.fleet), what="it polls")
                 submitting = asyncio.create_task(run(proxy, number))
-                for _ in range(
-                    number
-                ):  # somewhere between the job's coming in and the answer's arriving
+                # A different moment each time, between the job's submission and the poll's answer.
+                for _ in range(number):
                     await asyncio.sleep(0)
                 polling.cancel()
                 job = await submitting
@@ -133,7 +132,7 @@ async def test_a_worker_is_not_given_a_job_that_it_may_still_have(proxy: Proxy) 
         assert (await raw.next_job())["id"] == job
 
 
-async def test_the_first_result_counts_and_a_late_one_is_taken_all_the_same(proxy: Proxy) -> None:
+async def test_the_first_result_counts_and_a_late_one_is_acknowledged(proxy: Proxy) -> None:
     async with Raw(proxy) as raw:
         job = await run(proxy)
         await raw.take()
@@ -150,7 +149,7 @@ async def test_the_first_result_counts_and_a_late_one_is_taken_all_the_same(prox
         assert await raw.done("never-was", {"output": 3}) == 200
 
 
-async def test_a_result_that_nobody_can_read_fails_its_job(proxy: Proxy) -> None:
+async def test_a_malformed_result_fails_its_job(proxy: Proxy) -> None:
     async with Raw(proxy) as raw:
         job = await run(proxy)
         await raw.take()
@@ -185,7 +184,7 @@ async def test_a_stopped_job_is_stopped_again_while_the_worker_lists_it(proxy: P
         assert await raw.stops() == []
 
 
-async def test_a_slow_reader_holds_back_the_chunks_of_its_stream(proxy: Proxy) -> None:
+async def test_a_slow_reader_applies_back_pressure_to_its_stream(proxy: Proxy) -> None:
     body = {"messages": [], "stream": True}
     async with Raw(proxy) as raw:
         taking = asyncio.create_task(raw.next_job())
@@ -215,7 +214,7 @@ async def test_a_slow_reader_holds_back_the_chunks_of_its_stream(proxy: Proxy) -
             assert len(await reading) == 200 * len(event)
 
 
-async def test_a_stream_of_which_a_piece_was_lost_is_not_given_for_whole(proxy: Proxy) -> None:
+async def test_a_stream_with_a_lost_chunk_is_not_reported_as_complete(proxy: Proxy) -> None:
     async with Raw(proxy) as raw:
         taking = asyncio.create_task(raw.next_job())
         asking = asyncio.create_task(proxy.http.post(CHAT, json={"messages": [], "stream": True}))
@@ -227,7 +226,7 @@ async def test_a_stream_of_which_a_piece_was_lost_is_not_given_for_whole(proxy: 
         assert "lost on its way" in text
 
 
-async def test_a_run_goes_on_when_the_proxy_was_started_again(proxy: Proxy) -> None:
+async def test_a_run_continues_after_a_restart_of_the_proxy(proxy: Proxy) -> None:
     parts = proxy.parts
     store = parts.durable._store
     job_id = await run(proxy)
@@ -241,7 +240,7 @@ async def test_a_run_goes_on_when_the_proxy_was_started_again(proxy: Proxy) -> N
     assert (await status(proxy, job_id))["output"] == ["a"]
 
 
-async def test_open_polls_are_answered_when_the_proxy_ends() -> None:
+async def test_open_polls_are_answered_when_the_proxy_shuts_down() -> None:
     async with serving(poll_hold=30.0) as proxy:
         raw = Raw(proxy)
         polling = asyncio.gather(raw.take(), raw.stops())

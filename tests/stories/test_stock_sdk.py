@@ -1,4 +1,7 @@
-"""Our worker under the stock Runpod SDK: the same handler, driven by `runpod.serverless.start` and its local modes."""
+"""Our worker under the stock Runpod SDK.
+
+The same handler is driven by `runpod.serverless.start` and its local modes.
+"""
 
 import asyncio
 import json
@@ -26,13 +29,13 @@ ROUTE = "/v1/completions"
 
 @pytest.fixture(scope="module")
 def python() -> str:
-    """The Python that has the SDK."""
+    """Return the Python that has the SDK."""
     return python_of(".venv-sdk")
 
 
 @asynccontextmanager
 async def working(proxy: Proxy, python: str, **more: Any) -> AsyncIterator[WorkerProcess]:
-    """A worker that takes this proxy's jobs through the SDK."""
+    """Run a worker that takes this proxy's jobs through the SDK."""
     told = stock_worker.environment(
         proxy.url, "default", proxy.parts.token, f"pod-{os.urandom(4).hex()}", 1000
     )
@@ -80,7 +83,8 @@ async def test_messages_stream_one_element_a_token_with_true_metrics(queue: Queu
     assert {(one["running"], one["pending"], one["scenario"]) for one in shown} == {
         (1, 0, "stream")
     }
-    assert 20 < shown[-1]["avg_gen_throughput"] < 80  # 50 tokens a second were asked for
+    # The requested rate is 50 tokens per second.
+    assert 20 < shown[-1]["avg_gen_throughput"] < 80
 
 
 async def test_openai_passthrough_whole_and_streamed(queue: QueueClient) -> None:

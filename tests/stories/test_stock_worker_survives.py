@@ -1,4 +1,4 @@
-"""A stock worker goes on with its job when the proxy is started again."""
+"""A stock worker continues its job when the proxy is restarted."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -7,7 +7,7 @@ from harness.runpod.sdk_worker import stock_proxy, stock_worker
 from harness.tools.waiting import until
 
 
-async def test_a_job_that_runs_while_the_proxy_is_started_again_runs_once(tmp_path: Path) -> None:
+async def test_a_job_that_runs_while_the_proxy_restarts_runs_once(tmp_path: Path) -> None:
     async with AsyncExitStack() as workers:
         async with stock_proxy(data_dir=tmp_path) as proxy:
             worker = await workers.enter_async_context(stock_worker(proxy, "plain.py"))

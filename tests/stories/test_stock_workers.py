@@ -1,4 +1,7 @@
-"""Unmodified Runpod workers serve the queue: their SDK dials this proxy, and its clients see nothing of it."""
+"""Unmodified Runpod workers serve the queue: their SDK connects to this proxy.
+
+Clients see no difference.
+"""
 
 import asyncio
 import json
@@ -21,7 +24,7 @@ class Stock:
         self.proxy, self.workers = proxy, workers
 
     async def run(self, endpoint: str, value: Any, **more: Any) -> str:
-        """Submit a job; its id."""
+        """Submit a job; return its id."""
         async with self.proxy.http.post(
             f"/v2/{endpoint}/run", json={"input": value} | more
         ) as response:
@@ -29,17 +32,17 @@ class Stock:
             return str((await response.json())["id"])
 
     async def end(self, endpoint: str, job: str) -> dict[str, Any]:
-        """How a job ended."""
+        """Wait for a job to finish; return its final status."""
         async with self.proxy.http.get(f"/v2/{endpoint}/status-sync/{job}?wait=30000") as response:
             found: dict[str, Any] = await response.json()
             return found
 
     async def ask(self, endpoint: str, value: Any, **more: Any) -> dict[str, Any]:
-        """Submit a job and wait for its end."""
+        """Submit a job and wait for it to finish."""
         return await self.end(endpoint, await self.run(endpoint, value, **more))
 
     async def status(self, endpoint: str, job: str) -> dict[str, Any]:
-        """Where a job stands."""
+        """Return the current status of a job."""
         async with self.proxy.http.get(f"/v2/{endpoint}/status/{job}") as response:
             found: dict[str, Any] = await response.json()
             return found
@@ -76,17 +79,17 @@ async def test_a_handlers_error_fails_the_job_and_is_a_string_for_the_client(sto
     assert json.loads(told["error"]) == {"code": 5}
 
 
-async def test_an_exception_fails_the_job_with_what_the_sdk_says_of_it(stock: Stock) -> None:
+async def test_an_exception_fails_the_job_with_the_message_of_the_sdk(stock: Stock) -> None:
     ended = await stock.ask("plain", {"do": "raise"})
     assert ended["status"] == "FAILED"
     assert json.loads(ended["error"])["error_message"] == "no such thing"
 
 
-async def test_a_number_that_json_does_not_have_is_null(stock: Stock) -> None:
+async def test_a_number_that_json_cannot_represent_is_null(stock: Stock) -> None:
     assert (await stock.ask("plain", {"do": "nan"}))["output"] == {"value": None, "text": "é"}
 
 
-async def test_a_generators_elements_can_be_read_as_they_come(stock: Stock) -> None:
+async def test_the_elements_of_a_generator_can_be_read_as_they_arrive(stock: Stock) -> None:
     job = await stock.run("generating", {"count": 3, "seconds": 0.3})
     seen: list[Any] = []
     while True:
@@ -96,9 +99,8 @@ async def test_a_generators_elements_can_be_read_as_they_come(stock: Stock) -> N
         if part["status"] == "COMPLETED":
             break
     assert [one["number"] for one in seen] == [0, 1, 2]
-    assert (await stock.end("generating", job))[
-        "output"
-    ] == []  # as the SDK posts it, without `return_aggregate_stream`
+    # The SDK posts an empty output without `return_aggregate_stream`.
+    assert (await stock.end("generating", job))["output"] == []
 
 
 async def test_an_aggregated_output_is_the_list_that_the_worker_posts(stock: Stock) -> None:
@@ -106,7 +108,7 @@ async def test_an_aggregated_output_is_the_list_that_the_worker_posts(stock: Sto
     assert ended["output"] == [{"number": 0, "text": "é"}, {"number": 1, "text": "é"}]
 
 
-async def test_a_generator_that_fails_keeps_what_it_gave_before(stock: Stock) -> None:
+async def test_a_generator_that_fails_keeps_its_earlier_elements(stock: Stock) -> None:
     broken = await stock.ask("generating", {"count": 3, "raise_at": 1})
     assert broken["status"] == "FAILED"
     assert broken["error"].startswith("handler: no such thing")
@@ -129,13 +131,13 @@ async def test_a_cancelled_job_is_stopped_in_the_worker(stock: Stock) -> None:
     )
 
 
-async def test_a_job_that_takes_too_long_is_stopped_in_the_worker(stock: Stock) -> None:
+async def test_a_job_that_exceeds_its_timeout_is_stopped_in_the_worker(stock: Stock) -> None:
     job = await stock.run("plain", {"do": "wait", "seconds": 60}, policy={"executionTimeout": 5000})
     await stock.workers["plain"].noted("stopped", job)
     assert (await stock.end("plain", job))["status"] == "TIMED_OUT"
 
 
-async def test_a_result_that_is_no_json_is_never_posted_and_the_job_is_given_up(
+async def test_a_result_that_is_not_json_is_never_posted_and_its_job_fails(
     stock: Stock,
 ) -> None:
     ended = await stock.ask("plain", {"do": "no json"})
@@ -143,7 +145,7 @@ async def test_a_result_that_is_no_json_is_never_posted_and_the_job_is_given_up(
     assert "without a result" in ended["error"]
 
 
-async def test_as_many_jobs_at_once_as_the_worker_asks_for(stock: Stock) -> None:
+async def test_concurrent_jobs_are_limited_to_the_slots_of_the_worker(stock: Stock) -> None:
     worker = stock.workers["wide"]
     jobs = [await stock.run("wide", {"do": "wait", "seconds": 3}) for _ in range(9)]
     for job in jobs[:8]:
@@ -155,7 +157,7 @@ async def test_as_many_jobs_at_once_as_the_worker_asks_for(stock: Stock) -> None
         assert (await stock.end("wide", job))["output"] == "waited"
 
 
-async def test_progress_stands_in_for_the_output_until_the_end(stock: Stock) -> None:
+async def test_progress_is_shown_as_the_output_until_the_end(stock: Stock) -> None:
     job = await stock.run("plain", {"do": "progress", "progress": {"percent": 50}, "seconds": 2})
 
     async def says_so() -> bool:
@@ -178,7 +180,7 @@ async def test_progress_after_the_end_changes_nothing(stock: Stock) -> None:
     assert (shown["status"], shown["output"]) == ("COMPLETED", "done")
 
 
-async def test_a_worker_that_wants_to_be_made_anew_goes_on_until_somebody_does(
+async def test_a_worker_that_requests_a_refresh_continues_until_it_is_replaced(
     stock: Stock,
 ) -> None:
     first = await stock.ask("plain", {"do": "refresh"})
@@ -186,7 +188,7 @@ async def test_a_worker_that_wants_to_be_made_anew_goes_on_until_somebody_does(
     assert first["output"]["pid"] == again["output"]["pid"]
 
 
-async def test_the_worker_gets_the_clients_bucket(stock: Stock) -> None:
+async def test_the_worker_receives_the_bucket_of_the_client(stock: Stock) -> None:
     bucket = {
         "accessId": "a",
         "accessSecret": "s",

@@ -1,4 +1,7 @@
-"""Stock workers die, drain, block and fall ill. Their pings come from another process, and prove nothing alone."""
+"""Stock workers die, drain, block and become unhealthy.
+
+Their pings come from another process and are not sufficient evidence that they live.
+"""
 
 import signal
 from typing import Any
@@ -26,7 +29,7 @@ async def unhealthy(proxy: Proxy) -> int:
         return int((await response.json())["workers"]["unhealthy"])
 
 
-async def test_a_killed_worker_is_known_to_be_lost_although_its_pings_go_on() -> None:
+async def test_a_killed_worker_is_declared_lost_although_its_pings_continue() -> None:
     async with stock_proxy() as proxy, stock_worker(proxy, "plain.py") as first:
         job = await run(proxy, {"do": "wait", "seconds": 60})
         await first.noted("began", job)
@@ -44,7 +47,7 @@ async def test_a_killed_worker_is_known_to_be_lost_although_its_pings_go_on() ->
             )
 
 
-async def test_a_worker_that_comes_back_under_its_name_has_lost_its_job() -> None:
+async def test_a_worker_that_reconnects_under_its_name_has_lost_its_job() -> None:
     async with stock_proxy(line_gap=60.0, ping_lease=60.0) as proxy:
         async with stock_worker(proxy, "plain.py", pod="pod-1") as first:
             job = await run(proxy, {"do": "wait", "seconds": 1})
@@ -54,7 +57,7 @@ async def test_a_worker_that_comes_back_under_its_name_has_lost_its_job() -> Non
     assert (ended["output"], ended["retries"]) == ("waited", 1)
 
 
-async def test_a_job_that_kills_its_workers_is_given_up() -> None:
+async def test_a_job_that_kills_its_workers_is_not_retried_forever() -> None:
     async with (
         stock_proxy() as proxy,
         stock_worker(proxy, "plain.py"),
@@ -116,7 +119,7 @@ async def test_a_worker_that_fails_its_checks_is_shown_as_unhealthy() -> None:
 
 @pytest.mark.torture
 @pytest.mark.timeout(300)
-async def test_with_the_usual_patience_a_killed_worker_is_replaced_within_35_seconds() -> None:
+async def test_with_the_default_lease_a_killed_worker_is_replaced_within_35_seconds() -> None:
     async with serving() as proxy, stock_worker(proxy, "plain.py") as first:
         job = await run(proxy, {"do": "wait", "seconds": 1})
         await first.noted("began", job)
@@ -127,7 +130,7 @@ async def test_with_the_usual_patience_a_killed_worker_is_replaced_within_35_sec
 
 @pytest.mark.torture
 @pytest.mark.timeout(300)
-async def test_with_the_usual_patience_a_handler_may_block_for_two_minutes() -> None:
+async def test_with_the_default_lease_a_handler_may_block_for_two_minutes() -> None:
     async with (
         serving() as proxy,
         stock_worker(proxy, "blocking.py") as one,

@@ -1,4 +1,4 @@
-"""Strangers, who have neither a key nor the worker token, can neither fill the log nor write into a terminal by it."""
+"""Unauthenticated callers can neither flood the log nor inject terminal escapes through it."""
 
 import asyncio
 import re
@@ -9,8 +9,10 @@ import aiohttp
 from harness.load.figures import tell
 from harness.proxy.command import command
 
-SLOW = 64  # refusals of workers' calls that are answered late; more are answered at once
-FAST = 32  # connections beside those that wait for a late answer
+# Number of refused worker calls that are answered late; further ones are answered at once.
+SLOW = 64
+# Connections in addition to those that wait for a late answer.
+FAST = 32
 ENOUGH = 5_000
 ATTACK = "%1b%5d0;owned%07%c2%9b2J%e2%80%ae%0d%0atime=x"
 FIELDS = "Host: 127.0.0.1\r\n"
@@ -32,7 +34,7 @@ KINDS = {
 
 
 async def flood(port: int, enough: int) -> int:
-    """Call as a worker without a token on many connections; the number of refusals, all of which have been read."""
+    """Call as a worker without a token on many connections; return the number of refusals read."""
     count = 0
 
     async def call() -> None:
@@ -54,7 +56,7 @@ async def flood(port: int, enough: int) -> int:
     return count
 
 
-async def test_a_flood_of_refusals_costs_the_log_a_few_lines(tmp_path: Path) -> None:
+async def test_a_flood_of_refusals_writes_few_lines_to_the_log(tmp_path: Path) -> None:
     async with command("proxy", "--port", "0", "--data-dir", str(tmp_path)) as proxy:
         port = int((await proxy.says(r"listens on http://\S+:(\d+)\.")).group(1))
         begun = time.monotonic()
@@ -74,7 +76,7 @@ async def test_a_flood_of_refusals_costs_the_log_a_few_lines(tmp_path: Path) -> 
     assert len("\n".join(written).encode()) < 4_000
 
 
-async def test_no_kind_of_stranger_writes_into_a_terminal(tmp_path: Path) -> None:
+async def test_no_unauthenticated_request_writes_escapes_to_a_terminal(tmp_path: Path) -> None:
     flags = ("--port", "0", "--data-dir", str(tmp_path), "--log-level", "debug")
     async with command("proxy", *flags, PROXY_API_KEY="alice=open-sesame") as proxy:
         port = int((await proxy.says(r"listens on http://\S+:(\d+)\.")).group(1))
@@ -96,7 +98,7 @@ async def test_no_kind_of_stranger_writes_into_a_terminal(tmp_path: Path) -> Non
 
 
 async def refused(port: int, raw: bytes) -> None:
-    """One request, and an end or a refusal for it."""
+    """Send one request; it must be refused, or its connection closed."""
     reading, writing = await asyncio.open_connection("127.0.0.1", port)
     try:
         writing.write(raw)

@@ -1,4 +1,4 @@
-"""A stream arrives as the engine sent it, and the stock client reads it."""
+"""Streams arrive exactly as the engine sent them, and the stock client reads them."""
 
 import json
 from io import BytesIO
@@ -20,7 +20,7 @@ async def test_a_stream_is_the_engines_own_frames(line: Line) -> None:
     assert len({chunk["id"] for chunk in chunks}) == 1
 
 
-async def test_a_streams_head_keeps_it_from_being_buffered(line: Line) -> None:
+async def test_the_headers_of_a_stream_prevent_buffering(line: Line) -> None:
     async with line.proxy.http.post(CHAT, json=chat(stream=True)) as response:
         head = response.headers
         await response.read()
@@ -33,7 +33,7 @@ async def test_a_streams_head_keeps_it_from_being_buffered(line: Line) -> None:
     assert int(head["openai-processing-ms"]) >= 0
 
 
-async def test_a_client_may_name_its_request(line: Line) -> None:
+async def test_a_client_may_set_the_id_of_its_request(line: Line) -> None:
     for given, kept in (("my-request.1", True), ("no spaces", False), ("x" * 81, False)):
         async with line.proxy.http.post(
             CHAT, json=chat(), headers={"x-request-id": given}
@@ -55,7 +55,7 @@ async def test_the_stock_client_streams(line: Line) -> None:
     assert chunks[-1].usage.completion_tokens == 5
 
 
-async def test_the_stock_client_asks_for_a_whole_answer(line: Line) -> None:
+async def test_the_stock_client_requests_a_complete_answer(line: Line) -> None:
     async with line.proxy.openai() as client:
         answer = await client.chat.completions.with_raw_response.create(**chat("hey"))
         completion = await client.completions.create(model="scripted", prompt="once", max_tokens=2)
@@ -64,7 +64,7 @@ async def test_the_stock_client_asks_for_a_whole_answer(line: Line) -> None:
     assert completion.choices[0].text == "once 0 once 1 "
 
 
-async def test_the_same_routes_stand_at_three_places(line: Line) -> None:
+async def test_the_same_routes_exist_under_three_prefixes(line: Line) -> None:
     for base in ("/v1", "/openai/v1", "/v2/default/openai/v1"):
         async with line.proxy.http.post(
             f"{base}/completions", json={"model": "scripted", "prompt": "a"}
@@ -72,7 +72,7 @@ async def test_the_same_routes_stand_at_three_places(line: Line) -> None:
             assert response.status == 200, await response.text()
 
 
-async def test_a_big_request_and_a_big_answer_come_whole(line: Line) -> None:
+async def test_a_large_request_and_a_large_answer_arrive_complete(line: Line) -> None:
     text = "x" * 5_000_000
     body = BytesIO(json.dumps(chat(text, max_tokens=1)).encode())
     async with line.proxy.http.post(
@@ -85,7 +85,7 @@ async def test_a_big_request_and_a_big_answer_come_whole(line: Line) -> None:
     assert answer["choices"][0]["message"]["content"] == "x" * 9_000_000
 
 
-async def test_one_event_may_be_bigger_than_a_frame(line: Line) -> None:
+async def test_one_event_may_be_larger_than_a_frame(line: Line) -> None:
     text = "y" * 600_000
     async with line.proxy.http.post(CHAT, json=chat(text, max_tokens=2, stream=True)) as response:
         events = await frames(response)

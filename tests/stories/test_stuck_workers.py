@@ -1,4 +1,4 @@
-"""A worker that does not let go of a stopped job is ended and started again, if it was started here."""
+"""A worker that does not release a stopped job is restarted, unless it was started elsewhere."""
 
 import asyncio
 from collections.abc import Callable
@@ -19,7 +19,8 @@ from proxy.jobs.model import WorkerId
 from proxy.service.sweeper import TICK_SECONDS
 
 GRACE = 0.5
-END_SECONDS = 20.0  # for a process that is given up, on a busy machine
+# Maximum time for a process to be killed, on a busy machine.
+END_SECONDS = 20.0
 DEAF = {
     "openai_route": "/v1/completions",
     "openai_input": {"prompt": "x", "stream": True, "fault": "deaf:1"},
@@ -29,7 +30,7 @@ DEAD_TO_PINGS = {"RUNPOD_PING_INTERVAL": "600000"}
 
 @dataclass(frozen=True)
 class Kind:
-    """A kind of worker, with what it cannot stop, what it does at once, and what takes it a few seconds."""
+    """A kind of worker, with the inputs of an unstoppable, a quick and a slow job."""
 
     command: Callable[[], CommandFor]
     stuck: Any
@@ -45,7 +46,7 @@ BLOCKING = Kind(lambda: stock("blocking.py"), {"seconds": 600}, {"seconds": 0})
 
 
 async def begin(queue: QueueClient, running: Provided, kind: Kind) -> str:
-    """Submit a job that cannot be stopped, and wait until that is so."""
+    """Submit a job that cannot be stopped, and wait until it has reached that state."""
     job = await queue.run(kind.stuck)
     if kind is OWN:
         await has_output(queue, job)
@@ -55,7 +56,7 @@ async def begin(queue: QueueClient, running: Provided, kind: Kind) -> str:
 
 
 async def has_output(queue: QueueClient, job: str) -> None:
-    """Wait until its engine has begun to answer."""
+    """Wait until the engine of a job has produced output."""
 
     async def some() -> bool:
         return bool((await queue.stream(job, "?after=0"))["stream"])
@@ -74,7 +75,7 @@ async def gone(running: Provided, worker_id: str) -> None:
 
 
 def is_overdue(proxy: Proxy, worker_id: str) -> bool:
-    """Whether a run of it should have stopped so long ago that somebody must have looked."""
+    """Return True if a stopped run has exceeded its grace period by several checks."""
     member = proxy.parts.fleet.get(WorkerId(worker_id))
     assert member is not None
     stopped = [hold.stopped for hold in member.holds.values() if hold.stopped is not None]
@@ -85,7 +86,7 @@ def is_overdue(proxy: Proxy, worker_id: str) -> bool:
 
 
 @pytest.mark.parametrize("kind", [OWN, STOCK, BLOCKING], ids=["own", "stock", "blocking"])
-async def test_a_cancelled_job_that_does_not_stop_costs_its_worker_and_the_next_one_is_served(
+async def test_a_cancelled_job_that_does_not_stop_restarts_its_worker(
     kind: Kind,
 ) -> None:
     command = kind.command()
@@ -103,7 +104,7 @@ async def test_a_cancelled_job_that_does_not_stop_costs_its_worker_and_the_next_
 
 
 @pytest.mark.parametrize("kind", [OWN, STOCK], ids=["own", "stock"])
-async def test_a_worker_that_also_runs_another_job_is_ended_after_that(kind: Kind) -> None:
+async def test_a_worker_that_also_runs_another_job_is_ended_after_that_job(kind: Kind) -> None:
     command = kind.command()
     async with stock_proxy(stop_grace=GRACE) as proxy, provided(proxy, command(proxy)) as running:
         queue = QueueClient(proxy)
@@ -126,7 +127,7 @@ async def _is(queue: QueueClient, job: str, status: str) -> bool:
     return bool((await queue.status(job))["status"] == status)
 
 
-async def test_a_job_that_runs_too_long_and_does_not_stop_costs_its_worker() -> None:
+async def test_a_timed_out_job_that_does_not_stop_restarts_its_worker() -> None:
     clock = FakeClock()
     async with serving(clock, stop_grace=GRACE) as proxy, provided(proxy, own(1)(proxy)) as running:
         queue = QueueClient(proxy)
@@ -141,7 +142,7 @@ async def test_a_job_that_runs_too_long_and_does_not_stop_costs_its_worker() -> 
         assert (served["status"], served["retries"]) == ("COMPLETED", 0)
 
 
-async def test_a_worker_that_somebody_else_started_is_left_alone_and_keeps_its_slot_taken() -> None:
+async def test_a_worker_started_elsewhere_keeps_running_with_its_slot_occupied() -> None:
     async with serving(stop_grace=GRACE) as proxy, worker(proxy, max_concurrency=1) as one:
         queue = QueueClient(proxy)
         job = await queue.run(DEAF)
@@ -154,7 +155,7 @@ async def test_a_worker_that_somebody_else_started_is_left_alone_and_keeps_its_s
         one.kill()
 
 
-async def test_a_stock_worker_says_without_a_ping_that_it_has_let_go_of_all_its_jobs() -> None:
+async def test_a_stock_worker_reports_without_a_ping_that_it_released_all_jobs() -> None:
     async with (
         stock_proxy(poll_hold=50.0, ping_lease=600.0) as proxy,
         stock_worker(proxy, "plain.py", CONCURRENCY="3", **DEAD_TO_PINGS) as one,

@@ -22,11 +22,14 @@ from environment.table import AUDIT, ROOT
 
 AUDIT_SECONDS = 60.0
 PACKAGES = ("proxy", "worker_vllm")
-LOCK = "uvicorn==0.1.0 \\\n    --hash=sha256:0\ntorch==2.0.0+cpu\nidna==3.20\nidna==3.1 ; python_version < '3'\n"
+LOCK = (
+    "uvicorn==0.1.0 \\\n    --hash=sha256:0\ntorch==2.0.0+cpu\n"
+    "idna==3.20\nidna==3.1 ; python_version < '3'\n"
+)
 
 
 def known(name: str) -> dict[str, Any]:
-    """An advisory for every release of a package, as an OSV service writes it."""
+    """Return an advisory for every release of a package, in the format of an OSV service."""
     ranges = [{"type": "ECOSYSTEM", "events": [{"introduced": "0"}, {"fixed": "99"}]}]
     affected = [{"package": {"name": name, "ecosystem": "PyPI"}, "ranges": ranges}]
     return {
@@ -41,7 +44,7 @@ def known(name: str) -> dict[str, Any]:
 async def advisories(
     vulnerable: Callable[[str], bool], asked: list[tuple[str, str]]
 ) -> AsyncIterator[str]:
-    """An advisory service on loopback; its URL."""
+    """Run an advisory service on loopback; yield its URL."""
 
     async def answer(request: web.Request) -> web.Response:
         question = await request.json()
@@ -62,7 +65,7 @@ async def advisories(
 
 
 async def audited(service: str, folder: Path, pip_audit: str = "") -> tuple[int | None, str]:
-    """The audit of a small lock: its exit status, and what it says."""
+    """Audit a small lock; return the exit status and the output."""
     lock = folder / "lock.txt"
     lock.write_text(LOCK)
     asking = [
@@ -95,10 +98,11 @@ class TestAudit:
                 "audit: 4 pinned releases in 1 locks, 0 vulnerable\n",
             )
         assert set(asked) == {
-            ("uvicorn", "0.1.0"), ("torch", "2.0.0"), ("idna", "3.20"), ("idna", "3.1"), audit.CANARY
+            ("uvicorn", "0.1.0"), ("torch", "2.0.0"), ("idna", "3.20"), ("idna", "3.1"),
+            audit.CANARY,
         }  # fmt: skip
 
-    async def test_a_vulnerable_release_is_named_with_its_lock_and_the_way_out(
+    async def test_a_vulnerable_release_is_named_with_its_lock_and_the_remedy(
         self, tmp_path: Path
     ) -> None:
         async with advisories(lambda name: name in {audit.CANARY[0], "torch"}, []) as service:
@@ -108,7 +112,7 @@ class TestAudit:
             "torch==2.0.0 (lock.txt): GHSA-torch, fixed in 99",
         )
 
-    async def test_a_service_that_finds_nothing_wrong_with_anything_is_not_believed(
+    async def test_a_service_that_reports_no_vulnerabilities_at_all_is_not_trusted(
         self, tmp_path: Path
     ) -> None:
         async with advisories(lambda _: False, []) as service:
@@ -119,7 +123,7 @@ class TestAudit:
             in said
         )
 
-    async def test_where_no_service_answers_it_says_so_in_one_line_and_is_not_clean(
+    async def test_an_unreachable_service_is_reported_in_one_line_and_is_not_clean(
         self, tmp_path: Path
     ) -> None:
         async with advisories(lambda _: False, []) as gone:
@@ -129,11 +133,11 @@ class TestAudit:
         assert len(said.splitlines()) == 1
         assert said.startswith(f"audit: failed, which does not mean clean: {gone} did not answer: ")
 
-    async def test_a_tool_that_is_not_there_is_not_clean_either(self, tmp_path: Path) -> None:
+    async def test_a_missing_tool_is_not_clean(self, tmp_path: Path) -> None:
         status, said = await audited("http://127.0.0.1:9/", tmp_path, str(tmp_path / "absent"))
         assert (status, len(said.splitlines())) == (2, 1)
 
-    def test_what_the_tool_passed_over_was_not_audited(self) -> None:
+    def test_skipped_packages_count_as_not_audited(self) -> None:
         skipped = {"name": "torch", "skip_reason": "not found"}
         canary = {
             "name": audit.CANARY[0],
@@ -168,7 +172,7 @@ def test_the_list_of_materials_names_every_package_of_a_base_install(tmp_path: P
 
 
 def built(folder: Path) -> Path:
-    """The wheel, built without a network and with one time for all files."""
+    """Build the wheel without a network and with one timestamp for all files."""
     command = [
         uv(),
         "build",
@@ -193,9 +197,12 @@ def built(folder: Path) -> Path:
 
 
 def sources() -> set[str]:
-    """Return the files of our packages: those of git in a repository, else all that exist."""
+    """Return the files of our packages: in a repository those of git, otherwise all that exist."""
     listed = subprocess.run(
-        ["git", "ls-files", "--cached", "--others", "--exclude-standard", "--deduplicate", *PACKAGES],
+        [
+            "git", "ls-files",
+            "--cached", "--others", "--exclude-standard", "--deduplicate", *PACKAGES,
+        ],
         cwd=ROOT, capture_output=True, text=True, check=False,
     )  # fmt: skip
     if listed.returncode == 0 and listed.stdout:
@@ -204,7 +211,7 @@ def sources() -> set[str]:
     return {path.relative_to(ROOT).as_posix() for path in there if "__pycache__" not in path.parts}
 
 
-def test_the_wheel_is_the_repository_s_files_and_built_twice_it_is_the_same(tmp_path: Path) -> None:
+def test_the_wheel_has_the_files_of_the_repository_and_is_reproducible(tmp_path: Path) -> None:
     first, second = built(tmp_path / "one"), built(tmp_path / "two")
     assert first.read_bytes() == second.read_bytes()
     with zipfile.ZipFile(first) as wheel:

@@ -23,14 +23,18 @@ CLIPBOARD, TITLE, CLEAR, C1 = (
     "\x9b2J\x9d0;x\x9c",
 )
 ATTACK = f"{CLIPBOARD}{TITLE}{CLEAR}{C1}\r\u202e\u2028[bold]:smile:[/nope]"
-SHOWN = r"\x1b]52;c;cm0=\x07\x1b]0;owned\x1b\\x1b[2J\x1b[3J\x9b2J\x9d0;x\x9c\r\u202e\u2028[bold]:smile:[/nope]"
+SHOWN = (
+    r"\x1b]52;c;cm0=\x07\x1b]0;owned\x1b\\x1b[2J\x1b[3J"
+    r"\x9b2J\x9d0;x\x9c\r\u202e\u2028[bold]:smile:[/nope]"
+)
 OBEYED = re.compile("\x1b\\][0-9]|\x1b\\[[23]J|[\x07\x80-\x9f\u202e\u2028]")
-MODEL = "\u202emodel[/nope]"  # what else the proxy takes as a name
+# A hostile name that the proxy accepts.
+MODEL = "\u202emodel[/nope]"
 
 
 @asynccontextmanager
 async def hostile(pieces: Sequence[str] = (), model: str = ATTACK) -> AsyncIterator[str]:
-    """Yield the URL of a server that attacks the terminal; its first answer consists of `pieces`."""
+    """Yield the URL of a server that attacks the terminal; `pieces` form its first answer."""
 
     async def models(_: web.Request) -> web.Response:
         return web.json_response({"object": "list", "data": [{"id": model, "object": "model"}]})
@@ -72,7 +76,7 @@ async def hostile(pieces: Sequence[str] = (), model: str = ATTACK) -> AsyncItera
         await runner.cleanup()
 
 
-async def test_chat_shows_what_a_model_and_a_server_send_however_it_is_divided() -> None:
+async def test_chat_escapes_the_text_of_models_and_servers_however_it_is_split() -> None:
     whole = f"one\n\ttwo {ATTACK}"
     async with hostile(pieces=[*whole, whole, "\ud83d", " the end"]) as url:
         async with terminal("chat", "--base-url", f"{url}/v1", COLUMNS="200") as (screen, _):
@@ -89,7 +93,7 @@ async def test_chat_shows_what_a_model_and_a_server_send_however_it_is_divided()
     assert not OBEYED.search(screen.seen.decode(errors="replace"))
 
 
-async def test_doctor_and_a_worker_show_what_refuses_them() -> None:
+async def test_doctor_and_a_worker_escape_the_text_of_a_refusal() -> None:
     async with hostile() as url:
         worker = ("worker", "--connect", url, "--upstream", url)
         async with (
@@ -105,7 +109,7 @@ async def test_doctor_and_a_worker_show_what_refuses_them() -> None:
     assert not OBEYED.search(doctor.text + refused.text)
 
 
-async def test_up_shows_the_stages_and_models_of_its_workers(tmp_path: Path) -> None:
+async def test_up_escapes_the_stages_and_models_of_its_workers(tmp_path: Path) -> None:
     async with hostile(model=MODEL) as url:
         given = ("--port", "0", "--data-dir", str(tmp_path), "--upstream", f"{url}/[/nope]")
         async with terminal("up", *given, COLUMNS="200") as (screen, _):
@@ -114,7 +118,7 @@ async def test_up_shows_the_stages_and_models_of_its_workers(tmp_path: Path) -> 
     assert not OBEYED.search(screen.seen.decode(errors="replace").replace("\x1b[2K", ""))
 
 
-async def test_a_line_of_a_workers_process_is_escaped_in_its_log_and_for_the_person(
+async def test_a_line_of_a_worker_is_escaped_in_its_log_and_on_the_terminal(
     tmp_path: Path,
 ) -> None:
     heard: list[str] = []

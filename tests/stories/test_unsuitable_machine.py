@@ -36,7 +36,7 @@ def left_in(folder: Path) -> list[str]:
 
 
 def old_python(version: str) -> str:
-    """A Python of this version, from PATH or from pyenv."""
+    """Return a Python of this version, from PATH or from pyenv."""
     pyenv = Path(os.environ.get("PYENV_ROOT") or Path.home() / ".pyenv")
     kept = sorted(pyenv.glob(f"versions/{version}.*/bin/python"))
     found = str(kept[0]) if kept else shutil.which(f"python{version}")

@@ -22,7 +22,7 @@ async def base_url(running: Command) -> str:
     return found.group(1)
 
 
-async def test_up_serves_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
+async def test_up_serves_and_ctrl_c_leaves_no_processes(tmp_path: Path) -> None:
     mark = f"story-{uuid4()}"
     async with command(
         "up", "--port", "0", "--workers", "2", "--data-dir", str(tmp_path), **SCRIPTED, MARK=mark
@@ -43,7 +43,7 @@ async def test_up_serves_and_ctrl_c_leaves_nothing(tmp_path: Path) -> None:
     ]
 
 
-async def test_up_prints_that_it_stops_its_worker(tmp_path: Path) -> None:
+async def test_up_reports_that_it_stops_its_worker(tmp_path: Path) -> None:
     async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED) as up:
         await base_url(up)
         assert "Stopping" not in up.text
@@ -75,7 +75,7 @@ async def is_in_flight(http: aiohttp.ClientSession) -> bool:
     return bool(jobs["inQueue"] + jobs["inProgress"])
 
 
-async def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
+async def test_a_worker_that_dies_is_restarted(tmp_path: Path) -> None:
     mark = f"story-{uuid4()}"
     async with command(
         "up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED, MARK=mark
@@ -92,7 +92,7 @@ async def test_a_worker_that_dies_is_started_again(tmp_path: Path) -> None:
         await until(lambda: processes(mark) == [])
 
 
-async def test_a_worker_that_cannot_stop_a_job_is_started_again(tmp_path: Path) -> None:
+async def test_a_worker_that_cannot_stop_a_job_is_restarted(tmp_path: Path) -> None:
     impatient = SCRIPTED | {"WORKER_MAX_CONCURRENCY": "1", "PROXY_STOP_GRACE": "0.5"}
     deaf = {
         "openai_route": "/v1/completions",
@@ -138,7 +138,10 @@ async def test_a_store_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
         await first.says("listens on")
         async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED) as second:
             assert await second.process.wait() == 69
-            in_use = rf"vllm-serverless: .*jobs\.db is in use by another proxy \(process {first.process.pid}\)\. .*--store\."
+            in_use = (
+                r"vllm-serverless: .*jobs\.db is in use by another proxy "
+                rf"\(process {first.process.pid}\)\. .*--store\."
+            )
             assert re.fullmatch(in_use, second.text)
         async with command(
             "proxy", "--port", "0", "--data-dir", str(tmp_path), "--store", "memory:"
@@ -159,7 +162,7 @@ async def test_a_damaged_store_is_reported_in_one_line_and_not_changed(tmp_path:
     assert store.read_bytes() == b"no database" * 1_000
 
 
-async def test_it_does_not_open_itself_to_others_without_a_key(tmp_path: Path) -> None:
+async def test_up_refuses_to_listen_publicly_without_a_key(tmp_path: Path) -> None:
     async with command("up", "--host", "0.0.0.0", "--data-dir", str(tmp_path)) as up:
         assert await up.process.wait() == 78
         assert up.text.count("\n") == 0
@@ -176,7 +179,7 @@ async def test_a_wrong_flag_is_named(flag: str, value: str) -> None:
         assert "Traceback" not in proxy.text
 
 
-async def test_every_command_has_help_for_people() -> None:
+async def test_every_command_has_readable_help() -> None:
     for name in ("up", "proxy", "worker", "token"):
         async with command(name, "--help") as shown:
             assert await shown.process.wait() == 0

@@ -1,4 +1,7 @@
-"""`--upstream`: any OpenAI-compatible server in vLLM's place; here it is another proxy with its workers."""
+"""`--upstream`: any OpenAI-compatible server in place of vLLM.
+
+Here the upstream is another proxy with its workers.
+"""
 
 import asyncio
 import json
@@ -16,17 +19,17 @@ from harness.worker.process import worker
 
 @pytest_asyncio.fixture(scope="module")
 async def front(line: Line) -> AsyncIterator[Proxy]:
-    """A proxy whose one worker passes everything on to the line."""
+    """Run a proxy whose only worker forwards all calls to the proxy of `line`."""
     async with serving() as proxy, worker(proxy, upstream=line.proxy.url):
         yield proxy
 
 
-async def test_models_are_the_upstreams(front: Proxy) -> None:
+async def test_the_models_are_those_of_the_upstream(front: Proxy) -> None:
     async with front.openai() as client:
         assert [model.id for model in (await client.models.list()).data] == ["scripted"]
 
 
-async def test_a_stream_comes_through_both(front: Proxy) -> None:
+async def test_a_stream_passes_through_both_proxies(front: Proxy) -> None:
     async with front.http.post(CHAT, json=chat("far", stream=True, max_tokens=50)) as response:
         events = await frames(response)
     chunks = [json.loads(event.removeprefix(b"data: ")) for event in events[:-1]]
@@ -35,14 +38,14 @@ async def test_a_stream_comes_through_both(front: Proxy) -> None:
     assert events[-1] == b"data: [DONE]"
 
 
-async def test_the_upstreams_error_is_the_answer(front: Proxy) -> None:
+async def test_an_error_of_the_upstream_is_the_answer(front: Proxy) -> None:
     async with front.openai() as client:
         with pytest.raises(openai.BadRequestError, match="maximum context length"):
             await client.chat.completions.create(**chat(max_tokens=9_999_999))
 
 
 @pytest.mark.parametrize("stream", [True, False])
-async def test_a_client_that_leaves_frees_the_upstream(
+async def test_a_client_that_disconnects_frees_the_upstream(
     front: Proxy, line: Line, stream: bool
 ) -> None:
     call = asyncio.create_task(
@@ -54,7 +57,7 @@ async def test_a_client_that_leaves_frees_the_upstream(
     await until(lambda: _running(line, 0), 1.0, "it is idle again")
 
 
-async def test_only_its_execution_timeout_ends_a_call_that_is_silent(line: Line) -> None:
+async def test_only_the_execution_timeout_ends_a_call_without_output(line: Line) -> None:
     async with (
         serving(execution_timeout=3.0) as proxy,
         worker(proxy, upstream=line.proxy.url, progress_seconds=1) as one,

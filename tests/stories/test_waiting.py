@@ -1,4 +1,4 @@
-"""Nobody is there to run it: the client waits, is told so, and is sent away in time."""
+"""Without a free worker the client waits, is notified of it, and gets an error in time."""
 
 import asyncio
 import json
@@ -23,7 +23,7 @@ async def test_without_a_worker_the_answer_is_503_in_time() -> None:
         assert 0.4 < time.monotonic() - began < 5.0
 
 
-async def test_a_stream_hears_that_it_waits_and_then_why_it_failed() -> None:
+async def test_a_queued_stream_receives_its_position_and_then_the_error() -> None:
     async with serving(queue_timeout=2.0) as proxy:
         async with proxy.http.post(CHAT, json=chat(stream=True)) as response:
             assert response.status == 200
@@ -36,11 +36,12 @@ async def test_a_stream_hears_that_it_waits_and_then_why_it_failed() -> None:
     assert done == b"data: [DONE]"
 
 
-async def test_the_stock_client_reads_a_stream_that_had_to_wait(proxy: Proxy) -> None:
+async def test_the_stock_client_reads_a_stream_that_was_queued(proxy: Proxy) -> None:
     async with proxy.openai() as client:
         call = asyncio.create_task(_read(client, chat("late", stream=True)))
         async with proxy.http.post(CHAT, json=chat("beside", stream=True)) as beside:
-            await beside.content.readline()  # the heartbeat has begun
+            # The first heartbeat shows that both calls wait.
+            await beside.content.readline()
             async with worker(proxy):
                 assert await call == "late 0 late 1 late 2 late 3 late 4 "
                 assert (await frames(beside))[-1] == b"data: [DONE]"
@@ -59,7 +60,7 @@ async def test_an_error_after_a_heartbeat_is_an_event(proxy: Proxy) -> None:
     assert events[1] == b"data: [DONE]"
 
 
-async def test_who_waits_in_line_hears_its_place(proxy: Proxy) -> None:
+async def test_queued_streams_receive_their_queue_positions(proxy: Proxy) -> None:
     async with worker(proxy, max_concurrency=1):
         async with proxy.http.post(
             CHAT, json=chat("a", stream=True, max_tokens=9_999, seed=1_000)
@@ -74,14 +75,14 @@ async def test_who_waits_in_line_hears_its_place(proxy: Proxy) -> None:
                     assert (await frames(third))[-1] == b"data: [DONE]"
 
 
-async def test_a_client_that_gives_up_soon_is_told_before_that() -> None:
+async def test_a_client_with_a_short_timeout_gets_the_error_before_it() -> None:
     async with serving(queue_timeout=60.0) as proxy, proxy.openai(timeout=3.0) as client:
         with pytest.raises(openai.InternalServerError) as told:
             await client.chat.completions.create(**chat())
     assert told.value.code == "no_workers"
 
 
-async def test_a_job_may_not_run_for_ever() -> None:
+async def test_the_execution_timeout_limits_a_job() -> None:
     async with serving(execution_timeout=0.5) as proxy, worker(proxy) as one:
         async with proxy.http.post(CHAT, json=chat(max_tokens=9_999, seed=10_000)) as response:
             assert (response.status, response.headers["x-should-retry"]) == (504, "false")
@@ -97,7 +98,7 @@ async def test_a_job_may_not_run_for_ever() -> None:
         await until(lambda: _idle(one, proxy))
 
 
-async def test_a_queue_has_an_end() -> None:
+async def test_a_full_queue_rejects_calls() -> None:
     async with (
         serving(max_queued=1) as proxy,
         proxy.http.post(CHAT, json=chat(stream=True)) as waiting,

@@ -1,4 +1,4 @@
-"""No packet of a webhook reaches what is private, unless the operator has allowed it."""
+"""Webhooks send no packets to private addresses unless the operator allows them."""
 
 import asyncio
 import socket
@@ -22,7 +22,7 @@ PUBLIC = "93.184.216.34"
 
 @dataclass
 class Names:
-    """The table of a name server; each query of a name takes its next row, then the last one."""
+    """The table of a name server; each query of a name takes its next row, finally the last one."""
 
     rows: dict[str, list[list[str]]] = field(default_factory=dict)
     asked: list[str] = field(default_factory=list)
@@ -36,7 +36,7 @@ class Names:
 
 
 async def send(url: str, names: Names, *allowed: str, body: bytes = b"{}") -> str | None:
-    """One try; None when it was acknowledged."""
+    """Attempt one delivery; return None if it was acknowledged."""
     sender = Sender(
         KEY,
         Allowed.read(allowed),
@@ -50,20 +50,20 @@ async def send(url: str, names: Names, *allowed: str, body: bytes = b"{}") -> st
 
 @pytest_asyncio.fixture
 async def private() -> AsyncIterator[Trap]:
-    """Something on loopback that must never be reached."""
+    """Run a server on loopback that must never be reached."""
     async with trap() as running:
         yield running
 
 
 @pytest_asyncio.fixture
 async def hook() -> AsyncIterator[Receiver]:
-    """A receiver."""
+    """Run a receiver."""
     async with receiver() as running:
         yield running
 
 
 async def test_the_trap_would_notice(private: Trap) -> None:
-    """Prove that the other stories can fail: a plain client reaches the trap with some URLs."""
+    """Prove that the other tests can fail: a plain client reaches the trap with some URLs."""
     async with aiohttp.ClientSession() as http, AsyncExitStack() as stack:
         for host in ("127.0.0.1", "127.0.0.2", "0.0.0.0", "localhost"):
             with pytest.raises(aiohttp.ServerDisconnectedError):
@@ -96,10 +96,10 @@ async def test_a_name_that_leads_to_a_private_address_is_refused(private: Trap) 
     assert private.connections == 0
 
 
-async def test_a_name_that_changes_its_answer_is_dialled_where_it_was_checked(
+async def test_a_name_that_changes_its_answer_is_connected_at_the_checked_address(
     private: Trap, hook: Receiver
 ) -> None:
-    """DNS rebinding: one look-up serves the check and the connection."""
+    """DNS rebinding: one lookup serves the check and the connection."""
     names = Names({"hook.example": [["127.0.0.1"], ["127.0.0.2"]]})
     assert await send(hook.named("hook.example"), names, "127.0.0.1/32") is None
     assert names.asked == ["hook.example"]
@@ -113,8 +113,8 @@ async def test_a_name_that_changes_its_answer_is_dialled_where_it_was_checked(
     assert private.connections == 0
 
 
-async def test_the_systems_own_names_are_checked_too(private: Trap) -> None:
-    """`localhost` of this machine's own tables, asked as production asks."""
+async def test_names_of_the_system_are_checked_too(private: Trap) -> None:
+    """The name is `localhost` of this machine's own tables, resolved as in production."""
     assert await system_lookup("localhost", private.port)
     sender = Sender(KEY, Allowed(), FakeClock())
     async with sender.session() as session:
@@ -125,7 +125,7 @@ async def test_the_systems_own_names_are_checked_too(private: Trap) -> None:
 
 
 @pytest.mark.parametrize("allowed", ["hook.example", "127.0.0.0/8", "127.0.0.1"])
-async def test_an_allowed_receiver_gets_the_webhook(hook: Receiver, allowed: str) -> None:
+async def test_an_allowed_receiver_receives_the_webhook(hook: Receiver, allowed: str) -> None:
     names = Names({"hook.example": [["127.0.0.1"]]})
     assert await send(hook.named("hook.example"), names, allowed, body=b'{"a": 1}') is None
     received = await hook.next()
@@ -151,7 +151,7 @@ async def test_a_redirect_is_not_followed(private: Trap, hook: Receiver) -> None
     assert private.connections == 0
 
 
-async def test_the_environments_proxies_are_not_used(
+async def test_proxies_of_the_environment_are_not_used(
     private: Trap, hook: Receiver, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     for name in ("http_proxy", "HTTP_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"):
@@ -160,16 +160,17 @@ async def test_the_environments_proxies_are_not_used(
     assert private.connections == 0
 
 
-async def test_tls_asks_for_the_name_and_not_for_the_address(private: Trap) -> None:
+async def test_tls_requests_the_name_and_not_the_address(private: Trap) -> None:
     names = Names({"hook.example": [["127.0.0.1"]]})
     why = await send(f"https://hook.example:{private.port}/", names, "hook.example")
     assert why is not None
     hello = await asyncio.wait_for(private.heard.get(), 5)
     assert b"hook.example" in hello
-    assert hello[0] == 22  # a TLS handshake: nothing was said in the clear
+    # The first record is a TLS handshake: nothing was sent in plain text.
+    assert hello[0] == 22
 
 
-async def test_a_certificate_must_be_good(hook: Receiver) -> None:
+async def test_a_certificate_must_be_valid(hook: Receiver) -> None:
     """A server without TLS or without a valid certificate receives no part of the body."""
     why = await send(f"https://127.0.0.1:{hook.port}/", Names(), "127.0.0.1")
     assert why is not None

@@ -16,8 +16,10 @@ from harness.proxy.command import ROOT
 
 SECONDS = 100
 UNSHARE = ("unshare", "--net", "--mount")
-PROBE = """ip link add out type veth peer name in && ip link set lo up && ip address add fd00::1/128 dev lo &&
+PROBE = """ip link add out type veth peer name in && ip link set lo up &&
+ip address add fd00::1/128 dev lo &&
 mount --bind /etc/hosts /etc/resolv.conf"""
+# Private addresses that are not dialled as they are written.
 NOT_DIALLED = {
     "0.0.0.0",
     "224.0.0.1",
@@ -26,11 +28,11 @@ NOT_DIALLED = {
     "fe80::1",
     "ff02::1",
     "ff0e::1",
-}  # as written
+}
 
 
 async def in_a_namespace(*command: str) -> tuple[int | None, bytes]:
-    """Run a command in a network of its own; its status and what it printed."""
+    """Run a command in its own network namespace; return its exit status and output."""
     path = os.pathsep.join(str(ROOT / name) for name in ("", "tests"))
     process = await asyncio.create_subprocess_exec(
         *UNSHARE, *command, cwd=ROOT, env=os.environ | {"PYTHONPATH": path}, stdout=PIPE
@@ -48,11 +50,12 @@ async def skip_without_namespaces() -> None:
     status = (await in_a_namespace("sh", "-c", PROBE))[0] if has_tools else None
     if status != 0:
         pytest.skip(
-            "needs network namespaces: root with CAP_SYS_ADMIN, IPv6, and apt-get install iproute2 util-linux"
+            "needs network namespaces: root with CAP_SYS_ADMIN, IPv6, "
+            "and apt-get install iproute2 util-linux"
         )
 
 
-async def test_no_trick_gets_a_packet_to_what_is_private() -> None:
+async def test_no_trick_sends_a_packet_to_a_private_address() -> None:
     await skip_without_namespaces()
     status, printed = await in_a_namespace(sys.executable, "-m", "harness.network.ssrf_netns")
     assert status == 0

@@ -38,7 +38,7 @@ async def render(job: Job) -> bytes:
 
 
 async def lookup(host: str, _: int) -> Sequence[str]:
-    """Every name is this machine."""
+    """Resolve every name to this machine."""
     assert host.endswith(".example")
     return ["127.0.0.1"]
 
@@ -48,7 +48,7 @@ class Desk:
     """Deliveries with a store and a fake clock."""
 
     store: MemoryStore = field(default_factory=MemoryStore)
-    # Receivers check the time of the signature.
+    # Receivers verify the timestamp of the signature.
     clock: FakeClock = field(default_factory=lambda: FakeClock(time.time_ns() // 1_000_000))
 
     @asynccontextmanager
@@ -70,7 +70,7 @@ class Desk:
                 await serving
 
     async def end(self, job_id: str, webhook: str, event: Event = Event.COMPLETE) -> Job:
-        """A job with a webhook ends."""
+        """Finish a job that has a webhook."""
         now = self.clock.now()
         job = await self.store.submit(
             submission(job_id, work=Input(INPUT), durable=True, webhook=webhook), now
@@ -137,7 +137,7 @@ async def test_a_clock_alone_wakes_the_loop(desk: Desk, hook: Receiver) -> None:
 
 
 @pytest.mark.parametrize("status", [500, 201, 204, 302, 404])
-async def test_anything_but_200_is_tried_again_after_ten_seconds(
+async def test_any_status_but_200_is_retried_after_ten_seconds(
     desk: Desk, hook: Receiver, status: int
 ) -> None:
     hook.statuses = [status]
@@ -161,7 +161,7 @@ async def test_anything_but_200_is_tried_again_after_ten_seconds(
     )
 
 
-async def test_after_three_tries_it_is_given_up_in_one_line_without_secrets(
+async def test_after_three_attempts_a_delivery_fails_with_one_line_without_secrets(
     desk: Desk, hook: Receiver
 ) -> None:
     hook.statuses = [500, 503, 404]
@@ -183,7 +183,7 @@ async def test_after_three_tries_it_is_given_up_in_one_line_without_secrets(
     assert "hush" not in str(logs)
 
 
-async def test_a_receiver_that_never_answers_is_cut(desk: Desk, hook: Receiver) -> None:
+async def test_a_receiver_that_never_answers_is_disconnected(desk: Desk, hook: Receiver) -> None:
     hook.may_answer.clear()
     with capture_logs() as logs:
         async with desk.open(timeouts=SendTimeouts(total=0.2)) as deliveries:
@@ -196,7 +196,7 @@ async def test_a_receiver_that_never_answers_is_cut(desk: Desk, hook: Receiver) 
     assert [line["why"] for line in logs if line["event"] == "delivery.failed"] == ["TimeoutError"]
 
 
-async def test_a_receiver_that_is_not_there_is_tried_again(desk: Desk) -> None:
+async def test_an_unreachable_receiver_is_retried(desk: Desk) -> None:
     async with receiver() as gone:
         url = gone.url
     async with desk.open() as deliveries:
@@ -207,7 +207,7 @@ async def test_a_receiver_that_is_not_there_is_tried_again(desk: Desk) -> None:
 
 
 @pytest.mark.parametrize("status", [200, 500])
-async def test_an_answer_without_end_is_not_read(desk: Desk, hook: Receiver, status: int) -> None:
+async def test_an_endless_answer_is_not_read(desk: Desk, hook: Receiver, status: int) -> None:
     """Only the status matters. The rest stays in the kernel until the connection is closed."""
     cut: asyncio.Future[int] = asyncio.get_running_loop().create_future()
 
@@ -233,7 +233,7 @@ async def test_an_answer_without_end_is_not_read(desk: Desk, hook: Receiver, sta
         assert await desk.is_due_in(10_000) is (status != 200)
 
 
-async def test_headers_without_end_are_cut(desk: Desk, hook: Receiver) -> None:
+async def test_endless_headers_are_cut_off(desk: Desk, hook: Receiver) -> None:
     async def shout(_: web.Request) -> web.Response:
         return web.Response(headers={f"x-{number}": "y" * 8000 for number in range(200)})
 
@@ -246,7 +246,7 @@ async def test_headers_without_end_are_cut(desk: Desk, hook: Receiver) -> None:
         assert await desk.is_due_in(10_000)
 
 
-async def test_a_big_body_arrives_whole(desk: Desk, hook: Receiver) -> None:
+async def test_a_large_body_arrives_complete(desk: Desk, hook: Receiver) -> None:
     async def big(_: Job) -> bytes:
         return b'"' + b"x" * 8_000_000 + b'"'
 
@@ -292,7 +292,7 @@ async def test_thousands_of_deliveries_to_one_receiver_block_no_other(
     assert hook.most == 4
 
 
-async def test_there_is_a_bound_for_all_receivers_together(desk: Desk, hook: Receiver) -> None:
+async def test_all_receivers_together_have_a_limit(desk: Desk, hook: Receiver) -> None:
     hook.may_answer.clear()
     async with desk.open(max_deliveries=6) as deliveries:
         for number in range(20):
@@ -349,7 +349,7 @@ async def test_many_ends_reach_a_receiver_that_fails_half_of_them(
     assert all(number == 1 + hash(job) % 2 for job, number in tries.items())
 
 
-async def test_a_drain_cuts_what_takes_too_long_and_the_next_proxy_tells_it_again(
+async def test_a_drain_aborts_slow_deliveries_and_the_next_proxy_repeats_them(
     desk: Desk, hook: Receiver
 ) -> None:
     hook.may_answer.clear()
@@ -383,9 +383,7 @@ async def test_a_drain_finishes_active_deliveries_and_starts_none(
     assert hook.received.empty()
 
 
-async def test_a_job_that_is_tried_again_takes_its_delivery_back(
-    desk: Desk, hook: Receiver
-) -> None:
+async def test_a_job_that_is_retried_withdraws_its_delivery(desk: Desk, hook: Receiver) -> None:
     """The second job is retried while its delivery waits; only its new end is sent."""
     hook.may_answer.clear()
     async with desk.open(max_per_receiver=1) as deliveries:
@@ -404,7 +402,7 @@ async def test_a_job_that_is_tried_again_takes_its_delivery_back(
     assert hook.received.empty()
 
 
-async def test_a_bug_in_the_rendering_counts_as_a_try(desk: Desk, hook: Receiver) -> None:
+async def test_a_bug_in_the_rendering_counts_as_an_attempt(desk: Desk, hook: Receiver) -> None:
     async def broken(_: Job) -> bytes:
         raise RuntimeError("a bug")
 
@@ -428,7 +426,7 @@ class FullStore(MemoryStore):
         raise StoreFullError
 
 
-async def test_a_full_disk_does_not_make_it_a_flood(desk: Desk, hook: Receiver) -> None:
+async def test_a_full_disk_does_not_cause_a_flood_of_deliveries(desk: Desk, hook: Receiver) -> None:
     desk.store = FullStore()
     with capture_logs() as logs:
         async with desk.open() as deliveries:
@@ -436,7 +434,8 @@ async def test_a_full_disk_does_not_make_it_a_flood(desk: Desk, hook: Receiver) 
             deliveries.wake()
             await hook.next()
             await until(lambda: any(line["event"] == "delivery.not_noted" for line in logs))
-            for _ in range(3):  # it is due, and the loop looks
+            # The delivery is due, and the loop checks it each time.
+            for _ in range(3):
                 deliveries.wake()
                 await asyncio.sleep(0)
     assert hook.received.empty()

@@ -18,14 +18,14 @@ from proxy.settings import Settings
 
 @pytest_asyncio.fixture
 async def hook() -> AsyncIterator[Receiver]:
-    """A receiver."""
+    """Run a receiver."""
     async with receiver() as running:
         yield running
 
 
 @pytest_asyncio.fixture
 async def open_proxy(tmp_path: Path) -> AsyncIterator[Proxy]:
-    """A proxy that may send webhooks to this machine."""
+    """Run a proxy that may send webhooks to this machine."""
     async with serving(webhook_allow=["127.0.0.1"], data_dir=tmp_path) as running:
         yield running
 
@@ -91,7 +91,9 @@ async def test_a_private_receiver_is_rejected_unless_it_is_allowed() -> None:
     assert private.connections == 0
 
 
-async def test_a_receivers_secrets_are_in_no_log(open_proxy: Proxy, hook: Receiver) -> None:
+async def test_the_secrets_of_a_receiver_are_never_logged(
+    open_proxy: Proxy, hook: Receiver
+) -> None:
     with capture_logs() as logs:
         order = {"input": 1, "webhook": hook.url}
         async with open_proxy.http.post("/v2/default/run", json=order) as response:
@@ -108,7 +110,7 @@ async def test_the_secret_can_be_printed(tmp_path: Path) -> None:
     assert shown.text == Settings(data_dir=tmp_path).signing_secret()
 
 
-async def test_a_receiver_that_cannot_be_is_refused_at_the_start(tmp_path: Path) -> None:
+async def test_an_invalid_allowed_receiver_is_refused_at_startup(tmp_path: Path) -> None:
     async with command(
         "proxy", "--data-dir", str(tmp_path), "--webhook-allow", "10.0.0.1/8"
     ) as proxy:

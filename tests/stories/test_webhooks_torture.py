@@ -1,4 +1,4 @@
-"""Ten thousand ends, a receiver that fails half of the time, and a proxy that is cancelled."""
+"""Ten thousand finished jobs, a receiver that fails half of the time, a cancelled proxy."""
 
 import asyncio
 import time
@@ -28,7 +28,8 @@ from proxy.webhooks.url_policy import Allowed
 
 KEY = bytes(range(32))
 JOBS, HOSTS, CUTS = 10_000, 20, 20
-FAILURES = (0, 1, 0, 2, 0, 3)  # of a job's first tries, by its number
+# Number of a job's first attempts that fail, by the job's number.
+FAILURES = (0, 1, 0, 2, 0, 3)
 HOUR = 3_600_000
 
 
@@ -62,7 +63,7 @@ async def is_quiet(store: JobStore, clock: FakeClock) -> bool:
 
 @pytest.mark.torture
 @pytest.mark.timeout(600)
-async def test_every_end_is_delivered_or_was_tried_three_times(tmp_path: Path) -> None:
+async def test_every_end_is_delivered_or_was_attempted_three_times(tmp_path: Path) -> None:
     clock, tries, acknowledged = FakeClock(time.time_ns() // 1_000_000), Counter[str](), set[str]()
     client, secret = openai.OpenAI(api_key="none"), format_secret(KEY)
 

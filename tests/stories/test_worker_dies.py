@@ -1,4 +1,7 @@
-"""A worker dies. Before any output left, another one runs the job; after that the client is told the truth."""
+"""A worker dies: another one runs the job, or the client receives an error.
+
+The job is run again only if no output has left the proxy.
+"""
 
 import asyncio
 import json
@@ -21,7 +24,7 @@ SLOW: dict[str, Any] = {"max_tokens": 100, "seed": 20_000}
 
 
 def holder(proxy: Proxy, workers: list[WorkerProcess]) -> WorkerProcess | None:
-    """The worker that has the one job."""
+    """Return the worker that holds the only job."""
     ids = {one.id for one in proxy.parts.fleet if one.holds}
     return next((one for one in workers if one.id in ids), None)
 
@@ -40,8 +43,8 @@ async def test_a_worker_killed_before_output_is_only_a_delay(proxy: Proxy, strea
     assert text == "again 0 again 1 again 2 again 3 again 4 "
 
 
-async def test_a_killed_worker_that_ran_a_whole_answer_is_only_a_delay(proxy: Proxy) -> None:
-    """Nothing of an answer that is not streamed leaves before it is whole, however long it takes."""
+async def test_a_worker_killed_in_an_answer_without_streaming_is_only_a_delay(proxy: Proxy) -> None:
+    """An answer that is not streamed is sent only when it is complete, however long it takes."""
     async with worker(proxy) as one, worker(proxy) as two:
         call = asyncio.create_task(_text(proxy, chat("whole", max_tokens=20, seed=20_000)))
         await until(lambda: holder(proxy, [one, two]) is not None)
@@ -66,9 +69,8 @@ async def test_a_worker_killed_in_a_stream_ends_it_with_an_error(proxy: Proxy) -
     error = json.loads(events[-2].removeprefix(b"data: "))["error"]
     assert (error["code"], error["type"]) == ("worker_lost", "server_error")
     text = _text_of(events[:-2])
-    assert text == "".join(
-        f"half {number} " for number in range(text.count("half"))
-    )  # nothing twice, nothing missing
+    # Nothing is duplicated, and nothing is missing.
+    assert text == "".join(f"half {number} " for number in range(text.count("half")))
     assert all(
         json.loads(event.removeprefix(b"data: "))["choices"][0]["finish_reason"] is None
         for event in events[:-2]
@@ -84,7 +86,7 @@ async def test_the_stock_client_raises_in_the_stream(proxy: Proxy) -> None:
                     one.kill()
 
 
-async def test_a_job_that_kills_its_workers_is_given_up(proxy: Proxy) -> None:
+async def test_a_job_that_kills_its_workers_is_not_retried_forever(proxy: Proxy) -> None:
     async with worker(proxy), worker(proxy), worker(proxy), worker(proxy) as survivor:
         async with proxy.http.post(CHAT, json=chat("poison", fault="die:0")) as response:
             answer = await response.json()
@@ -97,7 +99,7 @@ async def test_a_job_that_kills_its_workers_is_given_up(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_job_whose_run_was_lost_and_that_waits_in_vain_says_so(stream: bool) -> None:
+async def test_a_job_whose_run_was_lost_and_that_is_not_run_again_says_so(stream: bool) -> None:
     async with serving(queue_timeout=0.6) as proxy, puppet(proxy, slots=1) as one:
         call = asyncio.create_task(_error(proxy, chat(stream=stream)))
         job = await one.job()
@@ -113,7 +115,7 @@ async def test_a_job_whose_run_was_lost_and_that_waits_in_vain_says_so(stream: b
     assert stream or (status, headers["x-should-retry"]) == (502, "false")
 
 
-async def test_a_hung_worker_is_lost_after_its_lease(proxy: Proxy) -> None:
+async def test_a_hung_worker_is_declared_lost_after_its_lease(proxy: Proxy) -> None:
     async with worker(proxy) as one:
         call = asyncio.create_task(_text(proxy, chat("again", fault="head_delay:300")))
         await until(lambda: holder(proxy, [one]) is not None)
@@ -125,8 +127,8 @@ async def test_a_hung_worker_is_lost_after_its_lease(proxy: Proxy) -> None:
 
 
 @pytest.mark.parametrize("stream", [False, True])
-async def test_a_dead_engine_is_no_answer(stream: bool) -> None:
-    """The worker of a dead engine says so and exits; its job runs elsewhere."""
+async def test_a_dead_engine_is_not_an_answer(stream: bool) -> None:
+    """The worker of a dead engine reports it and exits; its job runs on another worker."""
     async with serving(lease=1.0) as proxy, worker(proxy) as one:
         call = asyncio.create_task(_text(proxy, chat("x", stream=stream, fault="engine_dead:0")))
         assert await asyncio.wait_for(one.process.wait(), 10) == 70
@@ -136,7 +138,7 @@ async def test_a_dead_engine_is_no_answer(stream: bool) -> None:
     assert any("engine_dead" in text for text in one.lines)
 
 
-async def test_an_engine_that_dies_in_a_stream_is_told_once(proxy: Proxy) -> None:
+async def test_an_engine_that_dies_in_a_stream_is_reported_once(proxy: Proxy) -> None:
     async with worker(proxy):
         async with proxy.http.post(
             CHAT, json=chat("half", stream=True, fault="engine_dead:3", **SLOW)
@@ -158,7 +160,7 @@ async def test_an_engine_that_hangs_is_ended(proxy: Proxy) -> None:
     assert events[-1] == b"data: [DONE]"
 
 
-async def test_an_answer_that_breaks_off_is_no_answer(proxy: Proxy) -> None:
+async def test_a_truncated_answer_is_an_error(proxy: Proxy) -> None:
     async with worker(proxy):
         async with proxy.http.post(CHAT, json=chat("half", stream=True, fault="cut:3")) as response:
             events = await frames(response)

@@ -1,4 +1,4 @@
-"""The worker as a process: how it starts, and with which exit code it ends."""
+"""The worker as a process: its startup, its shutdown and its exit codes."""
 
 import asyncio
 import os
@@ -30,7 +30,7 @@ Start = Callable[..., Awaitable[Process]]
 
 @pytest.fixture
 async def start() -> AsyncIterator[Start]:
-    """Starts worker processes; none outlives the test."""
+    """Return a function that starts worker processes; none outlives the test."""
     processes: list[Process] = []
 
     async def start(connect: str, **variables: str) -> Process:
@@ -117,7 +117,7 @@ async def test_a_second_signal_ends_at_once(proxy: FakeProxy, start: Start) -> N
     assert (await end(process))[0] == 1
 
 
-async def test_a_wrong_setting_is_one_line_and_exit_2(start: Start) -> None:
+async def test_an_invalid_setting_is_one_line_and_exit_2(start: Start) -> None:
     code, errors = await end(await start("nonsense"))
 
     assert code == 2
@@ -161,7 +161,7 @@ async def test_an_orphan_ends(start: Start) -> None:
 
 
 async def test_a_loading_connection_may_be_ended_twice(proxy: FakeProxy) -> None:
-    """Its thread may end by itself, when the proxy replaces the connection, just as somebody asks it to."""
+    """Its thread may end by itself, when the proxy replaces the connection, during a `close`."""
     loading = Loading(
         Link(proxy.url, "token", "w-twice"), "scripted", ChannelTimeouts(5.0), DIALLER
     )

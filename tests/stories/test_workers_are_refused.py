@@ -1,4 +1,4 @@
-"""A worker that may not join is told why, at once, in one line, and does not try for ever."""
+"""A refused worker prints the reason at once, in one line, and does not retry forever."""
 
 import asyncio
 
@@ -12,7 +12,7 @@ from proxy.wire import frames
 
 
 async def ended(one: WorkerProcess) -> str:
-    """The last line of a worker that gave up for good."""
+    """Return the last line of a worker that has given up permanently."""
     assert await asyncio.wait_for(one.process.wait(), 20) == 78
     await until(lambda: any("worker.ended" in line for line in one.lines))
     return next(line for line in reversed(one.lines) if "event=" not in line)
@@ -29,12 +29,12 @@ async def test_an_unknown_endpoint(proxy: Proxy) -> None:
         assert "nowhere" in await ended(one)
 
 
-async def test_another_model_than_the_endpoints() -> None:
+async def test_another_model_than_that_of_the_endpoint() -> None:
     async with serving(endpoint=["default=big"]) as proxy, worker(proxy, wait=False) as one:
         assert "serves big, this worker scripted" in await ended(one)
 
 
-async def test_another_model_than_the_other_workers(proxy: Proxy) -> None:
+async def test_another_model_than_that_of_the_other_workers(proxy: Proxy) -> None:
     async with worker(proxy), worker(proxy, wait=False, served_model_name="other") as one:
         assert "serves scripted, this worker other" in await ended(one)
         assert proxy.ready == 1
@@ -50,7 +50,9 @@ async def test_another_model_than_the_other_workers(proxy: Proxy) -> None:
         ("text", 4400),
     ],
 )
-async def test_a_stranger_on_the_channel(proxy: Proxy, message: bytes | str, code: int) -> None:
+async def test_malformed_first_messages_close_the_channel(
+    proxy: Proxy, message: bytes | str, code: int
+) -> None:
     headers = {"Authorization": f"Bearer {proxy.parts.token}"}
     async with proxy.http.ws_connect("/v2/default/worker", headers=headers) as socket:
         await (
@@ -75,8 +77,8 @@ async def test_a_handshake_that_is_refused(
     assert refused.value.status == status
 
 
-async def test_a_worker_speaks_only_of_what_it_holds(proxy: Proxy) -> None:
-    """One worker cannot answer another one's job, nor an older attempt."""
+async def test_a_worker_can_send_frames_only_for_its_own_runs(proxy: Proxy) -> None:
+    """A worker can answer neither the job of another worker nor an older attempt."""
     async with (
         worker(proxy),
         proxy.http.post(CHAT, json=chat("mine", stream=True, max_tokens=20, seed=20_000)) as mine,

@@ -1,4 +1,7 @@
-"""A worker that breaks the rules of its channel: it loses its connection or its run, and nobody else loses anything."""
+"""A worker that violates the channel protocol loses its connection or its run.
+
+Other workers and jobs are not affected.
+"""
 
 import asyncio
 import gc
@@ -28,13 +31,14 @@ MB = 1024 * 1024
 
 @pytest_asyncio.fixture
 async def proxy() -> AsyncIterator[Proxy]:
-    """A proxy that waits long enough for a worker that says little."""
+    """Run a proxy whose lease is long enough for a worker that sends few messages."""
     async with serving(lease=60.0) as running:
         yield running
 
 
 SSE = "text/event-stream"
-PINGS = 50  # times a thousand
+# Number of batches of a thousand pings.
+PINGS = 50
 
 
 def model(name: str, card: bytes = b"{}") -> frames.Hello:
@@ -91,7 +95,7 @@ BAD_MESSAGES = {
 
 
 @pytest.mark.parametrize("name", BAD_MESSAGES)
-async def test_a_message_that_is_none_ends_the_connection(proxy: Proxy, name: str) -> None:
+async def test_a_malformed_message_ends_the_connection(proxy: Proxy, name: str) -> None:
     async with puppet(proxy) as one:
         await one.socket.send_bytes(BAD_MESSAGES[name])
         code, reason = await one.closed()
@@ -101,7 +105,7 @@ async def test_a_message_that_is_none_ends_the_connection(proxy: Proxy, name: st
 
 
 async def asked(proxy: Proxy, *, stream: bool) -> asyncio.Task[tuple[int, dict[str, str], bytes]]:
-    """A call that waits for its answer."""
+    """Start a call; return the task that waits for its answer."""
 
     async def call() -> tuple[int, dict[str, str], bytes]:
         async with proxy.http.post(CHAT, json=chat(stream=stream)) as response:
@@ -123,12 +127,12 @@ BAD_ANSWERS = {
 
 
 def of(job: frames.Job, said: list[Any]) -> list[Any]:
-    """These frames, of this job."""
+    """Return these frames with the id and the attempt of this job."""
     return [msgspec.structs.replace(frame, job=job.job, attempt=job.attempt) for frame in said]
 
 
 @pytest.mark.parametrize("name", BAD_ANSWERS)
-async def test_an_answer_that_begins_wrong_ends_its_run_alone(proxy: Proxy, name: str) -> None:
+async def test_an_answer_with_a_malformed_head_ends_only_its_run(proxy: Proxy, name: str) -> None:
     async with puppet(proxy, slots=2) as one:
         wrong = await asked(proxy, stream=True)
         job = await one.job()
@@ -149,13 +153,14 @@ async def test_an_answer_that_begins_wrong_ends_its_run_alone(proxy: Proxy, name
         assert (await right)[::2] == (200, b"data: 2\n\n")
 
 
-async def test_frames_that_nobody_expects_change_nothing(proxy: Proxy) -> None:
+async def test_unexpected_frames_change_nothing(proxy: Proxy) -> None:
     async with puppet(proxy, slots=1) as one:
         call = await asked(proxy, stream=True)
         job = await one.job()
         mine = job.job, job.attempt
         forged = [
-            (job.job, job.attempt + 1), (job.job, job.attempt - 1), (job.job, 2**64 - 1), (job.job, -(2**63)),
+            (job.job, job.attempt + 1), (job.job, job.attempt - 1),
+            (job.job, 2**64 - 1), (job.job, -(2**63)),
             (f"{job.job} ", job.attempt), ("", job.attempt), ("x" * 100_000, job.attempt),
         ]  # fmt: skip
         for run in forged:
@@ -181,7 +186,7 @@ async def test_frames_that_nobody_expects_change_nothing(proxy: Proxy) -> None:
 
 @pytest.mark.parametrize("status", [204, 205, 304])
 async def test_an_answer_without_a_body_has_none(proxy: Proxy, status: int) -> None:
-    """What would follow its head is no answer to the client's next question."""
+    """Bytes after such a head must not be read as the answer to the client's next request."""
     async with puppet(proxy, slots=1) as one:
         call = await asked(proxy, stream=False)
         job = await one.job()
@@ -194,7 +199,7 @@ async def test_an_answer_without_a_body_has_none(proxy: Proxy, status: int) -> N
         assert (await call)[::2] == (status, b"")
 
 
-async def test_a_bad_status_has_the_words_of_the_table(proxy: Proxy) -> None:
+async def test_an_overlong_message_of_a_lost_run_is_truncated(proxy: Proxy) -> None:
     async with puppet(proxy, slots=1) as one:
         call = await asked(proxy, stream=False)
         job = await one.job()
@@ -227,7 +232,7 @@ BAD_OUTPUTS = {
 
 
 @pytest.mark.parametrize("name", BAD_OUTPUTS)
-async def test_an_output_that_is_no_json_fails_its_job_alone(proxy: Proxy, name: str) -> None:
+async def test_an_output_that_is_not_json_fails_only_its_job(proxy: Proxy, name: str) -> None:
     queue = QueueClient(proxy)
     async with puppet(proxy, slots=2) as one:
         wrong, right = await queue.run(1), await queue.run(2)
@@ -263,14 +268,14 @@ FLOOD_FRAMES = 4_000
 
 
 async def flood(one: Puppet, job: frames.Job, frame: Any, times: int) -> None:
-    """The same frame of a job, as often as a message holds it, so many times."""
+    """Send `times` messages, each filled with the same frame of a job."""
     message = frames.encode(of(job, [frame]) * FLOOD_FRAMES)
     for _ in range(times):
         await one.socket.send_bytes(message)
 
 
 @pytest.mark.parametrize("data", [b"", b"x"], ids=["nothing", "bytes"])
-async def test_a_stream_of_parts_without_end_is_cut(proxy: Proxy, data: bytes) -> None:
+async def test_an_endless_stream_of_parts_is_aborted(proxy: Proxy, data: bytes) -> None:
     async with puppet(proxy, slots=1) as one:
         call = await asked(proxy, stream=True)
         job = await one.job()
@@ -291,10 +296,8 @@ async def test_a_stream_of_parts_without_end_is_cut(proxy: Proxy, data: bytes) -
 @pytest.mark.torture
 @pytest.mark.parametrize("more", [True, False], ids=["parts", "chunks"])
 @pytest.mark.parametrize("data", [b"", b"x"], ids=["nothing", "bytes"])
-async def test_a_flood_of_chunks_costs_what_an_answer_may(
-    proxy: Proxy, data: bytes, more: bool
-) -> None:
-    """Two million of them, and nobody who reads: the run is cut, and its worker is not."""
+async def test_a_flood_of_chunks_uses_bounded_memory(proxy: Proxy, data: bytes, more: bool) -> None:
+    """Two million chunks and no reader: the run is aborted, and its worker stays connected."""
     async with puppet(proxy, slots=1) as one:
         call = await asked(proxy, stream=False)
         job = await one.job()
@@ -313,7 +316,7 @@ async def test_a_flood_of_chunks_costs_what_an_answer_may(
 
 @pytest.mark.torture
 @pytest.mark.parametrize("more", [True, False], ids=["parts", "pieces"])
-async def test_a_flood_of_output_is_cut(proxy: Proxy, more: bool) -> None:
+async def test_a_flood_of_output_is_aborted(proxy: Proxy, more: bool) -> None:
     queue = QueueClient(proxy)
     async with puppet(proxy, slots=1) as one:
         name = await queue.run(1)
@@ -334,7 +337,7 @@ async def test_a_flood_of_output_is_cut(proxy: Proxy, more: bool) -> None:
         assert used < 256
 
 
-async def test_a_worker_that_talks_all_the_time_is_not_listened_to(proxy: Proxy) -> None:
+async def test_excessive_messages_of_a_worker_are_ignored(proxy: Proxy) -> None:
     async with puppet(proxy) as one:
         await one.say(*[frames.Log("line\n" * 100)] * (MOST_TALK + 50))
         await until(lambda: any(worker.ignored == 50 for worker in proxy.parts.fleet))
@@ -357,8 +360,8 @@ async def test_a_flood_of_credit_and_heartbeats_changes_nothing(proxy: Proxy) ->
         assert (worker.slots, worker.light_slots) == (1, 0)
 
 
-async def test_adapters_do_not_pile_up(proxy: Proxy) -> None:
-    """Models stay known when their worker has gone, so there is an end to them."""
+async def test_the_number_of_adapters_is_limited(proxy: Proxy) -> None:
+    """The number of models is limited, since they stay known after their worker disconnects."""
     base = Model("base", b"{}")
     async with puppet(proxy, hello("w-one", [base])), puppet(proxy, hello("w-two", [base])) as two:
         for batch in range(3):
@@ -367,8 +370,8 @@ async def test_adapters_do_not_pile_up(proxy: Proxy) -> None:
         assert (await two.closed())[0] == 4409
 
 
-async def test_a_flood_of_pings_fills_nothing(proxy: Proxy) -> None:
-    """Whoever pings and does not read gets no answers: they would wait in the memory."""
+async def test_a_flood_of_pings_uses_bounded_memory(proxy: Proxy) -> None:
+    """A worker that pings without reading gets no answers, which would occupy memory."""
     async with puppet(proxy) as one:
         await until(lambda: bool(list(proxy.parts.fleet)))
         transport = one.socket._writer.transport  # type: ignore[attr-defined]
