@@ -167,14 +167,14 @@ async def soak(seen: OwnerLoad, hook: Receiver, seconds: float) -> None:
         for number in range(int(RATE * seconds)):
             await asyncio.sleep(max(0.0, begun + number / RATE - loop.time()))
             owner = chance.choice(seen.owners)
-            kind = chance.choices(("ask", "err", "be told", "let go"), (65, 22, 11, 2))[0]
+            kind = chance.choices(("ask", "err", "webhook", "let go"), (65, 22, 11, 2))[0]
             seen.done[kind] += 1
             match kind:
                 case "ask":
                     group.create_task(ask(seen, owner))
                 case "err":
                     group.create_task(err(seen, owner))
-                case "be told":
+                case "webhook":
                     group.create_task(be_told(seen, owner, hook))
                 case _:
                     group.create_task(let_go(seen, owner))
@@ -216,7 +216,7 @@ def weigh(proxy: Watched, done: Counter[str], size: int) -> None:
     # The series shows whether memory climbs or took one step.
     for minute, memory_then in enumerate(proxy.of("rss")[::60]):
         tell(f"memory after {minute} minutes", round(memory_then / 2**20, 2), "", "MB")
-    tell("growth of memory", round(growth / 2**20, 2), "< 1, or not told from 0", "MB/h")
+    tell("growth of memory", round(growth / 2**20, 2), "< 1, or not distinguishable from 0", "MB/h")
     tell("doubt about it", round(doubt / 2**20, 2), "", "MB/h")
     tell("size of the store's file", size / 2**20, "", "MB")
     flat = {}

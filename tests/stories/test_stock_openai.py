@@ -134,7 +134,7 @@ async def test_a_client_that_disconnects_stops_its_job(proxy: Proxy) -> None:
         await response.content.readline()
         worker_of = next(one for one in proxy.parts.fleet if one.endpoint == "new")
         assert worker_of.holds
-    await until(lambda: not worker_of.holds, 10, "it is held no more")
+    await until(lambda: not worker_of.holds, 10, "the run has been released")
 
 
 async def test_a_worker_without_its_engine_receives_no_further_jobs(proxy: Proxy) -> None:

@@ -161,7 +161,7 @@ STOPPED = [
 ]
 
 
-@pytest.mark.parametrize("more", STOPPED, ids=["stream", "whole", "while its chunk is under way"])
+@pytest.mark.parametrize("more", STOPPED, ids=["stream", "whole", "while its chunk is in flight"])
 async def test_a_stopped_job_frees_the_engine(
     queue: QueueClient, stock: WorkerProcess, more: dict[str, Any]
 ) -> None:
@@ -271,5 +271,6 @@ async def test_without_the_sdk_the_worker_says_what_to_install(served: Proxy) ->
     async with worker_process(told=environment(environment=told)) as running:
         assert await asyncio.wait_for(running.process.wait(), 30) == 1
         await until(
-            lambda: any("pip install" in line for line in running.lines), what="the mend is said"
+            lambda: any("pip install" in line for line in running.lines),
+            what="the remedy is printed",
         )
