@@ -1,4 +1,4 @@
-"""Which endpoint serves which model."""
+"""The assignment of models to endpoints."""
 
 import pytest
 

@@ -5,7 +5,7 @@ HERE = EndpointId("default")
 
 
 def test_what_ill_workers_say_is_bounded_though_nobody_asks() -> None:
-    """Each of them has a name of its own, as pods have that are started again and again."""
+    """Each worker has its own name, like pods that are restarted repeatedly."""
     fleet = Fleet()
     for number in range(UNHEALTHY_MAX_WORKERS + 10):
         fleet.report(WorkerId(f"pod-{number}"), HERE, until=number)

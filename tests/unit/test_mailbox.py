@@ -1,4 +1,4 @@
-"""One job's mailbox: what a relay sees, and when a worker is told to wait."""
+"""The mailbox of one job: the data that a relay sees, and back-pressure on the worker."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ ID = JobId("a")
 
 
 class Port:
-    """A worker that writes down what it is told."""
+    """A worker that records the frames that it receives."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, int]] = []
@@ -113,7 +113,7 @@ def test_a_reader_that_is_behind_is_given_up_in_the_middle_of_an_event(mailbox: 
 def test_a_worker_with_a_window_is_never_left_waiting_for_what_is_held_back(
     mailbox: Mailbox, port: Port
 ) -> None:
-    """It sends a window and waits: also where all of it is held back, it is allowed to send the rest."""
+    """The worker sends a window and waits: even if all of it is buffered, it may send the rest."""
     mailbox.put_head(STREAM)
     for size in (1, 1_000, 16 * 1024, 64 * 1024):
         unanswered = resumed = 0

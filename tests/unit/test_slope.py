@@ -6,7 +6,7 @@ NOISE = random.Random(1)
 
 
 def noisy(each: float, number: int = 400) -> list[float]:
-    """A figure that grows by so much with each sample, and trembles."""
+    """Return a figure that grows by `each` with each sample, with noise."""
     return [100 + each * index + NOISE.gauss(0, 1) for index in range(number)]
 
 

@@ -1,4 +1,4 @@
-"""What worker-vllm puts out, as the answer of its engine."""
+"""The conversion of worker-vllm output into the response of its engine."""
 
 import json
 import tracemalloc
@@ -253,7 +253,7 @@ DEEP = ["{" + unit * 10_000 for unit in ("(", "1:{", "-", "a.", "1+", "not ", "l
 
 @pytest.mark.parametrize("text", DEEP)
 def test_a_deep_error_breaks_nothing(text: str) -> None:
-    """Python's own reader fails with other errors after such a text, whatever it is given."""
+    """Python's own parser fails with other errors after such a text, regardless of its input."""
     assert read_failure(text).message == text
     assert (
         read_failure(

@@ -1,4 +1,4 @@
-"""When a stock worker counts as lost, and which of its jobs it has no more."""
+"""The detection of lost stock workers and of jobs that a worker has lost."""
 
 from proxy.channel.runpod.app import find_call, read_ping, read_take
 from proxy.channel.runpod.tracking import Closing, Liveness, Run, RunpodTimeouts, TrackedRuns
