@@ -229,7 +229,8 @@ def main() -> None:
     for name in rounds[0]:
         values = [times[name] for times in rounds if name in times]
         print(
-            f"{name + ' ':.<56} {median(values):7.2f}   {' '.join(f'{value:.2f}' for value in values)}"
+            f"{name + ' ':.<56} {median(values):7.2f}  ",
+            *(f"{value:.2f}" for value in values),
         )
 
 

@@ -12,7 +12,8 @@ import pytest
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True}).encode()
 ASK = (
-    b"POST /v2/default/openai/v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"POST /v2/default/openai/v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 )
 DIALS = 256

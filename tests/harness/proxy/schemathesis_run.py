@@ -56,11 +56,13 @@ async def ask_all(
         pytest.skip("needs schemathesis: `make test` brings it with the test tools")
     events = folder / "events.ndjson"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run", source),
-        *("--url", url, "--checks", ",".join(checks), "--generation-deterministic", "--continue-on-failure"),
-        *("--no-color", "--warnings", "off", "--report", "ndjson", "--report-ndjson-path", str(events), *options),
+        *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
+        *("run", source, "--url", url, "--checks", ",".join(checks)),
+        *("--generation-deterministic", "--continue-on-failure", "--no-color", "--warnings", "off"),
+        *("--report", "ndjson", "--report-ndjson-path", str(events), *options),
         cwd=folder, stdout=PIPE, stderr=STDOUT,
-        env=environ | {"SCHEMATHESIS_HOOKS": "harness.proxy.schemathesis_hooks", "PYTHONPATH": str(TESTS)},
+        env=environ
+        | {"SCHEMATHESIS_HOOKS": "harness.proxy.schemathesis_hooks", "PYTHONPATH": str(TESTS)},
     )  # fmt: skip
     try:
         printed, _ = await process.communicate()

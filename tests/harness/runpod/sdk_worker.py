@@ -67,7 +67,8 @@ async def stock_worker(
     told = environment(proxy.url, endpoint, proxy.parts.token, pod, ping_millis=1000)
     process = await asyncio.create_subprocess_exec(
         *(python(".venv-sdk"), str(HANDLERS / handler)),
-        cwd=HANDLERS, env=os.environ | told | more, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+        cwd=HANDLERS, env=os.environ | told | more,
+        stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     running = StockProcess(process, pod)
     reading = asyncio.create_task(_read(running))

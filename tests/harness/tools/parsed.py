@@ -94,8 +94,8 @@ class Parsed:
         )
         self._config = uvicorn.Config(
             echo, http=cast("type[EdgeProtocol]", partial(EdgeProtocol, edge)), ws=WorkerProtocol,
-            ws_ping_interval=None, lifespan="off", log_config=None, access_log=False, server_header=False,
-            date_header=False,
+            ws_ping_interval=None, lifespan="off", log_config=None, access_log=False,
+            server_header=False, date_header=False,
         )  # fmt: skip
         self._config.load()
 
