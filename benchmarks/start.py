@@ -1,9 +1,11 @@
-"""How long `make up` takes from a clone to the first answer, beside vLLM's own server with the same model and flags.
+"""Measures the time of `make up` from a clone to the first response.
 
-In each round a clone is installed and started twice, and takes turns with vLLM's server in a second clone that was
-installed in the same way. Packages come from uv's cache where they are in it; kernels are compiled and kept in folders
-of the round. With --against, a clone of another commit goes from nothing to its first answer too. Where a machine has
-other work, the processor time until ready says more than the clock.
+It is compared with vLLM's own server with the same model and flags. In each round a clone is
+installed and started twice, alternating with vLLM's server in a second clone that was installed in
+the same way. Packages come from uv's cache if they are in it; kernels are compiled and stored in
+folders of the round. With --against, a clone of another commit is also measured, from installation
+to its first response. On a machine with other load, the processor time until ready is more
+meaningful than the elapsed time.
 """
 
 import argparse
@@ -22,7 +24,8 @@ from statistics import median
 
 from servers import ENGINE, ROOT, VLLM, free_port, here
 
-PYTHON = getattr(sys, "_base_executable", sys.executable)  # a newcomer has no environment yet
+# A new user has no environment yet.
+PYTHON = getattr(sys, "_base_executable", sys.executable)
 INSTALL = "from environment.prepare import prepare; prepare(vllm=True, tests=False)"
 FLAGS = (
     *(
@@ -58,7 +61,10 @@ Times = dict[str, float]
 
 
 def environment(folder: Path) -> dict[str, str]:
-    """Variables for one round: a cache and a temporary folder that are empty, and byte code is written."""
+    """Return the variables of a round.
+
+    The cache and the temporary folder are empty, and byte code is written.
+    """
     cache = os.environ.get("UV_CACHE_DIR") or str(Path.home() / ".cache" / "uv")
     for name in ("cache", "tmp"):
         (folder / name).mkdir(exist_ok=True)
@@ -72,7 +78,7 @@ def environment(folder: Path) -> dict[str, str]:
 
 
 def clone(folder: Path, commit: str) -> Path:
-    """A clone of this checkout at a commit."""
+    """Clone this checkout at a commit."""
     place = folder / "clone"
     subprocess.run(["git", "clone", "--quiet", str(ROOT), str(place)], check=True)
     subprocess.run(["git", "-C", str(place), "checkout", "--quiet", commit], check=True)
@@ -80,7 +86,7 @@ def clone(folder: Path, commit: str) -> Path:
 
 
 def ours(place: Path, environ: dict[str, str]) -> Times:
-    """Run `make up` until the first answer; seconds for each stage, from the command on."""
+    """Run `make up` until the first response; return the seconds of each stage since its start."""
     port = free_port()
     begun = time.monotonic()
     command = [PYTHON, "scripts/up.py", "--port", str(port), "--data-dir", str(place / ".data")]
@@ -112,7 +118,7 @@ def ours(place: Path, environ: dict[str, str]) -> Times:
 
 
 def theirs(place: Path, environ: dict[str, str]) -> Times:
-    """Run vLLM's server until it is healthy; its seconds on the clock and of processor time."""
+    """Run vLLM's server until it is healthy; return its elapsed seconds and its processor time."""
     port = free_port()
     python = str(place / ".venv" / "bin" / "python")
     command = [
@@ -140,7 +146,7 @@ def theirs(place: Path, environ: dict[str, str]) -> Times:
 
 
 def cpu_seconds(pid: int) -> float:
-    """The processor time of a process, of those below it, and of those of them that have ended."""
+    """Return the processor time of a process and its descendants, including exited ones."""
     fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
     own = sum(int(field) for field in fields[11:15]) / os.sysconf("SC_CLK_TCK")
     children = [
@@ -152,7 +158,7 @@ def cpu_seconds(pid: int) -> float:
 
 
 def answer(url: str, body: bytes | None = None) -> None:
-    """Wait until this URL answers 200."""
+    """Wait until this URL responds with 200."""
     request = urllib.request.Request(url, body, {"Content-Type": "application/json"})  # noqa: S310 - loopback
     until = time.monotonic() + START_SECONDS
     while time.monotonic() < until:
@@ -166,7 +172,7 @@ def answer(url: str, body: bytes | None = None) -> None:
 
 
 def one_round(folder: Path, commit: str, against: str) -> Times:
-    """Clone, install and start everything once, in turns; the seconds by name."""
+    """Clone, install and start all variants once, alternating; return the seconds by name."""
     mine, peer, old = (folder / name for name in ("ours", "theirs", "against"))
     for place in (mine, peer, old):
         place.mkdir()
@@ -223,7 +229,8 @@ def main() -> None:
     for name in rounds[0]:
         values = [times[name] for times in rounds if name in times]
         print(
-            f"{name + ' ':.<56} {median(values):7.2f}   {' '.join(f'{value:.2f}' for value in values)}"
+            f"{name + ' ':.<56} {median(values):7.2f}  ",
+            *(f"{value:.2f}" for value in values),
         )
 
 

@@ -1,4 +1,4 @@
-"""The line that most stories use, the order of a parallel run, and the report of what did not run."""
+"""The shared fixtures, the order of a parallel run, and the report of tests that did not run."""
 
 import os
 import signal
@@ -16,7 +16,7 @@ from xdist.remote import Producer
 
 @pytest_asyncio.fixture(scope="session")
 async def line() -> AsyncIterator[Line]:
-    """A proxy and two scripted workers, shared by all stories that do them no harm."""
+    """A proxy and two scripted workers, shared by all stories that do not damage them."""
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(serving())
         workers = [await stack.enter_async_context(worker(proxy)) for _ in range(2)]
@@ -25,20 +25,20 @@ async def line() -> AsyncIterator[Line]:
 
 @pytest_asyncio.fixture
 async def proxy() -> AsyncIterator[Proxy]:
-    """A proxy of one's own: no workers, short patience, so that a loss is known soon."""
+    """A proxy for one test: no workers, short timeouts, so that a loss is detected soon."""
     async with serving(lease=1.0, queue_timeout=30.0) as running:
         yield running
 
 
 def pytest_configure() -> None:
-    """Let the processes of the tests react to Ctrl-C even where this run was started in the background."""
+    """Let the test processes react to Ctrl-C even if this run was started in the background."""
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.hookimpl(trylast=True)
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """JobRequest the tests of a parallel run; each of its processes collects all of them."""
+    """Order the tests of a parallel run; each of its processes collects all of them."""
     if "PYTEST_XDIST_WORKER" in os.environ:
         items[:] = longest_first(items)
 
@@ -50,7 +50,7 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> FileSch
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
-    """Name what this machine could not run; nobody claims those."""
+    """Report the tests that this machine could not run, so that they do not count as passed."""
     reasons: dict[str, int] = {}
     for report in terminalreporter.stats.get("skipped", []):
         reason = str(report.longrepr[2] if isinstance(report.longrepr, tuple) else report.longrepr)

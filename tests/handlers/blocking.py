@@ -1,4 +1,7 @@
-"""A plain handler for the stock SDK: it blocks its process, which polls and answers nothing meanwhile."""
+"""A synchronous handler for the stock SDK.
+
+It blocks its process, which meanwhile neither polls nor responds.
+"""
 
 import os
 import time
@@ -8,7 +11,7 @@ import runpod
 
 
 def handler(job: dict[str, Any]) -> Any:
-    """One job."""
+    """Run one job."""
     print("note began", job["id"], flush=True)
     time.sleep(job["input"]["seconds"])
     return {"pid": os.getpid()}

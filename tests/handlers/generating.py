@@ -1,4 +1,7 @@
-"""A generator handler for the stock SDK: yields as many elements as its input says, and fails where it says so."""
+"""A generator handler for the stock SDK.
+
+Its input sets the number of elements, and where it fails.
+"""
 
 import asyncio
 import os
@@ -9,7 +12,7 @@ import runpod
 
 
 async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
-    """One job."""
+    """Run one job."""
     asked = job["input"]
     for number in range(asked["count"]):
         if number == asked.get("raise_at"):

@@ -1,6 +1,7 @@
-"""OpenAI calls as the images of worker-vllm answer them; `GENERATION` says which: `old`, `parsed` (old, and told to
-give no raw output) or `new`. The words come from the request: as many as `max_tokens`, and errors where `user` asks
-for one.
+"""OpenAI calls with the output formats of worker-vllm images.
+
+`GENERATION` selects the format: `old`, `parsed` (old, configured to give no raw output) or `new`.
+The output depends on the request: `max_tokens` is the number of words, and `user` selects errors.
 """
 
 import asyncio
@@ -22,7 +23,7 @@ REFUSED = {
 
 
 async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
-    """One call."""
+    """Run one call."""
     asked = job["input"]["openai_input"]
     match asked.get("user"):
         case "refused":
@@ -58,7 +59,7 @@ async def handler(job: dict[str, Any]) -> AsyncIterator[Any]:
 
 
 def refusal() -> Any:
-    """What an engine's 400 becomes."""
+    """The output for an engine's 400 response."""
     if GENERATION != "new":
         return {"error": REFUSED}
     message = "vLLM returned HTTP 400: " + json.dumps({"error": REFUSED})
@@ -66,14 +67,14 @@ def refusal() -> Any:
 
 
 def words(asked: dict[str, Any]) -> Iterator[str]:
-    """What the model says."""
+    """Yield the words of the model."""
     return (
         f"{asked['messages'][-1]['content']} {number} " for number in range(asked["max_tokens"])
     )
 
 
 def pieces(asked: dict[str, Any]) -> Iterator[Any]:
-    """The stream, in the pieces of the generation."""
+    """Yield the stream in the format of the generation."""
     chunks = [
         {
             "id": "x",

@@ -1,4 +1,4 @@
-"""A handler for the stock SDK that does what its input says, one thing each."""
+"""A handler for the stock SDK that performs the action that its input names."""
 
 import asyncio
 import os
@@ -11,12 +11,12 @@ import runpod
 
 
 def note(*words: str) -> None:
-    """Tell the test, whose eyes are this process's output."""
+    """Print a note for the test, which reads the output of this process."""
     print("note", *words, flush=True)
 
 
 async def handler(job: dict[str, Any]) -> Any:
-    """One job."""
+    """Run one job."""
     asked = job["input"]
     match asked.get("do", "echo"):
         case "fail":
@@ -49,7 +49,7 @@ async def handler(job: dict[str, Any]) -> Any:
 
 
 async def never(job: dict[str, Any]) -> None:
-    """For ever, whoever wants it to stop."""
+    """Run without end, and ignore requests to stop."""
     note("began", job["id"])
     while True:
         with suppress(asyncio.CancelledError):
@@ -57,7 +57,7 @@ async def never(job: dict[str, Any]) -> None:
 
 
 async def wait(job: dict[str, Any]) -> str:
-    """Until the time is over or the job is stopped."""
+    """Wait until the time is over or the job is stopped."""
     note("began", job["id"])
     try:
         await asyncio.sleep(job["input"]["seconds"])

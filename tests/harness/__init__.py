@@ -1,1 +1,1 @@
-"""What the stories stand on: a real proxy, real workers, real sockets."""
+"""The test harness of the stories: a real proxy, real workers, real sockets."""

@@ -1,4 +1,4 @@
-"""Which endpoint serves which model."""
+"""The assignment of models to endpoints."""
 
 import pytest
 
@@ -18,17 +18,17 @@ def names(endpoints: Endpoints, endpoint: Endpoint) -> list[str]:
     return [model.id for model in endpoints.models(endpoint)]
 
 
-def test_configured_models_are_there_before_any_worker(endpoints: Endpoints) -> None:
+def test_configured_models_exist_before_any_worker(endpoints: Endpoints) -> None:
     assert names(endpoints, FIRST) == []
     assert names(endpoints, SECOND) == ["big"]
 
 
-def test_an_endpoint_that_knows_no_model_takes_any_name(endpoints: Endpoints) -> None:
+def test_an_endpoint_without_models_accepts_any_name(endpoints: Endpoints) -> None:
     assert endpoints.serves(FIRST, "anything")
     assert not endpoints.serves(SECOND, "anything")
 
 
-def test_announced_models_stay_when_the_worker_has_gone(endpoints: Endpoints) -> None:
+def test_announced_models_remain_after_the_worker_has_left(endpoints: Endpoints) -> None:
     endpoints.announce(FIRST, [Model("small", b"{}"), Model("adapter", base=False)], others=False)
     assert names(endpoints, FIRST) == ["small", "adapter"]
     assert endpoints.having("adapter") is FIRST
@@ -41,30 +41,30 @@ def test_a_flat_path_finds_the_endpoint_by_the_model(endpoints: Endpoints) -> No
     assert endpoints.having("nobody") is None
 
 
-def test_a_model_that_two_endpoints_have_goes_to_the_first(endpoints: Endpoints) -> None:
+def test_a_model_of_two_endpoints_is_served_by_the_first(endpoints: Endpoints) -> None:
     endpoints.announce(FIRST, [Model("big")], others=False)
     assert endpoints.having("big") is FIRST
 
 
-def test_another_model_than_the_configured_one_is_refused(endpoints: Endpoints) -> None:
+def test_a_model_other_than_the_configured_one_is_refused(endpoints: Endpoints) -> None:
     with pytest.raises(OtherModelError, match="second serves big, this worker small"):
         endpoints.announce(SECOND, [Model("small")], others=False)
 
 
-def test_another_model_than_the_other_workers_have_is_refused(endpoints: Endpoints) -> None:
+def test_a_model_that_differs_from_the_other_workers_is_refused(endpoints: Endpoints) -> None:
     endpoints.announce(FIRST, [Model("small")], others=False)
     with pytest.raises(OtherModelError):
         endpoints.announce(FIRST, [Model("other")], others=True)
     endpoints.announce(FIRST, [Model("small"), Model("adapter", base=False)], others=True)
 
 
-def test_a_new_model_may_come_when_all_workers_have_gone(endpoints: Endpoints) -> None:
+def test_a_new_model_is_accepted_after_all_workers_have_left(endpoints: Endpoints) -> None:
     endpoints.announce(FIRST, [Model("small")], others=False)
     endpoints.announce(FIRST, [Model("other")], others=False)
     assert names(endpoints, FIRST) == ["other"]
 
 
-def test_the_only_endpoint_takes_any_model_until_it_knows_one() -> None:
+def test_the_only_endpoint_accepts_any_model_until_it_has_one() -> None:
     endpoints = Endpoints([FIRST])
     assert endpoints.having("anything") is FIRST
     endpoints.announce(FIRST, [Model("small")], others=False)

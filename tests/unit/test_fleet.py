@@ -4,8 +4,8 @@ from proxy.service.fleet import UNHEALTHY_MAX_WORKERS, Fleet
 HERE = EndpointId("default")
 
 
-def test_what_ill_workers_say_is_bounded_though_nobody_asks() -> None:
-    """Each of them has a name of its own, as pods have that are started again and again."""
+def test_reports_of_unhealthy_workers_are_bounded_without_being_read() -> None:
+    """Each worker has its own name, like pods that are restarted repeatedly."""
     fleet = Fleet()
     for number in range(UNHEALTHY_MAX_WORKERS + 10):
         fleet.report(WorkerId(f"pod-{number}"), HERE, until=number)

@@ -2,9 +2,7 @@ from proxy.wire.flow import HIGH_WATERMARK_BYTES, LOW_WATERMARK_BYTES, ReceiveFl
 from proxy.wire.frames import STREAM_WINDOW
 
 
-def test_the_sender_is_paused_once_above_the_high_watermark_and_resumed_once_below_the_low_one() -> (
-    None
-):
+def test_the_sender_is_paused_and_resumed_once_at_the_watermarks() -> None:
     flow = ReceiveFlow()
     flow.received(HIGH_WATERMARK_BYTES)
     assert not flow.should_pause()

@@ -1,4 +1,4 @@
-"""One job's mailbox: what a relay sees, and when a worker is told to wait."""
+"""The mailbox of one job: the data that a relay sees, and back-pressure on the worker."""
 
 import asyncio
 
@@ -21,7 +21,7 @@ ID = JobId("a")
 
 
 class Port:
-    """A worker that writes down what it is told."""
+    """A worker that records the frames that it receives."""
 
     def __init__(self) -> None:
         self.told: list[tuple[str, str, int]] = []
@@ -55,11 +55,11 @@ def mailbox(port: Port) -> Mailbox:
 
 
 @pytest.mark.parametrize(("status", "is_stream"), [(200, True), (400, False), (503, False)])
-def test_an_error_is_no_stream_whatever_its_type(status: int, is_stream: bool) -> None:
+def test_an_error_is_not_a_stream_regardless_of_its_type(status: int, is_stream: bool) -> None:
     assert Head(status, STREAM.content_type).is_stream is is_stream
 
 
-def test_what_came_leaves_in_one_piece(mailbox: Mailbox) -> None:
+def test_buffered_output_is_passed_on_in_one_piece(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     mailbox.put_chunk(b"data: 1\n\n", more=False)
     mailbox.put_chunk(b"data: 2\n\n", more=False)
@@ -67,7 +67,7 @@ def test_what_came_leaves_in_one_piece(mailbox: Mailbox) -> None:
     assert mailbox.consume() == b""
 
 
-def test_half_an_event_is_not_seen(mailbox: Mailbox) -> None:
+def test_an_incomplete_event_is_not_passed_on(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     mailbox.put_chunk(b"data: 1", more=True)
     assert mailbox.consume() == b""
@@ -75,7 +75,7 @@ def test_half_an_event_is_not_seen(mailbox: Mailbox) -> None:
     assert mailbox.consume() == b"data: 1\n\n"
 
 
-def test_a_large_event_is_passed_on_as_its_pieces_come(mailbox: Mailbox) -> None:
+def test_a_large_event_is_passed_on_as_its_pieces_arrive(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     part = b"x" * (EVENT_MAX_BYTES // 4)
     for _ in range(4):
@@ -90,7 +90,7 @@ def test_a_large_event_is_passed_on_as_its_pieces_come(mailbox: Mailbox) -> None
     assert mailbox.is_mid_event
     assert mailbox.consume(1) == b"\n\n"
     assert not mailbox.is_mid_event
-    assert mailbox.put_chunk(b"data: 2", more=True)  # the next one is held back again
+    assert mailbox.put_chunk(b"data: 2", more=True)  # the next event is buffered again
     assert (mailbox.consume(), mailbox.is_mid_event) == (b"data: 1\n\n", False)
 
 
@@ -102,7 +102,7 @@ def test_an_event_of_any_size_passes_a_reader_that_keeps_up(mailbox: Mailbox) ->
         assert mailbox.backlog <= EVENT_MAX_BYTES
 
 
-def test_a_reader_that_is_behind_is_given_up_in_the_middle_of_an_event(mailbox: Mailbox) -> None:
+def test_a_slow_reader_is_dropped_in_the_middle_of_an_event(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     taken = 0
     while mailbox.put_chunk(b"x" * 10_000, more=True):
@@ -110,10 +110,8 @@ def test_a_reader_that_is_behind_is_given_up_in_the_middle_of_an_event(mailbox: 
     assert taken <= STREAM_MAX_BYTES // 10_000
 
 
-def test_a_worker_with_a_window_is_never_left_waiting_for_what_is_held_back(
-    mailbox: Mailbox, port: Port
-) -> None:
-    """It sends a window and waits: also where all of it is held back, it is allowed to send the rest."""
+def test_buffered_output_never_blocks_a_worker_with_a_window(mailbox: Mailbox, port: Port) -> None:
+    """The worker sends a window and waits: even if all of it is buffered, it may send the rest."""
     mailbox.put_head(STREAM)
     for size in (1, 1_000, 16 * 1024, 64 * 1024):
         unanswered = resumed = 0
@@ -129,7 +127,7 @@ def test_a_worker_with_a_window_is_never_left_waiting_for_what_is_held_back(
         port.told.clear()
 
 
-def test_an_answer_that_is_not_a_stream_is_never_cut_into_pieces(mailbox: Mailbox) -> None:
+def test_an_answer_that_is_not_a_stream_is_never_split(mailbox: Mailbox) -> None:
     mailbox.put_head(JSON)
     for _ in range(10):
         mailbox.put_chunk(b"x" * EVENT_MAX_BYTES, more=True)
@@ -150,7 +148,7 @@ def test_a_slow_reader_pauses_its_worker_once_and_resumes_it_once(
     assert port.told == [("pause", "a", 1), ("resume", "a", 1)]
 
 
-def test_a_reader_that_keeps_up_lets_its_worker_go_on(mailbox: Mailbox, port: Port) -> None:
+def test_a_reader_that_keeps_up_never_pauses_its_worker(mailbox: Mailbox, port: Port) -> None:
     mailbox.put_head(STREAM)
     for _ in range(4):
         mailbox.put_chunk(b"x" * (STREAM_WINDOW // 4), more=False)
@@ -172,13 +170,13 @@ def test_an_answer_that_is_not_streamed_is_never_paused(mailbox: Mailbox, port: 
     assert port.told == []
 
 
-def test_a_worker_that_ignores_pause_goes_too_far(mailbox: Mailbox) -> None:
+def test_a_worker_that_ignores_pause_exceeds_the_limit(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     assert mailbox.put_chunk(b"x" * (STREAM_MAX_BYTES - 2 * CHUNK_OVERHEAD_BYTES), more=False)
     assert not mailbox.put_chunk(b"x", more=False)
 
 
-def test_chunks_without_bytes_are_not_free(mailbox: Mailbox) -> None:
+def test_empty_chunks_count_towards_the_limit(mailbox: Mailbox) -> None:
     mailbox.put_head(STREAM)
     taken = 0
     while mailbox.put_chunk(b"", more=taken % 2 == 0):
@@ -186,13 +184,13 @@ def test_chunks_without_bytes_are_not_free(mailbox: Mailbox) -> None:
     assert taken <= 2 * STREAM_MAX_BYTES // CHUNK_OVERHEAD_BYTES
 
 
-def test_an_answer_has_a_largest_size() -> None:
+def test_the_size_of_an_answer_is_limited() -> None:
     mailbox = Mailbox(ID, max_answer=10)
     mailbox.put_head(JSON)
     assert not mailbox.put_chunk(b"x" * 11, more=True)
 
 
-def test_a_new_attempt_begins_from_nothing(mailbox: Mailbox, port: Port) -> None:
+def test_a_new_attempt_starts_with_an_empty_mailbox(mailbox: Mailbox, port: Port) -> None:
     mailbox.put_head(STREAM)
     mailbox.put_chunk(b"data: old\n\n", more=False)
     mailbox.put_chunk(b"data: ha", more=True)
@@ -220,7 +218,7 @@ async def test_any_number_of_changes_wake_the_relay_once(mailbox: Mailbox) -> No
     assert mailbox.consume() == b"data: 1\n\n"
 
 
-async def test_an_alarm_rings_at_its_time(mailbox: Mailbox) -> None:
+async def test_an_alarm_fires_at_its_time(mailbox: Mailbox) -> None:
     waiting = asyncio.create_task(mailbox.wait(10.0))
     await asyncio.sleep(0)
     mailbox.tick(9.9)
@@ -230,7 +228,7 @@ async def test_an_alarm_rings_at_its_time(mailbox: Mailbox) -> None:
     await waiting
 
 
-def test_a_reader_that_stands_still_is_cut(mailbox: Mailbox) -> None:
+def test_a_reader_that_stops_reading_is_disconnected(mailbox: Mailbox) -> None:
     cut: list[bool] = []
     mailbox.abort = lambda: cut.append(True)
     mailbox.writing(100.0)

@@ -14,23 +14,27 @@ CAUSES = {
     ),
     "no_python_headers": (
         "torch._inductor.exc.InductorError: CppCompileError: C++ compile error\n"
-        "/tmp/torchinductor_user/mb/cmbaewxd3mbswvmab42nuoiekapvlkak73dgfjkmfm225nzyp2au.main.cpp:46:10: "
-        "fatal error: Python.h: No such file or directory"
+        "/tmp/torchinductor_user/mb/cmbaewxd3mbswvmab42nuoiekapvlkak73dgfjkmfm225nzyp2au.main.cpp"
+        ":46:10: fatal error: Python.h: No such file or directory"
     ),
     "truncated_weights": (
         "safetensors._safetensors_rust.SafetensorError: Error while deserializing header: "
         "incomplete metadata, file not fully covered"
     ),
     "too_little_memory": (
-        "ValueError: Available memory on node 0 (10.38/13.34 GiB) on kv cache allocation is less than requested memory "
-        "for kv (500.0 GiB). Decrease --kv-cache-memory-bytes, VLLM_CPU_KVCACHE_SPACE, or reduce CPU memory used by "
-        "other processes."
+        "ValueError: Available memory on node 0 (10.38/13.34 GiB) on kv cache allocation is less "
+        "than requested memory for kv (500.0 GiB). Decrease --kv-cache-memory-bytes, "
+        "VLLM_CPU_KVCACHE_SPACE, or reduce CPU memory used by other processes."
     ),
     "engine_killed": SILENT,
-    "no_such_model": "vLLM did not start: Cannot find an appropriate cached snapshot folder for the specified revision",
+    "no_such_model": (
+        "vLLM did not start: Cannot find an appropriate cached snapshot folder "
+        "for the specified revision"
+    ),
     "refused_setting": (
         "vLLM did not start: 1 validation error for ModelConfig\n"
-        "Value error, User-specified max_model_len (2000000) is greater than the derived max_model_len"
+        "Value error, User-specified max_model_len (2000000) is greater "
+        "than the derived max_model_len"
     ),
 }
 TRACEBACK = "Traceback (most recent call last):"

@@ -46,7 +46,10 @@ class TestPipSettings:
         )
 
     def test_the_install_section_wins_and_others_do_not_count(self, tmp_path: Path) -> None:
-        text = "[global]\nfind-links = /a\n[install]\nfind-links =\n    /b\n    /c\n[freeze]\ntimeout = 9\n"
+        text = (
+            "[global]\nfind-links = /a\n[install]\nfind-links =\n    /b\n    /c\n"
+            "[freeze]\ntimeout = 9\n"
+        )
         found = pip_settings.read({}, [written(tmp_path / "a", text)])
         assert found.find_links == ("/b", "/c")
         assert found.timeout is None
@@ -174,8 +177,10 @@ class TestBuild:
 class TestPipWheel:
     def test_links_of_a_page(self) -> None:
         text = (
-            '<a href="../../f/pip-26.1-py3-none-any.whl#sha256=ab" data-requires-python="&gt;=3.9">pip</a>'
-            '<a href="pip-27.0b1-py3-none-any.whl">pre-release</a><a href="pip-26.9.tar.gz">source</a>'
+            '<a href="../../f/pip-26.1-py3-none-any.whl#sha256=ab"'
+            ' data-requires-python="&gt;=3.9">pip</a>'
+            '<a href="pip-27.0b1-py3-none-any.whl">pre-release</a>'
+            '<a href="pip-26.9.tar.gz">source</a>'
             '<a href="pip-26.8-py3-none-any.whl" data-yanked="broken">yanked</a>'
             '<a href="pip-26.5-py3-none-any.whl" data-requires-python="&gt;=3.12">pip</a>'
         )

@@ -6,20 +6,20 @@ NOISE = random.Random(1)
 
 
 def noisy(each: float, number: int = 400) -> list[float]:
-    """A figure that grows by so much with each sample, and trembles."""
+    """Return a figure that grows by `each` with each sample, with noise."""
     return [100 + each * index + NOISE.gauss(0, 1) for index in range(number)]
 
 
-def test_a_figure_that_only_trembles_is_flat() -> None:
+def test_a_figure_with_noise_only_is_flat() -> None:
     assert sum(slope(noisy(0.0)).is_flat for _ in range(40)) > 30
 
 
-def test_a_figure_that_grows_is_not() -> None:
+def test_a_figure_that_grows_is_not_flat() -> None:
     found = slope(noisy(0.02))
     assert not found.is_flat
     assert abs(found.each - 0.02) < found.doubt + 0.01
 
 
-def test_a_figure_that_falls_or_stands_is_flat() -> None:
+def test_a_figure_that_falls_or_is_constant_is_flat() -> None:
     assert slope(noisy(-0.02)).is_flat
     assert slope([5.0] * 100).is_flat

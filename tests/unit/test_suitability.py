@@ -123,9 +123,9 @@ class TestDisk:
         assert suitability.disk_short(needed, build, tmp_path) == ""
         text = suitability.disk_short(needed - 1, build, tmp_path)
         assert (
-            f"are free on the disk of {tmp_path}, and the installation needs {needed / GIB:.1f} GiB. "
-            in text
-        )
+            f"are free on the disk of {tmp_path}, "
+            f"and the installation needs {needed / GIB:.1f} GiB. "
+        ) in text
         assert "VLLM_SERVERLESS_ENVIRONMENTS" in text
 
     def test_a_proxy_alone_needs_a_tenth(self) -> None:

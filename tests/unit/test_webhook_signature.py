@@ -13,7 +13,10 @@ from proxy.jobs.model import Job, Millis
 from proxy.webhooks.signature import format_secret, message_id, read_secret, sign
 
 KEY = bytes(range(32))
-BODY = '{"id": "a-u1", "output": [1.0e5, 12345678901234567890, "\u00fc\U0001f600"],  "status": "COMPLETED"}'.encode()
+BODY = (
+    '{"id": "a-u1", "output": [1.0e5, 12345678901234567890, "\u00fc\U0001f600"],  '
+    '"status": "COMPLETED"}'
+).encode()
 
 
 def now() -> Millis:
@@ -61,7 +64,8 @@ def test_a_secret_is_read_with_and_without_padding(length: int, padding: str) ->
     assert read_secret(text if padding else text.rstrip("=")) == bytes(length)
 
 
-@pytest.mark.parametrize("text", ["", "whsec_", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_!", "whsec_\u00fc", *(
+@pytest.mark.parametrize("text", [
+    "", "whsec_", "MfKQ9r8GKYqrTwjUPD8ILPZIo2LaLaSw", "whsec_!", "whsec_\u00fc", *(
     "whsec_" + b64encode(bytes(length)).decode() for length in (1, 23, 65)
 )])  # fmt: skip
 def test_an_invalid_secret_is_rejected(text: str) -> None:

@@ -1,4 +1,4 @@
-"""A client that means no harm, in a process of its own, and how long it waits while others do."""
+"""A well-behaved client in its own process, and its waiting times while others misbehave."""
 
 import http.client
 import json
@@ -19,19 +19,22 @@ READY = b"asking\n"
 
 @dataclass(slots=True)
 class Waits:
-    """What the client was answered, and after how many seconds; known once it has left."""
+    """The statuses and durations of the requests; available after the client has stopped.
+
+    The durations are in seconds.
+    """
 
     statuses: set[int] = field(default_factory=set)
     seconds: list[float] = field(default_factory=list)
 
     def p99(self) -> float:
-        """The wait that one in a hundred exceeds."""
+        """The 99th percentile of the durations."""
         return sorted(self.seconds)[int(len(self.seconds) * 0.99)]
 
 
 @asynccontextmanager
 async def healthy(url: str) -> AsyncIterator[Waits]:
-    """Ask again and again, each time on a connection of its own, until this is left."""
+    """Send requests repeatedly, each on a new connection, until the context ends."""
     process = await create_subprocess_exec(
         sys.executable, "-I", __file__, url, stdin=PIPE, stdout=PIPE
     )
@@ -48,7 +51,7 @@ async def healthy(url: str) -> AsyncIterator[Waits]:
 
 
 def ask(url: str) -> None:
-    """Ask until nobody listens any more; then tell."""
+    """Send requests until stdin is closed; then report."""
     statuses: list[int] = []
     seconds: list[float] = []
     sys.stdout.buffer.write(READY)

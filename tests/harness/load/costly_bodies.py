@@ -1,22 +1,23 @@
-"""Bodies that cost whoever reads them carelessly much more than they cost their sender."""
+"""Bodies whose parsing costs a careless receiver much more than they cost their sender."""
 
 MB = 1024 * 1024
 BIG = 18 * MB
-MOST = 2_990_000  # values: a few less than a body may have
+# The number of values, slightly below the limit for a body.
+MOST = 2_990_000
 
 
 def around(value: bytes, field: bytes = b"input") -> bytes:
-    """A body with this field, of a model that nobody has."""
+    """Return a body with this field, for a model that does not exist."""
     return b'{"model":"nobody\'s","%b":%b}' % (field, value)
 
 
 def filled(unit: bytes, size: int = BIG) -> bytes:
-    """A list with as many of these as fit."""
+    """Return a list with as many copies of `unit` as fit."""
     return b"[%b1]" % (unit * (size // len(unit)))
 
 
 def bodies() -> dict[str, bytes]:
-    """Each by its name. Where one of them is good JSON, it may also be taken for what it is."""
+    """Return the bodies by name. Those that are valid JSON may also be accepted."""
     digits = b"1" * MB
     return {
         "lists": around(filled(b"[],")),
@@ -63,7 +64,7 @@ def bodies() -> dict[str, bytes]:
 
 
 def options() -> dict[str, bytes]:
-    """Bodies of `run` and `runsync` whose options are what is wrong."""
+    """Return bodies of `run` and `runsync` with invalid options."""
     wrong = [
         b"1.5",
         b"true",

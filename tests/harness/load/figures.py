@@ -4,5 +4,5 @@ import json
 
 
 def tell(figure: str, value: float, goal: str = "", unit: str = "") -> None:
-    """Print a figure, and what it should be."""
+    """Print a measured figure and its goal."""
     print(json.dumps({"figure": figure, "value": value, "goal": goal, "unit": unit}), flush=True)

@@ -1,7 +1,8 @@
-"""Asks a proxy for too much, at a rate that no answer slows down: `python -m harness.load.flood URL RATE SECONDS`.
+"""Overloads a proxy at a rate that does not depend on the responses.
 
-Every fourth request is a job of the queue API, the others are OpenAI calls. Prints `begun`, `ended` (after the last one
-was sent), and when all have been answered one line of JSON about them.
+`python -m harness.load.flood URL RATE SECONDS`: every fourth request is a job of the queue API, the
+others are OpenAI calls. Prints `begun`, `ended` (after the last request was sent), and one line of
+JSON about the responses when all have arrived.
 """
 
 import asyncio
@@ -13,10 +14,12 @@ from dataclasses import dataclass, field
 
 import aiohttp
 
-TOKENS, PACE = 5, 50_000  # microseconds
+# The pace is in microseconds.
+TOKENS, PACE = 5, 50_000
 JOB_SECONDS = TOKENS * PACE / 1e6
 ANSWER_SECONDS = 60.0
-QUEUED = 4  # one of so many requests is a job of the queue API
+# One of this number of requests is a job of the queue API.
+QUEUED = 4
 CHAT = {
     "model": "scripted",
     "messages": [{"role": "user", "content": "flood"}],
@@ -28,18 +31,21 @@ RUN = {"input": {"prompt": "flood", "sampling_params": {"max_tokens": TOKENS, "s
 
 @dataclass
 class Answers:
-    """How the requests were answered. Times in milliseconds."""
+    """The responses to the requests. Times are in milliseconds."""
 
     sent: int = 0
     statuses: Counter[str] = field(default_factory=Counter[str])
-    without_retry_after: int = 0  # of the refusals
+    # The number of rejections without this header.
+    without_retry_after: int = 0
     refusals: list[float] = field(default_factory=list)
-    late: float = 0.0  # the most by which a request left after its time: the generator's own fault
-    stood: float = 0.0  # seconds in which the generator stood still, all together; no refusal is blamed for them
+    # The longest delay of a request behind its schedule, which the generator itself caused.
+    late: float = 0.0
+    # The total seconds in which the generator was blocked; rejections are not blamed for them.
+    stood: float = 0.0
 
 
 async def ask(http: aiohttp.ClientSession, number: int, answers: Answers) -> None:
-    """One request."""
+    """Send one request and record its response."""
     path, body = (
         ("/v2/default/run", RUN) if number % QUEUED == 0 else ("/v1/chat/completions", CHAT)
     )
@@ -56,7 +62,7 @@ async def ask(http: aiohttp.ClientSession, number: int, answers: Answers) -> Non
 
 
 async def flood(url: str, rate: float, seconds: float) -> Answers:
-    """All requests, each at its time."""
+    """Send all requests, each at its scheduled time."""
     answers = Answers()
     timeout = aiohttp.ClientTimeout(total=ANSWER_SECONDS)
     async with (

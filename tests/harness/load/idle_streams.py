@@ -1,4 +1,4 @@
-"""Clients whose streams wait in the queue, and that only hear that they are alive."""
+"""Clients whose streams wait in the queue and receive only heartbeats."""
 
 import asyncio
 import json
@@ -12,15 +12,17 @@ import pytest
 
 BODY = json.dumps({"messages": [{"role": "user", "content": "hello"}], "stream": True}).encode()
 ASK = (
-    b"POST /v2/default/openai/v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
+    b"POST /v2/default/openai/v1/chat/completions HTTP/1.1\r\nHost: localhost\r\n"
+    b"Content-Type: application/json\r\n"
     b"Content-Length: %d\r\n\r\n%b" % (len(BODY), BODY)
 )
 DIALS = 256
-TAIL = 1024  # bytes of a stream that are kept
+# The number of bytes of a stream that are kept.
+TAIL = 1024
 
 
 class Idle(asyncio.Protocol):
-    """One of them."""
+    """A client with a waiting stream."""
 
     def __init__(self) -> None:
         self._transport: asyncio.Transport | None = None
@@ -32,12 +34,11 @@ class Idle(asyncio.Protocol):
         self.is_over = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Ask."""
+        """Send the request."""
         self._transport = cast("asyncio.Transport", transport)
         self._transport.write(ASK)
 
     def data_received(self, data: bytes) -> None:
-        """Count the heartbeats."""
         now = self._loop.time()
         if self._heard_at:
             self.longest_silence = max(self.longest_silence, now - self._heard_at)
@@ -46,23 +47,23 @@ class Idle(asyncio.Protocol):
         self.tail = (self.tail + data)[-TAIL:]
 
     def connection_lost(self, _: Exception | None) -> None:
-        """It is over."""
+        """Record the end of the connection."""
         self.is_over = True
 
     @property
     def is_whole(self) -> bool:
-        """Whether the stream was ended as a stream is."""
+        """Return True if the stream was ended correctly."""
         return b"data: [DONE]\n\n" in self.tail and self.tail.endswith(b"\r\n0\r\n\r\n")
 
     def leave(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.abort()
 
 
 @asynccontextmanager
 async def idling(url: str, number: int) -> AsyncIterator[list[Idle]]:
-    """So many, all of them connected."""
+    """Connect `number` clients; return when all are connected."""
     parts, loop, gate = urlsplit(url), asyncio.get_running_loop(), asyncio.Semaphore(DIALS)
     found = [Idle() for _ in range(number)]
 
@@ -79,7 +80,7 @@ async def idling(url: str, number: int) -> AsyncIterator[list[Idle]]:
 
 
 def allow_descriptors(number: int) -> None:
-    """Let this process and those it starts open so many files, or skip the test."""
+    """Allow this process and its children to open `number` files, or skip the test."""
     soft, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     if hard != resource.RLIM_INFINITY and hard < number:
         pytest.skip(f"needs {number} open files: ulimit -n {number}")

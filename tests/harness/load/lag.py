@@ -1,4 +1,4 @@
-"""How long an event loop stands still: a task that wants to run every millisecond, and notes the longest wait."""
+"""The lag of an event loop: a task that should run every millisecond records its longest delay."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,14 +10,14 @@ STEP_SECONDS = 0.001
 
 @dataclass(slots=True)
 class Lag:
-    """The longest that a task that could run had to wait, in seconds."""
+    """The longest delay of a task that was ready to run, in seconds."""
 
     longest: float = 0.0
 
 
 @asynccontextmanager
 async def watching() -> AsyncIterator[Lag]:
-    """Watch this event loop, in which the proxy of a test runs too."""
+    """Watch this event loop, in which the proxy under test also runs."""
     lag = Lag()
     watcher = asyncio.create_task(_watch(lag))
     try:

@@ -1,4 +1,7 @@
-"""Owners who ask for everything at once, and leave when they like; each looks for others' words in what it gets."""
+"""Owners who send all kinds of requests concurrently and disconnect at random times.
+
+Each checks its responses for the marks of other owners.
+"""
 
 import asyncio
 import json
@@ -16,9 +19,12 @@ import aiohttp
 from harness.proxy.queue_api import FINAL, prompt
 from harness.proxy.server import CHAT, chat
 
-LEAVE_SECONDS = 0.05  # a client that leaves does so within that
-LEAVERS = 0.3  # of all requests
-CURIOUS = 0.2  # of all requests: one for a job of somebody else comes after it
+# The maximum time after which a client that disconnects does so.
+LEAVE_SECONDS = 0.05
+# The share of requests whose client disconnects.
+LEAVERS = 0.3
+# The share of requests that are followed by a request for a job of another owner.
+CURIOUS = 0.2
 MARK = re.compile(rb"mark-([0-9a-f]{12})")
 OF_ONE_JOB = (
     ("GET", "status"),
@@ -27,13 +33,14 @@ OF_ONE_JOB = (
     ("POST", "cancel"),
     ("POST", "retry"),
 )
-NOISE = {"date", "x-request-id"}  # of a header: what no two answers have alike
+# Headers that differ between any two responses.
+NOISE = {"date", "x-request-id"}
 COUNTED = ("x-ratelimit-", "ratelimit")
 
 
 @dataclass
 class Owner:
-    """One owner: a key, a word that is in all it asks for, and the jobs that it knows."""
+    """One owner: a key, a mark that is in all its requests, and the jobs that it knows."""
 
     name: str
     mark: str
@@ -44,21 +51,22 @@ class Owner:
 
 @dataclass
 class OwnerLoad:
-    """All owners of one proxy, and what was seen."""
+    """All owners of one proxy, and the findings."""
 
     http: aiohttp.ClientSession
     owners: list[Owner]
     done: Counter[str] = field(default_factory=Counter)
-    foreign: list[str] = field(default_factory=list)  # a word of somebody else, and who got it
-    unequal: list[str] = field(
-        default_factory=list
-    )  # an answer about somebody else's job that tells that there is one
-    looked_at: int = 0  # bytes
+    # Marks of other owners, and who received them.
+    foreign: list[str] = field(default_factory=list)
+    # Responses about a job of another owner that reveal its existence.
+    unequal: list[str] = field(default_factory=list)
+    # The number of bytes that were checked.
+    looked_at: int = 0
 
     async def ask(
         self, owner: Owner, method: str, path: str, **more: Any
     ) -> tuple[int, bytes, dict[str, str]]:
-        """One call, every byte of whose answer is looked at, to the instant at which the client leaves."""
+        """Send one request and check every byte of its response, until the client disconnects."""
         headers = more.pop("headers", {}) | {"Authorization": f"Bearer {owner.key}"}
         async with self.http.request(method, path, headers=headers, **more) as response:
             self.look(owner, str(response.headers).encode())
@@ -67,7 +75,8 @@ class OwnerLoad:
             body = b""
             async for data in response.content.iter_any():
                 body += data
-                self.look(owner, body[-len(data) - 20 :])  # a word may come in two pieces
+                # A mark may arrive in two pieces.
+                self.look(owner, body[-len(data) - 20 :])
             found = {name.lower(): value for name, value in response.headers.items()}
             return (
                 response.status,
@@ -76,7 +85,7 @@ class OwnerLoad:
             )
 
     async def run(self, owner: Owner) -> str:
-        """Submit a job; its id."""
+        """Submit a job; return its id."""
         stream = owner.chance.random() < 0.5
         value = prompt(owner.mark, stream=stream, max_tokens=owner.chance.randint(1, 8), seed=1_000)
         status, body, _ = await self.ask(owner, "POST", "/v2/default/run", json={"input": value})
@@ -86,7 +95,7 @@ class OwnerLoad:
         return job
 
     def look(self, owner: Owner, content: bytes) -> None:
-        """These bytes came to this owner."""
+        """Check bytes that this owner received."""
         self.looked_at += len(content)
         for found in MARK.findall(content):
             if found.decode() not in owner.mark:
@@ -94,7 +103,7 @@ class OwnerLoad:
 
 
 def owners(number: int, seed: int) -> list[Owner]:
-    """So many of them."""
+    """Return `number` owners."""
     chance = random.Random(seed)
     return [
         Owner(
@@ -108,7 +117,7 @@ def owners(number: int, seed: int) -> list[Owner]:
 
 
 async def one_request(seen: OwnerLoad, owner: Owner) -> None:
-    """Anything, to its end or to the instant at which its client has enough."""
+    """Send a random request, and read the response to its end or until the client disconnects."""
     kind, call = owner.chance.choice(list(KINDS.items()))
     asking = asyncio.ensure_future(call(seen, owner))
     if owner.chance.random() < LEAVERS:
@@ -147,7 +156,8 @@ async def _run_and_stream(seen: OwnerLoad, owner: Owner) -> None:
 
 async def _run_and_cancel(seen: OwnerLoad, owner: Owner) -> None:
     job = await seen.run(owner)
-    await asyncio.sleep(owner.chance.random() * LEAVE_SECONDS)  # an instant of its run, any
+    # Any instant of the run.
+    await asyncio.sleep(owner.chance.random() * LEAVE_SECONDS)
     status, body, _ = await seen.ask(owner, "POST", f"/v2/default/cancel/{job}")
     assert status == 200, body
     await _until_final(seen, owner, job, "status", "")
@@ -162,7 +172,10 @@ async def _until_final(seen: OwnerLoad, owner: Owner, job: str, operation: str, 
 
 
 async def _pry(seen: OwnerLoad, owner: Owner) -> None:
-    """Somebody else's job is no other than one that never was: the answers are the same, but for the id."""
+    """Check that the responses for a job of another owner reveal nothing.
+
+    They must equal those for a job that never existed, except for the id.
+    """
     other = owner.chance.choice(seen.owners)
     if other is owner or not other.jobs:
         return

@@ -1,29 +1,31 @@
-"""Whether a figure grows: the slope of a line through it, and how sure that is."""
+"""Detection of growth in a figure: the slope of a regression line, and its confidence interval."""
 
 import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-SURE = 1.96  # standard errors on either side: 95 %
-BLOCK = 10  # samples that count as one: neighbours are no events
+# Standard errors on either side, for a confidence of 95 %.
+SURE = 1.96
+# Samples that are averaged into one, because neighbouring samples are not independent.
+BLOCK = 10
 
 
 @dataclass(frozen=True)
 class Slope:
-    """By how much it grows with each sample, and by how much more or less that may be."""
+    """The growth per sample, and its margin of error."""
 
     each: float
     doubt: float
 
     @property
     def is_flat(self) -> bool:
-        """Whether it cannot be told from no growth at all, or is a fall."""
+        """Return True if the slope is negative or does not differ significantly from zero."""
         return self.each - self.doubt <= 0
 
 
 def slope(samples: Sequence[float]) -> Slope:
-    """Of samples that were taken at equal distances."""
+    """Return the slope of samples that were taken at equal intervals."""
     blocks = [
         statistics.fmean(samples[at : at + BLOCK])
         for at in range(0, len(samples) - BLOCK + 1, BLOCK)

@@ -1,4 +1,4 @@
-"""Clients that take their time: each sends the beginning of a request, and then a byte now and then."""
+"""Slow clients: each sends the beginning of a request, and then one byte at a time."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,48 +11,51 @@ HALF_BODY = (
     b"POST /v2/default/run HTTP/1.1\r\nHost: localhost\r\nContent-Type: application/json\r\n"
     b'Content-Length: 20000\r\n\r\n{"input":"'
 )
-DIALS = 128  # at once, well below the backlog
-SLICES = 10  # of a second, in each of which another part of them sends its byte
+# Concurrent connection attempts, well below the backlog.
+DIALS = 128
+# The parts of a second; in each of them, another group of clients sends its byte.
+SLICES = 10
 
 
 class Drip(asyncio.Protocol):
-    """One of them."""
+    """A slow client."""
 
     def __init__(self, start: bytes) -> None:
         self._start, self._loop = start, asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._began = 0.0
         self.told = b""
-        self.lasted: float | None = None  # seconds until it was cut
+        # The seconds until the server closed the connection.
+        self.lasted: float | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Send the beginning."""
+        """Send the beginning of the request."""
         self._transport = cast("asyncio.Transport", transport)
         self._began = self._loop.time()
         self._transport.write(self._start)
 
     def data_received(self, data: bytes) -> None:
-        """Keep what it was told."""
+        """Store the received bytes."""
         self.told += data
 
     def connection_lost(self, _: Exception | None) -> None:
-        """It was cut."""
+        """Record the time of the disconnect."""
         self.lasted = self._loop.time() - self._began
 
     def send(self) -> None:
-        """One more byte."""
+        """Send one more byte."""
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write(b"a")
 
     def leave(self) -> None:
-        """Hang up."""
+        """Close the connection."""
         if self._transport is not None:
             self._transport.abort()
 
 
 @asynccontextmanager
 async def dripping(url: str, starts: list[bytes]) -> AsyncIterator[list[Drip]]:
-    """One client for each of these beginnings; from each comes a byte a second."""
+    """Connect a client for each of these beginnings; each sends one byte a second."""
     parts, loop, gate = urlsplit(url), asyncio.get_running_loop(), asyncio.Semaphore(DIALS)
     drips = [Drip(start) for start in starts]
 

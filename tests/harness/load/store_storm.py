@@ -1,7 +1,7 @@
-"""A process that works on a SQLite store as hard as it can, and says what was acknowledged: made to be killed.
+"""A writer that loads a SQLite store and prints what was acknowledged; tests kill it.
 
-`python -m harness.load.store_storm FILE NAME`: prints a line for every answer of the store, after it has come.
-What an earlier process left running is released first.
+`python -m harness.load.store_storm FILE NAME` prints a line for every response of the store, after
+it was received. Jobs that an earlier process left running are released first.
 """
 
 import asyncio
@@ -22,12 +22,11 @@ FOREVER = Millis(10**12)
 
 
 def say(*words: object) -> None:
-    """One line, in one write: a kill leaves it whole or out."""
+    """Print one line in a single write, so that a kill leaves it either complete or absent."""
     os.write(1, " ".join(map(str, words)).encode() + b"\n")
 
 
 async def submit(store: SqliteStore, name: str, chance: random.Random) -> None:
-    """Submit jobs, and cancel some of them."""
     number = 0
     while True:
         number += 1
@@ -40,7 +39,7 @@ async def submit(store: SqliteStore, name: str, chance: random.Random) -> None:
 
 
 async def work(store: SqliteStore, name: str, chance: random.Random) -> None:
-    """Take jobs, write their output, end them."""
+    """Take jobs, write their output and end them."""
     while True:
         jobs = await store.take(HERE, WorkerId(name), limit=3, light_limit=0, now=NOW)
         for job in jobs:
@@ -51,7 +50,7 @@ async def work(store: SqliteStore, name: str, chance: random.Random) -> None:
 
 
 async def run(store: SqliteStore, job: Job, chance: random.Random) -> None:
-    """One run: some are handed back, some fail, most complete."""
+    """Run a job: some are handed back, some fail, most complete."""
     for _ in range(2):
         cursor = await store.append(job.id, job.attempt, [f"{job.id} {job.attempt}".encode()])
         if cursor is not None:
@@ -65,7 +64,7 @@ async def run(store: SqliteStore, job: Job, chance: random.Random) -> None:
 
 
 async def storm(path: Path, name: str) -> None:
-    """Everything at once, for ever."""
+    """Run all operations concurrently, until the process is killed."""
     store = sqlite_store(path)
     async with store.open():
         for job in await store.running():

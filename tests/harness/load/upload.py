@@ -1,4 +1,4 @@
-"""Clients with large bodies, of which they keep only one piece in memory."""
+"""Clients with large bodies that keep only one piece in memory."""
 
 import asyncio
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ MB = 1024 * 1024
 
 
 class Body(NamedTuple):
-    """A body in pieces."""
+    """A request body in pieces."""
 
     begin: bytes
     piece: bytes
@@ -23,23 +23,23 @@ class Body(NamedTuple):
 
     @property
     def size(self) -> int:
-        """Its bytes."""
+        """The size in bytes."""
         return len(self.begin) + self.times * len(self.piece) + len(self.end)
 
     def pieces(self) -> Iterator[bytes]:
-        """In their order."""
+        """Yield the pieces in order."""
         yield self.begin
         yield from repeat(self.piece, self.times)
         yield self.end
 
 
 def text(size: int, begin: str = "") -> Body:
-    """A prompt for the engine, of about so many bytes; it begins with these characters."""
+    """Return a prompt for the engine of about `size` bytes that starts with `begin`."""
     return Body(b'{"prompt":"%b' % begin.encode(), PIECE, size // len(PIECE) - 1, b'"}')
 
 
 def head(path: str, *fields: str) -> bytes:
-    """The head of a request with a JSON body."""
+    """Return the head of a request with a JSON body."""
     lines = (f"POST {path} HTTP/1.1", "Host: localhost", "Content-Type: application/json", *fields)
     return "\r\n".join(lines).encode() + b"\r\n\r\n"
 
@@ -47,7 +47,7 @@ def head(path: str, *fields: str) -> bytes:
 async def upload(
     url: str, path: str, body: Body, *, chunked: bool = False, fields: tuple[str, ...] = ()
 ) -> Answer:
-    """Send it until an answer comes. That is read, whether or not all was sent."""
+    """Send the request until a response arrives, which is read in any case."""
     framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {body.size}"
     async with strict(url, PATIENCE) as line:
         await line.say(head(path, framing, *fields))

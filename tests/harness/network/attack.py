@@ -1,4 +1,7 @@
-"""Sending a malformed request, and finding out whether it was served or has upset the order of the answers."""
+"""Attacks: sending a malformed request, and detecting if it was served.
+
+An attack also succeeds if it changes the order of the responses.
+"""
 
 import asyncio
 
@@ -7,17 +10,17 @@ import h11
 from harness.network.malformed import Case
 from harness.network.raw_connection import HeldError, Strict, marker, strict
 
-PATIENCE = 15.0  # a request that was answered early has ten seconds to get rid of its body
+# After an early response, a request has ten seconds to send its body.
+PATIENCE = 15.0
 BAD_REQUEST = 400
-MOST_ANSWERS = (
-    4  # to one attack: there are at most three requests in it, in anybody's eyes, and one follows
-)
+# Responses to one attack: it has at most three requests for any parser, and one follows.
+MOST_ANSWERS = 4
 
 
 async def attack(url: str, case: Case, *, patience: float = PATIENCE) -> str:
-    """What went wrong; nothing when it was refused as it should be.
+    """Send a malformed request; return the failure, empty if it was rejected correctly.
 
-    A request that can have only one answer follows on the same connection, while that is open.
+    A request that has only one valid response follows on the same connection while that is open.
     """
     async with strict(url, patience) as line:
         try:
@@ -41,16 +44,19 @@ async def _refused(line: Strict, case: Case) -> str:
     await line.say(following.raw)
     second = await line.answer()
     if second is None or (second.is_last and second.status == BAD_REQUEST):
-        return ""  # what was behind the first head is none
+        # The data after the first head is not a request.
+        return ""
     if not following.fits(second):
         return f"the next request was answered with {second.status} {second.body[:100]!r}"
     return "" if case.stays or case.odd else f"open after {answer.status}"
 
 
 async def attack_behind(url: str, case: Case, *, patience: float = PATIENCE) -> str:
-    """What went wrong; nothing when the server in front has refused it, or made of it what is none any more.
+    """Attack through a reverse proxy; return a description of the failure.
 
-    What is behind the head may be a request in its eyes, and what is answered to its own client is between those two.
+    It is empty if the reverse proxy has rejected the request or made it well-formed. The reverse
+    proxy may take the bytes after the head for a request; its responses to its own client are not
+    checked.
     """
     async with strict(url, patience) as line:
         try:
@@ -65,12 +71,13 @@ async def attack_behind(url: str, case: Case, *, patience: float = PATIENCE) -> 
         except HeldError:
             return "held: neither an answer nor an end"
         except h11.RemoteProtocolError:
-            return ""  # HTTP/0.9, or HTTP/2, which it was asked for
+            # HTTP/0.9, or HTTP/2, which was requested.
+            return ""
         return "more answers than requests"
 
 
 async def is_answered(url: str, patience: float = 5.0) -> str:
-    """What went wrong with plain requests on connections of their own; nothing when each got its own answer."""
+    """Send plain requests on new connections; return an error unless each got its own response."""
     for _ in range(2):
         asked = marker()
         async with strict(url, patience) as line:
@@ -83,7 +90,7 @@ async def is_answered(url: str, patience: float = 5.0) -> str:
 
 
 async def attack_all(url: str, cases: list[Case], at_once: int) -> dict[str, str]:
-    """What went wrong, by case; so many at once."""
+    """Run all attacks, `at_once` of them concurrently; return the failures by case."""
     gate = asyncio.Semaphore(at_once)
 
     async def one(case: Case) -> str:
@@ -95,5 +102,5 @@ async def attack_all(url: str, cases: list[Case], at_once: int) -> dict[str, str
 
 
 def listed(wrong: dict[str, str]) -> str:
-    """What went wrong, a case a line."""
+    """Return the failures as text, one case per line."""
     return "\n".join([f"{len(wrong)} cases", *(f"{name}: {what}" for name, what in wrong.items())])

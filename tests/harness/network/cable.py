@@ -1,4 +1,4 @@
-"""A cable between two ends that a test can cut, or let carry nothing for a while."""
+"""A TCP connection between two ends that a test can cut or block."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -18,23 +18,27 @@ class Cable:
         self._flows = asyncio.Event()
         self._flows.set()
         self.url = ""
-        self.carried = 0  # connections so far
+        # The number of connections so far.
+        self.carried = 0
 
     def cut(self) -> None:
-        """Every connection breaks now, in both directions; what was under way is lost. New ones may be made."""
+        """Break every connection in both directions; data in flight is lost.
+
+        New connections are accepted.
+        """
         for writer in self._writers:
             writer.transport.abort()
 
     def block(self) -> None:
-        """Carry nothing until `flow`."""
+        """Stop the transfer of data until `flow` is called."""
         self._flows.clear()
 
     def flow(self) -> None:
-        """Carry again."""
+        """Resume the transfer of data."""
         self._flows.set()
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Carry one connection."""
         self.carried += 1
         other_reader, other_writer = await asyncio.open_connection(self._host, self._port)
         both = {writer, other_writer}
@@ -57,7 +61,7 @@ class Cable:
 
 @asynccontextmanager
 async def cable(target: str) -> AsyncIterator[Cable]:
-    """A cable to a URL; its own URL is `url`."""
+    """Run a cable to a URL; its own URL is `url`."""
     carrying = Cable(target)
     server = await asyncio.start_server(carrying.carry, "127.0.0.1", 0)
     carrying.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -1,4 +1,4 @@
-"""Servers that people put in front: nginx and HAProxy, as processes with a configuration of their own."""
+"""Common reverse proxies: nginx and HAProxy, as processes with a configuration of their own."""
 
 import asyncio
 import shutil
@@ -50,7 +50,7 @@ http {{
     }}
 }}
 """
-"""As little as possible is repaired or held back, and connections to the proxy are used again."""
+"""Requests are repaired and buffered as little as possible; connections to the proxy are reused."""
 
 HAPROXY = """
 global
@@ -75,7 +75,7 @@ backend proxy
 
 @dataclass(frozen=True)
 class Kind:
-    """One of them: the program, its package, how it is started, and its configuration."""
+    """A kind of reverse proxy: the program, its package, its start command, its configuration."""
 
     program: str
     package: str
@@ -91,7 +91,7 @@ FRONTS = {
 
 @asynccontextmanager
 async def front(name: str, target: str) -> AsyncIterator[str]:
-    """The URL of such a server, which passes everything on to this one."""
+    """Run a reverse proxy in front of `target`; yield its URL."""
     kind = FRONTS[name]
     program = shutil.which(
         kind.program, path="/usr/sbin:/usr/local/sbin:/usr/bin:/usr/local/bin"

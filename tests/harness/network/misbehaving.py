@@ -1,4 +1,4 @@
-"""A server in the proxy's place that does what such a server should not do, or what others in its place do."""
+"""A server in the proxy's place that violates the protocol, or is another kind of server."""
 
 import asyncio
 import socket
@@ -14,7 +14,7 @@ Behaviour = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[Non
 
 
 def reset(writer: asyncio.StreamWriter) -> None:
-    """Close with RST in place of FIN."""
+    """Close with RST instead of FIN."""
     wire = writer.get_extra_info("socket")
     wire.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
     writer.transport.abort()
@@ -38,7 +38,10 @@ async def never_answers(reader: asyncio.StreamReader, _: asyncio.StreamWriter) -
 
 
 def answers(data: bytes, *, then: str = "close", upgrade: bool = False) -> Behaviour:
-    """Read the request, send this (after a right answer to the handshake if it is an upgrade), and then close."""
+    """Read the request, send `data` and close.
+
+    With `upgrade`, `data` follows a correct response to the handshake.
+    """
 
     async def behaviour(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         request = (await reader.readuntil(b"\r\n\r\n")).decode()
@@ -92,9 +95,9 @@ HANDSHAKES: dict[str, Behaviour] = {
     "sends an endless body": answers(b"HTTP/1.1 503 Busy\r\n\r\n" + b"x" * 2_000_000, then="wait"),
     "sends an endless line": answers(b"x" * 100_000, then="wait"),
     "sends endless fields": answers(b"HTTP/1.1 101 OK\r\n" + b"a: b\r\n" * 10_000, then="wait"),
-    "speaks SSH": answers(b"SSH-2.0-OpenSSH_9.6\r\n"),
-    "speaks TLS": answers(b"\x15\x03\x01\x00\x02\x02\x46"),
-    "speaks HTTP/2": answers(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00"),
+    "sends an SSH banner": answers(b"SSH-2.0-OpenSSH_9.6\r\n"),
+    "sends a TLS alert": answers(b"\x15\x03\x01\x00\x02\x02\x46"),
+    "sends HTTP/2 frames": answers(b"\x00\x00\x12\x04\x00\x00\x00\x00\x00"),
     "sends zeros": answers(bytes(4096)),
     "200 with a page": status("200 OK", b"<html>hello</html>", "Content-Type: text/html"),
     "204": status("204 No Content"),
@@ -120,7 +123,7 @@ HANDSHAKES: dict[str, Behaviour] = {
     "403": status("403 Forbidden", b"blocked by a firewall"),
     "404": status("404 Not Found", b"no such tunnel"),
 }
-"""No handshake that succeeds."""
+"""Handshakes that fail."""
 
 CONNECTIONS: dict[str, Behaviour] = {
     "closes after the handshake": upgraded(b""),
@@ -142,7 +145,10 @@ BEHAVIOURS = HANDSHAKES | CONNECTIONS
 
 
 class Misbehaving:
-    """Carries connections to a target, or behaves as the test says. In a thread, for its haste is part of it."""
+    """Carries connections to a target, or misbehaves as set by the test.
+
+    It runs in a thread so that its timing does not depend on the event loop of the test.
+    """
 
     def __init__(self, target: str) -> None:
         self._port = urlsplit(target).port
@@ -151,7 +157,8 @@ class Misbehaving:
         self._thread = threading.Thread(target=self._loop.run_forever)
         self._server: asyncio.Server | None = None
         self.behaviour: Behaviour | None = None
-        self.first: Behaviour | None = None  # the first connection has this one
+        # The behaviour of the first connection.
+        self.first: Behaviour | None = None
         self.tries = 0
 
     def start(self) -> str:
@@ -161,7 +168,7 @@ class Misbehaving:
         return f"127.0.0.1:{listening.result()}"
 
     def break_with(self, behaviour: Behaviour) -> None:
-        """From now on behave so, and break what is open."""
+        """Set the behaviour of new connections, and break the open ones."""
         self.behaviour = behaviour
         self._loop.call_soon_threadsafe(self._abort)
 
@@ -214,7 +221,7 @@ async def _pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> N
 
 @contextmanager
 def misbehaving(target: str = "") -> Iterator[tuple[Misbehaving, str]]:
-    """One of these, and its host and port."""
+    """Run such a server; yield it and its host and port."""
     server = Misbehaving(target)
     try:
         yield server, server.start()

@@ -1,4 +1,4 @@
-"""A connection on which a test says what bytes it likes, and reads answers by the letter of the standard."""
+"""A connection that sends arbitrary bytes, and parses responses strictly by the standard."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,17 +10,18 @@ from urllib.parse import urlsplit
 import h11
 
 PIECE = 64 * 1024
-ANSWER_HEAD = 64 * 1024  # the largest head of an answer that is taken
+# The maximum size of a response head.
+ANSWER_HEAD = 64 * 1024
 _numbers = count(1)
 
 
 class HeldError(Exception):
-    """No answer came, and no end."""
+    """Neither a response nor the end of the connection arrived."""
 
 
 @dataclass(frozen=True, slots=True)
 class Answer:
-    """One answer, whole."""
+    """A complete response."""
 
     status: int
     headers: dict[str, str]
@@ -28,7 +29,7 @@ class Answer:
 
     @property
     def is_last(self) -> bool:
-        """Whether the connection ends behind it, as it says."""
+        """Return True if the response announces the end of the connection."""
         return self.headers.get("connection", "").lower() == "close"
 
 
@@ -42,7 +43,7 @@ class Strict:
         self._rest = b""
 
     async def say(self, raw: bytes, *, ends: bool = False) -> None:
-        """Send these bytes, as far as the other end takes them."""
+        """Send these bytes, or as many of them as the server accepts."""
         with suppress(ConnectionError, RuntimeError):
             self._writer.write(raw)
             await self._writer.drain()
@@ -50,7 +51,10 @@ class Strict:
                 self._writer.write_eof()
 
     async def answer(self, method: str = "GET") -> Answer | None:
-        """The next answer; None when the connection has ended. `h11.RemoteProtocolError` for what is no answer."""
+        """Return the next response, or None if the connection has ended.
+
+        Raises `h11.RemoteProtocolError` for a malformed response.
+        """
         reading = h11.Connection(h11.CLIENT, max_incomplete_event_size=ANSWER_HEAD)
         reading.send(h11.Request(method=method, target="/", headers=[("Host", "x")]))
         reading.send(h11.EndOfMessage())
@@ -87,7 +91,7 @@ class Strict:
 
 @asynccontextmanager
 async def strict(url: str, patience: float = 5.0) -> AsyncIterator[Strict]:
-    """A connection to this URL; an answer may take `patience` seconds."""
+    """Connect to this URL; `patience` is the timeout of a response in seconds."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
@@ -98,13 +102,13 @@ async def strict(url: str, patience: float = 5.0) -> AsyncIterator[Strict]:
 
 @dataclass(frozen=True, slots=True)
 class Marker:
-    """A request that only one answer fits."""
+    """A request that exactly one response matches."""
 
     name: str
     raw: bytes
 
     def fits(self, answer: Answer | None) -> bool:
-        """Whether this is its own answer."""
+        """Return True if the response belongs to this request."""
         return (
             answer is not None
             and answer.status == 404
@@ -114,7 +118,7 @@ class Marker:
 
 
 def marker() -> Marker:
-    """A request like no other."""
+    """Return a unique request."""
     name = f"marker-{next(_numbers)}"
     raw = f"GET /v1/models/{name} HTTP/1.1\r\nHost: localhost\r\nX-Request-ID: {name}\r\n\r\n"
     return Marker(name, raw.encode())

@@ -1,4 +1,4 @@
-"""HTTP as bytes: for what no client would send."""
+"""HTTP as raw bytes, for requests that a regular client cannot send."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -13,7 +13,7 @@ LOOK_BACK = 128 * 1024
 
 @dataclass(frozen=True)
 class Answer:
-    """One answer that was read off a connection."""
+    """A response that was read from a connection."""
 
     status: int
     headers: dict[bytes, bytes]
@@ -21,23 +21,23 @@ class Answer:
 
 
 class Wire:
-    """One connection, as raw as it gets."""
+    """One raw connection."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader, self._writer = reader, writer
 
     async def send(self, data: bytes) -> None:
-        """Write; that the other end has closed is nothing that the sender would know yet."""
+        """Send data; ignore an end of the connection, which a sender need not notice yet."""
         self._writer.write(data)
         with suppress(ConnectionError):
             await self._writer.drain()
 
     def has_answer(self) -> bool:
-        """Whether something has come that was not read yet."""
+        """Return True if unread data has arrived."""
         return bool(self._reader._buffer)  # type: ignore[attr-defined]
 
     async def answer(self) -> Answer:
-        """The next answer, with its whole body."""
+        """Return the next response with its complete body."""
         async with asyncio.timeout(PATIENCE):
             head = await self._reader.readuntil(b"\r\n\r\n")
             line, *fields = head[:-4].split(b"\r\n")
@@ -51,13 +51,12 @@ class Wire:
             return Answer(int(line.split()[1]), headers, body)
 
     async def close(self) -> None:
-        """Close the connection."""
         self._writer.close()
         with suppress(ConnectionError):
             await self._writer.wait_closed()
 
     async def heard(self, mark: bytes) -> bytes:
-        """Read until this has come."""
+        """Read until `mark` has arrived."""
         data = bytearray()
         async with asyncio.timeout(PATIENCE):
             while mark not in data[-LOOK_BACK:]:
@@ -67,7 +66,7 @@ class Wire:
         return bytes(data)
 
     async def rest(self) -> bytes:
-        """All that still comes, until the other end closes; a connection that is reset has ended too."""
+        """Return all remaining bytes until the server closes or resets the connection."""
         async with asyncio.timeout(PATIENCE):
             with suppress(ConnectionError):
                 return await self._reader.read()
@@ -83,7 +82,7 @@ class Wire:
 
 @asynccontextmanager
 async def wire(proxy: Proxy) -> AsyncIterator[Wire]:
-    """A connection to the proxy."""
+    """Connect to the proxy."""
     host, _, port = proxy.url.removeprefix("http://").partition(":")
     one = Wire(*await asyncio.open_connection(host, int(port)))
     try:
@@ -99,6 +98,6 @@ def request(
     host: str | None = "localhost",
     version: str = "1.1",
 ) -> bytes:
-    """A request that is well-formed, but for what is given."""
+    """Return a request that is well-formed except for the arguments."""
     lines = [f"{line} HTTP/{version}", *([f"Host: {host}"] if host is not None else []), *fields]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body

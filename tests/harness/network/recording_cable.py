@@ -1,4 +1,4 @@
-"""A cable that remembers what it carried, and reads it again by the letter of the standard."""
+"""A TCP proxy that records its connections and checks them strictly against the HTTP standard."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -11,19 +11,21 @@ import h11
 
 PIECE = 64 * 1024
 LARGEST_HEAD = 64 * 1024
-SHOWN = 160  # bytes of it in a fault
+# The number of bytes that are shown in a fault.
+SHOWN = 160
 
 
 @dataclass(slots=True)
 class Carried:
-    """What one connection has carried since both sides were last at rest."""
+    """The data of one connection since both sides were last idle."""
 
     asked: bytearray = field(default_factory=bytearray)
     told: bytearray = field(default_factory=bytearray)
-    seen: int = 0  # how much of `asked` has been looked at
+    # The number of bytes of `asked` that were checked.
+    seen: int = 0
 
     def faults(self) -> list[str]:
-        """What arrived and was neither well-formed nor refused; and answers that nobody had asked for."""
+        """Return malformed requests that were not rejected, and unsolicited responses."""
         self.seen = len(self.asked)
         asked = _requests(bytes(self.asked))
         told = _answers(bytes(self.told), asked.methods)
@@ -47,15 +49,16 @@ class Carried:
 
 
 class Asked(NamedTuple):
-    """The methods of well-formed requests, and what follows them."""
+    """The methods of well-formed requests, and the state of the data after them."""
 
     methods: list[str]
-    is_whole: bool = False  # nothing follows
+    # True if no data follows.
+    is_whole: bool = False
     is_malformed: bool = False
 
 
 class CarriedAnswers(NamedTuple):
-    """The statuses of answers, the last of which may be cut."""
+    """The statuses of responses, the last of which may be incomplete."""
 
     statuses: list[int]
     is_whole: bool = False
@@ -73,7 +76,8 @@ def _requests(raw: bytes) -> Asked:
                 if isinstance(event, h11.Request):
                     names = [name for name, _ in event.headers]
                     if b"content-length" in names and b"transfer-encoding" in names:
-                        return Asked(methods, is_malformed=True)  # h11 lets this pass
+                        # h11 accepts this.
+                        return Asked(methods, is_malformed=True)
                     methods.append(event.method.decode())
         except h11.RemoteProtocolError:
             return Asked(methods, is_malformed=True)
@@ -82,7 +86,7 @@ def _requests(raw: bytes) -> Asked:
 
 
 def _answers(raw: bytes, asked: list[str]) -> CarriedAnswers | None:
-    """None: they are none."""
+    """Parse responses; return None if the data is malformed."""
     statuses: list[int] = []
     while raw:
         method = asked[len(statuses)] if len(statuses) < len(asked) else "GET"
@@ -97,14 +101,14 @@ def _answers(raw: bytes, asked: list[str]) -> CarriedAnswers | None:
                 if event is h11.NEED_DATA or event is h11.PAUSED:
                     return CarriedAnswers(statuses)
         except h11.RemoteProtocolError:
-            # A 101 is not expected by h11 here; it is another protocol from there on.
+            # h11 does not expect a 101 here; another protocol follows it.
             return CarriedAnswers([*statuses, 101]) if raw.startswith(b"HTTP/1.1 101 ") else None
         raw, _ = reading.trailing_data
     return CarriedAnswers(statuses, is_whole=True)
 
 
 class Tap:
-    """Carries TCP connections to a target."""
+    """Carries TCP connections to a target and records them."""
 
     def __init__(self, target: str) -> None:
         parts = urlsplit(target)
@@ -113,7 +117,7 @@ class Tap:
         self.url = ""
 
     def new_faults(self) -> list[str]:
-        """Those of the connections that have carried something since the last look."""
+        """Return the faults of the connections that were active since the last call."""
         found = []
         for one in self.carried:
             if one.seen != len(one.asked):
@@ -121,7 +125,7 @@ class Tap:
         return found
 
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """One connection."""
+        """Carry one connection."""
         carried = Carried()
         self.carried.append(carried)
         other_reader, other_writer = await asyncio.open_connection(self._host, self._port)
@@ -147,7 +151,7 @@ class Tap:
 
 @asynccontextmanager
 async def tap(target: str) -> AsyncIterator[Tap]:
-    """A tap before a URL; its own URL is `url`."""
+    """Run a tap in front of a URL; its own URL is `url`."""
     tapping = Tap(target)
     server = await asyncio.start_server(tapping.carry, "127.0.0.1", 0)
     tapping.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}"

@@ -54,10 +54,14 @@ SET_UP = (
 
 
 def table(name: str, number: int) -> Sequence[str] | None:
-    """Resolve `answerN` to the Nth of `ANSWERS`; `rebindN` first to a public, then to a private one."""
+    """Resolve `answerN` to the Nth of `ANSWERS`.
+
+    `rebindN` resolves first to a public, then to a private address.
+    """
     first, _, rest = name.partition(".")
     if rest.startswith("corp"):
-        return ["10.0.0.1"]  # this machine's own domain has any name
+        # All names exist in this machine's own domain.
+        return ["10.0.0.1"]
     if name == "good.example":
         return [PUBLIC]
     if first.startswith("answer"):

@@ -1,4 +1,7 @@
-"""Clients in processes of their own: they print their version, are given calls, and print what they were told."""
+"""Client libraries in processes of their own.
+
+They print their version, read calls, and print the results.
+"""
 
 import asyncio
 import json
@@ -10,7 +13,8 @@ from dataclasses import dataclass
 from typing import Any
 
 STOP_SECONDS = 20.0
-LONGEST_LINE = 16 << 20  # an answer is one line
+# A response is one line.
+LONGEST_LINE = 16 << 20
 
 
 @dataclass(frozen=True)
@@ -28,7 +32,10 @@ class Client:
         leaves: bool = False,
         patience: float = 60.0,
     ) -> dict[str, Any]:
-        """Call, and return what the caller was told. One that leaves hears only a stream's first text."""
+        """Call, and return the result.
+
+        A client that disconnects reads only the first text of a stream.
+        """
         known = {name: value for name, value in request.items() if name != "fault"}
         extra = {name: value for name, value in request.items() if name == "fault"}
         asked = {
@@ -45,7 +52,7 @@ class Client:
 
 @asynccontextmanager
 async def client(command: Sequence[str], variables: Mapping[str, str]) -> AsyncIterator[Client]:
-    """A client that this command runs; it ends when nobody has calls for it any more."""
+    """Run a client with this command until the context ends."""
     process = await asyncio.create_subprocess_exec(
         *command, env={**os.environ, **variables}, stdin=PIPE, stdout=PIPE, limit=LONGEST_LINE
     )
@@ -55,9 +62,8 @@ async def client(command: Sequence[str], variables: Mapping[str, str]) -> AsyncI
         assert process.stdin is not None
         process.stdin.close()
         try:
-            await asyncio.wait_for(
-                process.communicate(), STOP_SECONDS
-            )  # what nobody has read must not hold it up
+            # Unread output must not block the process.
+            await asyncio.wait_for(process.communicate(), STOP_SECONDS)
         except TimeoutError:
             process.kill()
             await process.communicate()

@@ -30,7 +30,10 @@ class Command:
         return "\n".join(self.lines)
 
     async def says(self, pattern: str, seconds: float = 20.0) -> re.Match[str]:
-        """Wait until the output matches `pattern`; fail after `seconds` or if the process has exited."""
+        """Wait until the output matches `pattern`.
+
+        Fails after `seconds`, or if the process has exited.
+        """
         compiled = re.compile(pattern, re.MULTILINE)
         await until(
             lambda: bool(compiled.search(self.text)) or self.process.returncode is not None,

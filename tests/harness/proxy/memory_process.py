@@ -1,7 +1,7 @@
-"""A proxy in a process of its own that says every second how much it holds: `python -m harness.proxy.memory_process`.
+"""A proxy in a process of its own that prints its resource usage every second.
 
-Its settings are `PROXY_*`. The first line is its URL; each other one is JSON: memory, open files, tasks, and how long
-its tables are.
+`python -m harness.proxy.memory_process` reads its settings from `PROXY_*`. The first line is its
+URL; each other line is JSON: memory, open files, tasks, and the sizes of its tables.
 """
 
 import asyncio
@@ -18,11 +18,12 @@ from proxy.serving import listen, running, until_signal
 from proxy.settings import Settings
 
 PAGE = os.sysconf("SC_PAGE_SIZE")
-OBJECTS_EVERY = 10  # to count all objects takes a while
+# Counting all objects takes a while.
+OBJECTS_EVERY = 10
 
 
 def held(parts: Parts, *, objects: bool) -> dict[str, int]:
-    """What it holds now."""
+    """Return the current resource usage."""
     found = {
         "rss": int(Path("/proc/self/statm").read_text().split()[1]) * PAGE,
         "fds": len(list(Path("/proc/self/fd").iterdir())),
@@ -42,7 +43,7 @@ def held(parts: Parts, *, objects: bool) -> dict[str, int]:
 
 
 async def tell(parts: Parts) -> None:
-    """Say it every second."""
+    """Print the resource usage every second."""
     number = 0
     while True:
         print(json.dumps(held(parts, objects=number % OBJECTS_EVERY == 0)), flush=True)
@@ -51,7 +52,7 @@ async def tell(parts: Parts) -> None:
 
 
 async def serve() -> None:
-    """Until a signal comes."""
+    """Serve until a signal arrives."""
     settings = Settings()
     parts, listener, stopped = (
         compose(settings),

@@ -1,4 +1,4 @@
-"""A proxy as a process of its own, whose memory and descriptors are its own too."""
+"""A proxy in a process of its own, to measure its memory and descriptors."""
 
 import sys
 from collections.abc import AsyncIterator
@@ -15,7 +15,7 @@ MB = 1024 * KB
 
 @dataclass(frozen=True)
 class Alone:
-    """A running proxy, from outside."""
+    """A running proxy."""
 
     url: str
     command: Command
@@ -25,19 +25,19 @@ class Alone:
         return Path(f"/proc/{self.command.process.pid}")
 
     def memory(self) -> int:
-        """The bytes that it holds now."""
+        """The current memory in bytes."""
         return self._status("VmRSS")
 
     def most_memory(self) -> int:
-        """The most bytes that it has held since `forget_most`."""
+        """The peak memory in bytes since `forget_most`."""
         return self._status("VmHWM")
 
     def forget_most(self) -> None:
-        """Begin anew with `most_memory`."""
+        """Reset `most_memory`."""
         (self._proc / "clear_refs").write_text("5")
 
     def descriptors(self) -> int:
-        """How many it has open."""
+        """The number of open descriptors."""
         return len(list((self._proc / "fd").iterdir()))
 
     def _status(self, name: str) -> int:
@@ -51,9 +51,9 @@ class Alone:
 async def alone(
     folder: Path, *, most_descriptors: int = 0, **settings: Any
 ) -> AsyncIterator[Alone]:
-    """A proxy without workers; `settings` are `PROXY_*` variables in lower case.
+    """Run a proxy without workers; `settings` are `PROXY_*` variables in lower case.
 
-    `most_descriptors`: how many the system lets it have, if that is less than it lets this process have.
+    `most_descriptors` is the limit of open files, if it is lower than the limit of this process.
     """
     python = _with_limit(folder, most_descriptors) if most_descriptors else sys.executable
     told = {f"PROXY_{name.upper()}": str(value) for name, value in settings.items()}
@@ -64,7 +64,7 @@ async def alone(
 
 
 def _with_limit(folder: Path, descriptors: int) -> str:
-    """A Python that may open so many files."""
+    """Return a Python that may open this number of files."""
     script = folder / "python"
     script.write_text(f'#!/bin/sh\nulimit -n {descriptors}\nexec {sys.executable} "$@"\n')
     script.chmod(0o700)

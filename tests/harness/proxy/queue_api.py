@@ -1,4 +1,4 @@
-"""The queue API over a real socket, as somebody without an SDK calls it."""
+"""The queue API over a real socket, as a client without an SDK uses it."""
 
 import json
 from dataclasses import dataclass
@@ -13,7 +13,7 @@ FINAL = {"COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT"}
 
 @dataclass(frozen=True)
 class Answer:
-    """Status, headers and the JSON that came."""
+    """A response: status, headers and JSON body."""
 
     status: int
     headers: dict[str, str]
@@ -25,14 +25,14 @@ class Answer:
 
 @dataclass(frozen=True)
 class QueueClient:
-    """One endpoint of a proxy, with a key or without."""
+    """A client of one endpoint, with or without an API key."""
 
     proxy: Proxy
     key: str = ""
     endpoint: str = "default"
 
     async def call(self, method: str, operation: str, **more: Any) -> Answer:
-        """Any request below the endpoint."""
+        """Send any request below the endpoint."""
         headers = more.pop("headers", {}) | ({"Authorization": self.key} if self.key else {})
         url = f"/v2/{self.endpoint}/{operation}"
         async with self.proxy.http.request(method, url, headers=headers, **more) as response:
@@ -41,7 +41,7 @@ class QueueClient:
             return Answer(response.status, found, await response.json())
 
     async def run(self, value: Any, **options: Any) -> str:
-        """Submit a job; its id."""
+        """Submit a job; return its id."""
         answer = await self.call("POST", "run", **body({"input": value} | options))
         assert answer.status == 200, answer
         job: str = answer["id"]
@@ -51,7 +51,7 @@ class QueueClient:
         return await self.call("GET", f"status/{job}{query}")
 
     async def end(self, job: str) -> Answer:
-        """The job once it has ended."""
+        """Wait for the job to end; return it."""
         while (answer := await self.call("GET", f"status-sync/{job}?wait=20000"))[
             "status"
         ] not in FINAL:
@@ -63,20 +63,20 @@ class QueueClient:
 
 
 def body(value: Any) -> dict[str, Any]:
-    """A request's body, however long it is."""
+    """Return the body of a request, whatever its size."""
     return {"data": BytesIO(json.dumps(value).encode()), "headers": JSON}
 
 
 def prompt(text: str = "hello", *, stream: bool = False, **params: Any) -> dict[str, Any]:
-    """A native input for the scripted engine: three tokens, unless the parameters say otherwise."""
+    """Return a native input for the scripted engine: three tokens by default."""
     return {"prompt": text, "sampling_params": {"max_tokens": 3} | params, "stream": stream}
 
 
 def long(text: str = "long") -> dict[str, Any]:
-    """An input that runs for as long as anybody cares."""
+    """Return an input that runs until it is stopped."""
     return prompt(text, stream=True, max_tokens=100_000, seed=20_000)
 
 
 def said(elements: list[dict[str, Any]]) -> str:
-    """The text of native elements."""
+    """Return the text of native elements."""
     return "".join(element["output"]["text"][0] for element in elements)

@@ -1,4 +1,4 @@
-"""A job store that notes how it is used."""
+"""A job store that records its calls."""
 
 from collections.abc import Callable
 from typing import Any, cast
@@ -7,7 +7,7 @@ from proxy.store.base import JobStore
 
 
 class RecordedStore:
-    """The contract over another store, which does the work; `calls` has every call and its arguments."""
+    """A job store that delegates to another one; `calls` has every call with its arguments."""
 
     def __init__(self, store: JobStore) -> None:
         self._store = store
@@ -18,7 +18,7 @@ class RecordedStore:
         return self._recorded(name, found) if callable(found) else found
 
     def naming(self, *words: str) -> list[str]:
-        """The calls whose arguments name one of these."""
+        """Return the calls whose arguments contain one of these words."""
         return [call for call in self.calls if any(word in call for word in words)]
 
     def _recorded(self, name: str, method: Callable[..., Any]) -> Callable[..., Any]:
@@ -30,6 +30,6 @@ class RecordedStore:
 
 
 def recorded(store: JobStore) -> tuple[RecordedStore, JobStore]:
-    """The same object twice: to look at, and to give away as a store."""
+    """Return the same object twice: once for inspection, and once typed as a store."""
     made = RecordedStore(store)
     return made, cast("JobStore", made)

@@ -1,7 +1,8 @@
-"""Hooks of schemathesis, read by its own process: they make what it generates meet something here.
+"""Hooks of schemathesis, loaded in its process, which make requests refer to existing things.
 
-Left alone, hardly a request would get past the endpoint or the model, and webhooks would go to machines of others.
-Where it is this that would be changed, some requests stay as they were.
+Without them, almost all requests would be rejected for their endpoint or model, and webhooks would
+be sent to foreign hosts. Where a hook would change the very part under test, some requests are left
+as generated.
 """
 
 import re
@@ -10,14 +11,16 @@ from typing import Any
 import schemathesis
 
 ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
-HELD = "1000"  # milliseconds; the least that there is
-PRIVATE = "http://127.0.0.1/"  # no webhook goes there
+# The minimum in milliseconds.
+HELD = "1000"
+# Webhooks are not sent to this address.
+PRIVATE = "http://127.0.0.1/"
 MESSAGES = [{"role": "user", "content": "hello"}]
 
 
 @schemathesis.hook
 def before_call(context: Any, case: Any, kwargs: dict[str, Any]) -> None:
-    """The last word on a request before it leaves."""
+    """Adjust a request before it is sent."""
     found = case.path_parameters or {}
     endpoint = str(found.get("endpoint", ""))
     if ENDPOINT.fullmatch(endpoint) and not endpoint.startswith("_"):

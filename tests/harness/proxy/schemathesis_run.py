@@ -1,4 +1,7 @@
-"""schemathesis as a process: it reads the proxy's own description, and asks whatever that allows, and more."""
+"""schemathesis as a process.
+
+It reads the proxy's OpenAPI description, and sends valid and invalid requests.
+"""
 
 import asyncio
 import json
@@ -14,7 +17,8 @@ from typing import Any
 import pytest
 
 TESTS = Path(__file__).parents[2]
-SHOWN = 4_000  # characters of what it printed, where it found something
+# The maximum number of characters of its output that are shown after a failure.
+SHOWN = 4_000
 CONFORMS = (
     *("status_code_conformance", "content_type_conformance", "response_headers_conformance"),
     *("response_schema_conformance", "unsupported_method", "allow_header_conformance"),
@@ -23,7 +27,7 @@ CONFORMS = (
 
 @dataclass(frozen=True, slots=True)
 class Asked:
-    """One request, and its answer's status; 0 where none came."""
+    """A request and the status of its response; 0 if there was none."""
 
     phase: str
     method: str
@@ -33,7 +37,7 @@ class Asked:
 
 @dataclass(frozen=True, slots=True)
 class Asking:
-    """What a run asked, how many checks failed, and what it printed."""
+    """The requests of a run, the number of failed checks, and the output."""
 
     requests: tuple[Asked, ...]
     failures: int
@@ -44,16 +48,21 @@ class Asking:
 async def ask_all(
     source: str, url: str, folder: Path, *options: str, checks: tuple[str, ...] = CONFORMS
 ) -> Asking:
-    """Ask by the description at `source`, a file or a URL; always the same requests for the same options."""
+    """Test the description at `source`, a file or a URL.
+
+    The same options always lead to the same requests.
+    """
     if find_spec("schemathesis") is None:
         pytest.skip("needs schemathesis: `make test` brings it with the test tools")
     events = folder / "events.ndjson"
     process = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()", "run", source),
-        *("--url", url, "--checks", ",".join(checks), "--generation-deterministic", "--continue-on-failure"),
-        *("--no-color", "--warnings", "off", "--report", "ndjson", "--report-ndjson-path", str(events), *options),
+        *(sys.executable, "-c", "from schemathesis.cli import schemathesis; schemathesis()"),
+        *("run", source, "--url", url, "--checks", ",".join(checks)),
+        *("--generation-deterministic", "--continue-on-failure", "--no-color", "--warnings", "off"),
+        *("--report", "ndjson", "--report-ndjson-path", str(events), *options),
         cwd=folder, stdout=PIPE, stderr=STDOUT,
-        env=environ | {"SCHEMATHESIS_HOOKS": "harness.proxy.schemathesis_hooks", "PYTHONPATH": str(TESTS)},
+        env=environ
+        | {"SCHEMATHESIS_HOOKS": "harness.proxy.schemathesis_hooks", "PYTHONPATH": str(TESTS)},
     )  # fmt: skip
     try:
         printed, _ = await process.communicate()

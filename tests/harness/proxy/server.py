@@ -1,4 +1,4 @@
-"""A proxy on a real socket, in this event loop, so that a test can also look inside."""
+"""A proxy on a real socket in this event loop, so that a test can also inspect its state."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -29,14 +29,14 @@ class Proxy:
     http: aiohttp.ClientSession
 
     def openai(self, **more: Any) -> AsyncOpenAI:
-        """The stock client, pointed here."""
+        """Return the official OpenAI client for this proxy."""
         return AsyncOpenAI(
             **{"base_url": f"{self.url}/v1", "api_key": "none", "max_retries": 0} | more
         )
 
     @property
     def ready(self) -> int:
-        """How many workers can serve."""
+        """The number of workers that can serve."""
         return sum(worker.is_ready for worker in self.parts.fleet)
 
 
@@ -44,7 +44,10 @@ class Proxy:
 async def serving(
     clock: Clock | None = None, job_store: JobStore | None = None, **settings: Any
 ) -> AsyncIterator[Proxy]:
-    """A proxy with these settings, and perhaps a store of the test's own, on a free port; drained at the end."""
+    """Run a proxy with these settings on a free port, and drain it at the end.
+
+    The test may provide its own store.
+    """
     with TemporaryDirectory() as folder:
         wanted = Settings(**{"port": 0, "data_dir": Path(folder), "drain": 2.0} | settings)
         system = System() if clock is None else System(clock=clock)
@@ -68,7 +71,7 @@ def chat(text: str = "hello", **more: Any) -> dict[str, Any]:
 
 
 async def frames(response: aiohttp.ClientResponse) -> list[bytes]:
-    """The events of a stream, to its end; comments left out."""
+    """Return the events of a stream until its end, without comments."""
     body = await response.read()
     lines = [line for line in body.splitlines(keepends=True) if not line.startswith(b":")]
     return [event for event in b"".join(lines).split(b"\n\n") if event]

@@ -1,4 +1,4 @@
-"""What the shared fixtures give: lines that were started once for all stories of a run."""
+"""The values of the shared fixtures, which are started once for all stories of a run."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,7 @@ class Line:
     workers: list[WorkerProcess]
 
     async def running(self) -> float:
-        """How many requests the engines work on."""
+        """The number of requests that the engines are processing."""
         return sum(
             [await one.metric(self.proxy.http, "num_requests_running") for one in self.workers]
         )
@@ -23,6 +23,6 @@ class Line:
 
 @dataclass(frozen=True)
 class Real(Line):
-    """A proxy whose workers run vLLM, and where what their engines send is recorded."""
+    """A proxy whose workers run vLLM, and the folder with the recorded output of the engines."""
 
     records: Path

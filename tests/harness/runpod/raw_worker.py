@@ -1,4 +1,4 @@
-"""A stock worker of our own: it speaks the SDK's protocol over plain HTTP, and does nothing by itself."""
+"""A stock worker without the SDK: the test sends the SDK's requests over plain HTTP."""
 
 import json
 from io import BytesIO
@@ -27,7 +27,7 @@ class Raw:
         await self.pings.close()
 
     async def take(self, *, busy: bool = False, batch: int = 1) -> Any:
-        """What a poll gives: a job, a list of them, or None."""
+        """Poll once; return a job, a list of jobs, or None."""
         verb = "job-take" if batch == 1 else "job-take-batch"
         more = "" if batch == 1 else f"&batch_size={batch}"
         url = f"{self._url}/{verb}/{self.name}?gpu=none{more}&job_in_progress={int(busy)}"
@@ -36,7 +36,6 @@ class Raw:
             return await response.json() if response.status == 200 else None
 
     async def next_job(self) -> Any:
-        """Poll until there is a job."""
         while True:
             if job := await self.take():
                 return job
@@ -51,7 +50,7 @@ class Raw:
         return await self.chunk_bytes(job, json.dumps({"output": value}).encode())
 
     async def chunk_bytes(self, job: str, body: bytes) -> int:
-        """A piece of output, as it is."""
+        """Send a chunk of output as raw bytes."""
         url = f"{self._url}/job-stream/{self.name}/{job}?gpu=none&isStream=false"
         async with self.http.post(url, data=BytesIO(body)) as response:
             return response.status

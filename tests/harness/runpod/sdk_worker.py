@@ -1,4 +1,4 @@
-"""Stock workers: the real Runpod SDK in a process of its own, with a handler of `tests/handlers`."""
+"""Stock workers: the Runpod SDK in a process of its own, with a handler of `tests/handlers`."""
 
 import asyncio
 import os
@@ -22,28 +22,28 @@ START_SECONDS = 60.0
 
 @dataclass
 class StockProcess:
-    """A stock worker, from outside."""
+    """A stock worker in a process of its own."""
 
     process: Process
     id: str
     lines: list[str] = field(default_factory=list)
 
     def notes(self, kind: str, job: str) -> int:
-        """How often its handler has noted this about a job."""
+        """Return the number of notes of this kind that the handler has printed about a job."""
         return self.lines.count(f"note {kind} {job}")
 
     async def noted(self, kind: str, job: str, seconds: float = 20.0) -> None:
-        """Wait until its handler has noted this."""
+        """Wait until the handler has printed this note."""
         await until(lambda: self.notes(kind, job) > 0, seconds, f"{kind} {job}")
 
     async def stop(self) -> int:
-        """Ask it to end, and wait for it."""
+        """Ask the process to exit, and wait for it."""
         self.process.send_signal(signal.SIGTERM)
         return await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
 
 
 def stock_proxy(**settings: Any) -> AbstractAsyncContextManager[Proxy]:
-    """A proxy that knows soon that a stock worker is lost."""
+    """Run a proxy that detects the loss of a stock worker quickly."""
     return serving(
         **{"poll_hold": 2.0, "ping_lease": 6.0, "line_gap": 2.0, "queue_timeout": 30.0} | settings
     )
@@ -59,12 +59,16 @@ async def stock_worker(
     wait: bool = True,
     **more: str,
 ) -> AsyncIterator[StockProcess]:
-    """A stock worker of this proxy; `more` are variables of its environment. Everything of it is ended at the end."""
+    """Run a stock worker of this proxy; `more` are variables of its environment.
+
+    All its processes are stopped when the context ends.
+    """
     pod = pod or f"pod-{os.urandom(4).hex()}"
     told = environment(proxy.url, endpoint, proxy.parts.token, pod, ping_millis=1000)
     process = await asyncio.create_subprocess_exec(
         *(python(".venv-sdk"), str(HANDLERS / handler)),
-        cwd=HANDLERS, env=os.environ | told | more, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+        cwd=HANDLERS, env=os.environ | told | more,
+        stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     running = StockProcess(process, pod)
     reading = asyncio.create_task(_read(running))
@@ -88,6 +92,7 @@ def _is_ready(proxy: Proxy, running: StockProcess) -> bool:
 
 async def _read(running: StockProcess) -> None:
     assert running.process.stdout is not None
-    with suppress(ValueError):  # a line that is too long
+    # A line may be too long.
+    with suppress(ValueError):
         async for line in running.process.stdout:
             running.lines.append(line.decode(errors="replace").rstrip())

@@ -18,7 +18,7 @@ ROOT = Path(__file__).parents[3]
 
 @dataclass
 class Stage:
-    """The instructions of one stage, in their order."""
+    """The instructions of one stage, in order."""
 
     base: str
     instructions: list[tuple[str, str]] = field(default_factory=list)
@@ -34,7 +34,7 @@ class Stage:
 
 
 def read(path: Path = ROOT / "Dockerfile") -> dict[str, Stage]:
-    """The stages by their names."""
+    """Return the stages by name."""
     text = re.sub(r"^\s*#.*\n", "", path.read_text(), flags=re.MULTILINE)
     stages: dict[str, Stage] = {}
     stage = Stage("")
@@ -56,7 +56,7 @@ class Machine:
     stages: dict[str, Stage]
 
     def environment(self, name: str) -> dict[str, str]:
-        """The variables of a stage; paths are under our root."""
+        """Return the variables of a stage, with paths below the root of this machine."""
         stage = self.stages[name]
         known = (
             self.environment(stage.base) if stage.base in self.stages else {"PATH": self._path()}
@@ -71,11 +71,11 @@ class Machine:
         return known
 
     def expand(self, text: str, variables: dict[str, str]) -> str:
-        """The text with its variables in place."""
+        """Return the text with its variables replaced."""
         return re.sub(r"\$\{(\w+)\}", lambda found: variables[found[1]], text)
 
     def build(self, name: str) -> None:
-        """Carry out COPY and RUN of a stage, and of those below it."""
+        """Execute the COPY and RUN instructions of a stage and of its base stages."""
         stage = self.stages[name]
         if stage.base in self.stages:
             self.build(stage.base)
@@ -91,7 +91,7 @@ class Machine:
                 self._run(rest, name)
 
     def _folder(self, name: str) -> Path:
-        """The working directory of a stage."""
+        """Return the working directory of a stage."""
         stage = self.stages[name]
         given = [rest for instruction, rest in stage.instructions if instruction == "WORKDIR"]
         folder = (
@@ -131,6 +131,6 @@ class Machine:
         return f"{Path(sys.base_prefix) / 'bin'}:{os.environ['PATH']}"
 
     def files(self, place: str) -> Iterator[tuple[str, Any]]:
-        """Every file of a folder and when it was written."""
+        """Yield every file of a folder and its modification time."""
         for path in sorted((self.root / place).rglob("*")):
             yield str(path), path.lstat().st_mtime_ns

@@ -1,4 +1,4 @@
-"""A machine that lacks something, for one command and what it starts."""
+"""Restricted environments of a machine, for one command and its children."""
 
 import os
 import shutil
@@ -11,7 +11,10 @@ COMPILERS = ("gcc", "g++", "cc", "c++", "clang", "c89", "c99", "cpp")
 
 
 def path_without_compilers(folder: Path) -> str:
-    """Return a PATH of one folder that has every command of this machine but the compilers, whatever their version."""
+    """Return a PATH of one folder with all commands of this machine except compilers.
+
+    Compilers of any version are excluded.
+    """
     folder.mkdir()
     for place in os.environ["PATH"].split(os.pathsep):
         for tool in Path(place).glob("*"):
@@ -22,12 +25,12 @@ def path_without_compilers(folder: Path) -> str:
 
 
 def _is_compiler(name: str) -> bool:
-    """`g++`, and also `g++-12` and `x86_64-linux-gnu-g++-12`."""
+    """Return True for `g++`, and also for `g++-12` and `x86_64-linux-gnu-g++-12`."""
     return any(part in COMPILERS for part in name.split("-"))
 
 
 def hidden_folder(folder: str) -> tuple[str, ...]:
-    """Return a command that goes on as another one, for which this folder is empty."""
+    """Return a command that executes another one with this folder hidden."""
     way = ("unshare", "--mount", "sh", "-c", 'mount -t tmpfs none "$0" && exec "$@"', folder)
     if not Path(folder).is_dir():
         return ()

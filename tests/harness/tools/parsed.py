@@ -1,6 +1,6 @@
-"""The guard over a transport in memory: what it answers to bytes that arrive in exactly these pieces.
+"""The HTTP guard on an in-memory transport, which delivers bytes in exactly these pieces.
 
-A socket would join the pieces again. The protocol, its parser and the application behind it are the real ones.
+A socket would join the pieces. The protocol, its parser and the application are the real ones.
 """
 
 import asyncio
@@ -21,15 +21,14 @@ from proxy.edge.guard import EdgeContext
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 
-QUIET_TURNS = (
-    3  # of the event loop without a new byte: then the application has nothing more to say
-)
+# Turns of the event loop without a new byte, after which the application has finished its output.
+QUIET_TURNS = 3
 MOST_TURNS = 200
 DATE = re.compile(rb"\r\nDate: [^\r]*")
 
 
 class MemoryTransport(asyncio.Transport):
-    """Keeps what is written. `wire` is a socket that is not connected, for those who set its options."""
+    """A transport that stores its output. `wire` is an unconnected socket for socket options."""
 
     def __init__(self, protocol: asyncio.Protocol, wire: socket.socket) -> None:
         super().__init__(
@@ -77,17 +76,17 @@ class MemoryTransport(asyncio.Transport):
 
 
 class Written(NamedTuple):
-    """What the server wrote, without the time, and whether it has closed the connection."""
+    """The output of the server without dates, and the state of the connection."""
 
     written: bytes
     is_closing: bool
 
 
 class Parsed:
-    """Connections that are made of pieces."""
+    """Connections whose input is given in pieces."""
 
     def __init__(self, wire: socket.socket) -> None:
-        """Let the connections share this socket, which is not connected."""
+        """Share `wire`, an unconnected socket, between the connections."""
         self._wire = wire
         self.connections = ConnectionLimiter(1_000_000)
         edge = EdgeContext(
@@ -95,13 +94,13 @@ class Parsed:
         )
         self._config = uvicorn.Config(
             echo, http=cast("type[EdgeProtocol]", partial(EdgeProtocol, edge)), ws=WorkerProtocol,
-            ws_ping_interval=None, lifespan="off", log_config=None, access_log=False, server_header=False,
-            date_header=False,
+            ws_ping_interval=None, lifespan="off", log_config=None, access_log=False,
+            server_header=False, date_header=False,
         )  # fmt: skip
         self._config.load()
 
     async def answer(self, pieces: Iterable[bytes]) -> Written:
-        """Feed these pieces to a new connection, which the client then closes."""
+        """Feed these pieces to a new connection, then close it from the client's side."""
         state = ServerState()
         protocol = self._config.http_protocol_class(
             config=self._config, server_state=state, app_state={}
@@ -126,7 +125,7 @@ class Parsed:
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answer with what was asked; a WebSocket is accepted."""
+    """Respond with the request; accept WebSockets."""
     if scope["type"] == "websocket":
         await receive()
         await send({"type": "websocket.accept"})
@@ -144,6 +143,6 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
 
 @asynccontextmanager
 async def parsed() -> AsyncIterator[Parsed]:
-    """The guard, without a network."""
+    """The guard without a network."""
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as wire:
         yield Parsed(wire)

@@ -1,7 +1,8 @@
 """Distribution of a parallel run over its processes (pytest-xdist): one unit of work is one file.
 
-Files with real vLLM make two units: those that share the engines of one fixture, and those that start
-their own. So an engine is started once, and at most two units use the memory for engines.
+Files with real vLLM form two units: those that share the engines of one fixture, and those that
+start their own. Therefore, an engine is started once, and at most two units use the memory for
+engines.
 """
 
 from collections.abc import Sequence
@@ -18,7 +19,10 @@ LONGEST_FIRST = (ENGINES, "tests/stories/", "tests/jobs/", "tests/edge/", "tests
 
 
 class FileScheduling(LoadScopeScheduling):
-    """Give each process whole files in the order of collection, so that a module's fixtures are made once."""
+    """Gives each process whole files in the order of collection.
+
+    The fixtures of a module are thus created only once.
+    """
 
     def __init__(self, config: pytest.Config, log: Producer) -> None:
         super().__init__(config, log)

@@ -1,4 +1,4 @@
-"""A terminal with a command in it: what a person sees, and types."""
+"""A pseudo-terminal that runs a command, with the output and the keyboard of a user."""
 
 import asyncio
 import os
@@ -18,25 +18,26 @@ _COLOURS = re.compile(r"\x1b\[[0-9;?]*[a-zA-Z]")
 
 
 class Terminal:
-    """What a person sees, and types."""
+    """The output and the keyboard of a terminal."""
 
     def __init__(self, master: int) -> None:
         self._master = master
         self._from = 0
-        self.seen = bytearray()  # with everything that a terminal obeys
+        # The raw output, including escape sequences.
+        self.seen = bytearray()
         asyncio.get_running_loop().add_reader(master, self._read)
 
     @property
     def text(self) -> str:
-        """What came since the last thing that was waited for."""
+        """The output since the last text that `shows` waited for."""
         return _COLOURS.sub("", self.seen.decode(errors="replace"))[self._from :]
 
     def type(self, text: str) -> None:
-        """Type."""
+        """Send keystrokes to the terminal."""
         os.write(self._master, text.encode())
 
     async def shows(self, text: str) -> None:
-        """Wait until this is on the screen; what comes after it is what is waited for next."""
+        """Wait until `text` is shown; the next call considers only the output after it."""
         await until(lambda: text in self.text, 20, f"{text!r} in {self.text!r}")
         self._from += self.text.index(text) + len(text)
 
@@ -45,7 +46,7 @@ class Terminal:
             self.seen += os.read(self._master, 65536)
 
     def close(self) -> None:
-        """No more."""
+        """Close the terminal."""
         asyncio.get_running_loop().remove_reader(self._master)
         os.close(self._master)
 
@@ -54,7 +55,7 @@ class Terminal:
 async def terminal(
     *arguments: str, **environment: str
 ) -> AsyncIterator[tuple[Terminal, asyncio.subprocess.Process]]:
-    """`vllm-serverless ARGUMENTS` in a terminal of its own; ended at the end."""
+    """Run `vllm-serverless ARGUMENTS` in a terminal, and stop it when the context ends."""
     master, slave = pty.openpty()
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "proxy.cli", *arguments),

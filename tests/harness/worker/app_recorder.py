@@ -1,7 +1,8 @@
-"""Writes down what an engine's app gets and sends, inside the worker: a middleware for vLLM's own `--middleware` flag.
+"""A recorder of an engine app's input and output, as middleware for vLLM's `--middleware`.
 
-Only requests with a `user` field that begins with `record-` are written, to the file of that name in `RECORD_FOLDER`:
-one line of hexadecimal digits for the request's body, then one for each body the app sent.
+It runs inside the worker, and records only requests whose `user` field starts with `record-`, in
+the file of that name in `RECORD_FOLDER`: one line of hexadecimal digits for the body of the
+request, then one for each body that the app sent.
 """
 
 import json
@@ -11,7 +12,7 @@ from typing import Any
 
 
 class Recorder:
-    """An ASGI middleware."""
+    """An ASGI middleware that records request and response bodies."""
 
     def __init__(self, app: Any) -> None:
         self.app = app
@@ -51,6 +52,6 @@ def _write(name: str, body: bytes) -> None:
 
 
 def recorded(folder: Path, name: str) -> tuple[bytes, bytes]:
-    """The body that the app was given for this request, and all that it sent."""
+    """Return the request body that the app received, and all the bytes that it sent."""
     request, *answer = (bytes.fromhex(line) for line in (folder / name).read_text().splitlines())
     return request, b"".join(answer)

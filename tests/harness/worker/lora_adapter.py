@@ -1,4 +1,7 @@
-"""A LoRA adapter for the demo model, made up: what it says is nonsense, but not the base model's nonsense."""
+"""A LoRA adapter for the demo model with random weights.
+
+Its output is nonsense, but differs from that of the base model.
+"""
 
 import json
 from pathlib import Path
@@ -9,7 +12,7 @@ LAYERS = 2
 
 
 def write_adapter(folder: Path) -> Path:
-    """Write it in PEFT's format."""
+    """Write the adapter in PEFT's format."""
     import numpy as np  # noqa: PLC0415 - both come with vLLM, which not every machine has
     from safetensors.numpy import save_file  # noqa: PLC0415
 

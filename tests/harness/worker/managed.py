@@ -1,4 +1,4 @@
-"""Workers that the proxy's own provider keeps running, of either kind."""
+"""Native and stock workers that the proxy's provider keeps running."""
 
 import os
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ CommandFor = Callable[[Proxy], Command]
 
 @dataclass
 class Provided:
-    """One worker that is started again whenever it ends, from outside."""
+    """A worker that the provider restarts whenever it exits."""
 
     proxy: Proxy
     provider: ProcessProvider
@@ -35,16 +35,16 @@ class Provided:
 
     @property
     def alive(self) -> WorkerId:
-        """The worker that runs now; none between two of them."""
+        """Return the id of the worker process that runs now; none between two of them."""
         return next(iter(self.provider.workers()), WorkerId(""))
 
     async def is_ready(self) -> WorkerId:
-        """Wait until the worker that runs now can take a job."""
+        """Wait until the running worker can take a job; return its id."""
         await until(lambda: self._credit() > 0, START_SECONDS, "a worker is ready")
         return self.alive
 
     async def says(self, line: str) -> None:
-        """Wait until a worker has written this line."""
+        """Wait until a worker has printed this line."""
         await until(lambda: line in self.lines, 20.0, line)
 
     def _credit(self) -> int:
@@ -53,7 +53,7 @@ class Provided:
 
 
 def own(slots: int) -> CommandFor:
-    """Our worker with the scripted engine."""
+    """Return the command of a native worker with the scripted engine."""
 
     def command(proxy: Proxy) -> Command:
         def told(_: int, worker: WorkerId) -> Mapping[str, str]:
@@ -67,7 +67,7 @@ def own(slots: int) -> CommandFor:
 
 
 def stock(handler: str, **more: str) -> CommandFor:
-    """The stock SDK with a handler of `tests/handlers`."""
+    """Return the command of the stock SDK with a handler of `tests/handlers`."""
     argv: Sequence[str] = (python(".venv-sdk"), str(HANDLERS / handler))
 
     def command(proxy: Proxy) -> Command:
@@ -84,7 +84,7 @@ def stock(handler: str, **more: str) -> CommandFor:
 
 @asynccontextmanager
 async def provided(proxy: Proxy, command: Command) -> AsyncIterator[Provided]:
-    """A worker of this proxy's own provider."""
+    """Run a worker with the provider of this proxy."""
     lines: list[str] = []
 
     def say(worker: WorkerId, line: str) -> None:

@@ -25,20 +25,20 @@ _METRICS = re.compile(r"event=metrics\.listening url=(\S+)")
 
 @dataclass
 class WorkerProcess:
-    """A worker of its own, from outside."""
+    """A worker in a process of its own."""
 
     process: Process
     id: str
     lines: list[str] = field(default_factory=list)
 
     def find(self, pattern: re.Pattern[str]) -> str | None:
-        """The first group of the first line that matches."""
+        """Return the first group of the first output line that matches."""
         return next(
             (found.group(1) for line in self.lines if (found := pattern.search(line))), None
         )
 
     async def metric(self, http: aiohttp.ClientSession, name: str) -> float:
-        """A metric of the engine, over the worker's own loopback port."""
+        """Return a metric of the engine, read from the worker's loopback port."""
         url = self.find(_METRICS)
         assert url is not None, self.lines
         async with http.get(url) as response:
@@ -47,19 +47,21 @@ class WorkerProcess:
         return sum(float(row) for row in rows)
 
     def kill(self) -> None:
-        """End it and all its processes at once."""
+        """Kill the worker and all its processes immediately."""
         with suppress(ProcessLookupError):
             os.killpg(self.process.pid, signal.SIGKILL)
 
 
 def environment(**more: Any) -> dict[str, str]:
-    """What a worker is told; `more` are `WORKER_*` variables in lower case."""
+    """Return the environment of a worker; `more` are `WORKER_*` variables in lower case."""
     told = {
         "engine": "scripted",
         "metrics_port": 0,
         "log_level": "debug",
-        "heartbeat_seconds": 0.25,  # the leases of the stories are short
-        "drain_seconds": 1,  # a test that leaves a long job running does not wait for it
+        # The leases of the stories are short.
+        "heartbeat_seconds": 0.25,
+        # A test that leaves a long job running does not wait for it.
+        "drain_seconds": 1,
     } | more
     own = told.pop("environment", {})
     return {
@@ -73,7 +75,7 @@ def environment(**more: Any) -> dict[str, str]:
 async def worker_process(
     *flags: str, told: dict[str, str], name: str = "", python: str = sys.executable
 ) -> AsyncIterator[WorkerProcess]:
-    """`python -m worker_vllm`, ended at the end."""
+    """Run `python -m worker_vllm`, and stop it when the context ends."""
     process = await asyncio.create_subprocess_exec(
         *(python, "-m", "worker_vllm", *flags),
         cwd=ROOT, env=told, stdout=PIPE, stderr=STDOUT, start_new_session=True,
@@ -100,9 +102,10 @@ async def worker_process(
 
 
 def _kill_vllm(leader: int) -> None:
-    """Kill a worker's processes: vLLM needs 5 to 15 seconds to end in order, which `make up` is tested for.
+    """Kill the processes of a worker, because an orderly shutdown of vLLM takes 5 to 15 seconds.
 
-    Python's resource tracker is left alone: it removes their shared memory and then ends.
+    The orderly shutdown is tested with `make up`. Python's resource tracker is not killed: it
+    removes their shared memory and then exits.
     """
     for pid in family([leader]):
         with suppress(OSError):
@@ -114,7 +117,7 @@ def _kill_vllm(leader: int) -> None:
 async def worker(
     proxy: Proxy, *flags: str, url: str = "", wait: bool = True, **more: Any
 ) -> AsyncIterator[WorkerProcess]:
-    """A worker of this proxy, ready to serve."""
+    """Run a worker of this proxy that is ready to serve."""
     name = more.pop("id", f"w-{os.urandom(4).hex()}")
     told = environment(
         **{"connect": url or proxy.url, "token": proxy.parts.token, "id": name} | more

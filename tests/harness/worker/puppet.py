@@ -1,4 +1,4 @@
-"""A worker of our own protocol that does nothing by itself: it says what a story lets it say."""
+"""A worker with the native protocol that does nothing by itself: the test sends its frames."""
 
 import asyncio
 from collections import deque
@@ -16,7 +16,7 @@ PATIENCE = 20.0
 
 @dataclass
 class Puppet:
-    """One connection."""
+    """One connection of a worker."""
 
     socket: aiohttp.ClientWebSocketResponse
     _heard: deque[frames.ToWorker] = field(default_factory=deque)
@@ -25,7 +25,7 @@ class Puppet:
         await self.socket.send_bytes(frames.encode(list(said)))
 
     async def hear(self) -> frames.ToWorker:
-        """The next frame."""
+        """Return the next frame."""
         while not self._heard:
             message = await self.socket.receive(timeout=PATIENCE)
             assert message.type == aiohttp.WSMsgType.BINARY, (message, self.socket.close_code)
@@ -33,19 +33,19 @@ class Puppet:
         return self._heard.popleft()
 
     async def job(self) -> frames.Job:
-        """The next job."""
+        """Return the next job."""
         while not isinstance(frame := await self.hear(), frames.Job):
             pass
         return frame
 
     async def stopped(self) -> frames.Stop:
-        """The next job that it is to stop."""
+        """Return the next stop frame."""
         while not isinstance(frame := await self.hear(), frames.Stop):
             pass
         return frame
 
     async def closed(self) -> tuple[int | None, str]:
-        """With which code and for what reason the proxy closed."""
+        """Wait for the proxy to close the connection; return the code and the reason."""
         async with asyncio.timeout(PATIENCE):
             while True:
                 message = await self.socket.receive()
@@ -60,13 +60,13 @@ class Puppet:
 def hello(
     name: str = "w-puppet", models: Sequence[frames.Model] = (), holds: Sequence[frames.Hold] = ()
 ) -> frames.Hello:
-    """As an honest worker says it."""
+    """Return the hello frame of a correct worker."""
     return frames.Hello(frames.PROTOCOL, name, "puppet 1", list(models), list(holds))
 
 
 @asynccontextmanager
 async def puppet(proxy: Proxy, *first: frames.Frame, slots: int = 0) -> AsyncIterator[Puppet]:
-    """One that has said these, or hello and that it has slots."""
+    """Connect a worker that has sent these frames, or, by default, hello and its slots."""
     headers = {"Authorization": f"Bearer {proxy.parts.token}"}
     async with proxy.http.ws_connect(
         "/v2/default/worker", headers=headers, max_msg_size=0

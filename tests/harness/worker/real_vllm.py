@@ -1,4 +1,4 @@
-"""Workers with real vLLM on the demo model."""
+"""Workers that run vLLM with the demo model."""
 
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
@@ -8,11 +8,12 @@ from harness.proxy.server import Proxy
 from harness.worker.process import WorkerProcess, worker
 
 TESTS = Path(__file__).parents[2]
-START_SECONDS = 400  # two of them load at once, on two cores that may have other work
+# Two workers load at the same time, on two cores that may have other work.
+START_SECONDS = 400
 
 
 def real_worker(proxy: Proxy, records: Path) -> AbstractAsyncContextManager[WorkerProcess]:
-    """A worker with vLLM; what its engine sends is recorded in this folder."""
+    """Run a worker with vLLM; the output of its engine is recorded in `records`."""
     return worker(
         *(proxy, "--middleware", "harness.worker.app_recorder.Recorder"),
         engine="vllm", model="demo", log_level="info", heartbeat_seconds=5,
@@ -21,5 +22,5 @@ def real_worker(proxy: Proxy, records: Path) -> AbstractAsyncContextManager[Work
 
 
 def ask(text: str = "What is this?", **more: Any) -> dict[str, Any]:
-    """A chat request for the demo model."""
+    """Return a chat request for the demo model."""
     return {"model": "demo", "messages": [{"role": "user", "content": text}]} | more

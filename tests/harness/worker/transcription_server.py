@@ -1,4 +1,4 @@
-"""A transcription server like any other: it parses the form, remembers what came, and answers whole or as a stream."""
+"""A generic transcription server: it records the form and responds with JSON or a stream."""
 
 import json
 from collections.abc import AsyncIterator
@@ -14,16 +14,17 @@ MOST_BYTES = 64 * 1024 * 1024
 
 @dataclass(frozen=True)
 class Heard:
-    """One form that came."""
+    """A received form."""
 
     path: str
-    file: tuple[str, str, str]  # its name, its type, and the digest of its bytes
+    # The name, the content type and the digest of the file.
+    file: tuple[str, str, str]
     fields: list[tuple[str, str]]
 
 
 @dataclass
 class Speech:
-    """The server."""
+    """The transcription server."""
 
     model: str
     url: str = ""
@@ -67,7 +68,7 @@ class Speech:
 
 @asynccontextmanager
 async def speech(model: str) -> AsyncIterator[Speech]:
-    """A server on a free port, with this one model."""
+    """Run a server with one model on a free port."""
     running = Speech(model)
     app = web.Application(client_max_size=MOST_BYTES)
     app.router.add_get("/v1/models", running.models)

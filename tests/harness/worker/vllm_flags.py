@@ -1,4 +1,7 @@
-"""Asks vLLM's real parser, in a process of its own: cases as JSON on stdin, what came of them as JSON on stdout."""
+"""Runs vLLM's real parser in a process of its own.
+
+It reads test cases as JSON on stdin, and writes the results as JSON to stdout.
+"""
 
 import json
 import sys
@@ -6,8 +9,11 @@ from typing import Any
 
 
 def main() -> None:
-    """Each case is a dictionary of variables; its answer is what differs from vLLM's defaults, or the error."""
-    from worker_vllm.engine.arguments import parse, strict  # noqa: PLC0415 - this module is imported for no reason else
+    """Parse cases, which are dictionaries of variables.
+
+    The result of each is its difference from vLLM's defaults, or the error.
+    """
+    from worker_vllm.engine.arguments import parse, strict  # noqa: PLC0415 - the purpose of this module
     from worker_vllm.engine.base import EngineError  # noqa: PLC0415
     from worker_vllm.engine.flags import variables_of  # noqa: PLC0415
     from worker_vllm.engine.vllm import _vllm_names  # noqa: PLC0415

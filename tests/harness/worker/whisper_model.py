@@ -1,6 +1,6 @@
-"""A transcription model that needs no download: Whisper's structure at its smallest, with a tokenizer of bytes.
+"""A transcription model without a download: the smallest Whisper, with a byte tokenizer.
 
-It has no weights: vLLM makes some up (`--load-format dummy`), so its text means nothing.
+It has no weights: vLLM creates random ones (`--load-format dummy`), so its text has no meaning.
 """
 
 import json
@@ -13,7 +13,8 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
 FLAGS = ("--load-format", "dummy", "--enforce-eager", "--dtype", "bfloat16")
 MOST_TOKENS = 64
-RATE = 16_000  # samples of speech a second
+# Audio samples per second.
+RATE = 16_000
 END, START = "<|endoftext|>", "<|startoftranscript|>"
 SPECIAL = (
     END,
@@ -27,7 +28,7 @@ SPECIAL = (
 
 
 def make_whisper(folder: Path) -> None:
-    """Write the model's files, without its weights."""
+    """Write the files of the model, without weights."""
     tokenizer = _tokenizer()
     end, start = tokenizer.token_to_id(END), tokenizer.token_to_id(START)
     tokenizer.save(str(folder / "tokenizer.json"))
@@ -79,7 +80,7 @@ def _tokenizer() -> Tokenizer:
 
 
 def noise(seconds: int) -> bytes:
-    """A WAV file that says nothing."""
+    """Return a WAV file without speech."""
     written = BytesIO()
     with wave.open(written, "wb") as file:
         file.setnchannels(1)

@@ -1,4 +1,4 @@
-"""What worker-vllm puts out, as the answer of its engine."""
+"""The conversion of worker-vllm output into the response of its engine."""
 
 import json
 import tracemalloc
@@ -27,7 +27,7 @@ def text(value: str) -> bytes:
 
 
 @pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
-def test_a_stream_that_is_cut_anywhere_leaves_as_whole_events(size: int) -> None:
+def test_a_stream_that_is_split_anywhere_is_passed_on_in_whole_events(size: int) -> None:
     whole = "".join(
         f"data: é🙂 {number}\r\n\r\n" if number % 3 else f"data: {number}\n\n"
         for number in range(9)
@@ -38,7 +38,7 @@ def test_a_stream_that_is_cut_anywhere_leaves_as_whole_events(size: int) -> None
     assert b"".join(pieces) + answer.finish(b"[]") == whole.encode()
 
 
-def test_the_end_of_a_stream_is_an_event_even_when_its_blank_line_is_missing() -> None:
+def test_the_end_of_a_stream_is_an_event_even_without_its_blank_line() -> None:
     answer = Answer(STREAM)
     assert answer.put(text("data: 1\n")) == b""
     assert answer.finish(b"[]") == b"data: 1\n\n\n"
@@ -46,8 +46,11 @@ def test_the_end_of_a_stream_is_an_event_even_when_its_blank_line_is_missing() -
 
 @pytest.mark.parametrize("size", [1_000, 65_536, 300_000, 2_000_000])
 @pytest.mark.parametrize("blank", ["\n\n", "\r\n\r\n"])
-def test_a_large_event_leaves_in_pieces_and_little_of_it_is_kept(blank: str, size: int) -> None:
-    whole = f"data: 1{blank}data: {'é' * 500_000}{blank}data: 2{blank}data: {'x' * EVENT_MAX_BYTES}{blank}"
+def test_a_large_event_is_passed_on_in_pieces_with_a_small_buffer(blank: str, size: int) -> None:
+    whole = (
+        f"data: 1{blank}data: {'é' * 500_000}{blank}"
+        f"data: 2{blank}data: {'x' * EVENT_MAX_BYTES}{blank}"
+    )
     answer, left = Answer(STREAM), b""
     for start in range(0, len(whole), size):
         left += answer.put(text(whole[start : start + size]))
@@ -80,7 +83,9 @@ NO_ERRORS = [
 @pytest.mark.parametrize(
     ("event", "is_one"), [(one, True) for one in ERRORS] + [(one, False) for one in NO_ERRORS]
 )
-def test_an_error_event_is_found_wherever_it_is_cut(event: str, is_one: bool, size: int) -> None:
+def test_an_error_event_is_detected_wherever_it_is_split(
+    event: str, is_one: bool, size: int
+) -> None:
     whole = f"data: 1\n\n{event}\n\ndata: [DONE]\n\n"
     answer = Answer(STREAM)
     if size == 7 and len(whole) > EVENT_MAX_BYTES:
@@ -91,17 +96,17 @@ def test_an_error_event_is_found_wherever_it_is_cut(event: str, is_one: bool, si
     assert answer.carries_error is is_one
 
 
-def test_parsed_events_are_written_again_and_ended() -> None:
+def test_parsed_events_are_serialized_and_terminated() -> None:
     answer = Answer(STREAM)
     assert answer.put(b'[{"a":1},{"b":2}]') == b'data: {"a":1}\n\ndata: {"b":2}\n\n'
     assert answer.finish(b"[]") == DONE
 
 
-def test_a_stream_that_came_only_as_a_result_is_one_all_the_same() -> None:
+def test_a_stream_may_arrive_only_as_a_result() -> None:
     assert Answer(STREAM).finish(b'["data: 1\\n\\n", "data: 2\\n\\n"]') == b"data: 1\n\ndata: 2\n\n"
 
 
-def test_what_is_missing_in_a_stream_is_noticed() -> None:
+def test_missing_parts_of_a_stream_are_detected() -> None:
     answer = Answer(STREAM)
     answer.put(b'"data: 1"')
     assert answer.has_holes(b"[1,2]")
@@ -131,11 +136,11 @@ def test_a_whole_answer_is_unwrapped(output: bytes, status: int, body: bytes) ->
 
 
 @pytest.mark.parametrize("output", [b"[]", b"null", b"[null]"])
-def test_no_answer_is_none(output: bytes) -> None:
+def test_invalid_output_is_not_an_answer(output: bytes) -> None:
     assert Answer(WHOLE).whole(output) is None
 
 
-def test_a_whole_answer_may_have_come_as_a_chunk_only() -> None:
+def test_a_whole_answer_may_arrive_only_as_a_chunk() -> None:
     answer = Answer(WHOLE)
     assert answer.put(b'{"id": 1}') == b""
     assert answer.whole(b"[]") is not None
@@ -163,16 +168,14 @@ FAILURES = [
 
 
 @pytest.mark.parametrize(("error", "status", "body"), FAILURES, ids=range(len(FAILURES)))
-def test_the_status_of_an_error_is_found_again(
-    error: object, status: int, body: str | None
-) -> None:
+def test_the_status_of_an_error_is_restored(error: object, status: int, body: str | None) -> None:
     failure = read_failure(error)
     assert failure.status == status
     assert bool(failure.body) is bool(status)
     assert body is None or failure.body.decode() == body
 
 
-def test_an_exception_is_told_without_its_trace() -> None:
+def test_an_exception_is_reported_without_its_traceback() -> None:
     assert read_failure("handler: out of luck \ntraceback: secret").message == "out of luck"
     assert (
         read_failure(json.dumps({"error_message": "out of luck", "error_traceback": "s"})).message
@@ -180,7 +183,7 @@ def test_an_exception_is_told_without_its_trace() -> None:
     )
 
 
-async def test_results_keep_their_bytes_and_python_numbers_are_mended() -> None:
+async def test_results_keep_their_bytes_and_python_numbers_are_corrected() -> None:
     result = await read_result(b'{"output": {"x": 1.0,  "y": []}, "stopPod": true}')
     assert result is not None
     assert (result.value, result.has_failed, result.refreshes) == (
@@ -196,7 +199,7 @@ async def test_results_keep_their_bytes_and_python_numbers_are_mended() -> None:
     ] == [None] * 5
 
 
-async def test_a_text_that_looks_like_a_number_of_python_stays_a_text() -> None:
+async def test_a_text_that_looks_like_a_python_number_stays_a_text() -> None:
     mended = await read_result(
         b'{"output": ["NaN", "\\"-Infinity", NaN, {"NaN": -Infinity}], "error": null}'
     )
@@ -207,7 +210,7 @@ async def test_a_text_that_looks_like_a_number_of_python_stays_a_text() -> None:
 @pytest.mark.parametrize(
     "body", [b'{"output": "\xff"}', b'{"output": "\\ud800"}', b'{"output": ' + b"[" * 100_000]
 )
-async def test_a_result_that_could_not_be_passed_on_is_none(body: bytes) -> None:
+async def test_a_result_that_cannot_be_passed_on_is_rejected(body: bytes) -> None:
     assert await read_result(body) is None
 
 
@@ -252,8 +255,8 @@ DEEP = ["{" + unit * 10_000 for unit in ("(", "1:{", "-", "a.", "1+", "not ", "l
 
 
 @pytest.mark.parametrize("text", DEEP)
-def test_a_deep_error_breaks_nothing(text: str) -> None:
-    """Python's own reader fails with other errors after such a text, whatever it is given."""
+def test_a_deeply_nested_error_is_handled(text: str) -> None:
+    """Python's own parser fails with other errors after such a text, regardless of its input."""
     assert read_failure(text).message == text
     assert (
         read_failure(

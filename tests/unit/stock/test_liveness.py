@@ -1,4 +1,4 @@
-"""When a stock worker counts as lost, and which of its jobs it has no more."""
+"""The detection of lost stock workers and of jobs that a worker has lost."""
 
 from proxy.channel.runpod.app import find_call, read_ping, read_take
 from proxy.channel.runpod.tracking import Closing, Liveness, Run, RunpodTimeouts, TrackedRuns
@@ -17,7 +17,7 @@ def alive(*lines: float) -> Liveness:
     return life
 
 
-def test_a_process_whose_connections_broke_is_given_a_moment() -> None:
+def test_a_process_whose_connections_broke_has_a_grace_period() -> None:
     for closing in (DEATH, RESET, Closing(False, False, 0.9)):
         life = alive()
         life.closed(closing, 5.0)
@@ -25,14 +25,14 @@ def test_a_process_whose_connections_broke_is_given_a_moment() -> None:
         assert life.loss(15.1, PATIENCE) == "its process ended"
 
 
-def test_a_process_that_comes_back_is_not_lost() -> None:
+def test_a_process_that_reconnects_is_not_lost() -> None:
     life = alive()
     life.closed(DEATH, 5.0)
     life.opened()
     assert not life.loss(30.0, PATIENCE)
 
 
-def test_a_worker_that_closes_idle_connections_lives_by_its_pings() -> None:
+def test_a_worker_that_closes_idle_connections_is_kept_alive_by_its_pings() -> None:
     for closing in (HOUSEKEEPING, OURS):
         life = alive()
         life.closed(closing, 20.0)
@@ -63,7 +63,7 @@ def ping(
     return [one.counts for one in found]
 
 
-def test_a_job_that_was_there_and_is_gone_from_two_pings_counts_as_run() -> None:
+def test_a_listed_job_that_is_missing_from_two_pings_counts_as_run() -> None:
     holdings, _ = holding()
     assert ping(holdings, 2.0, JOB) == []
     assert ping(holdings, 3.0) == []
@@ -83,7 +83,7 @@ def test_a_worker_that_has_not_read_its_answer_may_still_do_so() -> None:
     assert [ping(holdings, float(now), asked_at=1.5) for now in range(2, 30)] == [[]] * 28
 
 
-def test_a_poll_that_says_idle_ends_everything_whatever_a_stale_ping_says() -> None:
+def test_an_idle_poll_ends_all_jobs_regardless_of_a_stale_ping() -> None:
     holdings, _ = holding()
     ping(holdings, 2.0, JOB)
     assert [one.counts for one in holdings.idles(-1.0)] == [True]
@@ -98,14 +98,14 @@ def test_a_stopped_job_never_counts() -> None:
     assert ping(holdings, 3.0) == [False]
 
 
-def test_a_job_on_its_way_is_not_over() -> None:
+def test_a_job_in_flight_is_not_lost() -> None:
     holdings, run = holding(given_at=float("inf"))
     assert holdings.idles(-1.0) == []
     run.given_at, run.is_ending = 1.0, True
     assert holdings.idles(-1.0) == []
 
 
-def test_a_lost_worker_is_not_given_again_what_its_pings_still_list() -> None:
+def test_a_lost_worker_does_not_get_back_jobs_that_its_pings_still_list() -> None:
     holdings, _ = holding()
     holdings.lose()
     assert not holdings.may_have(JOB)
@@ -115,7 +115,7 @@ def test_a_lost_worker_is_not_given_again_what_its_pings_still_list() -> None:
     assert holdings.may_have(JOB)
 
 
-def test_what_paths_and_queries_mean() -> None:
+def test_paths_and_queries_are_parsed() -> None:
     call = find_call("/v2/ep/job-done/w-1/j-1")
     assert (call.endpoint, call.verb, call.worker, call.job, call.fault) == (
         "ep",

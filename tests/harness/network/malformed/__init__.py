@@ -1,4 +1,4 @@
-"""Requests that must not be served, by family; all of them are `CASES`."""
+"""Requests that must not be served, by category; all of them are in `CASES`."""
 
 from harness.network.malformed import fields, framing, lines, smuggling
 from harness.network.malformed.case import TOKEN, Case

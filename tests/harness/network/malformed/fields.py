@@ -1,4 +1,4 @@
-"""Header fields: their names, values, ends, number and size, and those that must stand only once."""
+"""Malformed header fields: names, values, line ends, number, size, duplicate fields."""
 
 from collections.abc import Iterator
 
@@ -60,7 +60,7 @@ HOSTS = (
     ),
     *(b"2130706433", b"127.1", b"0x7f.0.0.1"),
 )
-"""Those in the last two lines are names, but none by which a proxy without keys may be called."""
+"""The last two lines are valid names, but a proxy without keys does not accept them."""
 NAMES = (
     *(
         b"X Y",
@@ -105,7 +105,7 @@ CODINGS = (
 
 
 def hosts() -> Iterator[Case]:
-    """A Host that is none, not one, or not ours."""
+    """Host fields that are malformed, repeated, or name another host."""
     for host in HOSTS:
         yield Case(f"host {shown(host)}", head(b"GET /livez HTTP/1.1", b"Host: " + host))
     yield Case("no host", head(b"GET /livez HTTP/1.1"))
@@ -122,7 +122,7 @@ def hosts() -> Iterator[Case]:
 
 
 def names() -> Iterator[Case]:
-    """Names that are no tokens."""
+    """Field names that are not tokens."""
     for name in NAMES:
         yield Case(f"name {shown(name)}", asks(name + b": y"))
     yield Case("no colon", asks(b"X"))
@@ -130,7 +130,7 @@ def names() -> Iterator[Case]:
 
 
 def values() -> Iterator[Case]:
-    """Values with what does not belong into one."""
+    """Field values with invalid characters."""
     for value in VALUES:
         yield Case(f"value {shown(value)}", asks(b"X: " + value))
     yield Case("value in two lines", asks(b"X: a", b" b"))
@@ -139,7 +139,7 @@ def values() -> Iterator[Case]:
 
 
 def ends() -> Iterator[Case]:
-    """Lines that end in another way."""
+    """Lines with invalid ends."""
     whole = asks(b"X: y")
     yield Case("bare LF everywhere", whole.replace(b"\r\n", b"\n"))
     yield Case("bare CR everywhere", whole.replace(b"\r\n", b"\r"), ends=True)
@@ -156,7 +156,7 @@ def ends() -> Iterator[Case]:
 
 
 def sizes() -> Iterator[Case]:
-    """Too much."""
+    """Heads that exceed a limit."""
     yield Case("a value of 40 KB", asks(b"X: " + b"y" * 40_000))
     yield Case("a value of 1 MB", asks(b"X: " + b"y" * 1_000_000))
     yield Case("a name of 40 KB", asks(b"X" * 40_000 + b": y"))
@@ -170,7 +170,7 @@ def sizes() -> Iterator[Case]:
 
 
 def pairs() -> Iterator[Case]:
-    """Fields that must stand once, and codings that nobody decodes here."""
+    """Duplicates of unique fields, and unsupported content codings."""
     length = b"Content-Length: %d" % len(JOB)
     yield Case("two content types", post(length, b"Content-Type: application/json", body=JOB))
     yield Case("two different content types", post(length, b"Content-Type: text/plain", body=JOB))

@@ -1,4 +1,4 @@
-"""How long a body is: lengths, codings, chunks and trailers."""
+"""Malformed body framing: lengths, transfer codings, chunks and trailers."""
 
 from collections.abc import Iterator
 
@@ -128,11 +128,11 @@ UNREAD = (
     ),
     *(b"X: " + b"y" * 100_000,),
 )
-"""Trailers that nobody reads: they may be dropped, as long as they change nothing."""
+"""Ignored trailers: they may be dropped, as long as they do not change anything."""
 
 
 def lengths() -> Iterator[Case]:
-    """Lengths that are no number, or not one number."""
+    """Content lengths that are not a number, or more than one number."""
     for length in LENGTHS:
         yield Case(f"length {shown(length)}", post(b"Content-Length: " + length, body=JOB))
     yield Case("two lengths", post(LENGTH, LENGTH, body=JOB))
@@ -148,7 +148,7 @@ def lengths() -> Iterator[Case]:
 
 
 def codings() -> Iterator[Case]:
-    """Transfer codings that are not `chunked`, not last, or said twice."""
+    """Transfer codings that are not `chunked`, not last, or repeated."""
     for coding in CODINGS:
         yield Case(f"coding {shown(coding)}", post(b"Transfer-Encoding: " + coding, body=WHOLE))
     yield Case("chunked, by two fields", post(CHUNKED, CHUNKED, body=WHOLE))
@@ -165,7 +165,7 @@ def codings() -> Iterator[Case]:
 
 
 def chunks() -> Iterator[Case]:
-    """Chunks that are not as long as they say, or say it in another way."""
+    """Chunks with a wrong or malformed length."""
     for size in CHUNK_SIZES:
         yield Case(
             f"chunk size {shown(size)}",
@@ -201,7 +201,7 @@ def chunks() -> Iterator[Case]:
 
 
 def trailers() -> Iterator[Case]:
-    """Fields behind the body that are none, too many, or would change what the body was."""
+    """Trailer fields that are malformed, too many, or would change the meaning of the body."""
     for trailer in TRAILERS:
         yield Case(
             f"trailer {shown(trailer)}", post(CHUNKED, body=WHOLE[:-2] + trailer + b"\r\n\r\n")

@@ -1,4 +1,4 @@
-"""Request lines: methods, targets and versions."""
+"""Malformed request lines: methods, targets and versions."""
 
 from collections.abc import Iterator
 
@@ -32,7 +32,7 @@ KNOWN = (
     b"POST",
     b"SOURCE",
 )
-"""Methods that parsers know, and that `/livez` does not take."""
+"""Methods that parsers know, but that `/livez` does not accept."""
 VERSIONS = (
     *(
         b"HTTP/0.9",
@@ -114,11 +114,11 @@ ELSEWHERE = (
     ),
     *(b"/v2/default/health%00", b"/v2/%2e%2e/livez", b"/v2//health", b"/v2/default/Health"),
 )
-"""Targets that are well written, and at which there is nothing."""
+"""Well-formed targets that do not exist."""
 
 
 def methods() -> Iterator[Case]:
-    """Methods that are none, or none of ours."""
+    """Malformed or unsupported methods."""
     for method in METHODS:
         yield Case(f"method {shown(method)}", head(b"%b /livez HTTP/1.1" % method, LOCAL))
     for method in KNOWN:
@@ -135,7 +135,7 @@ def methods() -> Iterator[Case]:
 
 
 def versions() -> Iterator[Case]:
-    """Versions that are none, or none of ours."""
+    """Malformed or unsupported versions."""
     for version in VERSIONS:
         yield Case(f"version {shown(version)}", head(b"GET /livez " + version, LOCAL))
     yield Case("version RTSP/1.0", head(b"GET /livez RTSP/1.0", LOCAL), odd=True)
@@ -145,7 +145,7 @@ def versions() -> Iterator[Case]:
 
 
 def targets() -> Iterator[Case]:
-    """Targets of another form, with what does not belong into one, or too long."""
+    """Targets in another form, with invalid characters, or too long."""
     for target in TARGETS:
         yield Case(f"target {shown(target)}", get(target))
     for target in ELSEWHERE:
@@ -153,7 +153,7 @@ def targets() -> Iterator[Case]:
 
 
 def spaces() -> Iterator[Case]:
-    """Request lines whose parts are put together in another way."""
+    """Request lines with invalid separators."""
     for line in (
         *(b"GET\t/livez\tHTTP/1.1", b" GET /livez HTTP/1.1"),
         *(

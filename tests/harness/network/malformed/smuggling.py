@@ -1,4 +1,4 @@
-"""Requests in which one reader sees one request, and another sees two."""
+"""Request smuggling: bytes that one parser reads as one request, and another as two."""
 
 from collections.abc import Iterator
 
@@ -12,7 +12,7 @@ UPGRADE = (b"Connection: Upgrade", b"Upgrade: websocket")
 
 
 def both() -> Iterator[Case]:
-    """A length and a coding."""
+    """Requests with a length and a transfer coding."""
     yield Case("length and chunked", post(LENGTH, CHUNKED, body=WHOLE))
     yield Case("chunked and length", post(CHUNKED, LENGTH, body=WHOLE))
     length = b"Content-Length: %d" % len(INSIDE)
@@ -25,7 +25,7 @@ def both() -> Iterator[Case]:
     )
     yield Case("chunked and no length", post(CHUNKED, b"Content-Length: 0", body=INSIDE))
     for name, field in (
-        ("a coding nobody knows", b"Transfer-Encoding: xchunked"),
+        ("an unknown coding", b"Transfer-Encoding: xchunked"),
         ("a coding with a space before the colon", b"Transfer-Encoding : chunked"),
         ("a coding behind a tab", b"Transfer-Encoding:\tchunked"),
         ("a coding in capitals", b"TRANSFER-ENCODING: CHUNKED"),
@@ -44,7 +44,10 @@ def both() -> Iterator[Case]:
 
 
 def hidden() -> Iterator[Case]:
-    """A request in the body of one that is refused, which is refused whole; or behind a length that some ignore."""
+    """Requests in the body of a rejected request, or after a length that some parsers ignore.
+
+    A rejected request is rejected together with its body.
+    """
     length = b"Content-Length: %d" % len(SMUGGLED)
     yield Case(
         "in the body of a method not allowed",
@@ -82,7 +85,7 @@ def hidden() -> Iterator[Case]:
 
 
 def upgrades() -> Iterator[Case]:
-    """Handshakes of a worker that are none."""
+    """Malformed handshakes of a worker."""
     token = b"Authorization: Bearer " + TOKEN.encode()
 
     def dial(*fields: bytes) -> bytes:
