@@ -15,7 +15,8 @@ def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
     if not ready:
         return f"{_count(len(workers), 'worker')} connected, none of them ready yet."
     later = (
-        f" Jobs of normal priority go first until it has waited for {LOW_PRIORITY_WAIT_MILLIS // 1000} s."
+        " Jobs of normal priority go first until it has waited for "
+        f"{LOW_PRIORITY_WAIT_MILLIS // 1000} s."
         if yields(job, now)
         else ""
     )

@@ -19,7 +19,7 @@ LOW_WATERMARK_BYTES = 32 * 1024
 
 @dataclass(slots=True)
 class ReceiveFlow:
-    """The receiver's side: `backlog` is the number of received bytes that nobody has taken yet."""
+    """The receiver's side: `backlog` is the number of received bytes that await consumption."""
 
     low_watermark: int = LOW_WATERMARK_BYTES
     backlog: int = 0
@@ -79,7 +79,7 @@ class SendFlow:
 
     @property
     def may_send(self) -> bool:
-        """Whether the sender is neither paused nor at the end of its window."""
+        """Return True if the sender is neither paused nor at the end of its window."""
         return not self.is_paused and self.unacknowledged < STREAM_WINDOW
 
     def sent(self, size: int) -> None:

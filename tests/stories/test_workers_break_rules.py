@@ -248,7 +248,7 @@ async def test_an_output_that_is_not_json_fails_only_its_job(proxy: Proxy, name:
         ended = await queue.end(wrong)
         assert (ended["status"], ended["error"]) == (
             "FAILED",
-            "The output is no JSON that could be passed on.",
+            "The output is not valid JSON.",
         )
         assert ((await queue.end(right))["status"], (await queue.status(right))["output"]) == (
             "COMPLETED",

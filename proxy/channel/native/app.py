@@ -1,8 +1,9 @@
-"""The worker channel: a plain ASGI application for `/v2/{endpoint}/worker`, a WebSocket dialled by the worker.
+"""The worker channel: a plain ASGI application for `/v2/{endpoint}/worker`.
 
-The protocol is `proxy.wire.frames`. A handshake that is refused for good is answered with its HTTP status (401, 404);
-a `Hello` that is refused closes with a code from 4400 and a reason that a person can act on. A worker that comes back
-under its name keeps what it holds; see `Hello`.
+The worker opens the WebSocket. The protocol is `proxy.wire.frames`. A handshake that is refused
+permanently is answered with an HTTP status (401, 404). If a `Hello` is refused, the connection is
+closed with a code from 4400 and an actionable reason. A worker that reconnects under the same id
+keeps the runs that it holds; see `Hello`.
 """
 
 import asyncio
@@ -27,27 +28,31 @@ ReaderOf: TypeAlias = Callable[[Worker], Reader]
 HELLO_SECONDS = 10.0
 MAX_SLOTS = 100_000
 TALK_SECONDS = 10.0
-MOST_TALK = 100  # hellos and lines for the log in that time; a worker says a handful while it loads
+# The rate limit for `Hello` and `Log` frames: at most `MOST_TALK` per `TALK_SECONDS`. A worker
+# sends a handful while it loads.
+MOST_TALK = 100
 
 
 class WorkerChannel:
-    """Lets workers in, and speaks with them."""
+    """Accepts worker connections and processes their frames."""
 
     def __init__(
         self, endpoints: Endpoints, dispatch: Dispatch, membership: Membership, reader: ReaderOf
     ) -> None:
-        self._endpoints, self._dispatch = endpoints, dispatch
-        self._membership, self._reader = membership, reader
+        self._endpoints = endpoints
+        self._dispatch = dispatch
+        self._membership = membership
+        self._reader = reader
 
     async def refuse(
         self, _scope: Any, receive: Any, send: Any, status: int, sentence: str
     ) -> None:
-        """Refuse a handshake: whoever dials has no token, or it is not here that workers dial."""
+        """Refuse a handshake: the token is missing or invalid, or the path is not a worker path."""
         await receive()  # websocket.connect
         await _deny(send, status, sentence)
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """One connection of a worker that has the token, from handshake to end."""
+        """Serve one authenticated worker connection from handshake to close."""
         await receive()  # websocket.connect
         endpoint_id = scope["path"].split("/")[2]
         endpoint = self._endpoints.get(endpoint_id)
@@ -76,7 +81,7 @@ class WorkerChannel:
             code = gone.code
         except (WorkerRefusedError, frames.BadFrameError, TimeoutError) as refused:
             code = refused.code if isinstance(refused, WorkerRefusedError) else 4400
-            reason = str(refused) or "no hello came"
+            reason = str(refused) or "no hello received before the timeout"
             log.warning("worker.refused", endpoint=endpoint.id, code=code, reason=reason)
             with suppress(OSError, RuntimeError):
                 await send({"type": "websocket.close", "code": code, "reason": reason[:120]})
@@ -93,7 +98,7 @@ class WorkerChannel:
         batch, talk = rest, ChatterLimit()
         while True:
             if worker.port is not connection:
-                raise DisconnectedError(1000)  # the worker has dialled in anew
+                raise DisconnectedError(1000)  # replaced by a newer connection
             worker.seen = loop.time()
             for frame in batch:
                 match frame:
@@ -105,9 +110,7 @@ class WorkerChannel:
                         self._dispatch.wake(worker.endpoint)
                     case frames.Hello():
                         if not talk.may_go_on(worker.seen):
-                            raise WorkerRefusedError(
-                                4400, "a worker that says hello all the time is not listened to"
-                            )
+                            raise WorkerRefusedError(4400, "too many hello frames")
                         check_hello(frame)
                         self._membership.announce(worker, frame)
                     case frames.Log(text=text):
@@ -117,20 +120,20 @@ class WorkerChannel:
                             worker.ignored += 1
                     case frames.Heartbeat():
                         pass
-            await asyncio.sleep(
-                0
-            )  # a worker that floods must not keep its own `pause` from leaving
+            # Yield, so that a flooding worker does not delay the `Pause` frames sent to it.
+            await asyncio.sleep(0)
             batch = await _frames(receive)
 
 
 class ChatterLimit:
-    """How much a worker says about itself: nobody reads a thousand lines a second, and a disk has to hold them."""
+    """The rate limit for a worker's `Hello` and `Log` frames, which protects log and disk."""
 
     def __init__(self) -> None:
-        self._since, self._said = float("-inf"), 0
+        self._since = float("-inf")
+        self._said = 0
 
     def may_go_on(self, now: float) -> bool:
-        """Whether what it says now is still not too much."""
+        """Count one frame and return True if the worker is within its limit."""
         if now - self._since > TALK_SECONDS:
             self._since, self._said = now, 0
         self._said += 1
@@ -138,7 +141,7 @@ class ChatterLimit:
 
 
 class DisconnectedError(Exception):
-    """The WebSocket has ended, with this close code."""
+    """The WebSocket was closed with this close code."""
 
     def __init__(self, code: int) -> None:
         super().__init__(str(code))
@@ -146,20 +149,20 @@ class DisconnectedError(Exception):
 
 
 async def _frames(receive: Any) -> list[frames.ToProxy]:
-    """The frames of the next message, at least one."""
+    """Return the frames of the next message that contains any."""
     while True:
         message = await receive()
         if message["type"] == "websocket.disconnect":
             raise DisconnectedError(message.get("code") or 1006)
         data = message.get("bytes")
         if data is None:
-            raise WorkerRefusedError(4400, "frames are binary messages")
+            raise WorkerRefusedError(4400, "frames must be sent as binary messages")
         if batch := frames.decode_to_proxy(data):
             return batch
 
 
 async def _hello(receive: Any) -> tuple[frames.Hello, list[frames.ToProxy]]:
-    """The worker's first frame, and what came with it."""
+    """Return the worker's first frame and the other frames of its message."""
     async with asyncio.timeout(HELLO_SECONDS):
         first, *rest = await _frames(receive)
     if not isinstance(first, frames.Hello):
@@ -168,7 +171,7 @@ async def _hello(receive: Any) -> tuple[frames.Hello, list[frames.ToProxy]]:
 
 
 async def _deny(send: Any, status: int, reason: str) -> None:
-    """Refuse the handshake with an HTTP answer that the worker prints."""
+    """Refuse the handshake with an HTTP response, whose body the worker prints."""
     log.warning("worker.refused", code=status, reason=reason)
     headers = [(b"content-type", b"text/plain; charset=utf-8")]
     await send({"type": "websocket.http.response.start", "status": status, "headers": headers})

@@ -1,4 +1,4 @@
-"""One worker's connection: what it is told, and what it says, frame by frame."""
+"""The connection of one worker: the frames sent to it, and the frames received from it."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -20,17 +20,18 @@ from proxy.wire.outbox import Outbox
 log = structlog.get_logger()
 
 ENGINE_ERROR = "engine_error"
-NO_HEAD = JobError(ENGINE_ERROR, "The answer of the engine came without its beginning.")
-NO_JSON = JobError(ENGINE_ERROR, "The output is no JSON that could be passed on.")
+NO_HEAD = JobError(ENGINE_ERROR, "The engine sent a response body without a response head.")
+NO_JSON = JobError(ENGINE_ERROR, "The output is not valid JSON.")
 
 
 class Connection:
-    """`WorkerPort` over one WebSocket, and the reader of what comes from the worker."""
+    """`WorkerPort` over one WebSocket: queues the frames for the worker and writes them."""
 
     def __init__(
         self, send: Callable[[dict[str, Any]], Awaitable[None]], on_room: Callable[[], None]
     ) -> None:
-        self._send, self._on_room = send, on_room
+        self._send = send
+        self._on_room = on_room
         self._outbox = Outbox()
         self._filled = asyncio.Event()
         self._closing: str | None = None
@@ -58,9 +59,8 @@ class Connection:
         self._filled.set()
 
     def stop(self, job_id: JobId, attempt: int) -> None:
-        self._outbox.drop(
-            job_id
-        )  # what is left of its body is not needed; the worker takes a stop in its place
+        # The rest of the body is not needed: the worker accepts a stop in its place.
+        self._outbox.drop(job_id)
         self._put(frames.Stop(job_id, attempt))
 
     def pause(self, job_id: JobId, attempt: int) -> None:
@@ -78,7 +78,10 @@ class Connection:
         self._filled.set()
 
     async def write(self) -> None:
-        """Write what is put in, everything of one turn of the event loop in one message, until closed."""
+        """Write the queued frames until the connection is closed.
+
+        All frames of one turn of the event loop go into one message.
+        """
         while True:
             await self._filled.wait()
             self._filled.clear()
@@ -96,7 +99,10 @@ class Connection:
 
 
 class Reader:
-    """Carries a worker's job frames to where they belong. What the worker does not hold, it cannot speak about."""
+    """Dispatches the job frames of a worker to the mailbox or the recording of their run.
+
+    Frames for runs that the worker does not hold are ignored.
+    """
 
     def __init__(
         self,
@@ -106,11 +112,14 @@ class Reader:
         recorder: Recorder,
         background: Background,
     ) -> None:
-        self._worker, self._runs, self._output, self._recorder = worker, runs, output, recorder
+        self._worker = worker
+        self._runs = runs
+        self._output = output
+        self._recorder = recorder
         self._background = background
 
     async def take(self, frame: frames.Head | frames.Chunk | frames.Output | frames.End) -> None:
-        """One frame of one run. A stale one, or one of a run it was never given, is ignored."""
+        """Process one frame of one run. Stale frames and frames of unassigned runs are ignored."""
         worker, job_id, attempt = self._worker, JobId(frame.job), frame.attempt
         hold = worker.holds.get(job_id)
         if hold is None or hold.attempt != attempt or hold.has_ended:
@@ -125,9 +134,8 @@ class Reader:
                 await self._head(frame)
             case frames.Output():
                 await self._output_of_job(frame)
-            case frames.End() if (
-                hold.durable
-            ):  # the disk must not hold up the other jobs of this worker
+            case frames.End() if hold.durable:
+                # Disk writes must not block the other jobs of this worker.
                 hold.has_ended = True
                 self._background.start(insist(partial(self._end, frame)), f"end {job_id}")
             case frames.End():
@@ -137,7 +145,7 @@ class Reader:
         job_id, attempt = JobId(frame.job), frame.attempt
         mailbox = self._output.sink(job_id, attempt)
         if mailbox is None or mailbox.outcome is not None:
-            return  # its client has left, or was told
+            return  # the client has disconnected, or has already received its error
         if mailbox.head is None:
             await self._runs.cut(self._worker, job_id, attempt, NO_HEAD)
         elif not mailbox.put_chunk(frame.data, more=frame.more):
@@ -148,7 +156,7 @@ class Reader:
         mailbox = self._output.sink(job_id, attempt)
         if mailbox is None or mailbox.outcome is not None:
             return
-        if mailbox.head is not None:  # an answer has one beginning
+        if mailbox.head is not None:  # a response has one head
             self._worker.ignored += 1
         elif fault := head_fault(frame):
             await self._runs.cut(self._worker, job_id, attempt, JobError(ENGINE_ERROR, fault))

@@ -1,4 +1,4 @@
-"""Who belongs to the fleet: a worker joins, says what it serves, comes back, and parts."""
+"""Membership of the fleet: a worker joins, announces its models, reconnects and leaves."""
 
 import asyncio
 from collections.abc import Sequence
@@ -23,11 +23,12 @@ from proxy.wire import frames
 
 log = structlog.get_logger()
 
-GOODBYE = (1000, 1001)  # close codes of a worker that leaves on purpose
+# The close codes of a worker that leaves on purpose.
+GOODBYE = (1000, 1001)
 
 
 class Membership:
-    """Lets workers into the fleet and out of it."""
+    """Adds native workers to the fleet, and removes them when they leave."""
 
     def __init__(
         self,
@@ -38,11 +39,15 @@ class Membership:
         recorder: Recorder,
         orphans: Orphans,
     ) -> None:
-        self._endpoints, self._fleet, self._runs = endpoints, fleet, runs
-        self._output, self._recorder, self._orphans = output, recorder, orphans
+        self._endpoints = endpoints
+        self._fleet = fleet
+        self._runs = runs
+        self._output = output
+        self._recorder = recorder
+        self._orphans = orphans
 
     async def join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:
-        """The worker that says hello, new or come back; `WorkerRefusedError` if it may not be here."""
+        """Admit the new or reconnected worker of a hello. Raises `WorkerRefusedError`."""
         check_hello(hello)
         now = asyncio.get_running_loop().time()
         worker = self._fleet.get(WorkerId(hello.worker))
@@ -58,7 +63,7 @@ class Membership:
             if worker.port is not None and not isinstance(worker.port, Connection):
                 raise WorkerRefusedError(
                     4409,
-                    f"worker {worker.id} is a stock worker here; every worker needs its own id",
+                    f"worker id {worker.id} is used by a Runpod worker; every worker needs its own",
                 )
             self.announce(worker, hello)
             if worker.port is not None:
@@ -79,7 +84,10 @@ class Membership:
         return worker
 
     def announce(self, worker: Worker, hello: frames.Hello) -> None:
-        """Note what it serves, as a checked hello says; `WorkerRefusedError` if its endpoint serves something else."""
+        """Record the models of a validated hello.
+
+        Raises `WorkerRefusedError` if the endpoint serves another model.
+        """
         worker.engine = hello.engine[:ENGINE_CHARACTERS]
         if not hello.models:
             return
@@ -97,7 +105,10 @@ class Membership:
         log.info("worker.serves", worker=worker.id, models=[model.id for model in models])
 
     async def part(self, worker: Worker, code: int) -> None:
-        """The connection has ended. A worker that said goodbye, or held nothing, is gone; another one may come back."""
+        """Process the end of a worker's connection.
+
+        A worker that left on purpose or held no runs is removed. Any other may reconnect.
+        """
         worker.slots = worker.light_slots = 0
         if worker.ignored:
             log.warning("worker.ignored", worker=worker.id, frames=worker.ignored)
@@ -110,7 +121,10 @@ class Membership:
             log.info("worker.disconnected", worker=worker.id, code=code, holds=len(worker.holds))
 
     async def _adopt(self, worker: Worker, listed: frames.Hold, connection: Connection) -> bool:
-        """Take over a durable run from before this proxy was started, if nothing of it was lost."""
+        """Adopt a durable run that began before this proxy was started, if no output was lost.
+
+        Returns True if the run was adopted.
+        """
         job = await self._orphans.adopt(
             JobId(listed.job), listed.attempt, worker.endpoint, listed.sent
         )
@@ -124,18 +138,17 @@ class Membership:
     async def _compare(
         self, worker: Worker, listed: Sequence[frames.Hold], heard: float, connection: Connection
     ) -> None:
-        """Keep the runs of which nothing was lost with the old connection; end the others."""
+        """Keep the runs that lost no frames with the old connection; end the others."""
         known = {hold.job: hold for hold in listed}
         for job_id, hold in list(worker.holds.items()):
             theirs = known.get(job_id)
             if theirs is None or theirs.attempt != hold.attempt:
-                if (
-                    hold.received or heard > hold.since
-                ):  # it was heard of after the offer: the job had reached it
+                # A frame that arrived after the offer proves that the job was delivered.
+                if hold.received or heard > hold.since:
                     await self._runs.lost(worker, job_id, hold.attempt)
                 else:
                     await self._runs.undelivered(worker, job_id, hold.attempt)
-            elif hold.stopped is not None:  # it may not have heard that, or come to it
+            elif hold.stopped is not None:  # the stop may have been lost with the connection
                 worker.stop(job_id, now=worker.seen)
             elif theirs.sent != hold.received:
                 worker.stop(job_id, now=worker.seen)

@@ -1,7 +1,8 @@
-"""What may stand in a worker's frames. They are checked as strictly as a client's body: no token makes a worker right.
+"""Validation of the frames from workers, as strict as that of client requests.
 
-What only one run says wrong ends that run. What is wrong with the worker itself ends its connection. A text for people
-is cut, for it may come from anywhere.
+Authenticated workers are not trusted to send valid data. An invalid value that concerns one run
+ends that run; one that concerns the worker itself closes its connection. Human-readable texts are
+truncated, since their origin is unknown.
 """
 
 import re
@@ -12,27 +13,28 @@ from proxy.jobs.model import JobError
 from proxy.wire import frames
 
 MOST_MODELS = 1_000
-MOST_HOLDS = 10_000  # more do not fit into one message
-JOB_CHARACTERS = 128  # of an id; ours have 50
+# The largest number that fits into one message.
+MOST_HOLDS = 10_000
+# The maximum length of a job id. The ids of this proxy have 50 characters.
+JOB_CHARACTERS = 128
 MODEL_CHARACTERS = 256
 CARD_BYTES = 64 * 1024
 ENGINE_CHARACTERS = 200
 LOG_CHARACTERS = 500
-MESSAGE_CHARACTERS = (
-    64 * 1024
-)  # of an error: it may be an engine's own, with all that it says of a request
-FIRST_STATUS, LAST_STATUS = 200, 599  # what is below is no answer yet
+# The maximum length of an error message. An engine's own message may quote the request.
+MESSAGE_CHARACTERS = 64 * 1024
+# A status below 200 is informational and not a final response.
+FIRST_STATUS, LAST_STATUS = 200, 599
 
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _MODEL = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MODEL_CHARACTERS}}}")
-_CONTENT_TYPE = re.compile(
-    r"[ -~]{0,200}"
-)  # it becomes a header: a line break would begin another one
+# The value becomes a header: a line break would start another header.
+_CONTENT_TYPE = re.compile(r"[ -~]{0,200}")
 _CODE = re.compile(r"[a-z0-9_]{1,64}")
 
 
 class WorkerRefusedError(Exception):
-    """The worker may not be here: a close code and a sentence."""
+    """The worker was refused, with a close code and a reason."""
 
     def __init__(self, code: int, reason: str) -> None:
         super().__init__(reason)
@@ -40,34 +42,36 @@ class WorkerRefusedError(Exception):
 
 
 def check_hello(hello: frames.Hello) -> None:
-    """`WorkerRefusedError` if no worker says hello like this."""
+    """Validate a hello. Raises `WorkerRefusedError`."""
     if hello.protocol != frames.PROTOCOL:
         raise WorkerRefusedError(
-            4426, f"this proxy speaks protocol {frames.PROTOCOL}, the worker {hello.protocol}"
+            4426, f"this proxy uses protocol {frames.PROTOCOL}, the worker uses {hello.protocol}"
         )
     if not _WORKER.fullmatch(hello.worker):
-        raise WorkerRefusedError(4400, "a worker's id is 1 to 80 letters, digits, _ and -")
+        raise WorkerRefusedError(4400, "a worker's id must be 1 to 80 letters, digits, _ or -")
     if len(hello.models) > MOST_MODELS:
-        raise WorkerRefusedError(4400, f"a worker may announce {MOST_MODELS} models")
+        raise WorkerRefusedError(4400, f"a worker may announce at most {MOST_MODELS} models")
     if len(hello.holds) > MOST_HOLDS or any(len(hold.job) > JOB_CHARACTERS for hold in hello.holds):
         raise WorkerRefusedError(
-            4400, f"a worker may hold {MOST_HOLDS} runs, of jobs with {JOB_CHARACTERS} characters"
+            4400,
+            f"a worker may hold at most {MOST_HOLDS} runs, "
+            f"with job ids of at most {JOB_CHARACTERS} characters",
         )
     for model in hello.models:
         _check_model(model)
 
 
 def head_fault(head: frames.Head) -> str:
-    """Why no answer begins like this; empty if one can."""
+    """Return the error message for an invalid response head, or an empty string."""
     if not FIRST_STATUS <= head.status <= LAST_STATUS:
-        return f"The engine answered with the status {head.status}, which is none of an answer."
+        return f"The engine returned an invalid HTTP status: {head.status}."
     if not _CONTENT_TYPE.fullmatch(head.content_type):
-        return "The engine answered with a Content-Type that cannot stand in a header."
+        return "The engine returned a Content-Type that is not a valid header value."
     return ""
 
 
 def worker_error(end: frames.End, code: str, message: str) -> JobError:
-    """The error of a run, with these for what it does not say."""
+    """Return the error of a run, with defaults for a missing code or message."""
     given = end.code if _CODE.fullmatch(end.code) else ""
     return JobError(given or code, end.message[:MESSAGE_CHARACTERS] or message)
 
@@ -75,21 +79,23 @@ def worker_error(end: frames.End, code: str, message: str) -> JobError:
 def _check_model(model: frames.Model) -> None:
     if not _MODEL.fullmatch(model.id):
         raise WorkerRefusedError(
-            4400, f"a model's name has 1 to {MODEL_CHARACTERS} characters, none of them for control"
+            4400,
+            f"a model's name must have 1 to {MODEL_CHARACTERS} characters "
+            "and no control characters",
         )
     if len(model.card) > CARD_BYTES:
-        raise WorkerRefusedError(4400, f"a model card may have {CARD_BYTES} bytes")
+        raise WorkerRefusedError(4400, f"a model card may have at most {CARD_BYTES} bytes")
     try:
         model.card.decode()
         msgspec.json.decode(model.card, type=dict[str, msgspec.Raw])
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise WorkerRefusedError(
-            4400, f"a model card is no JSON object: {str(error)[:80]}"
+            4400, f"a model card must be a JSON object: {str(error)[:80]}"
         ) from error
 
 
 def public_card(model: frames.Model) -> bytes:
-    """Return the card of a validated model, with the model's id as `root`; all else stays as it is.
+    """Return the card of a validated model with the model's id as `root`, otherwise unchanged.
 
     vLLM sets `root` to the path of the weights on the worker's machine, which clients must not see.
     """

@@ -1,1 +1,1 @@
-"""The channel for unmodified Runpod workers: their SDK polls for jobs over HTTP, and posts what comes of them."""
+"""The channel for unmodified Runpod workers: their SDK polls for jobs and posts results by HTTP."""

@@ -1,11 +1,11 @@
-"""The channel of stock workers: a plain ASGI application for `/v2/{endpoint}/job-take/…` and its sisters.
+"""The channel of Runpod workers: an ASGI application for `/v2/{endpoint}/job-take/…` and others.
 
-Their SDK asks again at once after almost any answer, a thousand times a second. So every poll is held, and every
-refusal takes its time; only 429 makes the SDK wait by itself. A result is posted once: it is never refused for load.
+After almost any response the SDK sends its next request at once, up to a thousand times a second.
+Therefore every poll is a long poll, and every refusal is delayed; only 429 makes the SDK wait by
+itself. A result is posted once, so it is never refused because of load.
 
-What a stock worker asks: the table of its paths, and of what stands in their queries.
-
-A job as a stock worker gets it: a flat JSON object with `id` and `input`. What the client sent stays as it came.
+A worker receives a job as a flat JSON object with `id` and `input`. The data from the client is
+passed on unchanged.
 """
 
 import asyncio
@@ -31,7 +31,8 @@ from proxy.wire.frames import STREAM_WINDOW
 log = structlog.get_logger()
 
 
-MOST_AT_ONCE = 1_000  # jobs that one poll may ask for
+# The maximum number of jobs that one poll may ask for.
+MOST_AT_ONCE = 1_000
 
 METHODS = {
     "job-take": "GET",
@@ -47,7 +48,7 @@ _NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
 class Call(NamedTuple):
-    """One request of a worker. `fault`: why it is none, as a sentence."""
+    """One request of a worker. `fault`: the error message if the request is invalid."""
 
     endpoint: str
     verb: str
@@ -57,31 +58,32 @@ class Call(NamedTuple):
 
 
 def find_call(path: str) -> Call:
-    """The call at a path that the route table gives to stock workers: `/v2/{endpoint}/{verb}/...`."""
+    """Parse a path of the Runpod worker API: `/v2/{endpoint}/{verb}/...`."""
     _, _, endpoint, verb, rest = path.split("/", 4)
     worker, _, job = rest.partition("/")
     if "&" in rest:
-        fault = (
-            "the URL that the worker was given needs a `?`: the SDK adds its parameters with `&`"
-        )
+        fault = "the URL set for the worker must contain a `?`: the SDK adds parameters with `&`"
     elif not _NAME.fullmatch(worker):
-        fault = "a worker's id is 1 to 128 letters, digits and ._:-"
+        fault = "a worker's id must be 1 to 128 letters, digits, or any of ._:-"
     elif (verb in OF_A_JOB) != bool(_NAME.fullmatch(job)) or (job and verb not in OF_A_JOB):
-        fault = f"the path is /v2/ENDPOINT/{verb}/WORKER{'/JOB' if verb in OF_A_JOB else ''}"
+        fault = f"the path must be /v2/ENDPOINT/{verb}/WORKER{'/JOB' if verb in OF_A_JOB else ''}"
     else:
         fault = ""
     return Call(endpoint, verb, worker, job, fault)
 
 
 class TakeQuery(NamedTuple):
-    """How many jobs a poll asks for, and whether the worker has any just now."""
+    """The number of jobs that a poll asks for, and whether the worker is idle."""
 
     wanted: int
     is_idle: bool
 
 
 def read_take(verb: str, query: bytes) -> TakeQuery:
-    """The parameters of `job-take` and `job-take-batch`. A worker that says nothing of its jobs may have some."""
+    """Parse the parameters of `job-take` and `job-take-batch`.
+
+    A worker that does not report its number of jobs is not considered idle.
+    """
     fields = _fields(query)
     size = fields.get("batch_size", "1")
     wanted = int(size[:9]) if verb == "job-take-batch" and size.isascii() and size.isdigit() else 1
@@ -89,14 +91,14 @@ def read_take(verb: str, query: bytes) -> TakeQuery:
 
 
 class PingQuery(NamedTuple):
-    """The jobs that a ping names, and what is wrong with the worker."""
+    """The jobs that a ping lists, and the failed health check of the worker, if any."""
 
     jobs: frozenset[str]
     illness: str
 
 
 def read_ping(query: bytes) -> PingQuery:
-    """The parameters of `ping`."""
+    """Parse the parameters of `ping`."""
     fields = _fields(query)
     jobs = frozenset(filter(None, fields.get("job_id", "").split(",")))
     if fields.get("status") != "unhealthy":
@@ -111,11 +113,11 @@ def _fields(query: bytes) -> dict[str, str]:
 
 
 Unseal: TypeAlias = Callable[[bytes], bytes]
-"""Decrypts what is only for the worker."""
+"""Decrypts values that only the worker may see."""
 
 
 def write_jobs(jobs: Sequence[Job], unseal: Unseal, *, as_list: bool) -> bytes:
-    """The answer to a poll."""
+    """Encode the response to a poll."""
     written = [_job(job, unseal) for job in jobs]
     return b"[%b]" % b",".join(written) if as_list else written[0]
 
@@ -134,14 +136,17 @@ def _job(job: Job, unseal: Unseal) -> bytes:
 
 
 REFUSAL_SECONDS = 2.0
-PATH_SHOWN = 200  # characters of a path in the log
-MOST_REFUSALS = 64  # that wait at once; the others are told 429
-POST_BYTES = OUTPUT_MAX_BYTES + STREAM_WINDOW  # the output, and what stands around it
+# The maximum length of a path in the log.
+PATH_SHOWN = 200
+# The maximum number of delayed refusals. Further requests get 429 at once.
+MOST_REFUSALS = 64
+# The maximum size of a posted body: the output and its surrounding JSON.
+POST_BYTES = OUTPUT_MAX_BYTES + STREAM_WINDOW
 OK, NONE, TOO_MANY = 200, 204, 429
 
 
 class CallRefusedError(Exception):
-    """A call that gets nothing: a status and a sentence."""
+    """A call was refused, with an HTTP status and an error message."""
 
     def __init__(self, status: int, sentence: str) -> None:
         super().__init__(sentence)
@@ -149,7 +154,7 @@ class CallRefusedError(Exception):
 
 
 class RunpodChannel:
-    """Speaks with stock workers."""
+    """Serves the requests of Runpod workers."""
 
     def __init__(
         self,
@@ -159,17 +164,15 @@ class RunpodChannel:
         bodies: Budget,
         unseal: Unseal,
     ) -> None:
-        self._endpoints, self._registry, self._posts, self._bodies = (
-            endpoints,
-            registry,
-            posts,
-            bodies,
-        )
+        self._endpoints = endpoints
+        self._registry = registry
+        self._posts = posts
+        self._bodies = bodies
         self._unseal = unseal
         self._refusals = 0
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer one call of a worker that has the token."""
+        """Serve one authenticated call of a worker."""
         call = find_call(scope["path"])
         try:
             endpoint = self._check(call)
@@ -183,16 +186,16 @@ class RunpodChannel:
             await _reply(send, TOO_MANY)
         except WorkerIdConflictError:
             await self._refuse(
-                send, CallRefusedError(409, f"worker {call.worker} is another one here")
+                send, CallRefusedError(409, f"worker id {call.worker} is used by another worker")
             )
-        except Exception:  # a bug of ours: answered slowly, for a stock worker asks again at once
+        except Exception:  # a bug in the proxy; the delay prevents immediate retries by the SDK
             log.exception("stock.bug", worker=call.worker, verb=call.verb)
             await self._refuse(
-                send, CallRefusedError(500, "this server failed; the error is in its log")
+                send, CallRefusedError(500, "internal server error; see the log of the proxy")
             )
 
     async def refuse(self, scope: Any, _: Any, send: Any, status: int, sentence: str) -> None:
-        """Answer one that has no token, or whose call is none."""
+        """Refuse a request that has an invalid token or is malformed."""
         log.warning("worker.refused", path=scope["path"][:PATH_SHOWN], code=status, reason=sentence)
         await self._refuse(send, CallRefusedError(status, sentence))
 
@@ -300,16 +303,16 @@ class RunpodChannel:
             await self._posts.too_large(worker, job_id)
             return
         result = await read_result(body)
-        if (
-            result is not None and result.is_progress
-        ):  # from a thread with a connection of its own, which it then closes
+        # Progress is posted by a thread on a separate connection, which it closes afterwards.
+        if result is not None and result.is_progress:
             self._posts.progress(worker, job_id, result.value)
             return
         worker.asks(line)
         if call.verb == "job-done":
             await self._posts.result(worker, job_id, result)
         elif result is not None and bytes(result.output):
-            share.give_back()  # its way on has bounds of its own, and waiting on it must not keep results waiting
+            # The next stages have their own limits, and waiting for them must not delay results.
+            share.give_back()
             element = bytes(result.output)
             del body, result
             await self._posts.chunk(worker, job_id, element)
@@ -327,7 +330,7 @@ class RunpodChannel:
 
 
 async def _read(receive: Any) -> tuple[bytes | None, bool]:
-    """A body, None if it is too large, and whether it came to its end."""
+    """Return a body, or None if it is too large, and whether it was received completely."""
     parts, size = [], 0
     while True:
         message = await receive()

@@ -1,15 +1,16 @@
-"""From what worker-vllm puts out to the HTTP answer that its engine gave: both generations of it.
+"""Conversion of the output of worker-vllm, old or new, to the HTTP response of its engine.
 
-A whole answer is the only element of a list. A stream comes as texts with pieces of the event stream, cut anywhere, or
-as objects that were events; it leaves as whole events, but for those that are too large to be kept until they are
-whole: they leave as their pieces come. Nothing here waits or knows a job.
+A complete response is the only element of a list. A stream arrives as strings with parts of the
+event stream, split at any byte, or as objects with the data of one event each. Clients receive
+complete events, except for events that are too large to buffer: their parts are passed on as they
+arrive. Nothing in this module does I/O or depends on a job.
 
-What a stock worker posts: the shapes of `job-done` and `job-stream`. Values stay the bytes that they were.
+`job-done` and `job-stream` requests are decoded without parsing their values, which stay the same
+bytes.
 
-The HTTP status of an OpenAI call that failed on a stock worker, found again in what its error says.
-
-worker-vllm loses it on the way: the SDK turns its error object into the text that Python shows for it. Newer images
-put the status of their engine into the message; older ones have it as `code`.
+The HTTP status of a failed OpenAI call is recovered from the error text. worker-vllm loses it: the
+SDK converts its error object to its Python representation. Newer images put the engine's status
+into the message; older ones have it as `code`.
 """
 
 import ast
@@ -31,22 +32,23 @@ from proxy.service.mailbox import EVENT_MAX_BYTES, EVENT_STREAM, Head
 ABSENT = msgspec.Raw(b"")
 NULL = b"null"
 TRUE = b"true"
-ERROR_BYTES = 256 * 1024  # of an error; what is longer is cut, and not taken apart
-MEND_BYTES = (
-    4 * 1024 * 1024
-)  # of a result that Python wrote and nobody else can read; more takes too long to mend
-MOST_ELEMENTS = 250_000  # of a list that is taken apart: each costs about 100 bytes beside its own
+# The maximum size of an error. A larger one is truncated and not parsed.
+ERROR_BYTES = 256 * 1024
+# The maximum size of a result whose NaN and Infinity are replaced. A larger one takes too long.
+MEND_BYTES = 4 * 1024 * 1024
+# The maximum number of elements of a list that is split: each costs about 100 bytes of overhead.
+MOST_ELEMENTS = 250_000
 IN_PROGRESS = b'"%b"' % Status.IN_PROGRESS.encode()
 
 _NO_NUMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")|-?Infinity|NaN', re.DOTALL)
 
 
 class TooManyElementsError(ValueError):
-    """A list has more elements than are taken apart."""
+    """A list has more than `MOST_ELEMENTS` elements."""
 
 
 class Result(msgspec.Struct):
-    """The body of `job-done` or `job-stream`."""
+    """The body of a `job-done` or `job-stream` request."""
 
     output: msgspec.Raw = ABSENT
     error: msgspec.Raw = ABSENT
@@ -55,32 +57,33 @@ class Result(msgspec.Struct):
 
     @property
     def is_progress(self) -> bool:
-        """Whether it is not the end, but how far the job is."""
+        """Return True for a progress report, which does not end the job."""
         return bytes(self.status) == IN_PROGRESS
 
     @property
     def refreshes(self) -> bool:
-        """Whether the worker is to be made anew after this job."""
+        """Return True if the worker asks to be restarted after this job."""
         return bytes(self.stop_pod) == TRUE
 
     @property
     def has_failed(self) -> bool:
-        """Whether the handler says that it could not."""
+        """Return True if the handler reported an error."""
         return bytes(self.error) not in {b"", NULL}
 
     @property
     def value(self) -> bytes:
-        """The output as JSON. A handler that returns nothing, or `{}`, has none."""
+        """The output as JSON; `null` if the handler returned nothing or `{}`."""
         return bytes(self.output) or NULL
 
 
 _decoder = msgspec.json.Decoder(Result)
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
-_one_decoder = msgspec.json.Decoder(tuple[msgspec.Raw])  # gives up at a second element
+# Fails at the second element.
+_one_decoder = msgspec.json.Decoder(tuple[msgspec.Raw])
 
 
 async def read_result(body: bytes) -> Result | None:
-    """The result in a body; None when it is none."""
+    """Return the result in a body, or None if the body is invalid."""
     return await in_thread_if_large(_read, body)
 
 
@@ -93,17 +96,21 @@ def _read(body: bytes) -> Result | None:
         pass
     if len(body) > MEND_BYTES:
         return None
-    try:  # Python's own writer, which the SDK uses, lets NaN and Infinity through, which JSON does not have
+    try:
+        # The SDK encodes with Python's `json`, which writes NaN and Infinity. JSON has neither.
         return _decoder.decode(_NO_NUMBER.sub(lambda found: found[1] or NULL, body))
     except (msgspec.MsgspecError, RecursionError):
         return None
 
 
 def elements(value: bytes) -> list[bytes] | None:
-    """The elements of a JSON list, each as it was; None when it is no list. Raises `TooManyElementsError`."""
+    """Return the unparsed elements of a JSON list, or None if the value is not a list.
+
+    Raises `TooManyElementsError`.
+    """
     if value[:1] != b"[":
         return None
-    try:  # what most answers are, however much is in it
+    try:  # most responses have one element, of any size
         return [bytes(_one_decoder.decode(value)[0])]
     except msgspec.ValidationError:
         pass
@@ -113,18 +120,18 @@ def elements(value: bytes) -> list[bytes] | None:
 
 
 def error_text(error: bytes) -> str:
-    """An error as a string, which is all that clients take: of another JSON value its text."""
+    """Return an error as a string, as clients require; for other JSON values, their JSON text."""
     if len(error) > ERROR_BYTES:
         return error[:ERROR_BYTES].decode(errors="replace")
     value = msgspec.json.decode(error)
     return value if isinstance(value, str) else error.decode()
 
 
-MOST_CHARACTERS = (
-    32 * 1024
-)  # of an error in Python's writing that is taken apart: that takes 100 ns for each
+# The maximum length of an error in Python's notation that is parsed, at 100 ns per character.
+MOST_CHARACTERS = 32 * 1024
 FIRST_ERROR, LAST_ERROR = 400, 599
-SICK = "vLLM server process is not running"  # the worker lives on, and fails every job from now on
+# A worker that reports this error keeps running and fails every later job.
+SICK = "vLLM server process is not running"
 
 _UPSTREAM = re.compile(r"vLLM returned HTTP (\d{3}): (.*)", re.DOTALL)
 _PIECE = re.compile(
@@ -139,7 +146,7 @@ class _Kind(msgspec.Struct):
 
 
 class Failure(NamedTuple):
-    """An error answer. Without a status, it is one that this proxy has to put into words."""
+    """An error response. If `status` is 0, the proxy builds the response from the message."""
 
     message: str
     status: int = 0
@@ -147,7 +154,7 @@ class Failure(NamedTuple):
 
 
 def find_failure(error: bytes) -> Failure:
-    """What an `error` says, as it is written."""
+    """Return the failure that an `error` in its JSON encoding describes."""
     if len(error) > ERROR_BYTES:
         return Failure(error_text(error))
     try:
@@ -157,7 +164,7 @@ def find_failure(error: bytes) -> Failure:
 
 
 def read_failure(error: Any) -> Failure:
-    """What an `error`, whatever JSON value it is, says."""
+    """Return the failure that a decoded `error` of any JSON type describes."""
     value = _take_apart(error) if isinstance(error, str) else error
     if isinstance(value, dict):
         return _of_object(value)
@@ -165,7 +172,7 @@ def read_failure(error: Any) -> Failure:
 
 
 def is_error_object(output: bytes) -> bool:
-    """Whether an output is an error all the same, as images with an old vLLM give it."""
+    """Return True if an output is an error object, as images with an old vLLM return it."""
     try:
         return bytes(msgspec.json.decode(output, type=_Kind).object) == b'"error"'
     except (msgspec.MsgspecError, RecursionError):
@@ -185,12 +192,15 @@ def _take_apart(text: str) -> Any:
         return text
     try:
         return msgspec.json.decode(_as_json(text))
-    except (ValueError, SyntaxError, RecursionError):  # of msgspec's, too
+    except (ValueError, SyntaxError, RecursionError):  # includes the errors of msgspec
         return text
 
 
 def _as_json(text: str) -> bytes:
-    """The same in JSON. Piece by piece: Python's own reader, given something nested deeply enough, breaks for good."""
+    """Convert Python notation to JSON, token by token.
+
+    `ast.literal_eval` of the whole text is not safe: deeply nested input crashes the interpreter.
+    """
     return b"".join(map(_piece_as_json, _PIECE.finditer(text)))
 
 
@@ -219,8 +229,8 @@ def _of_object(value: dict[str, Any]) -> Failure:
 
 
 def _body(status: int, message: str) -> bytes:
-    told = {"message": message, "type": "invalid_request_error", "param": None, "code": status}
-    return msgspec.json.encode({"error": told})
+    error = {"message": message, "type": "invalid_request_error", "param": None, "code": status}
+    return msgspec.json.encode({"error": error})
 
 
 def _is_object(body: bytes) -> bool:
@@ -236,16 +246,18 @@ JSON = "application/json"
 TEXT = "text/plain; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
 QUOTE = b'"'
-DEPTH = 2  # of lists in a piece of a stream; what is deeper is no batch of events
-BLANK_LINES = (b"\n\n", b"\n\r\n")  # what ends an event
-EDGE_BYTES = (
-    3  # a blank line may be cut into two pieces: the end of an event is kept until the next one
-)
+# The maximum nesting of lists in a stream element. A deeper list is not a batch of events.
+DEPTH = 2
+# The terminators of an event.
+BLANK_LINES = (b"\n\n", b"\n\r\n")
+# A blank line may be split between two elements, so the last bytes are kept until the next one.
+EDGE_BYTES = 3
+# The prefixes of an error event.
 ERRORS = (
     b'data: {"error"',
     b"event: error",
     b"event: response.failed",
-)  # how an error event begins
+)
 
 
 class _Asked(msgspec.Struct):
@@ -253,35 +265,35 @@ class _Asked(msgspec.Struct):
 
 
 class Answer:
-    """The answer of one run, as it comes."""
+    """The response of one run, converted incrementally."""
 
     def __init__(self, body: bytes) -> None:
         self.is_stream = False
-        self.unread = body  # what the client asked, until it has been looked at
+        self.unread = body  # the request body until `read` has parsed it
         if len(body) <= INLINE_MAX_BYTES:
             self.read(body)
-        self.has_begun = False  # events have come
-        self.failure: Failure | None = None  # what came was an error
-        self.received = 0  # elements
-        self.is_mid_event = False  # the events that were given last end in the middle of one
+        self.has_begun = False  # events have arrived
+        self.failure: Failure | None = None  # set if an error arrived instead of events
+        self.received = 0  # the number of elements
+        self.is_mid_event = False  # the last returned bytes end within an event
         self.carries_error = False  # one of the events is an error
-        self._kept: list[bytes] = []  # elements of a whole answer
+        self._kept: list[bytes] = []  # the elements of a complete response
         self._kept_bytes = 0
-        self._rest = b""  # behind the last whole event
-        self._was_parsed = False  # the events came as objects, without their end
+        self._rest = b""  # the bytes after the last complete event
+        self._was_parsed = False  # the events arrived as objects, without the final `[DONE]`
 
     @property
     def backlog(self) -> int:
-        """Bytes that are kept here."""
+        """The number of buffered bytes."""
         return len(self._rest) + self._kept_bytes
 
     def read(self, body: bytes) -> None:
-        """Look at what the client asked: before anything else."""
+        """Parse the request body. This must be called before any other method."""
         self.is_stream = bytes(msgspec.json.decode(body, type=_Asked).stream) == b"true"
         self.unread = b""
 
     def put(self, element: bytes) -> bytes:
-        """An element, as JSON. Gives the events that can be passed on; see `is_mid_event`."""
+        """Add a JSON element; return the events that can be passed on. See `is_mid_event`."""
         self.received += 1
         if not self.is_stream:
             self._kept.append(element)
@@ -290,7 +302,7 @@ class Answer:
         return self._events(element, DEPTH)
 
     def finish(self, output: bytes) -> bytes:
-        """The run is complete, with this result. Gives what is left of the events."""
+        """Complete the response with the result of the run; return the remaining events."""
         if not self.is_stream or self.failure is not None:
             return b""
         late = (
@@ -306,15 +318,15 @@ class Answer:
         return late + DONE if self._was_parsed else late
 
     def has_holes(self, output: bytes) -> bool:
-        """Whether pieces of a stream were lost: its result, where it has one, lists them all."""
+        """Return True if elements of a stream were lost, by comparison with those in its result."""
         try:
             listed = elements(output) if self.is_stream and self.received else None
         except TooManyElementsError:
-            return False  # it cannot be said
+            return False  # unknown
         return bool(listed) and len(listed or ()) != self.received
 
     def whole(self, output: bytes) -> tuple[Head, bytes] | None:
-        """An answer that is no stream; None when there is nothing in it."""
+        """Return a complete (non-streaming) response, or None if it is empty."""
         found = elements(output)
         found = [output] if found is None else found or self._kept
         if len(found) == 1 and found[0] != NULL:
@@ -343,7 +355,7 @@ class Answer:
 
     def _whole_events(self, data: bytes) -> bytes:
         self.has_begun = True
-        begin = max(0, len(self._rest) - EDGE_BYTES)  # what is before that was searched already
+        begin = max(0, len(self._rest) - EDGE_BYTES)  # earlier bytes have been searched
         data = self._rest + data
         border, end = max((data.rfind(mark, begin), len(mark)) for mark in BLANK_LINES)
         end = border + end if border >= 0 else 0
@@ -356,7 +368,7 @@ class Answer:
         return passed
 
     def _look_for_error(self, events: bytes) -> None:
-        """Look at how each event begins: whatever its size, that is enough."""
+        """Set `carries_error` if an event starts with one of `ERRORS`."""
         starts = not self.is_mid_event
         self.carries_error |= any(
             (starts and events.startswith(error))

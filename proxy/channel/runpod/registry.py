@@ -1,4 +1,4 @@
-"""All stock workers: who is here, who is gone, and what becomes of the jobs that they had."""
+"""The registry of Runpod workers: admission, loss, and recovery of their jobs."""
 
 import asyncio
 
@@ -17,29 +17,34 @@ from proxy.service.recorder import Recorder
 log = structlog.get_logger()
 
 LOOK_SECONDS = 0.25
-FORGET_SECONDS = 600.0  # what is known of a worker that is gone
-MOST_WORKERS = 10_000  # ids are the workers' own choice
-ILL_SECONDS = 300.0  # how long it is shown that a worker was unhealthy, unless it is back
-SHUN_SECONDS = (
-    60.0  # a worker whose engine is gone fails every job at once, so it gets none for a while
+# The time after which the state of a lost worker is discarded.
+FORGET_SECONDS = 600.0
+# A limit is required because workers choose their own ids.
+MOST_WORKERS = 10_000
+# The time for which a worker is reported as unhealthy, unless it returns.
+ILL_SECONDS = 300.0
+# A worker whose engine has exited fails every job at once, so it gets no jobs for this time.
+SHUN_SECONDS = 60.0
+NO_FORMS = JobError(
+    "unsupported_media_type", "The workers of this endpoint accept only JSON requests."
 )
-NO_FORMS = JobError("unsupported_media_type", "The workers of this endpoint take JSON only.")
 NO_RESULT = JobError(
     WORKER_LOST.code,
-    "The worker ended this without a result. Did its handler return something that is no JSON?",
+    "The worker dropped the job without a result. "
+    "Check that its handler returns a JSON-serializable value.",
 )
 
 
 class TooManyWorkersError(Exception):
-    """There are more worker ids than are kept."""
+    """The limit of worker ids is reached."""
 
 
 class WorkerIdConflictError(Exception):
-    """Another worker has this id."""
+    """Another worker in the fleet has this id."""
 
 
 class WorkerRegistry:
-    """Keeps the stock workers, and looks after them."""
+    """Holds the Runpod workers and removes those that are lost."""
 
     def __init__(
         self,
@@ -51,24 +56,28 @@ class WorkerRegistry:
         background: Background,
         patience: RunpodTimeouts,
     ) -> None:
-        self._fleet, self._runs, self._dispatch = fleet, runs, dispatch
-        self._recorder, self._orphans, self._background = recorder, orphans, background
+        self._fleet = fleet
+        self._runs = runs
+        self._dispatch = dispatch
+        self._recorder = recorder
+        self._orphans = orphans
+        self._background = background
         self.patience = patience
         self._workers: dict[tuple[EndpointId, WorkerId], RunpodWorker] = {}
 
     async def serve(self) -> None:
-        """Look after them for ever."""
+        """Check all workers periodically. Runs until it is cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             for worker in tuple(self._workers.values()):
                 await self._look(worker)
 
     def find(self, endpoint: EndpointId, worker_id: str) -> RunpodWorker | None:
-        """A worker that has asked for something before."""
+        """Return a worker that has sent a request before, or None."""
         return self._workers.get((endpoint, WorkerId(worker_id)))
 
     def admit(self, endpoint: EndpointId, name: str) -> RunpodWorker:
-        """The worker by this id, which is in the fleet from now on unless it is shunned."""
+        """Return the worker with this id and add it to the fleet unless it is shunned."""
         worker_id = WorkerId(name)
         worker = self._workers.get((endpoint, worker_id))
         namesake = self._fleet.get(worker_id)
@@ -88,7 +97,7 @@ class WorkerRegistry:
         return worker
 
     def adopt(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
-        """The run that this worker has from before this proxy was started, if it has."""
+        """Adopt and return the run that this worker had before the proxy started, or None."""
         job = self._orphans.claim(job_id, worker.id)
         if job is None:
             return None
@@ -101,11 +110,11 @@ class WorkerRegistry:
         return run
 
     def has_orphans(self) -> bool:
-        """Whether there may be something to adopt."""
+        """Return True if there are runs that may be adopted."""
         return bool(self._orphans)
 
     async def fell_ill(self, endpoint: EndpointId, name: str, why: str, *, shun: bool) -> None:
-        """A worker cannot serve: it is lost, and everyone may know."""
+        """Remove an unhealthy worker from the fleet and report it."""
         log.warning("worker.unhealthy", worker=name, endpoint=endpoint, why=why)
         now = asyncio.get_running_loop().time()
         worker = self.find(endpoint, name)
@@ -125,7 +134,7 @@ class WorkerRegistry:
         if any(
             not isinstance(other.port, RunpodWorker) for other in self._fleet.of(worker.endpoint)
         ):
-            self.give_back(worker, job)  # one of our own workers can do it
+            self.give_back(worker, job)  # a native worker can run it
             return
         work = self._runs.refused(worker.member, job.id, job.attempt, NO_FORMS)
         self._background.start(work, f"refuse {job.id}")
@@ -156,5 +165,6 @@ class WorkerRegistry:
         elif why := worker.life.loss(now, self.patience):
             await self._runs.remove_worker(worker.member, why)
         else:
-            worker.member.seen = now  # the fleet's lease is for workers that have one connection
+            # The lease of the fleet applies to workers with one connection.
+            worker.member.seen = now
             worker.refresh()

@@ -1,4 +1,4 @@
-"""What a stock worker posts about a job goes to where it belongs: the mailbox of a call, or the recording of a job."""
+"""Dispatch of posted output and results to the mailbox of a call or the recording of a job."""
 
 import asyncio
 from collections.abc import Iterator
@@ -42,14 +42,19 @@ log = structlog.get_logger()
 
 ENGINE_ERROR = "engine_error"
 PROGRESS_BYTES = 1024 * 1024
-NOTHING = JobError(ENGINE_ERROR, "The worker ended without an answer.")
-NO_JSON = JobError(ENGINE_ERROR, "The worker's result is no JSON that could be read.")
+NOTHING = JobError(ENGINE_ERROR, "The worker finished without a response.")
+NO_JSON = JobError(ENGINE_ERROR, "The worker's result is not valid JSON.")
 ERROR_EVENT = JobError("error_event", "the stream carries an error event")
-HOLES = JobError(WORKER_LOST.code, "Some of the answer was lost on its way from the worker.")
+HOLES = JobError(
+    WORKER_LOST.code, "Part of the response was lost between the worker and the proxy."
+)
 
 
 class RunpodResults:
-    """Takes chunks and results. The first result of a run counts; what comes after it, or too late, changes nothing."""
+    """Processes posted output and results.
+
+    The first result of a run counts; later and late results are ignored.
+    """
 
     def __init__(
         self,
@@ -59,11 +64,14 @@ class RunpodResults:
         registry: WorkerRegistry,
         passing: Budget,
     ) -> None:
-        self._runs, self._output, self._recorder, self._registry = runs, output, recorder, registry
-        self._passing = passing  # bytes of large events that wait for their readers
+        self._runs = runs
+        self._output = output
+        self._recorder = recorder
+        self._registry = registry
+        self._passing = passing  # the bytes of large events that wait for their clients
 
     async def chunk(self, worker: RunpodWorker, job_id: JobId, element: bytes) -> None:
-        """A piece of output. Returns when the next one may come."""
+        """Process an output element; return when the next one may be sent."""
         run = self._run(worker, job_id)
         if run is None or run.is_ending or run.is_stopped:
             return
@@ -75,13 +83,16 @@ class RunpodResults:
                 await run.flow.wait()
 
     def progress(self, worker: RunpodWorker, job_id: JobId, value: bytes) -> None:
-        """How far the job is."""
+        """Record a progress report of the job."""
         run = worker.tracked.runs.get(job_id)
         if run is not None and not run.is_ending and len(value) <= PROGRESS_BYTES:
             self._recorder.note(job_id, run.attempt, value)
 
     async def result(self, worker: RunpodWorker, job_id: JobId, result: Result | None) -> None:
-        """The end of a run; None is one that nobody can read. Returns when it is in the store."""
+        """End a run with its result, or with an error if the result was invalid (None).
+
+        Returns when the result is in the store.
+        """
         run = self._run(worker, job_id)
         if run is None or run.is_ending:
             log.debug("stock.late", job=job_id, worker=worker.id)
@@ -90,14 +101,14 @@ class RunpodResults:
         try:
             await self._end(worker, job_id, run, result)
         finally:
-            run.is_ending = False  # after a failure of ours the SDK posts it again
+            run.is_ending = False  # after an internal error, the SDK posts the result again
         if worker.tracked.runs.get(job_id) is run:
             del worker.tracked.runs[job_id]
         if result is not None and result.refreshes:
             worker.refreshes()
 
     async def too_large(self, worker: RunpodWorker, job_id: JobId) -> None:
-        """What was posted is more than is passed on."""
+        """End a run whose posted body exceeds the size limit."""
         run = worker.tracked.runs.pop(job_id, None)
         if run is not None:
             await self._runs.overflowed(worker.member, job_id, run.attempt)
@@ -125,15 +136,16 @@ class RunpodResults:
         )
 
     async def _pass(self, mailbox: Mailbox, run: Run, answer: Answer, events: bytes) -> bool:
-        """Put events into the mailbox. False if they are more than is kept for a reader that does not take them.
+        """Put events into the mailbox.
 
-        What is more than that waits here for the reader, and with it the post that brought it.
+        If the mailbox is full, this waits for the client, which also delays the worker's request.
+        Returns False if the events exceed the buffer of a client that stopped reading.
         """
         pieces = _pieces(events, more=answer.is_mid_event) if events else iter(())
         with self._passing.share() as share:
             try:
                 if len(events) > STREAM_MAX_BYTES:
-                    share.grow(2 * len(events))  # with the post itself
+                    share.grow(2 * len(events))  # the events and the posted body
                 async with asyncio.timeout(STALL_SECONDS):
                     for piece, more in pieces:
                         if self._mailbox(mailbox.job_id, run) is not mailbox or run.is_stopped:
@@ -186,7 +198,7 @@ class RunpodResults:
         if answer.unread:
             await in_thread_if_large(answer.read, answer.unread)
         mailbox = self._mailbox(job_id, run)
-        if mailbox is None:  # its client has left
+        if mailbox is None:  # the client has disconnected
             await self._runs.released(member, job_id, attempt)
         elif result.has_failed:
             await self._fail(worker, mailbox, run, find_failure(bytes(result.error)))
@@ -220,7 +232,10 @@ class RunpodResults:
     async def _fail(
         self, worker: RunpodWorker, mailbox: Mailbox, run: Run, failure: Failure
     ) -> None:
-        """With the status that the engine gave, if it is known and the answer has not begun."""
+        """Fail a call.
+
+        The engine's HTTP status is used if it is known and the response has not started.
+        """
         error = JobError(ENGINE_ERROR, failure.message)
         if failure.status and mailbox.head is None:
             mailbox.put_head(Head(failure.status, JSON))
@@ -239,7 +254,10 @@ class RunpodResults:
 
 
 def _pieces(events: bytes, *, more: bool) -> Iterator[tuple[bytes, bool]]:
-    """Cut events into pieces, between two events where that is possible; each with whether its event goes on."""
+    """Split events into parts of at most `PART_BYTES`, between two events where possible.
+
+    Yields each part with True if its last event continues in the next part.
+    """
     start = 0
     while len(events) - start > PART_BYTES:
         end = start + PART_BYTES

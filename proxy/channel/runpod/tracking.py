@@ -1,14 +1,16 @@
-"""What a stock worker was given, and what can be known of it from its polls and pings. Times are arguments.
+"""Tracking of a Runpod worker's runs and liveness by its polls, pings and connections.
 
-It carries no attempt, so the map from its jobs to their attempts is here. And it does not say when it drops a job: that
-is read from a poll that says it has none, or from two pings in a row that do not list it.
+Nothing in this module reads the clock: times are arguments.
 
-Whether a stock worker lives: what its pings and its connections say, weighed.
+Runs: the worker's requests name no attempt, so the map from its jobs to their attempts is kept
+here. The worker does not report a dropped job either. A drop is inferred from a poll that reports
+no jobs, or from two consecutive pings that do not list the job.
 
-Pings alone prove nothing, for they come from a process that outlives the one that works. Connections alone do neither:
-a handler that blocks its event loop polls nothing for minutes. Together: a ping renews the lease as long as the working
-process has not left its connections in a way that looks like its death. A worker that closes its idle connections in
-peace (it drains, or its SDK is too old to poll for stops) lives by its pings.
+Liveness: pings alone are not evidence, since they come from a process that outlives the worker
+process. Neither are connections alone: a handler that blocks its event loop does not poll for
+minutes. Therefore a ping renews the lease as long as the worker process has not closed its
+connections in a way that indicates its death. A worker that closes its idle connections normally
+(it drains, or its SDK is too old to poll for stops) keeps its lease by pings.
 """
 
 import asyncio
@@ -19,24 +21,24 @@ from typing import NamedTuple, Protocol
 from proxy.channel.runpod.openai import Answer
 from proxy.jobs.model import JobId
 
-CONNECTION = "vllm_serverless.line"  # the ASGI extension: the connection on which a request came
+# The ASGI extension that holds the connection of a request.
+CONNECTION = "vllm_serverless.line"
 
-
-HOUSEKEEPING_SECONDS = (
-    14.0  # HTTP clients close what was idle for some time (the SDK's after 15 s); that says nothing
-)
+# HTTP clients close connections that were idle for some time (the SDK's: 15 s), so the close of a
+# connection that was idle for longer than this is not evidence.
+HOUSEKEEPING_SECONDS = 14.0
 
 
 class Closing(NamedTuple):
-    """How a connection ended."""
+    """The circumstances of the end of a connection."""
 
-    is_ours: bool  # this side closed it
-    is_reset: bool  # the other end was gone with bytes unread
-    idle: float | None  # seconds since the last answer; None: in the middle of a request
+    is_ours: bool  # closed by this side
+    is_reset: bool  # the peer was gone with bytes unread
+    idle: float | None  # seconds since the last response; None during a request
 
     @property
     def is_abrupt(self) -> bool:
-        """Whether it looks as if the other process had ended."""
+        """Return True if the connection ended as if the peer process had exited."""
         return not self.is_ours and (
             self.is_reset or self.idle is None or self.idle < HOUSEKEEPING_SECONDS
         )
@@ -46,43 +48,42 @@ OnClosed = Callable[[Closing], None]
 
 
 class WatchedConnection(Protocol):
-    """A connection that can be watched."""
+    """A connection that reports its end."""
 
     def watch(self, on_closed: OnClosed) -> None:
-        """Keep it open, and tell how it ends."""
+        """Keep the connection open, and call `on_closed` when it ends."""
         ...
 
 
-TOGETHER_SECONDS = (
-    1.0  # the connections of a process that ends are closed one after the other, but not slower
-)
+# The connections of a process that exits are closed one after the other, within this time.
+TOGETHER_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class RunpodTimeouts:
-    """How many seconds stock workers are waited for."""
+    """The timeouts for Runpod workers, in seconds."""
 
-    hold: float = 20.0  # a poll is answered by then; the SDK gives one up after 90 s
-    lease: float = 35.0  # three of the SDK's pings, and a bit
-    gap: float = 10.0  # until a process whose connections broke counts as gone
+    hold: float = 20.0  # the duration of a long poll; the SDK times out after 90 s
+    lease: float = 35.0  # slightly more than three ping intervals of the SDK
+    gap: float = 10.0  # until a process whose connections broke is declared lost
 
 
 @dataclass(slots=True)
 class Liveness:
-    """The evidence. Times are the event loop's."""
+    """The evidence of a worker's liveness. Times are those of the event loop."""
 
     heard: float
-    lines: int = 0  # open connections of its working process
-    left_at: float = 0.0  # when the last of them closed
-    abrupt_at: float = float("-inf")  # when one last closed in a way that looks like death
-    died_at: float = float("-inf")  # when it last looked dead altogether
+    lines: int = 0  # the open connections of its worker process
+    left_at: float = 0.0  # the time at which the last of them closed
+    abrupt_at: float = float("-inf")  # the time of the last abrupt close
+    died_at: float = float("-inf")  # the last time at which the process looked dead
 
     def opened(self) -> None:
-        """The working process has made a connection."""
+        """Count a new connection of the worker process."""
         self.lines += 1
 
     def closed(self, closing: Closing, now: float) -> None:
-        """One of these connections has ended."""
+        """Record the end of one of these connections."""
         self.lines -= 1
         if closing.is_abrupt:
             self.abrupt_at = now
@@ -92,7 +93,7 @@ class Liveness:
                 self.died_at = now
 
     def loss(self, now: float, patience: RunpodTimeouts) -> str:
-        """Why it counts as lost; empty as long as it does not."""
+        """Return the reason why the worker is lost, or an empty string."""
         if not self.lines and self._looks_dead and now - self.left_at > patience.gap:
             return "its process ended"
         if now - self.heard > patience.lease:
@@ -104,27 +105,29 @@ class Liveness:
         return self.left_at - self.abrupt_at <= TOGETHER_SECONDS
 
 
-MISSES = 2  # pings in a row without a job that it was given
-SETTLE_SECONDS = 1.0  # what it asks for later than that after an answer, it asks for because it has read the answer
+# The number of consecutive pings without an assigned job after which the job counts as dropped.
+MISSES = 2
+# A request sent more than this time after a response proves that the worker has read the response.
+SETTLE_SECONDS = 1.0
 MOST_DROPPED = 1_000
 
 
 @dataclass(slots=True)
 class Run:
-    """A job that it was given."""
+    """A job that was assigned to a worker."""
 
     attempt: int
-    answer: Answer | None  # of an OpenAI call
-    given_at: float = float("inf")  # when the answer to its poll was written
-    has_arrived: bool = False  # it has shown that it has it
+    answer: Answer | None  # for OpenAI calls only
+    given_at: float = float("inf")  # the time at which the poll response was written
+    has_arrived: bool = False  # the worker has confirmed that it has the job
     misses: int = 0
     is_stopped: bool = False
     is_ending: bool = False
-    flow: asyncio.Event = field(default_factory=asyncio.Event)  # cleared: its output has to wait
+    flow: asyncio.Event = field(default_factory=asyncio.Event)  # cleared while output is paused
 
 
 class VanishedRun(NamedTuple):
-    """A job that it has no more, and of which no result came. `counts`: it seems to have run."""
+    """A job that the worker dropped without a result. `counts`: it was probably started."""
 
     job_id: JobId
     run: Run
@@ -132,35 +135,43 @@ class VanishedRun(NamedTuple):
 
 
 class TrackedRuns:
-    """The runs of one stock worker."""
+    """The runs of one Runpod worker."""
 
     def __init__(self) -> None:
         self.runs: dict[JobId, Run] = {}
         self._pinged_at = float("-inf")
-        self._listed: frozenset[str] = frozenset()  # by its last ping
-        self._over: frozenset[str] = (
-            frozenset()
-        )  # it has said itself that it has these no more, whatever a ping says
-        self._left: set[str] = set()  # it had them when it was last lost
-        self._dropped: set[str] = set()  # they have vanished in it before
+        # The jobs of the last ping.
+        self._listed: frozenset[str] = frozenset()
+        # The jobs that the worker has reported as finished, even if a later ping lists them.
+        self._over: frozenset[str] = frozenset()
+        # The jobs that the worker had when it was last lost.
+        self._left: set[str] = set()
+        # The jobs that the worker has dropped before.
+        self._dropped: set[str] = set()
 
     def may_have(self, job_id: JobId) -> bool:
-        """Whether it can be given this job. Not while it may have it from before: its results name no attempt."""
+        """Return True if the job may be assigned to the worker.
+
+        It may not while the worker may still have an earlier attempt: results name no attempt.
+        """
         return job_id not in self.runs and job_id not in self._listed and job_id not in self._left
 
     def give(self, job_id: JobId, run: Run) -> None:
-        """It is being given a job."""
+        """Add a run that is being assigned to the worker."""
         run.flow.set()
         self.runs[job_id] = run
         self._over -= {job_id}
 
     def lose(self) -> None:
-        """It was lost. What it had, others have now."""
+        """Remove all runs of a lost worker. Other workers take its jobs."""
         self._left |= set(self.runs)
         self.runs = {}
 
     def idles(self, died_at: float) -> list[VanishedRun]:
-        """It says that it has no job: what it was given is over, whether its pings know that yet or not."""
+        """Remove and return the assigned runs, since the worker reports that it has no job.
+
+        Pings may still list them.
+        """
         gone = [
             job_id
             for job_id, run in self.runs.items()
@@ -174,7 +185,10 @@ class TrackedRuns:
     def pinged(
         self, listed: frozenset[str], now: float, asked_at: float, died_at: float
     ) -> list[VanishedRun]:
-        """A ping came, which lists what it has. `asked_at`: when its working process was last heard of."""
+        """Process a ping, which lists the worker's jobs; return the runs that it has dropped.
+
+        `asked_at`: the time of the last request from its worker process.
+        """
         listed -= self._over
         gone = []
         for job_id, run in self.runs.items():
@@ -191,7 +205,7 @@ class TrackedRuns:
         return [self._vanish(job_id, died_at) for job_id in gone]
 
     def _vanish(self, job_id: JobId, died_at: float) -> VanishedRun:
-        """A loss counts, unless the job seems not to have reached it at all: then it was the way that failed."""
+        """Remove a run. The loss counts unless the job was probably not delivered to the worker."""
         run = self.runs.pop(job_id)
         has_run = run.has_arrived or run.given_at < died_at or job_id in self._dropped
         if len(self._dropped) >= MOST_DROPPED:

@@ -1,6 +1,7 @@
-"""One stock worker. It says nothing of slots: its room is what its open poll asks for; between two it has none.
+"""One Runpod worker, and its long polls.
 
-A poll that is held open until there is something to say.
+A Runpod worker does not report slots: its capacity is the number of jobs that its open poll asks
+for, and zero between two polls.
 """
 
 import asyncio
@@ -26,28 +27,34 @@ log = structlog.get_logger()
 
 
 class Poll:
-    """One `job-take` or `job-stop` that waits for its answer."""
+    """One long poll: a pending `job-take` or `job-stop` request."""
 
     def __init__(self, room: int = 0) -> None:
-        self.room = room  # jobs that it may still be given
+        self.room = room  # the number of jobs that it can still take
         self.jobs: list[Job] = []
-        self.size = 0  # bytes of their bodies
+        self.size = 0  # the total size of their bodies in bytes
         self.is_replaced = False
         self._ready = asyncio.Event()
 
     def give(self, job: Job) -> None:
-        """A job for it. What else is given in this turn of the event loop goes with it."""
+        """Add a job to the response.
+
+        Jobs added in the same turn of the event loop are sent together.
+        """
         self.jobs.append(job)
         self.size += len(job.submission.work.body)
         self.room -= 1
         self._ready.set()
 
     def end(self) -> None:
-        """Answer it now."""
+        """Respond to the poll now."""
         self._ready.set()
 
     async def wait(self, seconds: float, receive: Any) -> bool:
-        """Wait until it is to be answered. False when the other end has gone: an answer would reach nobody."""
+        """Wait up to `seconds` until a response is due.
+
+        Returns False if the client has disconnected.
+        """
         gone = asyncio.ensure_future(_gone(receive))
         ready = asyncio.ensure_future(self._ready.wait())
         try:
@@ -63,17 +70,20 @@ async def _gone(receive: Any) -> None:
         pass
 
 
-REST_SECONDS = 1.0  # after a job that it cannot be given: others take that one meanwhile, and this one gets the next
-REFRESH_SECONDS = (
-    2.0  # a worker that wants to be made anew may end within that, and would take its jobs with it
-)
-REFRESH_HOLD = 0.5  # it ends when its polls are answered
-STOPPED_HOLD = 1.0  # it says that it has let go of its jobs by asking anew
+# The pause after a job that a worker cannot take: other workers take that job in the meantime, and
+# this worker gets the next one.
+REST_SECONDS = 1.0
+# A worker that asked to be restarted may exit within this time, and would lose new jobs.
+REFRESH_SECONDS = 2.0
+# A worker that is about to restart exits when its polls have been answered.
+REFRESH_HOLD = 0.5
+# A worker reports that it has dropped a stopped job by sending the next poll.
+STOPPED_HOLD = 1.0
 
 
 @dataclass(slots=True)
 class PollingWorker(Worker):
-    """A worker whose credit is the room of its open poll."""
+    """A worker whose credit is the remaining capacity of its open poll."""
 
     room: int = 0
 
@@ -89,41 +99,42 @@ class PollingWorker(Worker):
     def is_ready(self) -> bool:
         return self.is_open
 
-    def load(self, *, light: bool) -> Load:  # noqa: ARG002 - all its jobs are alike
+    def load(self, *, light: bool) -> Load:  # noqa: ARG002 - all jobs count the same
         return Load(len(self.holds), max(self.slots, len(self.holds)))
 
 
 class RunListener(Protocol):
-    """What a worker's channel knows to do with jobs that come to nothing here."""
+    """Receives the jobs that a worker did not complete, and its changes of capacity."""
 
     def give_back(self, worker: "RunpodWorker", job: Job) -> None:
-        """It never got this job."""
+        """Return a job to the queue that was never delivered to the worker."""
         ...
 
     def refuse(self, worker: "RunpodWorker", job: Job) -> None:
-        """No worker of its kind can do this job."""
+        """Handle a job that Runpod workers cannot run."""
         ...
 
     def recover(self, worker: "RunpodWorker", vanished: VanishedRun) -> None:
-        """It had this job, and has it no more."""
+        """Handle a job that the worker had and has dropped."""
         ...
 
     def wake(self, worker: "RunpodWorker") -> None:
-        """It has more room."""
+        """Wake the dispatcher: the worker has more capacity."""
         ...
 
 
 class RunpodWorker:
-    """`WorkerPort` for a worker that polls. Outlives its membership of the fleet: it may come back."""
+    """`WorkerPort` for a polling worker. It outlives the worker's membership of the fleet."""
 
     def __init__(
         self, worker_id: WorkerId, endpoint: EndpointId, now: float, listener: RunListener
     ) -> None:
-        self.id, self.endpoint = worker_id, endpoint
+        self.id = worker_id
+        self.endpoint = endpoint
         self.member = PollingWorker(worker_id, endpoint, self, seen=now)
         self.life = Liveness(now)
         self.tracked = TrackedRuns()
-        self.asked_at = now  # when its working process last asked for something
+        self.asked_at = now  # the time of the last request from its worker process
         self.shunned_until = 0.0
         self.is_closed = False
         self._listener = listener
@@ -132,7 +143,8 @@ class RunpodWorker:
         self._taking: Poll | None = None
         self._stopping: Poll | None = None
         self._stops: list[str] = []
-        self._rests_until = self._ends_until = 0.0
+        self._rests_until = 0.0
+        self._ends_until = 0.0
 
     # `WorkerPort`
 
@@ -179,16 +191,16 @@ class RunpodWorker:
         for run in self.tracked.runs.values():
             run.flow.set()
 
-    # What it asks
+    # Requests from the worker
 
     def rejoin(self, now: float) -> None:
-        """It is here again, or for the first time."""
+        """Start a new membership of the fleet, for a new or returning worker."""
         self.tracked.lose()
         self._stops, self.is_closed = [], False
         self.member = PollingWorker(self.id, self.endpoint, self, seen=now)
 
     def asks(self, line: WatchedConnection) -> None:
-        """A request of its working process came on this connection."""
+        """Record a request from its worker process on this connection."""
         self.asked_at = self.life.heard = self._clock()
         if line not in self._lines:
             self._lines[line] = None
@@ -196,14 +208,17 @@ class RunpodWorker:
             line.watch(lambda closing: self._closed(line, closing))
 
     def take(self, wanted: int, *, is_idle: bool) -> Poll:
-        """It polls for jobs. There is one poll at a time: another one is of an older or of another process."""
+        """Open a poll for jobs.
+
+        A worker has one poll at a time: a second one comes from an older or another process.
+        """
         if is_idle:
             self._recover(self.tracked.idles(self.life.died_at))
         if self._taking is not None:
             log.warning(
                 "stock.polls_twice",
                 worker=self.id,
-                hint="every worker needs a RUNPOD_POD_ID of its own",
+                hint="every worker needs its own RUNPOD_POD_ID",
             )
             self._taking.is_replaced = True
             self._taking.end()
@@ -213,7 +228,7 @@ class RunpodWorker:
         return self._taking
 
     def taken(self, poll: Poll) -> list[Job]:
-        """A poll is about to be answered, with these jobs."""
+        """Close a poll for jobs and return the jobs of its response."""
         if self._taking is poll:
             self._taking = None
             self.refresh()
@@ -223,58 +238,57 @@ class RunpodWorker:
         return [job for job in poll.jobs if job not in stopped]
 
     def missed(self, jobs: Sequence[Job]) -> None:
-        """It did not get these jobs."""
+        """Return these jobs to the queue: they were not delivered."""
         for job in jobs:
             self.tracked.runs.pop(job.id, None)
             self._listener.give_back(self, job)
 
     def got(self, jobs: Sequence[Job]) -> None:
-        """These jobs have been written to it."""
+        """Record that these jobs have been written to the worker."""
         for job in jobs:
             if (run := self.tracked.runs.get(job.id)) is not None:
                 run.given_at = self._clock()
 
     def listen(self) -> Poll:
-        """It polls for jobs to stop."""
+        """Open a poll for jobs to stop."""
         self._stopping = Poll()
         if self._stops:
             self._stopping.end()
         return self._stopping
 
     def stops(self, poll: Poll) -> list[str]:
-        """A poll is about to be answered, with these jobs to stop."""
+        """Close a poll for jobs to stop and return the ids of those jobs."""
         if self._stopping is poll:
             self._stopping = None
         stops, self._stops = self._stops, []
         return stops
 
     def pinged(self, listed: frozenset[str]) -> None:
-        """A ping came; it lists what the worker has."""
+        """Process a ping, which lists the jobs of the worker."""
         self.life.heard = now = self._clock()
         self._recover(self.tracked.pinged(listed, now, self.asked_at, self.life.died_at))
         for job_id, run in self.tracked.runs.items():
-            if (
-                run.is_stopped and job_id in listed
-            ):  # it may have been too early: the SDK stops only what it has begun
+            # The first request may have been too early: the SDK stops only started jobs.
+            if run.is_stopped and job_id in listed:
                 self._ask_to_stop(job_id)
 
     def refreshes(self) -> None:
-        """It has said that it is to be made anew after this job. What ends it is its own affair."""
+        """Prepare for a restart of the worker, which asked for one after its current job."""
         self._rests_until = self._ends_until = self._clock() + REFRESH_SECONDS
         self.refresh()
         self._answer_polls()
 
     def hold(self, seconds: float) -> float:
-        """How long a poll of it is held."""
+        """Return how many seconds to hold a poll of this worker."""
         return min(seconds, REFRESH_HOLD) if self._clock() < self._ends_until else seconds
 
     def hold_take(self, seconds: float) -> float:
-        """How long a poll for jobs is held."""
+        """Return how many seconds to hold a poll for jobs."""
         is_stopping = any(run.is_stopped for run in self.tracked.runs.values())
         return min(self.hold(seconds), STOPPED_HOLD) if is_stopping else self.hold(seconds)
 
     def refresh(self) -> None:
-        """Tell the fleet how many jobs it may be given now."""
+        """Update the capacity that the fleet sees."""
         is_resting = self._clock() < self._rests_until
         room = (
             self._taking.room
