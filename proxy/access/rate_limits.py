@@ -129,7 +129,7 @@ class Limits:
             reset = max(1, int((window + 1) * WINDOW_SECONDS - now + 0.999))
             if use.count >= allowed:
                 raise LimitedError(
-                    f"Rate limit exceeded: {allowed} {operation} requests in {WINDOW_SECONDS} s."
+                    f"Rate limit of `{operation}` exceeded: {allowed} in {WINDOW_SECONDS} s."
                     f" Retry in {reset} s.",
                     reset,
                     RateLimitStatus(allowed, 0, reset),
@@ -137,7 +137,7 @@ class Limits:
             status = RateLimitStatus(allowed, allowed - use.count - 1, reset)
         if limit.concurrent is not None and use.open >= limit.concurrent:
             raise LimitedError(
-                f"Rate limit exceeded: {limit.concurrent} concurrent {operation} requests."
+                f"Rate limit of `{operation}` exceeded: {limit.concurrent} concurrent requests."
                 " Retry when one of them has ended.",
                 1,
                 status,

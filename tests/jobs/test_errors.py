@@ -167,7 +167,7 @@ async def test_a_rate_limited_request_gets_retry_after(path: str) -> None:
         answers = [await ask(proxy, wrong) for _ in range(3)]
         # A new window may have begun once.
         _, headers, body = next(answer for answer in answers if answer[0] == 429)
-    assert message_of(headers, body).startswith("More than 1 ")
+    assert message_of(headers, body).startswith("Rate limit of ")
     assert 1 <= int(headers["retry-after"]) <= 10
     assert headers["x-ratelimit-remaining-requests"] == "0"
 

@@ -18,7 +18,7 @@ def _vllm() -> None:
     skip_if_fast()
     if find_spec("vllm") is None:
         pytest.skip(
-            "vLLM is not installed, because this machine is not supported; run `make up` for details"
+            "vLLM is not installed, because this machine is not supported; `make up` says why"
         )
 
 

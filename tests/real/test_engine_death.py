@@ -37,7 +37,7 @@ async def test_a_dead_engine_ends_its_streams_and_its_worker(tmp_path: Path) -> 
         assert await asyncio.wait_for(one.process.wait(), 120) == 70
         # The client had not received any output, so the job waited for another worker.
         status, code = await waiting
-        assert (status, code) == (503, "no_workers")
+        assert (status, code) == (502, "worker_lost")
 
 
 async def _post(proxy: Proxy, request: dict[str, object]) -> tuple[int, str]:

@@ -58,7 +58,7 @@ async def test_up_from_nothing_to_an_answer_on_a_machine_without_a_compiler(tmp_
         await up.says("loading demo", 120)
         await up.says(r"^Ready after \d+ s\.", START_SECONDS)
         await up.says("Ctrl-C")
-        assert "toy" in up.text
+        assert "demo model" in up.text
         assert "make up ARGS=" in up.text
         curl = next(line for line in up.lines if line.startswith("curl "))
         answer = await run("bash", "-c", curl.replace("curl ", "curl -sS ", 1))
