@@ -119,7 +119,7 @@ async def test_a_form_is_rejected_by_a_stock_worker(proxy: Proxy) -> None:
     form.add_field("file", b"sound", filename="a.wav")
     async with proxy.http.post("/v2/new/openai/v1/audio/transcriptions", data=form) as response:
         assert response.status == 415, await response.text()
-        assert "JSON only" in (await response.json())["error"]["message"]
+        assert "only JSON requests" in (await response.json())["error"]["message"]
 
 
 async def test_a_light_call_occupies_a_slot_like_any_other(proxy: Proxy) -> None:
