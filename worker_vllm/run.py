@@ -85,7 +85,7 @@ class Run:
     body: bytearray = field(default_factory=bytearray)
     task: "asyncio.Task[None] | None" = None
     verdict: End | None = None
-    """How the run shall end, once a decision outside the engine has been made."""
+    """The end of the run, once a decision outside the engine has been made."""
     frames_sent: int = 0
     """Frames of this run that were handed to the socket, as `Hello` reports them."""
     flow: SendFlow = field(default_factory=SendFlow)

@@ -70,9 +70,7 @@ class SendFlow:
     """The sender's side: whether more output may be sent now."""
 
     has_window: bool = False
-    """Whether the window applies: it does for streams and for the outputs of jobs, not for whole
-    answers.
-    """
+    """True if the window applies: for streams and the outputs of jobs, not for whole answers."""
     unacknowledged: int = 0
     """Bytes sent since the last `Resume`."""
     is_paused: bool = False
