@@ -80,6 +80,18 @@ class ConnectionLostError(Exception):
     """The connection could not be opened or is no longer usable. The text is the reason."""
 
 
+def _sentence(error: Exception) -> str:
+    """Describe an error and its cause in one line.
+
+    `InvalidMessage`, for example, does not say by itself that the connection was closed.
+    """
+    if isinstance(error, InvalidStatus):
+        return f"answered {_response_text(error)}"
+    text = str(error) or type(error).__name__
+    cause = str(error.__cause__) if error.__cause__ is not None else ""
+    return f"{text} ({cause})" if cause else text
+
+
 async def dial(
     link: Link,
     closing: asyncio.Event,
@@ -171,18 +183,6 @@ def _refusal_of_handshake(link: Link, error: BaseException | None) -> DialRefuse
     if error.response.status_code not in REFUSAL_STATUSES:
         return None
     return DialRefusedError(f"{link.url} answered {_response_text(error)}", by_handshake=True)
-
-
-def _sentence(error: Exception) -> str:
-    """Describe an error and its cause in one line.
-
-    `InvalidMessage`, for example, does not say by itself that the connection was closed.
-    """
-    if isinstance(error, InvalidStatus):
-        return f"answered {_response_text(error)}"
-    text = str(error) or type(error).__name__
-    cause = str(error.__cause__) if error.__cause__ is not None else ""
-    return f"{text} ({cause})" if cause else text
 
 
 def _response_text(error: InvalidStatus) -> str:
