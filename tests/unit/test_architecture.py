@@ -11,7 +11,7 @@ from proxy.jobs.lifecycle import Status
 ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("proxy/**/*.py"), *ROOT.glob("worker_vllm/**/*.py")])
 MAX_FILE_LINES = 400
-MAX_BROAD_EXCEPTS = 9
+MAX_BROAD_EXCEPTS = 8
 PROXY = [path for path in SOURCES if path.is_relative_to(ROOT / "proxy")]
 # Modules that execute or guess the type of their input, form parsers (the proxy has its own), and
 # a second HTTP client.
@@ -129,6 +129,7 @@ def test_importing_has_no_side_effects() -> None:
         "sorted",
         "range",
         "float",
+        "ForeignErrors",
         "Path",
         "ip_network",
     }

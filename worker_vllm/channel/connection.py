@@ -231,7 +231,7 @@ class Channel:
 
     async def _read(self, socket: ClientConnection) -> None:
         while True:
-            with losing_connection():
+            with losing_connection:
                 message = await socket.recv()
             self.accepted = True
             payload = message if isinstance(message, bytes) else message.encode()
@@ -255,7 +255,7 @@ class Channel:
                 continue
             payload, frames = message
             self._peer.sent(self.outbox, frames)
-            with losing_connection():
+            with losing_connection:
                 await socket.send(payload)
 
     async def _beat(self) -> None:

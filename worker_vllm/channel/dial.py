@@ -6,7 +6,7 @@ dials again.
 
 import asyncio
 from collections.abc import Awaitable, Callable
-from contextlib import AbstractContextManager, suppress
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TypeAlias
 from urllib.parse import urlsplit
@@ -17,7 +17,7 @@ from websockets.exceptions import InvalidStatus, InvalidURI
 
 from proxy.wire.frames import SOCKET_BYTES
 from proxy.wire.sockets import limit_unsent_bytes
-from worker_vllm.foreign import foreign_errors
+from worker_vllm.foreign import ForeignErrors
 
 OPEN_TIMEOUT_SECONDS = 10.0
 # A dead proxy is detected within ping interval and ping timeout together, which is one lease.
@@ -92,6 +92,14 @@ def _sentence(error: Exception) -> str:
     return f"{text} ({cause})" if cause else text
 
 
+losing_connection = ForeignErrors(ConnectionLostError, _sentence)
+"""Raises `ConnectionLostError` for everything that goes wrong in a `with` block.
+
+The WebSocket library, its event loop and TLS each raise kinds of their own, and none of them is a
+reason to end the worker.
+"""
+
+
 async def dial(
     link: Link,
     closing: asyncio.Event,
@@ -109,7 +117,7 @@ async def dial(
         # A port out of range is a ValueError.
         raise DialRefusedError(f"WORKER_CONNECT is not a valid address: {error}") from None
     try:
-        with losing_connection():
+        with losing_connection:
             socket = await handshake
             limit_unsent_bytes(socket.transport.get_extra_info("socket"))
     except ConnectionLostError as lost:
@@ -124,20 +132,11 @@ async def dial(
     return socket
 
 
-def losing_connection() -> AbstractContextManager[None]:
-    """Raise `ConnectionLostError` for everything that goes wrong in the block.
-
-    The WebSocket library, its event loop and TLS each raise kinds of their own, and none of them
-    is a reason to end the worker.
-    """
-    return foreign_errors(ConnectionLostError, _sentence)
-
-
 async def hang_up(
     socket: ClientConnection, code: int = CLOSE_CODE_NORMAL, reason: str = ""
 ) -> None:
     """Close a connection, which may be lost already."""
-    with suppress(ConnectionLostError), losing_connection():
+    with suppress(ConnectionLostError), losing_connection:
         await socket.close(code, reason)
 
 

@@ -13,7 +13,7 @@ import structlog
 
 from worker_vllm.engine.base import EngineError
 from worker_vllm.engine.flags import CONFIG_FLAG, flags_from, ignored
-from worker_vllm.foreign import foreign_errors
+from worker_vllm.foreign import ForeignErrors
 
 EXTRA_ARGUMENTS = "VLLM_EXTRA_ARGS"
 COMMAND_LINE = "the command line"
@@ -74,7 +74,7 @@ def _parse(
     parser: argparse.ArgumentParser, words: Sequence[str], source: str
 ) -> argparse.Namespace:
     # vLLM's argument types and its reader of configuration files raise exceptions of any kind.
-    with foreign_errors(EngineError, lambda error: f"{source} is wrong: {_one_line(error)}"):
+    with ForeignErrors(EngineError, lambda error: f"{source} is wrong: {_one_line(error)}"):
         return parser.parse_args(list(words))
 
 

@@ -27,7 +27,7 @@ from worker_vllm.engine.arguments import parse, strict
 from worker_vllm.engine.base import READING_METRICS, EngineError, Reading, reading_of
 from worker_vllm.engine.compiler import DISABLE_VARIABLE, decide, include_folder, kernel_cache
 from worker_vllm.engine.processes import kill_children, pin_children
-from worker_vllm.foreign import foreign_errors
+from worker_vllm.foreign import ForeignErrors
 from worker_vllm.log import Stage
 from worker_vllm.settings import DEMO, Settings, set_default_environment
 
@@ -147,7 +147,7 @@ class VllmEngine:
         kill_children()
 
     async def __aenter__(self) -> Self:
-        with foreign_errors(EngineError, _start_failure):
+        with ForeignErrors(EngineError, _start_failure):
             async with AsyncExitStack() as stack:
                 await self._start(stack)
                 self._stack = stack.pop_all()
