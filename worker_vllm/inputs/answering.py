@@ -7,9 +7,8 @@ from http import HTTPStatus
 import msgspec
 
 from worker_vllm.asgi import Head
-from worker_vllm.cutting import Part
 from worker_vllm.engine.base import Engine
-from worker_vllm.handler import EngineFailedError, handle
+from worker_vllm.handler import EngineFailedError, Part, handle
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.inputs.native import error_text
 from worker_vllm.inputs.reading import Call, read_input

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from worker_vllm.cutting import BLANK_LINES, EVENT_MAX_BYTES, Events, Part
+from worker_vllm.handler import BLANK_LINES, EVENT_MAX_BYTES, Events, Part
 
 LIMIT = 8
 STREAMS = st.lists(

@@ -26,9 +26,8 @@ from tests.unit.worker.support import (
     working,
 )
 from worker_vllm.asgi import App, Head, Receive, Scope, Send
-from worker_vllm.cutting import EVENT_MAX_BYTES, Part
 from worker_vllm.engine.upstream import UpstreamEngine
-from worker_vllm.handler import handle
+from worker_vllm.handler import EVENT_MAX_BYTES, Part, handle
 from worker_vllm.inputs.answering import answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.runtime import OLD_PROXY_SECONDS

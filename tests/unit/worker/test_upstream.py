@@ -9,12 +9,11 @@ from aiohttp import web
 from proxy.wire.frames import End
 from tests.unit.worker.support import CHAT, DEADLINE, chat, fake_proxy, until, working
 from worker_vllm.asgi import CutShortError, Head, Request, call, fetch
-from worker_vllm.cutting import Part
 from worker_vllm.engine.base import EngineError, read_models
 from worker_vllm.engine.health import Pace
 from worker_vllm.engine.upstream import UpstreamEngine
 from worker_vllm.engine.watchdog import watch
-from worker_vllm.handler import RunLostError, handle
+from worker_vllm.handler import Part, RunLostError, handle
 
 FAST_PACE = Pace(every=0.005, timeout=0.2)
 SLOW_PACE = Pace(every=60.0)
