@@ -1,8 +1,14 @@
-"""Answer one job with the engine: forward the bytes of its app unchanged, and report the outcome.
+"""Answer one job with the engine: check its response, cut it into parts, report the outcome.
 
-Two checks decide the outcome, without parsing JSON: a stream that contains an error event has
-failed, and an incomplete response is lost. An engine that has died also responds with errors. Those
-say nothing about the job, so they are not forwarded.
+The bytes of the engine's app are forwarded unchanged. Two checks decide the outcome, without
+parsing JSON: a stream that contains an error event has failed, and an incomplete response is lost.
+An engine that has died also responds with errors. Those say nothing about the job, so they are not
+forwarded.
+
+A part of an event stream contains whole events. An ASGI app in this process sends whole events, an
+HTTP server sends arbitrary packets. Here both become parts that end with a blank line, which is the
+end of an event. Only an event that is longer than `EVENT_MAX_BYTES` is split: all its parts except
+the last have `more` set, and no other data may be sent between them.
 """
 
 import json
