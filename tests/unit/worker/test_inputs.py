@@ -6,8 +6,7 @@ from typing import Any
 import pytest
 
 from worker_vllm.asgi import Request
-from worker_vllm.inputs.reading import CHAT, COMPLETIONS, Call, Native, read_input
-from worker_vllm.inputs.sampling import BadInputError
+from worker_vllm.inputs.reading import CHAT, COMPLETIONS, BadInputError, Call, Native, read_input
 
 MESSAGES = [{"role": "user", "content": "hi"}]
 USAGE = {"include_usage": True, "continuous_usage_stats": True}
