@@ -10,9 +10,8 @@ from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
 from worker_vllm.handler import EngineFailedError, Part, handle
 from worker_vllm.inputs.gauges import Gauges
-from worker_vllm.inputs.native import error_text
 from worker_vllm.inputs.reading import BadInputError, Call, read_input
-from worker_vllm.inputs.rendering import Output, Refusal, Renderer, renderer
+from worker_vllm.inputs.rendering import Output, Refusal, Renderer, error_text, renderer
 from worker_vllm.settings import OutputFormat
 
 # Maximum size of one event. The proxy does not accept larger outputs of a job.

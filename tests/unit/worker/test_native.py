@@ -11,8 +11,7 @@ from worker_vllm.engine.base import Reading, reading_of
 from worker_vllm.handler import RunLostError
 from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges, metrics
-from worker_vllm.inputs.native import Steps
-from worker_vllm.inputs.rendering import Output
+from worker_vllm.inputs.rendering import Output, Steps
 from worker_vllm.settings import OutputFormat
 
 STREAM = {"prompt": "hi", "stream": True}
