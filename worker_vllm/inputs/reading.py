@@ -10,6 +10,10 @@
 A body is forwarded with its bytes unchanged. Without `method` a request with a body is a POST.
 The formats are those of Runpod's worker-vllm image. Unknown keys are ignored, as in that image;
 invalid values are rejected.
+
+Sampling parameters become fields of an OpenAI request body. Their valid names come from the
+engine's route if the engine knows them, otherwise from `SAMPLING_FIELDS`. The engine validates the
+values: it rejects an invalid one with status 400 and names it.
 """
 
 from collections.abc import Callable
@@ -147,7 +151,7 @@ def _native(fields: Fields, model: str, known: KnownFields) -> Call:
         path = CHAT
         body |= {"messages": messages}
     is_chat = messages is not None
-    body |= sampling_fields(values.get("sampling_params"), known(path), is_chat=is_chat)
+    body |= _sampling_fields(values.get("sampling_params"), known(path), is_chat=is_chat)
     if stream:
         body["stream"] = True
         body["stream_options"] = {"include_usage": True, "continuous_usage_stats": True}
@@ -155,7 +159,7 @@ def _native(fields: Fields, model: str, known: KnownFields) -> Call:
     return Call(Request("POST", path, JSON_CONTENT_TYPE, msgspec.json.encode(body)), native)
 
 
-def sampling_fields(params: Any, known: frozenset[str], *, is_chat: bool) -> dict[str, Any]:
+def _sampling_fields(params: Any, known: frozenset[str], *, is_chat: bool) -> dict[str, Any]:
     """Return sampling parameters as fields of a request body.
 
     `known` are the fields of the route, or empty if the engine does not know them. Raises

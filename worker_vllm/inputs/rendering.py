@@ -1,4 +1,11 @@
-"""Convert the handler's bytes into a job's outputs: one renderer for each kind of response."""
+"""Convert the handler's bytes into a job's outputs: one renderer for each kind of response.
+
+The outputs of native jobs have the format of the seed. A response that was not streamed becomes
+`{"text": ["…"], "input_tokens": 22, "output_tokens": 16}`. A stream has one element per step:
+`text` is the text that the step added, `output_tokens` the number of tokens of the step, and
+`input_tokens` is set in the first element only, so that the sum over the elements is correct. For a
+model with separate reasoning there is a `reasoning` list in addition to `text`.
+"""
 
 import codecs
 from dataclasses import dataclass, field
@@ -110,7 +117,8 @@ class _NativeWhole(_Body):
     """A response that was not streamed, in the format of the seed."""
 
     async def end(self) -> list[Output]:
-        return [Output(msgspec.json.encode(whole(b"".join(self._parts)).output()), is_whole=True)]
+        step = _whole_step(b"".join(self._parts))
+        return [Output(msgspec.json.encode(step.output()), is_whole=True)]
 
 
 class _NativeStream:
@@ -192,7 +200,7 @@ class Step:
         return shown | {"input_tokens": self.input_tokens, "output_tokens": self.output_tokens}
 
 
-def whole(body: bytes) -> Step:
+def _whole_step(body: bytes) -> Step:
     """Return the element of a response that was not streamed.
 
     Raises `msgspec.MsgspecError` if the body has another format.
