@@ -24,7 +24,7 @@ class AnsweredBy(Enum):
     MODELS = auto()
 
 
-class Route(NamedTuple):
+class OpenAiRoute(NamedTuple):
     """The properties of a route.
 
     `is_light` means that its jobs take no slot, `is_form` that the body is multipart/form-data, and
@@ -39,21 +39,21 @@ class Route(NamedTuple):
     path: str = ""
 
 
-LIGHT_ROUTE = Route(is_light=True)
+LIGHT_ROUTE = OpenAiRoute(is_light=True)
 
-ROUTES: dict[str, Route] = {
-    "/v1/chat/completions": Route(),
-    "/v1/completions": Route(),
-    "/v1/responses": Route(dialect=RESPONSES),
-    "/v1/messages": Route(dialect=ANTHROPIC),
+ROUTES: dict[str, OpenAiRoute] = {
+    "/v1/chat/completions": OpenAiRoute(),
+    "/v1/completions": OpenAiRoute(),
+    "/v1/responses": OpenAiRoute(dialect=RESPONSES),
+    "/v1/messages": OpenAiRoute(dialect=ANTHROPIC),
     "/v1/messages/count_tokens": LIGHT_ROUTE._replace(dialect=ANTHROPIC),
-    "/v1/embeddings": Route(),
-    "/v1/audio/transcriptions": Route(is_form=True),
-    "/v1/audio/translations": Route(is_form=True),
-    "/v1/models": Route(("GET", "HEAD"), AnsweredBy.MODELS),
-    **{f"{version}/rerank": Route() for version in ("", "/v1", "/v2")},
-    **{f"{version}/score": Route() for version in ("", "/v1")},
-    **{f"{version}/pooling": Route(path="/pooling") for version in ("", "/v1")},
+    "/v1/embeddings": OpenAiRoute(),
+    "/v1/audio/transcriptions": OpenAiRoute(is_form=True),
+    "/v1/audio/translations": OpenAiRoute(is_form=True),
+    "/v1/models": OpenAiRoute(("GET", "HEAD"), AnsweredBy.MODELS),
+    **{f"{version}/rerank": OpenAiRoute() for version in ("", "/v1", "/v2")},
+    **{f"{version}/score": OpenAiRoute() for version in ("", "/v1")},
+    **{f"{version}/pooling": OpenAiRoute(path="/pooling") for version in ("", "/v1")},
     **{f"{version}/tokenize": LIGHT_ROUTE._replace(path="/tokenize") for version in ("", "/v1")},
     **{
         f"{version}/detokenize": LIGHT_ROUTE._replace(path="/detokenize") for version in ("", "/v1")
@@ -75,7 +75,7 @@ class Match(NamedTuple):
     determines it. `model` is the model's id in the path, if there is one.
     """
 
-    route: Route
+    route: OpenAiRoute
     path: str
     endpoint: str | None
     model: str | None = None
