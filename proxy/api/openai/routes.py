@@ -27,8 +27,8 @@ class AnsweredBy(Enum):
 class OpenAiRoute(NamedTuple):
     """The properties of a route.
 
-    `is_light` means that its jobs take no slot, `is_form` that the body is multipart/form-data, and
-    `path` is the engine's path if it differs from the client's.
+    `is_light` means that its jobs take no slot, and `is_form` that the body is multipart/form-data.
+    `path` is the engine's path.
     """
 
     methods: tuple[str, ...] = ("POST",)
@@ -41,7 +41,8 @@ class OpenAiRoute(NamedTuple):
 
 LIGHT_ROUTE = OpenAiRoute(is_light=True)
 
-ROUTES: dict[str, OpenAiRoute] = {
+# By the path below a prefix, which is also the engine's path where a route does not name one.
+_ROUTES: dict[str, OpenAiRoute] = {
     "/v1/chat/completions": OpenAiRoute(),
     "/v1/completions": OpenAiRoute(),
     "/v1/responses": OpenAiRoute(dialect=RESPONSES),
@@ -58,6 +59,9 @@ ROUTES: dict[str, OpenAiRoute] = {
     **{
         f"{version}/detokenize": LIGHT_ROUTE._replace(path="/detokenize") for version in ("", "/v1")
     },
+}
+ROUTES: dict[str, OpenAiRoute] = {
+    path: route._replace(path=route.path or path) for path, route in _ROUTES.items()
 }
 # The prefixes of the routes. Without a prefix, only the routes below /v1 exist.
 PREFIXES = ("", "/openai", "/v2/{endpoint}/openai")
@@ -93,7 +97,7 @@ def match(path: str) -> Match | None:
         return None
     rest = rest.removesuffix("/")
     if (route := ROUTES.get(rest)) is not None:
-        return Match(route, route.path or rest, endpoint)
+        return Match(route, route.path, endpoint)
     if rest.startswith(_MODEL_PREFIX):
         return Match(MODEL_ROUTE, rest, endpoint, rest.removeprefix(_MODEL_PREFIX))
     return None

@@ -78,7 +78,7 @@ def _path(prefix: str, path: str, route: OpenAiRoute) -> Node:
 
 
 def _call(method: str, prefix: str, path: str, route: OpenAiRoute) -> Node:
-    content = as_json(OBJECT) | _MORE.get(route.path or path, {})
+    content = as_json(OBJECT) | _MORE.get(route.path, {})
     if not route.is_light:
         content[EVENT_STREAM] = _TEXT
     api = "anthropic" if route.dialect is ANTHROPIC else "openai"
@@ -86,7 +86,7 @@ def _call(method: str, prefix: str, path: str, route: OpenAiRoute) -> Node:
     answer = success(content, "The engine's response.", names=ENGINE_HEADERS, limited=True)
     return {
         "operationId": operation_id(method, prefix + path),
-        "summary": f"Call vLLM's {route.path or path}.",
+        "summary": f"Call vLLM's {route.path}.",
         "tags": [api],
         "security": KEYS,
         "parameters": parameters("x-request-id"),
