@@ -12,7 +12,7 @@ from proxy.access.body_budget import Budget
 from proxy.access.encryption import Seal
 from proxy.access.keys import Keys
 from proxy.access.rate_limits import Limits
-from proxy.api.app import StatusApp, error_body
+from proxy.api.app import StatusApp
 from proxy.api.openai.app import OpenAi
 from proxy.api.queue import response
 from proxy.api.queue.app import JobsApi
@@ -194,7 +194,8 @@ def compose(
         check_url=partial(check_url, allowed=receivers),
         seal=seal,
     )
-    status = StatusApp(endpoints, fleet, admission, store, jobs)
+    table = Table()
+    status = StatusApp(endpoints, fleet, admission, store, jobs, table.render_error)
 
     # The edge
     backends: dict[Backend, BackendApp] = {
@@ -204,13 +205,12 @@ def compose(
         Backend.STOCK: WorkerBackend(runpod),
         Backend.CHANNEL: WorkerBackend(native),
     }
-    table = Table()
     gate = Gate(Keys(settings.keys(token)), table, backends)
     edge = EdgeContext(
         settings.hosts(),
         settings.pace(),
         ConnectionLimiter(max_client_connections(settings.max_connections)),
-        error_body,
+        table.render_error,
         gate.is_worker,
     )
     return Parts(

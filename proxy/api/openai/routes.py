@@ -1,11 +1,11 @@
 """The table of the engine's routes that clients may call. All other paths are not found.
 
 Each route exists below three prefixes: `/v2/{endpoint}/openai/…`, `/openai/…` and `/v1/…`. The last
-two find the endpoint by the request's `model`. `edge.routes` accepts these routes and no others.
+two find the endpoint by the request's `model`. `edge.routes` accepts these routes and no others,
+and passes the row of a request on to the handler.
 Responses are not stored, so routes that get or cancel a response by its id do not exist.
 """
 
-import re
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -67,47 +67,6 @@ ROUTES: dict[str, OpenAiRoute] = {
 PREFIXES = ("", "/openai", "/v2/{endpoint}/openai")
 # Also the route of /v1/models/{id}; an id may contain slashes.
 MODEL_ROUTE = ROUTES["/v1/models"]
-
-_ENDPOINT = re.compile(r"/v2/([A-Za-z0-9_-]{1,80})/openai(/.*)")
-_MODEL_PREFIX = "/v1/models/"
-
-
-class Match(NamedTuple):
-    """A path that was matched to a route.
-
-    `path` is the engine's path. `endpoint` is None for a path without one: the request's model
-    determines it. `model` is the model's id in the path, if there is one.
-    """
-
-    route: OpenAiRoute
-    path: str
-    endpoint: str | None
-    model: str | None = None
-
-
-def match(path: str) -> Match | None:
-    """Match a path to a route; return None if the table does not contain it."""
-    if found := _ENDPOINT.fullmatch(path):
-        endpoint, rest = found.group(1), found.group(2)
-    elif path.startswith("/openai/"):
-        endpoint, rest = None, path.removeprefix("/openai")
-    elif path.startswith("/v1/"):
-        endpoint, rest = None, path
-    else:
-        return None
-    rest = rest.removesuffix("/")
-    if (route := ROUTES.get(rest)) is not None:
-        return Match(route, route.path, endpoint)
-    if rest.startswith(_MODEL_PREFIX):
-        return Match(MODEL_ROUTE, rest, endpoint, rest.removeprefix(_MODEL_PREFIX))
-    return None
-
-
-def is_openai(path: str) -> bool:
-    """Return True if a path lies below one of the prefixes, even if no route has it."""
-    if path.startswith("/v2/"):
-        return path[4:].partition("/")[2].startswith("openai/")
-    return path.startswith(("/v1/", "/openai/"))
 
 
 def unknown_route(path: str) -> ApiError:

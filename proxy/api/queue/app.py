@@ -31,6 +31,7 @@ from proxy.api.queue.request import (
 )
 from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import MAX_CURSOR, event_stream, start, wants_events
+from proxy.api.scope import Routing, routing_of
 from proxy.jobs.model import Job
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
@@ -217,12 +218,13 @@ class JobsApi:
 
     def _handler(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
         async def respond(request: Request) -> Response:
-            share = self._bodies.share(request.state.principal.key_id)
+            routing = routing_of(request.scope)
+            share = self._bodies.share(routing.caller.key_id)
             context: RequestContext | None = None
             try:
-                context = self._context(request, share)
+                context = self._context(request, routing, share)
                 context.leave, left = self._limits.enter(context.key, context.endpoint.id, name)
-                answer = await operation(context, request.path_params.get("job", ""))
+                answer = await operation(context, routing.parameters.job or "")
                 response = (
                     answer if isinstance(answer, Response) else JsonAnswer(answer, self._answers)
                 )
@@ -246,12 +248,12 @@ class JobsApi:
 
         return respond
 
-    def _context(self, request: Request, share: Share) -> RequestContext:
-        name = request.path_params["endpoint"]
+    def _context(self, request: Request, routing: Routing, share: Share) -> RequestContext:
+        name = routing.parameters.endpoint or ""
         endpoint = self._endpoints.get(name)
         if endpoint is None:
             raise ApiError("endpoint_not_found", f"Unknown endpoint {name[:80]!r}.")
-        return RequestContext(request, endpoint, request.state.principal, share)
+        return RequestContext(request, endpoint, routing.caller, share)
 
 
 def _found(found: T | None, job_id: str) -> T:
