@@ -1,12 +1,16 @@
-"""Typed access to the values that the gate adds to the ASGI scope of a request."""
+"""Typed access to the values that the edge adds to the ASGI scope of a request."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from proxy.access.keys import Principal
 from proxy.api.openai.routes import OpenAiRoute
 
-_KEY = "vllm_serverless.routing"
+# The ASGI extension that closes the connection of a request.
+ABORT_EXTENSION = "vllm_serverless.abort"
+
+_ROUTING = "vllm_serverless.routing"
 
 
 class PathParameters(NamedTuple):
@@ -23,8 +27,8 @@ class PathParameters(NamedTuple):
 class Routing:
     """The results of routing and authentication.
 
-    `openai` is None for a path of another API and for an unknown path, `principal` for a public
-    route and for a request that is refused.
+    `openai` is None for a path of another API and for an unknown path. `principal` is None for a
+    public route and for a request that is refused.
     """
 
     parameters: PathParameters
@@ -41,10 +45,23 @@ class Routing:
 
 def set_routing(scope: Any, routing: Routing) -> None:
     """Add the gate's results to a request."""
-    scope["state"][_KEY] = routing
+    scope["state"][_ROUTING] = routing
 
 
 def routing_of(scope: Any) -> Routing:
     """Return the gate's results; they are empty for a request that has not passed the gate."""
-    found: Routing | None = scope["state"].get(_KEY)
+    found: Routing | None = scope["state"].get(_ROUTING)
     return found or Routing(PathParameters())
+
+
+def abort_of(scope: Any) -> Callable[[], None]:
+    """Return the function that closes the connection of a request.
+
+    On a server without the ASGI extension it does nothing.
+    """
+    found: Callable[[], None] = scope.get("extensions", {}).get(ABORT_EXTENSION, _nothing)
+    return found
+
+
+def _nothing() -> None:
+    pass

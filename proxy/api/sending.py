@@ -10,25 +10,10 @@ from typing import Any
 
 from proxy.access.body_budget import Budget, Share
 
-# The ASGI extension that closes the connection of a request.
-ABORT_EXTENSION = "vllm_serverless.abort"
 # A response up to this size fits into the socket's buffer: it is sent in one part and not charged.
 ANSWER_PART_BYTES = 64 * 1024
 # A client that reads nothing for this long loses its connection.
 WRITE_TIMEOUT_SECONDS = 60.0
-
-
-def abort_of(scope: Any) -> Callable[[], None]:
-    """Return the function that closes the connection of a request.
-
-    On a server without the ASGI extension it does nothing.
-    """
-    found: Callable[[], None] = scope.get("extensions", {}).get(ABORT_EXTENSION, _nothing)
-    return found
-
-
-def _nothing() -> None:
-    pass
 
 
 def paid(body: bytes, answers: Budget) -> Share:

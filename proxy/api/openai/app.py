@@ -22,8 +22,7 @@ from proxy.api.openai.models import model_card, model_list
 from proxy.api.openai.relay import HeartbeatIntervals, Relay
 from proxy.api.openai.reply import Reply
 from proxy.api.openai.routes import BODY_MAX_BYTES, AnsweredBy, OpenAiRoute, unknown_route
-from proxy.api.scope import routing_of
-from proxy.api.sending import abort_of
+from proxy.api.scope import abort_of, routing_of
 from proxy.jobs.model import Request
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
