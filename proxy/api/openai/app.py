@@ -13,9 +13,16 @@ import structlog
 from proxy.access.body_budget import Budget
 from proxy.access.keys import Principal
 from proxy.access.rate_limits import Limits
-from proxy.api.body import FORM_TYPE, JSON_TYPE, ClientGoneError, peek, read_body, require_type
 from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
-from proxy.api.numbers import read_seconds
+from proxy.api.http import (
+    FORM_TYPE,
+    JSON_TYPE,
+    ClientGoneError,
+    peek,
+    read_body,
+    read_seconds,
+    require_type,
+)
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list

@@ -14,8 +14,8 @@ from fastapi import APIRouter, Request, Response
 from proxy.access.body_budget import Budget, Share
 from proxy.access.encryption import Seal
 from proxy.access.rate_limits import Limits
-from proxy.api.body import ClientGoneError
 from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
+from proxy.api.http import ClientGoneError
 from proxy.api.queue import response
 from proxy.api.queue.context import RequestContext, nothing
 from proxy.api.queue.listing import Listing

@@ -9,9 +9,8 @@ from typing import TypeAlias
 import msgspec
 
 from proxy.access.encryption import Seal
-from proxy.api.body import decode_object, read_text
 from proxy.api.errors import ApiError
-from proxy.api.numbers import read_floor, read_whole
+from proxy.api.http import decode_object, read_floor, read_text, read_whole
 from proxy.jobs.model import Millis
 from proxy.service.durable import TTL, JobRequest
 from proxy.service.json_text import in_thread_if_large
