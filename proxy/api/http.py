@@ -140,7 +140,7 @@ async def peek(body: bytes) -> BodySummary:
 
 
 def _peek(body: bytes) -> BodySummary:
-    found = decode_object(body, _decoder, "The body must be a JSON object.", _wrong_type)
+    found = decode_object(body, _decoder, "The body must be a JSON object.")
     for name in _RETIRED:
         if getattr(found, name) != _NULL:
             raise ApiError(
@@ -166,15 +166,11 @@ def read_text(name: str, written: msgspec.Raw, max_bytes: int) -> str | None:
 
 
 def decode_object(
-    body: bytes,
-    decoder: msgspec.json.Decoder[Decoded],
-    not_an_object: str,
-    wrong_type: Callable[[msgspec.ValidationError], ApiError],
+    body: bytes, decoder: msgspec.json.Decoder[Decoded], not_an_object: str
 ) -> Decoded:
     """Decode a body that must be UTF-8 and a JSON object.
 
-    Raises `ApiError`: with the message `not_an_object` if the body is another JSON value, and as
-    `wrong_type` returns it if a field has a value of the wrong type.
+    Raises `ApiError`, with the message `not_an_object` if the body is another JSON value.
     """
     if (fault := utf8_fault(body)) is not None:
         raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {fault}).")
@@ -185,14 +181,12 @@ def decode_object(
     except msgspec.ValidationError as error:
         if not _OBJECT.match(body):
             raise ApiError("invalid_body", not_an_object) from error
-        raise wrong_type(error) from error
+        raise ApiError(
+            "invalid_body", f"The body has a value of the wrong type: {error}."
+        ) from error
     except (msgspec.DecodeError, RecursionError) as error:
         detail = str(error) or "it is nested too deeply"
         raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error
-
-
-def _wrong_type(error: msgspec.ValidationError) -> ApiError:
-    return ApiError("invalid_body", f"The body has a value of the wrong type: {error}.")
 
 
 def read_whole(text: str) -> int | None:

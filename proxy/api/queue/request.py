@@ -154,13 +154,7 @@ def _check_webhook(url: str, check_url: CheckUrl) -> None:
 
 def _decode(body: bytes) -> tuple[_Envelope, bytes]:
     """Return the options and a copy of the input, so that the body can be freed."""
-    found = decode_object(
-        body, _decoder, 'The body must be a JSON object: {"input": ...}.', _wrong_type
-    )
+    found = decode_object(body, _decoder, 'The body must be a JSON object: {"input": ...}.')
     given = bytes(found.input)
     found.input = NULL
     return found, given
-
-
-def _wrong_type(error: msgspec.ValidationError) -> ApiError:
-    return ApiError("invalid_body", f"The body has a value of the wrong type: {error}.")
