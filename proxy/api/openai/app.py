@@ -10,9 +10,8 @@ from typing import Any
 
 import structlog
 
-from proxy.access.body_budget import Budget
+from proxy.access.client_limits import ClientLimits
 from proxy.access.keys import Principal
-from proxy.access.rate_limits import Limits
 from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
 from proxy.api.http import (
     FORM_TYPE,
@@ -52,8 +51,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,80}")
 class OpenAi:
     """The ASGI application for the routes of `api.openai.routes`.
 
-    `bodies` and `answers` are the byte budgets of requests and responses, `new_id` returns the ids
-    of requests that bring none.
+    `new_id` returns the ids of requests that bring none.
     """
 
     def __init__(
@@ -61,9 +59,7 @@ class OpenAi:
         endpoints: Endpoints,
         interactive: InteractiveJobs,
         admission: Admission,
-        limits: Limits,
-        bodies: Budget,
-        answers: Budget,
+        limits: ClientLimits,
         new_id: Callable[[], str],
         intervals: HeartbeatIntervals,
     ) -> None:
@@ -71,8 +67,6 @@ class OpenAi:
         self._interactive = interactive
         self._admission = admission
         self._limits = limits
-        self._bodies = bodies
-        self._answers = answers
         self._new_id = new_id
         self._intervals = intervals
 
@@ -121,7 +115,7 @@ class OpenAi:
         reply = Reply(
             send,
             [(b"x-request-id", request_id)],
-            self._answers,
+            self._limits.answers,
             abort_of(scope),
             only_head=only_head,
         )
@@ -175,7 +169,7 @@ class OpenAi:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
                 await self._admission.check(chosen)
-            with self._bodies.share(principal.key_id) as share:
+            with self._limits.bodies.share(principal.key_id) as share:
                 body = await read_body(receive, headers, BODY_MAX_BYTES, share)
                 seen = peek_form(content_type, body) if route.is_form else await peek(body)
                 if leave is None and (chosen := self._endpoints.having(seen.model)) is not None:
@@ -207,7 +201,7 @@ class OpenAi:
 
         Returns the function that ends the call. Raises `LimitedError`.
         """
-        leave, left = self._limits.enter(principal.key_id, endpoint.id, "openai")
+        leave, left = self._limits.requests.enter(principal.key_id, endpoint.id, "openai")
         for name, value in limit_headers(left):
             reply.add_header(name, value)
         return leave

@@ -11,9 +11,9 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from proxy.access.body_budget import Budget, Share
+from proxy.access.body_budget import Share
+from proxy.access.client_limits import ClientLimits
 from proxy.access.encryption import Seal
-from proxy.access.rate_limits import Limits
 from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
 from proxy.api.http import ClientGoneError
 from proxy.api.queue import response
@@ -69,59 +69,26 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 Operation = Callable[[RequestContext, str], Awaitable[bytes | Response]]
 
 
-class JobsApi:
-    """The operations as methods: each takes the context and the job's id, "" where there is none.
+class JobOperations:
+    """The operations on jobs, one method each.
 
-    `bodies` and `answers` are the byte budgets of requests and responses, `check_url` validates
-    webhook URLs, `seal` encrypts secrets before they are stored.
+    A method takes the context and the id of the job, or "" for an operation without one.
+    `check_url` validates webhook URLs, `seal` encrypts secrets before they are stored.
     """
 
     def __init__(
         self,
-        endpoints: Endpoints,
-        listing: Listing,
         durable: DurableJobs,
         admission: Admission,
-        limits: Limits,
-        bodies: Budget,
-        answers: Budget,
         clock: Clock,
         check_url: CheckUrl,
         seal: Seal,
     ) -> None:
-        self._endpoints = endpoints
-        self._listing = listing
         self._durable = durable
         self._admission = admission
-        self._limits = limits
-        self._bodies = bodies
-        self._answers = answers
         self._clock = clock
         self._check_url = check_url
         self._seal = seal
-
-    def router(self) -> APIRouter:
-        """Return the FastAPI routes of all operations."""
-        router = APIRouter(prefix="/v2/{endpoint}")
-        operations: dict[str, Operation] = {
-            "run": self.run,
-            "runsync": self.runsync,
-            "status": self.status,
-            "status-sync": self.status_sync,
-            "stream": self.stream,
-            "cancel": self.cancel,
-            "retry": self.retry,
-            "purge-queue": self.purge,
-            "health": self._listing.health,
-            "requests": self._listing.requests,
-        }
-        for path, methods in OPERATIONS.items():
-            name = path.split("/")[1]
-            handler = self._handler(name, operations[name])
-            router.add_api_route(
-                path, handler, methods=[*methods], name=name, summary=operations[name].__doc__
-            )
-        return router
 
     async def run(self, context: RequestContext, _: str) -> bytes:
         """Submit a job to the queue."""
@@ -216,17 +183,54 @@ class JobsApi:
         progress = self._durable.progress(job)
         return response.full(job, elements, self._clock.now(), reason, progress)
 
+
+class JobsApi:
+    """The routes of all operations, and the handling that the operations share."""
+
+    def __init__(
+        self, endpoints: Endpoints, limits: ClientLimits, jobs: JobOperations, listing: Listing
+    ) -> None:
+        self._endpoints = endpoints
+        self._limits = limits
+        self._jobs = jobs
+        self._listing = listing
+
+    def router(self) -> APIRouter:
+        """Return the FastAPI routes of all operations."""
+        router = APIRouter(prefix="/v2/{endpoint}")
+        operations: dict[str, Operation] = {
+            "run": self._jobs.run,
+            "runsync": self._jobs.runsync,
+            "status": self._jobs.status,
+            "status-sync": self._jobs.status_sync,
+            "stream": self._jobs.stream,
+            "cancel": self._jobs.cancel,
+            "retry": self._jobs.retry,
+            "purge-queue": self._jobs.purge,
+            "health": self._listing.health,
+            "requests": self._listing.requests,
+        }
+        for path, methods in OPERATIONS.items():
+            name = path.split("/")[1]
+            handler = self._handler(name, operations[name])
+            router.add_api_route(
+                path, handler, methods=[*methods], name=name, summary=operations[name].__doc__
+            )
+        return router
+
     def _handler(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+        limits = self._limits
+
         async def respond(request: Request) -> Response:
             routing = routing_of(request.scope)
-            share = self._bodies.share(routing.caller.key_id)
+            share = limits.bodies.share(routing.caller.key_id)
             context: RequestContext | None = None
             try:
                 context = self._context(request, routing, share)
-                context.leave, left = self._limits.enter(context.key, context.endpoint.id, name)
+                context.leave, left = limits.requests.enter(context.key, context.endpoint.id, name)
                 answer = await operation(context, routing.parameters.job or "")
                 response = (
-                    answer if isinstance(answer, Response) else JsonAnswer(answer, self._answers)
+                    answer if isinstance(answer, Response) else JsonAnswer(answer, limits.answers)
                 )
                 for key, value in limit_headers(left):
                     response.headers[key.decode()] = value.decode()
