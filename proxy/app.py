@@ -18,6 +18,7 @@ from proxy.api.openai.app import OpenAi
 from proxy.api.queue import response
 from proxy.api.queue.app import JobOperations, JobsApi
 from proxy.api.queue.listing import Listing
+from proxy.api.queue.request import OrderReader
 from proxy.channel.native.app import WorkerChannel
 from proxy.channel.native.connection import Reader
 from proxy.channel.native.membership import Membership
@@ -180,8 +181,7 @@ def compose(
         durable,
         admission,
         clock,
-        check_url=partial(check_url, allowed=receivers),
-        seal=seal,
+        OrderReader(partial(check_url, allowed=receivers), seal),
     )
     jobs = JobsApi(endpoints, limits, operations, Listing(store, fleet, durable, clock, seal))
     table = Table()

@@ -13,7 +13,6 @@ from fastapi import APIRouter, Request, Response
 
 from proxy.access.body_budget import Share
 from proxy.access.client_limits import ClientLimits
-from proxy.access.encryption import Seal
 from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
 from proxy.api.http import ClientGoneError
 from proxy.api.queue import response
@@ -23,10 +22,9 @@ from proxy.api.queue.request import (
     DEFAULT_WAIT_MS,
     MAX_TTL_MS,
     MIN_REMAINING_TTL_MS,
-    CheckUrl,
+    OrderReader,
     read_millis,
     read_number,
-    read_order,
     read_wait,
 )
 from proxy.api.queue.response import JsonAnswer, refusal
@@ -73,7 +71,6 @@ class JobOperations:
     """The operations on jobs, one method each.
 
     A method takes the context and the id of the job, or "" for an operation without one.
-    `check_url` validates webhook URLs, `seal` encrypts secrets before they are stored.
     """
 
     def __init__(
@@ -81,30 +78,24 @@ class JobOperations:
         durable: DurableJobs,
         admission: Admission,
         clock: Clock,
-        check_url: CheckUrl,
-        seal: Seal,
+        orders: OrderReader,
     ) -> None:
         self._durable = durable
         self._admission = admission
         self._clock = clock
-        self._check_url = check_url
-        self._seal = seal
+        self._orders = orders
 
     async def run(self, context: RequestContext, _: str) -> bytes:
         """Submit a job to the queue."""
         await self._admission.check(context.endpoint)
-        order = await read_order(
-            await context.body(RUN_BODY_MAX_BYTES), self._check_url, self._seal
-        )
+        order = await self._orders.read(await context.body(RUN_BODY_MAX_BYTES))
         return response.brief(await self._durable.submit(context.endpoint, context.owner, order))
 
     async def runsync(self, context: RequestContext, _: str) -> bytes:
         """Submit a job and wait for its end, at most `?wait=` milliseconds."""
         wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
         await self._admission.check(context.endpoint)
-        order = await read_order(
-            await context.body(RUNSYNC_BODY_MAX_BYTES), self._check_url, self._seal, wait
-        )
+        order = await self._orders.read(await context.body(RUNSYNC_BODY_MAX_BYTES), wait)
         job = await self._durable.submit(context.endpoint, context.owner, order)
         del order
         context.drop_body()
