@@ -19,7 +19,6 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.access.keys import Keys, Kind, stored_key
-from proxy.api.app import error_body
 from proxy.edge.connections import ConnectionLimiter, Pace
 from proxy.edge.gate import Gate
 from proxy.edge.guard import EdgeContext
@@ -102,8 +101,9 @@ async def main() -> None:
     """Measure all variants in turns, and print the medians as JSON lines."""
     answer = Answer()
     keys = Keys([stored_key("me=sk-some-key", Kind.CLIENT)])
-    gate = Gate(keys, Table(), dict.fromkeys(Backend, answer))
-    edge = EdgeContext(Hosts(), Pace(), ConnectionLimiter(1000), error_body, gate.is_worker)
+    table = Table()
+    gate = Gate(keys, table, dict.fromkeys(Backend, answer))
+    edge = EdgeContext(Hosts(), Pace(), ConnectionLimiter(1000), table.render_error, gate.is_worker)
     makers: dict[str, tuple[Any, Any]] = {
         "uvicorn": (HttpToolsProtocol, answer),
         "without the guard": (Unguarded, answer),

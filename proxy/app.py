@@ -9,14 +9,16 @@ from typing import Any
 from starlette.middleware.cors import CORSMiddleware
 
 from proxy.access.body_budget import Budget
+from proxy.access.client_limits import ClientLimits
 from proxy.access.encryption import Seal
 from proxy.access.keys import Keys
 from proxy.access.rate_limits import Limits
-from proxy.api.app import StatusApp, error_body
+from proxy.api.app import StatusApp
 from proxy.api.openai.app import OpenAi
 from proxy.api.queue import response
-from proxy.api.queue.app import JobsApi
+from proxy.api.queue.app import JobOperations, JobsApi
 from proxy.api.queue.listing import Listing
+from proxy.api.queue.request import OrderReader
 from proxy.channel.native.app import WorkerChannel
 from proxy.channel.native.connection import Reader
 from proxy.channel.native.membership import Membership
@@ -169,32 +171,21 @@ def compose(
     runpod = RunpodChannel(endpoints, registry, results, Budget(RESULTS_MAX_BYTES), seal.open)
 
     # APIs of clients
-    limits = Limits(settings.limits(), settings.limit_per_worker, fleet.running, _loop_time)
-    bodies = Budget(settings.body_budget, _body_share(settings))
-    answers = Budget(ANSWERS_MAX_BYTES)
-    openai = OpenAi(
-        endpoints,
-        interactive,
-        admission,
-        limits,
-        bodies,
-        answers,
-        ids.request,
-        settings.intervals(),
+    limits = ClientLimits(
+        Limits(settings.limits(), settings.limit_per_worker, fleet.running, _loop_time),
+        Budget(settings.body_budget, _body_share(settings)),
+        Budget(ANSWERS_MAX_BYTES),
     )
-    jobs = JobsApi(
-        endpoints,
-        Listing(store, fleet, durable, clock, seal),
+    openai = OpenAi(endpoints, interactive, admission, limits, ids.request, settings.intervals())
+    operations = JobOperations(
         durable,
         admission,
-        limits,
-        bodies,
-        answers,
         clock,
-        check_url=partial(check_url, allowed=receivers),
-        seal=seal,
+        OrderReader(partial(check_url, allowed=receivers), seal),
     )
-    status = StatusApp(endpoints, fleet, admission, store, jobs)
+    jobs = JobsApi(endpoints, limits, operations, Listing(store, fleet, durable, clock, seal))
+    table = Table()
+    status = StatusApp(endpoints, fleet, admission, store, jobs, table.render_error)
 
     # The edge
     backends: dict[Backend, BackendApp] = {
@@ -204,13 +195,12 @@ def compose(
         Backend.STOCK: WorkerBackend(runpod),
         Backend.CHANNEL: WorkerBackend(native),
     }
-    table = Table()
     gate = Gate(Keys(settings.keys(token)), table, backends)
     edge = EdgeContext(
         settings.hosts(),
         settings.pace(),
         ConnectionLimiter(max_client_connections(settings.max_connections)),
-        error_body,
+        table.render_error,
         gate.is_worker,
     )
     return Parts(
@@ -233,8 +223,8 @@ def compose(
         sweeper=sweeper,
         deliveries=deliveries,
         registry=registry,
-        bodies=bodies,
-        answers=answers,
+        bodies=limits.bodies,
+        answers=limits.answers,
         passing=passing,
         edge=edge,
         app=_guarded(gate, table, settings),

@@ -7,12 +7,9 @@ import msgspec
 from fastapi import FastAPI, Response
 from fastapi.responses import JSONResponse
 
-from proxy.api.errors import ApiError
-from proxy.api.openai.dialects import OPENAI
-from proxy.api.openai.routes import is_openai, match
+from proxy.api.errors import ApiError, RenderError
 from proxy.api.openapi.document import document
 from proxy.api.queue.app import JobsApi
-from proxy.api.queue.response import queue_error
 from proxy.jobs.model import EndpointId
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoints
@@ -30,8 +27,10 @@ class StatusApp:
         admission: Admission,
         store: JobStore,
         jobs: JobsApi,
+        render_error: RenderError,
     ) -> None:
         self.fastapi = _fastapi(endpoints, fleet, admission, store, jobs)
+        self._render_error = render_error
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle a request that the gate has authorized."""
@@ -40,19 +39,10 @@ class StatusApp:
     async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:
         """Send `error` as the response to a request that the gate has rejected."""
         headers = {name.decode(): value.decode() for name, value in error.headers()}
-        body = error_body(scope["path"], error)
+        body = self._render_error(scope["path"], error)
         await Response(body, error.row.status, headers, media_type="application/json")(
             scope, receive, send
         )
-
-
-def error_body(path: str, error: ApiError) -> bytes:
-    """Return the JSON body of an error in the format of the API that the path belongs to."""
-    if path.startswith("/v2/") and not is_openai(path):
-        return queue_error(error)
-    found = match(path)
-    dialect = OPENAI if found is None else found.route.dialect
-    return dialect.error(error)
 
 
 def _fastapi(

@@ -4,8 +4,8 @@
 408, 409, 429 and 5xx twice, so a job that exceeded its execution timeout would run three times.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from proxy.access.body_budget import BudgetError
 from proxy.access.rate_limits import LimitedError, RateLimitStatus
@@ -104,6 +104,9 @@ class ApiError(Exception):
             found.append((b"retry-after", str(self.row.retry_after).encode()))
         return found
 
+
+RenderError: TypeAlias = Callable[[str, ApiError], bytes]
+"""Returns the JSON body of an error, in the format of the API at this path."""
 
 _CODES: dict[type[Exception], str] = {
     QueueFullError: "queue_full",

@@ -1,7 +1,7 @@
 """The gate: an ASGI application in front of the backends that does routing and authentication.
 
 It finds the route of a request, authenticates the caller and calls the route's backend. Nothing
-behind it decides about access. A backend finds the caller in `scope["state"]["principal"]`.
+behind it decides about access. A backend receives the results in the scope (`api.scope`).
 """
 
 from collections.abc import Mapping
@@ -10,8 +10,9 @@ from typing import Any, Protocol
 from proxy.access.keys import Keys, Kind, Principal
 from proxy.api.errors import ApiError
 from proxy.api.openai.routes import unknown_route
+from proxy.api.scope import Routing, set_routing
 from proxy.edge.head import Fields
-from proxy.edge.routes import WEBSOCKET, Backend, Route, Table, backend_of
+from proxy.edge.routes import WEBSOCKET, Backend, Found, Route, Table, backend_of
 
 WORKER_BACKENDS = (Backend.STOCK, Backend.CHANNEL)
 
@@ -63,57 +64,54 @@ class Gate:
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Pass the request to its backend, or refuse it."""
         try:
-            route = self._find(scope)
-            scope["state"]["principal"] = self._authenticate(route, scope["headers"])
+            route, parameters = self._find(scope)
+            principal = self._authenticate(route, scope["headers"])
         except ApiError as error:
             await self.refuse(scope, receive, send, error)
             return
+        set_routing(scope, Routing(parameters, route.openai, principal))
         await self._backends[route.backend](scope, receive, send)
 
     async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:
         """Answer a request with an error, in the format of the API at its path."""
-        await self._backends[self._refusing_backend(scope)].refuse(scope, receive, send, error)
+        found = self._table.find(scope["path"])
+        if found is not None:
+            set_routing(scope, Routing(found.parameters, found.route.openai))
+        backend = self._backends[_refusing_backend(scope, found)]
+        await backend.refuse(scope, receive, send, error)
 
     def is_worker(self, path: str, fields: Fields) -> bool:
         """Return True for a request with a valid worker token: it may use a reserved connection."""
-        route = self._table.find(path)
-        if route is None or route.backend not in WORKER_BACKENDS:
+        found = self._table.find(path)
+        if found is None or found.route.backend not in WORKER_BACKENDS:
             return False
         try:
-            return self._authenticate(route, fields) is not None
+            return self._authenticate(found.route, fields) is not None
         except ApiError:
             return False
 
-    def _find(self, scope: Any) -> Route:
+    def _find(self, scope: Any) -> Found:
         """Return the route of a request. Raises ApiError if the path or the method is unknown."""
         path = scope["path"]
         is_websocket = scope["type"] == "websocket"
         method = WEBSOCKET if is_websocket else scope["method"]
-        route = self._table.find(path)
-        if is_websocket and (route is None or route.backend is not Backend.CHANNEL):
+        found = self._table.find(path)
+        if is_websocket and (found is None or found.route.backend is not Backend.CHANNEL):
             raise ApiError(
                 "not_found", "Unknown WebSocket path: workers connect to /v2/{endpoint}/worker."
             )
-        if route is None and backend_of(path) is Backend.OPENAI:
+        if found is None and backend_of(path) is Backend.OPENAI:
             raise unknown_route(path)
-        if route is None:
+        if found is None:
             raise ApiError("not_found", f"Unknown route: {method} {path[:SHOWN_PATH_CHARACTERS]}.")
-        if method not in route.methods:
-            allowed = ", ".join(route.methods)
+        if method not in found.route.methods:
+            allowed = ", ".join(found.route.methods)
             raise ApiError(
                 "method_not_allowed",
                 f"{path[:SHOWN_PATH_CHARACTERS]} does not support {method}: use {allowed}.",
                 allow=allowed,
             )
-        return route
-
-    def _refusing_backend(self, scope: Any) -> Backend:
-        """Return the backend that renders a refusal of this request."""
-        if scope["type"] == "websocket":
-            return Backend.CHANNEL
-        route = self._table.find(scope["path"])
-        backend = backend_of(scope["path"]) if route is None else route.backend
-        return Backend.QUEUE if backend is Backend.CHANNEL else backend
+        return found
 
     def _authenticate(self, route: Route, fields: Fields) -> Principal | None:
         """Return the caller, or None if the route is public. Raises ApiError."""
@@ -138,3 +136,11 @@ class Gate:
         raise ApiError(
             "invalid_api_key", "Wrong or missing API key: send `Authorization: Bearer KEY`."
         )
+
+
+def _refusing_backend(scope: Any, found: Found | None) -> Backend:
+    """Return the backend that renders a refusal of this request."""
+    if scope["type"] == "websocket":
+        return Backend.CHANNEL
+    backend = backend_of(scope["path"]) if found is None else found.route.backend
+    return Backend.QUEUE if backend is Backend.CHANNEL else backend

@@ -29,8 +29,9 @@ from uvicorn.protocols.http.httptools_impl import (
     RequestResponseCycle,
 )
 
-from proxy.access.keys import Kind, Principal
-from proxy.api.errors import ApiError
+from proxy.access.keys import Kind
+from proxy.api.errors import ApiError, RenderError
+from proxy.api.scope import routing_of
 from proxy.edge.connections import RESERVED_HEAD_SECONDS, ConnectionLimiter, Pace
 from proxy.edge.head import (
     HEAD_MAX_BYTES,
@@ -67,8 +68,6 @@ UPGRADE_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 # Requests on one connection that may wait for the response to an earlier one.
 MAX_PIPELINED_REQUESTS = 32
 
-RenderError: TypeAlias = Callable[[str, ApiError], bytes]
-"""Returns the JSON body of a refusal, in the format of the API at this path."""
 IsWorker: TypeAlias = Callable[[str, Fields], bool]
 """Returns True if a request (path and fields) comes from a worker with a valid token."""
 
@@ -294,7 +293,7 @@ class GuardProtocol(HttpToolsProtocol):
 
         A worker's post may have to wait for memory, and its result is sent only once.
         """
-        principal: Principal | None = self.cycle.scope["state"].get("principal")
+        principal = routing_of(self.cycle.scope).principal
         return principal is not None and principal.kind is Kind.WORKER
 
     def _is_answering(self) -> bool:

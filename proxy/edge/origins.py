@@ -90,8 +90,8 @@ class Origins:
         sites = {value.lower() for name, value in fields if name == b"sec-fetch-site"}
         if not given and sites.isdisjoint(CROSS_ORIGIN_SITES):
             return None
-        route = self._table.find(scope["path"])
-        if route is None or route.kind is not Kind.CLIENT:
+        found = self._table.find(scope["path"])
+        if found is None or found.route.kind is not Kind.CLIENT:
             return None
         own = own_origin(fields)
         allowed = {own, *self._named}

@@ -12,8 +12,7 @@ from pydantic import ValidationError
 
 from proxy.access.keys import Kind
 from proxy.access.rate_limits import LIMITS
-from proxy.api.openai.routes import match
-from proxy.edge.routes import ROUTES, WEBSOCKET, Backend, Route
+from proxy.edge.routes import ROUTES, WEBSOCKET, Backend, Route, Table
 from proxy.settings import Settings
 
 EVIL = "https://evil.example"
@@ -67,8 +66,8 @@ def code(path: str, body: bytes) -> str:
     Errors of the queue API have only a message.
     """
     told = json.loads(body)
-    found = match(path)
-    if path.startswith("/v2/") and found is None:
+    found = Table().find(path)
+    if path.startswith("/v2/") and (found is None or found.route.openai is None):
         assert list(told) == ["error"]
         return "foreign_origin" if "may not use this proxy" in told["error"] else str(told)
     if path.endswith(("/v1/messages", "/count_tokens")):

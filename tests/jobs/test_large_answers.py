@@ -15,7 +15,7 @@ from harness.proxy.server import Proxy, serving
 from harness.tools.waiting import until
 
 from proxy.access.body_budget import Budget
-from proxy.api.sending import WRITE_TIMEOUT_SECONDS
+from proxy.api.http import WRITE_TIMEOUT_SECONDS
 from proxy.app import ANSWERS_MAX_BYTES
 
 OUTPUT = "x" * (50 * 1024 * 1024)

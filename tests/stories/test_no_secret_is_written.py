@@ -26,7 +26,7 @@ from harness.worker.process import WorkerProcess, environment, worker_process
 from pydantic import SecretStr
 
 from proxy.access.encryption import Seal
-from proxy.api.queue.request import read_order
+from proxy.api.queue.request import OrderReader
 from proxy.app import compose
 from proxy.settings import Settings
 from proxy.webhooks.signature import format_secret
@@ -397,9 +397,8 @@ async def test_no_object_contains_a_secret_in_its_representation(
     secrets = orders(
         canaries, f"https://example.com/{canaries.new('path')}?t={canaries.new('query')}"
     )
-    order = await read_order(
-        json.dumps({"input": 1, **secrets}).encode(), str, Seal(settings.seal_key(), token_bytes)
-    )
+    reader = OrderReader(str, Seal(settings.seal_key(), token_bytes))
+    order = await reader.read(json.dumps({"input": 1, **secrets}).encode())
     worker = WorkerSettings(
         token=SecretStr(token), connect="http://127.0.0.1", upstream_key=SecretStr(key)
     )

@@ -121,7 +121,7 @@ def test_importing_has_no_side_effects() -> None:
         "Dialect",
         "stored_key",
         "Principal",
-        "Route",
+        "OpenAiRoute",
         "Row",
         "set",
         "tuple",

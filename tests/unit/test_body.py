@@ -2,8 +2,8 @@
 
 import pytest
 
-from proxy.api.body import JSON_TYPE, peek, require_type
 from proxy.api.errors import ApiError
+from proxy.api.http import JSON_TYPE, peek, require_type
 
 
 async def test_only_model_and_stream_are_read() -> None:

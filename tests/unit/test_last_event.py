@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.api.last_event import LastEvent
+from proxy.api.openai.relay import LastEvent
 
 FIRST = b'data: {"a": 1}\n\n'
 ENDS = [

@@ -7,7 +7,7 @@ from harness.data.jobs import HERE
 from pydantic import ValidationError
 
 from proxy.access.rate_limits import LIMITS, Limit, LimitedError, Limits
-from proxy.api.numbers import MAX_INTEGER, read_floor, read_seconds, read_whole
+from proxy.api.http import MAX_INTEGER, read_floor, read_seconds, read_whole
 from proxy.settings import Settings
 
 NOT_NUMBERS = (

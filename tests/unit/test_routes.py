@@ -2,8 +2,14 @@
 
 import pytest
 
-from proxy.api.openai.routes import ROUTES, AnsweredBy, match
+from proxy.api.openai.routes import ROUTES, AnsweredBy, OpenAiRoute
+from proxy.edge.routes import Table
 from worker_vllm.handler import route_of
+
+
+def find(path: str) -> OpenAiRoute | None:
+    found = Table().find(path)
+    return None if found is None else found.route.openai
 
 
 @pytest.mark.parametrize(
@@ -16,22 +22,36 @@ from worker_vllm.handler import route_of
     ],
 )
 def test_a_route_exists_at_three_base_paths(path: str, endpoint: str | None) -> None:
-    found = match(path)
+    found = Table().find(path)
     assert found is not None
-    assert (found.path, found.endpoint) == ("/v1/chat/completions", endpoint)
+    assert found.route.openai is ROUTES["/v1/chat/completions"]
+    assert found.parameters.endpoint == endpoint
+    assert found.parameters.model is None
 
 
-def test_a_model_id_may_contain_slashes() -> None:
-    found = match("/v1/models/Qwen/Qwen3-8B")
+@pytest.mark.parametrize(
+    ("path", "model"),
+    [
+        ("/v1/models/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("/v2/default/openai/v1/models/Qwen/Qwen3-8B/", "Qwen/Qwen3-8B"),
+        ("/openai/v1/models/v1/models/x", "v1/models/x"),
+        ("/v1/models/a//", "a/"),
+        ("/v1/models//", ""),
+        ("/v1/models/", None),
+    ],
+)
+def test_a_model_id_may_contain_slashes(path: str, model: str | None) -> None:
+    found = Table().find(path)
     assert found is not None
-    assert found.model == "Qwen/Qwen3-8B"
+    assert found.route.openai is ROUTES["/v1/models"]
+    assert found.parameters.model == model
 
 
 @pytest.mark.parametrize(
     "path", ["/", "/health", "/v2/default/run", "/v2/a b/openai/v1/models", "/v1", "/V1/models"]
 )
 def test_paths_of_other_apis_do_not_match(path: str) -> None:
-    assert match(path) is None
+    assert find(path) is None
 
 
 @pytest.mark.parametrize(
@@ -46,14 +66,14 @@ def test_paths_of_other_apis_do_not_match(path: str) -> None:
     ],
 )
 def test_a_path_that_is_not_in_the_table_does_not_match(path: str) -> None:
-    assert match(path) is None
+    assert find(path) is None
 
 
 @pytest.mark.parametrize("name", ["tokenize", "detokenize", "pooling", "score", "rerank"])
 def test_routes_of_vllm_without_v1_have_both_forms(name: str) -> None:
-    plain = match(f"/openai/{name}")
-    versioned = match(f"/v1/{name}")
-    on_endpoint = match(f"/v2/default/openai/{name}")
+    plain = find(f"/openai/{name}")
+    versioned = find(f"/v1/{name}")
+    on_endpoint = find(f"/v2/default/openai/{name}")
     assert plain is not None
     assert versioned is not None
     assert on_endpoint is not None
@@ -63,14 +83,12 @@ def test_routes_of_vllm_without_v1_have_both_forms(name: str) -> None:
 
 @pytest.mark.parametrize("path", ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel"])
 def test_stored_responses_are_not_supported(path: str) -> None:
-    assert match(path) is None
+    assert find(path) is None
 
 
 def test_every_route_is_accepted_by_the_worker() -> None:
     """The tables of the proxy and of the worker list the same paths."""
     engine_paths = {
-        route.path or path
-        for path, route in ROUTES.items()
-        if route.answered_by is AnsweredBy.WORKER
+        route.path for route in ROUTES.values() if route.answered_by is AnsweredBy.WORKER
     }
     assert all(route_of(path) is not None for path in engine_paths)

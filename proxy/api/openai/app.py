@@ -1,7 +1,7 @@
 """The OpenAI API, as a plain ASGI application.
 
-A request is matched to a route and an endpoint. It then becomes an interactive job, or is answered
-from the registry of models.
+The gate has found the route of a request. The request becomes an interactive job of an endpoint, or
+is answered from the registry of models.
 """
 
 import re
@@ -10,19 +10,25 @@ from typing import Any
 
 import structlog
 
-from proxy.access.body_budget import Budget
+from proxy.access.client_limits import ClientLimits
 from proxy.access.keys import Principal
-from proxy.access.rate_limits import Limits
-from proxy.api.body import FORM_TYPE, JSON_TYPE, ClientGoneError, peek, read_body, require_type
 from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
-from proxy.api.numbers import read_seconds
+from proxy.api.http import (
+    FORM_TYPE,
+    JSON_TYPE,
+    ClientGoneError,
+    peek,
+    read_body,
+    read_seconds,
+    require_type,
+)
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
 from proxy.api.openai.relay import HeartbeatIntervals, Relay
 from proxy.api.openai.reply import Reply
-from proxy.api.openai.routes import BODY_MAX_BYTES, AnsweredBy, Match, match, unknown_route
-from proxy.api.sending import abort_of
+from proxy.api.openai.routes import BODY_MAX_BYTES, AnsweredBy, OpenAiRoute, unknown_route
+from proxy.api.scope import abort_of, routing_of
 from proxy.jobs.model import Request
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
@@ -45,8 +51,7 @@ _REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,80}")
 class OpenAi:
     """The ASGI application for the routes of `api.openai.routes`.
 
-    `bodies` and `answers` are the byte budgets of requests and responses, `new_id` returns the ids
-    of requests that bring none.
+    `new_id` returns the ids of requests that bring none.
     """
 
     def __init__(
@@ -54,9 +59,7 @@ class OpenAi:
         endpoints: Endpoints,
         interactive: InteractiveJobs,
         admission: Admission,
-        limits: Limits,
-        bodies: Budget,
-        answers: Budget,
+        limits: ClientLimits,
         new_id: Callable[[], str],
         intervals: HeartbeatIntervals,
     ) -> None:
@@ -64,26 +67,24 @@ class OpenAi:
         self._interactive = interactive
         self._admission = admission
         self._limits = limits
-        self._bodies = bodies
-        self._answers = answers
         self._new_id = new_id
         self._intervals = intervals
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle a request that the gate has authorized."""
         headers = dict(scope["headers"])
-        found = match(scope["path"])
-        if found is None:
+        routing = routing_of(scope)
+        route = routing.openai
+        if route is None:
             await self.refuse(scope, receive, send, unknown_route(scope["path"]))
             return
-        reply = self._reply(scope, headers, found, send)
-        principal: Principal = scope["state"]["principal"]
+        reply = self._reply(scope, headers, route, send)
         try:
-            endpoint = self._named_endpoint(found)
-            if found.route.answered_by is AnsweredBy.MODELS:
-                await self._models(reply, found, endpoint)
+            endpoint = self._named_endpoint(routing.parameters.endpoint)
+            if route.answered_by is AnsweredBy.MODELS:
+                await self._models(reply, routing.parameters.model, endpoint)
             else:
-                await self._call(scope, receive, reply, headers, found, endpoint, principal)
+                await self._call(scope, receive, reply, headers, route, endpoint)
         except CLIENT_ERRORS as error:
             await reply.error(to_api_error(error))
         except ClientGoneError:
@@ -101,10 +102,11 @@ class OpenAi:
 
     async def refuse(self, scope: Any, _: Any, send: Any, error: ApiError) -> None:
         """Send `error`, in the path's dialect, for a request that the gate has rejected."""
-        await self._reply(scope, dict(scope["headers"]), match(scope["path"]), send).error(error)
+        reply = self._reply(scope, dict(scope["headers"]), routing_of(scope).openai, send)
+        await reply.error(error)
 
     def _reply(
-        self, scope: Any, headers: dict[bytes, bytes], found: Match | None, send: Any
+        self, scope: Any, headers: dict[bytes, bytes], route: OpenAiRoute | None, send: Any
     ) -> Reply:
         request_id = headers.get(b"x-request-id", b"")
         if not _REQUEST_ID.fullmatch(request_id):
@@ -113,36 +115,36 @@ class OpenAi:
         reply = Reply(
             send,
             [(b"x-request-id", request_id)],
-            self._answers,
+            self._limits.answers,
             abort_of(scope),
             only_head=only_head,
         )
-        if found is not None:
-            reply.set_dialect(found.route.dialect)
-            if found.route.dialect is ANTHROPIC:
+        if route is not None:
+            reply.set_dialect(route.dialect)
+            if route.dialect is ANTHROPIC:
                 # The name of the header that Anthropic's SDKs read.
                 reply.add_header(b"request-id", request_id)
         return reply
 
-    def _named_endpoint(self, found: Match) -> Endpoint | None:
-        if found.endpoint is None:
+    def _named_endpoint(self, name: str | None) -> Endpoint | None:
+        if name is None:
             return None
-        endpoint = self._endpoints.get(found.endpoint)
+        endpoint = self._endpoints.get(name)
         if endpoint is None:
-            raise ApiError("endpoint_not_found", f"Unknown endpoint {found.endpoint!r}.")
+            raise ApiError("endpoint_not_found", f"Unknown endpoint {name!r}.")
         return endpoint
 
-    async def _models(self, reply: Reply, found: Match, endpoint: Endpoint | None) -> None:
+    async def _models(self, reply: Reply, wanted: str | None, endpoint: Endpoint | None) -> None:
         searched = [endpoint] if endpoint is not None else list(self._endpoints)
         known = [model for one in searched for model in self._endpoints.models(one)]
-        if found.model is None:
+        if wanted is None:
             await reply.whole(200, JSON_TYPE, model_list(known))
             return
         for model in known:
-            if model.id == found.model:
+            if model.id == wanted:
                 await reply.whole(200, JSON_TYPE, model_card(model))
                 return
-        raise _unknown(found.model, endpoint)
+        raise _unknown(wanted, endpoint)
 
     async def _call(
         self,
@@ -150,38 +152,38 @@ class OpenAi:
         receive: Any,
         reply: Reply,
         headers: dict[bytes, bytes],
-        found: Match,
+        route: OpenAiRoute,
         endpoint: Endpoint | None,
-        principal: Principal,
     ) -> None:
         """Run a request as an interactive job and relay its output.
 
         Every check that does not need the body precedes reading it. The body is then charged to
         its budget and read.
         """
+        principal = routing_of(scope).caller
         content_type = headers.get(b"content-type", b"")
-        require_type(content_type, FORM_TYPE if found.route.is_form else JSON_TYPE)
+        require_type(content_type, FORM_TYPE if route.is_form else JSON_TYPE)
         chosen = endpoint or self._endpoints.only()
         leave: Callable[[], None] | None = None
         try:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
                 await self._admission.check(chosen)
-            with self._bodies.share(principal.key_id) as share:
+            with self._limits.bodies.share(principal.key_id) as share:
                 body = await read_body(receive, headers, BODY_MAX_BYTES, share)
-                seen = peek_form(content_type, body) if found.route.is_form else await peek(body)
+                seen = peek_form(content_type, body) if route.is_form else await peek(body)
                 if leave is None and (chosen := self._endpoints.having(seen.model)) is not None:
                     leave = self._count(principal, chosen, reply)
                 if chosen is None or (
                     seen.model is not None and not self._endpoints.serves(chosen, seen.model)
                 ):
                     raise _unknown(seen.model or "", chosen)
-                request = Request("POST", found.path, content_type.decode("latin-1"), body)
+                request = Request("POST", route.path, content_type.decode("latin-1"), body)
                 job, mailbox = await self._interactive.call(
                     chosen,
                     principal.owner,
                     request,
-                    light=found.route.is_light,
+                    light=route.is_light,
                     patience=_client_timeout(headers),
                 )
                 reply.add_header(b"x-job-id", job.id.encode())
@@ -199,7 +201,7 @@ class OpenAi:
 
         Returns the function that ends the call. Raises `LimitedError`.
         """
-        leave, left = self._limits.enter(principal.key_id, endpoint.id, "openai")
+        leave, left = self._limits.requests.enter(principal.key_id, endpoint.id, "openai")
         for name, value in limit_headers(left):
             reply.add_header(name, value)
         return leave

@@ -2,7 +2,7 @@
 
 import re
 
-from proxy.api.body import BodySummary
+from proxy.api.http import BodySummary
 
 # Only the first parts are read: a transcription has about ten; a malicious body of empty parts
 # would have millions.

@@ -11,8 +11,8 @@ from typing import Any
 
 from proxy.access.body_budget import Budget
 from proxy.api.errors import ApiError
+from proxy.api.http import paid, send_body
 from proxy.api.openai.dialects import OPENAI, Dialect
-from proxy.api.sending import paid, send_body
 
 STREAM_HEADERS = [
     (b"content-type", b"text/event-stream; charset=utf-8"),

@@ -1,11 +1,11 @@
 """The table of the engine's routes that clients may call. All other paths are not found.
 
 Each route exists below three prefixes: `/v2/{endpoint}/openai/…`, `/openai/…` and `/v1/…`. The last
-two find the endpoint by the request's `model`. `edge.routes` accepts these routes and no others.
+two find the endpoint by the request's `model`. `edge.routes` accepts these routes and no others,
+and passes the row of a request on to the handler.
 Responses are not stored, so routes that get or cancel a response by its id do not exist.
 """
 
-import re
 from enum import Enum, auto
 from typing import NamedTuple
 
@@ -24,11 +24,11 @@ class AnsweredBy(Enum):
     MODELS = auto()
 
 
-class Route(NamedTuple):
+class OpenAiRoute(NamedTuple):
     """The properties of a route.
 
-    `is_light` means that its jobs take no slot, `is_form` that the body is multipart/form-data, and
-    `path` is the engine's path if it differs from the client's.
+    `is_light` means that its jobs take no slot, and `is_form` that the body is multipart/form-data.
+    `path` is the engine's path.
     """
 
     methods: tuple[str, ...] = ("POST",)
@@ -39,71 +39,34 @@ class Route(NamedTuple):
     path: str = ""
 
 
-LIGHT_ROUTE = Route(is_light=True)
+LIGHT_ROUTE = OpenAiRoute(is_light=True)
 
-ROUTES: dict[str, Route] = {
-    "/v1/chat/completions": Route(),
-    "/v1/completions": Route(),
-    "/v1/responses": Route(dialect=RESPONSES),
-    "/v1/messages": Route(dialect=ANTHROPIC),
+# By the path below a prefix, which is also the engine's path where a route does not name one.
+_ROUTES: dict[str, OpenAiRoute] = {
+    "/v1/chat/completions": OpenAiRoute(),
+    "/v1/completions": OpenAiRoute(),
+    "/v1/responses": OpenAiRoute(dialect=RESPONSES),
+    "/v1/messages": OpenAiRoute(dialect=ANTHROPIC),
     "/v1/messages/count_tokens": LIGHT_ROUTE._replace(dialect=ANTHROPIC),
-    "/v1/embeddings": Route(),
-    "/v1/audio/transcriptions": Route(is_form=True),
-    "/v1/audio/translations": Route(is_form=True),
-    "/v1/models": Route(("GET", "HEAD"), AnsweredBy.MODELS),
-    **{f"{version}/rerank": Route() for version in ("", "/v1", "/v2")},
-    **{f"{version}/score": Route() for version in ("", "/v1")},
-    **{f"{version}/pooling": Route(path="/pooling") for version in ("", "/v1")},
+    "/v1/embeddings": OpenAiRoute(),
+    "/v1/audio/transcriptions": OpenAiRoute(is_form=True),
+    "/v1/audio/translations": OpenAiRoute(is_form=True),
+    "/v1/models": OpenAiRoute(("GET", "HEAD"), AnsweredBy.MODELS),
+    **{f"{version}/rerank": OpenAiRoute() for version in ("", "/v1", "/v2")},
+    **{f"{version}/score": OpenAiRoute() for version in ("", "/v1")},
+    **{f"{version}/pooling": OpenAiRoute(path="/pooling") for version in ("", "/v1")},
     **{f"{version}/tokenize": LIGHT_ROUTE._replace(path="/tokenize") for version in ("", "/v1")},
     **{
         f"{version}/detokenize": LIGHT_ROUTE._replace(path="/detokenize") for version in ("", "/v1")
     },
 }
+ROUTES: dict[str, OpenAiRoute] = {
+    path: route._replace(path=route.path or path) for path, route in _ROUTES.items()
+}
 # The prefixes of the routes. Without a prefix, only the routes below /v1 exist.
 PREFIXES = ("", "/openai", "/v2/{endpoint}/openai")
 # Also the route of /v1/models/{id}; an id may contain slashes.
 MODEL_ROUTE = ROUTES["/v1/models"]
-
-_ENDPOINT = re.compile(r"/v2/([A-Za-z0-9_-]{1,80})/openai(/.*)")
-_MODEL_PREFIX = "/v1/models/"
-
-
-class Match(NamedTuple):
-    """A path that was matched to a route.
-
-    `path` is the engine's path. `endpoint` is None for a path without one: the request's model
-    determines it. `model` is the model's id in the path, if there is one.
-    """
-
-    route: Route
-    path: str
-    endpoint: str | None
-    model: str | None = None
-
-
-def match(path: str) -> Match | None:
-    """Match a path to a route; return None if the table does not contain it."""
-    if found := _ENDPOINT.fullmatch(path):
-        endpoint, rest = found.group(1), found.group(2)
-    elif path.startswith("/openai/"):
-        endpoint, rest = None, path.removeprefix("/openai")
-    elif path.startswith("/v1/"):
-        endpoint, rest = None, path
-    else:
-        return None
-    rest = rest.removesuffix("/")
-    if (route := ROUTES.get(rest)) is not None:
-        return Match(route, route.path or rest, endpoint)
-    if rest.startswith(_MODEL_PREFIX):
-        return Match(MODEL_ROUTE, rest, endpoint, rest.removeprefix(_MODEL_PREFIX))
-    return None
-
-
-def is_openai(path: str) -> bool:
-    """Return True if a path lies below one of the prefixes, even if no route has it."""
-    if path.startswith("/v2/"):
-        return path[4:].partition("/")[2].startswith("openai/")
-    return path.startswith(("/v1/", "/openai/"))
 
 
 def unknown_route(path: str) -> ApiError:

@@ -5,7 +5,7 @@ passed on unchanged.
 """
 
 from proxy.api.openai.dialects import ANTHROPIC
-from proxy.api.openai.routes import PREFIXES, ROUTES, AnsweredBy, Route
+from proxy.api.openai.routes import PREFIXES, ROUTES, AnsweredBy, OpenAiRoute
 from proxy.api.openapi.components import (
     ENGINE_HEADERS,
     NOT_FOUND,
@@ -70,15 +70,15 @@ def engine_paths() -> dict[str, Node]:
     return found
 
 
-def _path(prefix: str, path: str, route: Route) -> Node:
+def _path(prefix: str, path: str, route: OpenAiRoute) -> Node:
     ids = [name for name in ("endpoint", "model") if f"{{{name}}}" in prefix + path]
     item: Node = {"parameters": parameters(*ids)} if ids else {}
     make = _models if route.answered_by is AnsweredBy.MODELS else _call
     return item | {method.lower(): make(method, prefix, path, route) for method in route.methods}
 
 
-def _call(method: str, prefix: str, path: str, route: Route) -> Node:
-    content = as_json(OBJECT) | _MORE.get(route.path or path, {})
+def _call(method: str, prefix: str, path: str, route: OpenAiRoute) -> Node:
+    content = as_json(OBJECT) | _MORE.get(route.path, {})
     if not route.is_light:
         content[EVENT_STREAM] = _TEXT
     api = "anthropic" if route.dialect is ANTHROPIC else "openai"
@@ -86,7 +86,7 @@ def _call(method: str, prefix: str, path: str, route: Route) -> Node:
     answer = success(content, "The engine's response.", names=ENGINE_HEADERS, limited=True)
     return {
         "operationId": operation_id(method, prefix + path),
-        "summary": f"Call vLLM's {route.path or path}.",
+        "summary": f"Call vLLM's {route.path}.",
         "tags": [api],
         "security": KEYS,
         "parameters": parameters("x-request-id"),
@@ -95,7 +95,7 @@ def _call(method: str, prefix: str, path: str, route: Route) -> Node:
     }
 
 
-def _models(method: str, prefix: str, path: str, _: Route) -> Node:
+def _models(method: str, prefix: str, path: str, _: OpenAiRoute) -> Node:
     one = path.endswith("{model}")
     shown = as_json(schema("Model" if one else "ModelList"))
     can_miss = one or "{endpoint}" in prefix

@@ -14,7 +14,7 @@ from proxy.api.openapi.components import (
     schema,
     success,
 )
-from proxy.api.queue.app import OPERATIONS, JobsApi
+from proxy.api.queue.app import OPERATIONS, JobOperations
 from proxy.api.queue.listing import Listing
 from proxy.api.queue.sse import EVENT_STREAM
 
@@ -41,16 +41,18 @@ class Shape:
 
 
 SHAPES: dict[str, Shape] = {
-    "run": Shape("JobBrief", JobsApi.run.__doc__, has_order=True, refuses=(413,)),
-    "runsync": Shape("Job", JobsApi.runsync.__doc__, ("wait",), has_order=True, refuses=(413,)),
-    "status": Shape("Job", JobsApi.status.__doc__, ("ttl",)),
-    "status-sync": Shape("Job", JobsApi.status_sync.__doc__, ("wait",)),
-    "stream": Shape(
-        "Stream", JobsApi.stream.__doc__, ("hold", "after", "last-event-id"), has_events=True
+    "run": Shape("JobBrief", JobOperations.run.__doc__, has_order=True, refuses=(413,)),
+    "runsync": Shape(
+        "Job", JobOperations.runsync.__doc__, ("wait",), has_order=True, refuses=(413,)
     ),
-    "cancel": Shape("JobBrief", JobsApi.cancel.__doc__),
-    "retry": Shape("JobBrief", JobsApi.retry.__doc__, refuses=(409,)),
-    "purge-queue": Shape("Purged", JobsApi.purge.__doc__),
+    "status": Shape("Job", JobOperations.status.__doc__, ("ttl",)),
+    "status-sync": Shape("Job", JobOperations.status_sync.__doc__, ("wait",)),
+    "stream": Shape(
+        "Stream", JobOperations.stream.__doc__, ("hold", "after", "last-event-id"), has_events=True
+    ),
+    "cancel": Shape("JobBrief", JobOperations.cancel.__doc__),
+    "retry": Shape("JobBrief", JobOperations.retry.__doc__, refuses=(409,)),
+    "purge-queue": Shape("Purged", JobOperations.purge.__doc__),
     "health": Shape("EndpointHealth", Listing.health.__doc__),
     "requests": Shape("Requests", Listing.requests.__doc__, ("limit", "before", "status")),
 }

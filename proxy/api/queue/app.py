@@ -11,11 +11,10 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from proxy.access.body_budget import Budget, Share
-from proxy.access.encryption import Seal
-from proxy.access.rate_limits import Limits
-from proxy.api.body import ClientGoneError
+from proxy.access.body_budget import Share
+from proxy.access.client_limits import ClientLimits
 from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
+from proxy.api.http import ClientGoneError
 from proxy.api.queue import response
 from proxy.api.queue.context import RequestContext, nothing
 from proxy.api.queue.listing import Listing
@@ -23,14 +22,14 @@ from proxy.api.queue.request import (
     DEFAULT_WAIT_MS,
     MAX_TTL_MS,
     MIN_REMAINING_TTL_MS,
-    CheckUrl,
+    OrderReader,
     read_millis,
     read_number,
-    read_order,
     read_wait,
 )
 from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import MAX_CURSOR, event_stream, start, wants_events
+from proxy.api.scope import Routing, routing_of
 from proxy.jobs.model import Job
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
@@ -68,75 +67,35 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 Operation = Callable[[RequestContext, str], Awaitable[bytes | Response]]
 
 
-class JobsApi:
-    """The operations as methods: each takes the context and the job's id, "" where there is none.
+class JobOperations:
+    """The operations on jobs, one method each.
 
-    `bodies` and `answers` are the byte budgets of requests and responses, `check_url` validates
-    webhook URLs, `seal` encrypts secrets before they are stored.
+    A method takes the context and the id of the job, or "" for an operation without one.
     """
 
     def __init__(
         self,
-        endpoints: Endpoints,
-        listing: Listing,
         durable: DurableJobs,
         admission: Admission,
-        limits: Limits,
-        bodies: Budget,
-        answers: Budget,
         clock: Clock,
-        check_url: CheckUrl,
-        seal: Seal,
+        orders: OrderReader,
     ) -> None:
-        self._endpoints = endpoints
-        self._listing = listing
         self._durable = durable
         self._admission = admission
-        self._limits = limits
-        self._bodies = bodies
-        self._answers = answers
         self._clock = clock
-        self._check_url = check_url
-        self._seal = seal
-
-    def router(self) -> APIRouter:
-        """Return the FastAPI routes of all operations."""
-        router = APIRouter(prefix="/v2/{endpoint}")
-        operations: dict[str, Operation] = {
-            "run": self.run,
-            "runsync": self.runsync,
-            "status": self.status,
-            "status-sync": self.status_sync,
-            "stream": self.stream,
-            "cancel": self.cancel,
-            "retry": self.retry,
-            "purge-queue": self.purge,
-            "health": self._listing.health,
-            "requests": self._listing.requests,
-        }
-        for path, methods in OPERATIONS.items():
-            name = path.split("/")[1]
-            handler = self._handler(name, operations[name])
-            router.add_api_route(
-                path, handler, methods=[*methods], name=name, summary=operations[name].__doc__
-            )
-        return router
+        self._orders = orders
 
     async def run(self, context: RequestContext, _: str) -> bytes:
         """Submit a job to the queue."""
         await self._admission.check(context.endpoint)
-        order = await read_order(
-            await context.body(RUN_BODY_MAX_BYTES), self._check_url, self._seal
-        )
+        order = await self._orders.read(await context.body(RUN_BODY_MAX_BYTES))
         return response.brief(await self._durable.submit(context.endpoint, context.owner, order))
 
     async def runsync(self, context: RequestContext, _: str) -> bytes:
         """Submit a job and wait for its end, at most `?wait=` milliseconds."""
         wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
         await self._admission.check(context.endpoint)
-        order = await read_order(
-            await context.body(RUNSYNC_BODY_MAX_BYTES), self._check_url, self._seal, wait
-        )
+        order = await self._orders.read(await context.body(RUNSYNC_BODY_MAX_BYTES), wait)
         job = await self._durable.submit(context.endpoint, context.owner, order)
         del order
         context.drop_body()
@@ -215,16 +174,54 @@ class JobsApi:
         progress = self._durable.progress(job)
         return response.full(job, elements, self._clock.now(), reason, progress)
 
+
+class JobsApi:
+    """The routes of all operations, and the handling that the operations share."""
+
+    def __init__(
+        self, endpoints: Endpoints, limits: ClientLimits, jobs: JobOperations, listing: Listing
+    ) -> None:
+        self._endpoints = endpoints
+        self._limits = limits
+        self._jobs = jobs
+        self._listing = listing
+
+    def router(self) -> APIRouter:
+        """Return the FastAPI routes of all operations."""
+        router = APIRouter(prefix="/v2/{endpoint}")
+        operations: dict[str, Operation] = {
+            "run": self._jobs.run,
+            "runsync": self._jobs.runsync,
+            "status": self._jobs.status,
+            "status-sync": self._jobs.status_sync,
+            "stream": self._jobs.stream,
+            "cancel": self._jobs.cancel,
+            "retry": self._jobs.retry,
+            "purge-queue": self._jobs.purge,
+            "health": self._listing.health,
+            "requests": self._listing.requests,
+        }
+        for path, methods in OPERATIONS.items():
+            name = path.split("/")[1]
+            handler = self._handler(name, operations[name])
+            router.add_api_route(
+                path, handler, methods=[*methods], name=name, summary=operations[name].__doc__
+            )
+        return router
+
     def _handler(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+        limits = self._limits
+
         async def respond(request: Request) -> Response:
-            share = self._bodies.share(request.state.principal.key_id)
+            routing = routing_of(request.scope)
+            share = limits.bodies.share(routing.caller.key_id)
             context: RequestContext | None = None
             try:
-                context = self._context(request, share)
-                context.leave, left = self._limits.enter(context.key, context.endpoint.id, name)
-                answer = await operation(context, request.path_params.get("job", ""))
+                context = self._context(request, routing, share)
+                context.leave, left = limits.requests.enter(context.key, context.endpoint.id, name)
+                answer = await operation(context, routing.parameters.job or "")
                 response = (
-                    answer if isinstance(answer, Response) else JsonAnswer(answer, self._answers)
+                    answer if isinstance(answer, Response) else JsonAnswer(answer, limits.answers)
                 )
                 for key, value in limit_headers(left):
                     response.headers[key.decode()] = value.decode()
@@ -246,12 +243,12 @@ class JobsApi:
 
         return respond
 
-    def _context(self, request: Request, share: Share) -> RequestContext:
-        name = request.path_params["endpoint"]
+    def _context(self, request: Request, routing: Routing, share: Share) -> RequestContext:
+        name = routing.parameters.endpoint or ""
         endpoint = self._endpoints.get(name)
         if endpoint is None:
             raise ApiError("endpoint_not_found", f"Unknown endpoint {name[:80]!r}.")
-        return RequestContext(request, endpoint, request.state.principal, share)
+        return RequestContext(request, endpoint, routing.caller, share)
 
 
 def _found(found: T | None, job_id: str) -> T:

@@ -6,7 +6,7 @@ from fastapi import Request
 
 from proxy.access.body_budget import Share
 from proxy.access.keys import ANONYMOUS, Principal
-from proxy.api.body import JSON_TYPE, read_body, require_type
+from proxy.api.http import JSON_TYPE, read_body, require_type
 from proxy.service.endpoints import Endpoint
 
 # Headers that only browsers send. A web page can send a body without a content type to any origin,

@@ -7,7 +7,7 @@ import msgspec
 
 from proxy.access.encryption import OtherSealError, Seal
 from proxy.api.errors import ApiError
-from proxy.api.numbers import read_whole
+from proxy.api.http import read_whole
 from proxy.api.queue import response
 from proxy.api.queue.context import RequestContext
 from proxy.api.queue.request import read_number

@@ -9,9 +9,8 @@ from typing import TypeAlias
 import msgspec
 
 from proxy.access.encryption import Seal
-from proxy.api.body import decode_object, read_text
 from proxy.api.errors import ApiError
-from proxy.api.numbers import read_floor, read_whole
+from proxy.api.http import decode_object, read_floor, read_text, read_whole
 from proxy.jobs.model import Millis
 from proxy.service.durable import TTL, JobRequest
 from proxy.service.json_text import in_thread_if_large
@@ -53,35 +52,44 @@ class _Envelope(msgspec.Struct, rename={"s3_config": "s3Config"}):
 _decoder = msgspec.json.Decoder(_Envelope)
 
 
-async def read_order(
-    body: bytes, check_url: CheckUrl, seal: Seal, sync_wait: Millis | None = None
-) -> JobRequest:
-    """Parse a body. `sync_wait` is the wait of a `runsync` request. Raises `ApiError`."""
-    found, given = await in_thread_if_large(_decode, body)
-    if given == bytes(NULL):
-        raise ApiError(
-            "invalid_body", '`input` is missing: send {"input": ...} with any value except null.'
+class OrderReader:
+    """Reads the bodies of `run` and `runsync`.
+
+    `check_url` validates webhook URLs, `seal` encrypts secrets before they are stored.
+    """
+
+    def __init__(self, check_url: CheckUrl, seal: Seal) -> None:
+        self._check_url = check_url
+        self._seal = seal
+
+    async def read(self, body: bytes, sync_wait: Millis | None = None) -> JobRequest:
+        """Parse a body. `sync_wait` is the wait of a `runsync` request. Raises `ApiError`."""
+        found, given = await in_thread_if_large(_decode, body)
+        if given == bytes(NULL):
+            raise ApiError(
+                "invalid_body",
+                '`input` is missing: send {"input": ...} with any value except null.',
+            )
+        policy = found.policy or _Policy()
+        execution = _between(
+            "policy.executionTimeout",
+            policy.execution_timeout,
+            MIN_EXECUTION_TIMEOUT_MS,
+            MAX_EXECUTION_TIMEOUT_MS,
         )
-    policy = found.policy or _Policy()
-    execution = _between(
-        "policy.executionTimeout",
-        policy.execution_timeout,
-        MIN_EXECUTION_TIMEOUT_MS,
-        MAX_EXECUTION_TIMEOUT_MS,
-    )
-    ttl = _between("policy.ttl", policy.ttl, MIN_TTL_MS, MAX_TTL_MS)
-    webhook = read_text("webhook", found.webhook, WEBHOOK_FIELD_MAX_BYTES)
-    if webhook:
-        _check_webhook(webhook, check_url)
-    return JobRequest(
-        given,
-        execution_timeout=execution,
-        ttl=TTL if ttl is None else ttl,
-        low_priority=bool(policy.low_priority),
-        webhook=seal.close_webhook(webhook) if webhook else None,
-        s3_config=_sealed(found.s3_config, seal),
-        sync_wait=sync_wait,
-    )
+        ttl = _between("policy.ttl", policy.ttl, MIN_TTL_MS, MAX_TTL_MS)
+        webhook = read_text("webhook", found.webhook, WEBHOOK_FIELD_MAX_BYTES)
+        if webhook:
+            _check_webhook(webhook, self._check_url)
+        return JobRequest(
+            given,
+            execution_timeout=execution,
+            ttl=TTL if ttl is None else ttl,
+            low_priority=bool(policy.low_priority),
+            webhook=self._seal.close_webhook(webhook) if webhook else None,
+            s3_config=_sealed(found.s3_config, self._seal),
+            sync_wait=sync_wait,
+        )
 
 
 def read_number(
@@ -155,13 +163,7 @@ def _check_webhook(url: str, check_url: CheckUrl) -> None:
 
 def _decode(body: bytes) -> tuple[_Envelope, bytes]:
     """Return the options and a copy of the input, so that the body can be freed."""
-    found = decode_object(
-        body, _decoder, 'The body must be a JSON object: {"input": ...}.', _wrong_type
-    )
+    found = decode_object(body, _decoder, 'The body must be a JSON object: {"input": ...}.')
     given = bytes(found.input)
     found.input = NULL
     return found, given
-
-
-def _wrong_type(error: msgspec.ValidationError) -> ApiError:
-    return ApiError("invalid_body", f"The body has a value of the wrong type: {error}.")

@@ -12,7 +12,8 @@ from fastapi import Response
 
 from proxy.access.body_budget import Budget
 from proxy.api.errors import ApiError
-from proxy.api.sending import abort_of, paid, send_body
+from proxy.api.http import paid, send_body
+from proxy.api.scope import abort_of
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Input, Job, Millis
 

@@ -10,9 +10,8 @@ import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from proxy.api.errors import ApiError
-from proxy.api.numbers import read_whole
+from proxy.api.http import WRITE_TIMEOUT_SECONDS, read_whole
 from proxy.api.queue.response import split
-from proxy.api.sending import WRITE_TIMEOUT_SECONDS
 from proxy.jobs.model import Owner
 from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoint

@@ -15,11 +15,11 @@ from typing import Any, NamedTuple, cast
 import uvicorn
 from uvicorn.server import ServerState
 
-from proxy.api.app import error_body
 from proxy.edge.connections import ConnectionLimiter, Pace
 from proxy.edge.guard import EdgeContext
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
+from proxy.edge.routes import Table
 
 # Turns of the event loop without a new byte, after which the application has finished its output.
 QUIET_TURNS = 3
@@ -90,7 +90,11 @@ class Parsed:
         self._wire = wire
         self.connections = ConnectionLimiter(1_000_000)
         edge = EdgeContext(
-            Hosts(is_open=True), Pace(), self.connections, error_body, lambda _path, _fields: False
+            Hosts(is_open=True),
+            Pace(),
+            self.connections,
+            Table().render_error,
+            lambda _path, _fields: False,
         )
         self._config = uvicorn.Config(
             echo, http=cast("type[EdgeProtocol]", partial(EdgeProtocol, edge)), ws=WorkerProtocol,

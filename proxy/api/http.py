@@ -1,8 +1,16 @@
-"""Reading and validating a request body.
+"""Reading the bodies and header values of requests, and sending bodies: shared by both APIs.
 
-The size is counted while the body arrives. JSON is validated once; its bytes are kept unchanged.
+The size of a request body is counted while the body arrives. JSON is validated once; its bytes are
+kept unchanged. Numbers in queries and headers are plain decimal digits: Python's `int` and `float`
+accept more than any client intends (spaces, signs, underscores, digits of other scripts, `nan` and
+`inf`), and raise an exception for very long numbers.
+
+A large response, such as the output of a job (up to 64 MB), is charged to a byte budget like a
+request body. It is sent in parts, as fast as its client reads them; the connection of a client that
+stops reading is closed.
 """
 
+import asyncio
 import re
 from collections.abc import Callable
 from io import BytesIO
@@ -10,7 +18,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from proxy.access.body_budget import Share
+from proxy.access.body_budget import Budget, Share
 from proxy.api.errors import ApiError
 from proxy.service.json_text import BODY_MAX_STEPS, has_too_much, in_thread_if_large, utf8_fault
 
@@ -25,6 +33,12 @@ TOO_COMPLEX = (
 # The name of a model as it is written in JSON, with quotes and escapes. Error messages and headers
 # repeat the name; no real name is longer.
 MODEL_NAME_MAX_BYTES = 2048
+# Larger than every bound that is checked; longer numbers are replaced by it.
+MAX_INTEGER = 10**18
+# A response up to this size fits into the socket's buffer: it is sent in one part and not charged.
+ANSWER_PART_BYTES = 64 * 1024
+# A client that reads nothing for this long loses its connection.
+WRITE_TIMEOUT_SECONDS = 60.0
 
 
 class ClientGoneError(Exception):
@@ -34,6 +48,7 @@ class ClientGoneError(Exception):
 _NULL = msgspec.Raw(b"null")
 _TRUE = msgspec.Raw(b"true")
 _OBJECT = re.compile(rb"[ \t\r\n]*\{")
+_SECONDS = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{0,20})?(?:[eE][+-]?[0-9]{1,3})?")
 
 
 class BodySummary(NamedTuple):
@@ -125,7 +140,7 @@ async def peek(body: bytes) -> BodySummary:
 
 
 def _peek(body: bytes) -> BodySummary:
-    found = decode_object(body, _decoder, "The body must be a JSON object.", _wrong_type)
+    found = decode_object(body, _decoder, "The body must be a JSON object.")
     for name in _RETIRED:
         if getattr(found, name) != _NULL:
             raise ApiError(
@@ -151,15 +166,11 @@ def read_text(name: str, written: msgspec.Raw, max_bytes: int) -> str | None:
 
 
 def decode_object(
-    body: bytes,
-    decoder: msgspec.json.Decoder[Decoded],
-    not_an_object: str,
-    wrong_type: Callable[[msgspec.ValidationError], ApiError],
+    body: bytes, decoder: msgspec.json.Decoder[Decoded], not_an_object: str
 ) -> Decoded:
     """Decode a body that must be UTF-8 and a JSON object.
 
-    Raises `ApiError`: with the message `not_an_object` if the body is another JSON value, and as
-    `wrong_type` returns it if a field has a value of the wrong type.
+    Raises `ApiError`, with the message `not_an_object` if the body is another JSON value.
     """
     if (fault := utf8_fault(body)) is not None:
         raise ApiError("invalid_json", f"The body is not UTF-8 (at byte {fault}).")
@@ -170,11 +181,75 @@ def decode_object(
     except msgspec.ValidationError as error:
         if not _OBJECT.match(body):
             raise ApiError("invalid_body", not_an_object) from error
-        raise wrong_type(error) from error
+        raise ApiError(
+            "invalid_body", f"The body has a value of the wrong type: {error}."
+        ) from error
     except (msgspec.DecodeError, RecursionError) as error:
         detail = str(error) or "it is nested too deeply"
         raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error
 
 
-def _wrong_type(error: msgspec.ValidationError) -> ApiError:
-    return ApiError("invalid_body", f"The body has a value of the wrong type: {error}.")
+def read_whole(text: str) -> int | None:
+    """Return a non-negative integer, limited to `MAX_INTEGER`; None if the text is not one."""
+    if not text.isascii() or not text.isdigit():
+        return None
+    digits = text.lstrip("0")
+    if len(digits) >= len(str(MAX_INTEGER)):
+        return MAX_INTEGER
+    return int(digits or "0")
+
+
+def read_floor(text: str) -> int | None:
+    """Return the integer part of a decimal number, limited to `MAX_INTEGER`.
+
+    Returns None if the text is not a decimal number.
+    """
+    whole, _, fraction = text.partition(".")
+    if read_whole(fraction or "0") is None:
+        return None
+    return read_whole(whole)
+
+
+def read_seconds(value: bytes, maximum: float) -> float | None:
+    """Return the seconds in a header, in the notation of Python's or JavaScript's floats.
+
+    Returns None if the value is not a number, or not above 0 and at most `maximum`.
+    """
+    if not _SECONDS.fullmatch(value):
+        return None
+    seconds = float(value)
+    return seconds if 0 < seconds <= maximum else None
+
+
+def paid(body: bytes, answers: Budget) -> Share:
+    """Charge a response to the budget; the caller gives the share back once the response is sent.
+
+    Raises `BudgetError` if the budget is exhausted.
+    """
+    share = answers.share()
+    if len(body) > ANSWER_PART_BYTES:
+        share.grow(len(body))
+    return share
+
+
+async def send_body(send: Any, body: bytes, abort: Callable[[], None]) -> None:
+    """Send the body of an ASGI response whose start was sent.
+
+    Calls `abort` if the client reads nothing for `WRITE_TIMEOUT_SECONDS`.
+    """
+    if len(body) <= ANSWER_PART_BYTES:
+        await send({"type": "http.response.body", "body": body})
+        return
+    view = memoryview(body)
+    try:
+        for start in range(0, len(view), ANSWER_PART_BYTES):
+            end = start + ANSWER_PART_BYTES
+            message = {
+                "type": "http.response.body",
+                "body": bytes(view[start:end]),
+                "more_body": end < len(view),
+            }
+            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+                await send(message)
+    except TimeoutError:
+        abort()
