@@ -20,11 +20,10 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from proxy.access.keys import Keys, Kind, stored_key
 from proxy.edge.connections import ConnectionLimiter, Pace
-from proxy.edge.gate import Gate
+from proxy.edge.gate import Backend, Gate, Table
 from proxy.edge.guard import EdgeContext
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol, HttpProtocol, WatchedProtocol
-from proxy.edge.routes import Backend, Table
 
 ROUNDS = 15
 REQUESTS_PER_ROUND = 2_000

@@ -1,4 +1,5 @@
-"""Throughput and latency of the stores, compared with SQLite alone on the same disk.
+"""Throughput and latency of the queues: durable jobs in SQLite, compared with SQLite alone on the
+same disk, and interactive jobs in memory.
 
     .venv/bin/python benchmarks/store.py [--folder FOLDER]
 
@@ -15,18 +16,34 @@ import sys
 import tempfile
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import AsyncExitStack, closing
+from contextlib import closing
 from pathlib import Path
+from secrets import token_bytes
 
 import uvloop
 
 from proxy.jobs.lifecycle import Event
-from proxy.jobs.model import EndpointId, Input, Job, JobId, Millis, Owner, Submission, WorkerId
+from proxy.jobs.model import (
+    EndpointId,
+    Ids,
+    Input,
+    Job,
+    JobId,
+    Millis,
+    Owner,
+    Request,
+    Submission,
+    WorkerId,
+)
+from proxy.jobs.policy import Ending, RunEnd
+from proxy.service.endpoints import Endpoint
+from proxy.service.events import JobEvents, LocalSignal
+from proxy.service.fleet import Fleet
+from proxy.service.interactive import InteractiveJobs
 from proxy.serving import THREAD_SWITCH_SECONDS
-from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.sqlite.store import SqliteStore
-from proxy.system import SystemDisk, ThreadRunner
+from proxy.system import SystemClock, SystemDisk, ThreadRunner
 
 HERE = EndpointId("default")
 WORKER = WorkerId("w-1")
@@ -41,14 +58,13 @@ BARE_COMMITS = 2_000
 LOOP_LOAD_SECONDS = 0.0002
 
 
-def submission(name: str, *, durable: bool) -> Submission:
+def submission(name: str) -> Submission:
     """Return a job with a body of 1 KB, and an id as the proxy generates it."""
     return Submission(
         id=JobId(f"{name:0>36}-u1"),
         endpoint=HERE,
         owner=Owner("anonymous"),
         work=Input(BODY),
-        durable=durable,
         light=False,
         low_priority=False,
         queued_until=None,
@@ -89,7 +105,7 @@ async def durable(store: SqliteStore, title: str, number: int) -> None:
         name = f"{title}{callers}"
 
         async def submit(each: int, name: str = name) -> None:
-            await store.submit(submission(f"{name}-{each}", durable=True), NOW)
+            await store.submit(submission(f"{name}-{each}"), NOW)
 
         async def take_and_settle(_: int) -> None:
             [job] = await store.take(HERE, WORKER, limit=1, light_limit=0, now=NOW)
@@ -102,25 +118,31 @@ async def durable(store: SqliteStore, title: str, number: int) -> None:
         await timed(f"{title}take and settle", callers, number, take_and_settle)
 
 
-async def interactive(store: JobStore, name: str) -> None:
-    """Measure submit, take and settle of interactive jobs.
+def interactive() -> None:
+    """Measure call, take and end of interactive jobs.
 
     The result is the minimum CPU time of several rounds, since other processes share the machine.
     """
-    wanted = [submission(f"{name}-{each}", durable=False) for each in range(INTERACTIVE_JOBS)]
+    fleet = Fleet(LocalSignal())
+    jobs = InteractiveJobs(MemoryStore(), fleet, JobEvents(), SystemClock(), Ids(token_bytes))
+    endpoint = Endpoint(HERE)
+    request = Request("POST", "/v1/chat/completions", "application/json", BODY)
+    owner = Owner("anonymous")
+    end = RunEnd(Ending.COMPLETED)
 
-    async def one(each: int) -> None:
-        await store.submit(wanted[each], NOW)
-        [job] = await store.take(HERE, WORKER, limit=1, light_limit=0, now=NOW)
-        await store.settle(job.id, Event.COMPLETE, now=NOW, attempt=job.attempt)
+    def one() -> None:
+        mailbox = jobs.call(endpoint, owner, request, light=False, patience=None)
+        jobs.take(HERE, WORKER, 1, light=False)
+        mailbox.end(1, end)
+        jobs.hang_up(mailbox)
 
     spans = []
-    for first in range(0, INTERACTIVE_JOBS, INTERACTIVE_JOBS_PER_ROUND):
+    for _ in range(0, INTERACTIVE_JOBS, INTERACTIVE_JOBS_PER_ROUND):
         began = time.thread_time()
-        for each in range(first, first + INTERACTIVE_JOBS_PER_ROUND):
-            await one(each)
+        for _ in range(INTERACTIVE_JOBS_PER_ROUND):
+            one()
         spans.append((time.thread_time() - began) / INTERACTIVE_JOBS_PER_ROUND * 1e6)
-    print(f"{name + ': interactive submit, take, settle':<44} {min(spans):.2f} us of CPU time")
+    print(f"{'interactive call, take, end':<44} {min(spans):.2f} us of CPU time")
 
 
 async def busy() -> None:
@@ -169,9 +191,7 @@ async def queue(path: Path) -> None:
         before = resident()
         for first in range(0, QUEUED_JOBS, 500):
             names = range(first, first + 500)
-            await asyncio.gather(
-                *(store.submit(submission(f"q-{each}", durable=True), NOW) for each in names)
-            )
+            await asyncio.gather(*(store.submit(submission(f"q-{each}"), NOW) for each in names))
         gc.collect()
         print(
             f"{QUEUED_JOBS} queued jobs of 1 KB: {(resident() - before) / 1e6:.0f} MB of memory,"
@@ -196,11 +216,9 @@ async def main(folder: Path) -> None:
         f"{platform.machine()}, Python {platform.python_version()}, SQLite {sqlite3.sqlite_version}"
     )
     bare(folder / "bare.db")
-    async with AsyncExitStack() as stack:
-        store = SqliteStore(folder / "jobs.db", SystemDisk(), ThreadRunner)
-        await stack.enter_async_context(store.open())
-        await interactive(MemoryStore(), "memory")
-        await interactive(store, "sqlite")
+    interactive()
+    store = SqliteStore(folder / "jobs.db", SystemDisk(), ThreadRunner)
+    async with store.open():
         await durable(store, "", 4_000)
         load = asyncio.create_task(busy())
         await durable(store, "busy loop: ", 1_000)

@@ -1,6 +1,5 @@
 """The composition root: makes the parts of one proxy and connects them. `serving` runs them."""
 
-import asyncio
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from functools import partial
@@ -8,11 +7,9 @@ from typing import Any
 
 from starlette.middleware.cors import CORSMiddleware
 
-from proxy.access.body_budget import Budget
-from proxy.access.client_limits import ClientLimits
 from proxy.access.encryption import Seal
 from proxy.access.keys import Keys
-from proxy.access.rate_limits import Limits
+from proxy.access.limits import Budget, ClientLimits, Limits
 from proxy.api.app import StatusApp
 from proxy.api.openai.app import OpenAi
 from proxy.api.queue import response
@@ -20,29 +17,25 @@ from proxy.api.queue.app import JobOperations, JobsApi
 from proxy.api.queue.listing import Listing
 from proxy.api.queue.request import OrderReader
 from proxy.channel.native.app import WorkerChannel
-from proxy.channel.native.connection import Reader
 from proxy.channel.native.membership import Membership
 from proxy.channel.runpod.app import RunpodChannel
 from proxy.channel.runpod.registry import WorkerRegistry
 from proxy.channel.runpod.results import RunpodResults
 from proxy.edge.connections import ConnectionLimiter, max_client_connections
-from proxy.edge.gate import BackendApp, Gate, WorkerBackend
+from proxy.edge.gate import Backend, BackendApp, Gate, Table, WorkerBackend
 from proxy.edge.guard import EdgeContext
 from proxy.edge.origins import Origins
-from proxy.edge.routes import Backend, Table
-from proxy.jobs.ids import Ids
-from proxy.jobs.model import Job, WorkerId
+from proxy.jobs.model import Ids, Job, WorkerId
 from proxy.service.admission import Admission
 from proxy.service.background import Background
 from proxy.service.clock import Clock
 from proxy.service.dispatch import Dispatch
-from proxy.service.durable import DurableJobs
-from proxy.service.endings import RunEndings
+from proxy.service.durable import DurableJobs, DurableRuns
 from proxy.service.endpoints import Endpoints
-from proxy.service.events import JobEvents
+from proxy.service.events import JobEvents, LocalSignal
 from proxy.service.fleet import Fleet
 from proxy.service.interactive import InteractiveJobs
-from proxy.service.mailbox import Mailboxes
+from proxy.service.job_view import JobView
 from proxy.service.orphans import Orphans
 from proxy.service.ports import WorkerExit
 from proxy.service.recorder import Recorder
@@ -51,7 +44,6 @@ from proxy.service.sweeper import Sweeper
 from proxy.settings import Settings
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
-from proxy.store.signal import LocalSignal
 from proxy.store.sqlite.store import SqliteStore
 from proxy.system import System
 from proxy.webhooks.deliveries import Deliveries
@@ -89,13 +81,13 @@ class Parts:
     token: str = field(repr=False)
     endpoints: Endpoints
     fleet: Fleet
-    output: Mailboxes
     dispatch: Dispatch
-    runs: RunEndings
+    runs: DurableRuns
     admission: Admission
     interactive: InteractiveJobs
     store: JobStore
     orphans: Orphans
+    view: JobView
     durable: DurableJobs
     recorder: Recorder
     events: JobEvents
@@ -135,57 +127,52 @@ def compose(
     background = Background()
 
     # Jobs and workers
-    fleet = Fleet()
-    mailboxes = Mailboxes()
+    signal = LocalSignal()
+    fleet = Fleet(signal)
     events = JobEvents()
     recorder = Recorder(store, events)
-    dispatch = Dispatch(store, LocalSignal(), fleet, mailboxes, recorder, events, clock)
-    runs = RunEndings(store, fleet, mailboxes, recorder, events, dispatch, clock)
+    runs = DurableRuns(store, recorder, events, fleet, background, clock)
+    interactive = InteractiveJobs(store, fleet, events, clock, ids)
+    dispatch = Dispatch(signal, fleet, interactive, runs, store, background)
     orphans = Orphans(store, runs)
-    admission = Admission(store)
-    interactive = InteractiveJobs(store, mailboxes, dispatch, runs, admission, clock, ids)
-    durable = DurableJobs(store, fleet, dispatch, runs, recorder, events, admission, clock, ids)
+    admission = Admission(store, interactive)
+    view = JobView(store, interactive, recorder, events, fleet, clock)
+    durable = DurableJobs(store, runs, view, clock, ids)
     stuck = StuckWorkers(fleet, settings.stop_grace)
-    sweeper = Sweeper(store, fleet, mailboxes, runs, orphans, stuck, clock, settings.lease)
+    sweeper = Sweeper(interactive, runs, fleet, orphans, stuck, settings.lease)
 
     # Webhooks
     receivers = settings.receivers()
     sender = Sender(read_secret(settings.signing_secret()), receivers, clock)
-    notice = _notice(durable, seal, clock)
+    notice = _notice(view, seal, clock)
     deliveries = Deliveries(store, sender, notice, clock, open_webhook=seal.open_webhook)
     runs.on_delivery = deliveries.wake
 
     # Channels of workers
-    membership = Membership(endpoints, fleet, runs, mailboxes, recorder, orphans)
-    native = WorkerChannel(
-        endpoints,
-        dispatch,
-        membership,
-        lambda worker: Reader(worker, runs, mailboxes, recorder, background),
-    )
-    registry = WorkerRegistry(
-        fleet, runs, dispatch, recorder, orphans, background, settings.runpod_timeouts()
-    )
+    native = WorkerChannel(endpoints, fleet, Membership(endpoints, fleet, orphans))
+    registry = WorkerRegistry(fleet, orphans, settings.runpod_timeouts())
     passing = Budget(PASSING_MAX_BYTES)
-    results = RunpodResults(runs, mailboxes, recorder, registry, passing)
+    results = RunpodResults(fleet, recorder, registry, passing)
     runpod = RunpodChannel(endpoints, registry, results, Budget(RESULTS_MAX_BYTES), seal.open)
 
     # APIs of clients
     limits = ClientLimits(
-        Limits(settings.limits(), settings.limit_per_worker, fleet.running, _loop_time),
+        Limits(settings.limits(), settings.limit_per_worker, fleet.running),
         Budget(settings.body_budget, _body_share(settings)),
         Budget(ANSWERS_MAX_BYTES),
     )
     openai = OpenAi(endpoints, interactive, admission, limits, ids.request, settings.intervals())
     operations = JobOperations(
+        view,
         durable,
+        interactive,
         admission,
         clock,
         OrderReader(partial(check_url, allowed=receivers), seal),
     )
-    jobs = JobsApi(endpoints, limits, operations, Listing(store, fleet, durable, clock, seal))
+    jobs = JobsApi(endpoints, limits, operations, Listing(view, fleet, clock, seal))
     table = Table()
-    status = StatusApp(endpoints, fleet, admission, store, jobs, table.render_error)
+    status = StatusApp(endpoints, fleet, admission, view, jobs, table.render_error)
 
     # The edge
     backends: dict[Backend, BackendApp] = {
@@ -208,13 +195,13 @@ def compose(
         token=token,
         endpoints=endpoints,
         fleet=fleet,
-        output=mailboxes,
         dispatch=dispatch,
         runs=runs,
         admission=admission,
         interactive=interactive,
         store=store,
         orphans=orphans,
+        view=view,
         durable=durable,
         recorder=recorder,
         events=events,
@@ -251,14 +238,14 @@ def _guarded(gate: Gate, table: Table, settings: Settings) -> Any:
     return app
 
 
-def _notice(durable: DurableJobs, seal: Seal, clock: Clock) -> Callable[[Job], Awaitable[bytes]]:
+def _notice(view: JobView, seal: Seal, clock: Clock) -> Callable[[Job], Awaitable[bytes]]:
     """Return the function that renders the body of a webhook; an empty body if a retry has
     withdrawn the delivery.
     """
 
     async def notice(job: Job) -> bytes:
         webhook = seal.open_webhook(job.submission.webhook or "")
-        found = await durable.outputs(job) if job.output is None else (job, ())
+        found = await view.outputs(job) if job.output is None else (job, ())
         if found is None or found[0].retry_count != job.retry_count:
             return b""
         return response.notice(job, found[1], clock.now(), webhook)
@@ -277,8 +264,3 @@ def _body_share(settings: Settings) -> int:
 def _store(settings: Settings, system: System) -> JobStore:
     path = settings.store_file()
     return MemoryStore() if path is None else SqliteStore(path, system.disk, system.start_runner)
-
-
-def _loop_time() -> float:
-    """Return the time of the running event loop, in seconds."""
-    return asyncio.get_running_loop().time()

@@ -112,6 +112,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "connections": parts.edge.connections.serve,
         "sweeper": parts.sweeper.serve,
+        "durable jobs": parts.sweeper.serve_durable,
         "retention": parts.sweeper.serve_forgetting,
         "registry": parts.registry.serve,
         "recorder": parts.recorder.serve,
@@ -136,12 +137,12 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
 async def drain(parts: Parts) -> None:
     """Stop accepting work, wait for running calls or end them, close workers, write all data."""
     parts.admission.close()
-    await parts.interactive.end_waiting()
-    if not await parts.output.wait_empty(parts.settings.drain):
-        log.warning("drain.cut", calls=len(parts.output))
-        await parts.interactive.end_running()
-        await parts.output.wait_empty(FLUSH_SECONDS)
-    parts.durable.let_go()
+    parts.interactive.end_waiting()
+    if not await parts.interactive.wait_empty(parts.settings.drain):
+        log.warning("drain.cut", calls=len(parts.interactive))
+        parts.interactive.end_running()
+        await parts.interactive.wait_empty(FLUSH_SECONDS)
+    parts.view.let_go()
     for worker in parts.fleet:
         if worker.port is not None:
             worker.port.close("the proxy is shutting down")

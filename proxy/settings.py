@@ -12,7 +12,7 @@ from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
 from proxy.access.encryption import new_key
 from proxy.access.keys import Kind, StoredKey, parted, stored_key
-from proxy.access.rate_limits import LIMITS, REQUESTS_PER_WORKER, Limit, read_limit
+from proxy.access.limits import LIMITS, REQUESTS_PER_WORKER, Limit, read_limit
 from proxy.access.startup_check import refusal
 from proxy.api.openai.relay import HeartbeatIntervals
 from proxy.channel.runpod.tracking import RunpodTimeouts

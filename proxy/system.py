@@ -16,8 +16,7 @@ from queue import SimpleQueue
 from secrets import token_bytes
 from threading import Thread
 
-from proxy.jobs.ids import RandomBytes
-from proxy.jobs.model import Millis
+from proxy.jobs.model import Millis, RandomBytes
 from proxy.service.clock import Clock
 from proxy.store.sqlite.disk import Disk, LockedError, Space
 from proxy.store.sqlite.writer import StartRunner

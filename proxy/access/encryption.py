@@ -5,7 +5,7 @@ import base64
 from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
-from proxy.jobs.ids import RandomBytes
+from proxy.jobs.model import RandomBytes
 from proxy.jobs.webhook import receiver
 
 KEY_BYTES = 32

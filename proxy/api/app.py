@@ -14,7 +14,7 @@ from proxy.jobs.model import EndpointId
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
-from proxy.store.base import JobStore
+from proxy.service.job_view import JobView
 
 
 class StatusApp:
@@ -25,11 +25,11 @@ class StatusApp:
         endpoints: Endpoints,
         fleet: Fleet,
         admission: Admission,
-        store: JobStore,
+        view: JobView,
         jobs: JobsApi,
         render_error: RenderError,
     ) -> None:
-        self.fastapi = _fastapi(endpoints, fleet, admission, store, jobs)
+        self.fastapi = _fastapi(endpoints, fleet, admission, view, jobs)
         self._render_error = render_error
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -46,7 +46,7 @@ class StatusApp:
 
 
 def _fastapi(
-    endpoints: Endpoints, fleet: Fleet, admission: Admission, store: JobStore, jobs: JobsApi
+    endpoints: Endpoints, fleet: Fleet, admission: Admission, view: JobView, jobs: JobsApi
 ) -> FastAPI:
     app = FastAPI(
         title="vllm-serverless",
@@ -87,7 +87,7 @@ def _fastapi(
         """Counts of jobs and workers, per endpoint."""
         return {
             "status": "ok",
-            "endpoints": {one.id: await _health(one.id, fleet, store) for one in endpoints},
+            "endpoints": {one.id: await _health(one.id, fleet, view) for one in endpoints},
         }
 
     described = msgspec.json.encode(document(_version()))
@@ -101,8 +101,8 @@ def _fastapi(
     return app
 
 
-async def _health(endpoint_id: EndpointId, fleet: Fleet, store: JobStore) -> dict[str, object]:
-    counts = await store.counts(endpoint_id)
+async def _health(endpoint_id: EndpointId, fleet: Fleet, view: JobView) -> dict[str, object]:
+    counts = await view.counts(endpoint_id)
     workers = fleet.of(endpoint_id)
     return {
         "jobs": {"inQueue": counts.in_queue, "inProgress": counts.in_progress},

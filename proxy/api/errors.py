@@ -7,8 +7,7 @@
 from collections.abc import Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
-from proxy.access.body_budget import BudgetError
-from proxy.access.rate_limits import LimitedError, RateLimitStatus
+from proxy.access.limits import BudgetError, LimitedError, limit_headers
 from proxy.service.admission import DrainingError, QueueFullError
 from proxy.service.durable import NotRetriableError
 from proxy.store.base import StoreFullError
@@ -135,14 +134,3 @@ def to_api_error(error: Exception) -> ApiError:
 def _limited(error: LimitedError) -> ApiError:
     wait = (b"retry-after", str(min(error.seconds, 60)).encode())
     return ApiError("rate_limited", str(error), more=[wait, *limit_headers(error.status)])
-
-
-def limit_headers(status: RateLimitStatus | None) -> list[tuple[bytes, bytes]]:
-    """Return OpenAI's rate limit headers; none for a caller without a rate limit."""
-    if status is None:
-        return []
-    return [
-        (b"x-ratelimit-limit-requests", str(status.limit).encode()),
-        (b"x-ratelimit-remaining-requests", str(status.remaining).encode()),
-        (b"x-ratelimit-reset-requests", b"%ds" % status.reset),
-    ]

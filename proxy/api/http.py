@@ -8,18 +8,23 @@ accept more than any client intends (spaces, signs, underscores, digits of other
 A large response, such as the output of a job (up to 64 MB), is charged to a byte budget like a
 request body. It is sent in parts, as fast as its client reads them; the connection of a client that
 stops reading is closed.
+
+The edge adds values to the ASGI scope of a request: `Routing`, and the function of `abort_of`.
 """
 
 import asyncio
 import re
 from collections.abc import Callable
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple, TypeVar
 
 import msgspec
 
-from proxy.access.body_budget import Budget, Share
+from proxy.access.keys import Principal
+from proxy.access.limits import Budget, Share
 from proxy.api.errors import ApiError
+from proxy.api.openai.routes import OpenAiRoute
 from proxy.service.json_text import BODY_MAX_STEPS, has_too_much, in_thread_if_large, utf8_fault
 
 Decoded = TypeVar("Decoded")
@@ -90,12 +95,9 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
     Raises `ApiError` if the body is larger than `limit` bytes, `BudgetError` if the share cannot
     grow, and `ClientGoneError` if the client disconnects.
     """
-    too_large = ApiError(
-        "request_too_large", f"The request body is too large: at most {limit // (1024 * 1024)} MB."
-    )
     declared = int(headers.get(b"content-length", b"0"))
     if declared > limit:
-        raise too_large
+        raise _too_large(limit)
     share.grow(declared)
     parts = BytesIO()
     size = 0
@@ -106,7 +108,7 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
         part: bytes = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise too_large
+            raise _too_large(limit)
         if size > share.held:
             share.grow(size - share.held)
         is_last = not message.get("more_body", False)
@@ -117,6 +119,11 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
         parts.write(part)
         if is_last:
             return parts.getvalue()
+
+
+def _too_large(limit: int) -> ApiError:
+    megabytes = limit // (1024 * 1024)
+    return ApiError("request_too_large", f"The request body is too large: at most {megabytes} MB.")
 
 
 def require_type(content_type: bytes, wanted: bytes) -> None:
@@ -253,3 +260,63 @@ async def send_body(send: Any, body: bytes, abort: Callable[[], None]) -> None:
                 await send(message)
     except TimeoutError:
         abort()
+
+
+# The ASGI extension that closes the connection of a request.
+ABORT_EXTENSION = "vllm_serverless.abort"
+
+_ROUTING = "vllm_serverless.routing"
+
+
+class PathParameters(NamedTuple):
+    """The values of the parameters in a path; None for a parameter that its route does not have."""
+
+    endpoint: str | None = None
+    job: str | None = None
+    model: str | None = None
+    # The rest of a path of the Runpod worker API.
+    call: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Routing:
+    """The results of routing and authentication.
+
+    `openai` is None for a path of another API and for an unknown path. `principal` is None for a
+    public route and for a request that is refused.
+    """
+
+    parameters: PathParameters
+    openai: OpenAiRoute | None = None
+    principal: Principal | None = None
+
+    @property
+    def caller(self) -> Principal:
+        """The principal of a route that requires a key. Raises LookupError on other routes."""
+        if self.principal is None:
+            raise LookupError("The caller of this request was not authenticated.")
+        return self.principal
+
+
+def set_routing(scope: Any, routing: Routing) -> None:
+    """Add the gate's results to a request."""
+    scope["state"][_ROUTING] = routing
+
+
+def routing_of(scope: Any) -> Routing:
+    """Return the gate's results; they are empty for a request that has not passed the gate."""
+    found: Routing | None = scope["state"].get(_ROUTING)
+    return found or Routing(PathParameters())
+
+
+def abort_of(scope: Any) -> Callable[[], None]:
+    """Return the function that closes the connection of a request.
+
+    On a server without the ASGI extension it does nothing.
+    """
+    found: Callable[[], None] = scope.get("extensions", {}).get(ABORT_EXTENSION, _nothing)
+    return found
+
+
+def _nothing() -> None:
+    pass

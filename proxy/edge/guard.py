@@ -31,7 +31,7 @@ from uvicorn.protocols.http.httptools_impl import (
 
 from proxy.access.keys import Kind
 from proxy.api.errors import ApiError, RenderError
-from proxy.api.scope import routing_of
+from proxy.api.http import routing_of
 from proxy.edge.connections import RESERVED_HEAD_SECONDS, ConnectionLimiter, Pace
 from proxy.edge.head import (
     HEAD_MAX_BYTES,

@@ -14,8 +14,8 @@ from typing import Any, NamedTuple, TypeAlias
 
 from proxy.access.keys import Kind
 from proxy.api.errors import ApiError
+from proxy.edge.gate import Table
 from proxy.edge.head import Fields
-from proxy.edge.routes import Table
 
 ANY_ORIGIN = "*"
 

@@ -8,7 +8,7 @@ from uvicorn._types import ASGISendEvent
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
-from proxy.api.scope import ABORT_EXTENSION
+from proxy.api.http import ABORT_EXTENSION
 from proxy.channel.runpod.tracking import CONNECTION, Closing, OnClosed
 from proxy.edge.guard import GuardProtocol
 from proxy.wire.sockets import enable_keepalive, limit_receive_buffer, limit_unsent_bytes

@@ -1,9 +1,14 @@
-"""The value types of the core: immutable, created at the edges and passed inward."""
+"""The value types of the core, created at the edges and passed inward. All but the record of an
+interactive job are immutable.
+"""
 
-from dataclasses import dataclass, replace
-from typing import NewType, TypeAlias
+from collections.abc import Callable
+from dataclasses import astuple, dataclass, replace
+from operator import add
+from typing import NewType, Protocol, TypeAlias
+from uuid import UUID
 
-from proxy.jobs.lifecycle import TERMINAL, Event, Status
+from proxy.jobs.lifecycle import TERMINAL, Event, Status, advance
 
 JobId = NewType("JobId", str)
 EndpointId = NewType("EndpointId", str)
@@ -11,6 +16,9 @@ WorkerId = NewType("WorkerId", str)
 Owner = NewType("Owner", str)
 Millis = NewType("Millis", int)
 """A point in time, in milliseconds since the Unix epoch, or a duration in milliseconds."""
+
+EVENT_STREAM = "text/event-stream"
+FIRST_ERROR_STATUS = 400
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,6 +42,22 @@ Work: TypeAlias = Request | Input
 
 
 @dataclass(frozen=True, slots=True)
+class Head:
+    """Status and Content-Type of the engine's response."""
+
+    status: int
+    content_type: str
+
+    @property
+    def is_stream(self) -> bool:
+        """True if the body is an event stream that is passed on as it arrives.
+
+        An error response is not a stream: it is passed on whole, with its own status.
+        """
+        return self.content_type.startswith(EVENT_STREAM) and self.status < FIRST_ERROR_STATUS
+
+
+@dataclass(frozen=True, slots=True)
 class JobError:
     """The reason that a job has no result: a code for programs and a message for people."""
 
@@ -43,17 +67,12 @@ class JobError:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """A new job, before it is in the store.
-
-    Durable jobs are acknowledged after the commit and kept after their end; an interactive job
-    lives as long as its client's connection.
-    """
+    """The content and the limits of a new job; they do not change while it runs."""
 
     id: JobId
     endpoint: EndpointId
     owner: Owner
     work: Work
-    durable: bool
     # Takes no slot of a worker: for example, tokenization.
     light: bool
     low_priority: bool
@@ -75,9 +94,40 @@ class Submission:
         return replace(self, work=replace(self.work, body=b""), s3_config=None)
 
 
+class JobState(Protocol):
+    """The state of a job of either kind, to read. Decisions in `policy` are functions of it."""
+
+    @property
+    def id(self) -> JobId: ...
+    @property
+    def endpoint(self) -> EndpointId: ...
+    @property
+    def submission(self) -> Submission: ...
+    @property
+    def sequence(self) -> int: ...
+    @property
+    def status(self) -> Status: ...
+    @property
+    def created_at(self) -> Millis: ...
+    @property
+    def attempt(self) -> int: ...
+    @property
+    def failures(self) -> int: ...
+    @property
+    def worker(self) -> WorkerId | None: ...
+    @property
+    def taken_at(self) -> Millis | None: ...
+    @property
+    def is_terminal(self) -> bool: ...
+    @property
+    def last_event(self) -> Event | None: ...
+
+
 @dataclass(frozen=True, slots=True)
 class Job:
-    """A job in the store. Only a store creates new versions, as the lifecycle table allows.
+    """A durable job in the store, or an outline of an interactive job.
+
+    Only a store creates new versions, as the lifecycle table allows.
 
     `failures` counts the runs that were lost since the job was submitted or last retried; clients
     read it as the JSON field `retries`. `retry_count` is another number: how often a client has
@@ -130,6 +180,91 @@ class Job:
         return replace(self, submission=self.submission.without_body(), output=None)
 
 
+@dataclass(slots=True)
+class InteractiveJob:
+    """The record of an interactive job: an OpenAI call, whose client waits on its connection.
+
+    It lives in the memory of the proxy that holds the connection, and changes in place. Its fields
+    have the meaning that they have in `Job`.
+    """
+
+    submission: Submission
+    sequence: int
+    created_at: Millis
+    status: Status = Status.IN_QUEUE
+    attempt: int = 0
+    failures: int = 0
+    worker: WorkerId | None = None
+    taken_at: Millis | None = None
+    finished_at: Millis | None = None
+    error: JobError | None = None
+    last_event: Event | None = None
+
+    @property
+    def id(self) -> JobId:
+        return self.submission.id
+
+    @property
+    def endpoint(self) -> EndpointId:
+        return self.submission.endpoint
+
+    @property
+    def is_terminal(self) -> bool:
+        """True if the job has ended."""
+        return self.status in TERMINAL
+
+    def take(self, worker: WorkerId, now: Millis) -> None:
+        """Hand the queued job out to a worker."""
+        self._apply(Event.TAKE)
+        self.attempt += 1
+        self.worker = worker
+        self.taken_at = now
+
+    def release(self, *, counts: bool) -> bool:
+        """Return the running job to its place in the queue; `counts`: the run was a failure.
+
+        Returns False, and changes nothing, if it does not run.
+        """
+        if not self._apply(Event.RELEASE):
+            return False
+        self.worker = None
+        self.taken_at = None
+        self.failures += counts
+        return True
+
+    def end(self, event: Event, error: JobError | None, now: Millis) -> bool:
+        """Apply an event that ends the job; return False, and change nothing, if it is illegal."""
+        if not self._apply(event):
+            return False
+        self.finished_at = now
+        self.error = error
+        return True
+
+    def outline(self) -> Job:
+        """Return the job for a response: without its request body."""
+        return Job(
+            self.submission.without_body(),
+            self.sequence,
+            self.status,
+            self.created_at,
+            attempt=self.attempt,
+            failures=self.failures,
+            worker=self.worker,
+            taken_at=self.taken_at,
+            finished_at=self.finished_at,
+            error=self.error,
+            last_event=self.last_event,
+        )
+
+    def _apply(self, event: Event) -> bool:
+        target = advance(self.status, event)
+        if target is None:
+            return False
+        self.status = target
+        self.last_event = event
+        return True
+
+
 @dataclass(frozen=True, slots=True)
 class Delivery:
     """A pending webhook: the notification that this attempt of a job has ended.
@@ -156,11 +291,49 @@ class Counts:
     timed_out: int = 0
     retried: int = 0
 
+    def __add__(self, other: "Counts") -> "Counts":
+        return Counts(*map(add, astuple(self), astuple(other)))
+
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """The end of a job, as reported to its client. Every job has exactly one."""
+    """The end of an interactive job, as reported to its client. Every job has exactly one."""
 
     # True if the client gets the complete response of the engine, which may be an error response.
     answered: bool
     error: JobError | None = None
+
+
+RandomBytes: TypeAlias = Callable[[int], bytes]
+"""Return the given number of random bytes.
+
+They come from the operating system or, in a simulation, from a seed.
+"""
+
+UUID_BYTES = 16
+REQUEST_ID_BYTES = 12
+
+
+class Ids:
+    """Generates ids from random bytes; equal bytes give equal ids."""
+
+    def __init__(self, random_bytes: RandomBytes) -> None:
+        self._random_bytes = random_bytes
+
+    def interactive_job(self) -> JobId:
+        """Return a new id of an interactive job: a UUID of version 4 and the suffix `-i1`."""
+        return JobId(f"{self._uuid()}-i1")
+
+    def durable_job(self, *, is_sync: bool) -> JobId:
+        """Return a new id of a job of the queue API: a UUID of version 4 and the suffix `-u1`.
+
+        The ids of `runsync` (`is_sync`) also have the prefix `sync-`.
+        """
+        return JobId(f"{'sync-' if is_sync else ''}{self._uuid()}-u1")
+
+    def request(self) -> str:
+        """Return the random part of a new request id: 24 hexadecimal digits."""
+        return self._random_bytes(REQUEST_ID_BYTES).hex()
+
+    def _uuid(self) -> UUID:
+        return UUID(bytes=self._random_bytes(UUID_BYTES), version=4)

@@ -1,10 +1,11 @@
-"""Decisions about a job, as pure functions of the job and the time."""
+"""Decisions about jobs, as pure functions of their state and the time."""
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from enum import Enum, auto
 from typing import NamedTuple
 
 from proxy.jobs.lifecycle import Event, Status, advance
-from proxy.jobs.model import Delivery, Job, JobError, Millis
+from proxy.jobs.model import Delivery, Job, JobError, JobState, Millis
 
 # A job of low priority that has waited this long is served like a job of normal priority.
 LOW_PRIORITY_WAIT_MILLIS = Millis(60_000)
@@ -16,14 +17,46 @@ MAX_DELIVERY_TRIES = 3
 DELIVERY_RETRY_MILLIS = Millis(10_000)
 
 
+CANCELLED = JobError("job_cancelled", "The job was cancelled.")
+WORKER_LOST = JobError("worker_lost", "The worker that ran this was lost.")
+
+
+class Ending(Enum):
+    """The way in which a run has ended."""
+
+    # The engine's answer is complete.
+    COMPLETED = auto()
+    # The engine's answer is complete and reports an error.
+    FAILED = auto()
+    # A usable answer is missing, and another run would end in the same way.
+    REFUSED = auto()
+    # The worker has returned the job, or the job did not reach it.
+    RELEASED = auto()
+    # The run will not be answered.
+    LOST = auto()
+
+
+class RunEnd(NamedTuple):
+    """The end of a run. `output`: the output of a durable job, if it was sent as a whole."""
+
+    ending: Ending
+    error: JobError | None = None
+    output: bytes | None = None
+
+
 class Verdict(NamedTuple):
-    """A decision about a job: the event to apply and, for an end without a result, the error."""
+    """A decision about a job: the event to apply and, for an end without a result, the error.
+
+    `counts`: a release counts as a failure of the job. `answered`: see `Outcome`.
+    """
 
     event: Event
     error: JobError | None = None
+    counts: bool = False
+    answered: bool = False
 
 
-def deadline(job: Job) -> Millis | None:
+def deadline(job: JobState) -> Millis | None:
     """Return the earliest time at which `overdue` gives a verdict on this job, or None if never.
 
     The time is valid until the job's next event.
@@ -39,7 +72,7 @@ def deadline(job: Job) -> Millis | None:
     return min((moment for moment in moments if moment is not None), default=None)
 
 
-def overdue(job: Job, now: Millis) -> Verdict | None:
+def overdue(job: JobState, now: Millis) -> Verdict | None:
     """Return the verdict on a job whose deadline has passed, or None if it has not."""
     moment = deadline(job)
     if moment is None or moment > now:
@@ -57,7 +90,7 @@ def overdue(job: Job, now: Millis) -> Verdict | None:
     )
 
 
-def _queue_timeout_error(job: Job, seconds: float) -> JobError:
+def _queue_timeout_error(job: JobState, seconds: float) -> JobError:
     """Return the error of a job that no worker has taken in time.
 
     A job that has run gets `worker_lost`, which does not invite a retry (see `api.errors`).
@@ -73,7 +106,7 @@ def _queue_timeout_error(job: Job, seconds: float) -> JobError:
     )
 
 
-def yields(job: Job, now: Millis) -> bool:
+def yields(job: JobState, now: Millis) -> bool:
     """Return True if later jobs of normal priority are served before this one."""
     return job.submission.low_priority and now < job.created_at + LOW_PRIORITY_WAIT_MILLIS
 
@@ -86,24 +119,60 @@ def is_body_needed(job: Job) -> bool:
     if not job.is_terminal:
         return True
     is_retriable = advance(job.status, Event.RETRY) is not None
-    return job.submission.durable and (is_retriable or job.submission.webhook is not None)
+    return is_retriable or job.submission.webhook is not None
 
 
-def after_loss(job: Job, why: JobError, *, output_left: bool) -> Verdict:
-    """Return the verdict on a job whose run was lost.
+def after_run(
+    end: RunEnd, failures: int = 0, *, output_left: bool = False, is_whole: bool = False
+) -> Verdict:
+    """Return the verdict on a job whose run has ended.
 
-    If no byte of output has been sent to the client, another worker runs the job, and the client
-    sees only a delay. Otherwise the job fails, because a second run would repeat output. A job that
-    has lost `MAX_LOST_RUNS` runs fails too.
+    `failures`: the runs that were lost before. `output_left`: output of this run has been sent to
+    the client; `is_whole`: all of it. They matter only for a run that was released or lost.
+
+    A released job returns to the queue. So does a lost one if no byte of its output has been sent:
+    the client sees only a delay. If output has been sent, the job fails, because a second run would
+    repeat it. A job that has lost `MAX_LOST_RUNS` runs fails too.
     """
+    match end.ending:
+        case Ending.COMPLETED:
+            return Verdict(Event.COMPLETE, answered=True)
+        case Ending.FAILED:
+            return Verdict(Event.FAIL, end.error, answered=True)
+        case Ending.REFUSED:
+            return Verdict(Event.FAIL, end.error)
+        case Ending.RELEASED if not output_left:
+            return Verdict(Event.RELEASE)
+    if is_whole:
+        # There is nothing left to lose.
+        return Verdict(Event.COMPLETE, answered=True)
+    why = end.error or WORKER_LOST
     if output_left:
         return Verdict(Event.FAIL, why)
-    if job.failures + 1 >= MAX_LOST_RUNS:
-        message = (
-            f"Given up after {job.failures + 1} runs were lost. Cause of the last: {why.message}"
-        )
+    if failures + 1 >= MAX_LOST_RUNS:
+        message = f"Given up after {failures + 1} runs were lost. Cause of the last: {why.message}"
         return Verdict(Event.FAIL, JobError("gave_up", message))
-    return Verdict(Event.RELEASE)
+    return Verdict(Event.RELEASE, counts=True)
+
+
+def share_credit(
+    credit: int, interactive: Sequence[int], queued_before: Callable[[int | None], int]
+) -> tuple[int, int]:
+    """Return how many of the next `credit` jobs of an endpoint are durable and interactive ones.
+
+    Both queues together are in one order: by sequence, and durable jobs of low priority last.
+    `interactive`: the sequences of the first interactive jobs. `queued_before`: returns the number
+    of durable jobs before a sequence or, for None, of all.
+    """
+    durable = queued_before(None)
+    if not durable:
+        return 0, min(credit, len(interactive))
+    first = 0
+    for sequence in interactive[:credit]:
+        if queued_before(sequence) + first >= credit:
+            break
+        first += 1
+    return min(credit - first, durable), first
 
 
 def is_stuck(stopped: Collection[float | None], now: float, grace: float) -> bool:

@@ -3,6 +3,7 @@ more?
 """
 
 from proxy.service.endpoints import Endpoint
+from proxy.service.interactive import InteractiveJobs
 from proxy.store.base import JobStore
 
 
@@ -15,10 +16,11 @@ class DrainingError(Exception):
 
 
 class Admission:
-    """Decides if a new job may enter a queue."""
+    """Decides if a new job may enter a queue. Jobs of both kinds count towards the limit."""
 
-    def __init__(self, store: JobStore) -> None:
+    def __init__(self, store: JobStore, interactive: InteractiveJobs) -> None:
         self._store = store
+        self._interactive = interactive
         self._is_draining = False
 
     @property
@@ -30,16 +32,20 @@ class Admission:
         """Refuse all new jobs from now on."""
         self._is_draining = True
 
-    async def check(self, endpoint: Endpoint) -> None:
+    def check(self, endpoint: Endpoint) -> None:
         """Raise `DrainingError` or `QueueFullError` if a new job for this endpoint is refused.
 
-        It is called before a body is read, so that a refusal costs little, and again when the job
+        It is called before a body is read, so that a refusal costs little, and again before the job
         is submitted.
         """
         if self._is_draining:
             raise DrainingError("The server is shutting down. Retry in a moment.")
-        counts = await self._store.counts(endpoint.id)
-        if counts.in_queue >= endpoint.max_queued:
+        queued = sum(
+            queue.queued(endpoint.id, light=light)
+            for queue in (self._interactive, self._store)
+            for light in (False, True)
+        )
+        if queued >= endpoint.max_queued:
             raise QueueFullError(
                 f"The queue of endpoint {endpoint.id} is full ({endpoint.max_queued} jobs). "
                 "Retry later."

@@ -21,11 +21,12 @@ class Background:
         # A dict, because sets of objects iterate in the order of memory addresses.
         self._tasks: dict[asyncio.Task[None], None] = {}
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        """Run a coroutine as a task of its own."""
-        task = asyncio.create_task(self._run(work, name), name=name)
+    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
+        """Run a coroutine as a task of its own, and return it. It does not raise."""
+        task = asyncio.create_task(_logged(work, "background.broke", task=name), name=name)
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
+        return task
 
     async def finish(self, seconds: float) -> None:
         """Wait up to `seconds` for all tasks to end, then cancel the rest."""
@@ -35,31 +36,33 @@ class Background:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
-    async def _run(self, work: Coroutine[Any, Any, None], name: str) -> None:
-        try:
-            await work
-        except Exception:  # a bug of ours: it is logged, and everything else continues
-            log.exception("background.broke", task=name)
-
 
 async def keep(serve: Callable[[], Awaitable[None]], name: str) -> None:
     """Run an endless loop, and start it again if it fails: an error can cost one job, but not an
     endpoint.
     """
     while True:
-        try:
-            await serve()
-        except StoreFullError:
-            log.error("store.full", loop=name)  # noqa: TRY400 - a traceback adds nothing
-        except Exception:  # a bug of ours: it is logged, and the loop continues
-            log.exception("loop.broke", loop=name)
+        await _logged(serve(), "loop.broke", loop=name)
         await asyncio.sleep(RETRY_SECONDS)
 
 
-async def insist(write: Callable[[], Awaitable[None]]) -> None:
+async def _logged(work: Awaitable[None], event: str, **fields: str) -> None:
+    """Await a task's work. A failure is logged as `event`, and everything else continues."""
+    try:
+        await work
+    except StoreFullError:
+        # A traceback would add nothing.
+        log.error("store.full", **fields)  # noqa: TRY400
+    except Exception:
+        # A bug of ours.
+        log.exception(event, **fields)
+
+
+async def insist(write: Callable[[], Awaitable[object]]) -> None:
     """Repeat a write until the store has room for it."""
     while True:
         try:
-            return await write()
+            await write()
+            return
         except StoreFullError:
             await asyncio.sleep(RETRY_SECONDS)

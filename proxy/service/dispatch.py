@@ -1,91 +1,177 @@
-"""The dispatcher: jobs leave the queue here, limited by the credit of the workers.
+"""The dispatcher: jobs leave their queues here, limited by the credit of the workers.
 
 A worker announces how many jobs it holds at the same time. Its jobs are counted here, from the
 moment when a job is taken for it until its `End` has arrived. So a worker never receives more jobs
 than it has slots, and a stopped job occupies its slot until the engine has ended it.
 
-A hand-out takes jobs for the least loaded worker, as many as make it equal to the next one, and
-repeats this until the queue is empty or the credit is used up. It runs once per turn of the event
-loop, whatever the number of new jobs or credits.
+An endpoint has two queues, of interactive and of durable jobs. A hand-out distributes the credit of
+all workers over both in one order (`policy.share_credit`), to the least loaded worker first.
+Interactive jobs are handed out in the same turn of the event loop. For durable jobs, credit is
+reserved and a task asks the store. Until the store answers, credit that is not reserved goes to
+interactive jobs; after `RESERVATION_SECONDS` without an answer, so does the reserved credit. A slow
+store therefore does not hold back interactive jobs.
+
+A hand-out runs once per turn of the event loop, whatever the number of new jobs or credits.
 """
 
 import asyncio
+from typing import NamedTuple, TypeAlias
 
 import structlog
 
-from proxy.jobs.lifecycle import Event
-from proxy.jobs.model import EndpointId
-from proxy.service.clock import Clock
-from proxy.service.events import JobEvents
+from proxy.jobs.model import EndpointId, WorkerId
+from proxy.jobs.policy import share_credit
+from proxy.service.background import Background
+from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Fleet, Worker
-from proxy.service.mailbox import Mailboxes
-from proxy.service.recorder import Recorder
+from proxy.service.interactive import InteractiveJobs
+from proxy.service.ports import OfferedJob, Sink
 from proxy.store.base import JobStore, Signal
 
 log = structlog.get_logger()
 
-# The longest delay that a lost hint or a full disk causes.
+# The longest delay that a lost hint causes.
 RETRY_SECONDS = 5.0
+# A healthy store answers within milliseconds.
+RESERVATION_SECONDS = 1.0
+# The pause after the store has handed out no job although it has some: its disk may be full.
+STORE_PAUSE_SECONDS = 1.0
+
+Kind: TypeAlias = tuple[EndpointId, bool]
+"""An endpoint, and True for light jobs: the jobs that need the same kind of credit."""
+
+
+class Reservation(NamedTuple):
+    """The slots of a worker that are reserved for durable jobs."""
+
+    worker: Worker
+    slots: int
 
 
 class Dispatch:
     def __init__(
         self,
-        store: JobStore,
         signal: Signal,
         fleet: Fleet,
-        mailboxes: Mailboxes,
-        recorder: Recorder,
-        events: JobEvents,
-        clock: Clock,
+        interactive: InteractiveJobs,
+        durable: DurableRuns,
+        store: JobStore,
+        background: Background,
     ) -> None:
-        self._store = store
         self._signal = signal
         self._fleet = fleet
-        self._mailboxes = mailboxes
-        self._recorder = recorder
-        self._events = events
-        self._clock = clock
+        self._interactive = interactive
+        self._durable = durable
+        self._store = store
+        self._background = background
+        # The kinds of jobs for which the store is being asked.
+        self._asking: dict[Kind, None] = {}
 
     async def serve(self, endpoint: EndpointId) -> None:
         """Hand out the jobs of an endpoint until cancelled."""
         while True:
             await self._signal.wait(endpoint, RETRY_SECONDS)
-            await self._hand_out(endpoint)
+            for light in (False, True):
+                self._hand_out(endpoint, light=light)
 
-    def wake(self, endpoint: EndpointId) -> None:
-        """Start a hand-out: the endpoint may have a new job or new credit."""
-        self._signal.wake(endpoint)
+    def _hand_out(self, endpoint: EndpointId, *, light: bool) -> None:
+        credit = self._fleet.credit(endpoint, light=light)
+        if not credit:
+            return
+        waiting = self._interactive.first(endpoint, credit, light=light)
+        if (endpoint, light) in self._asking:
+            durable, interactive = 0, len(waiting)
+        else:
+            durable, interactive = share_credit(
+                credit,
+                waiting,
+                lambda before: self._store.queued(endpoint, light=light, before=before),
+            )
+        self._give(endpoint, interactive, light=light)
+        shares = self._reserve(endpoint, durable, light=light)
+        if shares:
+            self._asking[endpoint, light] = None
+            self._background.start(
+                self._ask(endpoint, shares, light=light), f"take jobs of {endpoint}"
+            )
 
-    async def _hand_out(self, endpoint: EndpointId) -> None:
-        while (free := self._fleet.next_free(endpoint)) is not None:
-            worker, limit = free
-            if not await self._take_for(worker, limit=limit, light_limit=0):
-                break
-        while (light := self._fleet.next_light(endpoint)) is not None:
-            if not await self._take_for(light, limit=0, light_limit=light.light_credit):
-                break
+    def _give(self, endpoint: EndpointId, number: int, *, light: bool) -> None:
+        """Hand out interactive jobs.
 
-    async def _take_for(self, worker: Worker, *, limit: int, light_limit: int) -> bool:
-        now = self._clock.now()
+        All in one turn of the event loop: a cancellation must find the run in order to stop it.
+        """
         since = asyncio.get_running_loop().time()
-        jobs = await self._store.take(
-            worker.endpoint, worker.id, limit=limit, light_limit=light_limit, now=now
+        while number and (free := self._fleet.next_free(endpoint, light=light)) is not None:
+            worker, limit = free
+            mailboxes = self._interactive.take(endpoint, worker.id, min(limit, number), light=light)
+            if not mailboxes:
+                return
+            number -= len(mailboxes)
+            for mailbox in mailboxes:
+                _offer(worker, mailbox.job, mailbox, since)
+
+    def _reserve(self, endpoint: EndpointId, number: int, *, light: bool) -> list[Reservation]:
+        """Reserve credit for durable jobs; return the share of each worker."""
+        shares: dict[WorkerId, Reservation] = {}
+        while number and (free := self._fleet.next_free(endpoint, light=light)) is not None:
+            worker, limit = free
+            share = min(limit, number)
+            number -= share
+            worker.reserve(share, light=light)
+            earlier = shares.get(worker.id)
+            shares[worker.id] = Reservation(worker, share + (earlier.slots if earlier else 0))
+        return list(shares.values())
+
+    async def _ask(self, endpoint: EndpointId, shares: list[Reservation], *, light: bool) -> None:
+        """Take durable jobs for the workers that have credit reserved for them."""
+        try:
+            results = await asyncio.gather(
+                *(self._take_for(worker, slots, light=light) for worker, slots in shares),
+                return_exceptions=True,
+            )
+            for error in results:
+                if isinstance(error, Exception):
+                    log.error("store.cannot_take", endpoint=endpoint, why=repr(error))
+            has_taken = any(isinstance(number, int) and number for number in results)
+            if not has_taken and self._store.queued(endpoint, light=light):
+                await asyncio.sleep(STORE_PAUSE_SECONDS)
+        finally:
+            del self._asking[endpoint, light]
+            self._fleet.wake(endpoint)
+
+    async def _take_for(self, worker: Worker, slots: int, *, light: bool) -> int:
+        """Take durable jobs for one worker and offer them; return their number."""
+        taking = asyncio.ensure_future(
+            self._durable.take(worker.endpoint, worker.id, slots, light=light)
         )
-        port = worker.port
-        if port is None or worker.is_ending:
-            # The worker has left in the meantime; nothing was delivered, so nothing is lost.
-            for job in jobs:
-                await self._store.settle(job.id, Event.RELEASE, now=now, attempt=job.attempt)
-            return bool(jobs)
-        # All in one turn of the event loop: a cancellation must find the run in order to stop it.
+        has_lapsed = False
+        try:
+            await asyncio.wait({taking}, timeout=RESERVATION_SECONDS)
+            if not taking.done():
+                has_lapsed = True
+                worker.reserve(-slots, light=light)
+                self._fleet.wake(worker.endpoint)
+            jobs = await taking
+        finally:
+            if not has_lapsed:
+                worker.reserve(-slots, light=light)
+        since = asyncio.get_running_loop().time()
+        # All in one turn of the event loop, as in `_give`.
         for job in jobs:
-            worker.hold(job, since=since)
-            if (mailbox := self._mailboxes.get(job.id)) is not None:
-                mailbox.begin(job.attempt, port)
-            elif job.submission.durable:
-                self._recorder.begin(job.id, job.attempt, port)
-                self._events.notify(job.id)
-            port.offer(job)
-            log.debug("job.taken", job=job.id, attempt=job.attempt, worker=worker.id)
-        return bool(jobs)
+            credit = worker.light_credit if light else worker.credit
+            if not worker.is_open or (has_lapsed and not credit):
+                # The worker has left, or its slot was given to an interactive job.
+                self._durable.give_back(job)
+            else:
+                _offer(worker, job, self._durable.record(job), since)
+        return len(jobs)
+
+
+def _offer(worker: Worker, job: OfferedJob, sink: Sink, since: float) -> None:
+    """Send a worker a job that was taken for it; `since`: the event loop's time."""
+    port = worker.port
+    if port is not None:
+        worker.hold(job, sink, since=since)
+        sink.begin(job.attempt, port)
+        port.offer(job)
+        log.debug("job.taken", job=job.id, attempt=job.attempt, worker=worker.id)

@@ -1,33 +1,219 @@
-"""Durable jobs: what clients of the queue API do with them, from submission to retry and purge."""
+"""Durable jobs: their runs, and the operations of clients that change them.
+
+A job is taken from the store, and its end is written to the store. Every write about a run names
+its attempt, so a late end, of a run that was replaced, changes nothing. A job of another owner is
+treated like an unknown one. `job_view` reads jobs.
+"""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 
-from proxy.jobs.ids import Ids
+import structlog
+
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Input, Job, JobError, JobId, Millis, Owner, Submission
-from proxy.service.admission import Admission
+from proxy.jobs.model import (
+    EndpointId,
+    Ids,
+    Input,
+    Job,
+    JobError,
+    JobId,
+    Millis,
+    Owner,
+    Submission,
+    WorkerId,
+)
+from proxy.jobs.policy import CANCELLED, WORKER_LOST, Ending, RunEnd, Verdict, after_run, overdue
+from proxy.service.background import Background, insist
 from proxy.service.clock import Clock
-from proxy.service.dispatch import Dispatch
-from proxy.service.endings import RunEndings
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
-from proxy.service.fleet import Fleet
-from proxy.service.reason import reason
-from proxy.service.recorder import Recorder
+from proxy.service.fleet import Fleet, log_loss
+from proxy.service.job_view import ALL_ELEMENTS, JobView
+from proxy.service.recorder import Recorder, Recording
 from proxy.store.base import JobStore
 
-CANCELLED = JobError("job_cancelled", "The job was cancelled.")
+log = structlog.get_logger()
+
+# Jobs in one request to the store. A round repeats the request until no job is due.
+BATCH_JOBS = 1_000
+NOT_RESUMED = JobError(
+    WORKER_LOST.code, "The worker that ran this did not come back after a restart."
+)
+
+
+class DurableRuns:
+    def __init__(
+        self,
+        store: JobStore,
+        recorder: Recorder,
+        events: JobEvents,
+        fleet: Fleet,
+        background: Background,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._recorder = recorder
+        self._events = events
+        self._fleet = fleet
+        self._background = background
+        self._clock = clock
+        self.on_delivery: Callable[[], None] = _nothing
+        """Called when a job with a webhook has ended."""
+
+    # Called by the dispatcher
+
+    async def take(
+        self, endpoint: EndpointId, worker: WorkerId, limit: int, *, light: bool
+    ) -> list[Job]:
+        """Take up to `limit` jobs for a worker."""
+        limits = {"limit": 0, "light_limit": limit} if light else {"limit": limit, "light_limit": 0}
+        jobs = await self._store.take(endpoint, worker, now=self._clock.now(), **limits)
+        return list(jobs)
+
+    def record(self, job: Job) -> Recording:
+        """Open the recording of a run that begins, or that a worker has resumed."""
+        self._events.notify(job.id)
+        return self._recorder.open(job.id, job.attempt, self._start_end)
+
+    def give_back(self, job: Job) -> None:
+        """Return a job to the queue that was taken and not handed out."""
+        end = RunEnd(Ending.RELEASED)
+        self._background.start(
+            insist(partial(self._apply, job.id, job.attempt, after_run(end))), f"give back {job.id}"
+        )
+
+    # Called by the queue API
+
+    def queued_again(self, job: Job) -> None:
+        """Note that a job was put into the queue: it is new, or a client has retried it."""
+        self._events.notify(job.id)
+        self._fleet.wake(job.endpoint)
+
+    async def cancel(self, job: Job) -> Job | None:
+        """Cancel a job, with the output that it has; return None if it has ended already."""
+        if (recording := self._recorder.get(job.id)) is not None:
+            await self._recorder.flush(recording)
+        ended = await self._store.settle(job.id, Event.CANCEL, now=self._clock.now())
+        if ended is not None:
+            self.withdrawn([ended])
+        return ended
+
+    # The ends of runs and jobs
+
+    def _start_end(self, recording: Recording, end: RunEnd) -> asyncio.Task[None]:
+        # In the background, so that a write to the disk does not block the worker's other jobs.
+        task = self._background.start(
+            insist(partial(self._end_run, recording, end)), f"end {recording.job_id}"
+        )
+        # Also if the end could not be written.
+        task.add_done_callback(lambda _: self._recorder.drop(recording))
+        return task
+
+    async def _end_run(self, recording: Recording, end: RunEnd) -> None:
+        """Carry out the end of a run: its job ends, or returns to the queue."""
+        job_id = recording.job_id
+        attempt = recording.attempt
+        output = end.output
+        verdict = after_run(end)
+        job: Job | None = None
+        match end.ending:
+            case Ending.COMPLETED | Ending.FAILED:
+                await self._recorder.flush(recording)
+                output = recording.whole if output is None else output
+            case Ending.RELEASED | Ending.LOST:
+                job = await self._store.find(job_id)
+                if job is not None and job.attempt == attempt and not job.is_terminal:
+                    verdict = after_run(end, job.failures, output_left=job.consumed_cursor > 0)
+        has_applied = await self._apply(job_id, attempt, verdict, output)
+        if has_applied and job is not None:
+            log_loss(job, end, verdict)
+
+    async def orphaned(self, job: Job) -> None:
+        """End a run from before the start of this proxy that no worker has resumed. No failure is
+        counted.
+        """
+        end = RunEnd(Ending.RELEASED, NOT_RESUMED)
+        await self._apply(job.id, job.attempt, after_run(end, output_left=job.consumed_cursor > 0))
+
+    async def end_overdue(self) -> None:
+        """End the jobs whose deadline has passed."""
+        now = self._clock.now()
+        has_more = True
+        while has_more:
+            due = await self._store.due(now, BATCH_JOBS)
+            ended = [await self._end_overdue(job, now) for job in due]
+            # A job that could not be ended is due again.
+            has_more = len(due) == BATCH_JOBS and any(ended)
+            await asyncio.sleep(0)
+
+    async def _end_overdue(self, job: Job, now: Millis) -> bool:
+        verdict = overdue(job, now)
+        if verdict is None:
+            return False
+        ended = await self._store.settle(
+            job.id, verdict.event, now=now, attempt=job.attempt, error=verdict.error
+        )
+        if ended is not None:
+            self.withdrawn([ended])
+        return ended is not None
+
+    async def forget(self) -> None:
+        """Forget all jobs whose retention has ended. Half of the time is left to other tasks."""
+        clock = asyncio.get_running_loop().time
+        while True:
+            began = clock()
+            if await self._store.forget(self._clock.now(), BATCH_JOBS) < BATCH_JOBS:
+                return
+            await asyncio.sleep(clock() - began)
+
+    def withdrawn(self, jobs: Iterable[Job]) -> None:
+        """Note that jobs were cancelled or purged or have expired; stop their runs."""
+        for job in jobs:
+            self._fleet.stop_run(job)
+            self._notify(job)
+
+    async def _apply(
+        self, job_id: JobId, attempt: int, verdict: Verdict, output: bytes | None = None
+    ) -> bool:
+        """Apply a verdict; return False if the job has ended already, or has a newer run."""
+        job = await self._store.settle(
+            job_id,
+            verdict.event,
+            now=self._clock.now(),
+            attempt=attempt,
+            error=verdict.error,
+            counts=verdict.counts,
+            output=output,
+        )
+        if job is None:
+            log.debug("run.late", job=job_id, attempt=attempt, ending=verdict.event)
+            return False
+        if verdict.event is Event.RELEASE:
+            self._events.notify(job_id)
+            self._fleet.wake(job.endpoint)
+        else:
+            self._notify(job)
+        return True
+
+    def _notify(self, job: Job) -> None:
+        """Notify the subscribers of a job that has ended, and start its webhook."""
+        self._events.notify(job.id)
+        if job.submission.webhook is not None:
+            self.on_delivery()
+
+
+def _nothing() -> None:
+    pass
+
+
 RETENTION = Millis(30 * 60_000)
 # The least retention of a job that was submitted with `runsync`.
 SYNC_RETENTION = Millis(60_000)
 TTL = Millis(24 * 3600_000)
-# Elements in one answer about an unfinished job; the answer about a finished job contains all of
-# them.
-PAGE_ELEMENTS = 1_000
-ALL_ELEMENTS = 1_000_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,42 +244,24 @@ class _Consumers:
 
 
 class DurableJobs:
-    """The operations of clients on their jobs. A job of another owner is treated like an unknown
-    one.
-    """
+    """The operations that change durable jobs."""
 
     def __init__(
-        self,
-        store: JobStore,
-        fleet: Fleet,
-        dispatch: Dispatch,
-        runs: RunEndings,
-        recorder: Recorder,
-        events: JobEvents,
-        admission: Admission,
-        clock: Clock,
-        ids: Ids,
+        self, store: JobStore, runs: DurableRuns, view: JobView, clock: Clock, ids: Ids
     ) -> None:
         self._store = store
-        self._fleet = fleet
-        self._dispatch = dispatch
         self._runs = runs
-        self._recorder = recorder
-        self._events = events
-        self._admission = admission
+        self._view = view
         self._clock = clock
         self._ids = ids
         self._consumers: dict[JobId, _Consumers] = {}
-        self.is_over = False
-        """True once the proxy shuts down: no call waits any longer."""
 
     async def submit(self, endpoint: Endpoint, owner: Owner, order: JobRequest) -> Job:
         """Put a job into the queue. It is in the store when this returns; the returned job omits
         the request body.
 
-        Raises the errors of `Admission.check`, or the store's `StoreFullError`.
+        Raises the store's `StoreFullError`.
         """
-        await self._admission.check(endpoint)
         now = self._clock.now()
         retention = RETENTION if order.sync_wait is None else max(SYNC_RETENTION, order.sync_wait)
         submission = Submission(
@@ -101,7 +269,6 @@ class DurableJobs:
             endpoint=endpoint.id,
             owner=owner,
             work=Input(order.input),
-            durable=True,
             light=False,
             low_priority=order.low_priority,
             queued_until=None,
@@ -112,65 +279,8 @@ class DurableJobs:
             s3_config=order.s3_config,
         )
         job = await self._store.submit(submission, now)
-        self._dispatch.wake(endpoint.id)
+        self._runs.queued_again(job)
         return job.without_body()
-
-    async def get(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
-        """Return the job, or None if this owner has no such job on this endpoint."""
-        return await self._store.get(endpoint.id, owner, JobId(job_id))
-
-    async def wait_end(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float
-    ) -> Job | None:
-        """Wait up to `seconds` for the job to end; return its last state."""
-        deadline = asyncio.get_running_loop().time() + seconds
-        with self._events.subscribe(JobId(job_id)) as subscription:
-            while True:
-                job = await self.get(endpoint, owner, job_id)
-                left = deadline - asyncio.get_running_loop().time()
-                if job is None or job.is_terminal or left <= 0 or self.is_over:
-                    return job
-                await subscription.wait(left)
-
-    def let_go(self) -> None:
-        """Answer all waiting calls with the present state: the proxy shuts down, and the jobs
-        continue without it.
-        """
-        self.is_over = True
-        self._events.notify_all()
-
-    async def outputs(self, job: Job) -> tuple[Job, Sequence[bytes]] | None:
-        """Return the job as it is now with all elements of its output log, both of one moment.
-
-        An element is a JSON object with `output`, and `metrics` if there are any. None: the job no
-        longer exists.
-        """
-        found = await self._store.look(job.endpoint, job.submission.owner, job.id, 0, ALL_ELEMENTS)
-        return None if found is None else found[:2]
-
-    async def read(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, after: int | None, seconds: float
-    ) -> tuple[Job, Sequence[bytes], int] | None:
-        """Wait for elements after the first `after`, or for the job's end; return job, elements and
-        the next cursor.
-
-        `after` None: after those that a client has consumed. Another run can begin during the wait,
-        with a log of its own, so the job and its log are always read together. None: this owner has
-        no such job.
-        """
-        deadline = asyncio.get_running_loop().time() + seconds
-        with self._events.subscribe(JobId(job_id)) as subscription:
-            while True:
-                found = await self._store.look(
-                    endpoint.id, owner, JobId(job_id), after, PAGE_ELEMENTS
-                )
-                if found is None:
-                    return None
-                job, elements, _ = found
-                left = deadline - asyncio.get_running_loop().time()
-                if elements or job.is_terminal or left <= 0 or self.is_over:
-                    return found
-                await subscription.wait(left)
 
     async def consume(
         self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float
@@ -181,10 +291,10 @@ class DurableJobs:
         None.
         """
         # Before the lock: waiting for it would reveal that the job exists and is being read.
-        if await self.get(endpoint, owner, job_id) is None:
+        if await self._view.get(endpoint, owner, job_id) is None:
             return None
         async with self._alone(JobId(job_id)):
-            found = await self.read(endpoint, owner, job_id, None, seconds)
+            found = await self._view.read(endpoint, owner, job_id, None, seconds)
             if found is None:
                 return None
             job, elements, cursor = found
@@ -200,67 +310,38 @@ class DurableJobs:
 
     async def cancel(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
         """Cancel a job that is queued or running. One that has ended does not change."""
-        job = await self.get(endpoint, owner, job_id)
+        job = await self._store.get(endpoint.id, owner, JobId(job_id))
         if job is None or job.is_terminal:
             return job
-        await self._recorder.flush(job.id)
-        ended = await self._store.settle(job.id, Event.CANCEL, now=self._clock.now())
-        if ended is None:
-            return await self.get(endpoint, owner, job_id)
-        self._runs.withdraw([ended], CANCELLED)
-        return ended
+        ended = await self._runs.cancel(job)
+        return ended or await self._store.get(endpoint.id, owner, JobId(job_id))
 
     async def retry(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
         """Put a failed job into the queue again. Raises `NotRetriableError` if its status does not
         allow it.
         """
-        job = await self.get(endpoint, owner, job_id)
+        job = await self._view.get(endpoint, owner, job_id)
         if job is None:
             return None
         again = await self._store.settle(job.id, Event.RETRY, now=self._clock.now())
         if again is None:
-            if not job.submission.durable:
+            if not isinstance(job.submission.work, Input):
                 raise NotRetriableError("An OpenAI call cannot be retried. Send the request again.")
             raise NotRetriableError(
                 f"Only a job that is FAILED or TIMED_OUT can be retried; this one is {job.status}."
             )
-        self._events.notify(job.id)
-        self._dispatch.wake(endpoint.id)
+        self._runs.queued_again(again)
         return again
 
     async def purge(self, endpoint: Endpoint, owner: Owner) -> int:
         """Cancel all queued jobs of an owner; return their number."""
         purged = await self._store.purge(endpoint.id, owner, self._clock.now(), CANCELLED)
-        self._runs.withdraw(purged, CANCELLED)
+        self._runs.withdrawn(purged)
         return len(purged)
 
     async def limit_life(self, job: Job, ttl: Millis) -> Job | None:
         """Let the job expire `ttl` from now; return it, or None if it no longer exists."""
         return await self._store.limit_life(job.id, Millis(self._clock.now() + ttl))
-
-    async def recent(
-        self,
-        endpoint: Endpoint,
-        owner: Owner,
-        *,
-        before: int | None,
-        limit: int,
-        status: Status | None,
-    ) -> Sequence[Job]:
-        """Return outlines of the owner's jobs, newest first."""
-        return await self._store.recent(
-            endpoint.id, owner, before=before, limit=limit, status=status
-        )
-
-    def progress(self, job: Job) -> bytes | None:
-        """Return the progress that its worker reported last, as JSON, if any."""
-        return None if job.is_terminal else self._recorder.progress(job.id)
-
-    def reason(self, job: Job) -> str:
-        """Return the reason why the job is still queued; empty if it is not queued."""
-        if job.status is not Status.IN_QUEUE:
-            return ""
-        return reason(job, self._fleet.of(job.endpoint), self._store.ahead(job), self._clock.now())
 
     @asynccontextmanager
     async def _alone(self, job_id: JobId) -> AsyncIterator[None]:

@@ -1,11 +1,26 @@
-"""The connected workers, the runs that each of them holds, and their credit."""
+"""The connected workers, the runs that each of them holds, and their credit.
 
+A run ends here first: its slot becomes free, and its sink learns how it ended. Late messages, from
+a worker that was considered lost or over a connection that was replaced, name a run that is not
+held any longer and change nothing.
+"""
+
+import asyncio
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
-from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
-from proxy.service.ports import WorkerPort
+import structlog
+
+from proxy.jobs.lifecycle import Event
+from proxy.jobs.model import EndpointId, JobError, JobId, JobState, WorkerId
+from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd, Verdict
+from proxy.service.ports import OfferedJob, Sink, WorkerPort
+from proxy.store.base import Signal
+
+log = structlog.get_logger()
+
+OVERFLOW = JobError("answer_too_large", "The answer is larger than this endpoint passes on.")
 
 # Remembered reports of unhealthy workers. Runpod workers appear under ever new ids, and the reports
 # may never be read.
@@ -18,18 +33,22 @@ UNSENT_MAX_BYTES = 32 * 1024 * 1024
 class Hold:
     """A run that a worker holds.
 
-    `since`: the event loop's time when the job was offered. `received`: the number of its frames
-    that have arrived (see `wire.frames.Hello`). `stopped`: the event loop's time when the worker
-    was asked to end the run. `has_ended`: its `End` has arrived and is being written to the store.
+    `sink` receives its output. `since`: the event loop's time when the job was offered. `received`:
+    the number of its frames that have arrived (see `wire.frames.Hello`). `stopped`: the event
+    loop's time when the worker was asked to end the run. `has_head`: the head of its response has
+    arrived. `parts`: the received parts of an output value that is not complete, of `parts_size`
+    bytes with overhead.
     """
 
     attempt: int
     light: bool
     since: float
-    durable: bool = False
+    sink: Sink
     received: int = 0
     stopped: float | None = None
-    has_ended: bool = False
+    has_head: bool = False
+    parts: list[bytes] = field(default_factory=list)
+    parts_size: int = 0
 
 
 class Load(NamedTuple):
@@ -44,8 +63,9 @@ class Worker:
     """One worker, until its lease expires. It can be disconnected for a while in between.
 
     `port` is None while it is not connected. `seen`: the event loop's time of its last message.
-    `ignored`: the number of its frames about runs that it does not hold. `is_ending`: its provider
-    is ending it. `has_exited`: its process has ended, so no message can follow.
+    `reserved`, `light_reserved`: slots for jobs that the store is being asked for. `ignored`: the
+    number of its frames about runs that it does not hold. `is_ending`: its provider is ending it.
+    `has_exited`: its process has ended, so no message can follow.
     """
 
     id: WorkerId
@@ -58,6 +78,8 @@ class Worker:
     light_slots: int = 0
     holds: dict[JobId, Hold] = field(default_factory=dict)
     light_held: int = 0
+    reserved: int = 0
+    light_reserved: int = 0
     ignored: int = 0
     is_ending: bool = False
     has_exited: bool = False
@@ -79,13 +101,15 @@ class Worker:
 
     @property
     def credit(self) -> int:
-        """The free slots."""
-        return max(0, self.slots - self.held) if self.is_writable else 0
+        """The free slots that are not reserved."""
+        free = self.slots - self.held - self.reserved
+        return max(0, free) if self.is_writable else 0
 
     @property
     def light_credit(self) -> int:
-        """The free slots for light jobs."""
-        return max(0, self.light_slots - self.light_held) if self.is_writable else 0
+        """The free slots for light jobs that are not reserved."""
+        free = self.light_slots - self.light_held - self.light_reserved
+        return max(0, free) if self.is_writable else 0
 
     @property
     def is_ready(self) -> bool:
@@ -96,14 +120,21 @@ class Worker:
         """Return the occupied slots and all slots for jobs of this kind."""
         return Load(self.light_held, self.light_slots) if light else Load(self.held, self.slots)
 
-    def hold(self, job: Job, *, since: float, received: int = 0) -> None:
-        """Add a run: one that was just offered, or one from before the start of this proxy."""
+    def reserve(self, number: int, *, light: bool) -> None:
+        """Keep slots free for jobs that the store is being asked for; a negative number gives them
+        back.
+        """
+        if light:
+            self.light_reserved += number
+        else:
+            self.reserved += number
+
+    def hold(self, job: OfferedJob, sink: Sink, *, since: float, received: int = 0) -> None:
+        """Add a run: one that was just taken, or one from before the start of this proxy."""
         self.release(job.id)
-        submission = job.submission
-        self.holds[job.id] = Hold(
-            job.attempt, submission.light, since, submission.durable, received
-        )
-        self.light_held += submission.light
+        light = job.submission.light
+        self.holds[job.id] = Hold(job.attempt, light, since, sink, received)
+        self.light_held += light
 
     def stop(self, job_id: JobId, *, now: float) -> None:
         """Ask it to end a run that it holds. The slot stays occupied until the worker has ended the
@@ -125,9 +156,10 @@ class Worker:
 
 
 class Fleet:
-    """All workers, by id and by endpoint."""
+    """All workers, by id and by endpoint. `signal` wakes the dispatcher of an endpoint."""
 
-    def __init__(self) -> None:
+    def __init__(self, signal: Signal) -> None:
+        self._signal = signal
         self._workers: dict[WorkerId, Worker] = {}
         self._unhealthy: dict[WorkerId, tuple[EndpointId, float]] = {}
 
@@ -138,14 +170,77 @@ class Fleet:
         """Return the worker with this id, connected or not."""
         return self._workers.get(worker_id) if worker_id is not None else None
 
+    def wake(self, endpoint: EndpointId) -> None:
+        """Start a hand-out: the endpoint may have a new job or new credit."""
+        self._signal.wake(endpoint)
+
     def add(self, worker: Worker) -> None:
         """Add a worker that has joined."""
         self._workers[worker.id] = worker
         self._unhealthy.pop(worker.id, None)
 
-    def remove(self, worker_id: WorkerId) -> None:
-        """Remove a worker that is lost or has left."""
-        self._workers.pop(worker_id, None)
+    def remove(self, worker: Worker, why: str) -> None:
+        """Remove a worker that is lost or has left, and end every run that it held as lost."""
+        if self._workers.get(worker.id) is not worker:
+            return
+        del self._workers[worker.id]
+        log.info(
+            "worker.gone",
+            worker=worker.id,
+            endpoint=worker.endpoint,
+            why=why,
+            jobs=len(worker.holds),
+        )
+        port = worker.port
+        worker.port = None
+        if port is not None:
+            port.close(why)
+        error = JobError(WORKER_LOST.code, f"The worker that ran this was lost: {why}.")
+        for hold in tuple(worker.holds.values()):
+            hold.sink.end(hold.attempt, RunEnd(Ending.LOST, error))
+
+    def end_leases(self, now: float, lease: float) -> None:
+        """Remove the workers whose lease has expired or whose process has ended."""
+        for worker in self:
+            if worker.has_exited:
+                self.remove(worker, "its process ended")
+            elif now - worker.seen > lease and (
+                worker.port is None or worker.holds or worker.slots
+            ):
+                is_gone = worker.port is None
+                why = "its connection was lost" if is_gone else f"silent for {lease:g} s"
+                self.remove(worker, why)
+
+    def end_run(
+        self, worker: Worker, job_id: JobId, attempt: int, end: RunEnd
+    ) -> asyncio.Task[None] | None:
+        """Free the slot of a run that has ended; return as `Sink.end` does."""
+        hold = worker.holds.get(job_id)
+        if hold is None or hold.attempt != attempt:
+            return None
+        worker.release(job_id)
+        self.wake(worker.endpoint)
+        return hold.sink.end(attempt, end)
+
+    def cut_run(self, worker: Worker, job_id: JobId, attempt: int, end: RunEnd) -> None:
+        """End a run of which no more output is wanted, and stop it.
+
+        Its slot stays occupied until the worker has ended it.
+        """
+        hold = worker.holds.get(job_id)
+        if hold is None or hold.attempt != attempt:
+            return
+        hold.sink.end(attempt, end)
+        if hold.stopped is None:
+            worker.stop(job_id, now=asyncio.get_running_loop().time())
+
+    def stop_run(self, job: JobState) -> None:
+        """Stop the run of a job that has ended in another way, if a worker here holds it."""
+        worker = self.get(job.worker)
+        hold = worker.holds.get(job.id) if worker is not None else None
+        if worker is not None and hold is not None:
+            hold.sink.drop(hold.attempt)
+            worker.stop(job.id, now=asyncio.get_running_loop().time())
 
     def report(self, worker_id: WorkerId, endpoint: EndpointId, until: float) -> None:
         """Show a worker as unhealthy until that time (the event loop's), or until it joins
@@ -176,22 +271,44 @@ class Fleet:
         """Return the number of workers of the endpoint that can serve."""
         return sum(worker.is_ready for worker in self.of(endpoint))
 
-    def next_free(self, endpoint: EndpointId) -> tuple[Worker, int] | None:
-        """Return the least loaded worker with a free slot, and the jobs that make it as loaded as
-        the next one.
+    def credit(self, endpoint: EndpointId, *, light: bool) -> int:
+        """Return the free slots of all workers of an endpoint."""
+        workers = self.of(endpoint)
+        return sum(worker.light_credit if light else worker.credit for worker in workers)
+
+    def next_free(self, endpoint: EndpointId, *, light: bool) -> tuple[Worker, int] | None:
+        """Return the next worker to get jobs, and the number of jobs to give it.
+
+        It is the least loaded worker with a free slot, and gets as many jobs as make it as loaded
+        as the next one. Light jobs go to the worker with the most free slots.
         """
+        if light:
+            first = max(self.of(endpoint), key=lambda worker: worker.light_credit, default=None)
+            if first is None or not first.light_credit:
+                return None
+            return first, first.light_credit
         free = [worker for worker in self.of(endpoint) if worker.credit]
         if not free:
             return None
-        free.sort(key=lambda worker: worker.held)
+        free.sort(key=lambda worker: worker.held + worker.reserved)
         first = free[0]
-        gap = free[1].held - first.held if len(free) > 1 else first.credit
+        if len(free) == 1:
+            return first, first.credit
+        gap = free[1].held + free[1].reserved - first.held - first.reserved
         return first, min(first.credit, max(1, gap))
 
-    def next_light(self, endpoint: EndpointId) -> Worker | None:
-        """Return the worker with the most free slots for light jobs, if any."""
-        return max(
-            (worker for worker in self.of(endpoint) if worker.light_credit),
-            key=lambda worker: worker.light_credit,
-            default=None,
+
+def log_loss(job: JobState, end: RunEnd, verdict: Verdict) -> None:
+    """Log a run whose answer was lost, and the consequence for its job."""
+    is_loss = end.ending is Ending.LOST or (
+        end.ending is Ending.RELEASED and verdict.event is not Event.RELEASE
+    )
+    if is_loss and verdict.event is not Event.COMPLETE:
+        log.warning(
+            "run.lost",
+            job=job.id,
+            attempt=job.attempt,
+            worker=job.worker,
+            why=(end.error or WORKER_LOST).message,
+            then=verdict.event,
         )

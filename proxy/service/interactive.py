@@ -1,45 +1,84 @@
 """Interactive jobs: calls of the OpenAI API, whose client waits on its own connection for the
 answer.
+
+Each is a record in the memory of this proxy, with the mailbox of its client. No method waits, so
+none depends on the disk. The record is dropped when its job ends; an outline of it can be read for
+`RETENTION_MILLIS` after that.
 """
 
-from proxy.jobs.ids import Ids
-from proxy.jobs.lifecycle import Event
-from proxy.jobs.model import Job, JobError, JobId, Millis, Owner, Request, Submission
-from proxy.service.admission import Admission
-from proxy.service.clock import Clock
-from proxy.service.dispatch import Dispatch
-from proxy.service.endings import RunEndings
-from proxy.service.endpoints import Endpoint
-from proxy.service.mailbox import Mailbox, Mailboxes
-from proxy.store.base import JobStore
+import asyncio
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
 
-INTERACTIVE_RETENTION = Millis(60_000)
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import (
+    Counts,
+    EndpointId,
+    Ids,
+    InteractiveJob,
+    Job,
+    JobError,
+    JobId,
+    JobState,
+    Millis,
+    Outcome,
+    Owner,
+    Request,
+    Submission,
+    WorkerId,
+)
+from proxy.jobs.policy import CANCELLED, RunEnd, after_run, overdue
+from proxy.service.clock import Clock
+from proxy.service.endpoints import Endpoint
+from proxy.service.events import JobEvents
+from proxy.service.fleet import Fleet, log_loss
+from proxy.service.mailbox import Mailbox
+from proxy.store.base import JobStore
+from proxy.store.job_index import JobIndex
+
+RETENTION_MILLIS = Millis(60_000)
+# Ended jobs: at 333 a second, each can be read until its retention expires.
+ENDED_MAX_JOBS = 20_000
+# An error message can have 64 KB.
+ENDED_MAX_BYTES = 32 * 1024 * 1024
+# Approximate size of an ended job in memory, without its texts.
+JOB_OVERHEAD_BYTES = 1024
+
 CLIENT_LEFT = JobError("client_left", "The client closed its connection.")
 DRAINING = JobError("server_draining", "The server is shutting down.")
 
 
 class InteractiveJobs:
-    """Submits interactive jobs, and ends them when their client leaves or the proxy shuts down."""
+    """The interactive jobs of this proxy: their queue, their ends, and the clients that wait.
+
+    Its length is the number of clients that wait; iteration yields their mailboxes.
+    """
 
     def __init__(
-        self,
-        store: JobStore,
-        mailboxes: Mailboxes,
-        dispatch: Dispatch,
-        runs: RunEndings,
-        admission: Admission,
-        clock: Clock,
-        ids: Ids,
+        self, store: JobStore, fleet: Fleet, events: JobEvents, clock: Clock, ids: Ids
     ) -> None:
         self._store = store
-        self._mailboxes = mailboxes
-        self._dispatch = dispatch
-        self._runs = runs
-        self._admission = admission
+        self._fleet = fleet
+        self._events = events
         self._clock = clock
         self._ids = ids
+        self._mailboxes: dict[JobId, Mailbox] = {}
+        self._index = JobIndex()
+        self._ended = EndedJobs()
+        self._empty = asyncio.Event()
+        self._empty.set()
 
-    async def call(
+    def __len__(self) -> int:
+        return len(self._mailboxes)
+
+    def __iter__(self) -> Iterator[Mailbox]:
+        return iter(tuple(self._mailboxes.values()))
+
+    # Called by the OpenAI API
+
+    def call(
         self,
         endpoint: Endpoint,
         owner: Owner,
@@ -47,14 +86,12 @@ class InteractiveJobs:
         *,
         light: bool,
         patience: float | None,
-    ) -> tuple[Job, Mailbox]:
-        """Submit a job and open the mailbox in which its answer arrives.
+    ) -> Mailbox:
+        """Put a job into the queue; return the mailbox in which its answer arrives.
 
         `patience`: the seconds that the client itself waits, if it has announced them; the job
-        waits at most that long for a worker. Raises the errors of `Admission.check`. The caller
-        returns the mailbox with `hang_up`.
+        waits at most that long for a worker. The caller returns the mailbox with `hang_up`.
         """
-        await self._admission.check(endpoint)
         now = self._clock.now()
         wait = endpoint.queue_timeout
         if patience is not None:
@@ -64,57 +101,245 @@ class InteractiveJobs:
             endpoint=endpoint.id,
             owner=owner,
             work=request,
-            durable=False,
             light=light,
             low_priority=False,
             queued_until=Millis(now + wait),
             expires_at=None,
             execution_timeout=endpoint.execution_timeout,
-            retention=INTERACTIVE_RETENTION,
+            retention=RETENTION_MILLIS,
         )
-        mailbox = self._mailboxes.open(submission.id, endpoint.max_answer)
-        job = await self._store.submit(submission, now)
-        self._dispatch.wake(endpoint.id)
-        return job, mailbox
+        job = InteractiveJob(submission, self._store.next_sequence(), now)
+        mailbox = Mailbox(job, endpoint.max_answer, self._end_run)
+        self._mailboxes[job.id] = mailbox
+        self._empty.clear()
+        self._index.note(job)
+        self._fleet.wake(endpoint.id)
+        return mailbox
 
-    async def hang_up(self, mailbox: Mailbox) -> None:
+    def hang_up(self, mailbox: Mailbox) -> None:
         """Close the mailbox of a call. If its job has not ended, it ends now; `Relay` describes
         how.
         """
-        self._mailboxes.close(mailbox.job_id)
-        await self._end(mailbox, CLIENT_LEFT)
+        del self._mailboxes[mailbox.job.id]
+        if not self._mailboxes:
+            self._empty.set()
+        self._withdraw(mailbox, CLIENT_LEFT)
 
-    async def passed_on(self, mailbox: Mailbox) -> None:
-        """Complete a job whose client has the whole answer although its run has not ended."""
-        await self._runs.passed_on(mailbox.job_id, mailbox.attempt)
-
-    async def cancel(self, job_id: JobId, why: JobError) -> None:
-        """Cancel a job that is queued or running; one that has ended does not change."""
-        job = await self._store.settle(job_id, Event.CANCEL, now=self._clock.now(), error=why)
-        if job is not None:
-            self._runs.withdraw([job], why)
-
-    def ahead(self, job: Job) -> int:
-        """Return the number of jobs before this one in the queue."""
-        return self._store.ahead(job)
-
-    async def end_waiting(self) -> None:
-        """Cancel the calls that no worker has taken; their clients are asked to retry. Durable jobs
-        stay queued.
+    def passed_on(self, mailbox: Mailbox) -> None:
+        """Complete a job whose client has the whole answer although its run has not ended; stop the
+        run.
         """
-        for mailbox in self._mailboxes:
-            if not mailbox.is_taken and mailbox.outcome is None:
-                await self.cancel(mailbox.job_id, DRAINING)
+        if self._end(mailbox, Event.COMPLETE, Outcome(answered=True)):
+            self._fleet.stop_run(mailbox.job)
 
-    async def end_running(self) -> None:
-        """Cancel the calls that still run."""
-        for mailbox in self._mailboxes:
-            await self._end(mailbox, DRAINING)
+    def ahead(self, job: JobState) -> int:
+        """Return the number of jobs of both kinds that will be handed out before this one."""
+        return self._index.ahead(job) + self._store.ahead(job)
 
-    async def _end(self, mailbox: Mailbox, why: JobError) -> None:
-        if mailbox.outcome is not None:
-            return
+    # Called by the dispatcher
+
+    def first(self, endpoint: EndpointId, limit: int, *, light: bool) -> list[int]:
+        """Return the sequences of the first queued jobs."""
+        return [key.sequence for key in self._index.first(endpoint, limit, light=light)]
+
+    def queued(self, endpoint: EndpointId, *, light: bool) -> int:
+        """Return the number of queued jobs."""
+        return self._index.queued(endpoint, light=light)
+
+    def take(
+        self, endpoint: EndpointId, worker: WorkerId, limit: int, *, light: bool
+    ) -> list[Mailbox]:
+        """Hand out up to `limit` jobs to a worker, in the order of their sequences."""
+        now = self._clock.now()
+        taken = [
+            self._mailboxes[key.job_id]
+            for key in self._index.pop(endpoint, limit, now, light=light)
+        ]
+        for mailbox in taken:
+            mailbox.job.take(worker, now)
+            self._index.note(mailbox.job)
+        return taken
+
+    # Called by the queue API. A job of another owner is treated like an unknown one.
+
+    def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
+        """Return an outline of a job, or None if this owner has no such job on this endpoint."""
+        mailbox = self._mailboxes.get(job_id)
+        job = self._ended.get(job_id) if mailbox is None else mailbox.job.outline()
+        is_theirs = job is not None and job.endpoint == endpoint and job.submission.owner == owner
+        return job if is_theirs else None
+
+    def recent(
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        *,
+        before: int | None,
+        limit: int,
+        status: Status | None,
+    ) -> Sequence[Job]:
+        """Return outlines of an owner's jobs, newest first, like `JobStore.recent`."""
+        running = (each.job for each in self._mailboxes.values() if not each.job.is_terminal)
+        found = [
+            job
+            for job in (*running, *self._ended)
+            if job.endpoint == endpoint
+            and job.submission.owner == owner
+            and (before is None or job.sequence < before)
+            and (status is None or job.status is status)
+        ]
+        found.sort(key=lambda job: -job.sequence)
+        return [job.outline() for job in found[:limit]]
+
+    def counts(self, endpoint: EndpointId) -> Counts:
+        """Return the number of jobs by status; of those that have ended, since the start."""
+        return self._index.counts(endpoint)
+
+    def cancel(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
+        """Cancel a job that is queued or running; one that has ended does not change."""
+        if self.get(endpoint, owner, job_id) is None:
+            return None
+        if (mailbox := self._mailboxes.get(job_id)) is not None:
+            self._cancel(mailbox, CANCELLED)
+        return self.get(endpoint, owner, job_id)
+
+    def purge(self, endpoint: EndpointId, owner: Owner) -> int:
+        """Cancel all queued jobs of an owner; return their number."""
+        queued = [
+            mailbox
+            for mailbox in self
+            if mailbox.job.endpoint == endpoint
+            and mailbox.job.submission.owner == owner
+            and mailbox.job.status is Status.IN_QUEUE
+        ]
+        for mailbox in queued:
+            self._cancel(mailbox, CANCELLED)
+        return len(queued)
+
+    # Called by the sweeper
+
+    def tick(self, now: float) -> None:
+        """Check the alarms of all mailboxes; `now` is the event loop's time. A few calls a second
+        cost less than a timer for each write.
+        """
+        for mailbox in self._mailboxes.values():
+            mailbox.tick(now)
+
+    def end_overdue(self) -> None:
+        """End the jobs whose deadline has passed, and forget those whose retention has ended."""
+        now = self._clock.now()
+        self._ended.forget(now)
+        for job_id in self._index.due(now, len(self._mailboxes)):
+            mailbox = self._mailboxes[job_id]
+            verdict = overdue(mailbox.job, now)
+            if verdict is not None and self._end(
+                mailbox, verdict.event, Outcome(answered=False, error=verdict.error)
+            ):
+                self._fleet.stop_run(mailbox.job)
+
+    # Called when the proxy shuts down
+
+    async def wait_empty(self, seconds: float) -> bool:
+        """Wait up to `seconds` for all calls to finish; return True if they did."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._empty.wait()
+        return not self._mailboxes
+
+    def end_waiting(self) -> None:
+        """Cancel the calls that no worker has taken; their clients are asked to retry."""
+        for mailbox in self:
+            if not mailbox.is_taken:
+                self._cancel(mailbox, DRAINING)
+
+    def end_running(self) -> None:
+        """End the calls that still run."""
+        for mailbox in self:
+            self._withdraw(mailbox, DRAINING)
+
+    # The ends of jobs
+
+    def _end_run(self, mailbox: Mailbox, end: RunEnd) -> None:
+        """Carry out the end of a run: its job ends, or returns to the queue."""
+        job = mailbox.job
+        verdict = after_run(end, job.failures, output_left=mailbox.left, is_whole=mailbox.is_whole)
+        log_loss(job, end, verdict)
+        if verdict.event is not Event.RELEASE:
+            self._end(mailbox, verdict.event, Outcome(verdict.answered, verdict.error))
+        elif job.release(counts=verdict.counts):
+            self._index.note(job)
+            mailbox.requeue()
+            self._events.notify(job.id)
+            self._fleet.wake(job.endpoint)
+
+    def _withdraw(self, mailbox: Mailbox, why: JobError) -> None:
         if mailbox.is_whole:
-            await self.passed_on(mailbox)
+            self.passed_on(mailbox)
         else:
-            await self.cancel(mailbox.job_id, why)
+            self._cancel(mailbox, why)
+
+    def _cancel(self, mailbox: Mailbox, why: JobError) -> None:
+        if self._end(mailbox, Event.CANCEL, Outcome(answered=False, error=why)):
+            self._fleet.stop_run(mailbox.job)
+
+    def _end(self, mailbox: Mailbox, event: Event, outcome: Outcome) -> bool:
+        """Apply an event that ends a job; return False if the job has ended already."""
+        job = mailbox.job
+        if not job.end(event, outcome.error, self._clock.now()):
+            return False
+        self._index.note(job)
+        self._ended.add(job.outline())
+        self._events.notify(job.id)
+        mailbox.close(outcome)
+        return True
+
+
+class EndedJobs:
+    """Outlines of ended jobs. The oldest ones are evicted, so that memory is bounded at any rate.
+
+    Iteration yields them in the order of their ends.
+    """
+
+    def __init__(self, max_jobs: int = ENDED_MAX_JOBS, max_bytes: int = ENDED_MAX_BYTES) -> None:
+        self._max_jobs = max_jobs
+        self._max_bytes = max_bytes
+        self._jobs: OrderedDict[JobId, Job] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs.values())
+
+    def get(self, job_id: JobId) -> Job | None:
+        """Return the outline of an ended job."""
+        return self._jobs.get(job_id)
+
+    def add(self, job: Job) -> None:
+        """Add a job that has just ended."""
+        self._jobs[job.id] = job
+        self._bytes += _size_bytes(job)
+        while len(self._jobs) > self._max_jobs or self._bytes > self._max_bytes:
+            self._evict()
+
+    def forget(self, now: Millis) -> None:
+        """Drop the jobs whose retention has ended."""
+        while self._jobs:
+            oldest = next(iter(self._jobs.values()))
+            if oldest.finished_at is None or oldest.finished_at + RETENTION_MILLIS > now:
+                return
+            self._evict()
+
+    def _evict(self) -> None:
+        _, job = self._jobs.popitem(last=False)
+        self._bytes -= _size_bytes(job)
+
+
+def _size_bytes(job: Job) -> int:
+    """Return the approximate size of an outline in memory."""
+    work = job.submission.work
+    texts = [job.error.message] if job.error is not None else []
+    if isinstance(work, Request):
+        texts += [work.path, work.content_type]
+    return JOB_OVERHEAD_BYTES + sum(map(sys.getsizeof, texts))

@@ -1,17 +1,17 @@
-"""Mailboxes: one between a worker's channel and the relay of each client that waits for an answer.
+"""The mailbox between a worker's channel and the relay of a client that waits for an answer.
 
-The channel puts in what a worker sends; the relay waits for changes and consumes it. A mailbox is a
-state and not a list of events: any number of changes in one turn of the event loop wake the relay
+The channel puts in what the worker sends; the relay waits for changes and consumes it. A mailbox is
+a state and not a list of events: any number of changes in one turn of the event loop wake the relay
 once, and it sends everything that is there in one write.
 """
 
 import asyncio
-from collections.abc import Callable, Iterator
-from contextlib import suppress
-from dataclasses import dataclass
+from collections.abc import Callable
+from typing import TypeAlias
 
-from proxy.jobs.model import JobId, Outcome
-from proxy.service.ports import WorkerPort
+from proxy.jobs.model import Head, InteractiveJob, Outcome
+from proxy.jobs.policy import RunEnd
+from proxy.service.ports import SinkVerdict, WorkerPort
 from proxy.wire.flow import ReceiveFlow
 
 # Unread bytes of one stream. A worker that ignores `Pause` and exceeds this loses the run.
@@ -27,48 +27,34 @@ EVENT_MAX_BYTES = 256 * 1024
 # A client that does not read for this long is disconnected.
 STALL_SECONDS = 60.0
 
-EVENT_STREAM = "text/event-stream"
-FIRST_ERROR_STATUS = 400
-
-
-@dataclass(frozen=True, slots=True)
-class Head:
-    """Status and Content-Type of the engine's response."""
-
-    status: int
-    content_type: str
-
-    @property
-    def is_stream(self) -> bool:
-        """True if the body is an event stream that is passed on as it arrives.
-
-        An error response is not a stream: it is passed on whole, with its own status.
-        """
-        return self.content_type.startswith(EVENT_STREAM) and self.status < FIRST_ERROR_STATUS
+OnRunEnd: TypeAlias = Callable[["Mailbox", RunEnd], None]
+"""Carries out the end of the current run of a mailbox's job."""
 
 
 class Mailbox:
-    """The answer of one job between channel and relay, as far as the client has not received it.
+    """The answer of an interactive job between channel and relay, as far as its client has not
+    received it. Implements `Sink`.
 
-    `attempt` is 0 until a worker takes the job. `left` becomes True when output has been sent to
-    the client: the attempt is then the only one whose output the client may see. `is_whole` becomes
-    True when the last event of a stream has been written. `is_mid_event`: the bytes consumed last
-    end inside an event. `abandoned`: the client has left. `is_taken`: a worker has the job now.
-    `abort` closes the client's connection.
+    `job` is the record of the job; `outcome` is its end. `left` becomes True when output has been
+    sent to the client: the run is then the only one whose output the client may see. `is_whole`
+    becomes True when the last event of a stream has been written. `is_mid_event`: the bytes
+    consumed last end inside an event. `abandoned`: the client has left. `abort` closes the client's
+    connection.
     """
 
-    def __init__(self, job_id: JobId, max_answer: int) -> None:
-        self.job_id = job_id
-        self.attempt = 0
-        self.head: Head | None = None
+    takes_values = False
+
+    def __init__(self, job: InteractiveJob, max_answer: int, on_run_end: OnRunEnd) -> None:
+        self.job = job
+        self.response_head: Head | None = None
         self.outcome: Outcome | None = None
         self.left = False
         self.is_whole = False
         self.is_mid_event = False
         self.abandoned = False
-        self.is_taken = False
         self.abort: Callable[[], None] = _nothing
         self._max_answer = max_answer
+        self._on_run_end = on_run_end
         # Each chunk, and True if it ends inside an event.
         self._chunks: list[tuple[bytes, bool]] = []
         self._flow = ReceiveFlow()
@@ -87,46 +73,50 @@ class Mailbox:
         """Bytes that wait for the client."""
         return self._flow.backlog + self._parts_size
 
-    # Called by the channel
+    @property
+    def is_taken(self) -> bool:
+        """True while a worker has the job."""
+        return self.job.taken_at is not None
+
+    # `Sink`
 
     def begin(self, attempt: int, port: WorkerPort) -> None:
-        """Start a run. Output of an earlier attempt is dropped; the client has not seen it."""
-        self._forget()
-        self.attempt = attempt
-        self._port = port
-        self.is_taken = True
-        self._wake()
+        if self._is_current(attempt):
+            self._forget()
+            self._port = port
+            self._wake()
 
-    def requeue(self) -> None:
-        """Forget a run that was lost before any output was sent: the client keeps waiting and is
-        not informed.
-        """
-        self._forget()
-        self._port = None
-        self.is_taken = False
-        self._wake()
-
-    def reattach(self, port: WorkerPort) -> None:
-        """Continue the same run over another connection."""
+    def reattach(self, attempt: int, port: WorkerPort) -> SinkVerdict:
+        if not self._is_current(attempt):
+            return SinkVerdict.IGNORED
         self._port = port
         self._flow.restart()
         self._pause_if_needed()
+        return SinkVerdict.ACCEPTED
 
-    def put_head(self, head: Head) -> None:
+    def head(self, attempt: int, head: Head) -> SinkVerdict:
         """Store the response head. Nothing is sent yet: before the first body byte the response can
         still change.
         """
-        self.head = head
+        if not self._is_current(attempt):
+            return SinkVerdict.IGNORED
+        if self.response_head is not None:
+            return SinkVerdict.REPEATED
+        self.response_head = head
         self._wake()
+        return SinkVerdict.ACCEPTED
 
-    def put_chunk(self, data: bytes, *, more: bool) -> bool:
-        """Take a piece of the answer; `more` means that the next piece continues the same event.
+    def chunk(self, attempt: int, data: bytes, *, more: bool) -> SinkVerdict:
+        """Take a piece of the answer.
 
         An event is passed on once it is complete, or, above `EVENT_MAX_BYTES`, as its pieces
         arrive: then only the bytes that its reader has not taken are kept. An answer that is not a
-        stream is one event. Returns False if this exceeds the bytes kept for one client: the run
-        has to be ended.
+        stream is one event.
         """
+        if not self._is_current(attempt):
+            return SinkVerdict.IGNORED
+        if self.response_head is None:
+            return SinkVerdict.HEADLESS
         if more or self._parts:
             self._parts.append(data)
             self._parts_size += len(data)
@@ -141,13 +131,34 @@ class Mailbox:
         else:
             self._pass_on(data, more=False)
         cost = self.backlog + CHUNK_OVERHEAD_BYTES * (len(self._chunks) + len(self._parts))
-        return cost <= (STREAM_MAX_BYTES if self._is_stream else self._max_answer)
+        fits = cost <= (STREAM_MAX_BYTES if self._is_stream else self._max_answer)
+        return SinkVerdict.ACCEPTED if fits else SinkVerdict.TOO_LARGE
 
-    def end(self, outcome: Outcome) -> None:
-        """Note that the job has ended. Only the first outcome counts."""
-        if self.outcome is None:
-            self.outcome = outcome
-            self._wake()
+    def output(self, attempt: int, value: bytes, metrics: bytes, *, whole: bool) -> SinkVerdict:  # noqa: ARG002 - of durable jobs
+        return SinkVerdict.IGNORED
+
+    def end(self, attempt: int, end: RunEnd) -> None:
+        if self._is_current(attempt):
+            self._on_run_end(self, end)
+
+    def drop(self, attempt: int) -> None:
+        if attempt == self.job.attempt:
+            self._port = None
+
+    # Called by the jobs of the service
+
+    def requeue(self) -> None:
+        """Forget a run that was lost before any output was sent: the client keeps waiting and is
+        not informed.
+        """
+        self._forget()
+        self._port = None
+        self._wake()
+
+    def close(self, outcome: Outcome) -> None:
+        """Note that the job has ended."""
+        self.outcome = outcome
+        self._wake()
 
     # Called by the relay
 
@@ -200,8 +211,12 @@ class Mailbox:
             self._stall = None
             self.abort()
 
+    def _is_current(self, attempt: int) -> bool:
+        # A job that is queued again keeps its attempt until the next take.
+        return attempt == self.job.attempt and self.is_taken and self.outcome is None
+
     def _forget(self) -> None:
-        self.head = None
+        self.response_head = None
         self._chunks = []
         self._parts = []
         self._parts_size = 0
@@ -210,7 +225,7 @@ class Mailbox:
 
     @property
     def _is_stream(self) -> bool:
-        return self.head is not None and self.head.is_stream
+        return self.response_head is not None and self.response_head.is_stream
 
     def _pass_on(self, data: bytes, *, more: bool) -> None:
         """Make bytes available to the relay; `more` means that they end inside an event."""
@@ -224,13 +239,13 @@ class Mailbox:
         if self._port is None or not self._is_stream:
             return
         if self._flow.should_resume(held=self._parts_size):
-            self._port.resume(self.job_id, self.attempt)
+            self._port.resume(self.job.id, self.job.attempt)
 
     def _pause_if_needed(self) -> None:
         if self._port is None or not self._is_stream:
             return
         if self._flow.should_pause():
-            self._port.pause(self.job_id, self.attempt)
+            self._port.pause(self.job.id, self.job.attempt)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
@@ -239,56 +254,3 @@ class Mailbox:
 
 def _nothing() -> None:
     pass
-
-
-class Mailboxes:
-    """The mailboxes of all clients that wait at this proxy."""
-
-    def __init__(self) -> None:
-        self._mailboxes: dict[JobId, Mailbox] = {}
-        self._empty = asyncio.Event()
-        self._empty.set()
-
-    def __len__(self) -> int:
-        return len(self._mailboxes)
-
-    def __iter__(self) -> Iterator[Mailbox]:
-        return iter(tuple(self._mailboxes.values()))
-
-    def open(self, job_id: JobId, max_answer: int) -> Mailbox:
-        """Return a new mailbox; the relay that asked for it closes it."""
-        mailbox = Mailbox(job_id, max_answer)
-        self._mailboxes[job_id] = mailbox
-        self._empty.clear()
-        return mailbox
-
-    def close(self, job_id: JobId) -> None:
-        """Remove the mailbox of a call that is over."""
-        self._mailboxes.pop(job_id, None)
-        if not self._mailboxes:
-            self._empty.set()
-
-    async def wait_empty(self, seconds: float) -> bool:
-        """Wait up to `seconds` for all calls to finish; return True if they did."""
-        with suppress(TimeoutError):
-            async with asyncio.timeout(seconds):
-                await self._empty.wait()
-        return not self._mailboxes
-
-    def get(self, job_id: JobId) -> Mailbox | None:
-        """Return the mailbox of a job whose client waits here."""
-        return self._mailboxes.get(job_id)
-
-    def sink(self, job_id: JobId, attempt: int) -> Mailbox | None:
-        """Return the mailbox for the output of this attempt, or None if its output is no longer
-        wanted.
-        """
-        mailbox = self._mailboxes.get(job_id)
-        return mailbox if mailbox is not None and mailbox.attempt == attempt else None
-
-    def tick(self, now: float) -> None:
-        """Check the alarms of all mailboxes. A few calls a second cost less than a timer for each
-        write.
-        """
-        for mailbox in self._mailboxes.values():
-            mailbox.tick(now)

@@ -1,13 +1,27 @@
-"""The interfaces that the service needs from outside. `proxy.channel` and `proxy.scaler` implement
-them.
+"""The interfaces between the parts of the service, and to the outside: `proxy.channel` implements
+`WorkerPort`, `proxy.scaler` implements `Provider`.
 """
 
+from asyncio import Task
 from collections.abc import Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
+from enum import Enum, auto
 from typing import Protocol
 
-from proxy.jobs.model import Job, JobId, WorkerId
+from proxy.jobs.model import Head, JobId, Submission, WorkerId
+from proxy.jobs.policy import RunEnd
+
+
+class OfferedJob(Protocol):
+    """A job that was taken for a worker: its content and its attempt."""
+
+    @property
+    def id(self) -> JobId: ...
+    @property
+    def submission(self) -> Submission: ...
+    @property
+    def attempt(self) -> int: ...
 
 
 class WorkerPort(Protocol):
@@ -20,7 +34,7 @@ class WorkerPort(Protocol):
         """Bytes of offered jobs that have not been sent yet."""
         ...
 
-    def offer(self, job: Job) -> None:
+    def offer(self, job: OfferedJob) -> None:
         """Send the worker a job that was taken for it. Its answers name the job's id and
         attempt.
         """
@@ -40,6 +54,76 @@ class WorkerPort(Protocol):
 
     def close(self, reason: str) -> None:
         """Close the connection."""
+        ...
+
+
+class SinkVerdict(Enum):
+    """The verdict of a sink on a piece of a run's output."""
+
+    # The sink has the piece.
+    ACCEPTED = auto()
+    # Nothing was changed: the run is not the sink's current attempt, the run has ended, or the
+    # sink has no use for such a piece.
+    IGNORED = auto()
+    # A second response head. It was ignored.
+    REPEATED = auto()
+    # A response body without a head. The run has to be ended.
+    HEADLESS = auto()
+    # The output exceeds the bytes that are kept for one job. The run has to be ended.
+    TOO_LARGE = auto()
+
+
+class Sink(Protocol):
+    """The receiver of a run's output and of its end.
+
+    There are two kinds: the mailbox of an interactive job, from which a client's connection reads,
+    and the recording of a durable job, which goes to the store. The dispatcher chooses one when it
+    hands a run out; all others give it what the worker sends, without regard to its kind.
+
+    No method waits. Each names the attempt: a call for another attempt changes nothing. The caller
+    has checked that output is JSON.
+    """
+
+    takes_values: bool
+    """True if the output is a list of JSON values (`output`), False if it is a response (`head` and
+    `chunk`). Output of the other form is ignored, and need not be checked.
+    """
+
+    def begin(self, attempt: int, port: WorkerPort) -> None:
+        """Start a run. Output of earlier attempts is dropped: no client has received it."""
+        ...
+
+    def reattach(self, attempt: int, port: WorkerPort) -> SinkVerdict:
+        """Continue a run over another connection of its worker.
+
+        IGNORED: the output is not needed any longer, and the run has to be stopped.
+        """
+        ...
+
+    def head(self, attempt: int, head: Head) -> SinkVerdict:
+        """Take the head of the engine's response, of an interactive job."""
+        ...
+
+    def chunk(self, attempt: int, data: bytes, *, more: bool) -> SinkVerdict:
+        """Take bytes of the response's body; `more`: the next chunk continues the same event."""
+        ...
+
+    def output(self, attempt: int, value: bytes, metrics: bytes, *, whole: bool) -> SinkVerdict:
+        """Take a JSON value of a durable job's output, and its metrics, or empty bytes.
+
+        `whole`: the value is the output itself, not an element of a list.
+        """
+        ...
+
+    def end(self, attempt: int, end: RunEnd) -> "Task[None] | None":
+        """Take the end of a run and carry out its consequences for the job. The first end counts.
+
+        Returns the task that writes them to the store, or None if there is nothing to write.
+        """
+        ...
+
+    def drop(self, attempt: int) -> None:
+        """Discard what is kept of a run: its job has ended in another way."""
         ...
 
 

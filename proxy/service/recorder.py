@@ -6,59 +6,114 @@ reader.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import suppress
-from dataclasses import dataclass, field
+from typing import TypeAlias
 
-import structlog
-
-from proxy.jobs.model import JobId
+from proxy.jobs.model import Head, JobId
+from proxy.jobs.policy import RunEnd
 from proxy.service.events import JobEvents
-from proxy.service.json_text import in_thread_if_large, is_value
-from proxy.service.ports import WorkerPort
-from proxy.store.base import JobStore, StoreFullError
+from proxy.service.ports import SinkVerdict, WorkerPort
+from proxy.store.base import JobStore
 from proxy.wire.flow import HIGH_WATERMARK_BYTES, ReceiveFlow
-
-log = structlog.get_logger()
 
 FLUSH_SECONDS = 0.05
 # Unwritten bytes of all jobs together that cause a write at once.
 FLUSH_BYTES = 64 * 1024
 # The whole output of one job.
 OUTPUT_MAX_BYTES = 64 * 1024 * 1024
-# The metrics of one element; those of our own worker have about 200 bytes.
-METRICS_MAX_BYTES = 64 * 1024
 # The memory that an element takes in addition to its bytes, so that empty elements are bounded too.
 ELEMENT_OVERHEAD_BYTES = 64
 # A worker resumes when the disk has caught up to the watermark at which it was paused.
 RESUME_BELOW_BYTES = HIGH_WATERMARK_BYTES + 1
 
-
-class InvalidOutputError(ValueError):
-    """A piece of output is not JSON. It would make every answer that contains it unreadable."""
-
-
-def _flow() -> ReceiveFlow:
-    return ReceiveFlow(low_watermark=RESUME_BELOW_BYTES)
+OnRunEnd: TypeAlias = Callable[["Recording", RunEnd], asyncio.Task[None]]
+"""Starts the task that writes the end of a recorded run."""
 
 
-@dataclass(slots=True)
 class Recording:
-    """The output of one attempt, as far as it is not in the store."""
+    """The output of one run, as far as it is not in the store. Implements `Sink`.
 
-    attempt: int
-    port: WorkerPort | None
-    parts: list[bytes] = field(default_factory=list)
-    """The parts of an incomplete value."""
-    waiting: list[bytes] = field(default_factory=list)
-    """Elements that are to be written."""
-    flow: ReceiveFlow = field(default_factory=_flow)
-    size: int = 0
-    """Bytes of the output so far, with overhead."""
-    whole: bytes | None = None
-    """The output itself, for a job whose output is not a list."""
-    writing: asyncio.Lock = field(default_factory=asyncio.Lock)
-    progress: bytes | None = None
-    """The progress that the worker reported last, as JSON."""
+    `whole`: the output itself, for a job whose output is not a list. `progress`: the progress that
+    the worker reported last, as JSON.
+    """
+
+    takes_values = True
+
+    def __init__(
+        self, recorder: "Recorder", job_id: JobId, attempt: int, on_run_end: OnRunEnd
+    ) -> None:
+        self.job_id = job_id
+        self.attempt = attempt
+        self.whole: bytes | None = None
+        self.progress: bytes | None = None
+        # Elements that are to be written.
+        self.waiting: list[bytes] = []
+        self.flow = ReceiveFlow(low_watermark=RESUME_BELOW_BYTES)
+        # Held by a write, so that elements are written in order, also while the disk is full.
+        self.lock = asyncio.Lock()
+        self._recorder = recorder
+        self._on_run_end = on_run_end
+        self._port: WorkerPort | None = None
+        # Bytes of the output so far, with overhead.
+        self._size = 0
+        self._has_ended = False
+
+    # `Sink`
+
+    def begin(self, attempt: int, port: WorkerPort) -> None:
+        self.reattach(attempt, port)
+
+    def reattach(self, attempt: int, port: WorkerPort) -> SinkVerdict:
+        if not self._is_current(attempt):
+            return SinkVerdict.IGNORED
+        self._port = port
+        self.flow.restart()
+        return SinkVerdict.ACCEPTED
+
+    def head(self, attempt: int, head: Head) -> SinkVerdict:  # noqa: ARG002 - of interactive jobs
+        return SinkVerdict.IGNORED
+
+    def chunk(self, attempt: int, data: bytes, *, more: bool) -> SinkVerdict:  # noqa: ARG002 - as `head`
+        return SinkVerdict.IGNORED
+
+    def output(self, attempt: int, value: bytes, metrics: bytes, *, whole: bool) -> SinkVerdict:
+        if not self._is_current(attempt):
+            return SinkVerdict.IGNORED
+        self._size += len(value) + len(metrics) + ELEMENT_OVERHEAD_BYTES
+        if self._size > OUTPUT_MAX_BYTES:
+            return SinkVerdict.TOO_LARGE
+        if whole:
+            self.whole = value
+            return SinkVerdict.ACCEPTED
+        self.waiting.append(element(value, metrics))
+        self.flow.received(len(value))
+        self._recorder.received(len(value))
+        if self._port is not None and self.flow.should_pause():
+            self._port.pause(self.job_id, attempt)
+        return SinkVerdict.ACCEPTED
+
+    def end(self, attempt: int, end: RunEnd) -> asyncio.Task[None] | None:
+        if not self._is_current(attempt):
+            return None
+        self._has_ended = True
+        return self._on_run_end(self, end)
+
+    def drop(self, attempt: int) -> None:
+        if attempt == self.attempt:
+            self._has_ended = True
+            self._recorder.drop(self)
+
+    # Called by the recorder
+
+    def written(self, size: int) -> None:
+        """Count bytes that are in the store; let the worker continue if it may."""
+        self.flow.taken += size
+        if self._port is not None and self.flow.should_resume():
+            self._port.resume(self.job_id, self.attempt)
+
+    def _is_current(self, attempt: int) -> bool:
+        return attempt == self.attempt and not self._has_ended
 
 
 class Recorder:
@@ -72,54 +127,20 @@ class Recorder:
         self._full = asyncio.Event()
         self._backlog = 0
 
-    def begin(self, job_id: JobId, attempt: int, port: WorkerPort) -> None:
-        """Start the recording of a run, or continue it over another connection."""
-        recording = self._recordings.get(job_id)
-        if recording is None or recording.attempt != attempt:
-            self.drop(job_id)
-            self._recordings[job_id] = Recording(attempt, port)
-            return
-        recording.port = port
-        recording.flow.restart()
+    def __len__(self) -> int:
+        return len(self._recordings)
 
-    async def put(
-        self, job_id: JobId, attempt: int, data: bytes, metrics: bytes, *, whole: bool, more: bool
-    ) -> bool:
-        """Take a piece of output; `more`: the next one continues it; `whole`: it is the output
-        itself, not an element.
+    def open(self, job_id: JobId, attempt: int, on_run_end: OnRunEnd) -> Recording:
+        """Return a new recording, in place of an earlier run's."""
+        if (earlier := self._recordings.get(job_id)) is not None:
+            self.drop(earlier)
+        recording = Recording(self, job_id, attempt, on_run_end)
+        self._recordings[job_id] = recording
+        return recording
 
-        Returns False if the job's output exceeds `OUTPUT_MAX_BYTES`. Raises `InvalidOutputError` if
-        it is not JSON.
-        """
-        recording = self._recordings.get(job_id)
-        if recording is None or recording.attempt != attempt:
-            return True
-        recording.size += len(data) + len(metrics) + ELEMENT_OVERHEAD_BYTES
-        if recording.size > OUTPUT_MAX_BYTES:
-            return False
-        if more or recording.parts:
-            recording.parts.append(data)
-        if more:
-            return True
-        value = b"".join(recording.parts) if recording.parts else data
-        recording.parts = []
-        is_valid = await in_thread_if_large(is_value, value)
-        if not is_valid or (metrics and not _are_metrics(metrics)):
-            raise InvalidOutputError
-        if self._recordings.get(job_id) is not recording:
-            return True  # the run was ended in the meantime
-        if whole:
-            recording.whole = value
-            return True
-        recording.waiting.append(element(value, metrics))
-        recording.flow.received(len(value))
-        self._backlog += len(value)
-        self._filled.set()
-        if self._backlog >= FLUSH_BYTES:
-            self._full.set()
-        if recording.port is not None and recording.flow.should_pause():
-            recording.port.pause(job_id, attempt)
-        return True
+    def get(self, job_id: JobId) -> Recording | None:
+        """Return the recording of a job that is running."""
+        return self._recordings.get(job_id)
 
     def note(self, job_id: JobId, attempt: int, progress: bytes) -> None:
         """Keep the progress that a worker reports, as JSON, until its run ends."""
@@ -127,31 +148,18 @@ class Recorder:
         if recording is not None and recording.attempt == attempt:
             recording.progress = progress
 
-    def progress(self, job_id: JobId) -> bytes | None:
-        """Return the progress that was reported last, as JSON, if any."""
-        recording = self._recordings.get(job_id)
-        return recording.progress if recording is not None else None
-
-    async def close(self, job_id: JobId, attempt: int) -> bytes | None:
-        """Write the rest of a run that has ended. Return the job's output if it is not a list."""
-        recording = self._recordings.get(job_id)
-        if recording is None or recording.attempt != attempt:
-            return None
-        await self._write(job_id, recording)
-        self._recordings.pop(job_id, None)
-        return recording.whole
-
-    async def flush(self, job_id: JobId) -> None:
-        """Write the output so far of a job that continues or is about to be ended."""
-        recording = self._recordings.get(job_id)
-        if recording is not None:
-            await self._write(job_id, recording)
-
-    def drop(self, job_id: JobId) -> None:
-        """Discard the unwritten output of a run."""
-        recording = self._recordings.pop(job_id, None)
-        if recording is not None:
+    def drop(self, recording: Recording) -> None:
+        """Discard a recording, with its unwritten output."""
+        if self._recordings.get(recording.job_id) is recording:
+            del self._recordings[recording.job_id]
             self._backlog -= recording.flow.backlog
+
+    def received(self, size: int) -> None:
+        """Count output that is to be written."""
+        self._backlog += size
+        self._filled.set()
+        if self._backlog >= FLUSH_BYTES:
+            self._full.set()
 
     async def serve(self) -> None:
         """Write whenever there is output, until cancelled."""
@@ -166,35 +174,38 @@ class Recorder:
 
     async def flush_all(self) -> None:
         """Write the output so far of all jobs."""
-        waiting = [(job_id, one) for job_id, one in self._recordings.items() if one.waiting]
-        await asyncio.gather(*(self._write(job_id, one) for job_id, one in waiting))
+        waiting = [recording for recording in self._recordings.values() if recording.waiting]
+        await asyncio.gather(*map(self.flush, waiting))
 
-    async def _write(self, job_id: JobId, recording: Recording) -> None:
-        # The lock keeps the order, also while the disk is full.
-        async with recording.writing:
+    async def flush(self, recording: Recording) -> None:
+        """Write the output so far of one job.
+
+        If the caller is cancelled, the write continues: its result decides if the elements have to
+        be written again.
+        """
+        await asyncio.shield(self._write(recording))
+
+    async def _write(self, recording: Recording) -> None:
+        async with recording.lock:
             elements = recording.waiting
-            recording.waiting = []
             if not elements:
                 return
+            recording.waiting = []
             size = recording.flow.backlog
             recording.flow.backlog = 0
             self._backlog -= size
+            is_written = False
             try:
-                await self._store.append(job_id, recording.attempt, elements)
-            except StoreFullError:
-                recording.waiting[:0] = elements
-                recording.flow.backlog += size
-                self._backlog += size
-                self._filled.set()
-                raise
-        self._events.notify(job_id)
-        recording.flow.taken += size
-        if recording.port is not None and recording.flow.should_resume():
-            recording.port.resume(job_id, recording.attempt)
-
-
-def _are_metrics(metrics: bytes) -> bool:
-    return len(metrics) <= METRICS_MAX_BYTES and is_value(metrics)
+                await self._store.append(recording.job_id, recording.attempt, elements)
+                is_written = True
+            finally:
+                if not is_written:
+                    recording.waiting[:0] = elements
+                    recording.flow.backlog += size
+                    if self._recordings.get(recording.job_id) is recording:
+                        self.received(size)
+        self._events.notify(recording.job_id)
+        recording.written(size)
 
 
 def element(output: bytes, metrics: bytes) -> bytes:

@@ -15,6 +15,7 @@ from proxy.jobs.model import (
     Job,
     JobError,
     JobId,
+    JobState,
     Millis,
     Owner,
     Submission,
@@ -31,23 +32,25 @@ class StoreUnavailableError(Exception):
 
 
 class JobStore(Protocol):
-    """A store of jobs. It orders the queues, and only it changes the status of a job.
+    """A store of durable jobs. It orders their queues, and only it changes their status.
+
+    Interactive jobs are records of the service (`service.interactive`) and never in a store.
 
     Every change of a status is one conditional write, taken from the lifecycle table: it either
     takes effect completely, or the returned None says that the job was no longer in a suitable
-    status. Time is always an argument; a store has no clock. A write for a durable job is
-    acknowledged when the method returns; from then on it survives every failure that the store
-    is specified to survive. Methods are safe to call concurrently. If a caller is cancelled, its
-    call takes effect either completely or not at all.
+    status. Time is always an argument; a store has no clock. A write is acknowledged when the
+    method returns; from then on it survives every failure that the store is specified to survive.
+    Methods are safe to call concurrently. If a caller is cancelled, its call takes effect either
+    completely or not at all.
 
     A store of limited capacity keeps space for the jobs that it already has: `submit` is rejected
     long before the other writes fail. If the space is exhausted nevertheless, any method that
-    writes a durable job may raise `StoreFullError`. It has had no effect then, and can be repeated
-    when there is space again.
+    writes may raise `StoreFullError`. It has had no effect then, and can be repeated when there is
+    space again.
     """
 
     durable: bool
-    """True if acknowledged writes of durable jobs survive the end of the process."""
+    """True if acknowledged writes survive the end of the process."""
 
     def open(self) -> AbstractAsyncContextManager[None]:
         """Open the store, once, before any other call. Leaving the context closes it.
@@ -57,7 +60,7 @@ class JobStore(Protocol):
         ...
 
     async def running(self) -> Sequence[Job]:
-        """Return outlines of all durable jobs that are IN_PROGRESS.
+        """Return outlines of all jobs that are IN_PROGRESS.
 
         The proxy calls this when it starts, before the workers of these jobs have reconnected.
         """
@@ -67,7 +70,7 @@ class JobStore(Protocol):
         """Append a new job to the queue of its endpoint, IN_QUEUE and with attempt 0.
 
         Idempotent: if a job with this id exists, it is returned unchanged. Raises `StoreFullError`,
-        without any effect, if a durable job does not fit.
+        without any effect, if the job does not fit.
         """
         ...
 
@@ -134,10 +137,9 @@ class JobStore(Protocol):
           `counts`, its `failures` grows by one.
         - `retry` assigns a new sequence and `created_at`, shifts `queued_until` and `expires_at` by
           the same amount, sets `failures` to 0, and deletes error, output and a pending delivery.
-          It does not apply to a job that is not durable.
         - A terminal event sets `finished_at`, `error` and `output`. It drops the request body and
-          `s3_config` unless `policy.is_body_needed`. A durable job with a webhook gets a delivery,
-          due immediately.
+          `s3_config` unless `policy.is_body_needed`. A job with a webhook gets a delivery, due
+          immediately.
         """
         ...
 
@@ -160,13 +162,12 @@ class JobStore(Protocol):
     async def forget(self, now: Millis, limit: int) -> int:
         """Delete up to `limit` terminal jobs with expired retention and no pending delivery.
 
-        Returns the number of deleted jobs. A store may also limit how many ended interactive jobs
-        it keeps, and evict those that ended first: their memory must not grow with their rate.
+        Returns the number of deleted jobs.
         """
         ...
 
     async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:
-        """End the life of a durable job at `moment`; return the job, or None if there is none.
+        """End the life of a job at `moment`; return the job, or None if there is none.
 
         An unfinished job gets this moment as `expires_at`; the retention of a finished job is set
         to end then.
@@ -192,7 +193,7 @@ class JobStore(Protocol):
         ...
 
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
-        """Append to a durable job's output log while this attempt is IN_PROGRESS.
+        """Append to a job's output log while this attempt is IN_PROGRESS.
 
         Returns the cursor after the appended outputs, or None if the attempt is not running.
         """
@@ -227,14 +228,31 @@ class JobStore(Protocol):
     async def counts(self, endpoint: EndpointId) -> Counts:
         """Return the number of jobs by status.
 
-        Durable jobs that have ended are counted since the store was created.
+        Jobs that have ended are counted since the store was created.
         """
         ...
 
-    def ahead(self, job: Job) -> int:
-        """Return a job's queue position: the number of jobs that will be handed out before it.
+    def ahead(self, job: JobState) -> int:
+        """Return the number of jobs of this store that will be handed out before this one.
 
-        For display only: the value may be slightly out of date.
+        The job may be one of another queue, such as an interactive job: its position is that of its
+        sequence. The value is a hint and may be slightly out of date.
+        """
+        ...
+
+    def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
+        """Return the number of queued jobs that need this kind of credit.
+
+        `before`: only those that a job of normal priority with this sequence has to wait for. The
+        value is a hint, like `ahead`: a take may return fewer jobs, or more.
+        """
+        ...
+
+    def next_sequence(self) -> int:
+        """Return a new sequence for a job of another queue of this process.
+
+        It is greater than those of all jobs that were submitted or retried through this store
+        before, and less than those of all later ones.
         """
         ...
 

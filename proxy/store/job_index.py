@@ -1,21 +1,191 @@
-"""The indexes that a store in one process keeps in memory: queues, deadlines and counts.
+"""The indexes of jobs in the memory of one process: queues, deadlines and counts.
 
-Their content is derived from the jobs. Each new version of a job must be recorded here, in the
-order of the events; a persistent store loads its jobs when it is opened.
+Their content is derived from the jobs. Each new state of a job must be recorded here, in the order
+of the events; a persistent store loads its jobs when it is opened.
+
+Most deadlines never occur, because jobs end long before. A heap would keep each entry until its
+time: with default settings, five minutes of traffic. `DeadlineIndex` removes a changed or cancelled
+deadline immediately.
 """
 
+from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
+from heapq import heapify, heappop, heappush
+from typing import NamedTuple
 
 from proxy.jobs.lifecycle import TERMINAL, Event, Status
-from proxy.jobs.model import Counts, EndpointId, Job, JobId, Millis, Owner
-from proxy.jobs.policy import deadline
-from proxy.store.deadlines import DeadlineIndex
-from proxy.store.ready import QueueKey, ReadyIndex, queue_key
+from proxy.jobs.model import Counts, EndpointId, JobId, JobState, Millis, Owner
+from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS, deadline
+
+# The range of deadlines that share one bucket.
+BUCKET_MILLIS = 1024
+
+# Minimum number of empty buckets before they are removed. Without a removal, a day of traffic would
+# leave one for each second.
+EMPTY_BUCKETS_MIN = 64
+
+
+class DeadlineIndex:
+    """Holds at most one deadline for each job, and returns those that have passed."""
+
+    def __init__(self) -> None:
+        self._moments: dict[JobId, Millis] = {}
+        self._buckets: dict[int, set[JobId]] = {}
+        # A heap of the bucket numbers.
+        self._order: list[int] = []
+        self._empty_buckets = 0
+
+    def __len__(self) -> int:
+        return len(self._moments)
+
+    def set(self, job_id: JobId, moment: Millis | None) -> None:
+        """Set the deadline of a job, or remove it (None)."""
+        before = self._moments.pop(job_id, None)
+        if before is not None:
+            self._remove(before // BUCKET_MILLIS, job_id)
+        if moment is not None:
+            self._moments[job_id] = moment
+            number = moment // BUCKET_MILLIS
+            bucket = self._buckets.get(number)
+            if bucket is None:
+                bucket = self._buckets[number] = set()
+                heappush(self._order, number)
+            elif not bucket:
+                self._empty_buckets -= 1
+            bucket.add(job_id)
+
+    def due(self, now: Millis, limit: int) -> list[JobId]:
+        """Return up to `limit` jobs with a deadline of `now` or earlier, earliest first.
+
+        They remain in the index.
+        """
+        found: list[JobId] = []
+        visited: list[int] = []
+        while self._order and self._order[0] * BUCKET_MILLIS <= now and len(found) < limit:
+            number = heappop(self._order)
+            if not self._buckets[number]:
+                del self._buckets[number]
+                self._empty_buckets -= 1
+                continue
+            visited.append(number)
+            passed = [job_id for job_id in self._buckets[number] if self._moments[job_id] <= now]
+            found += sorted(passed, key=lambda job_id: (self._moments[job_id], job_id))
+        for number in visited:
+            heappush(self._order, number)
+        return found[:limit]
+
+    def _remove(self, number: int, job_id: JobId) -> None:
+        bucket = self._buckets[number]
+        bucket.discard(job_id)
+        if bucket:
+            return
+        self._empty_buckets += 1
+        # Half of the buckets: the cost of a removal is then small for each deadline.
+        if self._empty_buckets > max(EMPTY_BUCKETS_MIN, len(self._buckets) // 2):
+            self._buckets = {key: jobs for key, jobs in self._buckets.items() if jobs}
+            self._order = list(self._buckets)
+            heapify(self._order)
+            self._empty_buckets = 0
+
 
 # The fields of `Counts` by status.
 UNFINISHED_FIELDS = {status: status.lower() for status in Status if status not in TERMINAL}
 TERMINAL_FIELDS = {status: status.lower() for status in TERMINAL}
+
+
+class QueueKey(NamedTuple):
+    """The sort key of a queued job: the sequence. The other fields do not affect the order."""
+
+    sequence: int
+    job_id: JobId
+    owner: Owner
+    created_at: Millis
+    light: bool
+    low_priority: bool
+
+
+def queue_key(job: JobState) -> QueueKey:
+    """Return the key of a job among the jobs of its priority that need the same kind of credit."""
+    wanted = job.submission
+    return QueueKey(
+        job.sequence,
+        job.id,
+        wanted.owner,
+        job.created_at,
+        wanted.light,
+        wanted.low_priority,
+    )
+
+
+class ReadyIndex:
+    """The queued jobs of one endpoint that need the same kind of credit, in queue order.
+
+    Two sorted lists hold the jobs of normal and of low priority. Jobs are added at the end and
+    removed at the front; both are fast for up to about 100,000 jobs. A job of low priority that has
+    waited for `LOW_PRIORITY_WAIT_MILLIS` moves to its position in the first list.
+    """
+
+    def __init__(self) -> None:
+        self._normal: list[QueueKey] = []
+        self._low: list[QueueKey] = []
+
+    def __len__(self) -> int:
+        return len(self._normal) + len(self._low)
+
+    def add(self, one: QueueKey) -> None:
+        """Insert a job at its position."""
+        insort(self._low if one.low_priority else self._normal, one)
+
+    def remove(self, job: JobState) -> None:
+        """Remove a job from any position."""
+        for places in (self._normal, self._low):
+            index = bisect_left(places, (job.sequence,))
+            if index < len(places) and places[index].job_id == job.id:
+                del places[index]
+
+    def pop(self, limit: int, now: Millis) -> list[QueueKey]:
+        """Remove and return the first `limit` jobs."""
+        self._promote(now)
+        taken = self._normal[:limit]
+        del self._normal[:limit]
+        rest = limit - len(taken)
+        taken += self._low[:rest]
+        del self._low[:rest]
+        return taken
+
+    def pop_owned(self, owner: Owner) -> list[QueueKey]:
+        """Remove and return all jobs of one owner."""
+        taken = [one for one in self._normal + self._low if one.owner == owner]
+        gone = {one.sequence for one in taken}
+        self._normal = [one for one in self._normal if one.sequence not in gone]
+        self._low = [one for one in self._low if one.sequence not in gone]
+        return taken
+
+    def first(self, limit: int) -> list[QueueKey]:
+        """Return the first `limit` jobs of normal priority."""
+        return self._normal[:limit]
+
+    def before(self, sequence: int) -> int:
+        """Return the number of jobs of normal priority with a lower sequence."""
+        return bisect_left(self._normal, (sequence,))
+
+    def ahead(self, job: JobState) -> int:
+        """Return the number of jobs before this one."""
+        index = self.before(job.sequence)
+        is_here = index < len(self._normal) and self._normal[index].job_id == job.id
+        if is_here or not job.submission.low_priority:
+            return index
+        return len(self._normal) + bisect_left(self._low, (job.sequence,))
+
+    def _promote(self, now: Millis) -> None:
+        count = 0
+        while (
+            count < len(self._low) and self._low[count].created_at + LOW_PRIORITY_WAIT_MILLIS <= now
+        ):
+            insort(self._normal, self._low[count])
+            count += 1
+        del self._low[:count]
 
 
 class JobIndex:
@@ -33,7 +203,7 @@ class JobIndex:
         self._sequence += 1
         return self._sequence
 
-    def note(self, job: Job) -> None:
+    def note(self, job: JobState) -> None:
         """Record a job that has just been submitted, or whose last event has just occurred."""
         before = _status_before(job)
         if before is Status.IN_QUEUE and job.last_event is not Event.TAKE:
@@ -50,12 +220,15 @@ class JobIndex:
             self._ended[job.endpoint, job.last_event] += 1
         self.watch(job)
 
-    def watch(self, job: Job) -> None:
+    def watch(self, job: JobState) -> None:
         """Update the deadline of a job after a change."""
         self._deadlines.set(job.id, deadline(job))
 
     def load(
-        self, unfinished: Iterable[Job], ended: Mapping[tuple[EndpointId, str], int], sequence: int
+        self,
+        unfinished: Iterable[JobState],
+        ended: Mapping[tuple[EndpointId, str], int],
+        sequence: int,
     ) -> None:
         """Initialize the indexes from unfinished jobs, counts of ended jobs and a last sequence."""
         for job in unfinished:
@@ -72,12 +245,6 @@ class JobIndex:
         The caller takes the jobs and records that with `note`, or returns them with `put_back`.
         """
         return self._ready[endpoint, light].pop(limit, now)
-
-    def pop_interactive(
-        self, endpoint: EndpointId, limit: int, now: Millis, *, light: bool
-    ) -> list[QueueKey]:
-        """Like `pop`, for interactive jobs only."""
-        return self._ready[endpoint, light].pop_interactive(limit, now)
 
     def pop_owned(self, endpoint: EndpointId, owner: Owner, *, light: bool) -> list[QueueKey]:
         """Like `pop`, for all jobs of one owner."""
@@ -100,15 +267,24 @@ class JobIndex:
         named |= {name: self._ended[endpoint, status] for status, name in TERMINAL_FIELDS.items()}
         return Counts(**named, retried=self._ended[endpoint, Event.RETRY])
 
-    def ahead(self, job: Job) -> int:
+    def ahead(self, job: JobState) -> int:
         """Return the number of queued jobs before this one."""
         return self._queue(job).ahead(job)
 
-    def _queue(self, job: Job) -> ReadyIndex:
+    def first(self, endpoint: EndpointId, limit: int, *, light: bool) -> list[QueueKey]:
+        """Return the keys of the first jobs of normal priority."""
+        return self._ready[endpoint, light].first(limit)
+
+    def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
+        """Return the number of queued jobs, or of those of normal priority before a sequence."""
+        queue = self._ready[endpoint, light]
+        return len(queue) if before is None else queue.before(before)
+
+    def _queue(self, job: JobState) -> ReadyIndex:
         return self._ready[job.endpoint, job.submission.light]
 
 
-def _status_before(job: Job) -> Status | None:
+def _status_before(job: JobState) -> Status | None:
     """Return the status before the last event; None if the job was new or had ended."""
     match job.last_event:
         case None | Event.RETRY:

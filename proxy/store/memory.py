@@ -3,8 +3,6 @@
 Its jobs are lost when the process ends. Tests use it as the reference for other stores.
 """
 
-import sys
-from collections import OrderedDict
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -18,65 +16,41 @@ from proxy.jobs.model import (
     Job,
     JobError,
     JobId,
+    JobState,
     Millis,
     Owner,
-    Request,
     Submission,
     WorkerId,
 )
 from proxy.jobs.policy import is_body_needed
 from proxy.jobs.webhook import receiver
 from proxy.store.base import StoreFullError
-from proxy.store.deadlines import DeadlineIndex
-from proxy.store.job_index import JobIndex
+from proxy.store.job_index import DeadlineIndex, JobIndex
 
-# Of durable jobs. The size of interactive jobs is bounded by the limits on their clients' requests.
-DURABLE_JOBS_MAX_BYTES = 512 * 1024 * 1024
+JOBS_MAX_BYTES = 512 * 1024 * 1024
 
 # Approximate size of a job in memory, without its body.
 JOB_OVERHEAD_BYTES = 1024
-
-# Ended interactive jobs: at 333 a second, each can be read until its retention expires.
-ENDED_INTERACTIVE_MAX_JOBS = 20_000
-
-# An error message can have 64 KB.
-ENDED_INTERACTIVE_MAX_BYTES = 32 * 1024 * 1024
 
 
 class MemoryStore:
     """`JobStore` in dictionaries.
 
     No method awaits anything, so each runs in one step of the event loop and is therefore atomic.
-    Another store may keep its interactive jobs in an instance of this class; both then share the
-    index.
     """
 
     durable = False
 
-    def __init__(
-        self,
-        index: JobIndex | None = None,
-        max_bytes: int = DURABLE_JOBS_MAX_BYTES,
-        max_ended: int = ENDED_INTERACTIVE_MAX_JOBS,
-        max_ended_bytes: int = ENDED_INTERACTIVE_MAX_BYTES,
-    ) -> None:
-        self._index = index or JobIndex()
+    def __init__(self, max_bytes: int = JOBS_MAX_BYTES) -> None:
+        self._index = JobIndex()
         self._max_bytes = max_bytes
-        self._max_ended = max_ended
-        self._max_ended_bytes = max_ended_bytes
-        # Of durable jobs and their outputs.
+        # Of jobs and their outputs.
         self._bytes = 0
         self._jobs: dict[JobId, Job] = {}
         self._outputs: dict[JobId, list[bytes]] = {}
-        # The sizes of ended interactive jobs, in the order of their ends.
-        self._ended: OrderedDict[JobId, int] = OrderedDict()
-        self._ended_bytes = 0
         self._retentions = DeadlineIndex()
         self._deliveries = DeadlineIndex()
         self._tries: dict[JobId, int] = {}
-
-    def __contains__(self, job_id: JobId) -> bool:
-        return job_id in self._jobs
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -84,19 +58,12 @@ class MemoryStore:
 
     async def running(self) -> Sequence[Job]:
         status = TRANSITIONS[Event.TAKE].target
-        return [
-            job.outline()
-            for job in self._jobs.values()
-            if job.submission.durable and job.status is status
-        ]
+        return [job.outline() for job in self._jobs.values() if job.status is status]
 
     async def submit(self, submission: Submission, now: Millis) -> Job:
         if (known := self._jobs.get(submission.id)) is not None:
             return known
-        if (
-            submission.durable
-            and self._bytes + JOB_OVERHEAD_BYTES + len(submission.work.body) > self._max_bytes
-        ):
+        if self._bytes + JOB_OVERHEAD_BYTES + len(submission.work.body) > self._max_bytes:
             raise StoreFullError(f"durable jobs use more than {self._max_bytes} bytes of memory")
         job = Job(
             submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now
@@ -136,9 +103,9 @@ class MemoryStore:
     ) -> Sequence[Job]:
         places = self._index.pop(endpoint, limit, now, light=False)
         places += self._index.pop(endpoint, light_limit, now, light=True)
-        return [self.hand_out(place.job_id, worker, now) for place in places]
+        return [self._hand_out(place.job_id, worker, now) for place in places]
 
-    def hand_out(self, job_id: JobId, worker: WorkerId, now: Millis) -> Job:
+    def _hand_out(self, job_id: JobId, worker: WorkerId, now: Millis) -> Job:
         """Apply `take` to a job whose key has been popped from the index."""
         job = self._jobs[job_id]
         # The output log belongs to the current attempt.
@@ -188,7 +155,7 @@ class MemoryStore:
         ended = replace(
             job, status=target, finished_at=now, error=error, output=output, last_event=event
         )
-        if job.submission.durable and job.submission.webhook is not None:
+        if job.submission.webhook is not None:
             self._deliveries.set(job_id, now)
             self._tries[job_id] = 0
         if not is_body_needed(ended):
@@ -216,7 +183,7 @@ class MemoryStore:
 
     async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:
         job = self._jobs.get(job_id)
-        if job is None or not job.submission.durable:
+        if job is None:
             return None
         if job.finished_at is None:
             changed = replace(job.submission, expires_at=moment)
@@ -249,7 +216,7 @@ class MemoryStore:
 
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
         job = self._jobs.get(job_id)
-        if job is None or not job.submission.durable or job.attempt != attempt:
+        if job is None or job.attempt != attempt:
             return None
         if job.status is not TRANSITIONS[Event.TAKE].target:
             return None
@@ -281,12 +248,16 @@ class MemoryStore:
     async def counts(self, endpoint: EndpointId) -> Counts:
         return self._index.counts(endpoint)
 
-    def ahead(self, job: Job) -> int:
+    def ahead(self, job: JobState) -> int:
         return self._index.ahead(job)
 
-    def _retry(self, job: Job, now: Millis) -> Job | None:
-        if not job.submission.durable:
-            return None
+    def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
+        return self._index.queued(endpoint, light=light, before=before)
+
+    def next_sequence(self) -> int:
+        return self._index.next_sequence()
+
+    def _retry(self, job: Job, now: Millis) -> Job:
         self._drop_outputs(job.id)
         self._deliveries.set(job.id, None)
         self._tries.pop(job.id, None)
@@ -312,7 +283,6 @@ class MemoryStore:
         self._bytes -= _size_bytes(self._jobs.pop(job_id))
         self._drop_outputs(job_id)
         self._retentions.set(job_id, None)
-        self._ended_bytes -= self._ended.pop(job_id, 0)
 
     def _drop_outputs(self, job_id: JobId) -> None:
         self._bytes -= sum(map(len, self._outputs.pop(job_id, ())))
@@ -325,32 +295,12 @@ class MemoryStore:
         if job.finished_at is not None and job.id not in self._tries:
             forgotten_at = Millis(job.finished_at + job.submission.retention)
         self._retentions.set(job.id, forgotten_at)
-        if job.is_terminal and not job.submission.durable:
-            self._evict_ended(job)
         return job
-
-    def _evict_ended(self, job: Job) -> None:
-        """Count an ended interactive job, and evict the oldest ended jobs if there are too many."""
-        self._ended_bytes += _ended_size_bytes(job) - self._ended.get(job.id, 0)
-        self._ended[job.id] = _ended_size_bytes(job)
-        while len(self._ended) > self._max_ended or self._ended_bytes > self._max_ended_bytes:
-            self._drop(next(iter(self._ended)))
 
 
 def _size_bytes(job: Job) -> int:
-    """Return the size of a job that counts towards `DURABLE_JOBS_MAX_BYTES`."""
-    if not job.submission.durable:
-        return 0
+    """Return the size of a job that counts towards `JOBS_MAX_BYTES`."""
     return JOB_OVERHEAD_BYTES + len(job.submission.work.body) + len(job.output or b"")
-
-
-def _ended_size_bytes(job: Job) -> int:
-    """Return the approximate size of an interactive job after its end."""
-    work = job.submission.work
-    texts = [job.error.message] if job.error is not None else []
-    if isinstance(work, Request):
-        texts += [work.path, work.content_type]
-    return JOB_OVERHEAD_BYTES + sum(map(sys.getsizeof, texts))
 
 
 def _postponed(submission: Submission, by: Millis) -> Submission:

@@ -12,6 +12,7 @@ state.
 import asyncio
 from collections import Counter
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import TypeAlias
 
 import structlog
@@ -37,6 +38,16 @@ MAX_DELIVERIES_PER_RECEIVER = 4
 # The limit for the bodies of all active deliveries; the last one may exceed it.
 MAX_BODY_BYTES = 64 * 1024 * 1024
 
+
+@dataclass(frozen=True, slots=True)
+class DeliveryLimits:
+    """The limits of active deliveries: in all, for each receiver, and of their bodies in bytes."""
+
+    max_deliveries: int = MAX_DELIVERIES
+    max_per_receiver: int = MAX_DELIVERIES_PER_RECEIVER
+    max_body_bytes: int = MAX_BODY_BYTES
+
+
 Render: TypeAlias = Callable[[Job], Awaitable[bytes]]
 """Returns the body of the webhook for a job that has ended."""
 OpenWebhook: TypeAlias = Callable[[str], str]
@@ -52,20 +63,15 @@ class Deliveries:
         sender: Sender,
         render: Render,
         clock: Clock,
-        *,
         open_webhook: OpenWebhook = str,
-        max_deliveries: int = MAX_DELIVERIES,
-        max_per_receiver: int = MAX_DELIVERIES_PER_RECEIVER,
-        max_body_bytes: int = MAX_BODY_BYTES,
+        limits: DeliveryLimits | None = None,
     ) -> None:
         self._store = store
         self._sender = sender
         self._render = render
         self._clock = clock
         self._open_webhook = open_webhook
-        self._max_deliveries = max_deliveries
-        self._max_per_receiver = max_per_receiver
-        self._max_body_bytes = max_body_bytes
+        self._limits = limits or DeliveryLimits()
         self._events = Subscription()
         self._running = Background()
         self._is_open = True
@@ -110,13 +116,13 @@ class Deliveries:
         if self._waiting and now < self._queried_at + POLL_SECONDS:
             return
         self._queried_at = now
-        while len(self._active) < self._max_deliveries and self._is_open:
+        while len(self._active) < self._limits.max_deliveries and self._is_open:
             saturated = {
                 name
                 for name, number in Counter(self._active.values()).items()
-                if number >= self._max_per_receiver
+                if number >= self._limits.max_per_receiver
             }
-            limit = self._max_deliveries + len(self._active)
+            limit = self._limits.max_deliveries + len(self._active)
             due = await self._store.deliveries(self._clock.now(), limit, besides=saturated)
             new = {one.job.id: one for one in due if one.job.id not in self._active}
             if not new:
@@ -128,10 +134,10 @@ class Deliveries:
         """Start the waiting deliveries that the limits allow, the earliest first."""
         active = Counter(self._active.values())
         for job_id, delivery in list(self._waiting.items()):
-            if len(self._active) >= self._max_deliveries or not self._is_open:
+            if len(self._active) >= self._limits.max_deliveries or not self._is_open:
                 return
             name = receiver(delivery.job.submission.webhook)
-            if active[name] < self._max_per_receiver:
+            if active[name] < self._limits.max_per_receiver:
                 active[name] += 1
                 self._active[job_id] = name
                 del self._waiting[job_id]
@@ -152,7 +158,9 @@ class Deliveries:
         try:
             webhook = self._open_webhook(delivery.job.submission.webhook or "")
             async with self._body_freed:
-                await self._body_freed.wait_for(lambda: self._body_bytes < self._max_body_bytes)
+                await self._body_freed.wait_for(
+                    lambda: self._body_bytes < self._limits.max_body_bytes
+                )
                 body = await self._body(delivery)
                 self._body_bytes += len(body)
             try:

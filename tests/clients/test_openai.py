@@ -102,14 +102,14 @@ async def test_closing_a_stream_frees_the_engine_and_the_client_can_continue(
 
 async def test_every_call_that_was_read_to_the_end_is_completed(line: Line, other: Client) -> None:
     """Some clients close their connection as soon as they have read `[DONE]`."""
-    before = await line.proxy.parts.store.counts(EndpointId("default"))
+    before = await line.proxy.parts.view.counts(EndpointId("default"))
     for number in range(20):
         result = await other.call(
             f"{line.proxy.url}/v1", chat(stream=True) | (USAGE if number % 2 else {})
         )
         assert FULL.items() <= result.items(), result
-    await until(lambda: not len(line.proxy.parts.output), what="the calls are over")
-    after = await line.proxy.parts.store.counts(EndpointId("default"))
+    await until(lambda: not len(line.proxy.parts.interactive), what="the calls are over")
+    after = await line.proxy.parts.view.counts(EndpointId("default"))
     assert after == replace(before, completed=before.completed + 20)
 
 
@@ -128,7 +128,7 @@ async def test_heartbeats_break_no_client(other: Client) -> None:
         call = asyncio.create_task(
             other.call(f"{proxy.url}/v1", chat(stream=True, max_tokens=2, seed=300_000))
         )
-        await until(lambda: len(proxy.parts.output) == 1, what="the call waits")
+        await until(lambda: len(proxy.parts.interactive) == 1, what="the call waits")
         # The second call is behind the first in the queue.
         async with proxy.http.post(CHAT, json=chat(stream=True)) as beside:
             for _ in range(2):

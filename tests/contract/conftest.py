@@ -1,4 +1,4 @@
-"""Fixtures of the contract tests: a store of each kind, and jobs of each kind."""
+"""Fixtures of the contract tests: a store of each kind, and its jobs."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -10,8 +10,8 @@ from harness.data.jobs import submission
 from harness.data.store_steps import STORES, T0, Submit
 
 from proxy.jobs.model import Job
+from proxy.service.events import LocalSignal
 from proxy.store.base import JobStore, Signal
-from proxy.store.signal import LocalSignal
 
 
 @pytest_asyncio.fixture(params=STORES)
@@ -22,13 +22,12 @@ async def store(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         yield made
 
 
-@pytest.fixture(params=["interactive", "durable"])
-def submit(request: pytest.FixtureRequest, store: JobStore) -> Submit:
-    """Submits jobs of each kind, unless a test passes `durable`."""
+@pytest.fixture
+def submit(store: JobStore) -> Submit:
+    """Submits jobs to the store."""
 
     async def submit_all(*ids: str, **changed: Any) -> list[Job]:
-        fields = {"durable": request.param == "durable"} | changed
-        return [await store.submit(submission(job_id, **fields), T0) for job_id in ids]
+        return [await store.submit(submission(job_id, **changed), T0) for job_id in ids]
 
     return submit_all
 

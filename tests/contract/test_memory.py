@@ -14,12 +14,10 @@ BODY = Input(b"1" * 10_000)
 
 async def test_submits_are_rejected_while_the_store_is_full() -> None:
     store = MemoryStore(max_bytes=2 * (len(BODY.body) + JOB_OVERHEAD_BYTES))
-    await store.submit(submission("a", durable=True, work=BODY), T0)
-    await store.submit(submission("b", durable=True, work=BODY), T0)
+    await store.submit(submission("a", work=BODY), T0)
+    await store.submit(submission("b", work=BODY), T0)
     with pytest.raises(StoreFullError):
-        await store.submit(submission("c", durable=True, work=BODY), T0)
-    # An interactive job counts towards the limits on its client's request instead.
-    await store.submit(submission("d", work=BODY), T0)
+        await store.submit(submission("c", work=BODY), T0)
     for job in await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0):
         # Writes for existing jobs are still accepted.
         await store.append(job.id, job.attempt, [b"2" * 50_000])
@@ -27,7 +25,7 @@ async def test_submits_are_rejected_while_the_store_is_full() -> None:
             job.id, Event.COMPLETE, now=T0, attempt=job.attempt, output=b"3" * 50_000
         )
     with pytest.raises(StoreFullError):
-        await store.submit(submission("c", durable=True, work=BODY), T0)
+        await store.submit(submission("c", work=BODY), T0)
     await store.forget(Millis(T0 + 10**9), 100)
-    await store.submit(submission("c", durable=True, work=BODY), T0)
+    await store.submit(submission("c", work=BODY), T0)
     assert store._bytes == len(BODY.body) + JOB_OVERHEAD_BYTES

@@ -8,13 +8,14 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from contextlib import asynccontextmanager, closing, contextmanager
 from pathlib import Path
+from typing import Any
 
 import pytest
 from harness.data.jobs import ALICE, HERE, submission
 from harness.data.store_steps import T0, WHY, WORKER, ended, found, ids, settle, sqlite_store, take
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Input, Job, JobId, Millis
+from proxy.jobs.model import Input, InteractiveJob, Job, JobId, Millis
 from proxy.store.base import StoreUnavailableError
 from proxy.store.sqlite.database import MIGRATIONS
 from proxy.store.sqlite.rows import Row
@@ -29,8 +30,8 @@ async def opened(path: Path) -> AsyncIterator[SqliteStore]:
         yield store
 
 
-async def submit(store: SqliteStore, *job_ids: str, durable: bool = True) -> list[Job]:
-    return [await store.submit(submission(job_id, durable=durable), T0) for job_id in job_ids]
+async def submit(store: SqliteStore, *job_ids: str, **changed: Any) -> list[Job]:
+    return [await store.submit(submission(job_id, **changed), T0) for job_id in job_ids]
 
 
 @contextmanager
@@ -116,10 +117,7 @@ async def test_free_pages_are_given_back_to_the_disk(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         for number in range(40):
-            wanted = submission(
-                f"{number}", durable=True, work=Input(bytes(1_000_000)), retention=Millis(0)
-            )
-            await store.submit(wanted, T0)
+            await submit(store, f"{number}", work=Input(bytes(1_000_000)), retention=Millis(0))
         await store.purge(HERE, ALICE, T0, WHY)
         for _ in range(5):
             await store.forget(T0, 1_000)
@@ -229,9 +227,9 @@ async def test_concurrent_writes_share_commits(tmp_path: Path) -> None:
 async def test_a_failing_write_does_not_affect_others(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
-        too_late = store.submit(submission("bad", durable=True, expires_at=Millis(2**70)), T0)
+        too_late = store.submit(submission("bad", expires_at=Millis(2**70)), T0)
         # Fails in the second table that a submit writes.
-        no_bytes = store.submit(submission("worse", durable=True, s3_config="text"), T0)
+        no_bytes = store.submit(submission("worse", s3_config="text"), T0)
         results = await asyncio.gather(
             submit(store, "a"), too_late, no_bytes, submit(store, "b"), return_exceptions=True
         )
@@ -284,55 +282,54 @@ async def test_a_cancelled_purge_leaves_the_other_jobs_queued(tmp_path: Path) ->
         assert 0 < len(rest) < 450
 
 
-# Interactive jobs
-
-
-async def test_interactive_jobs_do_not_wait_for_the_disk(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.db"
-    async with opened(path) as store:
-        await submit(store, "durable", durable=True)
-        await take(store)
-        before = store.commits
-        with write_lock(path):
-            waiting = asyncio.create_task(settle(store, "durable", Event.COMPLETE))
-            await submit(store, "a", "b", durable=False)
-            [a, b] = await take(store)
-            assert await settle(store, a, Event.RELEASE) is not None
-            await take(store)
-            for job in (a, b):
-                assert await settle(store, job, Event.COMPLETE) is not None
-                assert await store.find(job.id) is not None
-            await submit(store, "c", durable=False)
-            assert ids(await store.purge(HERE, ALICE, T0, WHY)) == ["c"]
-            assert not waiting.done()
-        await waiting
-        assert store.commits == before + 1
-    async with opened(path) as store:
-        assert ids(await store.recent(HERE, ALICE, before=None, limit=9)) == ["durable"]
-
-
 @pytest.mark.torture
-async def test_interactive_jobs_are_taken_while_the_file_is_locked(tmp_path: Path) -> None:
-    path = tmp_path / "jobs.db"
-    async with opened(path) as store:
-        await submit(store, "durable")
-        await submit(store, "a", "b", durable=False)
-        # The lock lasts longer than the busy timeout of the writer.
-        with write_lock(path):
-            assert ids(await take(store, limit=2)) == ["a", "b"]
-        assert ids(await take(store)) == ["durable"]
-
-
-async def test_jobs_of_both_kinds_share_one_queue_after_a_restart(tmp_path: Path) -> None:
+async def test_jobs_stay_queued_while_the_file_is_locked(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     async with opened(path) as store:
         await submit(store, "a", "b")
+        # The lock lasts longer than the busy timeout of the writer.
+        with write_lock(path):
+            assert await take(store, limit=2) == []
+            assert store.queued(HERE, light=False) == 2
+        assert ids(await take(store)) == ["a", "b"]
+
+
+# The index in memory
+
+
+async def test_the_queues_are_counted_again_after_an_opening(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
     async with opened(path) as store:
-        [c] = await submit(store, "c", durable=False)
-        [d] = await submit(store, "d")
-        assert [store.ahead(job) for job in (c, d)] == [2, 3]
-        taken = await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0)
-        assert ids(taken) == ["a", "b", "c", "d"]
+        jobs = await submit(store, "a", "b", "c", "d")
+        await submit(store, "low", low_priority=True)
+        await submit(store, "x", light=True)
+        bound = (await submit(store, "e"))[0].sequence
+        await take(store, limit=2, light_limit=0)
+        await settle(store, "b", Event.RELEASE)
+        await settle(store, "c", Event.CANCEL)
+    async with opened(path) as store:
+        assert store.queued(HERE, light=False) == 4
+        assert store.queued(HERE, light=True) == 1
+        assert store.queued(HERE, light=False, before=bound) == 2
+        assert store.queued(HERE, light=True, before=bound) == 1
+        assert store.queued(HERE, light=False, before=jobs[1].sequence) == 0
+        assert [store.ahead(await found(store, name)) for name in ("b", "e", "low")] == [0, 2, 3]
+
+
+async def test_sequences_continue_after_an_opening(tmp_path: Path) -> None:
+    path = tmp_path / "jobs.db"
+    async with opened(path) as store:
+        [a, b] = await submit(store, "a", "b")
+        await take(store)
+        await ended(store, a, Event.FAIL)
+        retried = await ended(store, a, Event.RETRY)
+    async with opened(path) as store:
+        foreign = InteractiveJob(submission("foreign"), store.next_sequence(), T0)
+        [c] = await submit(store, "c")
+        assert b.sequence < retried.sequence < foreign.sequence < c.sequence
+        assert [store.ahead(job) for job in (retried, foreign, c)] == [0, 1, 1]
+        assert store.queued(HERE, light=False, before=foreign.sequence) == 1
+        assert ids(await take(store)) == ["a", "c"]
 
 
 # Memory
@@ -347,7 +344,7 @@ async def test_large_bodies_are_taken_a_few_at_a_time(tmp_path: Path) -> None:
     async with opened(tmp_path / "jobs.db") as store:
         names = [str(number) for number in range(5)]
         for name in names:
-            await store.submit(submission(name, durable=True, work=body), T0)
+            await submit(store, name, work=body)
         takes = [
             ids(await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0)) for _ in range(4)
         ]

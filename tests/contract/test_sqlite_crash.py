@@ -144,7 +144,7 @@ async def main():
     async with store.open():
         say("acknowledged", "open")
         for number in range(20):
-            await store.submit(submission(f"{number}", durable=True), T0)
+            await store.submit(submission(f"{number}"), T0)
             say("acknowledged", "submit", number)
             [job] = await take(store)
             say("acknowledged", "take", number)

@@ -54,7 +54,7 @@ async def submit_until_full(store: SqliteStore, name: str) -> list[str]:
     with pytest.raises(StoreFullError):
         while True:
             job_id = f"{name}-{len(submitted)}"
-            await store.submit(submission(job_id, durable=True, work=Input(bytes(100_000))), T0)
+            await store.submit(submission(job_id, work=Input(bytes(100_000))), T0)
             submitted.append(job_id)
     return submitted
 
@@ -70,20 +70,19 @@ async def test_a_full_disk_loses_no_jobs_and_recovers(small_disk: Path) -> None:
         assert len(submitted) > 10
         assert (small_disk / "jobs.db.ballast").exists()
         taken = await take(store, limit=5)
-        assert await store.submit(submission(submitted[0], durable=True), T0) == taken[0]
+        assert await store.submit(submission(submitted[0]), T0) == taken[0]
 
         fill(more)
         # These writes use the space of the ballast.
         for job in taken:
             await ended(store, job, Event.COMPLETE, output=bytes(MEGABYTE))
         assert not (small_disk / "jobs.db.ballast").exists()
-        await store.submit(submission("interactive"), T0)
         with pytest.raises(StoreFullError):
-            await store.submit(submission("late", durable=True), T0)
+            await store.submit(submission("late"), T0)
 
         other.unlink()
         more.unlink()
-        await store.submit(submission("late", durable=True), T0)
+        await store.submit(submission("late"), T0)
         assert (small_disk / "jobs.db.ballast").exists()
     store = sqlite_store(path)
     async with store.open():
@@ -102,10 +101,7 @@ def free(folder: Path) -> int:
 async def test_concurrent_submits_do_not_use_the_reserve(small_disk: Path) -> None:
     store = sqlite_store(small_disk / "jobs.db")
     async with store.open():
-        large = [
-            submission(f"{number}", durable=True, work=Input(bytes(10 * MEGABYTE)))
-            for number in range(9)
-        ]
+        large = [submission(f"{number}", work=Input(bytes(10 * MEGABYTE))) for number in range(9)]
         results = await asyncio.gather(
             *(store.submit(one, T0) for one in large), return_exceptions=True
         )
@@ -119,8 +115,8 @@ async def test_concurrent_submits_do_not_use_the_reserve(small_disk: Path) -> No
 async def test_a_write_that_is_too_large_uses_no_space(small_disk: Path) -> None:
     store = sqlite_store(small_disk / "jobs.db")
     async with store.open():
-        await store.submit(submission("large", durable=True), T0)
-        await store.submit(submission("small", durable=True), T0)
+        await store.submit(submission("large"), T0)
+        await store.submit(submission("small"), T0)
         await take(store)
         before = free(small_disk)
         large, small = await asyncio.gather(
@@ -140,7 +136,6 @@ async def test_no_job_is_lost_while_no_write_is_possible(small_disk: Path) -> No
     async with store.open():
         fill(other, 30 * MEGABYTE)
         submitted = await submit_until_full(store, "a")
-        await store.submit(submission("interactive"), T0)
         [job] = await take(store, limit=1)
         (small_disk / "jobs.db.ballast").unlink()
         # Another program uses all space that becomes free.
@@ -149,7 +144,7 @@ async def test_no_job_is_lost_while_no_write_is_possible(small_disk: Path) -> No
             with pytest.raises(StoreFullError):
                 while True:
                     await store.append(job.id, 1, [bytes(size)])
-        assert ids(await take(store, limit=2)) == ["interactive"]
+        assert await take(store, limit=2) == []
         with pytest.raises(StoreFullError):
             await store.settle(job.id, Event.COMPLETE, now=T0, attempt=1)
         assert await store.find(job.id) == job
@@ -212,7 +207,7 @@ async def test_small_writes_succeed_in_a_full_file(tmp_path: Path) -> None:
 async def test_a_small_disk_has_a_small_reserve(tmp_path: Path) -> None:
     store = sqlite_store(tmp_path / "jobs.db")
     async with store.open():
-        await store.submit(submission("a", durable=True), T0)
+        await store.submit(submission("a"), T0)
         disk = os.statvfs(tmp_path)
         size = (tmp_path / "jobs.db.ballast").stat().st_size
         assert 0 < size <= min(32 * 1024 * 1024, disk.f_blocks * disk.f_frsize // 40)

@@ -2,6 +2,7 @@
 
 import asyncio
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from harness.data.jobs import ALICE, HERE, REQUEST, submission
@@ -19,7 +20,16 @@ from harness.data.store_steps import (
 )
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Counts, EndpointId, Input, JobId, Millis, Owner, WorkerId
+from proxy.jobs.model import (
+    Counts,
+    EndpointId,
+    Input,
+    InteractiveJob,
+    JobId,
+    Millis,
+    Owner,
+    WorkerId,
+)
 from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS
 from proxy.store.base import JobStore
 
@@ -33,7 +43,7 @@ OTHER = EndpointId("other")
 async def test_a_submitted_job_is_in_queue(store: JobStore, submit: Submit) -> None:
     [job] = await submit("a")
     assert (job.status, job.attempt, job.failures, job.created_at) == (Status.IN_QUEUE, 0, 0, T0)
-    assert job.submission == submission("a", durable=job.submission.durable)
+    assert job.submission == submission("a")
     assert await store.get(HERE, ALICE, JobId("a")) == job.without_body()
     assert job.submission.work.body
     assert await store.find(JobId("a")) == job
@@ -102,14 +112,6 @@ async def test_recent_jobs_can_be_filtered_by_status(store: JobStore, submit: Su
     ]
 
 
-async def test_jobs_of_both_kinds_are_listed_in_one_order(store: JobStore, submit: Submit) -> None:
-    for number, durable in enumerate((True, False, False, True, False)):
-        await submit(f"{number}", durable=durable)
-    page = await store.recent(HERE, ALICE, before=None, limit=3)
-    assert ids(page) == ["4", "3", "2"]
-    assert ids(await store.recent(HERE, ALICE, before=page[-1].sequence, limit=3)) == ["1", "0"]
-
-
 async def test_listings_omit_large_values(store: JobStore, submit: Submit) -> None:
     await submit(
         "queued",
@@ -134,10 +136,9 @@ async def test_listings_omit_large_values(store: JobStore, submit: Submit) -> No
         assert job.output is None
 
 
-async def test_running_durable_jobs_are_listed(store: JobStore, submit: Submit) -> None:
-    await submit("interactive", durable=False)
-    await submit("a", "b", "c", durable=True)
-    await take(store, limit=3)
+async def test_running_jobs_are_listed(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b", "c")
+    await take(store, limit=2)
     await settle(store, "a", Event.COMPLETE)
     [job] = await store.running()
     assert (job.id, job.status, job.attempt, job.worker) == ("b", Status.IN_PROGRESS, 1, WORKER)
@@ -153,9 +154,9 @@ async def test_jobs_leave_in_order(store: JobStore, submit: Submit) -> None:
     assert await take(store) == []
 
 
-async def test_jobs_of_both_kinds_share_one_queue(store: JobStore, submit: Submit) -> None:
-    for number, durable in enumerate((True, False, True, True, False, False, True)):
-        await submit(f"{number}", durable=durable, low_priority=number in {1, 2})
+async def test_jobs_of_both_priorities_leave_in_one_order(store: JobStore, submit: Submit) -> None:
+    for number in range(7):
+        await submit(f"{number}", low_priority=number in {1, 2})
     assert ids(await take(store, limit=3)) == ["0", "3", "4"]
     assert ids(await take(store, limit=3)) == ["5", "6", "1"]
     assert ids(await take(store, limit=3)) == ["2"]
@@ -333,28 +334,20 @@ async def test_a_take_and_a_cancel_cannot_both_win(store: JobStore, submit: Subm
 
 
 async def test_a_body_is_kept_while_it_can_be_needed(store: JobStore, submit: Submit) -> None:
-    kept = set()
-    for durable in (False, True):
-        for webhook in (None, "https://example.com"):
-            for event in (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE):
-                name = f"{event} {durable} {webhook}"
-                await submit(name, durable=durable, webhook=webhook, s3_config=b"secret")
-                [job] = await take(store)
-                work = (await ended(store, job, event)).submission
-                assert work == (await found(store, name)).submission
-                assert work in (job.submission, job.submission.without_body())
-                if work == job.submission:
-                    kept.add(name)
     hook = "https://example.com"
-    assert kept == {
-        *("fail True None", "expire True None"),
-        *(
-            f"complete True {hook}",
-            f"fail True {hook}",
-            f"cancel True {hook}",
-            f"expire True {hook}",
-        ),
-    }
+    events = (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE)
+    kept = set()
+    for webhook in (None, hook):
+        for event in events:
+            name = f"{event} {webhook}"
+            await submit(name, webhook=webhook, s3_config=b"secret")
+            [job] = await take(store)
+            work = (await ended(store, job, event)).submission
+            assert work == (await found(store, name)).submission
+            assert work in (job.submission, job.submission.without_body())
+            if work == job.submission:
+                kept.add(name)
+    assert kept == {"fail None", "expire None", *(f"{event} {hook}" for event in events)}
 
 
 # Retrying
@@ -364,7 +357,7 @@ async def test_a_retried_job_starts_over_at_the_end_of_the_queue(
     store: JobStore, submit: Submit
 ) -> None:
     deadlines = {"expires_at": Millis(T0 + 60_000), "queued_until": Millis(T0 + 10_000)}
-    await submit("a", durable=True, **deadlines)
+    await submit("a", **deadlines)
     [job] = await take(store)
     await settle(store, job, Event.RELEASE, counts=True)
     [job] = await take(store)
@@ -391,7 +384,7 @@ async def test_a_retried_job_starts_over_at_the_end_of_the_queue(
 
 
 async def test_only_failed_jobs_can_be_retried(store: JobStore, submit: Submit) -> None:
-    await submit("a", "b", durable=True)
+    await submit("a", "b")
     [a, b] = await take(store)
     await settle(store, a, Event.COMPLETE)
     await settle(store, b, Event.CANCEL)
@@ -399,26 +392,18 @@ async def test_only_failed_jobs_can_be_retried(store: JobStore, submit: Submit) 
     assert await settle(store, b, Event.RETRY) is None
 
 
-async def test_an_interactive_job_cannot_be_retried(store: JobStore, submit: Submit) -> None:
-    await submit("a", durable=False)
-    [job] = await take(store)
-    await settle(store, job, Event.FAIL)
-    assert await settle(store, job, Event.RETRY) is None
-
-
 # Purging
 
 
 async def test_a_purge_cancels_queued_jobs_only(store: JobStore, submit: Submit) -> None:
     await submit("a", "b", "c")
-    await submit("other kind", durable=True)
     await submit("light", light=True)
     await submit("low", low_priority=True)
     await submit("bob's", owner=BOB)
     await submit("elsewhere", endpoint=OTHER)
     await take(store, limit=1, light_limit=0)
     purged = await store.purge(HERE, ALICE, T0, WHY)
-    assert sorted(ids(purged)) == ["b", "c", "light", "low", "other kind"]
+    assert sorted(ids(purged)) == ["b", "c", "light", "low"]
     assert {(job.status, job.error, job.finished_at) for job in purged} == {
         (Status.CANCELLED, WHY, T0)
     }
@@ -446,7 +431,7 @@ async def test_a_job_is_either_purged_or_taken(store: JobStore, submit: Submit) 
 
 
 async def test_counts_match_the_events(store: JobStore, submit: Submit) -> None:
-    await submit(*"abcdef", durable=True)
+    await submit(*"abcdef")
     jobs = await take(store, limit=4)
     for job, event in zip(
         jobs, (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE), strict=True
@@ -454,12 +439,15 @@ async def test_counts_match_the_events(store: JobStore, submit: Submit) -> None:
         await settle(store, job, event)
     await settle(store, "b", Event.RETRY)
     await settle(store, "f", Event.CANCEL)
-    await submit("g", "h", durable=False)
+    await submit("g", "h")
     await store.take(HERE, WorkerId("w-2"), limit=1, light_limit=0, now=T0)
     assert await store.counts(HERE) == Counts(
         in_queue=3, in_progress=1, completed=1, failed=1, cancelled=2, timed_out=1, retried=1
     )
     assert await store.counts(OTHER) == Counts()
+
+
+# Hints for other queues
 
 
 async def test_a_queued_job_has_a_queue_position(store: JobStore, submit: Submit) -> None:
@@ -468,6 +456,124 @@ async def test_a_queued_job_has_a_queue_position(store: JobStore, submit: Submit
     assert [store.ahead(job) for job in (*jobs, low)] == [0, 1, 2, 3]
     await take(store, limit=1)
     assert [store.ahead(job) for job in (*jobs[1:], low)] == [0, 1, 2]
+
+
+def foreign(store: JobStore, **changed: Any) -> InteractiveJob:
+    """Return a job of another queue, behind all jobs that the store has now."""
+    return InteractiveJob(submission("foreign", **changed), store.next_sequence(), T0)
+
+
+async def test_a_job_of_another_queue_has_the_position_of_its_sequence(
+    store: JobStore, submit: Submit
+) -> None:
+    first = foreign(store)
+    [a, b] = await submit("a", "b")
+    await submit("low", low_priority=True)
+    second = foreign(store)
+    low = foreign(store, low_priority=True)
+    await submit("c")
+    await submit("last", low_priority=True)
+    await submit("light", light=True)
+    light = foreign(store, light=True)
+    other = foreign(store, endpoint=OTHER)
+    foreigners = (first, second, low, light, other)
+    assert [store.ahead(job) for job in foreigners] == [0, 2, 4, 1, 0]
+    await take(store, limit=1, light_limit=0)
+    assert [store.ahead(job) for job in foreigners] == [0, 1, 3, 1, 0]
+    await settle(store, a, Event.RELEASE)
+    await settle(store, b, Event.CANCEL)
+    assert [store.ahead(job) for job in foreigners] == [0, 1, 3, 1, 0]
+    await store.purge(HERE, ALICE, T0, WHY)
+    assert [store.ahead(job) for job in foreigners] == [0, 0, 0, 0, 0]
+
+
+async def test_jobs_of_another_queue_have_sequences_of_their_own(
+    store: JobStore, submit: Submit
+) -> None:
+    sequences = [store.next_sequence()]
+    sequences += [job.sequence for job in await submit("a", "b")]
+    sequences += [store.next_sequence(), store.next_sequence()]
+    [a, _] = await take(store)
+    await ended(store, a, Event.FAIL)
+    sequences.append((await ended(store, a, Event.RETRY)).sequence)
+    sequences.append(store.next_sequence())
+    sequences += [job.sequence for job in await submit("c", low_priority=True, light=True)]
+    sequences.append(store.next_sequence())
+    assert sequences == sorted(set(sequences))
+
+
+def queued(store: JobStore, endpoint: EndpointId = HERE) -> tuple[int, int]:
+    """Return the numbers of queued jobs: ordinary and light ones."""
+    return store.queued(endpoint, light=False), store.queued(endpoint, light=True)
+
+
+async def test_queued_jobs_are_counted_by_the_credit_that_they_need(
+    store: JobStore, submit: Submit
+) -> None:
+    assert queued(store) == (0, 0)
+    await submit("a", "b")
+    await submit("low", low_priority=True)
+    await submit("x", light=True)
+    await submit("light and low", light=True, low_priority=True)
+    await submit("elsewhere", endpoint=OTHER)
+    await submit("bob's", owner=BOB)
+    assert (queued(store), queued(store, OTHER)) == ((4, 2), (1, 0))
+    assert queued(store, EndpointId("unknown")) == (0, 0)
+
+
+async def test_the_number_of_queued_jobs_follows_the_events(
+    store: JobStore, submit: Submit
+) -> None:
+    await submit(*"abcd")
+    await submit("low", low_priority=True)
+    await submit("x", "y", light=True)
+    await submit("bob's", owner=BOB)
+    [a, b, x] = await take(store, limit=2, light_limit=1)
+    assert queued(store) == (4, 1)
+    await settle(store, a, Event.RELEASE, counts=True)
+    await settle(store, x, Event.RELEASE)
+    assert queued(store) == (5, 2)
+    for job in (b, "c", "low", "y"):
+        await settle(store, job, Event.CANCEL)
+    await settle(store, "d", Event.EXPIRE)
+    assert queued(store) == (2, 1)
+    await settle(store, "d", Event.RETRY)
+    assert queued(store) == (3, 1)
+    await store.purge(HERE, ALICE, T0, WHY)
+    assert queued(store) == (1, 0)
+    await take(store)
+    assert queued(store) == (0, 0)
+
+
+async def test_the_queued_jobs_before_a_sequence_are_those_of_normal_priority(
+    store: JobStore, submit: Submit
+) -> None:
+    bounds = [store.next_sequence()]
+    for job_id, low_priority in (("low", True), ("a", False), ("later low", True), ("b", False)):
+        await submit(job_id, low_priority=low_priority)
+        await submit(f"light {job_id}", light=True)
+        await submit(f"other {job_id}", endpoint=OTHER)
+        bounds.append(store.next_sequence())
+
+    def before(*, light: bool = False) -> list[int]:
+        return [store.queued(HERE, light=light, before=bound) for bound in bounds]
+
+    assert before() == [0, 0, 1, 1, 2]
+    assert before(light=True) == [0, 1, 2, 3, 4]
+    assert store.queued(HERE, light=False) == 4
+    [a] = await take(store, limit=1, light_limit=0)
+    assert before() == [0, 0, 0, 0, 1]
+    await settle(store, a, Event.RELEASE)
+    assert before() == [0, 0, 1, 1, 2]
+    await settle(store, "b", Event.CANCEL)
+    assert before() == [0, 0, 1, 1, 1]
+    await take(store, limit=1, light_limit=0)
+    await settle(store, "a", Event.FAIL)
+    await settle(store, "a", Event.RETRY)
+    assert before() == [0, 0, 0, 0, 0], "a retried job is last"
+    assert store.queued(HERE, light=False, before=store.next_sequence()) == 1
+    await store.purge(HERE, ALICE, T0, WHY)
+    assert before(light=True) == [0, 0, 0, 0, 0]
 
 
 # Cancelled callers

@@ -54,7 +54,6 @@ class Row:
     place: int
     low: bool
     light: bool
-    durable: bool
     webhook: bool
     created: int
     status: Status = Status.IN_QUEUE
@@ -95,7 +94,9 @@ class StoreModel(RuleBasedStateMachine):
         self.rows: dict[str, Row] = {}
         self.now = 1_000_000
         self.sequence = 0
-        self.ended: Counter[tuple[bool, Status | Event]] = Counter()
+        self.ended: Counter[Status | Event] = Counter()
+        # The places and the sequences of jobs of another queue.
+        self.foreign: dict[int, int] = {}
 
     def teardown(self) -> None:
         if hasattr(self, "loop"):
@@ -122,8 +123,8 @@ class StoreModel(RuleBasedStateMachine):
         row.status = ENDS[event]
         row.finished = self.now
         row.output = output
-        self.ended[row.durable, row.status] += 1
-        if row.durable and row.webhook:
+        self.ended[row.status] += 1
+        if row.webhook:
             row.tries = 0
             row.deliver_at = self.now
 
@@ -146,11 +147,10 @@ class StoreModel(RuleBasedStateMachine):
         target=jobs,
         low=st.booleans(),
         light=st.booleans(),
-        durable=st.booleans(),
         webhook=st.booleans(),
         ttl=st.sampled_from([None, 999, EXECUTION_MILLIS // 2]),
     )
-    def submit(self, low: bool, light: bool, durable: bool, webhook: bool, ttl: int | None) -> str:
+    def submit(self, low: bool, light: bool, webhook: bool, ttl: int | None) -> str:
         self.sequence += 1
         job_id = f"job-{self.sequence}"
         expires = None if ttl is None else self.now + ttl
@@ -158,23 +158,20 @@ class StoreModel(RuleBasedStateMachine):
             job_id,
             low_priority=low,
             light=light,
-            durable=durable,
             retention=Millis(RETENTION_MILLIS),
             expires_at=expires,
             webhook=HOOK if webhook else None,
         )
         job = self.run(self.store.submit(wanted, Millis(self.now)))
-        self.rows[job_id] = Row(
-            self.sequence, low, light, durable, webhook, self.now, expires=expires
-        )
+        self.rows[job_id] = Row(self.sequence, low, light, webhook, self.now, expires=expires)
         self.agree(job, job_id)
         return job_id
 
     @rule(job_id=jobs)
     def a_client_submits_again(self, job_id: str) -> None:
         if job_id in self.rows:
-            wanted = submission(job_id, durable=self.rows[job_id].durable)
-            self.agree(self.run(self.store.submit(wanted, Millis(self.now))), job_id)
+            again = self.run(self.store.submit(submission(job_id), Millis(self.now)))
+            self.agree(again, job_id)
 
     @rule(job_id=jobs)
     def a_client_looks(self, job_id: str) -> None:
@@ -225,9 +222,7 @@ class StoreModel(RuleBasedStateMachine):
     @rule(job_id=jobs)
     def a_client_retries(self, job_id: str) -> None:
         row = self.rows.get(job_id)
-        happens = (
-            row is not None and row.durable and row.status in {Status.FAILED, Status.TIMED_OUT}
-        )
+        happens = row is not None and row.status in {Status.FAILED, Status.TIMED_OUT}
         job = self.settle(job_id, Event.RETRY)
         assert (job is not None) == happens
         if row is not None and happens:
@@ -242,15 +237,15 @@ class StoreModel(RuleBasedStateMachine):
             row.output = None
             row.log = []
             row.tries = None
-            self.ended[True, Event.RETRY] += 1
+            self.ended[Event.RETRY] += 1
             self.agree(job, job_id)
 
     @rule(job_id=jobs, life=st.sampled_from([0, 999, RETENTION_MILLIS]))
     def a_client_limits_a_life(self, job_id: str, life: int) -> None:
         row = self.rows.get(job_id)
         job = self.run(self.store.limit_life(JobId(job_id), Millis(self.now + life)))
-        assert (job is not None) == (row is not None and row.durable)
-        if row is not None and row.durable:
+        assert (job is not None) == (row is not None)
+        if row is not None:
             if row.status in UNFINISHED:
                 row.expires = self.now + life
             else:
@@ -329,11 +324,36 @@ class StoreModel(RuleBasedStateMachine):
     @rule(run=runs, outputs=st.lists(st.binary(max_size=3), max_size=3))
     def a_worker_writes(self, run: tuple[str, int], outputs: list[bytes]) -> None:
         cursor = self.run(self.store.append(JobId(run[0]), run[1], outputs))
-        happens = self.is_current(run) and self.rows[run[0]].durable
+        happens = self.is_current(run)
         assert (cursor is not None) == happens
         if happens:
             self.rows[run[0]].log += outputs
             assert cursor == len(self.rows[run[0]].log)
+
+    # Hints for other queues
+
+    @rule()
+    def another_queue_takes_a_sequence(self) -> None:
+        self.sequence += 1
+        self.foreign[self.sequence] = self.store.next_sequence()
+
+    @rule(light=st.booleans())
+    def the_dispatcher_counts_queued_jobs(self, light: bool) -> None:
+        rows = [
+            row
+            for row in self.rows.values()
+            if row.status is Status.IN_QUEUE and row.light is light
+        ]
+        assert self.store.queued(HERE, light=light) == len(rows)
+        for place, sequence in self.foreign.items():
+            before = [row for row in rows if row.place < place]
+            normal = sum(not row.low for row in before)
+            # A take counts them as normal.
+            late = sum(
+                row.low and row.created + LOW_PRIORITY_WAIT_MILLIS <= self.now for row in before
+            )
+            found = self.store.queued(HERE, light=light, before=sequence)
+            assert normal <= found <= normal + late
 
     # Time
 
@@ -407,8 +427,8 @@ class StoreModel(RuleBasedStateMachine):
     def the_store_is_opened_again(self) -> None:
         self.run(self.opened.aclose())
         self.open()
-        self.rows = {job_id: row for job_id, row in self.rows.items() if row.durable}
-        self.ended = Counter({key: number for key, number in self.ended.items() if key[0]})
+        # Its jobs ended with the process.
+        self.foreign = {}
         running = {job_id for job_id, row in self.rows.items() if row.status is Status.IN_PROGRESS}
         assert {job.id for job in self.run(self.store.running())} == running
 
@@ -430,17 +450,11 @@ class StoreModel(RuleBasedStateMachine):
                 row.failures,
             )
         standing = Counter(row.status for row in self.rows.values())
-        ended = Counter(
-            {
-                what: self.ended[True, what] + self.ended[False, what]
-                for what in (*Status, Event.RETRY)
-            }
-        )
         assert self.run(self.store.counts(HERE)) == Counts(
             standing[Status.IN_QUEUE],
             standing[Status.IN_PROGRESS],
-            *(ended[status] for status in ENDS.values()),
-            retried=ended[Event.RETRY],
+            *(self.ended[status] for status in ENDS.values()),
+            retried=self.ended[Event.RETRY],
         )
 
 

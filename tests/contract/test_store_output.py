@@ -1,4 +1,4 @@
-"""The contract of `JobStore`: the output log of a durable job, and its consumption."""
+"""The contract of `JobStore`: the output log of a job, and its consumption."""
 
 import asyncio
 
@@ -18,7 +18,7 @@ async def read(store: JobStore, cursor: int = 0, limit: int = 9) -> tuple[list[b
 
 
 async def running(store: JobStore, submit: Submit) -> None:
-    await submit("a", durable=True)
+    await submit("a")
     await take(store)
 
 
@@ -70,10 +70,9 @@ async def test_a_retry_deletes_the_output(store: JobStore, submit: Submit) -> No
     assert await read(store) == ([], 0)
 
 
-async def test_only_a_durable_job_has_a_log(store: JobStore, submit: Submit) -> None:
-    await submit("a", durable=False)
-    await take(store)
-    assert await store.append(A, 1, [b"one"]) is None
+async def test_only_a_job_that_has_run_has_a_log(store: JobStore, submit: Submit) -> None:
+    await submit("a")
+    assert await store.append(A, 0, [b"one"]) is None
     assert await store.append(JobId("unknown"), 1, [b"one"]) is None
     assert await read(store) == ([], 0)
 
@@ -114,7 +113,7 @@ async def look(
 
 
 async def test_a_look_returns_a_job_and_its_output(store: JobStore, submit: Submit) -> None:
-    await submit("a", durable=True)
+    await submit("a")
     assert await look(store, None) == (Status.IN_QUEUE, 0, [], 0)
     await take(store)
     await store.append(A, 1, [b"one", b"two", b"three"])
@@ -138,11 +137,3 @@ async def test_a_look_at_a_job_of_another_owner_finds_nothing(
     assert await store.look(HERE, Owner("bob"), A, 0, 9) is None
     assert await store.look(EndpointId("other"), ALICE, A, 0, 9) is None
     assert await store.look(HERE, ALICE, JobId("b"), 0, 9) is None
-
-
-async def test_a_look_at_an_interactive_job_returns_no_output(
-    store: JobStore, submit: Submit
-) -> None:
-    await submit("a", durable=False)
-    assert await look(store, None) == (Status.IN_QUEUE, 0, [], 0)
-    assert await look(store, 3) == (Status.IN_QUEUE, 0, [], 3)

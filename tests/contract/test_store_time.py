@@ -18,7 +18,7 @@ HOOK = "https://example.com/hook"
 async def test_due_jobs_are_returned_earliest_first(store: JobStore, submit: Submit) -> None:
     await submit("later", queued_until=Millis(T0 + 2_000))
     await submit("sooner", queued_until=Millis(T0 + 1_000))
-    await submit("between", queued_until=Millis(T0 + 1_500), durable=True)
+    await submit("between", queued_until=Millis(T0 + 1_500))
     await submit("never")
     assert ids(await store.due(Millis(T0 + 999), 10)) == []
     assert ids(await store.due(Millis(T0 + 1_000), 10)) == ["sooner"]
@@ -45,8 +45,7 @@ async def test_a_deadline_follows_the_job(store: JobStore, submit: Submit) -> No
 async def test_an_ended_job_is_kept_for_its_retention(store: JobStore, submit: Submit) -> None:
     await submit("a", retention=Millis(10_000))
     [job] = await take(store)
-    if job.submission.durable:
-        await store.append(job.id, 1, [b"1"])
+    await store.append(job.id, 1, [b"1"])
     await settle(store, job, Event.COMPLETE, now=T0, output=b"2")
     assert await store.forget(Millis(T0 + 9_999), 10) == 0
     assert await store.find(job.id) is not None
@@ -79,7 +78,7 @@ async def test_a_job_that_has_not_ended_is_never_forgotten(store: JobStore, subm
 
 
 async def test_a_retried_job_is_not_forgotten(store: JobStore, submit: Submit) -> None:
-    await submit("a", durable=True, retention=Millis(10))
+    await submit("a", retention=Millis(10))
     await take(store)
     await settle(store, "a", Event.FAIL, now=T0)
     await settle(store, "a", Event.RETRY, now=T0)
@@ -90,7 +89,7 @@ async def test_a_retried_job_is_not_forgotten(store: JobStore, submit: Submit) -
 
 
 async def test_an_unfinished_life_can_be_limited(store: JobStore, submit: Submit) -> None:
-    await submit("a", "b", durable=True, expires_at=Millis(T0 + 99_999))
+    await submit("a", "b", expires_at=Millis(T0 + 99_999))
     await take(store, limit=1)
     for name in ("a", "b"):
         before = await found(store, name)
@@ -103,7 +102,7 @@ async def test_an_unfinished_life_can_be_limited(store: JobStore, submit: Submit
 
 
 async def test_a_finished_life_can_be_limited(store: JobStore, submit: Submit) -> None:
-    await submit("a", durable=True, retention=Millis(MINUTE))
+    await submit("a", retention=Millis(MINUTE))
     await take(store)
     await settle(store, "a", Event.COMPLETE, now=T0 + 10, output=b"1")
     limited = await store.limit_life(JobId("a"), Millis(T0 + 50))
@@ -113,9 +112,7 @@ async def test_a_finished_life_can_be_limited(store: JobStore, submit: Submit) -
     assert await store.forget(Millis(T0 + 50), 10) == 1
 
 
-async def test_only_a_durable_life_can_be_limited(store: JobStore, submit: Submit) -> None:
-    await submit("a", durable=False)
-    assert await store.limit_life(JobId("a"), T0) is None
+async def test_the_life_of_an_unknown_job_cannot_be_limited(store: JobStore) -> None:
     assert await store.limit_life(JobId("unknown"), T0) is None
 
 
@@ -131,26 +128,24 @@ async def due_deliveries(
 async def ended_with_webhook(
     store: JobStore, submit: Submit, job_id: str, now: int = T0
 ) -> Delivery:
-    await submit(job_id, durable=True, webhook=HOOK, retention=Millis(0))
+    await submit(job_id, webhook=HOOK, retention=Millis(0))
     [job] = await take(store)
     await settle(store, job, Event.FAIL, now=now)
     [delivery] = [one for one in await store.deliveries(Millis(now), 10) if one.job.id == job_id]
     return delivery
 
 
-async def test_the_end_of_a_durable_job_with_a_webhook_has_a_delivery(
+async def test_the_end_of_a_job_with_a_webhook_has_a_delivery(
     store: JobStore, submit: Submit
 ) -> None:
-    await submit("a", "b", "c", durable=True, webhook=HOOK)
-    await submit("silent", durable=True)
-    await submit("interactive", durable=False, webhook=HOOK)
+    await submit("a", "b", "c", webhook=HOOK)
+    await submit("silent")
     assert await due_deliveries(store) == []
     await take(store)
     await settle(store, "a", Event.RELEASE)
     await settle(store, "c", Event.COMPLETE, now=T0 + 1, output=b'"done"')
     await settle(store, "b", Event.CANCEL, now=T0 + 2, error=WHY)
-    for name in ("silent", "interactive"):
-        await settle(store, name, Event.COMPLETE)
+    await settle(store, "silent", Event.COMPLETE)
     assert await due_deliveries(store, T0) == []
     assert await due_deliveries(store, T0 + 1) == [("c", 0)]
     assert await due_deliveries(store) == await due_deliveries(store) == [("c", 0), ("b", 0)]
@@ -165,7 +160,7 @@ async def test_deliveries_to_some_receivers_can_be_skipped(store: JobStore, subm
         ("b", "https://ONE.example:8443/y"),
         ("c", "http://two.example"),
     ):
-        await submit(name, durable=True, webhook=hook)
+        await submit(name, webhook=hook)
         await take(store)
         await settle(store, name, Event.FAIL, now=T0)
 
@@ -208,7 +203,7 @@ async def test_a_job_with_a_pending_delivery_is_not_forgotten(
     store: JobStore, submit: Submit
 ) -> None:
     waiting = await ended_with_webhook(store, submit, "waiting")
-    await submit("over", durable=True, retention=Millis(5))
+    await submit("over", retention=Millis(5))
     await take(store)
     await settle(store, "over", Event.COMPLETE, now=T0)
     # The job with a pending delivery does not count towards the limit.

@@ -13,7 +13,7 @@ from multidict import CIMultiDict
 from pydantic import SecretStr
 
 from proxy.access.keys import Kind
-from proxy.edge.routes import ROUTES, WEBSOCKET, Backend, Route
+from proxy.edge.gate import ROUTES, WEBSOCKET, Backend, Route
 
 KEYS = {"alice": "alice-secret", "bob": "bob-secret"}
 UNKNOWN = "00000000-0000-4000-8000-000000000000-u1"

@@ -11,8 +11,8 @@ from multidict import CIMultiDict
 from pydantic import ValidationError
 
 from proxy.access.keys import Kind
-from proxy.access.rate_limits import LIMITS
-from proxy.edge.routes import ROUTES, WEBSOCKET, Backend, Route, Table
+from proxy.access.limits import LIMITS
+from proxy.edge.gate import ROUTES, WEBSOCKET, Backend, Route, Table
 from proxy.settings import Settings
 
 EVIL = "https://evil.example"

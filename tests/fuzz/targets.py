@@ -23,12 +23,8 @@ with atheris.instrument_imports(include=["proxy"]):
     from harness.tools.parsed import Parsed
     from yarl import URL
 
-    from proxy.channel.native.validation import (
-        WorkerRefusedError,
-        check_hello,
-        head_fault,
-        worker_error,
-    )
+    from proxy.channel.native.connection import head_fault, run_end
+    from proxy.channel.native.validation import WorkerRefusedError, check_hello
     from proxy.channel.runpod.openai import Answer
     from proxy.edge.head import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, Hosts, check_head
     from proxy.webhooks.addresses import is_public
@@ -61,7 +57,10 @@ def decoder(data: bytes) -> None:
                 assert 200 <= frame.status <= 599
                 assert CONTENT_TYPE.fullmatch(frame.content_type)
             elif isinstance(frame, frames.End):
-                assert re.fullmatch(r"[a-z0-9_]+", worker_error(frame, "code", "").code)
+                end = run_end(frame)
+                assert end.ending.name.lower() == frame.ending
+                assert (end.error is not None) == (frame.ending in {"failed", "lost"})
+                assert end.error is None or re.fullmatch(r"[a-z0-9_]+", end.error.code)
 
 
 def reframer(data: bytes) -> None:

@@ -10,7 +10,7 @@ import pytest_asyncio
 from harness.proxy.server import Proxy, serving
 from yarl import URL
 
-from proxy.access.rate_limits import LIMITS
+from proxy.access.limits import LIMITS
 from proxy.api.queue.app import OPERATIONS, RUN_BODY_MAX_BYTES, RUNSYNC_BODY_MAX_BYTES
 
 KEY = "Bearer one"

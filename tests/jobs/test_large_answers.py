@@ -14,7 +14,7 @@ from harness.proxy.queue_api import QueueClient
 from harness.proxy.server import Proxy, serving
 from harness.tools.waiting import until
 
-from proxy.access.body_budget import Budget
+from proxy.access.limits import Budget
 from proxy.api.http import WRITE_TIMEOUT_SECONDS
 from proxy.app import ANSWERS_MAX_BYTES
 

@@ -9,7 +9,7 @@ from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.proxy.shared import Line
 from yarl import URL
 
-from proxy.access.rate_limits import LIMITS
+from proxy.access.limits import LIMITS
 from proxy.api.openapi.document import document
 from proxy.api.queue.app import OPERATIONS
 from proxy.api.queue.request import (

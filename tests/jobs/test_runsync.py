@@ -85,7 +85,7 @@ async def test_long_polls_return_the_current_state_at_shutdown() -> None:
             queue.call("GET", f"stream/{job}?wait=60000&after=0"),
         ]
         waiting = [asyncio.create_task(each) for each in asked]
-        await until(lambda: len(proxy.parts.durable._events) == len(waiting), 10, "all wait")
+        await until(lambda: len(proxy.parts.events) == len(waiting), 10, "all wait")
         await drain(proxy.parts)
         for answer in await asyncio.wait_for(asyncio.gather(*waiting), 10):
             assert (answer.status, answer["status"]) == (200, "IN_QUEUE")

@@ -16,7 +16,7 @@ from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.tools.waiting import until
 from pydantic import SecretStr
 
-from proxy.access.rate_limits import LIMITS
+from proxy.access.limits import LIMITS
 from proxy.api.queue.app import OPERATIONS
 
 UNKNOWN = "00000000-0000-4000-8000-000000000000-u1"
@@ -64,8 +64,8 @@ async def scene(request: pytest.FixtureRequest, tmp_path: Path) -> AsyncIterator
         await alice.call("POST", f"cancel/{cancelled}")
         headers = {"Authorization": "alice-secret"}
         call = asyncio.create_task(proxy.http.post(CHAT, json=chat(), headers=headers))
-        await until(lambda: len(proxy.parts.output) == 1, what="the call is in the queue")
-        interactive = next(iter(proxy.parts.output)).job_id
+        await until(lambda: len(proxy.parts.interactive) == 1, what="the call is in the queue")
+        interactive = next(iter(proxy.parts.interactive)).job.id
         reading = asyncio.create_task(alice.stream(waiting, "?wait=90000"))
         look = f"look('default', 'alice', '{waiting}', None"
         await until(lambda: bool(store.naming(look)), what="alice waits for output")

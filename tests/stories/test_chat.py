@@ -33,10 +33,10 @@ async def test_ctrl_c_stops_the_answer_but_not_the_chat(line: Line) -> None:
         async with chatting("--base-url", f"{slow.url}/v1", "--model", "m") as (terminal, process):
             await terminal.shows("> ")
             terminal.type("hello\n")
-            await until(lambda: len(slow.parts.output) == 1)
+            await until(lambda: len(slow.parts.interactive) == 1)
             process.send_signal(2)
             await terminal.shows("stopped")
-            await until(lambda: len(slow.parts.output) == 0, 1.0, "its job has ended")
+            await until(lambda: len(slow.parts.interactive) == 0, 1.0, "its job has ended")
             await terminal.shows("> ")
             process.send_signal(2)
             assert await asyncio.wait_for(process.wait(), 10) == 0

@@ -83,7 +83,7 @@ async def leave_after(
         await client.send(call(path, {"model": "m", "stream": True}))
         job = await begin(worker, events, is_open=is_open)
         await client.heard(events[-1][-64:])
-        [mailbox] = list(proxy.parts.output)
+        [mailbox] = list(proxy.parts.interactive)
     await until(lambda: mailbox.abandoned, what="the proxy knows that the client has left")
     return job
 
@@ -97,12 +97,12 @@ async def counts(proxy: Proxy) -> dict[str, int]:
     """Return the numbers of ended jobs: two from `health`, the cancelled ones from the store."""
     async with proxy.http.get("/v2/default/health") as answer:
         found: dict[str, int] = (await answer.json())["jobs"]
-    cancelled = (await proxy.parts.store.counts(EndpointId("default"))).cancelled
+    cancelled = (await proxy.parts.view.counts(EndpointId("default"))).cancelled
     return {"completed": found["completed"], "failed": found["failed"], "cancelled": cancelled}
 
 
 async def assert_ended(proxy: Proxy, job: Job, wanted: str) -> None:
-    await until(lambda: not len(proxy.parts.output), what="the call is over")
+    await until(lambda: not len(proxy.parts.interactive), what="the call is over")
     assert await status(proxy, job) == wanted
 
 
@@ -176,7 +176,7 @@ async def test_the_jobs_of_forty_clients_that_disconnect_at_the_end_are_complete
         async with wire(line.proxy) as client:
             await client.send(call(CHAT, chat(stream=True, max_tokens=2)))
             await client.heard(DONE)
-    await until(lambda: not len(line.proxy.parts.output), what="the calls are over")
+    await until(lambda: not len(line.proxy.parts.interactive), what="the calls are over")
     assert await counts(line.proxy) == before | {"completed": before["completed"] + 40}
 
 
@@ -188,5 +188,5 @@ async def test_the_job_of_a_client_that_received_the_whole_body_is_completed(lin
             # The body has as many bytes as its Content-Length states.
             assert (await client.answer()).status == 200
     await asyncio.sleep(0)
-    await until(lambda: not len(line.proxy.parts.output), what="the calls are over")
+    await until(lambda: not len(line.proxy.parts.interactive), what="the calls are over")
     assert await counts(line.proxy) == before | {"completed": before["completed"] + 20}

@@ -32,7 +32,7 @@ async def assert_idle(line: Line) -> None:
     async with line.proxy.http.post(CHAT, json=chat(max_tokens=3, seed=50_000)) as response:
         assert response.status == 200
     assert await made(line) == before + 3
-    assert len(line.proxy.parts.output) == 0
+    assert len(line.proxy.parts.interactive) == 0
 
 
 async def _is(value: Any, wanted: float) -> bool:
@@ -86,10 +86,10 @@ async def test_the_job_of_a_client_that_leaves_the_queue_is_never_run(proxy: Pro
         async with proxy.http.post(CHAT, json=chat("first", stream=True, **LONG)) as first:
             await first.content.readuntil(b"first 0")
             waiting = asyncio.create_task(_call(proxy, chat("second", stream=True)))
-            await until(lambda: len(proxy.parts.output) == 2)
+            await until(lambda: len(proxy.parts.interactive) == 2)
             waiting.cancel()
             await asyncio.gather(waiting, return_exceptions=True)
-            await until(lambda: len(proxy.parts.output) == 1)
+            await until(lambda: len(proxy.parts.interactive) == 1)
         await until(lambda: _is(only.metric(proxy.http, "num_requests_running"), 0))
         assert sum("event=job.started" in text for text in only.lines) == 1
 

@@ -94,7 +94,7 @@ async def test_a_run_stops_if_its_client_disconnects_during_an_interruption() ->
             line.block()
             line.cut()
             response.close()
-            await until(lambda: len(proxy.parts.output) == 0)
+            await until(lambda: len(proxy.parts.interactive) == 0)
         line.flow()
         await until(lambda: _idle(one, proxy))
 

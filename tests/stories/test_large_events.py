@@ -14,7 +14,7 @@ from harness.proxy.server import CHAT, Proxy, serving
 from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, puppet
 
-from proxy.service.endings import OVERFLOW
+from proxy.service.fleet import OVERFLOW
 from proxy.service.mailbox import EVENT_MAX_BYTES, STREAM_MAX_BYTES
 from proxy.wire.flow import HIGH_WATERMARK_BYTES
 from proxy.wire.frames import (
@@ -151,7 +151,7 @@ async def test_an_event_of_twenty_megabytes_arrives_complete_with_a_bounded_buff
 ) -> None:
     data, most = event(20_000_000), 0
     async with puppet(beating, slots=1) as worker, called(beating, worker) as (one, response):
-        [mailbox] = list(beating.parts.output)
+        [mailbox] = list(beating.parts.interactive)
         reading = asyncio.create_task(response.read())
         for start in range(0, len(data), PART_BYTES):
             await one.send(data[start : start + PART_BYTES], more=start + PART_BYTES < len(data))
@@ -194,7 +194,7 @@ async def test_the_buffer_is_bounded_for_a_client_that_stops_reading(
     async with puppet(beating, slots=1) as worker, wire(beating) as client:
         await client.send(ask())
         async with sender(worker, patient=patient) as one:
-            [mailbox] = list(beating.parts.output)
+            [mailbox] = list(beating.parts.interactive)
             sending = asyncio.create_task(one.send(event(40_000_000)))
             if patient:
                 await until(
@@ -218,7 +218,7 @@ async def test_a_run_lost_in_the_middle_of_an_event_ends_with_an_error_event(
         reading = asyncio.create_task(response.read())
         await one.send(b"data: 1\n\n")
         await until(
-            lambda: all(mailbox.left for mailbox in beating.parts.output),
+            lambda: all(mailbox.left for mailbox in beating.parts.interactive),
             what="the client has some of it",
         )
         await one.send(data, more=True)
@@ -239,11 +239,11 @@ async def test_the_job_of_a_client_that_disconnects_after_a_large_error_event_ha
         async with sender(worker) as one:
             await one.send(data)
             await client.heard(data[-40:])
-            [mailbox] = list(beating.parts.output)
+            [mailbox] = list(beating.parts.interactive)
             await client.close()
             await until(lambda: mailbox.abandoned, what="the client has left")
             await worker.say(End(one.job.job, one.job.attempt, ending, "error_event", "it failed"))
-            await until(lambda: not len(beating.parts.output), what="the call is over")
+            await until(lambda: not len(beating.parts.interactive), what="the call is over")
             assert (await status(beating, one.job))["status"] == ending.upper()
 
 

@@ -22,7 +22,7 @@ from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
 
-from proxy.access.rate_limits import LIMITS
+from proxy.access.limits import LIMITS
 from proxy.jobs.model import Counts, EndpointId
 
 HERE = EndpointId("default")
@@ -112,7 +112,7 @@ def has_been_honest(answers: dict[str, Any]) -> None:
 
 
 async def _counts(proxy: Proxy) -> Counts:
-    return await proxy.parts.store.counts(HERE)
+    return await proxy.parts.view.counts(HERE)
 
 
 async def _is_full(proxy: Proxy) -> bool:

@@ -17,7 +17,7 @@ from harness.proxy.server import Proxy, serving
 from harness.worker.process import worker
 from pydantic import SecretStr
 
-from proxy.access.rate_limits import LIMITS
+from proxy.access.limits import LIMITS
 
 OWNERS, AT_ONCE = 50, 60
 REQUESTS, REQUESTS_OF_TORTURE = 1_500, 20_000

@@ -43,11 +43,11 @@ async def others_go_on(line: Line, seconds: float) -> None:
     """Assert that other clients are served as usual while one client reads nothing."""
     end = time.monotonic() + seconds
     while True:
-        async with line.proxy.http.post(
-            CHAT, json=chat("quick", stream=True, max_tokens=20)
-        ) as response:
+        # 50 ms each, so that the rate limit is not reached.
+        quick = chat("quick", stream=True, max_tokens=20, seed=2_500)
+        async with line.proxy.http.post(CHAT, json=quick) as response:
             assert (await frames(response))[-1] == b"data: [DONE]"
-        [mailbox] = list(line.proxy.parts.output)
+        [mailbox] = list(line.proxy.parts.interactive)
         assert mailbox.backlog <= LARGEST
         if time.monotonic() > end:
             return
@@ -59,7 +59,7 @@ async def hold(line: Line, seconds: float) -> None:
     try:
         await until(
             lambda: any(
-                mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.output
+                mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.interactive
             )
         )
         await others_go_on(line, seconds)
@@ -86,10 +86,12 @@ async def test_a_reader_that_stalls_for_half_a_minute_loses_nothing(line: Line) 
 async def test_a_stalled_reader_that_disconnects_frees_its_slot(line: Line) -> None:
     client = standing_reader(line.proxy)
     await until(
-        lambda: any(mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.output)
+        lambda: any(
+            mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.interactive
+        )
     )
     client.close()
-    await until(lambda: len(line.proxy.parts.output) == 0, 2.0)
+    await until(lambda: len(line.proxy.parts.interactive) == 0, 2.0)
     await until(lambda: not any(worker.holds for worker in line.proxy.parts.fleet), 2.0)
 
 
@@ -100,10 +102,10 @@ async def test_a_reader_that_stalls_for_more_than_a_minute_is_disconnected(line:
     try:
         await until(
             lambda: any(
-                mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.output
+                mailbox.backlog > HIGH_WATERMARK_BYTES for mailbox in line.proxy.parts.interactive
             )
         )
-        await until(lambda: len(line.proxy.parts.output) == 0, 75.0)
+        await until(lambda: len(line.proxy.parts.interactive) == 0, 75.0)
         await until(lambda: not any(worker.holds for worker in line.proxy.parts.fleet), 2.0)
     finally:
         client.close()

@@ -25,7 +25,7 @@ from harness.proxy.queue_api import FINAL, prompt
 from harness.proxy.server import CHAT, chat
 from harness.worker.process import environment, worker_process
 
-from proxy.access.rate_limits import LIMITS
+from proxy.access.limits import LIMITS
 
 MINUTES = float(os.environ.get("MINUTES") or 10)
 # Share of the time that is not measured: caches fill, and the first jobs expire.
@@ -39,7 +39,15 @@ REBIRTH_SECONDS = 15.0
 GROWTH_AN_HOUR = 1024 * 1024
 # Maximum share of all requests that may be disturbed.
 DISTURBED = 0.02
-TABLES = ("mailboxes", "followers", "drains", "recordings", "background", "roster", "ill")
+TABLES = (
+    "mailboxes",
+    "subscriptions",
+    "consumers",
+    "recordings",
+    "background",
+    "registry",
+    "unhealthy",
+)
 
 
 @dataclass

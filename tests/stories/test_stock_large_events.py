@@ -104,7 +104,7 @@ async def test_little_of_a_large_event_is_buffered_for_a_stalled_reader(proxy: P
     async with Raw(proxy) as raw, wire(proxy) as client:
         await client.send(ASK)
         job = str((await raw.next_job())["id"])
-        [mailbox] = list(proxy.parts.output)
+        [mailbox] = list(proxy.parts.interactive)
         posting = asyncio.create_task(raw.chunk(job, event(20_000_000)))
         await until(lambda: mailbox.backlog > LOW_WATERMARK_BYTES, what="its reader is behind")
         assert mailbox.backlog <= STREAM_MAX_BYTES
@@ -129,7 +129,7 @@ async def test_a_client_that_closes_at_the_end_has_a_completed_job(proxy: Proxy)
         async with wire(proxy) as client:
             await client.send(ASK)
             job = str((await raw.next_job())["id"])
-            [mailbox] = list(proxy.parts.output)
+            [mailbox] = list(proxy.parts.interactive)
             await raw.chunk(job, "data: 1\n\n")
             await raw.chunk(job, DONE)
             await client.heard(DONE.encode())

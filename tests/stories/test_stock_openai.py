@@ -13,6 +13,7 @@ import aiohttp
 import openai
 import pytest
 import pytest_asyncio
+from harness.data.jobs import HERE
 from harness.proxy.server import CHAT, Proxy, chat, frames
 from harness.runpod.sdk_worker import stock_proxy, stock_worker
 from harness.tools.environments import python
@@ -20,7 +21,9 @@ from harness.tools.waiting import until
 from harness.worker.process import environment, worker, worker_process
 from harness.worker.transcription_server import speech
 
+from proxy.access.keys import ANONYMOUS
 from proxy.cli.stock_worker import environment as stock_environment
+from proxy.jobs.model import JobId
 
 GENERATIONS = ["old", "parsed", "new"]
 
@@ -161,7 +164,8 @@ async def test_own_and_stock_workers_share_the_load_and_answer_identically() -> 
                 body = chat("same", stream=number % 2 == 0, max_tokens=20, seed=50_000)
                 async with proxy.http.post(CHAT, json=body) as response:
                     assert response.status == 200, await response.text()
-                    job = await proxy.parts.durable._store.find(response.headers["x-job-id"])  # type: ignore[arg-type]
+                    job_id = JobId(response.headers["x-job-id"])
+                    job = proxy.parts.interactive.get(HERE, ANONYMOUS.owner, job_id)
                     seen.add(str(job.worker if job else None))
                     return await frames(response)
 

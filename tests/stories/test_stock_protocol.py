@@ -202,7 +202,7 @@ async def test_a_slow_reader_applies_back_pressure_to_its_stream(proxy: Proxy) -
 
             posting = asyncio.create_task(post())
             response = await asking
-            mailbox = next(iter(proxy.parts.output))
+            mailbox = next(iter(proxy.parts.interactive))
             await until(lambda: mailbox.backlog > 128 * 1024, 10, "it waits")
             before = posted
             await raw.ping(job)
@@ -228,12 +228,12 @@ async def test_a_stream_with_a_lost_chunk_is_not_reported_as_complete(proxy: Pro
 
 async def test_a_run_continues_after_a_restart_of_the_proxy(proxy: Proxy) -> None:
     parts = proxy.parts
-    store = parts.durable._store
+    store = parts.store
     job_id = await run(proxy)
     [job] = await store.take(
         EndpointId("default"), WorkerId("pod-1"), limit=1, light_limit=0, now=Millis(0)
     )
-    parts.sweeper._orphans.find([job])
+    parts.orphans.find([job])
     async with Raw(proxy) as raw:
         assert await raw.chunk(job_id, "a") == 200
         assert await raw.done(job_id, {"output": ["a"]}, stream=True) == 200

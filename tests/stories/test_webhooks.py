@@ -5,7 +5,6 @@ import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
-from typing import Any
 
 import openai
 import pytest
@@ -21,7 +20,7 @@ from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Delivery, Input, Job, Millis, WorkerId
 from proxy.store.base import StoreFullError
 from proxy.store.memory import MemoryStore
-from proxy.webhooks.deliveries import Deliveries
+from proxy.webhooks.deliveries import Deliveries, DeliveryLimits, Render
 from proxy.webhooks.sender import Sender, SendTimeouts
 from proxy.webhooks.signature import format_secret
 from proxy.webhooks.url_policy import Allowed
@@ -53,13 +52,20 @@ class Desk:
 
     @asynccontextmanager
     async def open(
-        self, *, timeouts: SendTimeouts | None = None, drain: float = 0, **more: Any
+        self,
+        *,
+        timeouts: SendTimeouts | None = None,
+        drain: float = 0,
+        render: Render = render,
+        **limits: int,
     ) -> AsyncIterator[Deliveries]:
         """Run the deliveries of a proxy; a later call on the same store is a restart."""
         sender = Sender(
             KEY, Allowed.read(["127.0.0.1"]), self.clock, lookup=lookup, timeouts=timeouts
         )
-        deliveries = Deliveries(self.store, sender, more.pop("render", render), self.clock, **more)
+        deliveries = Deliveries(
+            self.store, sender, render, self.clock, limits=DeliveryLimits(**limits)
+        )
         serving = asyncio.create_task(deliveries.serve())
         try:
             yield deliveries
@@ -72,9 +78,7 @@ class Desk:
     async def end(self, job_id: str, webhook: str, event: Event = Event.COMPLETE) -> Job:
         """Finish a job that has a webhook."""
         now = self.clock.now()
-        job = await self.store.submit(
-            submission(job_id, work=Input(INPUT), durable=True, webhook=webhook), now
-        )
+        job = await self.store.submit(submission(job_id, work=Input(INPUT), webhook=webhook), now)
         await self.store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=now)
         ended = await self.store.settle(job.id, event, now=now, output=OUTPUT)
         assert ended is not None

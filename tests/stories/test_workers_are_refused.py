@@ -84,13 +84,13 @@ async def test_a_worker_can_send_frames_only_for_its_own_runs(proxy: Proxy) -> N
         proxy.http.post(CHAT, json=chat("mine", stream=True, max_tokens=20, seed=20_000)) as mine,
     ):
         await mine.content.readuntil(b"mine 1 ")
-        [mailbox] = list(proxy.parts.output)
+        [mailbox] = list(proxy.parts.interactive)
         headers = {"Authorization": f"Bearer {proxy.parts.token}"}
         async with proxy.http.ws_connect("/v2/default/worker", headers=headers) as socket:
             forged = [
                 frames.Hello(1, "w-stranger", "x"),
-                frames.Chunk(mailbox.job_id, mailbox.attempt, b"data: forged\n\n"),
-                frames.End(mailbox.job_id, mailbox.attempt, "completed"),
+                frames.Chunk(mailbox.job.id, mailbox.job.attempt, b"data: forged\n\n"),
+                frames.End(mailbox.job.id, mailbox.job.attempt, "completed"),
             ]
             await socket.send_bytes(frames.encode(forged))
             rest = await mine.read()

@@ -20,9 +20,9 @@ from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, hello, puppet
 
 from proxy.channel.native.app import MOST_TALK
-from proxy.channel.native.validation import CARD_BYTES, MESSAGE_CHARACTERS, MOST_HOLDS, MOST_MODELS
+from proxy.channel.native.connection import MESSAGE_CHARACTERS, METRICS_MAX_BYTES
+from proxy.channel.native.validation import CARD_BYTES, MOST_HOLDS, MOST_MODELS
 from proxy.service.mailbox import CHUNK_OVERHEAD_BYTES, STREAM_MAX_BYTES
-from proxy.service.recorder import METRICS_MAX_BYTES
 from proxy.wire import frames
 from proxy.wire.frames import Chunk, End, Head, Hold, Model, Output
 

@@ -116,6 +116,7 @@ def test_importing_has_no_side_effects() -> None:
         "frozenset",
         "Millis",
         "JobError",
+        "RunEnd",
         "Owner",
         "typer.Typer",
         "Dialect",

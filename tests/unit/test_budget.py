@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from proxy.access.body_budget import Budget, BudgetError
+from proxy.access.limits import Budget, BudgetError
 
 
 def test_a_size_above_the_free_bytes_is_refused_without_an_effect() -> None:

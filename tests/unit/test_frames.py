@@ -8,12 +8,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.channel.native.validation import (
-    WorkerRefusedError,
-    check_hello,
-    head_fault,
-    worker_error,
-)
+from proxy.channel.native.connection import head_fault, run_end
+from proxy.channel.native.validation import WorkerRefusedError, check_hello
 from proxy.wire.frames import (
     BadFrameError,
     Chunk,
@@ -129,4 +125,6 @@ def _check_frames(message: bytes) -> None:
             elif isinstance(frame, Head) and not head_fault(frame):
                 assert re.fullmatch(r"[ -~]*", frame.content_type)
             elif isinstance(frame, End):
-                assert worker_error(frame, "code", "").code
+                end = run_end(frame)
+                assert end.ending.name.lower() == frame.ending
+                assert end.error is None or end.error.code

@@ -1,6 +1,6 @@
 """The counters of the rate limits are bounded, at a constant amortized cost."""
 
-from proxy.access.rate_limits import LIMITS, MAX_IDLE_COUNTERS, REQUESTS_PER_WORKER, Limits
+from proxy.access.limits import LIMITS, MAX_IDLE_COUNTERS, REQUESTS_PER_WORKER, Limits
 from proxy.jobs.model import EndpointId
 
 HERE = EndpointId("default")

@@ -6,7 +6,7 @@ import pytest
 from harness.data.jobs import HERE
 from pydantic import ValidationError
 
-from proxy.access.rate_limits import LIMITS, Limit, LimitedError, Limits
+from proxy.access.limits import LIMITS, Limit, LimitedError, Limits
 from proxy.api.http import MAX_INTEGER, read_floor, read_seconds, read_whole
 from proxy.settings import Settings
 

@@ -9,7 +9,7 @@ from proxy.access.keys import Kind
 from proxy.api.errors import ERRORS
 from proxy.api.openapi.components import STATUS_DESCRIPTIONS
 from proxy.api.openapi.document import document
-from proxy.edge.routes import _ENDPOINT, _PARAMETERS, ROUTES
+from proxy.edge.gate import _ENDPOINT, _PARAMETERS, ROUTES
 
 METHODS = {"get", "head", "post", "put", "patch", "delete", "options"}
 

@@ -1,15 +1,32 @@
-"""Deadlines, lost runs, deliveries and stuck workers, as pure functions."""
+"""Deadlines, ends of runs, shares of credit, deliveries and stuck workers, as pure functions."""
 
+from collections.abc import Iterable
 from dataclasses import replace
+from itertools import product
+from typing import NamedTuple, TypeAlias
 
 import pytest
 from harness.data.jobs import submission
+from hypothesis import given
+from hypothesis import strategies as st
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Delivery, Job, JobError, Millis
-from proxy.jobs.policy import MAX_LOST_RUNS, after_loss, after_try, deadline, is_stuck, overdue
+from proxy.jobs.model import Delivery, InteractiveJob, Job, JobError, Millis, WorkerId
+from proxy.jobs.policy import (
+    MAX_LOST_RUNS,
+    WORKER_LOST,
+    Ending,
+    RunEnd,
+    Verdict,
+    after_run,
+    after_try,
+    deadline,
+    is_stuck,
+    overdue,
+    share_credit,
+)
 
-LOST = JobError("worker_lost", "gone")
+GONE = JobError("worker_lost", "gone")
 
 
 def queued(**changed: object) -> Job:
@@ -68,20 +85,114 @@ def test_an_ended_job_has_no_deadline() -> None:
     assert deadline(ended) is None
 
 
-def test_a_job_is_released_if_no_output_of_the_lost_run_was_sent() -> None:
-    assert after_loss(taken(), LOST, output_left=False).event is Event.RELEASE
+def test_the_record_of_an_interactive_job_has_the_same_deadlines() -> None:
+    wanted = submission("a", queued_until=Millis(4_000), execution_timeout=Millis(2_000))
+    record = InteractiveJob(wanted, sequence=1, created_at=Millis(1_000))
+    assert deadline(record) == deadline(record.outline()) == 4_000
+    record.take(WorkerId("w"), Millis(3_000))
+    assert deadline(record) == deadline(record.outline()) == 5_000
+    record.end(Event.COMPLETE, None, Millis(4_000))
+    assert deadline(record) is None
 
 
-def test_a_job_fails_if_output_of_the_lost_run_was_sent() -> None:
-    assert after_loss(taken(), LOST, output_left=True) == (Event.FAIL, LOST)
+# The end of a run
+
+Case: TypeAlias = tuple[Ending, bool, bool, int]
+"""The ending, `output_left`, `is_whole` and `failures`."""
+BOTH = (False, True)
+FAILURES = range(MAX_LOST_RUNS)
+GAVE_UP = JobError("gave_up", "Given up after 3 runs were lost. Cause of the last: gone")
+COMPLETED = Verdict(Event.COMPLETE, answered=True)
+FAILED = Verdict(Event.FAIL, GONE)
 
 
-def test_a_job_fails_after_too_many_lost_runs() -> None:
-    verdict = after_loss(replace(taken(), failures=MAX_LOST_RUNS - 1), LOST, output_left=False)
-    assert verdict.event is Event.FAIL
-    assert verdict.error is not None
-    assert verdict.error.code == "gave_up"
-    assert "3 runs were lost" in verdict.error.message
+def cases(
+    ending: Ending,
+    output_left: Iterable[bool] = BOTH,
+    is_whole: Iterable[bool] = BOTH,
+    failures: Iterable[int] = FAILURES,
+) -> list[Case]:
+    return list(product([ending], output_left, is_whole, failures))
+
+
+VERDICTS: list[tuple[list[Case], Verdict]] = [
+    (cases(Ending.COMPLETED), COMPLETED),
+    (cases(Ending.FAILED), Verdict(Event.FAIL, GONE, answered=True)),
+    (cases(Ending.REFUSED), FAILED),
+    # The client has seen nothing of the run.
+    (cases(Ending.RELEASED, [False]), Verdict(Event.RELEASE)),
+    (cases(Ending.LOST, [False], [False], [0, 1]), Verdict(Event.RELEASE, counts=True)),
+    (cases(Ending.LOST, [False], [False], [2]), Verdict(Event.FAIL, GAVE_UP)),
+    # The client has everything.
+    (cases(Ending.RELEASED, [True], [True]), COMPLETED),
+    (cases(Ending.LOST, BOTH, [True]), COMPLETED),
+    # The client has a part.
+    (cases(Ending.RELEASED, [True], [False]), FAILED),
+    (cases(Ending.LOST, [True], [False]), FAILED),
+]
+
+
+@pytest.mark.parametrize(
+    ("case", "verdict"), [(case, verdict) for cases, verdict in VERDICTS for case in cases]
+)
+def test_the_end_of_a_run_has_one_verdict(case: Case, verdict: Verdict) -> None:
+    ending, output_left, is_whole, failures = case
+    end = RunEnd(ending, GONE)
+    assert after_run(end, failures, output_left=output_left, is_whole=is_whole) == verdict
+
+
+def test_the_verdicts_cover_all_cases() -> None:
+    covered = [case for cases, _ in VERDICTS for case in cases]
+    assert sorted(covered, key=str) == sorted(product(Ending, BOTH, BOTH, FAILURES), key=str)
+
+
+def test_a_lost_run_without_an_error_names_the_worker() -> None:
+    for ending in (Ending.RELEASED, Ending.LOST):
+        assert after_run(RunEnd(ending), output_left=True).error == WORKER_LOST
+    last = after_run(RunEnd(Ending.LOST), MAX_LOST_RUNS - 1)
+    assert last.error is not None
+    assert last.error.message.endswith(WORKER_LOST.message)
+
+
+def test_the_output_of_a_run_does_not_change_its_verdict() -> None:
+    for ending in Ending:
+        assert after_run(RunEnd(ending, GONE, b"1")) == after_run(RunEnd(ending, GONE))
+
+
+# The queues of an endpoint
+
+
+class Queued(NamedTuple):
+    """A job in one of the two queues, in the order of the sequences."""
+
+    durable: bool
+    low: bool
+
+
+@given(
+    credit=st.integers(0, 12),
+    jobs=st.lists(st.builds(Queued, durable=st.booleans(), low=st.booleans()), max_size=20),
+    listed=st.integers(0, 4),
+)
+def test_credit_is_shared_in_the_order_of_both_queues(
+    credit: int, jobs: list[Queued], listed: int
+) -> None:
+    """Interactive jobs have normal priority. At least as many are listed as there is credit."""
+    is_last = [job.durable and job.low for job in jobs]
+    ordered = sorted(range(len(jobs)), key=lambda sequence: (is_last[sequence], sequence))
+    served = [jobs[sequence].durable for sequence in ordered[:credit]]
+    interactive = [sequence for sequence, job in enumerate(jobs) if not job.durable]
+
+    def queued_before(bound: int | None) -> int:
+        if bound is None:
+            return sum(job.durable for job in jobs)
+        return sum(job.durable and not job.low for job in jobs[:bound])
+
+    shares = share_credit(credit, interactive[: credit + listed], queued_before)
+    assert shares == (served.count(True), served.count(False))
+
+
+# Webhooks and stuck workers
 
 
 @pytest.mark.parametrize(("tries", "again_at"), [(0, 70_000), (1, 70_000), (2, None), (3, None)])

@@ -2,19 +2,16 @@
 
 import pytest
 from harness.data.jobs import HERE, submission
+from harness.worker.port import Port
+from harness.worker.sink import RecordingSink
 
 from proxy.channel.runpod.worker import PollingWorker
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job, Millis, WorkerId
 from proxy.service.fleet import Worker
-from proxy.service.ports import WorkerPort
-from proxy.service.reason import reason
+from proxy.service.job_view import reason
 
 LATER = " Jobs of normal priority go first until it has waited for 60 s."
-
-
-class Port(WorkerPort):
-    """A worker connection that does nothing."""
 
 
 def queued(name: str = "a", **changed: object) -> Job:
@@ -23,19 +20,24 @@ def queued(name: str = "a", **changed: object) -> Job:
     )
 
 
+def hold(worker: Worker, name: str, **changed: object) -> None:
+    """Occupy a slot of the worker."""
+    worker.hold(queued(name, **changed), RecordingSink(), since=0.0)
+
+
 def busy(slots: int, taken: int, *, light: int = 0) -> Worker:
     found = Worker(WorkerId("w"), HERE, Port(), seen=0.0, slots=slots, light_slots=2)
     for number in range(taken):
-        found.hold(queued(f"job-{number}"), since=0.0)
+        hold(found, f"job-{number}")
     for number in range(light):
-        found.hold(queued(f"light-{number}", light=True), since=0.0)
+        hold(found, f"light-{number}", light=True)
     return found
 
 
 def polling(slots: int, taken: int) -> Worker:
     found = PollingWorker(WorkerId("s"), HERE, Port(), seen=0.0, slots=slots)
     for number in range(taken):
-        found.hold(queued(f"job-{number}", light=number == 0), since=0.0)
+        hold(found, f"job-{number}", light=number == 0)
     return found
 
 

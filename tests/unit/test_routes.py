@@ -3,7 +3,7 @@
 import pytest
 
 from proxy.api.openai.routes import ROUTES, AnsweredBy, OpenAiRoute
-from proxy.edge.routes import Table
+from proxy.edge.gate import Table
 from worker_vllm.handler import route_of
 
 

@@ -112,17 +112,16 @@ async def test_a_store_uses_the_free_space_that_its_disk_reports(tmp_path: Path)
     ballast = tmp_path / "jobs.db.ballast"
     store = SqliteStore(tmp_path / "jobs.db", disk, InlineRunner)
     async with store.open():
-        await store.submit(submission("first", durable=True), T0)
+        await store.submit(submission("first"), T0)
         assert disk.exists(ballast)
         disk.free = 0
         with pytest.raises(StoreFullError):
-            await store.submit(submission("second", durable=True), T0)
-        await store.submit(submission("interactive"), T0)
+            await store.submit(submission("second"), T0)
         taken = await take(store)
-        assert ids(taken) == ["first", "interactive"]
+        assert ids(taken) == ["first"]
         await ended(store, taken[0], Event.COMPLETE, output=b"1")
         disk.free = GIGABYTE
-        await store.submit(submission("second", durable=True), T0)
+        await store.submit(submission("second"), T0)
         assert ids(await take(store)) == ["second"]
     assert not ballast.exists()
 

@@ -10,7 +10,7 @@ from proxy.api.openai.dialects import ANTHROPIC, OPENAI
 from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
 from proxy.api.queue.app import OPERATIONS
 from proxy.api.queue.response import queue_error
-from proxy.edge.routes import ROUTES, Backend, Table, backend_of
+from proxy.edge.gate import ROUTES, Backend, Table, backend_of
 
 JOB = "0d0d0d0d-0000-4000-8000-000000000000-u1"
 

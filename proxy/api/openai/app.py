@@ -10,25 +10,25 @@ from typing import Any
 
 import structlog
 
-from proxy.access.client_limits import ClientLimits
 from proxy.access.keys import Principal
-from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
+from proxy.access.limits import ClientLimits, limit_headers
+from proxy.api.errors import CLIENT_ERRORS, ApiError, to_api_error
 from proxy.api.http import (
     FORM_TYPE,
     JSON_TYPE,
     ClientGoneError,
+    abort_of,
     peek,
     read_body,
     read_seconds,
     require_type,
+    routing_of,
 )
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
-from proxy.api.openai.relay import HeartbeatIntervals, Relay
-from proxy.api.openai.reply import Reply
+from proxy.api.openai.relay import HeartbeatIntervals, Relay, Reply
 from proxy.api.openai.routes import BODY_MAX_BYTES, AnsweredBy, OpenAiRoute, unknown_route
-from proxy.api.scope import abort_of, routing_of
 from proxy.jobs.model import Request
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
@@ -168,7 +168,7 @@ class OpenAi:
         try:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
-                await self._admission.check(chosen)
+                self._admission.check(chosen)
             with self._limits.bodies.share(principal.key_id) as share:
                 body = await read_body(receive, headers, BODY_MAX_BYTES, share)
                 seen = peek_form(content_type, body) if route.is_form else await peek(body)
@@ -179,19 +179,19 @@ class OpenAi:
                 ):
                     raise _unknown(seen.model or "", chosen)
                 request = Request("POST", route.path, content_type.decode("latin-1"), body)
-                job, mailbox = await self._interactive.call(
+                # Again, because reading the body took time.
+                self._admission.check(chosen)
+                mailbox = self._interactive.call(
                     chosen,
                     principal.owner,
                     request,
                     light=route.is_light,
                     patience=_client_timeout(headers),
                 )
-                reply.add_header(b"x-job-id", job.id.encode())
+                reply.add_header(b"x-job-id", mailbox.job.id.encode())
                 mailbox.abort = abort_of(scope)
                 intervals = self._intervals if seen.is_streaming else None
-                await Relay(self._interactive, job, mailbox, reply, intervals=intervals).run(
-                    receive
-                )
+                await Relay(self._interactive, mailbox, reply, intervals=intervals).run(receive)
         finally:
             if leave is not None:
                 leave()

@@ -11,30 +11,31 @@ import msgspec
 import structlog
 from fastapi import APIRouter, Request, Response
 
-from proxy.access.body_budget import Share
-from proxy.access.client_limits import ClientLimits
-from proxy.api.errors import CLIENT_ERRORS, ApiError, limit_headers, to_api_error
-from proxy.api.http import ClientGoneError
+from proxy.access.limits import ClientLimits, Share, limit_headers
+from proxy.api.errors import CLIENT_ERRORS, ApiError, to_api_error
+from proxy.api.http import ClientGoneError, Routing, routing_of
 from proxy.api.queue import response
-from proxy.api.queue.context import RequestContext, nothing
 from proxy.api.queue.listing import Listing
 from proxy.api.queue.request import (
     DEFAULT_WAIT_MS,
     MAX_TTL_MS,
     MIN_REMAINING_TTL_MS,
     OrderReader,
+    RequestContext,
+    nothing,
     read_millis,
     read_number,
     read_wait,
 )
 from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import MAX_CURSOR, event_stream, start, wants_events
-from proxy.api.scope import Routing, routing_of
-from proxy.jobs.model import Job
+from proxy.jobs.model import Input, Job, JobId
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
-from proxy.service.durable import DurableJobs
+from proxy.service.durable import DurableJobs, JobRequest
 from proxy.service.endpoints import Endpoints
+from proxy.service.interactive import InteractiveJobs
+from proxy.service.job_view import JobView
 
 log = structlog.get_logger()
 
@@ -75,31 +76,35 @@ class JobOperations:
 
     def __init__(
         self,
+        view: JobView,
         durable: DurableJobs,
+        interactive: InteractiveJobs,
         admission: Admission,
         clock: Clock,
         orders: OrderReader,
     ) -> None:
+        self._view = view
         self._durable = durable
+        self._interactive = interactive
         self._admission = admission
         self._clock = clock
         self._orders = orders
 
     async def run(self, context: RequestContext, _: str) -> bytes:
         """Submit a job to the queue."""
-        await self._admission.check(context.endpoint)
+        self._admission.check(context.endpoint)
         order = await self._orders.read(await context.body(RUN_BODY_MAX_BYTES))
-        return response.brief(await self._durable.submit(context.endpoint, context.owner, order))
+        return response.brief(await self._submit(context, order))
 
     async def runsync(self, context: RequestContext, _: str) -> bytes:
         """Submit a job and wait for its end, at most `?wait=` milliseconds."""
         wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
-        await self._admission.check(context.endpoint)
+        self._admission.check(context.endpoint)
         order = await self._orders.read(await context.body(RUNSYNC_BODY_MAX_BYTES), wait)
-        job = await self._durable.submit(context.endpoint, context.owner, order)
+        job = await self._submit(context, order)
         del order
         context.drop_body()
-        ended = await self._durable.wait_end(context.endpoint, context.owner, job.id, wait / 1000)
+        ended = await self._view.wait_end(context.endpoint, context.owner, job.id, wait / 1000)
         return await self._shown(ended or job)
 
     async def status(self, context: RequestContext, job_id: str) -> bytes:
@@ -113,7 +118,7 @@ class JobOperations:
     async def status_sync(self, context: RequestContext, job_id: str) -> bytes:
         """Return the state of a job when it has ended, or after `?wait=` milliseconds."""
         wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
-        job = await self._durable.wait_end(context.endpoint, context.owner, job_id, wait / 1000)
+        job = await self._view.wait_end(context.endpoint, context.owner, job_id, wait / 1000)
         return await self._shown(_found(job, job_id))
 
     async def stream(self, context: RequestContext, job_id: str) -> bytes | Response:
@@ -128,7 +133,7 @@ class JobOperations:
             leave = context.leave
             context.leave = nothing
             events = await event_stream(
-                self._durable, context.endpoint, context.owner, job_id, place, leave
+                self._view, context.endpoint, context.owner, job_id, place, leave
             )
             if events is None:
                 leave()
@@ -140,16 +145,16 @@ class JobOperations:
             if consumed is None:
                 raise _missing(job_id)
             return response.stream(*consumed)
-        read = await self._durable.read(context.endpoint, context.owner, job_id, cursor, seconds)
+        read = await self._view.read(context.endpoint, context.owner, job_id, cursor, seconds)
         if read is None:
             raise _missing(job_id)
         return response.stream(read[0], read[1])
 
     async def cancel(self, context: RequestContext, job_id: str) -> bytes:
         """Cancel a job."""
-        return response.brief(
-            _found(await self._durable.cancel(context.endpoint, context.owner, job_id), job_id)
-        )
+        call = self._interactive.cancel(context.endpoint.id, context.owner, JobId(job_id))
+        job = call or await self._durable.cancel(context.endpoint, context.owner, job_id)
+        return response.brief(_found(job, job_id))
 
     async def retry(self, context: RequestContext, job_id: str) -> bytes:
         """Submit a FAILED or TIMED_OUT job again, with the same id."""
@@ -159,19 +164,26 @@ class JobOperations:
 
     async def purge(self, context: RequestContext, _: str) -> bytes:
         """Cancel all queued jobs."""
-        removed = await self._durable.purge(context.endpoint, context.owner)
+        removed = self._interactive.purge(context.endpoint.id, context.owner)
+        removed += await self._durable.purge(context.endpoint, context.owner)
         return msgspec.json.encode({"removed": removed, "status": "completed"})
 
+    async def _submit(self, context: RequestContext, order: JobRequest) -> Job:
+        # Again, because reading the body took time.
+        self._admission.check(context.endpoint)
+        return await self._durable.submit(context.endpoint, context.owner, order)
+
     async def _job(self, context: RequestContext, job_id: str) -> Job:
-        return _found(await self._durable.get(context.endpoint, context.owner, job_id), job_id)
+        return _found(await self._view.get(context.endpoint, context.owner, job_id), job_id)
 
     async def _shown(self, job: Job) -> bytes:
         elements: Sequence[bytes] = ()
         # `outputs` returns the job too, because it may have changed since it was read.
-        if job.submission.durable and job.is_terminal and job.output is None:
-            job, elements = _found(await self._durable.outputs(job), job.id)
-        reason = self._durable.reason(job)
-        progress = self._durable.progress(job)
+        has_input = isinstance(job.submission.work, Input)
+        if has_input and job.is_terminal and job.output is None:
+            job, elements = _found(await self._view.outputs(job), job.id)
+        reason = self._view.reason(job)
+        progress = self._view.progress(job)
         return response.full(job, elements, self._clock.now(), reason, progress)
 
 

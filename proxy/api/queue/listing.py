@@ -9,13 +9,11 @@ from proxy.access.encryption import OtherSealError, Seal
 from proxy.api.errors import ApiError
 from proxy.api.http import read_whole
 from proxy.api.queue import response
-from proxy.api.queue.context import RequestContext
-from proxy.api.queue.request import read_number
+from proxy.api.queue.request import RequestContext, read_number
 from proxy.jobs.lifecycle import Status
 from proxy.service.clock import Clock
-from proxy.service.durable import DurableJobs
 from proxy.service.fleet import Fleet
-from proxy.store.base import JobStore
+from proxy.service.job_view import JobView
 
 PAGE_ROWS = 50
 PAGE_MAX_ROWS = 1_000
@@ -25,18 +23,15 @@ MAX_SEQUENCE = 2**53
 class Listing:
     """The operations `health` and `requests`."""
 
-    def __init__(
-        self, store: JobStore, fleet: Fleet, durable: DurableJobs, clock: Clock, seal: Seal
-    ) -> None:
-        self._store = store
+    def __init__(self, view: JobView, fleet: Fleet, clock: Clock, seal: Seal) -> None:
+        self._view = view
         self._fleet = fleet
-        self._durable = durable
         self._clock = clock
         self._seal = seal
 
     async def health(self, context: RequestContext, _: str) -> bytes:
         """Return counts of the endpoint's jobs and workers."""
-        counts = await self._store.counts(context.endpoint.id)
+        counts = await self._view.counts(context.endpoint.id)
         workers = self._fleet.of(context.endpoint.id)
         ready = sum(worker.is_ready for worker in workers)
         running = sum(bool(worker.holds) for worker in workers)
@@ -58,7 +53,7 @@ class Listing:
             ),
         }
         return msgspec.json.encode(
-            {"jobs": jobs, "workers": states, "durable": self._store.durable}
+            {"jobs": jobs, "workers": states, "durable": self._view.is_durable}
         )
 
     async def requests(self, context: RequestContext, _: str) -> bytes:
@@ -69,7 +64,7 @@ class Listing:
         if wanted is not None and wanted not in set(Status):
             raise ApiError("invalid_body", f"`status` must be one of {', '.join(Status)}.")
         status = None if wanted is None else Status(wanted)
-        jobs = await self._durable.recent(
+        jobs = await self._view.recent(
             context.endpoint, context.owner, before=before, limit=limit, status=status
         )
         now = self._clock.now()

@@ -10,10 +10,9 @@ from typing import Any
 import msgspec
 from fastapi import Response
 
-from proxy.access.body_budget import Budget
+from proxy.access.limits import Budget
 from proxy.api.errors import ApiError
-from proxy.api.http import paid, send_body
-from proxy.api.scope import abort_of
+from proxy.api.http import abort_of, paid, send_body
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Input, Job, Millis
 
@@ -171,7 +170,8 @@ def _fields(
 def _output(job: Job, elements: Sequence[bytes]) -> bytes | None:
     if job.output is not None:
         return job.output
-    if not job.submission.durable:
+    if not isinstance(job.submission.work, Input):
+        # The output of an OpenAI call went to its client.
         return None
     if job.status is Status.COMPLETED or (elements and job.is_terminal):
         return (

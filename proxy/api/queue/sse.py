@@ -13,8 +13,8 @@ from proxy.api.errors import ApiError
 from proxy.api.http import WRITE_TIMEOUT_SECONDS, read_whole
 from proxy.api.queue.response import split
 from proxy.jobs.model import Owner
-from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoint
+from proxy.service.job_view import JobView
 
 EVENT_STREAM = "text/event-stream"
 # The largest integer that JavaScript and other clients represent exactly.
@@ -45,7 +45,7 @@ def start(last_event_id: str | None, after: int) -> int:
 
 
 async def event_stream(
-    durable: DurableJobs,
+    view: JobView,
     endpoint: Endpoint,
     owner: Owner,
     job_id: str,
@@ -56,14 +56,14 @@ async def event_stream(
 
     `leave` is called when the stream has ended.
     """
-    if await durable.get(endpoint, owner, job_id) is None:
+    if await view.get(endpoint, owner, job_id) is None:
         return None
 
     async def events() -> AsyncIterator[ServerSentEvent]:
         position = cursor
         try:
             while (
-                found := await durable.read(endpoint, owner, job_id, position, READ_WAIT_SECONDS)
+                found := await view.read(endpoint, owner, job_id, position, READ_WAIT_SECONDS)
             ) is not None:
                 job, elements, next_position = found
                 for number, element in enumerate(elements, position + 1):
@@ -74,7 +74,7 @@ async def event_stream(
                 position = next_position
                 if job.is_terminal:
                     yield _event(msgspec.json.encode({"status": job.status}), event="end")
-                if job.is_terminal or durable.is_over:
+                if job.is_terminal or view.is_over:
                     return
         finally:
             leave()

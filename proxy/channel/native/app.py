@@ -7,23 +7,19 @@ keeps the runs that it holds; see `Hello`.
 """
 
 import asyncio
-from collections.abc import Callable
 from contextlib import suppress
-from typing import Any, TypeAlias
+from typing import Any
 
 import structlog
 
 from proxy.channel.native.connection import Connection, Reader
 from proxy.channel.native.membership import Membership
 from proxy.channel.native.validation import LOG_CHARACTERS, WorkerRefusedError, check_hello
-from proxy.service.dispatch import Dispatch
 from proxy.service.endpoints import Endpoints
-from proxy.service.fleet import Worker
+from proxy.service.fleet import Fleet, Worker
 from proxy.wire import frames
 
 log = structlog.get_logger()
-
-ReaderOf: TypeAlias = Callable[[Worker], Reader]
 
 HELLO_SECONDS = 10.0
 MAX_SLOTS = 100_000
@@ -36,13 +32,10 @@ MOST_TALK = 100
 class WorkerChannel:
     """Accepts worker connections and processes their frames."""
 
-    def __init__(
-        self, endpoints: Endpoints, dispatch: Dispatch, membership: Membership, reader: ReaderOf
-    ) -> None:
+    def __init__(self, endpoints: Endpoints, fleet: Fleet, membership: Membership) -> None:
         self._endpoints = endpoints
-        self._dispatch = dispatch
+        self._fleet = fleet
         self._membership = membership
-        self._reader = reader
 
     async def refuse(
         self, _scope: Any, receive: Any, send: Any, status: int, sentence: str
@@ -64,7 +57,7 @@ class WorkerChannel:
             )
             return
         await send({"type": "websocket.accept"})
-        connection = Connection(send, lambda: self._dispatch.wake(endpoint.id))
+        connection = Connection(send, lambda: self._fleet.wake(endpoint.id))
         worker: Worker | None = None
         code = 1006
         try:
@@ -88,12 +81,12 @@ class WorkerChannel:
         finally:
             if worker is not None and worker.port is connection:
                 worker.port = None
-                await self._membership.part(worker, code)
+                self._membership.part(worker, code)
 
     async def _converse(
         self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any
     ) -> None:
-        reader = self._reader(worker)
+        reader = Reader(worker, self._fleet)
         loop = asyncio.get_running_loop()
         batch, talk = rest, ChatterLimit()
         while True:
@@ -107,7 +100,7 @@ class WorkerChannel:
                     case frames.Credit(slots=slots, light=light):
                         worker.slots = min(max(slots, 0), MAX_SLOTS)
                         worker.light_slots = min(max(light, 0), MAX_SLOTS)
-                        self._dispatch.wake(worker.endpoint)
+                        self._fleet.wake(worker.endpoint)
                     case frames.Hello():
                         if not talk.may_go_on(worker.seen):
                             raise WorkerRefusedError(4400, "too many hello frames")

@@ -1,19 +1,19 @@
 """The connection of one worker: the frames sent to it, and the frames received from it."""
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable
-from functools import partial
 from typing import Any
 
 import structlog
 
-from proxy.channel.native.validation import JOB_CHARACTERS, head_fault, worker_error
-from proxy.jobs.model import Input, Job, JobError, JobId, Request
-from proxy.service.background import Background, insist
-from proxy.service.endings import WORKER_LOST, RunEndings
-from proxy.service.fleet import UNSENT_MAX_BYTES, Worker
-from proxy.service.mailbox import Head, Mailboxes
-from proxy.service.recorder import InvalidOutputError, Recorder
+from proxy.channel.native.validation import JOB_CHARACTERS
+from proxy.jobs.model import Head, Input, JobError, JobId, Request
+from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
+from proxy.service.fleet import OVERFLOW, UNSENT_MAX_BYTES, Fleet, Hold, Worker
+from proxy.service.json_text import in_thread_if_large, is_value
+from proxy.service.ports import OfferedJob, SinkVerdict
+from proxy.service.recorder import ELEMENT_OVERHEAD_BYTES, OUTPUT_MAX_BYTES
 from proxy.wire import frames
 from proxy.wire.outbox import Outbox
 
@@ -22,6 +22,23 @@ log = structlog.get_logger()
 ENGINE_ERROR = "engine_error"
 NO_HEAD = JobError(ENGINE_ERROR, "The engine sent a response body without a response head.")
 NO_JSON = JobError(ENGINE_ERROR, "The output is not valid JSON.")
+
+# The maximum length of an error message. An engine's own message may quote the request.
+MESSAGE_CHARACTERS = 64 * 1024
+# The metrics of one output value; those of our own worker have about 200 bytes.
+METRICS_MAX_BYTES = 64 * 1024
+# A status below 200 is informational and not a final response.
+FIRST_STATUS, LAST_STATUS = 200, 599
+
+# The value becomes a header: a line break would start another header.
+_CONTENT_TYPE = re.compile(r"[ -~]{0,200}")
+_CODE = re.compile(r"[a-z0-9_]{1,64}")
+_ENDINGS: dict[frames.Ending, Ending] = {
+    "completed": Ending.COMPLETED,
+    "failed": Ending.FAILED,
+    "lost": Ending.LOST,
+    "released": Ending.RELEASED,
+}
 
 
 class Connection:
@@ -40,7 +57,7 @@ class Connection:
     def backlog(self) -> int:
         return self._outbox.size
 
-    def offer(self, job: Job) -> None:
+    def offer(self, job: OfferedJob) -> None:
         work = job.submission.work
         request = work if isinstance(work, Request) else Request("", "", "", work.body)
         self._outbox.put_in_lane(
@@ -99,93 +116,114 @@ class Connection:
 
 
 class Reader:
-    """Dispatches the job frames of a worker to the mailbox or the recording of their run.
+    """Gives what a worker sends of its runs to their sinks.
 
     Frames for runs that the worker does not hold are ignored.
     """
 
-    def __init__(
-        self,
-        worker: Worker,
-        runs: RunEndings,
-        output: Mailboxes,
-        recorder: Recorder,
-        background: Background,
-    ) -> None:
+    def __init__(self, worker: Worker, fleet: Fleet) -> None:
         self._worker = worker
-        self._runs = runs
-        self._output = output
-        self._recorder = recorder
-        self._background = background
+        self._fleet = fleet
 
     async def take(self, frame: frames.Head | frames.Chunk | frames.Output | frames.End) -> None:
         """Process one frame of one run. Stale frames and frames of unassigned runs are ignored."""
-        worker, job_id, attempt = self._worker, JobId(frame.job), frame.attempt
-        hold = worker.holds.get(job_id)
-        if hold is None or hold.attempt != attempt or hold.has_ended:
-            log.debug("frame.stale", job=job_id[:JOB_CHARACTERS], attempt=attempt, worker=worker.id)
+        worker = self._worker
+        hold = worker.holds.get(JobId(frame.job))
+        if hold is None or hold.attempt != frame.attempt:
+            log.debug(
+                "frame.stale",
+                job=frame.job[:JOB_CHARACTERS],
+                attempt=frame.attempt,
+                worker=worker.id,
+            )
             worker.ignored += 1
             return
         hold.received += 1
         match frame:
             case frames.Chunk():
-                await self._chunk(frame)
+                self._judge(frame, hold.sink.chunk(frame.attempt, frame.data, more=frame.more))
             case frames.Head():
-                await self._head(frame)
-            case frames.Output():
-                await self._output_of_job(frame)
-            case frames.End() if hold.durable:
-                # Disk writes must not block the other jobs of this worker.
-                hold.has_ended = True
-                self._background.start(insist(partial(self._end, frame)), f"end {job_id}")
+                self._head(frame, hold)
+            case frames.Output() if hold.sink.takes_values and hold.stopped is None:
+                await self._output(frame, hold)
             case frames.End():
-                await self._end(frame)
+                end = run_end(frame)
+                self._fleet.end_run(worker, JobId(frame.job), frame.attempt, end)
 
-    async def _chunk(self, frame: frames.Chunk) -> None:
-        job_id, attempt = JobId(frame.job), frame.attempt
-        mailbox = self._output.sink(job_id, attempt)
-        if mailbox is None or mailbox.outcome is not None:
-            return  # the client has disconnected, or has already received its error
-        if mailbox.head is None:
-            await self._runs.cut(self._worker, job_id, attempt, NO_HEAD)
-        elif not mailbox.put_chunk(frame.data, more=frame.more):
-            await self._runs.overflowed(self._worker, job_id, attempt)
-
-    async def _head(self, frame: frames.Head) -> None:
-        job_id, attempt = JobId(frame.job), frame.attempt
-        mailbox = self._output.sink(job_id, attempt)
-        if mailbox is None or mailbox.outcome is not None:
-            return
-        if mailbox.head is not None:  # a response has one head
+    def _head(self, frame: frames.Head, hold: Hold) -> None:
+        if hold.has_head:
+            # A response has one head.
             self._worker.ignored += 1
-        elif fault := head_fault(frame):
-            await self._runs.cut(self._worker, job_id, attempt, JobError(ENGINE_ERROR, fault))
+        elif not hold.sink.takes_values and (fault := head_fault(frame)):
+            self._cut(frame, JobError(ENGINE_ERROR, fault))
         else:
-            mailbox.put_head(Head(frame.status, frame.content_type))
+            hold.has_head = True
+            head = Head(frame.status, frame.content_type)
+            self._judge(frame, hold.sink.head(frame.attempt, head))
 
-    async def _output_of_job(self, frame: frames.Output) -> None:
-        job_id, attempt, data, metrics = JobId(frame.job), frame.attempt, frame.data, frame.metrics
-        try:
-            fits = await self._recorder.put(
-                job_id, attempt, data, metrics, whole=frame.whole, more=frame.more
-            )
-        except InvalidOutputError:
-            await self._runs.cut(self._worker, job_id, attempt, NO_JSON)
-        else:
-            if not fits:
-                await self._runs.overflowed(self._worker, job_id, attempt)
+    async def _output(self, frame: frames.Output, hold: Hold) -> None:
+        """Collect the parts of an output value, check it, and give it to the sink."""
+        value = frame.data
+        if frame.more or hold.parts:
+            hold.parts.append(value)
+            hold.parts_size += len(value) + ELEMENT_OVERHEAD_BYTES
+            if hold.parts_size > OUTPUT_MAX_BYTES:
+                hold.parts.clear()
+                self._cut(frame, OVERFLOW)
+                return
+            if frame.more:
+                return
+            value = b"".join(hold.parts)
+            hold.parts.clear()
+            hold.parts_size = 0
+        is_valid = await in_thread_if_large(is_value, value)
+        if not is_valid or (frame.metrics and not are_metrics(frame.metrics)):
+            self._cut(frame, NO_JSON)
+            return
+        taken = hold.sink.output(frame.attempt, value, frame.metrics, whole=frame.whole)
+        self._judge(frame, taken)
 
-    async def _end(self, frame: frames.End) -> None:
-        worker, job_id, attempt = self._worker, JobId(frame.job), frame.attempt
-        match frame.ending:
-            case "completed":
-                await self._runs.completed(worker, job_id, attempt)
-            case "failed":
-                await self._runs.failed(
-                    worker, job_id, attempt, worker_error(frame, ENGINE_ERROR, "")
-                )
-            case "lost":
-                why = worker_error(frame, WORKER_LOST.code, WORKER_LOST.message)
-                await self._runs.lost(worker, job_id, attempt, why)
-            case "released":
-                await self._runs.released(worker, job_id, attempt)
+    def _judge(self, frame: frames.JobFrame, taken: SinkVerdict) -> None:
+        """Draw the consequence of a sink's verdict."""
+        match taken:
+            case SinkVerdict.REPEATED:
+                self._worker.ignored += 1
+            case SinkVerdict.HEADLESS:
+                self._cut(frame, NO_HEAD)
+            case SinkVerdict.TOO_LARGE:
+                self._cut(frame, OVERFLOW)
+
+    def _cut(self, frame: frames.JobFrame, error: JobError) -> None:
+        end = RunEnd(Ending.REFUSED, error)
+        self._fleet.cut_run(self._worker, JobId(frame.job), frame.attempt, end)
+
+
+def head_fault(head: frames.Head) -> str:
+    """Return the error message for an invalid response head, or an empty string."""
+    if not FIRST_STATUS <= head.status <= LAST_STATUS:
+        return f"The engine returned an invalid HTTP status: {head.status}."
+    if not _CONTENT_TYPE.fullmatch(head.content_type):
+        return "The engine returned a Content-Type that is not a valid header value."
+    return ""
+
+
+def are_metrics(metrics: bytes) -> bool:
+    """Return True if the metrics of an output value can be passed on."""
+    return len(metrics) <= METRICS_MAX_BYTES and is_value(metrics)
+
+
+def run_end(end: frames.End) -> RunEnd:
+    """Return the end of a run, with defaults for a missing code or message of its error."""
+    ending = _ENDINGS[end.ending]
+    match ending:
+        case Ending.FAILED:
+            return RunEnd(ending, _worker_error(end, JobError(ENGINE_ERROR, "")))
+        case Ending.LOST:
+            return RunEnd(ending, _worker_error(end, WORKER_LOST))
+        case _:
+            return RunEnd(ending)
+
+
+def _worker_error(end: frames.End, default: JobError) -> JobError:
+    code = end.code if _CODE.fullmatch(end.code) else ""
+    return JobError(code or default.code, end.message[:MESSAGE_CHARACTERS] or default.message)

@@ -12,13 +12,12 @@ from proxy.channel.native.validation import (
     check_hello,
     public_card,
 )
-from proxy.jobs.model import JobId, WorkerId
-from proxy.service.endings import RunEndings
+from proxy.jobs.model import JobError, JobId, WorkerId
+from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
 from proxy.service.fleet import Fleet, Worker
-from proxy.service.mailbox import Mailboxes
 from proxy.service.orphans import Orphans
-from proxy.service.recorder import Recorder
+from proxy.service.ports import SinkVerdict
 from proxy.wire import frames
 
 log = structlog.get_logger()
@@ -26,24 +25,15 @@ log = structlog.get_logger()
 # The close codes of a worker that leaves on purpose.
 GOODBYE = (1000, 1001)
 
+OUTPUT_LOST = RunEnd(Ending.LOST, JobError(WORKER_LOST.code, "Output was lost with a connection."))
+
 
 class Membership:
     """Adds native workers to the fleet, and removes them when they leave."""
 
-    def __init__(
-        self,
-        endpoints: Endpoints,
-        fleet: Fleet,
-        runs: RunEndings,
-        output: Mailboxes,
-        recorder: Recorder,
-        orphans: Orphans,
-    ) -> None:
+    def __init__(self, endpoints: Endpoints, fleet: Fleet, orphans: Orphans) -> None:
         self._endpoints = endpoints
         self._fleet = fleet
-        self._runs = runs
-        self._output = output
-        self._recorder = recorder
         self._orphans = orphans
 
     async def join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:
@@ -70,10 +60,13 @@ class Membership:
                 worker.port.close("replaced by a newer connection")
             worker.port, worker.slots, worker.light_slots = connection, 0, 0
             heard, worker.seen = worker.seen, now
-            await self._compare(worker, hello.holds, heard, connection)
+            self._compare(worker, hello.holds, heard, connection)
         for hold in hello.holds:
-            if hold.job not in worker.holds and not await self._adopt(worker, hold, connection):
-                connection.stop(JobId(hold.job), hold.attempt)
+            job_id = JobId(hold.job)
+            if job_id not in worker.holds and not await self._orphans.adopt(
+                worker, connection, job_id, hold.attempt, hold.sent
+            ):
+                connection.stop(job_id, hold.attempt)
         log.info(
             "worker.joined",
             worker=worker.id,
@@ -104,7 +97,7 @@ class Membership:
         worker.has_models = True
         log.info("worker.serves", worker=worker.id, models=[model.id for model in models])
 
-    async def part(self, worker: Worker, code: int) -> None:
+    def part(self, worker: Worker, code: int) -> None:
         """Process the end of a worker's connection.
 
         A worker that left on purpose or held no runs is removed. Any other may reconnect.
@@ -114,28 +107,11 @@ class Membership:
             log.warning("worker.ignored", worker=worker.id, frames=worker.ignored)
             worker.ignored = 0
         if code in GOODBYE or not worker.holds:
-            await self._runs.remove_worker(
-                worker, "it left" if code in GOODBYE else "its connection was lost"
-            )
+            self._fleet.remove(worker, "it left" if code in GOODBYE else "its connection was lost")
         else:
             log.info("worker.disconnected", worker=worker.id, code=code, holds=len(worker.holds))
 
-    async def _adopt(self, worker: Worker, listed: frames.Hold, connection: Connection) -> bool:
-        """Adopt a durable run that began before this proxy was started, if no output was lost.
-
-        Returns True if the run was adopted.
-        """
-        job = await self._orphans.adopt(
-            JobId(listed.job), listed.attempt, worker.endpoint, listed.sent
-        )
-        if job is None:
-            return False
-        worker.hold(job, since=worker.seen, received=listed.sent)
-        self._recorder.begin(job.id, job.attempt, connection)
-        log.info("run.adopted", job=job.id, attempt=job.attempt, worker=worker.id)
-        return True
-
-    async def _compare(
+    def _compare(
         self, worker: Worker, listed: Sequence[frames.Hold], heard: float, connection: Connection
     ) -> None:
         """Keep the runs that lost no frames with the old connection; end the others."""
@@ -143,21 +119,14 @@ class Membership:
         for job_id, hold in list(worker.holds.items()):
             theirs = known.get(job_id)
             if theirs is None or theirs.attempt != hold.attempt:
-                # A frame that arrived after the offer proves that the job was delivered.
-                if hold.received or heard > hold.since:
-                    await self._runs.lost(worker, job_id, hold.attempt)
-                else:
-                    await self._runs.undelivered(worker, job_id, hold.attempt)
+                # A frame that arrived after the offer proves that the job was delivered. A job that
+                # did not reach its worker did not run, so no failure is counted.
+                was_delivered = hold.received or heard > hold.since
+                end = RunEnd(Ending.LOST if was_delivered else Ending.RELEASED)
+                self._fleet.end_run(worker, job_id, hold.attempt, end)
             elif hold.stopped is not None:  # the stop may have been lost with the connection
                 worker.stop(job_id, now=worker.seen)
             elif theirs.sent != hold.received:
-                worker.stop(job_id, now=worker.seen)
-                await self._runs.output_lost(worker, job_id, hold.attempt)
-            elif (
-                mailbox := self._output.sink(job_id, hold.attempt)
-            ) is not None and mailbox.outcome is None:
-                mailbox.reattach(connection)
-            elif hold.durable:
-                self._recorder.begin(job_id, hold.attempt, connection)
-            else:
+                self._fleet.cut_run(worker, job_id, hold.attempt, OUTPUT_LOST)
+            elif hold.sink.reattach(hold.attempt, connection) is SinkVerdict.IGNORED:
                 worker.stop(job_id, now=worker.seen)

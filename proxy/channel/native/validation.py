@@ -1,15 +1,14 @@
-"""Validation of the frames from workers, as strict as that of client requests.
+"""Validation of the `Hello` of a worker, as strict as that of client requests.
 
-Authenticated workers are not trusted to send valid data. An invalid value that concerns one run
-ends that run; one that concerns the worker itself closes its connection. Human-readable texts are
-truncated, since their origin is unknown.
+Authenticated workers are not trusted to send valid data. An invalid value that concerns the worker
+itself closes its connection; `connection` ends a run for one that concerns the run. Human-readable
+texts are truncated, since their origin is unknown.
 """
 
 import re
 
 import msgspec
 
-from proxy.jobs.model import JobError
 from proxy.wire import frames
 
 MOST_MODELS = 1_000
@@ -21,16 +20,9 @@ MODEL_CHARACTERS = 256
 CARD_BYTES = 64 * 1024
 ENGINE_CHARACTERS = 200
 LOG_CHARACTERS = 500
-# The maximum length of an error message. An engine's own message may quote the request.
-MESSAGE_CHARACTERS = 64 * 1024
-# A status below 200 is informational and not a final response.
-FIRST_STATUS, LAST_STATUS = 200, 599
 
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _MODEL = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MODEL_CHARACTERS}}}")
-# The value becomes a header: a line break would start another header.
-_CONTENT_TYPE = re.compile(r"[ -~]{0,200}")
-_CODE = re.compile(r"[a-z0-9_]{1,64}")
 
 
 class WorkerRefusedError(Exception):
@@ -59,21 +51,6 @@ def check_hello(hello: frames.Hello) -> None:
         )
     for model in hello.models:
         _check_model(model)
-
-
-def head_fault(head: frames.Head) -> str:
-    """Return the error message for an invalid response head, or an empty string."""
-    if not FIRST_STATUS <= head.status <= LAST_STATUS:
-        return f"The engine returned an invalid HTTP status: {head.status}."
-    if not _CONTENT_TYPE.fullmatch(head.content_type):
-        return "The engine returned a Content-Type that is not a valid header value."
-    return ""
-
-
-def worker_error(end: frames.End, code: str, message: str) -> JobError:
-    """Return the error of a run, with defaults for a missing code or message."""
-    given = end.code if _CODE.fullmatch(end.code) else ""
-    return JobError(given or code, end.message[:MESSAGE_CHARACTERS] or message)
 
 
 def _check_model(model: frames.Model) -> None:

@@ -17,14 +17,15 @@ from urllib.parse import parse_qs
 import msgspec
 import structlog
 
-from proxy.access.body_budget import Budget, Share
+from proxy.access.limits import Budget, Share
 from proxy.channel.runpod.openai import read_result
 from proxy.channel.runpod.registry import TooManyWorkersError, WorkerIdConflictError, WorkerRegistry
 from proxy.channel.runpod.results import RunpodResults
 from proxy.channel.runpod.tracking import CONNECTION, WatchedConnection
 from proxy.channel.runpod.worker import RunpodWorker
-from proxy.jobs.model import EndpointId, Input, Job, JobId
+from proxy.jobs.model import EndpointId, Input, JobId
 from proxy.service.endpoints import Endpoints
+from proxy.service.ports import OfferedJob
 from proxy.service.recorder import OUTPUT_MAX_BYTES
 from proxy.wire.frames import STREAM_WINDOW
 
@@ -116,13 +117,13 @@ Unseal: TypeAlias = Callable[[bytes], bytes]
 """Decrypts values that only the worker may see."""
 
 
-def write_jobs(jobs: Sequence[Job], unseal: Unseal, *, as_list: bool) -> bytes:
+def write_jobs(jobs: Sequence[OfferedJob], unseal: Unseal, *, as_list: bool) -> bytes:
     """Encode the response to a poll."""
     written = [_job(job, unseal) for job in jobs]
     return b"[%b]" % b",".join(written) if as_list else written[0]
 
 
-def _job(job: Job, unseal: Unseal) -> bytes:
+def _job(job: OfferedJob, unseal: Unseal) -> bytes:
     work, sealed = job.submission.work, job.submission.s3_config
     if isinstance(work, Input):
         given = work.body
@@ -221,7 +222,7 @@ class RunpodChannel:
             case "job-stop":
                 await self._stop(self._asking(endpoint, call, line), receive, send)
             case "ping":
-                await self._ping(call, endpoint, scope["query_string"])
+                self._ping(call, endpoint, scope["query_string"])
                 await _reply(send, OK)
             case _:
                 length = dict(scope["headers"]).get(b"content-length", b"")
@@ -269,10 +270,10 @@ class RunpodChannel:
                 send, OK if stops else NONE, b'{"jobsToStop":[%b]}' % named if stops else b""
             )
 
-    async def _ping(self, call: Call, endpoint: EndpointId, query: bytes) -> None:
+    def _ping(self, call: Call, endpoint: EndpointId, query: bytes) -> None:
         ping = read_ping(query)
         if ping.illness:
-            await self._registry.fell_ill(endpoint, call.worker, ping.illness, shun=False)
+            self._registry.fell_ill(endpoint, call.worker, ping.illness, shun=False)
             return
         worker = self._registry.find(endpoint, call.worker)
         if worker is None and ping.jobs and self._registry.has_orphans():
@@ -300,7 +301,7 @@ class RunpodChannel:
         if worker is None or not is_whole:
             return
         if body is None:
-            await self._posts.too_large(worker, job_id)
+            self._posts.too_large(worker, job_id)
             return
         result = await read_result(body)
         # Progress is posted by a thread on a separate connection, which it closes afterwards.

@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from proxy.jobs.lifecycle import Status
+from proxy.jobs.model import EVENT_STREAM, Head
 from proxy.service.json_text import (
     INLINE_MAX_BYTES,
     OUTPUT_MAX_STEPS,
@@ -27,7 +28,7 @@ from proxy.service.json_text import (
     in_thread_if_large,
     utf8_fault,
 )
-from proxy.service.mailbox import EVENT_MAX_BYTES, EVENT_STREAM, Head
+from proxy.service.mailbox import EVENT_MAX_BYTES
 
 ABSENT = msgspec.Raw(b"")
 NULL = b"null"

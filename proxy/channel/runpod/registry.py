@@ -6,13 +6,11 @@ import structlog
 
 from proxy.channel.runpod.tracking import Run, RunpodTimeouts, VanishedRun
 from proxy.channel.runpod.worker import RunpodWorker
-from proxy.jobs.model import EndpointId, Job, JobError, JobId, WorkerId
-from proxy.service.background import Background
-from proxy.service.dispatch import Dispatch
-from proxy.service.endings import WORKER_LOST, RunEndings
+from proxy.jobs.model import EndpointId, JobError, JobId, WorkerId
+from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.service.fleet import Fleet
 from proxy.service.orphans import Orphans
-from proxy.service.recorder import Recorder
+from proxy.service.ports import OfferedJob
 
 log = structlog.get_logger()
 
@@ -46,22 +44,9 @@ class WorkerIdConflictError(Exception):
 class WorkerRegistry:
     """Holds the Runpod workers and removes those that are lost."""
 
-    def __init__(
-        self,
-        fleet: Fleet,
-        runs: RunEndings,
-        dispatch: Dispatch,
-        recorder: Recorder,
-        orphans: Orphans,
-        background: Background,
-        patience: RunpodTimeouts,
-    ) -> None:
+    def __init__(self, fleet: Fleet, orphans: Orphans, patience: RunpodTimeouts) -> None:
         self._fleet = fleet
-        self._runs = runs
-        self._dispatch = dispatch
-        self._recorder = recorder
         self._orphans = orphans
-        self._background = background
         self.patience = patience
         self._workers: dict[tuple[EndpointId, WorkerId], RunpodWorker] = {}
 
@@ -70,7 +55,7 @@ class WorkerRegistry:
         while True:
             await asyncio.sleep(LOOK_SECONDS)
             for worker in tuple(self._workers.values()):
-                await self._look(worker)
+                self._look(worker)
 
     def find(self, endpoint: EndpointId, worker_id: str) -> RunpodWorker | None:
         """Return a worker that has sent a request before, or None."""
@@ -98,46 +83,40 @@ class WorkerRegistry:
 
     def adopt(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
         """Adopt and return the run that this worker had before the proxy started, or None."""
-        job = self._orphans.claim(job_id, worker.id)
+        job = self._orphans.claim(worker.member, worker, job_id)
         if job is None:
             return None
         now = asyncio.get_running_loop().time()
         run = Run(job.attempt, None, given_at=now, has_arrived=True)
         worker.tracked.give(job_id, run)
-        worker.member.hold(job, since=now)
-        self._recorder.begin(job.id, job.attempt, worker)
-        log.info("run.adopted", job=job.id, attempt=job.attempt, worker=worker.id)
         return run
 
     def has_orphans(self) -> bool:
         """Return True if there are runs that may be adopted."""
         return bool(self._orphans)
 
-    async def fell_ill(self, endpoint: EndpointId, name: str, why: str, *, shun: bool) -> None:
+    def fell_ill(self, endpoint: EndpointId, name: str, why: str, *, shun: bool) -> None:
         """Remove an unhealthy worker from the fleet and report it."""
         log.warning("worker.unhealthy", worker=name, endpoint=endpoint, why=why)
         now = asyncio.get_running_loop().time()
         worker = self.find(endpoint, name)
         if worker is not None:
             worker.shunned_until = now + SHUN_SECONDS if shun else now
-            await self._runs.remove_worker(worker.member, why)
+            self._fleet.remove(worker.member, why)
         self._fleet.report(WorkerId(name), endpoint, now + ILL_SECONDS)
 
     # `RunListener`
 
-    def give_back(self, worker: RunpodWorker, job: Job) -> None:
-        self._background.start(
-            self._runs.undelivered(worker.member, job.id, job.attempt), f"give back {job.id}"
-        )
+    def give_back(self, worker: RunpodWorker, job: OfferedJob) -> None:
+        self._fleet.end_run(worker.member, job.id, job.attempt, RunEnd(Ending.RELEASED))
 
-    def refuse(self, worker: RunpodWorker, job: Job) -> None:
+    def refuse(self, worker: RunpodWorker, job: OfferedJob) -> None:
         if any(
             not isinstance(other.port, RunpodWorker) for other in self._fleet.of(worker.endpoint)
         ):
             self.give_back(worker, job)  # a native worker can run it
             return
-        work = self._runs.refused(worker.member, job.id, job.attempt, NO_FORMS)
-        self._background.start(work, f"refuse {job.id}")
+        self._fleet.end_run(worker.member, job.id, job.attempt, RunEnd(Ending.REFUSED, NO_FORMS))
 
     def recover(self, worker: RunpodWorker, vanished: VanishedRun) -> None:
         job_id, run, counts = vanished
@@ -148,22 +127,19 @@ class WorkerRegistry:
             worker=worker.id,
             stopped=run.is_stopped,
         )
-        if counts:
-            work = self._runs.lost(worker.member, job_id, run.attempt, NO_RESULT)
-        else:
-            work = self._runs.released(worker.member, job_id, run.attempt)
-        self._background.start(work, f"recover {job_id}")
+        end = RunEnd(Ending.LOST, NO_RESULT) if counts else RunEnd(Ending.RELEASED)
+        self._fleet.end_run(worker.member, job_id, run.attempt, end)
 
     def wake(self, worker: RunpodWorker) -> None:
-        self._dispatch.wake(worker.endpoint)
+        self._fleet.wake(worker.endpoint)
 
-    async def _look(self, worker: RunpodWorker) -> None:
+    def _look(self, worker: RunpodWorker) -> None:
         now = asyncio.get_running_loop().time()
         if self._fleet.get(worker.id) is not worker.member:
             if not worker.life.lines and now - worker.asked_at > FORGET_SECONDS:
                 del self._workers[worker.endpoint, worker.id]
         elif why := worker.life.loss(now, self.patience):
-            await self._runs.remove_worker(worker.member, why)
+            self._fleet.remove(worker.member, why)
         else:
             # The lease of the fleet applies to workers with one connection.
             worker.member.seen = now

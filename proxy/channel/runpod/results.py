@@ -1,13 +1,12 @@
-"""Dispatch of posted output and results to the mailbox of a call or the recording of a job."""
+"""Posted output and results, given to the sinks of their runs."""
 
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
-from functools import partial
 
 import structlog
 
-from proxy.access.body_budget import Budget, BudgetError
+from proxy.access.limits import Budget, BudgetError
 from proxy.channel.runpod.openai import (
     BLANK_LINES,
     EVENTS,
@@ -23,18 +22,12 @@ from proxy.channel.runpod.openai import (
 from proxy.channel.runpod.registry import WorkerRegistry
 from proxy.channel.runpod.tracking import Run
 from proxy.channel.runpod.worker import RunpodWorker
-from proxy.jobs.model import JobError, JobId
-from proxy.service.background import insist
-from proxy.service.endings import OVERFLOW, WORKER_LOST, RunEndings
+from proxy.jobs.model import FIRST_ERROR_STATUS, Head, JobError, JobId
+from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
+from proxy.service.fleet import OVERFLOW, Fleet
 from proxy.service.json_text import in_thread_if_large
-from proxy.service.mailbox import (
-    FIRST_ERROR_STATUS,
-    STALL_SECONDS,
-    STREAM_MAX_BYTES,
-    Head,
-    Mailbox,
-    Mailboxes,
-)
+from proxy.service.mailbox import STALL_SECONDS, STREAM_MAX_BYTES
+from proxy.service.ports import Sink, SinkVerdict
 from proxy.service.recorder import OUTPUT_MAX_BYTES, Recorder
 from proxy.wire.frames import PART_BYTES
 
@@ -57,18 +50,13 @@ class RunpodResults:
     """
 
     def __init__(
-        self,
-        runs: RunEndings,
-        output: Mailboxes,
-        recorder: Recorder,
-        registry: WorkerRegistry,
-        passing: Budget,
+        self, fleet: Fleet, recorder: Recorder, registry: WorkerRegistry, passing: Budget
     ) -> None:
-        self._runs = runs
-        self._output = output
+        self._fleet = fleet
         self._recorder = recorder
         self._registry = registry
-        self._passing = passing  # the bytes of large events that wait for their clients
+        # The bytes of large events that wait for their clients.
+        self._passing = passing
 
     async def chunk(self, worker: RunpodWorker, job_id: JobId, element: bytes) -> None:
         """Process an output element; return when the next one may be sent."""
@@ -76,8 +64,8 @@ class RunpodResults:
         if run is None or run.is_ending or run.is_stopped:
             return
         run.has_arrived = True
-        if not await self._put(job_id, run, element):
-            await self._runs.overflowed(worker.member, job_id, run.attempt)
+        if not await self._put(worker, job_id, run, element):
+            self._cut(worker, job_id, run)
         with suppress(TimeoutError):
             async with asyncio.timeout(STALL_SECONDS):
                 await run.flow.wait()
@@ -107,38 +95,41 @@ class RunpodResults:
         if result is not None and result.refreshes:
             worker.refreshes()
 
-    async def too_large(self, worker: RunpodWorker, job_id: JobId) -> None:
+    def too_large(self, worker: RunpodWorker, job_id: JobId) -> None:
         """End a run whose posted body exceeds the size limit."""
         run = worker.tracked.runs.pop(job_id, None)
         if run is not None:
-            await self._runs.overflowed(worker.member, job_id, run.attempt)
-            await self._runs.released(worker.member, job_id, run.attempt)
+            end = RunEnd(Ending.REFUSED, OVERFLOW)
+            self._fleet.end_run(worker.member, job_id, run.attempt, end)
 
     def _run(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
         return worker.tracked.runs.get(job_id) or self._registry.adopt(worker, job_id)
 
-    async def _put(self, job_id: JobId, run: Run, element: bytes) -> bool:
-        if run.answer is None:
-            return await self._recorder.put(
-                job_id, run.attempt, element, b"", whole=False, more=False
-            )
-        mailbox = self._mailbox(job_id, run)
-        if mailbox is None:
+    def _cut(self, worker: RunpodWorker, job_id: JobId, run: Run) -> None:
+        end = RunEnd(Ending.REFUSED, OVERFLOW)
+        self._fleet.cut_run(worker.member, job_id, run.attempt, end)
+
+    async def _put(self, worker: RunpodWorker, job_id: JobId, run: Run, element: bytes) -> bool:
+        """Give an element to the sink of its run; return False if it does not fit."""
+        sink = _sink(worker, job_id, run)
+        if sink is None:
             return True
-        if run.answer.unread:
-            await in_thread_if_large(run.answer.read, run.answer.unread)
+        answer = run.answer
+        if answer is None:
+            taken = sink.output(run.attempt, element, b"", whole=False)
+            return taken is not SinkVerdict.TOO_LARGE
+        if answer.unread:
+            await in_thread_if_large(answer.read, answer.unread)
         try:
-            events = await in_thread_if_large(run.answer.put, element)
+            events = await in_thread_if_large(answer.put, element)
         except TooManyElementsError:
             return False
-        return run.answer.backlog <= OUTPUT_MAX_BYTES and await self._pass(
-            mailbox, run, run.answer, events
-        )
+        return answer.backlog <= OUTPUT_MAX_BYTES and await self._pass(sink, run, answer, events)
 
-    async def _pass(self, mailbox: Mailbox, run: Run, answer: Answer, events: bytes) -> bool:
-        """Put events into the mailbox.
+    async def _pass(self, sink: Sink, run: Run, answer: Answer, events: bytes) -> bool:
+        """Give events to the sink of a run.
 
-        If the mailbox is full, this waits for the client, which also delays the worker's request.
+        While its client does not keep up, this waits, which also delays the worker's request.
         Returns False if the events exceed the buffer of a client that stopped reading.
         """
         pieces = _pieces(events, more=answer.is_mid_event) if events else iter(())
@@ -148,109 +139,117 @@ class RunpodResults:
                     share.grow(2 * len(events))  # the events and the posted body
                 async with asyncio.timeout(STALL_SECONDS):
                     for piece, more in pieces:
-                        if self._mailbox(mailbox.job_id, run) is not mailbox or run.is_stopped:
-                            return True  # the run is over
-                        if mailbox.head is None:
-                            mailbox.put_head(Head(200, EVENTS))
-                        if not mailbox.put_chunk(piece, more=more):
-                            return False
-                        if mailbox.backlog > STREAM_MAX_BYTES // 2:
-                            await run.flow.wait()
+                        taken = _put_events(sink, run, piece, more=more)
+                        if taken is not SinkVerdict.ACCEPTED or run.is_stopped:
+                            return taken is not SinkVerdict.TOO_LARGE
+                        await run.flow.wait()
             except BudgetError:
                 return False
             except TimeoutError:
                 pass
-        return all(mailbox.put_chunk(piece, more=more) for piece, more in pieces)
+        return all(
+            _put_events(sink, run, piece, more=more) is not SinkVerdict.TOO_LARGE
+            for piece, more in pieces
+        )
 
     async def _end(
         self, worker: RunpodWorker, job_id: JobId, run: Run, result: Result | None
     ) -> None:
         if result is None:
-            await insist(partial(self._runs.refused, worker.member, job_id, run.attempt, NO_JSON))
+            await self._end_run(worker, job_id, run, RunEnd(Ending.REFUSED, NO_JSON))
         elif result.has_failed and SICK in error_text(bytes(result.error)):
-            await self._registry.fell_ill(worker.endpoint, worker.id, SICK, shun=True)
+            self._registry.fell_ill(worker.endpoint, worker.id, SICK, shun=True)
         elif run.answer is not None:
-            await self._end_call(worker, job_id, run, run.answer, result)
+            try:
+                end = await self._answer(worker, job_id, run, run.answer, result)
+            except TooManyElementsError:
+                end = RunEnd(Ending.REFUSED, OVERFLOW)
+            await self._end_run(worker, job_id, run, end)
         elif result.has_failed:
-            if bytes(result.output):
-                await self._recorder.put(
-                    job_id, run.attempt, result.value, b"", whole=True, more=False
-                )
             error = JobError(ENGINE_ERROR, error_text(bytes(result.error)))
-            await insist(partial(self._runs.failed, worker.member, job_id, run.attempt, error))
+            output = result.value if bytes(result.output) else None
+            await self._end_run(worker, job_id, run, RunEnd(Ending.FAILED, error, output))
         else:
-            await insist(
-                partial(self._runs.completed, worker.member, job_id, run.attempt, result.value)
-            )
+            end = RunEnd(Ending.COMPLETED, output=result.value)
+            await self._end_run(worker, job_id, run, end)
 
-    async def _end_call(
-        self, worker: RunpodWorker, job_id: JobId, run: Run, answer: Answer, result: Result
-    ) -> None:
-        try:
-            await self._answer(worker, job_id, run, answer, result)
-        except TooManyElementsError:
-            await insist(partial(self._runs.refused, worker.member, job_id, run.attempt, OVERFLOW))
+    async def _end_run(self, worker: RunpodWorker, job_id: JobId, run: Run, end: RunEnd) -> None:
+        writing = self._fleet.end_run(worker.member, job_id, run.attempt, end)
+        if writing is not None:
+            # The write goes on if the worker closes this connection.
+            await asyncio.shield(writing)
 
     async def _answer(
         self, worker: RunpodWorker, job_id: JobId, run: Run, answer: Answer, result: Result
-    ) -> None:
-        member, attempt, value = worker.member, run.attempt, result.value
+    ) -> RunEnd:
+        """Give the rest of a call's answer to its sink; return the end of the run."""
+        value = result.value
         if answer.unread:
             await in_thread_if_large(answer.read, answer.unread)
-        mailbox = self._mailbox(job_id, run)
-        if mailbox is None:  # the client has disconnected
-            await self._runs.released(member, job_id, attempt)
-        elif result.has_failed:
-            await self._fail(worker, mailbox, run, find_failure(bytes(result.error)))
-        elif await in_thread_if_large(answer.has_holes, value):
-            await insist(partial(self._runs.refused, member, job_id, attempt, HOLES))
-        elif answer.is_stream:
-            fits = await self._pass(
-                mailbox, run, answer, await in_thread_if_large(answer.finish, value)
-            )
-            if answer.failure is not None:
-                await self._fail(worker, mailbox, run, answer.failure)
-            elif not answer.has_begun:
-                await insist(partial(self._runs.refused, member, job_id, attempt, NOTHING))
-            elif answer.carries_error and fits:
-                await insist(partial(self._runs.failed, member, job_id, attempt, ERROR_EVENT))
-            else:
-                await self._complete(worker, job_id, run, fits=fits)
-        elif (found := await in_thread_if_large(answer.whole, value)) is None:
-            await insist(partial(self._runs.refused, member, job_id, attempt, NOTHING))
-        elif found[0].status >= FIRST_ERROR_STATUS:
-            await self._fail(worker, mailbox, run, Failure("", found[0].status, found[1]))
-        else:
-            mailbox.put_head(found[0])
-            await self._complete(worker, job_id, run, fits=mailbox.put_chunk(found[1], more=False))
+        sink = _sink(worker, job_id, run)
+        if sink is None:  # the client has disconnected
+            return RunEnd(Ending.RELEASED)
+        if result.has_failed:
+            return _failed(sink, run, find_failure(bytes(result.error)))
+        if await in_thread_if_large(answer.has_holes, value):
+            return RunEnd(Ending.REFUSED, HOLES)
+        if not answer.is_stream:
+            found = await in_thread_if_large(answer.whole, value)
+            if found is None:
+                return RunEnd(Ending.REFUSED, NOTHING)
+            head, body = found
+            if head.status >= FIRST_ERROR_STATUS:
+                return _failed(sink, run, Failure("", head.status, body))
+            sink.head(run.attempt, head)
+            taken = sink.chunk(run.attempt, body, more=False)
+            return _completed(fits=taken is not SinkVerdict.TOO_LARGE)
+        events = await in_thread_if_large(answer.finish, value)
+        fits = await self._pass(sink, run, answer, events)
+        if answer.failure is not None:
+            return _failed(sink, run, answer.failure)
+        if not answer.has_begun:
+            return RunEnd(Ending.REFUSED, NOTHING)
+        if answer.carries_error and fits:
+            return RunEnd(Ending.FAILED, ERROR_EVENT)
+        return _completed(fits=fits)
 
-    async def _complete(self, worker: RunpodWorker, job_id: JobId, run: Run, *, fits: bool) -> None:
-        if not fits:
-            await self._runs.overflowed(worker.member, job_id, run.attempt)
-        await insist(partial(self._runs.completed, worker.member, job_id, run.attempt))
 
-    async def _fail(
-        self, worker: RunpodWorker, mailbox: Mailbox, run: Run, failure: Failure
-    ) -> None:
-        """Fail a call.
+def _sink(worker: RunpodWorker, job_id: JobId, run: Run) -> Sink | None:
+    """Return the receiver of a run's output; None if the worker does not hold the run any longer,
+    or has been asked to stop it.
+    """
+    hold = worker.member.holds.get(job_id)
+    if hold is None or hold.attempt != run.attempt or hold.stopped is not None:
+        return None
+    return hold.sink
 
-        The engine's HTTP status is used if it is known and the response has not started.
-        """
-        error = JobError(ENGINE_ERROR, failure.message)
-        if failure.status and mailbox.head is None:
-            mailbox.put_head(Head(failure.status, JSON))
-            mailbox.put_chunk(failure.body, more=False)
-            await insist(
-                partial(self._runs.failed, worker.member, mailbox.job_id, run.attempt, error)
-            )
-        else:
-            await insist(
-                partial(self._runs.refused, worker.member, mailbox.job_id, run.attempt, error)
-            )
 
-    def _mailbox(self, job_id: JobId, run: Run) -> Mailbox | None:
-        mailbox = self._output.sink(job_id, run.attempt)
-        return mailbox if mailbox is not None and mailbox.outcome is None else None
+def _put_events(sink: Sink, run: Run, events: bytes, *, more: bool) -> SinkVerdict:
+    """Give events to a sink, after the head of their response if it is missing."""
+    taken = sink.chunk(run.attempt, events, more=more)
+    if taken is SinkVerdict.HEADLESS:
+        sink.head(run.attempt, Head(200, EVENTS))
+        taken = sink.chunk(run.attempt, events, more=more)
+    return taken
+
+
+def _failed(sink: Sink, run: Run, failure: Failure) -> RunEnd:
+    """Return the end of a call that failed.
+
+    The engine's HTTP status is used if it is known and the response has not started.
+    """
+    error = JobError(ENGINE_ERROR, failure.message)
+    if (
+        failure.status
+        and sink.head(run.attempt, Head(failure.status, JSON)) is SinkVerdict.ACCEPTED
+    ):
+        sink.chunk(run.attempt, failure.body, more=False)
+        return RunEnd(Ending.FAILED, error)
+    return RunEnd(Ending.REFUSED, error)
+
+
+def _completed(*, fits: bool) -> RunEnd:
+    return RunEnd(Ending.COMPLETED) if fits else RunEnd(Ending.REFUSED, OVERFLOW)
 
 
 def _pieces(events: bytes, *, more: bool) -> Iterator[tuple[bytes, bool]]:

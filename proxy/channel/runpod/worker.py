@@ -20,8 +20,9 @@ from proxy.channel.runpod.tracking import (
     VanishedRun,
     WatchedConnection,
 )
-from proxy.jobs.model import EndpointId, Job, JobId, Request, Work, WorkerId
+from proxy.jobs.model import EndpointId, JobId, Request, Work, WorkerId
 from proxy.service.fleet import Load, Worker
+from proxy.service.ports import OfferedJob
 
 log = structlog.get_logger()
 
@@ -31,12 +32,12 @@ class Poll:
 
     def __init__(self, room: int = 0) -> None:
         self.room = room  # the number of jobs that it can still take
-        self.jobs: list[Job] = []
+        self.jobs: list[OfferedJob] = []
         self.size = 0  # the total size of their bodies in bytes
         self.is_replaced = False
         self._ready = asyncio.Event()
 
-    def give(self, job: Job) -> None:
+    def give(self, job: OfferedJob) -> None:
         """Add a job to the response.
 
         Jobs added in the same turn of the event loop are sent together.
@@ -89,11 +90,11 @@ class PollingWorker(Worker):
 
     @property
     def credit(self) -> int:
-        return self.room if self.is_writable else 0
+        return max(0, self.room - self.reserved) if self.is_writable else 0
 
     @property
     def light_credit(self) -> int:
-        return self.credit
+        return max(0, self.credit - self.light_reserved)
 
     @property
     def is_ready(self) -> bool:
@@ -106,11 +107,11 @@ class PollingWorker(Worker):
 class RunListener(Protocol):
     """Receives the jobs that a worker did not complete, and its changes of capacity."""
 
-    def give_back(self, worker: "RunpodWorker", job: Job) -> None:
+    def give_back(self, worker: "RunpodWorker", job: OfferedJob) -> None:
         """Return a job to the queue that was never delivered to the worker."""
         ...
 
-    def refuse(self, worker: "RunpodWorker", job: Job) -> None:
+    def refuse(self, worker: "RunpodWorker", job: OfferedJob) -> None:
         """Handle a job that Runpod workers cannot run."""
         ...
 
@@ -152,7 +153,7 @@ class RunpodWorker:
     def backlog(self) -> int:
         return self._taking.size if self._taking is not None else 0
 
-    def offer(self, job: Job) -> None:
+    def offer(self, job: OfferedJob) -> None:
         poll, work = self._taking, job.submission.work
         if (
             poll is not None
@@ -227,7 +228,7 @@ class RunpodWorker:
         self.refresh()
         return self._taking
 
-    def taken(self, poll: Poll) -> list[Job]:
+    def taken(self, poll: Poll) -> list[OfferedJob]:
         """Close a poll for jobs and return the jobs of its response."""
         if self._taking is poll:
             self._taking = None
@@ -237,13 +238,13 @@ class RunpodWorker:
         self.missed(stopped)
         return [job for job in poll.jobs if job not in stopped]
 
-    def missed(self, jobs: Sequence[Job]) -> None:
+    def missed(self, jobs: Sequence[OfferedJob]) -> None:
         """Return these jobs to the queue: they were not delivered."""
         for job in jobs:
             self.tracked.runs.pop(job.id, None)
             self._listener.give_back(self, job)
 
-    def got(self, jobs: Sequence[Job]) -> None:
+    def got(self, jobs: Sequence[OfferedJob]) -> None:
         """Record that these jobs have been written to the worker."""
         for job in jobs:
             if (run := self.tracked.runs.get(job.id)) is not None:

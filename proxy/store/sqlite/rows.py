@@ -102,7 +102,6 @@ def read_job(
             endpoint=EndpointId(intern(row.endpoint)),
             owner=Owner(intern(row.owner)),
             work=_work(row, body or b""),
-            durable=True,
             light=bool(row.light),
             low_priority=bool(row.low_priority),
             queued_until=_millis(row.queued_until),

@@ -1,9 +1,7 @@
 """A job store in one SQLite file, for one process.
 
-A durable job is acknowledged only after it has been committed to the disk. Interactive jobs live as
-long as their client's connection and are never written: they are in a `MemoryStore`. Both kinds
-share one index, and therefore one sequence, one order and one set of counts. The index is
-rebuilt from the file when the store is opened.
+A job is acknowledged only after it has been committed to the disk. The index of queues, deadlines
+and counts is in memory, and is rebuilt from the file when the store is opened.
 
 The file is authoritative. A method asks the writer for a conditional write, and the result is
 applied to the index after the commit. Only a queue key leaves the index before the commit, so
@@ -26,6 +24,7 @@ from proxy.jobs.model import (
     Job,
     JobError,
     JobId,
+    JobState,
     Millis,
     Owner,
     Submission,
@@ -33,9 +32,7 @@ from proxy.jobs.model import (
 )
 from proxy.jobs.policy import deadline
 from proxy.store.base import StoreFullError
-from proxy.store.job_index import JobIndex
-from proxy.store.memory import MemoryStore
-from proxy.store.ready import QueueKey
+from proxy.store.job_index import JobIndex, QueueKey
 from proxy.store.sqlite import reads, writes
 from proxy.store.sqlite.database import Database
 from proxy.store.sqlite.disk import Disk
@@ -55,7 +52,6 @@ class SqliteStore:
     def __init__(self, path: Path, disk: Disk, start_runner: StartRunner) -> None:
         self._database = Database(path, disk, start_runner)
         self._index = JobIndex()
-        self._memory = MemoryStore(self._index)
 
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
@@ -71,8 +67,6 @@ class SqliteStore:
         return await self._database.read(reads.running)
 
     async def submit(self, submission: Submission, now: Millis) -> Job:
-        if not submission.durable or submission.id in self._memory:
-            return await self._memory.submit(submission, now)
         job = Job(
             submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now
         )
@@ -83,15 +77,10 @@ class SqliteStore:
         )
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
-        job = await self._memory.get(endpoint, owner, job_id)
-        if job is not None:
-            return job
         # An unknown id and a job of another owner take the same path, and thus the same time.
         return await self._database.read(lambda db: reads.get(db, endpoint, owner, job_id))
 
     async def find(self, job_id: JobId) -> Job | None:
-        if job_id in self._memory:
-            return await self._memory.find(job_id)
         return await self._database.read(lambda db: reads.find(db, job_id))
 
     async def recent(
@@ -103,13 +92,9 @@ class SqliteStore:
         limit: int,
         status: Status | None = None,
     ) -> Sequence[Job]:
-        durable = await self._database.read(
+        return await self._database.read(
             lambda db: reads.recent(db, endpoint, owner, before, limit, status)
         )
-        others = await self._memory.recent(
-            endpoint, owner, before=before, limit=limit, status=status
-        )
-        return sorted([*durable, *others], key=lambda job: -job.sequence)[:limit]
 
     async def take(
         self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
@@ -128,10 +113,6 @@ class SqliteStore:
         counts: bool = False,
         output: bytes | None = None,
     ) -> Job | None:
-        if job_id in self._memory:
-            return await self._memory.settle(
-                job_id, event, now=now, attempt=attempt, error=error, counts=counts, output=output
-            )
         if event is Event.TAKE:
             return None
         sequence = self._index.next_sequence() if event is Event.RETRY else None
@@ -146,38 +127,29 @@ class SqliteStore:
     ) -> Sequence[Job]:
         waiting = self._index.pop_owned(endpoint, owner, light=False)
         waiting += self._index.pop_owned(endpoint, owner, light=True)
-        settled = [
-            await self._memory.settle(place.job_id, Event.CANCEL, now=now, error=error)
-            for place in waiting
-            if not place.durable
-        ]
-        purged = [job.outline() for job in settled if job is not None]
-        durable = [place for place in waiting if place.durable]
+        purged: list[Job] = []
         try:
-            while durable:
-                batch = durable[:JOBS_PER_WRITE]
-                durable = durable[JOBS_PER_WRITE:]
+            while waiting:
+                batch = waiting[:JOBS_PER_WRITE]
+                waiting = waiting[JOBS_PER_WRITE:]
                 purged += await self._purge(endpoint, batch, now, error)
         finally:
             # Also if the caller is cancelled.
-            self._index.put_back(endpoint, durable)
+            self._index.put_back(endpoint, waiting)
         return purged
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
         job_ids = self._index.due(now, limit)
-        durable = [job_id for job_id in job_ids if job_id not in self._memory]
-        found = await self._database.read(lambda db: reads.outlines(db, durable)) if durable else []
+        if not job_ids:
+            return []
+        found = await self._database.read(lambda db: reads.outlines(db, job_ids))
         jobs = {
             job.id: job for job in found if (moment := deadline(job)) is not None and moment <= now
         }
-        for job_id in job_ids:
-            job = await self._memory.find(job_id)
-            if job is not None:
-                jobs[job_id] = job.outline()
         return [jobs[job_id] for job_id in job_ids if job_id in jobs]
 
     async def forget(self, now: Millis, limit: int) -> int:
-        forgotten = await self._memory.forget(now, limit)
+        forgotten = 0
         written = JOBS_PER_WRITE
         while (
             written == JOBS_PER_WRITE
@@ -190,8 +162,6 @@ class SqliteStore:
         return forgotten
 
     async def limit_life(self, job_id: JobId, moment: Millis) -> Job | None:
-        if job_id in self._memory:
-            return None
         return await self._database.write(
             lambda db: writes.limit_life(db, job_id, moment),
             lambda job: self._index.watch(job) if job is not None else None,
@@ -206,67 +176,55 @@ class SqliteStore:
         await self._database.write(lambda db: writes.tried(db, delivery, again_at))
 
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
-        if job_id in self._memory:
-            return None
         size = sum(map(len, outputs))
         return await self._database.write(
             lambda db: writes.append(db, job_id, attempt, outputs), size=size
         )
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
-        if job_id in self._memory:
-            return (), cursor
         part = await self._database.read(lambda db: reads.outputs(db, job_id, cursor, limit))
         return part, cursor + len(part)
 
     async def look(
         self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
     ) -> tuple[Job, Sequence[bytes], int] | None:
-        if job_id in self._memory:
-            return await self._memory.look(endpoint, owner, job_id, cursor, limit)
         return await self._database.read(
             lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit)
         )
 
     async def consume(self, job_id: JobId, attempt: int, cursor: int) -> None:
-        if job_id in self._memory:
-            await self._memory.consume(job_id, attempt, cursor)
-        else:
-            await self._database.write(lambda db: writes.consume(db, job_id, attempt, cursor))
+        await self._database.write(lambda db: writes.consume(db, job_id, attempt, cursor))
 
     async def counts(self, endpoint: EndpointId) -> Counts:
         return self._index.counts(endpoint)
 
-    def ahead(self, job: Job) -> int:
+    def ahead(self, job: JobState) -> int:
         return self._index.ahead(job)
+
+    def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
+        return self._index.queued(endpoint, light=light, before=before)
+
+    def next_sequence(self) -> int:
+        return self._index.next_sequence()
 
     async def _take(
         self, endpoint: EndpointId, worker: WorkerId, limit: int, now: Millis, *, light: bool
     ) -> list[Job]:
         taken: list[Job] = []
-        pop = self._index.pop
         has_enough_bytes = False
         while not has_enough_bytes and (
-            places := pop(endpoint, limit - len(taken), now, light=light)
+            places := self._index.pop(endpoint, limit - len(taken), now, light=light)
         ):
-            jobs = {
-                place.job_id: self._memory.hand_out(place.job_id, worker, now)
-                for place in places
-                if not place.durable
-            }
-            durable = [place for place in places if place.durable]
-            if durable:
-                try:
-                    written = await self._hand_out(endpoint, durable, worker, now)
-                    jobs |= {job.id: job for job in written.jobs}
-                    has_enough_bytes = bool(written.left)
-                except StoreFullError:
-                    # The durable jobs stay in the queue; interactive jobs need no disk.
-                    pop = self._index.pop_interactive
-                except Error as error:
-                    log.warning("store.cannot_take", jobs=len(durable), why=str(error))
-                    pop = self._index.pop_interactive
-            taken += [jobs[place.job_id] for place in places if place.job_id in jobs]
+            try:
+                written = await self._hand_out(endpoint, places, worker, now)
+            except StoreFullError:
+                # The jobs stay in the queue.
+                break
+            except Error as error:
+                log.warning("store.cannot_take", jobs=len(places), why=str(error))
+                break
+            taken += written.jobs
+            has_enough_bytes = bool(written.left)
         return taken
 
     async def _hand_out(

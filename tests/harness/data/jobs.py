@@ -10,12 +10,11 @@ REQUEST = Request("POST", "/v1/chat/completions", "application/json", b'{"model"
 
 
 def submission(job_id: str, **changed: Any) -> Submission:
-    """Return a submission of an interactive job; `changed` overrides fields by name."""
+    """Return a submission; `changed` overrides fields by name."""
     fields: dict[str, Any] = {
         "endpoint": HERE,
         "owner": ALICE,
         "work": REQUEST,
-        "durable": False,
         "light": False,
         "low_priority": False,
         "queued_until": None,

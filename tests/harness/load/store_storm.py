@@ -31,7 +31,7 @@ async def submit(store: SqliteStore, name: str, chance: random.Random) -> None:
     while True:
         number += 1
         job_id = JobId(f"{name}-{number}")
-        wanted = submission(job_id, durable=True, retention=FOREVER, execution_timeout=FOREVER)
+        wanted = submission(job_id, retention=FOREVER, execution_timeout=FOREVER)
         await store.submit(wanted, NOW)
         say("submitted", job_id)
         if chance.random() < 0.2 and await store.settle(job_id, Event.CANCEL, now=NOW) is not None:

@@ -28,13 +28,13 @@ def held(parts: Parts, *, objects: bool) -> dict[str, int]:
         "rss": int(Path("/proc/self/statm").read_text().split()[1]) * PAGE,
         "fds": len(list(Path("/proc/self/fd").iterdir())),
         "tasks": len(asyncio.all_tasks()),
-        "mailboxes": len(parts.output),
-        "followers": len(parts.durable._events._followers),
-        "drains": len(parts.durable._consumers),
-        "recordings": len(parts.recorder._recordings),
+        "mailboxes": len(parts.interactive),
+        "subscriptions": len(parts.events),
+        "consumers": len(parts.durable._consumers),
+        "recordings": len(parts.recorder),
         "background": len(parts.background._tasks),
-        "roster": len(parts.registry._workers),
-        "ill": len(parts.fleet._ill),
+        "registry": len(parts.registry._workers),
+        "unhealthy": len(parts.fleet._unhealthy),
     }
     if objects:
         gc.collect()

@@ -16,10 +16,10 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from proxy.edge.connections import ConnectionLimiter, Pace
+from proxy.edge.gate import Table
 from proxy.edge.guard import EdgeContext
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
-from proxy.edge.routes import Table
 
 # Turns of the event loop without a new byte, after which the application has finished its output.
 QUIET_TURNS = 3

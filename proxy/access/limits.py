@@ -1,14 +1,22 @@
-"""Rate limits per key, endpoint and operation: requests in ten seconds, and concurrent requests.
+"""The limits of clients: rates of requests, concurrent requests, and memory for their bodies.
 
-The numbers are those of Runpod's public platform. The request limit grows with the endpoint: it is
-at least `REQUESTS_PER_WORKER` for each running worker. As on that platform, the window is a fixed
-interval of ten seconds, so the values in the response headers are exactly those that are enforced.
+Rates are limited per key, endpoint and operation, with the numbers of Runpod's public platform. The
+request limit grows with the endpoint: it is at least `REQUESTS_PER_WORKER` for each running worker.
+As on that platform, the window is a fixed interval of ten seconds, so the values in the response
+headers are exactly those that are enforced.
+
+A limit on the number of requests is not enough for memory: 400 concurrent calls of 20 MB each are
+8 GB. Therefore bytes are reserved for a body before it is read, and released when its request is
+over. If the budget is exhausted, a client is refused and should retry; a worker waits, because it
+posts its result only once.
 """
 
+import asyncio
 import re
+from collections import defaultdict, deque
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 from proxy.jobs.model import EndpointId
 
@@ -65,6 +73,17 @@ class RateLimitStatus(NamedTuple):
     reset: int
 
 
+def limit_headers(status: RateLimitStatus | None) -> list[tuple[bytes, bytes]]:
+    """Return OpenAI's rate limit headers; none for a caller without a rate limit."""
+    if status is None:
+        return []
+    return [
+        (b"x-ratelimit-limit-requests", str(status.limit).encode()),
+        (b"x-ratelimit-remaining-requests", str(status.remaining).encode()),
+        (b"x-ratelimit-reset-requests", b"%ds" % status.reset),
+    ]
+
+
 @dataclass(slots=True)
 class _Use:
     """Counter of one key and operation: the current window, its requests, and open requests."""
@@ -82,7 +101,7 @@ class Limits:
         table: Mapping[str, Limit],
         per_worker: int,
         running: Callable[[EndpointId], int],
-        time: Callable[[], float],
+        time: Callable[[], float] | None = None,
     ) -> None:
         """Create the counters.
 
@@ -90,13 +109,13 @@ class Limits:
             table: limits by operation.
             per_worker: requests in a window for each running worker.
             running: returns the number of running workers of an endpoint.
-            time: returns the time in seconds.
+            time: returns the time in seconds; by default that of the running event loop.
 
         """
         self._table = table
         self._per_worker = per_worker
         self._running = running
-        self._time = time
+        self._time = time or _loop_time
         self._uses: dict[tuple[str, EndpointId, str], _Use] = {}
         self._cleanup_size = MAX_IDLE_COUNTERS
 
@@ -166,6 +185,10 @@ def _do_nothing() -> None:
     pass
 
 
+def _loop_time() -> float:
+    return asyncio.get_running_loop().time()
+
+
 _LIMIT = re.compile(
     r"(?P<operation>[a-z-]+)=(?P<requests>[0-9]{1,9})(/(?P<concurrent>[0-9]{1,9}))?"
 )
@@ -189,3 +212,114 @@ def read_limit(text: str) -> tuple[str, Limit]:
         # OPERATION=0 removes both limits.
         concurrent = 0
     return found["operation"], Limit(requests or None, concurrent or None)
+
+
+class BudgetError(Exception):
+    """The budget has not enough free bytes for a body."""
+
+
+class Share:
+    """The bytes of a budget that one request has reserved, on behalf of a holder."""
+
+    __slots__ = ("_budget", "_holder", "held")
+
+    def __init__(self, budget: "Budget", holder: str) -> None:
+        self._budget = budget
+        self._holder = holder
+        self.held = 0
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.give_back()
+
+    def grow(self, size: int) -> None:
+        """Reserve `size` more bytes. Raises BudgetError if they are not free or if others wait."""
+        if not self._budget.take(size, self._holder):
+            raise BudgetError("The server is out of memory for request bodies. Retry shortly.")
+        self.held += size
+
+    async def wait(self, size: int) -> None:
+        """Wait until `size` more bytes are free, and reserve them."""
+        await self._budget.wait(size, self._holder)
+        self.held += size
+
+    def give_back(self) -> None:
+        """Release all reserved bytes; a no-op the second time."""
+        held = self.held
+        self.held = 0
+        self._budget.release(held, self._holder)
+
+
+class Budget:
+    """A number of bytes that requests share, with a FIFO queue of waiting requests."""
+
+    def __init__(self, limit: int, each: int | None = None) -> None:
+        """Create a budget of `limit` bytes, of which each holder may reserve at most `each`."""
+        self.limit = limit
+        self.used = 0
+        self._each = limit if each is None else each
+        self._held: defaultdict[str, int] = defaultdict(int)
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+
+    def share(self, holder: str = "") -> Share:
+        """Return a share for one request: a context manager that releases it at the end."""
+        return Share(self, holder)
+
+    def take(self, size: int, holder: str) -> bool:
+        """Reserve `size` bytes; return False if that exceeds a limit or if other requests wait."""
+        if self.used + size > self.limit or self._waiting or self._held[holder] + size > self._each:
+            return False
+        self.used += size
+        self._held[holder] += size
+        return True
+
+    async def wait(self, size: int, holder: str) -> None:
+        """Reserve `size` bytes when all earlier waiters have been served and the bytes are free.
+
+        A size above the limit of the budget is granted when the whole budget is free.
+        """
+        if self.take(size, holder):
+            return
+        self._held[holder] += size
+        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((size, turn))
+        try:
+            await turn
+        except asyncio.CancelledError:
+            if turn.done() and not turn.cancelled():
+                # The bytes were granted before the cancellation was delivered.
+                self.release(size, holder)
+            else:
+                self._waiting.remove((size, turn))
+                self._held[holder] -= size
+                self._grant()
+            raise
+
+    def release(self, size: int, holder: str) -> None:
+        """Release `size` bytes of a holder, and grant them to waiting requests."""
+        self.used -= size
+        self._held[holder] -= size
+        if not self._held[holder]:
+            del self._held[holder]
+        self._grant()
+
+    def _grant(self) -> None:
+        """Serve waiting requests in order, as far as the free bytes allow."""
+        while self._waiting:
+            size, turn = self._waiting[0]
+            if self.used and self.used + size > self.limit:
+                return
+            self._waiting.popleft()
+            self.used += size
+            turn.set_result(None)
+
+
+@dataclass(frozen=True, slots=True)
+class ClientLimits:
+    """The rate limits of requests, and the byte budgets of their bodies and their answers."""
+
+    requests: Limits
+    bodies: Budget
+    answers: Budget

@@ -1,0 +1,189 @@
+"""The view of clients on jobs of both kinds, with the reason why a job is still queued.
+
+A job of another owner is treated like an unknown one.
+"""
+
+import asyncio
+from collections.abc import Sequence
+
+from proxy.jobs.lifecycle import Status
+from proxy.jobs.model import Counts, EndpointId, Job, JobId, Millis, Owner
+from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS, yields
+from proxy.service.clock import Clock
+from proxy.service.endpoints import Endpoint
+from proxy.service.events import JobEvents
+from proxy.service.fleet import Fleet, Worker
+from proxy.service.interactive import InteractiveJobs
+from proxy.service.recorder import Recorder
+from proxy.store.base import JobStore
+
+# Elements in one answer about an unfinished job; the answer about a finished job contains all of
+# them.
+PAGE_ELEMENTS = 1_000
+ALL_ELEMENTS = 1_000_000
+
+
+class JobView:
+    """Reads jobs, and waits for their changes."""
+
+    def __init__(
+        self,
+        store: JobStore,
+        interactive: InteractiveJobs,
+        recorder: Recorder,
+        events: JobEvents,
+        fleet: Fleet,
+        clock: Clock,
+    ) -> None:
+        self._store = store
+        self._interactive = interactive
+        self._recorder = recorder
+        self._events = events
+        self._fleet = fleet
+        self._clock = clock
+        self.is_over = False
+        """True once the proxy shuts down: no call waits any longer."""
+
+    @property
+    def is_durable(self) -> bool:
+        """True if acknowledged durable jobs survive the end of the process."""
+        return self._store.durable
+
+    async def get(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
+        """Return the job, or None if this owner has no such job on this endpoint."""
+        call = self._interactive.get(endpoint.id, owner, JobId(job_id))
+        # An unknown id and a job of another owner take the same path, and thus the same time.
+        return call or await self._store.get(endpoint.id, owner, JobId(job_id))
+
+    async def wait_end(
+        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float
+    ) -> Job | None:
+        """Wait up to `seconds` for the job to end; return its last state."""
+        deadline = asyncio.get_running_loop().time() + seconds
+        with self._events.subscribe(JobId(job_id)) as subscription:
+            while True:
+                job = await self.get(endpoint, owner, job_id)
+                left = deadline - asyncio.get_running_loop().time()
+                if job is None or job.is_terminal or left <= 0 or self.is_over:
+                    return job
+                await subscription.wait(left)
+
+    def let_go(self) -> None:
+        """Answer all waiting calls with the present state: the proxy shuts down, and the jobs
+        continue without it.
+        """
+        self.is_over = True
+        self._events.notify_all()
+
+    async def outputs(self, job: Job) -> tuple[Job, Sequence[bytes]] | None:
+        """Return the job as it is now with all elements of its output log, both of one moment.
+
+        An element is a JSON object with `output`, and `metrics` if there are any. None: the job no
+        longer exists.
+        """
+        found = await self._look(job.endpoint, job.submission.owner, job.id, 0, ALL_ELEMENTS)
+        return None if found is None else found[:2]
+
+    async def read(
+        self, endpoint: Endpoint, owner: Owner, job_id: str, after: int | None, seconds: float
+    ) -> tuple[Job, Sequence[bytes], int] | None:
+        """Wait for elements after the first `after`, or for the job's end; return job, elements and
+        the next cursor.
+
+        `after` None: after those that a client has consumed. Another run can begin during the wait,
+        with a log of its own, so the job and its log are always read together. None: this owner has
+        no such job.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        with self._events.subscribe(JobId(job_id)) as subscription:
+            while True:
+                found = await self._look(endpoint.id, owner, JobId(job_id), after, PAGE_ELEMENTS)
+                if found is None:
+                    return None
+                job, elements, _ = found
+                left = deadline - asyncio.get_running_loop().time()
+                if elements or job.is_terminal or left <= 0 or self.is_over:
+                    return found
+                await subscription.wait(left)
+
+    async def recent(
+        self,
+        endpoint: Endpoint,
+        owner: Owner,
+        *,
+        before: int | None,
+        limit: int,
+        status: Status | None,
+    ) -> Sequence[Job]:
+        """Return outlines of the owner's jobs, newest first."""
+        durable = await self._store.recent(
+            endpoint.id, owner, before=before, limit=limit, status=status
+        )
+        calls = self._interactive.recent(
+            endpoint.id, owner, before=before, limit=limit, status=status
+        )
+        return sorted([*durable, *calls], key=lambda job: -job.sequence)[:limit]
+
+    async def counts(self, endpoint: EndpointId) -> Counts:
+        """Return the number of jobs by status."""
+        return await self._store.counts(endpoint) + self._interactive.counts(endpoint)
+
+    def progress(self, job: Job) -> bytes | None:
+        """Return the progress that its worker reported last, as JSON, if any."""
+        recording = None if job.is_terminal else self._recorder.get(job.id)
+        return None if recording is None else recording.progress
+
+    def reason(self, job: Job) -> str:
+        """Return the reason why the job is still queued; empty if it is not queued."""
+        if job.status is not Status.IN_QUEUE:
+            return ""
+        ahead = self._interactive.ahead(job)
+        return reason(job, self._fleet.of(job.endpoint), ahead, self._clock.now())
+
+    async def _look(
+        self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+    ) -> tuple[Job, Sequence[bytes], int] | None:
+        """Return a job and its output from one moment. An interactive job has no output here."""
+        if (call := self._interactive.get(endpoint, owner, job_id)) is not None:
+            return call, (), cursor or 0
+        return await self._store.look(endpoint, owner, job_id, cursor, limit)
+
+
+def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
+    """Return the reason: no workers, no ready workers, jobs before it, or no free slot."""
+    if not workers:
+        return "No worker is connected."
+    ready = [worker for worker in workers if worker.is_ready]
+    if not ready:
+        return f"{_count(len(workers), 'worker')} connected, none of them ready yet."
+    later = (
+        " Jobs of normal priority go first until it has waited for "
+        f"{LOW_PRIORITY_WAIT_MILLIS // 1000} s."
+        if yields(job, now)
+        else ""
+    )
+    if ahead:
+        return f"Behind {_count(ahead, 'job')} in the queue.{later}"
+    if limit := _limit(ready, light=job.submission.light):
+        return f"Held by a limit: {limit}.{later}"
+    return "Next in line."
+
+
+def _limit(ready: Sequence[Worker], *, light: bool) -> str:
+    """Return the limit that is reached, or an empty text. A Runpod worker can have a free slot
+    between two polls.
+    """
+    loads = [worker.load(light=light) for worker in ready]
+    taken, slots = sum(load.taken for load in loads), sum(load.slots for load in loads)
+    if not slots or taken < slots:
+        return ""
+    name, whose = "light slot" if light else "slot", _count(len(ready), "worker")
+    return (
+        f"the only {name} of {whose} is taken"
+        if slots == 1
+        else f"all {slots} {name}s of {whose} are taken"
+    )
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'s' if number > 1 else ''}"
