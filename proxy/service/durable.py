@@ -122,7 +122,8 @@ class DurableRuns:
         job: Job | None = None
         match end.ending:
             case Ending.COMPLETED | Ending.FAILED:
-                await self._recorder.flush(recording)
+                # Its readers are notified of the output and of the end at once.
+                await self._recorder.flush(recording, notify=False)
                 output = recording.whole if output is None else output
             case Ending.RELEASED | Ending.LOST:
                 job = await self._store.find(job_id)

@@ -177,15 +177,15 @@ class Recorder:
         waiting = [recording for recording in self._recordings.values() if recording.waiting]
         await asyncio.gather(*map(self.flush, waiting))
 
-    async def flush(self, recording: Recording) -> None:
-        """Write the output so far of one job.
+    async def flush(self, recording: Recording, *, notify: bool = True) -> None:
+        """Write the output so far of one job, and notify its readers unless the job ends next.
 
         If the caller is cancelled, the write continues: its result decides if the elements have to
         be written again.
         """
-        await asyncio.shield(self._write(recording))
+        await asyncio.shield(self._write(recording, notify=notify))
 
-    async def _write(self, recording: Recording) -> None:
+    async def _write(self, recording: Recording, *, notify: bool) -> None:
         async with recording.lock:
             elements = recording.waiting
             if not elements:
@@ -204,7 +204,8 @@ class Recorder:
                     recording.flow.backlog += size
                     if self._recordings.get(recording.job_id) is recording:
                         self.received(size)
-        self._events.notify(recording.job_id)
+        if notify:
+            self._events.notify(recording.job_id)
         recording.written(size)
 
 
