@@ -5,6 +5,7 @@ import io
 import re
 import tokenize
 from collections.abc import Iterator
+from itertools import pairwise
 from pathlib import Path
 from typing import NamedTuple
 
@@ -66,12 +67,25 @@ def without_code(text: str) -> str:
 
 
 def docstrings(path: Path) -> Iterator[tuple[ast.AST, Text]]:
-    """Yield the documented nodes of a module, and their docstrings."""
+    """Yield the documented nodes of a module, and their docstrings.
+
+    A string below an assignment is the docstring of its target: a field or a constant.
+    """
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             text = ast.get_docstring(node)
             if text:
                 yield node, Text(path, node.body[0].lineno, text)
+        body = getattr(node, "body", None)
+        # The body of a lambda is an expression.
+        for target, following in pairwise(body if isinstance(body, list) else ()):
+            if (
+                isinstance(target, ast.Assign | ast.AnnAssign)
+                and isinstance(following, ast.Expr)
+                and isinstance(following.value, ast.Constant)
+                and isinstance(following.value.value, str)
+            ):
+                yield target, Text(path, following.lineno, following.value.value)
 
 
 def strings(path: Path) -> Iterator[Text]:
@@ -164,3 +178,9 @@ def test_a_docstring_that_repeats_the_name_is_found() -> None:
     node = ast.parse("def read_settings(): pass").body[0]
     assert repeats_name(node, "Reads the settings.")
     assert not repeats_name(node, "Return the settings of the environment.")
+
+
+def test_the_docstring_of_a_field_is_found(tmp_path: Path) -> None:
+    module = tmp_path / "module.py"
+    module.write_text('class Job:\n    status: str\n    """How it is."""\n    size = 1\n')
+    assert [text.text for _, text in docstrings(module)] == ["How it is."]
