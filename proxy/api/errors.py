@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from proxy.access.limits import BudgetError, LimitedError, limit_headers
 from proxy.service.admission import DrainingError, QueueFullError
 from proxy.service.durable import NotRetriableError
-from proxy.store.base import StoreFullError
+from proxy.store.base import StoreBusyError, StoreFullError, StoreGoneError
 
 REQUEST_ERROR = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -54,6 +54,8 @@ ERRORS: dict[str, Row] = {
     "answer_too_large": Row(502, SERVER_ERROR, should_retry=False),
     "no_workers": Row(503, SERVER_ERROR, should_retry=True, retry_after=30),
     "store_full": Row(503, SERVER_ERROR, should_retry=True, retry_after=30),
+    "store_busy": Row(503, SERVER_ERROR, should_retry=True, retry_after=5),
+    "store_gone": Row(503, SERVER_ERROR, should_retry=True, retry_after=30),
     "overloaded": Row(503, SERVER_ERROR, should_retry=True, retry_after=5),
     "too_many_connections": Row(503, SERVER_ERROR, should_retry=True, retry_after=5),
     "server_draining": Row(503, SERVER_ERROR, should_retry=True, retry_after=5),
@@ -113,6 +115,15 @@ _CODES: dict[type[Exception], str] = {
     NotRetriableError: "not_retriable",
     BudgetError: "overloaded",
     StoreFullError: "store_full",
+    StoreBusyError: "store_busy",
+    StoreGoneError: "store_gone",
+}
+
+# The texts of these exceptions are for the operator.
+_MESSAGES: dict[type[Exception], str] = {
+    StoreFullError: "The server has no disk space for another job. Retry later.",
+    StoreBusyError: "The server's database does not respond. Retry in a moment.",
+    StoreGoneError: "The server's database is gone. Retry when its operator has restarted it.",
 }
 CLIENT_ERRORS: tuple[type[Exception], ...] = (ApiError, LimitedError, *_CODES)
 """The exceptions that are returned to the client. Every other exception is a bug."""
@@ -124,11 +135,7 @@ def to_api_error(error: Exception) -> ApiError:
         return error
     if isinstance(error, LimitedError):
         return _limited(error)
-    message = str(error)
-    # The exception's own text is for the operator.
-    if type(error) is StoreFullError:
-        message = "The server has no disk space for another job. Retry later."
-    return ApiError(_CODES[type(error)], message)
+    return ApiError(_CODES[type(error)], _MESSAGES.get(type(error)) or str(error))
 
 
 def _limited(error: LimitedError) -> ApiError:

@@ -6,12 +6,14 @@ from typing import Any
 
 import structlog
 
-from proxy.store.base import StoreFullError
+from proxy.store.base import StoreBusyError, StoreError, StoreFullError
 
 log = structlog.get_logger()
 
 # The pause before a failed write or a failed loop is tried again.
 RETRY_SECONDS = 1.0
+# The first pause of a repeated write; it doubles up to `RETRY_SECONDS`.
+RETRY_MIN_SECONDS = 0.05
 
 
 class Background:
@@ -50,19 +52,24 @@ async def _logged(work: Awaitable[None], event: str, **fields: str) -> None:
     """Await a task's work. A failure is logged as `event`, and everything else continues."""
     try:
         await work
-    except StoreFullError:
+    except StoreError as error:
         # A traceback would add nothing.
-        log.error("store.full", **fields)  # noqa: TRY400
+        log.error("store.failed", why=str(error), **fields)  # noqa: TRY400
     except Exception:
         # A bug of ours.
         log.exception(event, **fields)
 
 
 async def insist(write: Callable[[], Awaitable[object]]) -> None:
-    """Repeat a write until the store has room for it."""
+    """Repeat a write, with the same data, until the store has carried it out.
+
+    Raises `StoreGoneError`.
+    """
+    pause = RETRY_MIN_SECONDS
     while True:
         try:
             await write()
             return
-        except StoreFullError:
-            await asyncio.sleep(RETRY_SECONDS)
+        except (StoreFullError, StoreBusyError):
+            await asyncio.sleep(pause)
+            pause = min(2 * pause, RETRY_SECONDS)

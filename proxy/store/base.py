@@ -23,8 +23,26 @@ from proxy.jobs.model import (
 )
 
 
-class StoreFullError(Exception):
-    """The store has no space for another durable job or, in the worst case, for any write."""
+class StoreError(Exception):
+    """The store could not carry out a call. The call has had no effect.
+
+    What has to be written is kept and repeated, with the same data, after a full or a busy store.
+    What can be refused is refused. Nothing else depends on the store.
+    """
+
+
+class StoreFullError(StoreError):
+    """The store has no space for another job or, in the worst case, for any write."""
+
+
+class StoreBusyError(StoreError):
+    """The store fails for now: another program has locked it, or its disk reports errors."""
+
+
+class StoreGoneError(StoreError):
+    """The store fails for good: its file was deleted, replaced or damaged. So will every later
+    call.
+    """
 
 
 class StoreUnavailableError(Exception):
@@ -45,8 +63,8 @@ class JobStore(Protocol):
 
     A store of limited capacity keeps space for the jobs that it already has: `submit` is rejected
     long before the other writes fail. If the space is exhausted nevertheless, any method that
-    writes may raise `StoreFullError`. It has had no effect then, and can be repeated when there is
-    space again.
+    writes may raise `StoreFullError`. Any asynchronous method may raise `StoreBusyError` or
+    `StoreGoneError`. `take` then returns no jobs instead.
     """
 
     durable: bool

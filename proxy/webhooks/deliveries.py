@@ -25,7 +25,7 @@ from proxy.jobs.webhook import receiver
 from proxy.service.background import Background
 from proxy.service.clock import Clock
 from proxy.service.events import Subscription
-from proxy.store.base import JobStore, StoreFullError
+from proxy.store.base import JobStore, StoreError
 from proxy.webhooks.sender import Sender
 from proxy.webhooks.signature import message_id
 
@@ -148,7 +148,11 @@ class Deliveries:
             why = await self._try(session, delivery)
             again_at = None if why is None else after_try(delivery, self._clock.now())
             self._log(delivery, why, again_at)
-            await self._record(delivery, again_at)
+            await self._store.tried(delivery, again_at)
+        except StoreError:
+            log.warning("delivery.not_noted", job=delivery.job.id)
+            # The delivery is still due: do not repeat it immediately.
+            await asyncio.sleep(DELIVERY_RETRY_MILLIS / 1000)
         finally:
             self._finished.append(delivery.job.id)
             self.wake()
@@ -173,6 +177,9 @@ class Deliveries:
                     self._body_freed.notify()
         except OtherSealError as error:
             return str(error)
+        except StoreError:
+            # The body could not be read: this is not an attempt.
+            raise
         # An internal error counts as an attempt, so that the delivery ends.
         except Exception:
             log.exception("delivery.broke", job=delivery.job.id)
@@ -184,14 +191,6 @@ class Deliveries:
         if job is None or job.retry_count != delivery.job.retry_count:
             return b""
         return await self._render(job)
-
-    async def _record(self, delivery: Delivery, again_at: Millis | None) -> None:
-        try:
-            await self._store.tried(delivery, again_at)
-        except StoreFullError:
-            log.warning("delivery.not_noted", job=delivery.job.id)
-            # The delivery is still due: do not repeat it immediately.
-            await asyncio.sleep(DELIVERY_RETRY_MILLIS / 1000)
 
     def _log(self, delivery: Delivery, why: str | None, again_at: Millis | None) -> None:
         job = delivery.job

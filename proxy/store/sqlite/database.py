@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 from proxy.store.base import StoreUnavailableError
 from proxy.store.sqlite.disk import Disk, LockedError
 from proxy.store.sqlite.disk_space import DiskSpace
-from proxy.store.sqlite.writer import StartRunner, Writer, no_op
+from proxy.store.sqlite.writer import FILE_ERRORS, StartRunner, Writer, no_op, store_error
 
 # Identifies a file of this program, in the header of the SQLite file.
 APPLICATION_ID = 0x764C4C4D
@@ -269,8 +269,12 @@ class Database:
                 await self._writer.close()
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
-        """Run a query in the reader's thread and return its result."""
-        return await asyncio.get_running_loop().run_in_executor(self._pool, query, self._reader)
+        """Run a query in the reader's thread and return its result. Raises `StoreError`."""
+        loop = asyncio.get_running_loop()
+        try:
+            return await loop.run_in_executor(self._pool, query, self._reader)
+        except FILE_ERRORS as error:
+            raise store_error(error) from error
 
     async def write(
         self,
@@ -279,5 +283,8 @@ class Database:
         undo: Callable[[], None] = no_op,
         size: int = 0,
     ) -> T:
-        """Run a write and return its result after the commit; see `Writer.do`."""
+        """Run a write and return its result after the commit; see `Writer.do`.
+
+        Raises `StoreError`.
+        """
         return await self._writer.do(run, apply, undo, size)

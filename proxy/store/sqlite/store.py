@@ -12,7 +12,7 @@ from collections.abc import AsyncIterator, Collection, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
-from sqlite3 import Connection, Error
+from sqlite3 import Connection
 
 import structlog
 
@@ -31,7 +31,7 @@ from proxy.jobs.model import (
     WorkerId,
 )
 from proxy.jobs.policy import deadline
-from proxy.store.base import StoreFullError
+from proxy.store.base import StoreError
 from proxy.store.job_index import JobIndex, QueueKey
 from proxy.store.sqlite import reads, writes
 from proxy.store.sqlite.database import Database
@@ -217,10 +217,8 @@ class SqliteStore:
         ):
             try:
                 written = await self._hand_out(endpoint, places, worker, now)
-            except StoreFullError:
+            except StoreError as error:
                 # The jobs stay in the queue.
-                break
-            except Error as error:
                 log.warning("store.cannot_take", jobs=len(places), why=str(error))
                 break
             taken += written.jobs

@@ -23,7 +23,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any, Protocol, TypeAlias, TypeVar
 
-from proxy.store.base import StoreFullError
+from proxy.store.base import StoreBusyError, StoreFullError, StoreGoneError
 from proxy.store.sqlite.disk_space import DiskSpace
 
 T = TypeVar("T")
@@ -36,6 +36,12 @@ MAX_BYTES_PER_COMMIT = 8 * 1024 * 1024
 
 # Failures of the file itself; every caller of the batch receives them.
 FILE_ERRORS = (sqlite3.Error, OSError, MemoryError)
+
+# Result codes of SQLite for a file that cannot be used any longer.
+GONE_CODES = (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB)
+
+# The low byte of an extended result code is the primary one.
+PRIMARY_CODE_MASK = 0xFF
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,15 +150,13 @@ class Writer:
 
     def _finish(self, batch: Sequence[Write], results: Sequence[Any]) -> None:
         for write, result in zip(batch, results, strict=True):
-            failed = isinstance(result, Exception)
-            if failed:
+            if isinstance(result, Exception):
                 write.undo()
+                if not write.future.done():
+                    write.future.set_exception(store_error(result))
             else:
                 write.apply(result)
-            if not write.future.done():
-                if failed:
-                    write.future.set_exception(result)
-                else:
+                if not write.future.done():
                     write.future.set_result(result)
 
     def _write(self, batch: Sequence[Write]) -> list[Any]:
@@ -218,10 +222,21 @@ class Writer:
 
 
 def _is_full(error: Exception) -> bool:
-    return (
-        isinstance(error, sqlite3.Error)
-        and getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL
-    )
+    return isinstance(error, sqlite3.Error) and _primary_code(error) == sqlite3.SQLITE_FULL
+
+
+def store_error(error: Exception) -> Exception:
+    """Return a failure of the file as a `StoreError`. Any other error is a bug and unchanged."""
+    if isinstance(error, sqlite3.DatabaseError) and _primary_code(error) in GONE_CODES:
+        return StoreGoneError(f"the database is damaged: {error}")
+    # Errors of the program, such as a violated constraint, have other classes.
+    if isinstance(error, sqlite3.OperationalError | OSError | MemoryError):
+        return StoreBusyError(str(error) or type(error).__name__)
+    return error
+
+
+def _primary_code(error: sqlite3.Error) -> int:
+    return getattr(error, "sqlite_errorcode", 0) & PRIMARY_CODE_MASK
 
 
 def no_op(*_: object) -> None:
