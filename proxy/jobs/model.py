@@ -5,7 +5,7 @@ interactive job are immutable.
 from collections.abc import Callable
 from dataclasses import astuple, dataclass, replace
 from operator import add
-from typing import NewType, Protocol, TypeAlias
+from typing import NamedTuple, NewType, Protocol, TypeAlias
 from uuid import UUID
 
 from proxy.jobs.lifecycle import TERMINAL, Event, Status, advance
@@ -150,9 +150,10 @@ class Job:
     error: JobError | None = None
     # JSON. None if the output is the list in the output log, or if the job has none.
     output: bytes | None = None
-    # The cursor up to which a client has read the output. Output that was read is never produced
-    # a second time.
+    # The cursor up to which `/stream` has returned the output.
     consumed_cursor: int = 0
+    # Output of the current attempt was given to a client. It is never produced a second time.
+    delivered: bool = False
     last_event: Event | None = None
 
     @property
@@ -274,6 +275,20 @@ class Delivery:
 
     job: Job
     tries: int
+
+
+class Cursor(NamedTuple):
+    """A reader's position in the output of one attempt of a durable job.
+
+    An attempt of 0 means the current one.
+    """
+
+    attempt: int
+    position: int
+
+    def __str__(self) -> str:
+        """Return the cursor as clients see it: `ATTEMPT-POSITION`."""
+        return f"{self.attempt}-{self.position}"
 
 
 @dataclass(frozen=True, slots=True)

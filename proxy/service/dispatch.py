@@ -34,6 +34,8 @@ log = structlog.get_logger()
 RETRY_SECONDS = 5.0
 # A healthy store answers within milliseconds.
 RESERVATION_SECONDS = 1.0
+# Jobs in one take, which is one transaction: the first job must not wait long for the last one.
+TAKE_MAX_JOBS = 64
 # The pause after the store has handed out no job although it has some: its disk may be full.
 STORE_PAUSE_SECONDS = 1.0
 
@@ -115,11 +117,14 @@ class Dispatch:
         shares: dict[WorkerId, Reservation] = {}
         while number and (free := self._fleet.next_free(endpoint, light=light)) is not None:
             worker, limit = free
-            share = min(limit, number)
+            earlier = shares[worker.id].slots if worker.id in shares else 0
+            share = min(limit, number, TAKE_MAX_JOBS - earlier)
+            if not share:
+                # The rest follows when the store has answered.
+                break
             number -= share
             worker.reserve(share, light=light)
-            earlier = shares.get(worker.id)
-            shares[worker.id] = Reservation(worker, share + (earlier.slots if earlier else 0))
+            shares[worker.id] = Reservation(worker, share + earlier)
         return list(shares.values())
 
     async def _ask(self, endpoint: EndpointId, shares: list[Reservation], *, light: bool) -> None:
@@ -141,18 +146,21 @@ class Dispatch:
 
     async def _take_for(self, worker: Worker, slots: int, *, light: bool) -> int:
         """Take durable jobs for one worker and offer them; return their number."""
-        taking = asyncio.ensure_future(
-            self._durable.take(worker.endpoint, worker.id, slots, light=light)
-        )
         has_lapsed = False
+
+        def lapse() -> None:
+            nonlocal has_lapsed
+            has_lapsed = True
+            worker.reserve(-slots, light=light)
+            self._fleet.wake(worker.endpoint)
+
+        timer = asyncio.get_running_loop().call_later(RESERVATION_SECONDS, lapse)
         try:
-            await asyncio.wait({taking}, timeout=RESERVATION_SECONDS)
-            if not taking.done():
-                has_lapsed = True
-                worker.reserve(-slots, light=light)
-                self._fleet.wake(worker.endpoint)
-            jobs = await taking
+            # Awaited directly: the jobs are held in the turn in which their commit returns, so that
+            # a cancellation that is committed after it finds their runs.
+            jobs = await self._durable.take(worker.endpoint, worker.id, slots, light=light)
         finally:
+            timer.cancel()
             if not has_lapsed:
                 worker.reserve(-slots, light=light)
         since = asyncio.get_running_loop().time()

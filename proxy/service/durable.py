@@ -128,17 +128,25 @@ class DurableRuns:
             case Ending.RELEASED | Ending.LOST:
                 job = await self._store.find(job_id)
                 if job is not None and job.attempt == attempt and not job.is_terminal:
-                    verdict = after_run(end, job.failures, output_left=job.consumed_cursor > 0)
+                    verdict = after_run(end, job.failures, output_left=job.delivered)
         has_applied = await self._apply(job_id, attempt, verdict, output)
+        if not has_applied and verdict.event is Event.RELEASE:
+            # Either the job has ended, or output was delivered after the decision.
+            verdict = after_run(end, output_left=True)
+            has_applied = await self._apply(job_id, attempt, verdict)
         if has_applied and job is not None:
             log_loss(job, end, verdict)
 
-    async def orphaned(self, job: Job) -> None:
+    def orphaned(self, job: Job) -> None:
         """End a run from before the start of this proxy that no worker has resumed. No failure is
         counted.
         """
+        self._background.start(insist(partial(self._end_orphan, job)), f"end orphan {job.id}")
+
+    async def _end_orphan(self, job: Job) -> None:
         end = RunEnd(Ending.RELEASED, NOT_RESUMED)
-        await self._apply(job.id, job.attempt, after_run(end, output_left=job.consumed_cursor > 0))
+        if not await self._apply(job.id, job.attempt, after_run(end)):
+            await self._apply(job.id, job.attempt, after_run(end, output_left=True))
 
     async def end_overdue(self) -> None:
         """End the jobs whose deadline has passed."""
@@ -189,6 +197,7 @@ class DurableRuns:
             error=verdict.error,
             counts=verdict.counts,
             output=output,
+            undelivered=verdict.event is Event.RELEASE,
         )
         if job is None:
             log.debug("run.late", job=job_id, attempt=attempt, ending=verdict.event)
@@ -294,20 +303,26 @@ class DurableJobs:
         # Before the lock: waiting for it would reveal that the job exists and is being read.
         if await self._view.get(endpoint, owner, job_id) is None:
             return None
+        deadline = asyncio.get_running_loop().time() + seconds
         async with self._alone(JobId(job_id)):
-            found = await self._view.read(endpoint, owner, job_id, None, seconds)
-            if found is None:
-                return None
-            job, elements, cursor = found
-            if job.status is Status.CANCELLED:
-                _, end = await self._store.read(job.id, 0, ALL_ELEMENTS)
-                if job.consumed_cursor > end:
+            while True:
+                left = deadline - asyncio.get_running_loop().time()
+                page = await self._view.wait_output(endpoint, owner, job_id, None, left)
+                if page is None:
                     return None
-                # Past the end: the cancellation has been reported.
-                cursor = end + 1
-            if cursor != job.consumed_cursor:
-                await self._store.consume(job.id, job.attempt, cursor)
-            return job, elements
+                job = page.job
+                position = page.cursor.position
+                if job.status is Status.CANCELLED:
+                    _, end = await self._store.read(job.id, 0, ALL_ELEMENTS)
+                    if job.consumed_cursor > end:
+                        return None
+                    # Past the end: the cancellation has been reported.
+                    position = end + 1
+                if position == job.consumed_cursor:
+                    return job, page.elements
+                if await self._store.consume(job.id, job.attempt, position):
+                    return job, page.elements
+                # The attempt was lost in the meantime.
 
     async def cancel(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
         """Cancel a job that is queued or running. One that has ended does not change."""

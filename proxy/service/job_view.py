@@ -5,9 +5,10 @@ A job of another owner is treated like an unknown one.
 
 import asyncio
 from collections.abc import Sequence
+from typing import NamedTuple
 
 from proxy.jobs.lifecycle import Status
-from proxy.jobs.model import Counts, EndpointId, Job, JobId, Millis, Owner
+from proxy.jobs.model import Counts, Cursor, EndpointId, Job, JobId, Millis, Owner
 from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS, yields
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoint
@@ -21,6 +22,19 @@ from proxy.store.base import JobStore
 # them.
 PAGE_ELEMENTS = 1_000
 ALL_ELEMENTS = 1_000_000
+
+
+class OutputPage(NamedTuple):
+    """A job, a part of its output, and the cursor after that.
+
+    `has_restarted`: the reader's attempt was lost, and this is the output of another one from its
+    beginning.
+    """
+
+    job: Job
+    elements: Sequence[bytes]
+    cursor: Cursor
+    has_restarted: bool
 
 
 class JobView:
@@ -85,25 +99,51 @@ class JobView:
         return None if found is None else found[:2]
 
     async def read(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, after: int | None, seconds: float
-    ) -> tuple[Job, Sequence[bytes], int] | None:
-        """Wait for elements after the first `after`, or for the job's end; return job, elements and
-        the next cursor.
+        self, endpoint: Endpoint, owner: Owner, job_id: str, after: Cursor, seconds: float
+    ) -> OutputPage | None:
+        """Wait for elements after a cursor, or for the job's end, and give them to the client.
 
-        `after` None: after those that a client has consumed. Another run can begin during the wait,
-        with a log of its own, so the job and its log are always read together. None: this owner has
-        no such job.
+        From then on they count as delivered: the run is not repeated. None: this owner has no such
+        job.
         """
         deadline = asyncio.get_running_loop().time() + seconds
+        while True:
+            left = deadline - asyncio.get_running_loop().time()
+            page = await self.wait_output(endpoint, owner, job_id, after, left)
+            if page is None or not page.elements or page.job.is_terminal or page.job.delivered:
+                return page
+            if await self._store.deliver(page.job.id, page.job.attempt):
+                return page
+            # The attempt was lost in the meantime.
+
+    async def wait_output(
+        self, endpoint: Endpoint, owner: Owner, job_id: str, after: Cursor | None, seconds: float
+    ) -> OutputPage | None:
+        """Wait like `read`, without giving the elements to the client.
+
+        `after` None: after the elements that a client has consumed. Another run can begin during
+        the wait, with a log of its own, so the job and its log are always read together.
+        """
+        deadline = asyncio.get_running_loop().time() + seconds
+        has_restarted = False
         with self._events.subscribe(JobId(job_id)) as subscription:
             while True:
-                found = await self._look(endpoint.id, owner, JobId(job_id), after, PAGE_ELEMENTS)
+                position = None if after is None else after.position
+                found = await self._look(endpoint.id, owner, JobId(job_id), position, PAGE_ELEMENTS)
                 if found is None:
                     return None
-                job, elements, _ = found
+                job, elements, following = found
+                if after is not None and after.attempt != job.attempt:
+                    is_lost = bool(after.attempt)
+                    after = Cursor(job.attempt, 0 if is_lost else after.position)
+                    if is_lost:
+                        # The position belongs to the log of another run.
+                        has_restarted = True
+                        continue
                 left = deadline - asyncio.get_running_loop().time()
                 if elements or job.is_terminal or left <= 0 or self.is_over:
-                    return found
+                    cursor = Cursor(job.attempt, following)
+                    return OutputPage(job, elements, cursor, has_restarted)
                 await subscription.wait(left)
 
     async def recent(

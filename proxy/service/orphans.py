@@ -11,7 +11,7 @@ from proxy.jobs.model import Job, JobId
 from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Worker
 from proxy.service.ports import WorkerPort
-from proxy.store.base import JobStore
+from proxy.store.base import JobStore, StoreError
 
 log = structlog.get_logger()
 
@@ -45,14 +45,22 @@ class Orphans:
         if job is None or job.attempt != attempt or job.endpoint != worker.endpoint:
             return False
         del self._jobs[job_id]
-        _, written = await self._store.read(job_id, 0, ALL_ELEMENTS)
+        try:
+            _, written = await self._store.read(job_id, 0, ALL_ELEMENTS)
+            # The list was made at the start; only the store knows if the run still goes on.
+            current = await self._store.adopt(job_id, attempt)
+        except StoreError:
+            self._jobs[job_id] = job
+            return False
+        if current is None:
+            return False
         if written != sent:
-            await self._runs.orphaned(job)
+            self._runs.orphaned(job)
             return False
         self._resume(job, worker, port, received=sent)
         return True
 
-    def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> Job | None:
+    async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> Job | None:
         """Let a worker resume the run that it had; return its job, or None if it had none.
 
         For workers that list their jobs but not the output that they have sent.
@@ -61,15 +69,21 @@ class Orphans:
         if job is None or job.worker != worker.id:
             return None
         del self._jobs[job_id]
-        self._resume(job, worker, port)
-        return job
+        try:
+            current = await self._store.adopt(job_id, job.attempt)
+        except StoreError:
+            self._jobs[job_id] = job
+            return None
+        if current is not None:
+            self._resume(job, worker, port)
+        return current
 
-    async def end(self) -> None:
+    def end(self) -> None:
         """End the orphans whose workers have not returned within the lease."""
         jobs = self._jobs
         self._jobs = {}
         for job in jobs.values():
-            await self._runs.orphaned(job)
+            self._runs.orphaned(job)
 
     def _resume(self, job: Job, worker: Worker, port: WorkerPort, *, received: int = 0) -> None:
         recording = self._runs.record(job)

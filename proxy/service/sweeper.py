@@ -49,7 +49,7 @@ class Sweeper:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             if self._orphans and asyncio.get_running_loop().time() - began > self._lease:
-                await self._orphans.end()
+                self._orphans.end()
             await self._durable.end_overdue()
 
     async def serve_forgetting(self) -> None:

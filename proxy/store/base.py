@@ -131,7 +131,8 @@ class JobStore(Protocol):
         Order: normal before low priority, then by sequence. A job of low priority that was created
         `policy.LOW_PRIORITY_WAIT_MILLIS` ago or earlier counts as normal. Each returned job is
         IN_PROGRESS on this worker, its attempt is one higher than before, `taken_at` is `now`, and
-        its output log is empty. No two calls ever return the same attempt of a job.
+        its output log is empty and not delivered. All of them are taken in one write. No two calls
+        ever return the same attempt of a job.
         """
         ...
 
@@ -145,11 +146,13 @@ class JobStore(Protocol):
         error: JobError | None = None,
         counts: bool = False,
         output: bytes | None = None,
+        undelivered: bool = False,
     ) -> Job | None:
         """Apply any event except `take`; return the resulting job, or None if it did not apply.
 
         An event applies if the job's status is one of its sources and, where `attempt` is given,
-        if that is the job's current attempt.
+        if that is the job's current attempt. With `undelivered`, a `release` applies only if no
+        output of the attempt has been delivered.
 
         - `release` keeps the job's sequence, so that it returns to the front of the queue. With
           `counts`, its `failures` grows by one.
@@ -210,6 +213,14 @@ class JobStore(Protocol):
         """
         ...
 
+    async def adopt(self, job_id: JobId, attempt: int) -> Job | None:
+        """Confirm that an attempt goes on, for a worker that has resumed it; return an outline.
+
+        None if this attempt is not IN_PROGRESS. The confirmation is ordered like a write: every
+        event of the job is either before it or after it.
+        """
+        ...
+
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
         """Append to a job's output log while this attempt is IN_PROGRESS.
 
@@ -236,10 +247,20 @@ class JobStore(Protocol):
         """
         ...
 
-    async def consume(self, job_id: JobId, attempt: int, cursor: int) -> None:
+    async def consume(self, job_id: JobId, attempt: int, cursor: int) -> bool:
         """Record that a client has consumed this attempt's outputs up to `cursor`.
 
-        The recorded cursor never decreases.
+        The recorded cursor never decreases, and the outputs count as delivered. Returns False, and
+        changes nothing, if the attempt was lost: the job is IN_QUEUE or has a later attempt. The
+        outputs must not be given to the client then.
+        """
+        ...
+
+    async def deliver(self, job_id: JobId, attempt: int) -> bool:
+        """Record that outputs of this attempt are about to be given to a client.
+
+        Returns False, and changes nothing, as `consume` does. A delivery and a `release` with
+        `undelivered` exclude each other.
         """
         ...
 

@@ -118,6 +118,7 @@ class MemoryStore:
                 worker=worker,
                 taken_at=now,
                 consumed_cursor=0,
+                delivered=False,
                 last_event=Event.TAKE,
             ),
         )
@@ -132,9 +133,12 @@ class MemoryStore:
         error: JobError | None = None,
         counts: bool = False,
         output: bytes | None = None,
+        undelivered: bool = False,
     ) -> Job | None:
         job = self._jobs.get(job_id)
         if job is None or (attempt is not None and attempt != job.attempt):
+            return None
+        if undelivered and job.delivered:
             return None
         target = advance(job.status, event)
         if target is None or event is Event.TAKE:
@@ -214,6 +218,11 @@ class MemoryStore:
         else:
             self._tries[job_id] += 1
 
+    async def adopt(self, job_id: JobId, attempt: int) -> Job | None:
+        job = self._jobs.get(job_id)
+        is_running = job is not None and job.status is TRANSITIONS[Event.TAKE].target
+        return job.outline() if job is not None and is_running and job.attempt == attempt else None
+
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
         job = self._jobs.get(job_id)
         if job is None or job.attempt != attempt:
@@ -240,10 +249,16 @@ class MemoryStore:
         part = log[start:] if job.is_terminal else log[start : start + limit]
         return job, part, start + len(part)
 
-    async def consume(self, job_id: JobId, attempt: int, cursor: int) -> None:
+    async def consume(self, job_id: JobId, attempt: int, cursor: int) -> bool:
         job = self._jobs.get(job_id)
-        if job is not None and job.attempt == attempt and job.consumed_cursor < cursor:
-            self._jobs[job_id] = replace(job, consumed_cursor=cursor)
+        if job is None or job.attempt != attempt or job.status is Status.IN_QUEUE:
+            return False
+        consumed = max(cursor, job.consumed_cursor)
+        self._jobs[job_id] = replace(job, consumed_cursor=consumed, delivered=True)
+        return True
+
+    async def deliver(self, job_id: JobId, attempt: int) -> bool:
+        return await self.consume(job_id, attempt, 0)
 
     async def counts(self, endpoint: EndpointId) -> Counts:
         return self._index.counts(endpoint)

@@ -260,7 +260,8 @@ async def test_a_call_that_is_cancelled_during_its_write_takes_effect(tmp_path: 
             for task in leaving:
                 task.cancel()
             await asyncio.gather(*leaving, return_exceptions=True)
-        assert ids(await take(store)) == ["c", "d"]
+        # "b" was in the same round as "c".
+        assert ids([*await take(store), *await take(store)]) == ["c", "d"]
         assert (await found(store, "a")).status is Status.IN_PROGRESS
         assert (await found(store, "b")).status is Status.CANCELLED
         counts = await store.counts(HERE)

@@ -65,6 +65,7 @@ class Row:
     retention: int = RETENTION_MILLIS
     expires: int | None = None
     consumed_cursor: int = 0
+    delivered: bool = False
     output: bytes | None = None
     log: list[bytes] = field(default_factory=list)
     # None if the job has no delivery.
@@ -133,9 +134,10 @@ class StoreModel(RuleBasedStateMachine):
         row = self.rows[job_id]
         assert job is not None
         assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
-        assert (job.retry_count, job.consumed_cursor, job.output) == (
+        assert (job.retry_count, job.consumed_cursor, job.delivered, job.output) == (
             row.retry_count,
             row.consumed_cursor,
+            row.delivered,
             row.output,
         )
         assert (job.submission.expires_at, job.submission.retention) == (row.expires, row.retention)
@@ -204,10 +206,24 @@ class StoreModel(RuleBasedStateMachine):
 
     @rule(job_id=jobs, cursor=st.integers(0, 4), attempt=st.integers(0, 3))
     def a_client_consumes(self, job_id: str, cursor: int, attempt: int) -> None:
-        self.run(self.store.consume(JobId(job_id), attempt, cursor))
-        row = self.rows.get(job_id)
-        if row is not None and row.attempt == attempt:
+        is_recorded = self.run(self.store.consume(JobId(job_id), attempt, cursor))
+        assert is_recorded == self.is_deliverable(job_id, attempt)
+        if is_recorded:
+            row = self.rows[job_id]
             row.consumed_cursor = max(row.consumed_cursor, cursor)
+            row.delivered = True
+
+    @rule(job_id=jobs, attempt=st.integers(0, 3))
+    def output_is_delivered(self, job_id: str, attempt: int) -> None:
+        is_recorded = self.run(self.store.deliver(JobId(job_id), attempt))
+        assert is_recorded == self.is_deliverable(job_id, attempt)
+        if is_recorded:
+            self.rows[job_id].delivered = True
+
+    def is_deliverable(self, job_id: str, attempt: int) -> bool:
+        """Return True if the output of this attempt may be given to a client."""
+        row = self.rows.get(job_id)
+        return row is not None and row.attempt == attempt and row.status is not Status.IN_QUEUE
 
     @rule(job_id=jobs)
     def a_client_cancels(self, job_id: str) -> None:
@@ -234,6 +250,7 @@ class StoreModel(RuleBasedStateMachine):
             row.expires = None if row.expires is None else row.expires + self.now - row.created
             row.created = self.now
             row.consumed_cursor = 0
+            row.delivered = False
             row.output = None
             row.log = []
             row.tries = None
@@ -285,6 +302,7 @@ class StoreModel(RuleBasedStateMachine):
             row.attempt += 1
             row.taken = self.now
             row.consumed_cursor = 0
+            row.delivered = False
             row.log = []
             self.agree(job, job.id)
         return multiple(*((job.id, job.attempt) for job in taken))
@@ -309,11 +327,18 @@ class StoreModel(RuleBasedStateMachine):
             self.agree(job, job_id)
             assert job.error == WHY
 
-    @rule(run=consumes(runs), counts=st.booleans())
-    def a_run_is_lost(self, run: tuple[str, int], counts: bool) -> None:
+    @rule(run=runs)
+    def a_worker_resumes_a_run(self, run: tuple[str, int]) -> None:
+        job = self.run(self.store.adopt(JobId(run[0]), run[1]))
+        assert (job is not None) == self.is_current(run)
+
+    @rule(run=consumes(runs), counts=st.booleans(), undelivered=st.booleans())
+    def a_run_is_lost(self, run: tuple[str, int], counts: bool, undelivered: bool) -> None:
         job_id, attempt = run
-        happens = self.is_current(run)
-        job = self.settle(job_id, Event.RELEASE, attempt=attempt, counts=counts)
+        happens = self.is_current(run) and not (undelivered and self.rows[job_id].delivered)
+        job = self.settle(
+            job_id, Event.RELEASE, attempt=attempt, counts=counts, undelivered=undelivered
+        )
         assert (job is not None) == happens
         if happens:
             row = self.rows[job_id]

@@ -4,6 +4,7 @@ import asyncio
 import json
 import time
 
+import pytest
 from harness.proxy.queue_api import QueueClient, long, prompt, said
 from harness.tools.waiting import until
 
@@ -107,21 +108,27 @@ async def test_events_arrive_as_they_are_produced(queue: QueueClient) -> None:
     events = await _events(queue, job)
     elements = [json.loads(event["data"]) for event in events if "event" not in event]
     assert said(elements) == "".join(f"e {n} " for n in range(10))
-    assert [event["id"] for event in events if "id" in event] == [str(n) for n in range(1, 11)]
+    assert [event["id"] for event in events if "id" in event] == [f"1-{n}" for n in range(1, 11)]
     assert events[-1] == {"event": "end", "data": '{"status":"COMPLETED"}'}
     # Events consume nothing.
     assert len((await queue.stream(job))["stream"]) == 10
 
 
-async def test_events_resume_at_a_cursor(queue: QueueClient) -> None:
+@pytest.mark.parametrize("prefix", ["", "1-"], ids=["number", "cursor"])
+async def test_events_resume_at_a_cursor(queue: QueueClient, prefix: str) -> None:
+    """A number is a cursor of the previous release."""
     job = await queue.run(prompt("e", stream=True, max_tokens=5))
     await queue.end(job)
-    assert [event.get("id") for event in await _events(queue, job, {"Last-Event-ID": "3"})] == [
-        "4",
-        "5",
+    header = {"Last-Event-ID": f"{prefix}3"}
+    assert [event.get("id") for event in await _events(queue, job, header)] == [
+        "1-4",
+        "1-5",
         None,
     ]
-    assert [event.get("id") for event in await _events(queue, f"{job}?after=4")] == ["5", None]
+    events = await _events(queue, f"{job}?after={prefix}4")
+    assert [event.get("id") for event in events] == ["1-5", None]
+    answer = await queue.stream(job, f"?after={prefix}4")
+    assert (len(answer["stream"]), answer["next"]) == (1, "1-5")
 
 
 async def test_events_of_an_unknown_job_or_cursor_are_rejected(queue: QueueClient) -> None:

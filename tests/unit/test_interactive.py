@@ -16,6 +16,7 @@ from proxy.app import Parts, compose
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import (
     Counts,
+    Cursor,
     EndpointId,
     Head,
     InteractiveJob,
@@ -699,10 +700,11 @@ async def test_an_interactive_job_has_no_output_to_read(parts: Parts, endpoint: 
     send_output(mailbox)
     job_id = mailbox.job.id
     outline = mailbox.job.outline()
-    assert await parts.view.read(endpoint, ALICE, job_id, None, 0.0) == (outline, (), 0)
-    assert await parts.view.read(endpoint, ALICE, job_id, 3, 0.0) == (outline, (), 3)
+    start = Cursor(0, 0)
+    page = await parts.view.read(endpoint, ALICE, job_id, start, 0.0)
+    assert page == (outline, (), Cursor(1, 0), False)
     assert await parts.view.outputs(outline) == (outline, ())
-    assert await parts.view.read(endpoint, BOB, job_id, None, 0.0) is None
+    assert await parts.view.read(endpoint, BOB, job_id, start, 0.0) is None
     mailbox.end(1, COMPLETED)
     assert await parts.durable.consume(endpoint, ALICE, job_id, 10.0) == (
         mailbox.job.outline(),

@@ -23,11 +23,12 @@ from proxy.api.queue.request import (
     MIN_WAIT_MS,
     WEBHOOK_URL_MAX_CHARACTERS,
 )
-from proxy.api.queue.sse import MAX_CURSOR
 from proxy.jobs.lifecycle import Status
 
 Node: TypeAlias = dict[str, object]
 """A JSON object of the document."""
+
+CURSOR_PATTERN = "^([0-9]+-)?[0-9]+$"
 
 _SEPARATOR = re.compile(r"[^A-Za-z0-9]+")
 
@@ -228,13 +229,14 @@ PARAMETERS: Node = {
     ),
     "after": _query(
         "after",
-        integer(0, MAX_CURSOR),
-        "Read the output after this many elements, without consuming it.",
+        {"type": "string", "pattern": CURSOR_PATTERN},
+        "Read the output after this cursor, without consuming it: the `next` of an earlier"
+        " response, or a number of elements of the current attempt.",
     ),
     "last-event-id": _parameter(
         "header",
         "Last-Event-ID",
-        {"type": "string", "pattern": "^[0-9]+$"},
+        {"type": "string", "pattern": CURSOR_PATTERN},
         "The `id` of the last event that the client received; the stream continues after it.",
     ),
     "limit": _query(
@@ -317,7 +319,8 @@ SCHEMAS: Node = {
         },
     ),
     "Stream": record(
-        {"status": schema("Status"), "stream": {"type": "array", "items": schema("Element")}}
+        {"status": schema("Status"), "stream": {"type": "array", "items": schema("Element")}},
+        {"next": {"type": "string", "pattern": CURSOR_PATTERN}},
     ),
     "Element": {
         "type": "object",

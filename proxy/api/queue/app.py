@@ -23,12 +23,12 @@ from proxy.api.queue.request import (
     OrderReader,
     RequestContext,
     nothing,
+    read_cursor,
     read_millis,
-    read_number,
     read_wait,
 )
 from proxy.api.queue.response import JsonAnswer, refusal
-from proxy.api.queue.sse import MAX_CURSOR, event_stream, start, wants_events
+from proxy.api.queue.sse import event_stream, start, wants_events
 from proxy.jobs.model import Input, Job, JobId
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
@@ -104,7 +104,9 @@ class JobOperations:
         job = await self._submit(context, order)
         del order
         context.drop_body()
-        ended = await self._view.wait_end(context.endpoint, context.owner, job.id, wait / 1000)
+        ended = await context.unless_gone(
+            self._view.wait_end(context.endpoint, context.owner, job.id, wait / 1000)
+        )
         return await self._shown(ended or job)
 
     async def status(self, context: RequestContext, job_id: str) -> bytes:
@@ -118,14 +120,16 @@ class JobOperations:
     async def status_sync(self, context: RequestContext, job_id: str) -> bytes:
         """Return the state of a job when it has ended, or after `?wait=` milliseconds."""
         wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
-        job = await self._view.wait_end(context.endpoint, context.owner, job_id, wait / 1000)
+        job = await context.unless_gone(
+            self._view.wait_end(context.endpoint, context.owner, job_id, wait / 1000)
+        )
         return await self._shown(_found(job, job_id))
 
     async def stream(self, context: RequestContext, job_id: str) -> bytes | Response:
-        """Consume new output. `?after=N` reads the elements after the Nth instead."""
+        """Consume new output. `?after=` reads the elements after a cursor instead (`next`)."""
         wait = read_wait(context.query("wait"))
         after = context.query("after")
-        cursor = read_number("after", after, 0, MAX_CURSOR) or 0
+        cursor = read_cursor("after", after)
         headers = context.request.headers
         if wants_events(headers.get("accept", "")):
             place = start(headers.get("last-event-id"), cursor)
@@ -141,14 +145,18 @@ class JobOperations:
             return events
         seconds = STREAM_WAIT_SECONDS if wait is None else min(wait, DEFAULT_WAIT_MS) / 1000
         if after is None:
-            consumed = await self._durable.consume(context.endpoint, context.owner, job_id, seconds)
+            consumed = await context.unless_gone(
+                self._durable.consume(context.endpoint, context.owner, job_id, seconds)
+            )
             if consumed is None:
                 raise _missing(job_id)
             return response.stream(*consumed)
-        read = await self._view.read(context.endpoint, context.owner, job_id, cursor, seconds)
-        if read is None:
+        page = await context.unless_gone(
+            self._view.read(context.endpoint, context.owner, job_id, cursor, seconds)
+        )
+        if page is None:
             raise _missing(job_id)
-        return response.stream(read[0], read[1])
+        return response.stream(page.job, page.elements, page.cursor)
 
     async def cancel(self, context: RequestContext, job_id: str) -> bytes:
         """Cancel a job."""

@@ -4,8 +4,9 @@ The bytes of `input` are kept, and the options are validated. Unknown fields are
 Runpod's clients send some.
 """
 
-from collections.abc import Callable
-from typing import TypeAlias
+import asyncio
+from collections.abc import Callable, Coroutine
+from typing import Any, TypeAlias, TypeVar
 
 import msgspec
 from fastapi import Request
@@ -16,6 +17,7 @@ from proxy.access.limits import Share
 from proxy.api.errors import ApiError
 from proxy.api.http import (
     JSON_TYPE,
+    ClientGoneError,
     decode_object,
     read_body,
     read_floor,
@@ -23,10 +25,12 @@ from proxy.api.http import (
     read_whole,
     require_type,
 )
-from proxy.jobs.model import Millis
+from proxy.jobs.model import Cursor, Millis
 from proxy.service.durable import TTL, JobRequest
 from proxy.service.endpoints import Endpoint
 from proxy.service.json_text import in_thread_if_large
+
+Waited = TypeVar("Waited")
 
 MIN_EXECUTION_TIMEOUT_MS = 5_000
 MAX_EXECUTION_TIMEOUT_MS = 7 * 24 * 3600_000
@@ -37,6 +41,8 @@ MIN_REMAINING_TTL_MS = 1_000
 MIN_WAIT_MS = 1_000
 MAX_WAIT_MS = 300_000
 DEFAULT_WAIT_MS = Millis(90_000)
+# The largest integer that JavaScript and other clients represent exactly.
+MAX_CURSOR = 2**53
 WEBHOOK_URL_MAX_CHARACTERS = 2_048
 # The URL as a JSON string in which every character is a `\uXXXX` escape.
 WEBHOOK_FIELD_MAX_BYTES = 6 * WEBHOOK_URL_MAX_CHARACTERS + 2
@@ -119,6 +125,31 @@ def read_number(
         message = f"`{name}` must be a whole number{unit} from {minimum} to {maximum}."
         raise ApiError("invalid_body", message, name)
     return value
+
+
+def parse_cursor(text: str) -> Cursor | None:
+    """Return a cursor (`ATTEMPT-POSITION`), or None if the text is not one.
+
+    A plain number is a position in the output of the current attempt.
+    """
+    first, dash, last = text.partition("-")
+    attempt = read_whole(first) if dash else 0
+    position = read_whole(last if dash else first)
+    if attempt is None or position is None or max(attempt, position) > MAX_CURSOR:
+        return None
+    return Cursor(attempt, position)
+
+
+def read_cursor(name: str, text: str | None) -> Cursor:
+    """Return the cursor in a query parameter; the beginning if it is missing or empty.
+
+    Raises `ApiError`.
+    """
+    cursor = parse_cursor(text) if text else Cursor(0, 0)
+    if cursor is None:
+        message = f"`{name}` must be the `next` of an earlier response, or a number."
+        raise ApiError("invalid_body", message, name)
+    return cursor
 
 
 def read_millis(name: str, text: str | None, minimum: int, maximum: int) -> Millis | None:
@@ -211,6 +242,22 @@ class RequestContext:
     def query(self, name: str) -> str | None:
         return self.request.query_params.get(name)
 
+    async def unless_gone(self, work: Coroutine[Any, Any, Waited]) -> Waited:
+        """Await work that waits for a job; cancel it if the client disconnects.
+
+        Output must not be consumed for a client that cannot receive it. Raises `ClientGoneError`.
+        """
+        waiting = asyncio.ensure_future(work)
+        gone = asyncio.ensure_future(_gone(self.request))
+        try:
+            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
+            if not waiting.done():
+                raise ClientGoneError
+            return waiting.result()
+        finally:
+            gone.cancel()
+            waiting.cancel()
+
     async def body(self, limit: int) -> bytes:
         """Return the body, at most `limit` bytes.
 
@@ -222,6 +269,12 @@ class RequestContext:
         default = b"" if self._is_open and is_browser else JSON_TYPE
         require_type(headers.get(b"content-type", default), JSON_TYPE)
         return await read_body(self.request.receive, headers, limit, self._share)
+
+
+async def _gone(request: Request) -> None:
+    """Wait until the client has disconnected. The body has been read, or there is none."""
+    while (await request.receive())["type"] != "http.disconnect":
+        pass
 
 
 def nothing() -> None:

@@ -14,7 +14,7 @@ from proxy.access.limits import Budget
 from proxy.api.errors import ApiError
 from proxy.api.http import abort_of, paid, send_body
 from proxy.jobs.lifecycle import Status
-from proxy.jobs.model import Input, Job, Millis
+from proxy.jobs.model import Cursor, Input, Job, Millis
 
 
 class JsonAnswer(Response):
@@ -99,10 +99,13 @@ def notice(job: Job, elements: Sequence[bytes], now: Millis, webhook: str) -> by
     return b"{" + b",".join(fields) + b"}"
 
 
-def stream(job: Job, elements: Sequence[bytes]) -> bytes:
-    """Return the response of `stream`."""
-    parts = [part for element in elements for part in split(element)]
-    return b'{"status":%b,"stream":[%b]}' % (_text(job.status), b",".join(parts))
+def stream(job: Job, elements: Sequence[bytes], following: Cursor | None = None) -> bytes:
+    """Return the response of `stream`; with `following` as `next`, for a client that has its own
+    cursor.
+    """
+    parts = b",".join(part for element in elements for part in split(element))
+    following_field = b"" if following is None else b',"next":%b' % _text(str(following))
+    return b'{"status":%b,"stream":[%b]%b}' % (_text(job.status), parts, following_field)
 
 
 def split(element: bytes) -> list[bytes]:

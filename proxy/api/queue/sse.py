@@ -1,7 +1,9 @@
 """The operation `stream` as server-sent events: one event per element, then one for the job's end.
 
-`id` is the cursor after an element, so that a client that reconnects with `Last-Event-ID` misses
-nothing. Output is read, not consumed. The last event is `event: end` with the job's status.
+`id` is the cursor after an element (`ATTEMPT-POSITION`), so that a client that reconnects with
+`Last-Event-ID` misses nothing. Output is read, not consumed. If the attempt was lost before any of
+its output was sent, a comment says so, and the stream begins again with the next attempt. The last
+event is `event: end` with the job's status.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -10,15 +12,14 @@ import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from proxy.api.errors import ApiError
-from proxy.api.http import WRITE_TIMEOUT_SECONDS, read_whole
+from proxy.api.http import WRITE_TIMEOUT_SECONDS
+from proxy.api.queue.request import parse_cursor
 from proxy.api.queue.response import split
-from proxy.jobs.model import Owner
+from proxy.jobs.model import Cursor, Owner
 from proxy.service.endpoints import Endpoint
 from proxy.service.job_view import JobView
 
 EVENT_STREAM = "text/event-stream"
-# The largest integer that JavaScript and other clients represent exactly.
-MAX_CURSOR = 2**53
 # The timeout of one read of a job without new output; the job is then read again.
 READ_WAIT_SECONDS = 60.0
 PING_INTERVAL_SECONDS = 15
@@ -29,19 +30,19 @@ def wants_events(accept: str) -> bool:
     return any(part.partition(";")[0].strip().lower() == EVENT_STREAM for part in accept.split(","))
 
 
-def start(last_event_id: str | None, after: int) -> int:
+def start(last_event_id: str | None, after: Cursor) -> Cursor:
     """Return the cursor to start at: `Last-Event-ID`, or `?after=` without it.
 
     Raises `ApiError` if `Last-Event-ID` is not a cursor.
     """
-    if last_event_id:
-        cursor = read_whole(last_event_id)
-        if cursor is None or cursor > MAX_CURSOR:
-            raise ApiError(
-                "invalid_body", "`Last-Event-ID` must be the `id` of an event of this stream."
-            )
-        return cursor
-    return after
+    if not last_event_id:
+        return after
+    cursor = parse_cursor(last_event_id)
+    if cursor is None:
+        raise ApiError(
+            "invalid_body", "`Last-Event-ID` must be the `id` of an event of this stream."
+        )
+    return cursor
 
 
 async def event_stream(
@@ -49,7 +50,7 @@ async def event_stream(
     endpoint: Endpoint,
     owner: Owner,
     job_id: str,
-    cursor: int,
+    cursor: Cursor,
     leave: Callable[[], None],
 ) -> EventSourceResponse | None:
     """Return the response, or None if the job does not exist.
@@ -60,18 +61,21 @@ async def event_stream(
         return None
 
     async def events() -> AsyncIterator[ServerSentEvent]:
-        position = cursor
+        after = cursor
         try:
             while (
-                found := await view.read(endpoint, owner, job_id, position, READ_WAIT_SECONDS)
+                page := await view.read(endpoint, owner, job_id, after, READ_WAIT_SECONDS)
             ) is not None:
-                job, elements, next_position = found
-                for number, element in enumerate(elements, position + 1):
+                job = page.job
+                if page.has_restarted:
+                    yield ServerSentEvent(comment=f"restarted attempt={job.attempt}", sep="\n")
+                first = page.cursor.position - len(page.elements)
+                for number, element in enumerate(page.elements, first + 1):
                     *parts, last = split(element)
                     for part in parts:
                         yield _event(part)
-                    yield _event(last, id=str(number))
-                position = next_position
+                    yield _event(last, id=str(Cursor(job.attempt, number)))
+                after = page.cursor
                 if job.is_terminal:
                     yield _event(msgspec.json.encode({"status": job.status}), event="end")
                 if job.is_terminal or view.is_over:

@@ -222,7 +222,7 @@ class RunpodChannel:
             case "job-stop":
                 await self._stop(self._asking(endpoint, call, line), receive, send)
             case "ping":
-                self._ping(call, endpoint, scope["query_string"])
+                await self._ping(call, endpoint, scope["query_string"])
                 await _reply(send, OK)
             case _:
                 length = dict(scope["headers"]).get(b"content-length", b"")
@@ -270,7 +270,7 @@ class RunpodChannel:
                 send, OK if stops else NONE, b'{"jobsToStop":[%b]}' % named if stops else b""
             )
 
-    def _ping(self, call: Call, endpoint: EndpointId, query: bytes) -> None:
+    async def _ping(self, call: Call, endpoint: EndpointId, query: bytes) -> None:
         ping = read_ping(query)
         if ping.illness:
             self._registry.fell_ill(endpoint, call.worker, ping.illness, shun=False)
@@ -280,7 +280,7 @@ class RunpodChannel:
             worker = self._registry.admit(endpoint, call.worker)
         if worker is not None:
             for job_id in ping.jobs if self._registry.has_orphans() else ():
-                self._registry.adopt(worker, JobId(job_id))
+                await self._registry.adopt(worker, JobId(job_id))
             worker.pinged(ping.jobs)
 
     async def _post(

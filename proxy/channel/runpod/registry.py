@@ -81,9 +81,9 @@ class WorkerRegistry:
             log.info("worker.joined", worker=worker_id, endpoint=endpoint, engine="stock")
         return worker
 
-    def adopt(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
+    async def adopt(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
         """Adopt and return the run that this worker had before the proxy started, or None."""
-        job = self._orphans.claim(worker.member, worker, job_id)
+        job = await self._orphans.claim(worker.member, worker, job_id)
         if job is None:
             return None
         now = asyncio.get_running_loop().time()

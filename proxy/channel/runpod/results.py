@@ -60,7 +60,7 @@ class RunpodResults:
 
     async def chunk(self, worker: RunpodWorker, job_id: JobId, element: bytes) -> None:
         """Process an output element; return when the next one may be sent."""
-        run = self._run(worker, job_id)
+        run = await self._run(worker, job_id)
         if run is None or run.is_ending or run.is_stopped:
             return
         run.has_arrived = True
@@ -81,7 +81,7 @@ class RunpodResults:
 
         Returns when the result is in the store.
         """
-        run = self._run(worker, job_id)
+        run = await self._run(worker, job_id)
         if run is None or run.is_ending:
             log.debug("stock.late", job=job_id, worker=worker.id)
             return
@@ -102,8 +102,8 @@ class RunpodResults:
             end = RunEnd(Ending.REFUSED, OVERFLOW)
             self._fleet.end_run(worker.member, job_id, run.attempt, end)
 
-    def _run(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
-        return worker.tracked.runs.get(job_id) or self._registry.adopt(worker, job_id)
+    async def _run(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
+        return worker.tracked.runs.get(job_id) or await self._registry.adopt(worker, job_id)
 
     def _cut(self, worker: RunpodWorker, job_id: JobId, run: Run) -> None:
         end = RunEnd(Ending.REFUSED, OVERFLOW)

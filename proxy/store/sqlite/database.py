@@ -90,6 +90,8 @@ MIGRATIONS = (
         PRIMARY KEY (endpoint, name)
     ) STRICT, WITHOUT ROWID;
     """,
+    # Output of the current attempt was given to a client.
+    "ALTER TABLE jobs ADD COLUMN delivered INTEGER NOT NULL DEFAULT 0",
 )
 
 

@@ -50,6 +50,7 @@ class Row(NamedTuple):
     last_event: str | None
     deliver_at: int | None
     tries: int
+    delivered: int = 0
 
 
 def new_row(job: Job) -> Row:
@@ -123,6 +124,8 @@ def read_job(
         error=None if row.error_code is None else JobError(row.error_code, row.error_message or ""),
         output=output,
         consumed_cursor=row.drained,
+        # A file of an older version has only the cursor.
+        delivered=bool(row.delivered or row.drained),
         last_event=None if row.last_event is None else Event(row.last_event),
     )
 

@@ -99,8 +99,20 @@ class SqliteStore:
     async def take(
         self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
     ) -> Sequence[Job]:
-        taken = await self._take(endpoint, worker, limit, now, light=False)
-        return taken + await self._take(endpoint, worker, light_limit, now, light=True)
+        jobs: list[Job] = []
+        # Another round only if all jobs of this one have been cancelled in the meantime.
+        while not jobs:
+            places = self._index.pop(endpoint, limit, now, light=False)
+            places += self._index.pop(endpoint, light_limit, now, light=True)
+            if not places:
+                break
+            try:
+                jobs = await self._hand_out(endpoint, places, worker, now)
+            except StoreError as error:
+                # The jobs stay in the queue.
+                log.warning("store.cannot_take", jobs=len(places), why=str(error))
+                break
+        return jobs
 
     async def settle(
         self,
@@ -112,11 +124,14 @@ class SqliteStore:
         error: JobError | None = None,
         counts: bool = False,
         output: bytes | None = None,
+        undelivered: bool = False,
     ) -> Job | None:
         if event is Event.TAKE:
             return None
         sequence = self._index.next_sequence() if event is Event.RETRY else None
-        settlement = writes.Settlement(job_id, event, now, attempt, error, counts, output, sequence)
+        settlement = writes.Settlement(
+            job_id, event, now, attempt, error, counts, output, undelivered, sequence
+        )
         size = 0 if output is None else len(output)
         return await self._database.write(
             lambda db: writes.settle(db, settlement), self._note, size=size
@@ -175,6 +190,9 @@ class SqliteStore:
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         await self._database.write(lambda db: writes.tried(db, delivery, again_at))
 
+    async def adopt(self, job_id: JobId, attempt: int) -> Job | None:
+        return await self._database.write(lambda db: writes.adopt(db, job_id, attempt))
+
     async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
         size = sum(map(len, outputs))
         return await self._database.write(
@@ -192,8 +210,11 @@ class SqliteStore:
             lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit)
         )
 
-    async def consume(self, job_id: JobId, attempt: int, cursor: int) -> None:
-        await self._database.write(lambda db: writes.consume(db, job_id, attempt, cursor))
+    async def consume(self, job_id: JobId, attempt: int, cursor: int) -> bool:
+        return await self._database.write(lambda db: writes.consume(db, job_id, attempt, cursor))
+
+    async def deliver(self, job_id: JobId, attempt: int) -> bool:
+        return await self.consume(job_id, attempt, 0)
 
     async def counts(self, endpoint: EndpointId) -> Counts:
         return self._index.counts(endpoint)
@@ -207,36 +228,19 @@ class SqliteStore:
     def next_sequence(self) -> int:
         return self._index.next_sequence()
 
-    async def _take(
-        self, endpoint: EndpointId, worker: WorkerId, limit: int, now: Millis, *, light: bool
-    ) -> list[Job]:
-        taken: list[Job] = []
-        has_enough_bytes = False
-        while not has_enough_bytes and (
-            places := self._index.pop(endpoint, limit - len(taken), now, light=light)
-        ):
-            try:
-                written = await self._hand_out(endpoint, places, worker, now)
-            except StoreError as error:
-                # The jobs stay in the queue.
-                log.warning("store.cannot_take", jobs=len(places), why=str(error))
-                break
-            taken += written.jobs
-            has_enough_bytes = bool(written.left)
-        return taken
-
     async def _hand_out(
         self, endpoint: EndpointId, places: Sequence[QueueKey], worker: WorkerId, now: Millis
-    ) -> writes.Taken:
+    ) -> list[Job]:
         def note(taken: writes.Taken) -> None:
             self._note_all(taken.jobs)
             self._index.put_back(endpoint, taken.left)
 
-        return await self._database.write(
+        taken = await self._database.write(
             lambda db: writes.take(db, places, worker, now),
             note,
             lambda: self._index.put_back(endpoint, places),
         )
+        return taken.jobs
 
     async def _purge(
         self, endpoint: EndpointId, places: Sequence[QueueKey], now: Millis, error: JobError

@@ -36,12 +36,12 @@ TAKE_MAX_BODY_BYTES = 32 * 1024 * 1024
 VACUUM_PAGES_PER_WRITE = 2_000
 
 INSERT = """
-INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 RETURNING number"""
 
 TAKE = """
 UPDATE jobs SET status = :target, attempt = attempt + 1, worker = :worker, taken_at = :now,
-                drained = 0, last_event = :event
+                drained = 0, delivered = 0, last_event = :event
 WHERE id = :id AND sequence = :sequence AND status IN (SELECT value FROM json_each(:sources))
 RETURNING *"""
 
@@ -50,6 +50,7 @@ UPDATE jobs SET status = :target, worker = NULL, taken_at = NULL, failures = fai
                 last_event = :event
 WHERE id = :id AND status IN (SELECT value FROM json_each(:sources))
       AND attempt = coalesce(:attempt, attempt)
+      AND NOT (:undelivered AND (delivered OR drained > 0))
 RETURNING *"""
 
 RETRY = """
@@ -58,7 +59,7 @@ UPDATE jobs SET status = :target, sequence = :sequence, created_at = :now,
                 expires_at = expires_at + :now - created_at,
                 failures = 0, retries = retries + 1, worker = NULL, taken_at = NULL,
                 finished_at = NULL, error_code = NULL, error_message = NULL, drained = 0,
-                last_event = :event, deliver_at = NULL, tries = 0
+                delivered = 0, last_event = :event, deliver_at = NULL, tries = 0
 WHERE id = :id AND status IN (SELECT value FROM json_each(:sources))
       AND attempt = coalesce(:attempt, attempt)
 RETURNING *"""
@@ -104,6 +105,7 @@ class Settlement:
     error: JobError | None = None
     counts: bool = False
     output: bytes | None = None
+    undelivered: bool = False
     # The new sequence, for `retry` only.
     sequence: int | None = None
 
@@ -117,6 +119,7 @@ class Settlement:
             "now": self.now,
             "attempt": self.attempt,
             "counts": self.counts,
+            "undelivered": self.undelivered,
             "code": self.error and self.error.code,
             "message": self.error and self.error.message,
             "sequence": self.sequence,
@@ -255,11 +258,27 @@ def append(db: Connection, job_id: JobId, attempt: int, outputs: Sequence[bytes]
     return int(cursor) + len(rows)
 
 
-def consume(db: Connection, job_id: JobId, attempt: int, cursor: int) -> None:
-    """Record the cursor up to which a client has consumed the output; it never decreases."""
-    sql = """UPDATE jobs SET drained = :cursor
-             WHERE id = :id AND attempt = :attempt AND drained < :cursor"""
-    db.execute(sql, {"id": job_id, "attempt": attempt, "cursor": cursor})
+def consume(db: Connection, job_id: JobId, attempt: int, cursor: int) -> bool:
+    """Record the cursor up to which a client has consumed the output of an attempt; it never
+    decreases.
+
+    Returns False if the attempt was lost.
+    """
+    sql = """UPDATE jobs SET drained = max(drained, :cursor), delivered = 1
+             WHERE id = :id AND attempt = :attempt AND status != :queued"""
+    queued = TRANSITIONS[Event.RELEASE].target
+    parameters = {"id": job_id, "attempt": attempt, "cursor": cursor, "queued": queued}
+    return db.execute(sql, parameters).rowcount > 0
+
+
+def adopt(db: Connection, job_id: JobId, attempt: int) -> Job | None:
+    """Return an outline of a job if this attempt of it is running.
+
+    The writer executes it in the order of the writes.
+    """
+    sql = "SELECT * FROM jobs WHERE id = ? AND attempt = ? AND status = ?"
+    rows = db.execute(sql, (job_id, attempt, TRANSITIONS[Event.TAKE].target)).fetchall()
+    return read_job(Row(*rows[0])) if rows else None
 
 
 def _retry(db: Connection, settlement: Settlement) -> Job | None:
