@@ -74,10 +74,13 @@ class DurableRuns:
         jobs = await self._store.take(endpoint, worker, now=self._clock.now(), **limits)
         return list(jobs)
 
-    def record(self, job: Job) -> Recording:
-        """Open the recording of a run that begins, or that a worker has resumed."""
+    def record(self, job: Job, position: int = 0) -> Recording:
+        """Open the recording of a run that begins, or that a worker has resumed.
+
+        `position`: the number of elements that the store has of it.
+        """
         self._events.notify(job.id)
-        return self._recorder.open(job.id, job.attempt, self._start_end)
+        return self._recorder.open(job.id, job.attempt, self._start_end, position)
 
     def give_back(self, job: Job) -> None:
         """Return a job to the queue that was taken and not handed out."""
@@ -201,6 +204,9 @@ class DurableRuns:
         )
         if job is None:
             log.debug("run.late", job=job_id, attempt=attempt, ending=verdict.event)
+            # It may be the repetition of a write that was carried out.
+            self._events.notify(job_id)
+            self.on_delivery()
             return False
         if verdict.event is Event.RELEASE:
             self._events.notify(job_id)

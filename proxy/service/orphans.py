@@ -57,7 +57,7 @@ class Orphans:
         if written != sent:
             self._runs.orphaned(job)
             return False
-        self._resume(job, worker, port, received=sent)
+        self._resume(job, worker, port, written, received=sent)
         return True
 
     async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> Job | None:
@@ -70,12 +70,13 @@ class Orphans:
             return None
         del self._jobs[job_id]
         try:
+            _, written = await self._store.read(job_id, 0, ALL_ELEMENTS)
             current = await self._store.adopt(job_id, job.attempt)
         except StoreError:
             self._jobs[job_id] = job
             return None
         if current is not None:
-            self._resume(job, worker, port)
+            self._resume(job, worker, port, written)
         return current
 
     def end(self) -> None:
@@ -85,8 +86,10 @@ class Orphans:
         for job in jobs.values():
             self._runs.orphaned(job)
 
-    def _resume(self, job: Job, worker: Worker, port: WorkerPort, *, received: int = 0) -> None:
-        recording = self._runs.record(job)
+    def _resume(
+        self, job: Job, worker: Worker, port: WorkerPort, written: int, *, received: int = 0
+    ) -> None:
+        recording = self._runs.record(job, written)
         worker.hold(job, recording, since=asyncio.get_running_loop().time(), received=received)
         recording.begin(job.attempt, port)
         log.info("run.adopted", job=job.id, attempt=job.attempt, worker=worker.id)

@@ -41,12 +41,19 @@ class Recording:
     takes_values = True
 
     def __init__(
-        self, recorder: "Recorder", job_id: JobId, attempt: int, on_run_end: OnRunEnd
+        self,
+        recorder: "Recorder",
+        job_id: JobId,
+        attempt: int,
+        on_run_end: OnRunEnd,
+        position: int = 0,
     ) -> None:
         self.job_id = job_id
         self.attempt = attempt
         self.whole: bytes | None = None
         self.progress: bytes | None = None
+        # The number of elements in the store.
+        self.position = position
         # Elements that are to be written.
         self.waiting: list[bytes] = []
         self.flow = ReceiveFlow(low_watermark=RESUME_BELOW_BYTES)
@@ -130,11 +137,16 @@ class Recorder:
     def __len__(self) -> int:
         return len(self._recordings)
 
-    def open(self, job_id: JobId, attempt: int, on_run_end: OnRunEnd) -> Recording:
-        """Return a new recording, in place of an earlier run's."""
+    def open(
+        self, job_id: JobId, attempt: int, on_run_end: OnRunEnd, position: int = 0
+    ) -> Recording:
+        """Return a new recording, in place of an earlier run's.
+
+        `position`: the number of elements that the store has of this run.
+        """
         if (earlier := self._recordings.get(job_id)) is not None:
             self.drop(earlier)
-        recording = Recording(self, job_id, attempt, on_run_end)
+        recording = Recording(self, job_id, attempt, on_run_end, position)
         self._recordings[job_id] = recording
         return recording
 
@@ -196,8 +208,11 @@ class Recorder:
             self._backlog -= size
             is_written = False
             try:
-                await self._store.append(recording.job_id, recording.attempt, elements)
+                await self._store.append(
+                    recording.job_id, recording.attempt, elements, recording.position
+                )
                 is_written = True
+                recording.position += len(elements)
             finally:
                 if not is_written:
                     recording.waiting[:0] = elements

@@ -221,10 +221,16 @@ class JobStore(Protocol):
         """
         ...
 
-    async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
+    async def append(
+        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
+    ) -> int | None:
         """Append to a job's output log while this attempt is IN_PROGRESS.
 
-        Returns the cursor after the appended outputs, or None if the attempt is not running.
+        `start`: the cursor of the first output. It makes the call idempotent: outputs that the log
+        has already are not appended again, for example after a commit whose result was lost.
+
+        Returns the cursor after the appended outputs, or None if the attempt is not running. Raises
+        `ValueError` if outputs before `start` are missing.
         """
         ...
 
@@ -310,3 +316,12 @@ class Signal(Protocol):
         previous wait; False after the timeout.
         """
         ...
+
+
+def not_appended(outputs: Sequence[bytes], end: int, start: int | None) -> Sequence[bytes]:
+    """Return the outputs that a log of length `end` does not have yet (see `JobStore.append`)."""
+    if start is None:
+        return outputs
+    if start > end:
+        raise ValueError(f"outputs from {end} to {start} are missing")
+    return outputs[end - start :]

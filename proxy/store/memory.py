@@ -24,7 +24,7 @@ from proxy.jobs.model import (
 )
 from proxy.jobs.policy import is_body_needed
 from proxy.jobs.webhook import receiver
-from proxy.store.base import StoreFullError
+from proxy.store.base import StoreFullError, not_appended
 from proxy.store.job_index import DeadlineIndex, JobIndex
 
 JOBS_MAX_BYTES = 512 * 1024 * 1024
@@ -223,15 +223,18 @@ class MemoryStore:
         is_running = job is not None and job.status is TRANSITIONS[Event.TAKE].target
         return job.outline() if job is not None and is_running and job.attempt == attempt else None
 
-    async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
+    async def append(
+        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
+    ) -> int | None:
         job = self._jobs.get(job_id)
         if job is None or job.attempt != attempt:
             return None
         if job.status is not TRANSITIONS[Event.TAKE].target:
             return None
         log = self._outputs.setdefault(job_id, [])
-        log.extend(outputs)
-        self._bytes += sum(map(len, outputs))
+        new = not_appended(outputs, len(log), start)
+        log.extend(new)
+        self._bytes += sum(map(len, new))
         return len(log)
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:

@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pytest
 from harness.data.jobs import ALICE, HERE
 from harness.data.store_steps import Submit, found, settle, take
 
@@ -137,3 +138,70 @@ async def test_a_look_at_a_job_of_another_owner_finds_nothing(
     assert await store.look(HERE, Owner("bob"), A, 0, 9) is None
     assert await store.look(EndpointId("other"), ALICE, A, 0, 9) is None
     assert await store.look(HERE, ALICE, JobId("b"), 0, 9) is None
+
+
+async def test_a_repeated_append_adds_only_what_is_missing(store: JobStore, submit: Submit) -> None:
+    await running(store, submit)
+    assert await store.append(A, 1, [b"one", b"two"], 0) == 2
+    assert await store.append(A, 1, [b"one", b"two"], 0) == 2
+    assert await store.append(A, 1, [b"two", b"three"], 1) == 3
+    assert await store.append(A, 1, [], 3) == 3
+    assert await read(store) == ([b"one", b"two", b"three"], 3)
+    with pytest.raises(ValueError, match="missing"):
+        await store.append(A, 1, [b"five"], 4)
+    assert await read(store) == ([b"one", b"two", b"three"], 3)
+
+
+async def test_output_of_a_lost_attempt_is_not_delivered(store: JobStore, submit: Submit) -> None:
+    await submit("a")
+    # Before its first run the job has no output.
+    assert not await store.deliver(A, 0)
+    await take(store)
+    await store.append(A, 1, [b"one"])
+    assert await settle(store, "a", Event.RELEASE, undelivered=True)
+    assert not await store.deliver(A, 1)
+    assert not await store.consume(A, 1, 1)
+    await take(store)
+    assert not await store.deliver(A, 1)
+    assert await store.deliver(A, 2)
+
+
+@pytest.mark.parametrize("way", ["deliver", "consume"])
+async def test_an_attempt_of_which_output_was_delivered_is_not_released(
+    store: JobStore, submit: Submit, way: str
+) -> None:
+    await running(store, submit)
+    await store.append(A, 1, [b"one"])
+    is_delivered = store.deliver(A, 1) if way == "deliver" else store.consume(A, 1, 1)
+    assert await is_delivered
+    job = await found(store, "a")
+    assert (job.delivered, job.consumed_cursor) == (True, int(way == "consume"))
+    assert await settle(store, "a", Event.RELEASE, undelivered=True) is None
+    assert await settle(store, "a", Event.FAIL)
+
+
+async def test_a_delivery_and_a_release_exclude_each_other(store: JobStore, submit: Submit) -> None:
+    names = [f"{number}" for number in range(40)]
+    await submit(*names)
+    await take(store, limit=40)
+    for number, name in enumerate(names):
+        calls = [
+            store.deliver(JobId(name), 1),
+            settle(store, name, Event.RELEASE, undelivered=True),
+        ]
+        results = await asyncio.gather(*(calls if number % 2 else calls[::-1]))
+        assert sum(bool(result) for result in results) == 1
+
+
+async def test_only_a_running_attempt_is_adopted(store: JobStore, submit: Submit) -> None:
+    await submit("a", "b")
+    assert await store.adopt(A, 0) is None
+    await take(store, limit=1)
+    job = await store.adopt(A, 1)
+    assert job is not None
+    assert (job.id, job.attempt, job.submission.work.body) == ("a", 1, b"")
+    assert await store.adopt(A, 2) is None
+    assert await store.adopt(JobId("b"), 1) is None
+    assert await store.adopt(JobId("unknown"), 1) is None
+    await settle(store, "a", Event.CANCEL)
+    assert await store.adopt(A, 1) is None

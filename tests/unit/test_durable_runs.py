@@ -41,9 +41,11 @@ class UnreliableStore(MemoryStore):
         self._fail()
         return await super().settle(job_id, event, **more)
 
-    async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
+    async def append(
+        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
+    ) -> int | None:
         self._fail()
-        return await super().append(job_id, attempt, outputs)
+        return await super().append(job_id, attempt, outputs, start)
 
     def _fail(self) -> None:
         if self.errors:

@@ -46,12 +46,14 @@ class UnreliableStore(MemoryStore):
         self.may_append.set()
         self.appends = 0
 
-    async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
+    async def append(
+        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
+    ) -> int | None:
         self.appends += 1
         await self.may_append.wait()
         if self.error is not None:
             raise self.error
-        return await super().append(job_id, attempt, outputs)
+        return await super().append(job_id, attempt, outputs, start)
 
 
 def no_end(_: Recording, end: RunEnd) -> asyncio.Task[None]:

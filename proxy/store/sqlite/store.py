@@ -193,10 +193,12 @@ class SqliteStore:
     async def adopt(self, job_id: JobId, attempt: int) -> Job | None:
         return await self._database.write(lambda db: writes.adopt(db, job_id, attempt))
 
-    async def append(self, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
+    async def append(
+        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
+    ) -> int | None:
         size = sum(map(len, outputs))
         return await self._database.write(
-            lambda db: writes.append(db, job_id, attempt, outputs), size=size
+            lambda db: writes.append(db, job_id, attempt, outputs, start), size=size
         )
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 from proxy.jobs.lifecycle import TRANSITIONS, Event
 from proxy.jobs.model import Delivery, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import is_body_needed
+from proxy.store.base import not_appended
 from proxy.store.job_index import QueueKey
 from proxy.store.sqlite import reads
 from proxy.store.sqlite.disk_space import DiskSpace
@@ -242,7 +243,9 @@ def forget(db: Connection, now: Millis, limit: int) -> int:
     return forgotten
 
 
-def append(db: Connection, job_id: JobId, attempt: int, outputs: Sequence[bytes]) -> int | None:
+def append(
+    db: Connection, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None
+) -> int | None:
     """Append to the output log of a running attempt; return the cursor after it, else None.
 
     No change can come between the check and the write, because there is only one writer.
@@ -253,7 +256,8 @@ def append(db: Connection, job_id: JobId, attempt: int, outputs: Sequence[bytes]
         return None
     [[job]] = found
     [[cursor]] = db.execute(LOG_END, (job,)).fetchall()
-    rows = [(job, cursor + offset, output) for offset, output in enumerate(outputs)]
+    new = not_appended(outputs, cursor, start)
+    rows = [(job, cursor + offset, output) for offset, output in enumerate(new)]
     db.executemany("INSERT INTO outputs VALUES (?, ?, ?)", rows)
     return int(cursor) + len(rows)
 
