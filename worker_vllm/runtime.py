@@ -115,8 +115,8 @@ class Runtime:
                 self._stop(run, run.end("released", "stopped", "stopped by the proxy"))
             case Pause():
                 run.flow.pause()
-            case Resume():
-                self._resume(run)
+            case Resume(acknowledged=acknowledged):
+                self._resume(run, acknowledged)
 
     def sent(self, origin: Outbox, frames: Sequence[Frame]) -> None:
         for frame in frames:
@@ -303,8 +303,8 @@ class Runtime:
         finally:
             run.may_continue.set()
 
-    def _resume(self, run: Run) -> None:
-        run.flow.resume()
+    def _resume(self, run: Run, acknowledged: int = frames.WHOLE_WINDOW) -> None:
+        run.flow.resume(acknowledged)
         self._continue_if_possible(run)
 
     def _continue_if_possible(self, run: Run) -> None:

@@ -23,6 +23,7 @@ from pydantic import (
 )
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
+from proxy.wire.frames import HEARTBEAT_SECONDS
 from proxy.wire.secret_file import read_secret
 
 EngineKind = Literal["vllm", "scripted", "upstream"]
@@ -139,7 +140,7 @@ class Settings(BaseSettings):
         description="seconds without a proxy before the worker exits (default: no limit)",
     )
     heartbeat_seconds: float = Field(
-        default=5,
+        default=HEARTBEAT_SECONDS,
         gt=0,
         le=10,
         description="seconds between heartbeats, which renew the lease, and between dial attempts",

@@ -238,8 +238,9 @@ class Mailbox:
     def _resume_if_possible(self) -> None:
         if self._port is None or not self._is_stream:
             return
-        if self._flow.should_resume(held=self._parts_size):
-            self._port.resume(self.job.id, self.job.attempt)
+        acknowledged = self._flow.resume(held=self._parts_size)
+        if acknowledged is not None:
+            self._port.resume(self.job.id, self.job.attempt, acknowledged)
 
     def _pause_if_needed(self) -> None:
         if self._port is None or not self._is_stream:

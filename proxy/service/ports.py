@@ -48,8 +48,11 @@ class WorkerPort(Protocol):
         """Ask the worker to send no more output of a run until `resume`."""
         ...
 
-    def resume(self, job_id: JobId, attempt: int) -> None:
-        """Allow the worker to send output of a run again."""
+    def resume(self, job_id: JobId, attempt: int, acknowledged: int) -> None:
+        """Allow the worker to send output of a run again.
+
+        `acknowledged`: the bytes of its output that were consumed since the last call.
+        """
         ...
 
     def close(self, reason: str) -> None:

@@ -116,8 +116,11 @@ class Recording:
     def written(self, size: int) -> None:
         """Count bytes that are in the store; let the worker continue if it may."""
         self.flow.taken += size
-        if self._port is not None and self.flow.should_resume():
-            self._port.resume(self.job_id, self.attempt)
+        if self._port is None:
+            return
+        acknowledged = self.flow.resume()
+        if acknowledged is not None:
+            self._port.resume(self.job_id, self.attempt, acknowledged)
 
     def _is_current(self, attempt: int) -> bool:
         return attempt == self.attempt and not self._has_ended

@@ -2,16 +2,16 @@
 
 The receiver (the proxy) counts the bytes that wait for their reader. Above the high watermark it
 asks the sender to pause; below the low watermark it asks it to resume. A pause can arrive late, so
-the sender (the worker) also keeps a window: it sends at most `STREAM_WINDOW` bytes until the next
-`Resume`. The receiver therefore sends `Resume` after each half window that its reader has taken,
-even if it never paused the sender. See docs/flow-control.md.
+the sender (the worker) also keeps a window: at most `STREAM_WINDOW` bytes that the receiver has not
+acknowledged. The receiver therefore sends `Resume` after each half window that its reader has
+taken, even if it never paused the sender. See docs/flow-control.md.
 
 Both classes only count. Their owner sends the frames.
 """
 
 from dataclasses import dataclass
 
-from proxy.wire.frames import STREAM_WINDOW
+from proxy.wire.frames import STREAM_WINDOW, WHOLE_WINDOW
 
 HIGH_WATERMARK_BYTES = 128 * 1024
 LOW_WATERMARK_BYTES = 32 * 1024
@@ -45,8 +45,8 @@ class ReceiveFlow:
         self.backlog -= size
         self.taken += size
 
-    def should_resume(self, held: int = 0) -> bool:
-        """Return True, once, when the sender may continue and has to be informed.
+    def resume(self, held: int = 0) -> int | None:
+        """Return the bytes to acknowledge, once, when the sender may continue; else None.
 
         `held`: received bytes outside the backlog that cannot be taken before the sender has sent
         more, such as the parts of an incomplete event. They count as taken, or sender and receiver
@@ -54,10 +54,11 @@ class ReceiveFlow:
         """
         is_due = self.is_paused or self.taken + held >= STREAM_WINDOW // 2
         if not is_due or self.backlog >= self.low_watermark:
-            return False
+            return None
         self.is_paused = False
-        self.taken = -held
-        return True
+        acknowledged = max(0, self.taken + held)
+        self.taken -= acknowledged
+        return acknowledged
 
     def restart(self) -> None:
         """Forget what the sender was asked for: its connection was replaced."""
@@ -72,7 +73,7 @@ class SendFlow:
     has_window: bool = False
     """True if the window applies: for streams and the outputs of jobs, not for whole answers."""
     unacknowledged: int = 0
-    """Bytes sent since the last `Resume`."""
+    """Bytes sent that the receiver has not acknowledged."""
     is_paused: bool = False
 
     @property
@@ -89,7 +90,10 @@ class SendFlow:
         """Send nothing until `resume`."""
         self.is_paused = True
 
-    def resume(self) -> None:
-        """Start a new window."""
+    def resume(self, acknowledged: int = WHOLE_WINDOW) -> None:
+        """Continue. Without a number of acknowledged bytes, a new window starts."""
         self.is_paused = False
-        self.unacknowledged = 0
+        if acknowledged == WHOLE_WINDOW:
+            self.unacknowledged = 0
+        else:
+            self.unacknowledged = max(0, self.unacknowledged - acknowledged)

@@ -32,6 +32,9 @@ SOCKET_BYTES = 512 * 1024
 # late for a fast stream.
 STREAM_WINDOW = 256 * 1024
 
+# In `Resume`: all bytes are acknowledged.
+WHOLE_WINDOW = -1
+
 HEARTBEAT_SECONDS = 5.0
 
 # Three heartbeats: the jobs of a worker that sends nothing for this long are lost.
@@ -96,7 +99,14 @@ class Pause(JobFrame, frozen=True, tag=4, gc=False):
 
 
 class Resume(JobFrame, frozen=True, tag=5, gc=False):
-    """Continue a paused job; `STREAM_WINDOW` more bytes of it may be sent."""
+    """Continue a paused job, and acknowledge output of it.
+
+    At most `STREAM_WINDOW` bytes that are not acknowledged may be in flight.
+    """
+
+    # Bytes that the reader has taken since the last `Resume`. An older proxy sends no number: then
+    # `STREAM_WINDOW` more bytes may be sent.
+    acknowledged: int = WHOLE_WINDOW
 
 
 # Worker to proxy

@@ -1,4 +1,4 @@
-"""Readers are bound to one attempt: nobody receives output of two runs of a job."""
+"""Readers are bound to one attempt: no client receives output of two runs of a job."""
 
 import asyncio
 import json

@@ -11,13 +11,11 @@ from harness.proxy.server import CHAT, Proxy, chat, frames
 from harness.proxy.shared import Line
 from harness.tools.waiting import until
 
-from proxy.service.mailbox import STREAM_MAX_BYTES
 from proxy.wire.flow import HIGH_WATERMARK_BYTES
+from proxy.wire.frames import PART_BYTES, STREAM_WINDOW
 
-# The hard limit, at which the run is aborted. Usually two windows and one part wait, but every
-# `Resume` renews the worker's whole window, so that on a busy machine more can be in flight when
-# the reader stops.
-LARGEST = STREAM_MAX_BYTES
+# A window, and the last part that was sent into it.
+LARGEST = STREAM_WINDOW + PART_BYTES
 
 # Large enough that a stream has several megabytes.
 BIG = "z" * 2_000

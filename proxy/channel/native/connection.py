@@ -83,8 +83,8 @@ class Connection:
     def pause(self, job_id: JobId, attempt: int) -> None:
         self._put(frames.Pause(job_id, attempt))
 
-    def resume(self, job_id: JobId, attempt: int) -> None:
-        self._put(frames.Resume(job_id, attempt))
+    def resume(self, job_id: JobId, attempt: int, acknowledged: int) -> None:
+        self._put(frames.Resume(job_id, attempt, acknowledged))
 
     def close(self, reason: str) -> None:
         self._closing = reason

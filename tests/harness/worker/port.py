@@ -10,6 +10,7 @@ class Port:
     def __init__(self) -> None:
         self.backlog = 0
         self.messages: list[tuple[str, str, int]] = []
+        self.acknowledged = 0
 
     def offer(self, job: OfferedJob) -> None:
         self.messages.append(("offer", job.id, job.attempt))
@@ -20,8 +21,9 @@ class Port:
     def pause(self, job_id: JobId, attempt: int) -> None:
         self.messages.append(("pause", job_id, attempt))
 
-    def resume(self, job_id: JobId, attempt: int) -> None:
+    def resume(self, job_id: JobId, attempt: int, acknowledged: int) -> None:
         self.messages.append(("resume", job_id, attempt))
+        self.acknowledged += acknowledged
 
     def close(self, reason: str) -> None:
         self.messages.append(("close", reason, 0))
