@@ -99,17 +99,24 @@ class JobView:
         return None if found is None else found[:2]
 
     async def read(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, after: Cursor, seconds: float
+        self,
+        endpoint: Endpoint,
+        owner: Owner,
+        job_id: str,
+        after: Cursor,
+        seconds: float,
+        max_bytes: int | None = None,
     ) -> OutputPage | None:
         """Wait for elements after a cursor, or for the job's end, and give them to the client.
 
+        With `max_bytes`, also the output of a finished job comes in pages; the last one is empty.
         From then on they count as delivered: the run is not repeated. None: this owner has no such
         job.
         """
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             left = deadline - asyncio.get_running_loop().time()
-            page = await self.wait_output(endpoint, owner, job_id, after, left)
+            page = await self.wait_output(endpoint, owner, job_id, after, left, max_bytes)
             if page is None or not page.elements or page.job.is_terminal or page.job.delivered:
                 return page
             if await self._store.deliver(page.job.id, page.job.attempt):
@@ -117,7 +124,13 @@ class JobView:
             # The attempt was lost in the meantime.
 
     async def wait_output(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, after: Cursor | None, seconds: float
+        self,
+        endpoint: Endpoint,
+        owner: Owner,
+        job_id: str,
+        after: Cursor | None,
+        seconds: float,
+        max_bytes: int | None = None,
     ) -> OutputPage | None:
         """Wait like `read`, without giving the elements to the client.
 
@@ -129,7 +142,9 @@ class JobView:
         with self._events.subscribe(JobId(job_id)) as subscription:
             while True:
                 position = None if after is None else after.position
-                found = await self._look(endpoint.id, owner, JobId(job_id), position, PAGE_ELEMENTS)
+                found = await self._look(
+                    endpoint.id, owner, JobId(job_id), position, PAGE_ELEMENTS, max_bytes
+                )
                 if found is None:
                     return None
                 job, elements, following = found
@@ -181,12 +196,18 @@ class JobView:
         return reason(job, self._fleet.of(job.endpoint), ahead, self._clock.now())
 
     async def _look(
-        self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        job_id: JobId,
+        cursor: int | None,
+        limit: int,
+        max_bytes: int | None = None,
     ) -> tuple[Job, Sequence[bytes], int] | None:
         """Return a job and its output from one moment. An interactive job has no output here."""
         if (call := self._interactive.get(endpoint, owner, job_id)) is not None:
             return call, (), cursor or 0
-        return await self._store.look(endpoint, owner, job_id, cursor, limit)
+        return await self._store.look(endpoint, owner, job_id, cursor, limit, max_bytes)
 
 
 def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:

@@ -3,7 +3,7 @@
 These docstrings are the specification. `tests/contract/` checks every implementation against it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Protocol
 
@@ -243,13 +243,20 @@ class JobStore(Protocol):
         ...
 
     async def look(
-        self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        job_id: JobId,
+        cursor: int | None,
+        limit: int,
+        max_bytes: int | None = None,
     ) -> tuple[Job, Sequence[bytes], int] | None:
         """Return the results of `get` and `read` from one snapshot; None as in `get`.
 
         The outputs therefore belong to the returned job's attempt and status. A `cursor` of None
         means the job's `consumed_cursor`. The limit applies to an unfinished job only: for a
-        terminal job, all outputs after the cursor are returned.
+        terminal job, all outputs after the cursor are returned. With `max_bytes` it applies to
+        every job, and the outputs end with the one that exceeds this number of bytes.
         """
         ...
 
@@ -325,3 +332,13 @@ def not_appended(outputs: Sequence[bytes], end: int, start: int | None) -> Seque
     if start > end:
         raise ValueError(f"outputs from {end} to {start} are missing")
     return outputs[end - start :]
+
+
+def first_bytes(outputs: Iterable[bytes], max_bytes: int | None) -> Iterator[bytes]:
+    """Yield outputs up to the one that exceeds `max_bytes` in all (see `JobStore.look`)."""
+    size = 0
+    for output in outputs:
+        yield output
+        size += len(output)
+        if max_bytes is not None and size > max_bytes:
+            return

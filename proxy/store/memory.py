@@ -24,7 +24,7 @@ from proxy.jobs.model import (
 )
 from proxy.jobs.policy import is_body_needed
 from proxy.jobs.webhook import receiver
-from proxy.store.base import StoreFullError, not_appended
+from proxy.store.base import StoreFullError, first_bytes, not_appended
 from proxy.store.job_index import DeadlineIndex, JobIndex
 
 JOBS_MAX_BYTES = 512 * 1024 * 1024
@@ -242,14 +242,22 @@ class MemoryStore:
         return part, cursor + len(part)
 
     async def look(
-        self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        job_id: JobId,
+        cursor: int | None,
+        limit: int,
+        max_bytes: int | None = None,
     ) -> tuple[Job, Sequence[bytes], int] | None:
         job = await self.get(endpoint, owner, job_id)
         if job is None:
             return None
         start = job.consumed_cursor if cursor is None else cursor
         log = self._outputs.get(job_id, [])
-        part = log[start:] if job.is_terminal else log[start : start + limit]
+        is_whole = job.is_terminal and max_bytes is None
+        part = log[start:] if is_whole else log[start : start + limit]
+        part = list(first_bytes(part, max_bytes))
         return job, part, start + len(part)
 
     async def consume(self, job_id: JobId, attempt: int, cursor: int) -> bool:

@@ -205,3 +205,27 @@ async def test_only_a_running_attempt_is_adopted(store: JobStore, submit: Submit
     assert await store.adopt(JobId("unknown"), 1) is None
     await settle(store, "a", Event.CANCEL)
     assert await store.adopt(A, 1) is None
+
+
+@pytest.mark.parametrize("ends", [False, True])
+async def test_a_page_of_output_is_limited_by_its_bytes(
+    store: JobStore, submit: Submit, *, ends: bool
+) -> None:
+    await running(store, submit)
+    await store.append(A, 1, [b"x" * 100] * 10)
+    if ends:
+        await settle(store, "a", Event.COMPLETE)
+    pages = []
+    cursor = 0
+    while True:
+        look = await store.look(HERE, ALICE, A, cursor, 4, 250)
+        assert look is not None
+        _, part, cursor = look
+        pages.append(len(part))
+        if not part:
+            break
+    assert pages == [3, 3, 3, 1, 0]
+    # One output is larger than the limit.
+    look = await store.look(HERE, ALICE, A, 0, 2, 10)
+    assert look is not None
+    assert len(look[1]) == 1

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import socket
+import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from functools import partial
@@ -13,10 +14,12 @@ import pytest
 from harness.proxy.queue_api import QueueClient
 from harness.proxy.server import Proxy, serving
 from harness.tools.waiting import until
+from harness.worker.puppet import puppet
 
 from proxy.access.limits import Budget
 from proxy.api.http import WRITE_TIMEOUT_SECONDS
 from proxy.app import ANSWERS_MAX_BYTES
+from proxy.wire.frames import End, Output
 
 OUTPUT = "x" * (50 * 1024 * 1024)
 EMBEDDINGS = "/v2/default/openai/v1/embeddings"
@@ -24,10 +27,12 @@ FIT = ANSWERS_MAX_BYTES // len(OUTPUT)
 
 
 @contextmanager
-def stalled_client(proxy: Proxy, path: str, body: bytes | None = None) -> Iterator[None]:
+def stalled_client(
+    proxy: Proxy, path: str, body: bytes | None = None, accept: str = "*/*"
+) -> Iterator[None]:
     """Send a request and do not read the response."""
     host, port = proxy.url.removeprefix("http://").split(":")
-    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\n\r\n".encode()
+    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n".encode()
     if body is not None:
         fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         request = f"POST {path} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body
@@ -112,6 +117,29 @@ async def test_a_client_that_reads_nothing_for_a_minute_is_disconnected() -> Non
                 WRITE_TIMEOUT_SECONDS + 10,
                 "both clients are disconnected",
             )
+
+
+@pytest.mark.torture
+async def test_an_event_stream_that_is_not_read_for_a_minute_is_disconnected() -> None:
+    async with serving() as proxy:
+        queue = QueueClient(proxy)
+        job = await queue.run("large")
+        async with puppet(proxy, slots=1) as worker:
+            run = await worker.job()
+            for _ in range(200):
+                await worker.say(Output(job, run.attempt, b'"%b"' % (b"x" * 60_000)))
+            await worker.say(End(job, run.attempt, "completed"))
+            assert (await queue.end(job))["status"] == "COMPLETED"
+        connections = proxy.parts.edge.connections
+        await proxy.http.close()
+        await until(lambda: connections.size == 0, 10, "all other connections are closed")
+        with stalled_client(proxy, f"/v2/default/stream/{job}", accept="text/event-stream"):
+            await until(lambda: connections.size == 1, 10, "it is connected")
+            began = time.monotonic()
+            await until(
+                lambda: connections.size == 0, WRITE_TIMEOUT_SECONDS + 20, "it is disconnected"
+            )
+            assert time.monotonic() - began > WRITE_TIMEOUT_SECONDS / 2, "it had not ended before"
 
 
 def _has_used(answers: Budget, size: int) -> bool:

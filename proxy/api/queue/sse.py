@@ -7,12 +7,14 @@ event is `event: end` with the job's status.
 """
 
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import msgspec
 from sse_starlette import EventSourceResponse, ServerSentEvent
+from sse_starlette.sse import SendTimeoutError
 
 from proxy.api.errors import ApiError
-from proxy.api.http import WRITE_TIMEOUT_SECONDS
+from proxy.api.http import WRITE_TIMEOUT_SECONDS, abort_of
 from proxy.api.queue.request import parse_cursor
 from proxy.api.queue.response import split
 from proxy.jobs.model import Cursor, Owner
@@ -23,6 +25,19 @@ EVENT_STREAM = "text/event-stream"
 # The timeout of one read of a job without new output; the job is then read again.
 READ_WAIT_SECONDS = 60.0
 PING_INTERVAL_SECONDS = 15
+# The output that is read at once: many streams may stand before slow clients.
+PAGE_MAX_BYTES = 64 * 1024
+
+
+class EventStream(EventSourceResponse):
+    """An event stream whose connection is closed if the client stops reading."""
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        except SendTimeoutError:
+            # A normal end would wait until the client has read what is buffered.
+            abort_of(scope)()
 
 
 def wants_events(accept: str) -> bool:
@@ -52,7 +67,7 @@ async def event_stream(
     job_id: str,
     cursor: Cursor,
     leave: Callable[[], None],
-) -> EventSourceResponse | None:
+) -> EventStream | None:
     """Return the response, or None if the job does not exist.
 
     `leave` is called when the stream has ended.
@@ -64,7 +79,9 @@ async def event_stream(
         after = cursor
         try:
             while (
-                page := await view.read(endpoint, owner, job_id, after, READ_WAIT_SECONDS)
+                page := await view.read(
+                    endpoint, owner, job_id, after, READ_WAIT_SECONDS, PAGE_MAX_BYTES
+                )
             ) is not None:
                 job = page.job
                 if page.has_restarted:
@@ -76,7 +93,9 @@ async def event_stream(
                         yield _event(part)
                     yield _event(last, id=str(Cursor(job.attempt, number)))
                 after = page.cursor
-                if job.is_terminal:
+                if page.elements and not view.is_over:
+                    continue
+                if job.is_terminal and not page.elements:
                     yield _event(msgspec.json.encode({"status": job.status}), event="end")
                 if job.is_terminal or view.is_over:
                     return
@@ -84,7 +103,7 @@ async def event_stream(
             leave()
 
     headers = {"Cache-Control": "no-cache, no-transform"}
-    return EventSourceResponse(
+    return EventStream(
         events(),
         headers=headers,
         ping=PING_INTERVAL_SECONDS,

@@ -10,6 +10,7 @@ from typing import Any
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
 from proxy.jobs.model import Delivery, EndpointId, Job, JobId, Millis, Owner
 from proxy.jobs.webhook import receiver
+from proxy.store.base import first_bytes
 from proxy.store.sqlite.rows import Row, read_job
 
 NO_LIMIT = -1
@@ -78,12 +79,18 @@ def deliveries(db: Connection, now: Millis, limit: int, besides: Collection[str]
         return [Delivery(read_job(row), row.tries) for row in islice(wanted, limit)]
 
 
-def outputs(db: Connection, job_id: JobId, cursor: int, limit: int) -> list[bytes]:
-    """Return up to `limit` entries of a job's output log from `cursor` on."""
+def outputs(
+    db: Connection, job_id: JobId, cursor: int, limit: int, max_bytes: int | None = None
+) -> list[bytes]:
+    """Return up to `limit` entries of a job's output log from `cursor` on.
+
+    They end with the one that exceeds `max_bytes` in all.
+    """
     sql = """SELECT output FROM outputs
              WHERE job = (SELECT number FROM jobs WHERE id = ?) AND cursor >= ?
              ORDER BY cursor LIMIT ?"""
-    return [output for (output,) in db.execute(sql, (job_id, cursor, limit))]
+    with closing(db.execute(sql, (job_id, cursor, limit))) as rows:
+        return list(first_bytes((output for (output,) in rows), max_bytes))
 
 
 def look(
@@ -93,6 +100,7 @@ def look(
     job_id: JobId,
     cursor: int | None,
     limit: int,
+    max_bytes: int | None,
 ) -> tuple[Job, list[bytes], int] | None:
     """Return a job, its outputs from `cursor` on, and the cursor after them, from one snapshot.
 
@@ -104,7 +112,8 @@ def look(
         if job is None:
             return None
         start = job.consumed_cursor if cursor is None else cursor
-        part = outputs(db, job_id, start, NO_LIMIT if job.is_terminal else limit)
+        is_whole = job.is_terminal and max_bytes is None
+        part = outputs(db, job_id, start, NO_LIMIT if is_whole else limit, max_bytes)
         return job, part, start + len(part)
     finally:
         db.execute("COMMIT")

@@ -206,10 +206,16 @@ class SqliteStore:
         return part, cursor + len(part)
 
     async def look(
-        self, endpoint: EndpointId, owner: Owner, job_id: JobId, cursor: int | None, limit: int
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        job_id: JobId,
+        cursor: int | None,
+        limit: int,
+        max_bytes: int | None = None,
     ) -> tuple[Job, Sequence[bytes], int] | None:
         return await self._database.read(
-            lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit)
+            lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit, max_bytes)
         )
 
     async def consume(self, job_id: JobId, attempt: int, cursor: int) -> bool:
