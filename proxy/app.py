@@ -158,8 +158,8 @@ def compose(
     # APIs of clients
     limits = ClientLimits(
         Limits(settings.limits(), settings.limit_per_worker, fleet.running),
-        Budget(settings.body_budget, _body_share(settings)),
-        Budget(ANSWERS_MAX_BYTES),
+        Budget(settings.body_budget, _share(settings.body_budget, settings)),
+        Budget(ANSWERS_MAX_BYTES, _share(ANSWERS_MAX_BYTES, settings)),
     )
     openai = OpenAi(endpoints, interactive, admission, limits, ids.request, settings.intervals())
     operations = JobOperations(
@@ -253,12 +253,12 @@ def _notice(view: JobView, seal: Seal, clock: Clock) -> Callable[[Job], Awaitabl
     return notice
 
 
-def _body_share(settings: Settings) -> int:
-    """Return the bytes of request bodies that one key may hold: half of all, where there are
-    several keys.
+def _share(budget: int, settings: Settings) -> int:
+    """Return the bytes of a budget that one key may hold: half of all, where there are several
+    keys.
     """
     has_several = len(settings.client_keys()) > 1
-    return settings.body_budget // (2 if has_several else 1)
+    return budget // (2 if has_several else 1)
 
 
 def _store(settings: Settings, system: System) -> JobStore:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 import msgspec
 
 from proxy.access.keys import Principal
-from proxy.access.limits import Budget, Share
+from proxy.access.limits import Share
 from proxy.api.errors import ApiError
 from proxy.api.openai.routes import OpenAiRoute
 from proxy.service.json_text import BODY_MAX_STEPS, has_too_much, in_thread_if_large, utf8_fault
@@ -228,12 +228,11 @@ def read_seconds(value: bytes, maximum: float) -> float | None:
     return seconds if 0 < seconds <= maximum else None
 
 
-def paid(body: bytes, answers: Budget) -> Share:
-    """Charge a response to the budget; the caller gives the share back once the response is sent.
+def paid(body: bytes, share: Share) -> Share:
+    """Charge a response to its share; the caller gives it back once the response is sent.
 
-    Raises `BudgetError` if the budget is exhausted.
+    Raises `BudgetError` if the budget, or its owner's part of it, is exhausted.
     """
-    share = answers.share()
     if len(body) > ANSWER_PART_BYTES:
         share.grow(len(body))
     return share

@@ -15,6 +15,7 @@ from harness.proxy.queue_api import QueueClient
 from harness.proxy.server import Proxy, serving
 from harness.tools.waiting import until
 from harness.worker.puppet import puppet
+from pydantic import SecretStr
 
 from proxy.access.limits import Budget
 from proxy.api.http import WRITE_TIMEOUT_SECONDS
@@ -28,11 +29,12 @@ FIT = ANSWERS_MAX_BYTES // len(OUTPUT)
 
 @contextmanager
 def stalled_client(
-    proxy: Proxy, path: str, body: bytes | None = None, accept: str = "*/*"
+    proxy: Proxy, path: str, body: bytes | None = None, accept: str = "*/*", key: str = ""
 ) -> Iterator[None]:
     """Send a request and do not read the response."""
     host, port = proxy.url.removeprefix("http://").split(":")
-    request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: {accept}\r\n\r\n".encode()
+    fields = f"Host: localhost\r\nAccept: {accept}\r\nAuthorization: Bearer {key}\r\n"
+    request = f"GET {path} HTTP/1.1\r\n{fields}\r\n".encode()
     if body is not None:
         fields = f"Host: localhost\r\nContent-Type: application/json\r\nContent-Length: {len(body)}"
         request = f"POST {path} HTTP/1.1\r\n{fields}\r\n\r\n".encode() + body
@@ -76,6 +78,24 @@ async def test_unread_responses_are_bounded() -> None:
         answer = await queue.call("GET", f"status/{job}")
         assert answer["output"] == OUTPUT
         assert answers.used == 0
+
+
+async def test_unread_responses_of_one_owner_leave_half_of_the_bound() -> None:
+    keys = [SecretStr("alice=alice-secret"), SecretStr("bob=bob-secret")]
+    async with serving(api_key=keys) as proxy:
+        alice, bob = QueueClient(proxy, "alice-secret"), QueueClient(proxy, "bob-secret")
+        job, other = await alice.run("large"), await bob.run("large")
+        for submitted in (job, other):
+            assert await take_and_answer(proxy, OUTPUT) == submitted
+        answers = proxy.parts.answers
+        path = f"/v2/default/status/{job}"
+        with ExitStack() as readers:
+            for number in range(1, FIT // 2 + 1):
+                readers.enter_context(stalled_client(proxy, path, key="alice-secret"))
+                size = number * len(OUTPUT)
+                await until(partial(_has_used, answers, size), 20, "it is in flight")
+            assert (await alice.call("GET", f"status/{job}")).status == 503
+            assert (await bob.call("GET", f"status/{other}"))["output"] == OUTPUT
 
 
 async def test_unread_responses_of_the_openai_api_share_the_bound() -> None:

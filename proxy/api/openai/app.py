@@ -112,10 +112,11 @@ class OpenAi:
         if not _REQUEST_ID.fullmatch(request_id):
             request_id = b"req_" + self._new_id().encode()
         only_head = scope["method"] == "HEAD"
+        principal = routing_of(scope).principal
         reply = Reply(
             send,
             [(b"x-request-id", request_id)],
-            self._limits.answers,
+            self._limits.answers.share("" if principal is None else principal.key_id),
             abort_of(scope),
             only_head=only_head,
         )

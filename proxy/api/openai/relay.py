@@ -19,7 +19,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from proxy.access.limits import Budget
+from proxy.access.limits import Share
 from proxy.api.errors import ApiError
 from proxy.api.http import paid, send_body
 from proxy.api.openai.dialects import OPENAI, Dialect
@@ -67,7 +67,7 @@ class Reply:
         self,
         send: Any,
         headers: list[tuple[bytes, bytes]],
-        answers: Budget,
+        share: Share,
         abort: Callable[[], None],
         *,
         only_head: bool = False,
@@ -75,7 +75,7 @@ class Reply:
         self._send = send
         self._abort = abort
         self._headers = headers
-        self._answers = answers
+        self._share = share
         self._clock = asyncio.get_running_loop().time
         self._begun = self._clock()
         self._only_head = only_head
@@ -109,7 +109,7 @@ class Reply:
             own = []
         if self._only_head:
             body = b""
-        with paid(body, self._answers):
+        with paid(body, self._share):
             await self._start(status, own + (headers or []))
             await send_body(self._send, body, self._abort)
 

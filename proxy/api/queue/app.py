@@ -241,7 +241,9 @@ class JobsApi:
                 context.leave, left = limits.requests.enter(context.key, context.endpoint.id, name)
                 answer = await operation(context, routing.parameters.job or "")
                 response = (
-                    answer if isinstance(answer, Response) else JsonAnswer(answer, limits.answers)
+                    answer
+                    if isinstance(answer, Response)
+                    else JsonAnswer(answer, limits.answers.share(context.key))
                 )
                 for key, value in limit_headers(left):
                     response.headers[key.decode()] = value.decode()

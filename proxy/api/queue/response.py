@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 from fastapi import Response
 
-from proxy.access.limits import Budget
+from proxy.access.limits import Share
 from proxy.api.errors import ApiError
 from proxy.api.http import abort_of, paid, send_body
 from proxy.jobs.lifecycle import Status
@@ -25,9 +25,9 @@ class JsonAnswer(Response):
 
     media_type = "application/json"
 
-    def __init__(self, content: bytes, budget: Budget) -> None:
+    def __init__(self, content: bytes, share: Share) -> None:
         super().__init__(content)
-        self._share = paid(content, budget)
+        self._share = paid(content, share)
 
     async def __call__(self, scope: Any, _: Any, send: Any) -> None:
         with self._share:
