@@ -13,6 +13,7 @@ from proxy.app import Parts, compose
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import EndpointId, Job, JobId, Millis, WorkerId
 from proxy.jobs.policy import Ending, RunEnd
+from proxy.service.durable import JobRequest
 from proxy.service.fleet import Worker
 from proxy.service.ports import OfferedJob
 from proxy.settings import Settings
@@ -27,11 +28,14 @@ class Port:
 
     def __init__(self) -> None:
         self.offered: list[str] = []
+        self.stopped: list[str] = []
 
     def offer(self, job: OfferedJob) -> None:
         self.offered.append(job.id)
 
-    def stop(self, job_id: JobId, attempt: int) -> None: ...
+    def stop(self, job_id: JobId, attempt: int) -> None:  # noqa: ARG002 - one run of each job
+        self.stopped.append(job_id)
+
     def pause(self, job_id: JobId, attempt: int) -> None: ...
     def resume(self, job_id: JobId, attempt: int, acknowledged: int) -> None: ...
     def close(self, reason: str) -> None: ...
@@ -224,3 +228,30 @@ async def test_a_job_that_comes_back_is_first_again(scene: Scene, ending: Ending
     await scene.offered(first, first, second, durable)
     scene.parts.fleet.end_run(scene.worker, JobId(durable), 1, RunEnd(ending))
     await scene.offered(first, first, second, durable, durable)
+
+
+@pytest.mark.parametrize("slots", [32, 4_096])
+async def test_a_job_that_is_cancelled_while_it_is_taken_is_stopped(
+    tmp_path: Path, slots: int
+) -> None:
+    """Cancellations and takes are committed in any order, in shared transactions."""
+    parts = compose(Settings(data_dir=tmp_path))
+    [endpoint] = parts.endpoints
+    async with parts.store.open():
+        serving = asyncio.create_task(parts.dispatch.serve(HERE))
+        ids = [
+            (await parts.durable.submit(endpoint, ALICE, JobRequest(b"1"))).id for _ in range(200)
+        ]
+        port = Port()
+        now = asyncio.get_running_loop().time()
+        worker = Worker(WorkerId("w"), HERE, port, seen=now, slots=slots)
+        parts.fleet.add(worker)
+        parts.fleet.wake(HERE)
+        ended = await asyncio.gather(
+            *(parts.durable.cancel(endpoint, ALICE, job_id) for job_id in ids)
+        )
+        assert {job.status for job in ended if job is not None} == {Status.CANCELLED}
+        serving.cancel()
+        await asyncio.gather(serving, return_exceptions=True)
+        await parts.background.finish(5.0)
+        assert sorted(port.offered) == sorted(port.stopped)
