@@ -20,7 +20,7 @@ from proxy.store.base import StoreUnavailableError
 from proxy.store.sqlite.database import MIGRATIONS
 from proxy.store.sqlite.rows import Row
 from proxy.store.sqlite.store import SqliteStore
-from proxy.store.sqlite.writes import TAKE_MAX_BODY_BYTES
+from proxy.store.sqlite.writes import FORGET_MAX_BYTES, TAKE_MAX_BODY_BYTES
 
 
 @asynccontextmanager
@@ -351,3 +351,17 @@ async def test_large_bodies_are_taken_a_few_at_a_time(tmp_path: Path) -> None:
         ]
         assert takes == [["0", "1"], ["2", "3"], ["4"], []]
         assert (await store.counts(HERE)).in_progress == len(names)
+
+
+async def test_large_results_are_forgotten_a_few_at_a_time(tmp_path: Path) -> None:
+    """One write deletes about `FORGET_MAX_BYTES`, so that other writes do not wait long."""
+    async with opened(tmp_path / "jobs.db") as store:
+        names = [str(number) for number in range(6)]
+        await submit(store, *names, retention=Millis(0))
+        await take(store)
+        for name in names:
+            await settle(store, name, Event.COMPLETE, output=bytes(FORGET_MAX_BYTES * 2 // 3))
+        before = store.commits
+        assert await store.forget(Millis(T0 + 60_000), 100) == 6
+        assert store.commits - before >= 3
+        assert not await store.recent(HERE, ALICE, before=None, limit=9)

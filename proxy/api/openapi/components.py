@@ -230,8 +230,7 @@ PARAMETERS: Node = {
     "after": _query(
         "after",
         {"type": "string", "pattern": CURSOR_PATTERN},
-        "Read the output after this cursor, without consuming it: the `next` of an earlier"
-        " response, or a number of elements of the current attempt.",
+        "Read the output after this cursor, an earlier `next`, without consuming it.",
     ),
     "last-event-id": _parameter(
         "header",

@@ -165,9 +165,9 @@ class SqliteStore:
 
     async def forget(self, now: Millis, limit: int) -> int:
         forgotten = 0
-        written = JOBS_PER_WRITE
+        written = 1
         while (
-            written == JOBS_PER_WRITE
+            written
             and forgotten < limit
             and await self._database.read(lambda db: reads.has_forgettable(db, now))
         ):

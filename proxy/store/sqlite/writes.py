@@ -8,6 +8,7 @@ sources and target are parameters. The returned job is read from the row after t
 
 import json
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from sqlite3 import Connection
 from typing import Any, NamedTuple
@@ -32,6 +33,9 @@ BODY_PIECE_BYTES = 1024 * 1024
 
 # A take stops after the body that exceeds this: it loads the bodies into memory.
 TAKE_MAX_BODY_BYTES = 32 * 1024 * 1024
+
+# A write stops forgetting after the job that exceeds this: other writes wait meanwhile.
+FORGET_MAX_BYTES = 8 * 1024 * 1024
 
 # Pages (8 MB in all) that one write gives back to the disk: other writes wait meanwhile.
 VACUUM_PAGES_PER_WRITE = 2_000
@@ -82,11 +86,16 @@ UPDATE jobs SET deliver_at = :again_at, tries = tries + 1
 WHERE id = :id AND attempt = :attempt AND retries = :retries AND tries = :tries
       AND deliver_at IS NOT NULL"""
 
-FORGET = """
-DELETE FROM jobs WHERE number IN (
-    SELECT number FROM jobs
-    WHERE finished_at IS NOT NULL AND deliver_at IS NULL AND finished_at + retention <= ?
-    ORDER BY finished_at + retention LIMIT ?)"""
+# SQLite knows the length of a value without reading it.
+FORGETTABLE = """
+SELECT number, (SELECT coalesce(sum(length(output)), 0) FROM outputs WHERE job = number)
+             + (SELECT coalesce(sum(length(output)), 0) FROM results WHERE job = number)
+             + (SELECT coalesce(sum(length(body)), 0) FROM works WHERE job = number)
+FROM jobs
+WHERE finished_at IS NOT NULL AND deliver_at IS NULL AND finished_at + retention <= ?
+ORDER BY finished_at + retention LIMIT ?"""
+
+FORGET = "DELETE FROM jobs WHERE number IN (SELECT value FROM json_each(?))"
 
 COUNT = """
 INSERT INTO ended VALUES (:endpoint, :name, 1)
@@ -235,7 +244,15 @@ def forget(db: Connection, now: Millis, limit: int) -> int:
 
     Returns the number of deleted jobs.
     """
-    forgotten = db.execute(FORGET, (now, limit)).rowcount
+    numbers: list[int] = []
+    size = 0
+    with closing(db.execute(FORGETTABLE, (now, limit))) as rows:
+        for number, job_size in rows:
+            numbers.append(number)
+            size += job_size
+            if size > FORGET_MAX_BYTES:
+                break
+    forgotten = db.execute(FORGET, (json.dumps(numbers),)).rowcount
     if reads.has_excess_free_pages(db):
         for _ in range(VACUUM_PAGES_PER_WRITE):
             # One page each: for more, the statement needs more steps than the sqlite3 module makes.
