@@ -3,6 +3,7 @@
 Its jobs are lost when the process ends. Tests use it as the reference for other stores.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -55,6 +56,14 @@ class MemoryStore:
     @asynccontextmanager
     async def open(self) -> AsyncIterator[None]:
         yield
+
+    @property
+    def gone(self) -> str:
+        return ""
+
+    async def until_gone(self) -> str:
+        await asyncio.Event().wait()
+        return self.gone
 
     async def running(self) -> Sequence[Job]:
         status = TRANSITIONS[Event.TAKE].target

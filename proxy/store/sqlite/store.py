@@ -63,6 +63,13 @@ class SqliteStore:
         """The number of committed transactions since the store was opened."""
         return self._database.commits
 
+    @property
+    def gone(self) -> str:
+        return self._database.gone
+
+    async def until_gone(self) -> str:
+        return await self._database.until_gone()
+
     async def running(self) -> Sequence[Job]:
         return await self._database.read(reads.running)
 
@@ -113,6 +120,7 @@ class SqliteStore:
         counts: bool = False,
         output: bytes | None = None,
     ) -> Job | None:
+        self._database.require()
         if event is Event.TAKE:
             return None
         sequence = self._index.next_sequence() if event is Event.RETRY else None
@@ -125,6 +133,7 @@ class SqliteStore:
     async def purge(
         self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
     ) -> Sequence[Job]:
+        self._database.require()
         waiting = self._index.pop_owned(endpoint, owner, light=False)
         waiting += self._index.pop_owned(endpoint, owner, light=True)
         purged: list[Job] = []
@@ -139,6 +148,7 @@ class SqliteStore:
         return purged
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
+        self._database.require()
         job_ids = self._index.due(now, limit)
         if not job_ids:
             return []
@@ -196,6 +206,7 @@ class SqliteStore:
         await self._database.write(lambda db: writes.consume(db, job_id, attempt, cursor))
 
     async def counts(self, endpoint: EndpointId) -> Counts:
+        self._database.require()
         return self._index.counts(endpoint)
 
     def ahead(self, job: JobState) -> int:
@@ -211,6 +222,8 @@ class SqliteStore:
         self, endpoint: EndpointId, worker: WorkerId, limit: int, now: Millis, *, light: bool
     ) -> list[Job]:
         taken: list[Job] = []
+        if self.gone:
+            return taken
         has_enough_bytes = False
         while not has_enough_bytes and (
             places := self._index.pop(endpoint, limit - len(taken), now, light=light)
