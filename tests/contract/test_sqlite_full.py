@@ -162,7 +162,9 @@ async def test_small_writes_succeed_in_a_full_file(tmp_path: Path) -> None:
         [[pages]] = db.execute("PRAGMA page_count").fetchall()
         db.execute(f"PRAGMA max_page_count = {pages + 20}").fetchall()
         space = DiskSpace(tmp_path / "ballast", SystemDisk())
-        writer = Writer(db, space, FileWatch(file), ThreadRunner)
+        watch = FileWatch()
+        watch.begin(file)
+        writer = Writer(db, space, watch, ThreadRunner)
         writer.start()
 
         async def write(size: int) -> int:

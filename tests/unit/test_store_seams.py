@@ -13,7 +13,8 @@ from harness.data.jobs import submission
 from harness.data.store_steps import T0, ended, ids, take
 
 from proxy.jobs.lifecycle import Event
-from proxy.store.base import StoreFullError, StoreUnavailableError
+from proxy.jobs.model import JobId
+from proxy.store.base import StoreFullError, StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite import database
 from proxy.store.sqlite.disk import LockedError, Space
 from proxy.store.sqlite.disk_space import DiskSpace
@@ -105,7 +106,9 @@ async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> No
     with database.opened(tmp_path / "jobs.db", SystemDisk()) as (db, file):
         db.execute("CREATE TABLE numbers (number INTEGER UNIQUE)")
         space = DiskSpace(tmp_path / "ballast", MemoryDisk())
-        writer = Writer(db, space, FileWatch(file), InlineRunner)
+        watch = FileWatch()
+        watch.begin(file)
+        writer = Writer(db, space, watch, InlineRunner)
         writer.start()
 
         async def write(one: int) -> int:
@@ -158,3 +161,20 @@ async def test_a_store_names_the_process_that_holds_its_lock(tmp_path: Path) -> 
     with pytest.raises(StoreUnavailableError, match=r"in use by another proxy \(process 4711\)"):
         async with store.open():
             pass
+
+
+async def test_a_store_is_gone_when_its_disk_says_so(tmp_path: Path) -> None:
+    disk = MemoryDisk()
+    store = SqliteStore(tmp_path / "jobs.db", disk, InlineRunner)
+    assert not store.gone
+    async with store.open():
+        await store.submit(submission("first"), T0)
+        disk.held.reason = "the file is not there"
+        with pytest.raises(StoreGoneError, match="the file is not there"):
+            await store.submit(submission("second"), T0)
+        # It does not come back.
+        disk.held.reason = ""
+        with pytest.raises(StoreGoneError, match="the file is not there"):
+            await store.find(JobId("first"))
+        assert await take(store) == []
+        assert await store.until_gone() == store.gone == "the file is not there"

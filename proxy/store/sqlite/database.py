@@ -261,13 +261,13 @@ class Database:
 
     _writer: Writer
     _reader: sqlite3.Connection
-    _watch: FileWatch
     _pool: ThreadPoolExecutor
 
     def __init__(self, path: Path, disk: Disk, start_runner: StartRunner) -> None:
         self._path = path
         self._disk = disk
         self._start_runner = start_runner
+        self._watch = FileWatch()
         self.disk_space = DiskSpace(Path(f"{disk.real_path(path)}.ballast"), disk)
 
     @property
@@ -303,7 +303,7 @@ class Database:
 
             # In a thread, because checking a large file takes time.
             db, file = await asyncio.to_thread(begin)
-            self._watch = FileWatch(file)
+            self._watch.begin(file)
             self._reader = stack.enter_context(closing(reader(self._path)))
             self._pool = stack.enter_context(ThreadPoolExecutor(1, "store reader"))
             self._writer = Writer(db, self.disk_space, self._watch, self._start_runner)

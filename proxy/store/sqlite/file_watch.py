@@ -8,8 +8,12 @@ a second for a store that is not written to.
 import asyncio
 from contextlib import suppress
 
+import structlog
+
 from proxy.store.base import StoreGoneError
 from proxy.store.sqlite.disk import HeldFile
+
+log = structlog.get_logger()
 
 CHECK_SECONDS = 1.0
 
@@ -19,12 +23,18 @@ class FileWatch:
     thread.
     """
 
-    def __init__(self, file: HeldFile) -> None:
-        self._file = file
-        self._loop = asyncio.get_running_loop()
+    _file: HeldFile
+    _loop: asyncio.AbstractEventLoop
+
+    def __init__(self) -> None:
         self._is_gone = asyncio.Event()
         self.gone = ""
         """The reason why the file cannot be used; empty while it can."""
+
+    def begin(self, file: HeldFile) -> None:
+        """Watch a file that was opened."""
+        self._file = file
+        self._loop = asyncio.get_running_loop()
 
     def require(self) -> None:
         """Raise `StoreGoneError` if the file is known to be gone."""
@@ -44,6 +54,7 @@ class FileWatch:
         """Note that the file cannot be used any longer."""
         if not self.gone:
             self.gone = reason
+            log.error("store.gone", why=reason)
             self._loop.call_soon_threadsafe(self._is_gone.set)
 
     async def until_gone(self) -> str:
