@@ -17,7 +17,7 @@ from proxy.edge.memory import return_large_blocks
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 from proxy.service.background import keep
 from proxy.settings import Settings
-from proxy.store.base import StoreError
+from proxy.store.base import StoreError, StoreUnavailableError
 from proxy.wire.frames import SOCKET_BYTES
 
 log = structlog.get_logger()
@@ -83,9 +83,22 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     sys.setswitchinterval(THREAD_SWITCH_SECONDS)
     return_large_blocks()
     async with parts.store.open():
+        if parts.is_seal_key_new:
+            await _check_new_seal_key(parts)
         parts.orphans.find(await parts.store.running())
         async with _serving(parts, listener):
             yield
+
+
+async def _check_new_seal_key(parts: Parts) -> None:
+    """Reject a new key for a store that needs the earlier one; the key is removed again."""
+    if await parts.store.has_secrets():
+        path = parts.settings.seal_key_file()
+        path.unlink()
+        raise StoreUnavailableError(
+            f"{path} is missing, and jobs in the store have secrets that only it decrypts. Restore"
+            " it from a backup; or see docs/durability.md."
+        )
 
 
 @contextlib.asynccontextmanager

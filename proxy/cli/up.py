@@ -16,6 +16,7 @@ from proxy.service.ports import WorkerExit
 from proxy.serving import listen, running, until_signal, until_store_is_gone
 from proxy.settings import Settings
 from proxy.store.base import StoreUnavailableError
+from proxy.wire.secret_file import SecretFileError
 
 EX_CONFIG = 78
 EX_UNAVAILABLE = 69
@@ -54,6 +55,10 @@ async def run(
     except OSError as error:
         listener.close()
         return _report_data_dir(settings, error)
+    except SecretFileError as error:
+        listener.close()
+        console.say(f"vllm-serverless: {error}")
+        return EX_CONFIG
     url = console.address(settings.host, listener.getsockname()[1])
     local = LocalWorkers(parts, url, workers, flags, vllm_flags) if workers else None
 

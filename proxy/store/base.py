@@ -96,6 +96,10 @@ class JobStore(Protocol):
         """
         ...
 
+    async def has_secrets(self) -> bool:
+        """Return True if jobs or pending deliveries need values that were encrypted."""
+        ...
+
     async def submit(self, submission: Submission, now: Millis) -> Job:
         """Append a new job to the queue of its endpoint, IN_QUEUE and with attempt 0.
 

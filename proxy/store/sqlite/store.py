@@ -73,6 +73,9 @@ class SqliteStore:
     async def running(self) -> Sequence[Job]:
         return await self._database.read(reads.running)
 
+    async def has_secrets(self) -> bool:
+        return await self._database.read(reads.has_secrets)
+
     async def submit(self, submission: Submission, now: Millis) -> Job:
         job = Job(
             submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now
