@@ -34,6 +34,15 @@ asyncio.run(main())
 """
 
 
+READ_AND_COPY = """
+import sqlite3, sys
+db = sqlite3.connect(sys.argv[1])
+print(db.execute("SELECT id FROM jobs").fetchall())
+db.execute("VACUUM INTO 'copy.db'")
+db.backup(sqlite3.connect("backup.db"))
+"""
+
+
 @asynccontextmanager
 async def opened_elsewhere(path: Path) -> AsyncIterator[int]:
     """Open the store in another process; return its id."""
@@ -100,11 +109,10 @@ async def test_other_programs_read_and_copy_the_file_of_a_running_proxy(tmp_path
     path = tmp_path / "jobs.db"
     async with opened_by(path) as store:
         await store.submit(submission("a"), T0)
-        with closing(sqlite3.connect(path)) as other:
-            assert other.execute("SELECT id FROM jobs").fetchall() == [("a",)]
-            other.execute("VACUUM INTO ?", (str(tmp_path / "copy.db"),))
-            with closing(sqlite3.connect(tmp_path / "backup.db")) as backup:
-                other.backup(backup)
+        other = await asyncio.create_subprocess_exec(
+            *(sys.executable, "-c", READ_AND_COPY, "jobs.db"), cwd=tmp_path, stdout=PIPE
+        )
+        assert await other.communicate() == (b"[('a',)]\n", None)
         await store.submit(submission("b"), T0)
     for copy in ("copy.db", "backup.db"):
         async with opened_by(tmp_path / copy) as store:

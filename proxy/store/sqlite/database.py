@@ -313,8 +313,8 @@ class Database:
                 yield
             finally:
                 await self._writer.close()
-                watching.cancel()
-                await asyncio.gather(watching, return_exceptions=True)
+                self._watch.close()
+                await watching
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Run a query in the reader's thread and return its result. Raises `StoreError`."""

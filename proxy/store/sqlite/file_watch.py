@@ -28,6 +28,7 @@ class FileWatch:
 
     def __init__(self) -> None:
         self._is_gone = asyncio.Event()
+        self._is_closing = asyncio.Event()
         self.gone = ""
         """The reason why the file cannot be used; empty while it can."""
 
@@ -63,9 +64,18 @@ class FileWatch:
         return self.gone
 
     async def serve(self) -> None:
-        """Check the file once a second, until it is gone."""
+        """Check the file once a second, until it is gone or `close` is called.
+
+        Must have returned before the file is closed.
+        """
         with suppress(StoreGoneError):
-            while True:
+            while not self._is_closing.is_set():
                 # In a thread, because a disk that hangs must not block the event loop.
                 await asyncio.to_thread(self.check)
-                await asyncio.sleep(CHECK_SECONDS)
+                with suppress(TimeoutError):
+                    async with asyncio.timeout(CHECK_SECONDS):
+                        await self._is_closing.wait()
+
+    def close(self) -> None:
+        """Let `serve` return."""
+        self._is_closing.set()
