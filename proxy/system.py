@@ -59,7 +59,9 @@ class SystemDisk:
     def hold(self, path: Path) -> Iterator["SystemFile"]:
         # Closing any descriptor of a file releases all `fcntl` locks that its process has on it,
         # and these are the locks of SQLite. So this is the only other descriptor of the file, and
-        # it is open for longer than SQLite's.
+        # it is open for longer than SQLite's. (A process has one store: a second attempt to open
+        # it fails at the lock file, before this.) On Linux, `flock` and `fcntl` locks are
+        # independent, so that this one does not affect SQLite or its tools.
         descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
         try:
             _lock_file(descriptor)

@@ -40,6 +40,9 @@ async def test_the_proxy_rejects_jobs_serves_calls_and_exits(
             job = await submit(http, max_tokens=20, seed=50_000)
             await until(lambda: is_running(http, job), what="the job runs")
             waiting = asyncio.create_task(answer(http, "GET", f"status-sync/{job}?wait=60000"))
+            events = await http.get(
+                f"/v2/default/stream/{job}", headers={"Accept": "text/event-stream"}
+            )
             lose(folder / "jobs.db")
             status, refused = await answer(http, "POST", "run", input=prompt())
             assert status == 503
@@ -47,6 +50,8 @@ async def test_the_proxy_rejects_jobs_serves_calls_and_exits(
             for operation in ("health", "requests", f"status/{job}"):
                 assert (await answer(http, "GET", operation))[0] == 503
             assert (await waiting)[0] == 503
+            # The client of the stream would connect again.
+            assert b"event: end" not in await events.read()
             for path in ("/readyz", "/health"):
                 async with http.get(path) as response:
                     assert response.status == 503

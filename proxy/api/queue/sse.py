@@ -7,6 +7,7 @@ nothing. Output is read, not consumed. The last event is `event: end` with the j
 from collections.abc import AsyncIterator, Callable
 
 import msgspec
+import structlog
 from sse_starlette import EventSourceResponse, ServerSentEvent
 
 from proxy.api.errors import ApiError
@@ -15,6 +16,9 @@ from proxy.api.queue.response import split
 from proxy.jobs.model import Owner
 from proxy.service.endpoints import Endpoint
 from proxy.service.job_view import JobView
+from proxy.store.base import StoreError
+
+log = structlog.get_logger()
 
 EVENT_STREAM = "text/event-stream"
 # The largest integer that JavaScript and other clients represent exactly.
@@ -76,6 +80,9 @@ async def event_stream(
                     yield _event(msgspec.json.encode({"status": job.status}), event="end")
                 if job.is_terminal or view.is_over:
                     return
+        except StoreError as error:
+            # Without the event `end`, the client connects again and continues at its last event.
+            log.warning("stream.cut", job=job_id, why=str(error))
         finally:
             leave()
 
