@@ -75,9 +75,13 @@ PASSING_MAX_BYTES = 128 * 1024 * 1024
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Parts:
-    """The parts of one proxy, connected. `app` is the ASGI application behind the edge."""
+    """The parts of one proxy, connected. `app` is the ASGI application behind the edge.
+
+    `is_seal_key_new`: there was no `seal-key`, so one has been generated.
+    """
 
     settings: Settings
+    is_seal_key_new: bool
     token: str = field(repr=False)
     endpoints: Endpoints
     fleet: Fleet
@@ -121,6 +125,7 @@ def compose(
     store = store or _store(settings, system)
     clock = system.clock
     ids = Ids(system.random_bytes)
+    is_seal_key_new = not settings.seal_key_file().exists()
     seal = Seal(settings.seal_key(), system.random_bytes)
     token = settings.token()
     endpoints = Endpoints(settings.endpoints())
@@ -192,6 +197,7 @@ def compose(
     )
     return Parts(
         settings=settings,
+        is_seal_key_new=is_seal_key_new,
         token=token,
         endpoints=endpoints,
         fleet=fleet,

@@ -17,6 +17,7 @@ from proxy.edge.memory import return_large_blocks
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 from proxy.service.background import keep
 from proxy.settings import Settings
+from proxy.store.base import StoreError, StoreUnavailableError
 from proxy.wire.frames import SOCKET_BYTES
 
 log = structlog.get_logger()
@@ -82,9 +83,22 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     sys.setswitchinterval(THREAD_SWITCH_SECONDS)
     return_large_blocks()
     async with parts.store.open():
+        if parts.is_seal_key_new:
+            await _check_new_seal_key(parts)
         parts.orphans.find(await parts.store.running())
         async with _serving(parts, listener):
             yield
+
+
+async def _check_new_seal_key(parts: Parts) -> None:
+    """Reject a new key for a store that needs the earlier one; the key is removed again."""
+    if await parts.store.has_secrets():
+        path = parts.settings.seal_key_file()
+        path.unlink()
+        raise StoreUnavailableError(
+            f"{path} is missing, and jobs in the store have secrets that only it decrypts. Restore"
+            " it from a backup; or see docs/durability.md."
+        )
 
 
 @contextlib.asynccontextmanager
@@ -138,7 +152,9 @@ async def drain(parts: Parts) -> None:
     """Stop accepting work, wait for running calls or end them, close workers, write all data."""
     parts.admission.close()
     parts.interactive.end_waiting()
-    if not await parts.interactive.wait_empty(parts.settings.drain):
+    # If the store is gone, `until_store_is_gone` has used the other half.
+    seconds = parts.settings.drain / 2 if parts.store.gone else parts.settings.drain
+    if not await parts.interactive.wait_empty(seconds):
         log.warning("drain.cut", calls=len(parts.interactive))
         parts.interactive.end_running()
         await parts.interactive.wait_empty(FLUSH_SECONDS)
@@ -146,9 +162,23 @@ async def drain(parts: Parts) -> None:
     for worker in parts.fleet:
         if worker.port is not None:
             worker.port.close("the proxy is shutting down")
-    await parts.recorder.flush_all()
+    try:
+        await parts.recorder.flush_all()
+    except StoreError as error:
+        # The rest of the drain does not depend on the store.
+        log.error("store.failed", task="drain", why=str(error))  # noqa: TRY400
     await parts.background.finish(FLUSH_SECONDS)
     await parts.deliveries.drain(FLUSH_SECONDS)
+
+
+async def until_store_is_gone(parts: Parts) -> None:
+    """Wait until the store has failed for good; then serve OpenAI calls for half of the drain, so
+    that load balancers can notice it. The proxy has to be drained afterwards.
+    """
+    await parts.store.until_gone()
+    # Calls that wait for a job would wait for an end that nothing can write.
+    parts.events.notify_all()
+    await asyncio.sleep(parts.settings.drain / 2)
 
 
 async def until_signal(on_second_interrupt: Callable[[], None] | None = None) -> None:

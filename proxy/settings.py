@@ -10,7 +10,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
 from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
 
-from proxy.access.encryption import new_key
+from proxy.access.encryption import is_key, new_key
 from proxy.access.keys import Kind, StoredKey, parted, stored_key
 from proxy.access.limits import LIMITS, REQUESTS_PER_WORKER, Limit, read_limit
 from proxy.access.startup_check import refusal
@@ -25,6 +25,7 @@ from proxy.service.stuck import GRACE_SECONDS
 from proxy.webhooks.signature import KEY_BYTES, format_secret, read_secret
 from proxy.webhooks.url_policy import Allowed
 from proxy.wire.frames import LEASE_SECONDS
+from proxy.wire.secret_file import SecretFileError, stored_secret
 from proxy.wire.secret_file import read_secret as read_token
 from proxy.wire.secret_file import read_secrets as read_keys
 
@@ -347,8 +348,21 @@ class Settings(BaseSettings):
         )
 
     def seal_key(self) -> str:
-        """Return the key that encrypts the secrets of jobs in the store."""
-        return self._stored_secret("seal-key", None, lambda: new_key(secrets.token_bytes))
+        """Return the key that encrypts the secrets of jobs in the store; generate and store it if
+        its file is missing.
+
+        Raises SecretFileError if the file has other content.
+        """
+        path = self.seal_key_file()
+        if path.exists() and not is_key(path.read_text(errors="replace").strip()):
+            raise SecretFileError(
+                f"{path} is empty or damaged. Restore it from a backup; or delete it, and jobs that"
+                " were stored with secrets will fail."
+            )
+        return self._stored_secret(path.name, None, lambda: new_key(secrets.token_bytes))
+
+    def seal_key_file(self) -> Path:
+        return self.data_dir / "seal-key"
 
     def receivers(self) -> Allowed:
         """Return the private hosts and networks that webhooks may be sent to."""
@@ -357,22 +371,10 @@ class Settings(BaseSettings):
     def _stored_secret(
         self, name: str, configured: SecretStr | None, make: Callable[[], str]
     ) -> str:
-        """Return the configured secret, else the one stored in the data directory as `name`.
-
-        If there is neither, `make` generates one, which is stored for later starts.
-        """
+        """Return the configured secret, else the one stored in the data directory as `name`."""
         if configured is not None:
             return configured.get_secret_value()
-        path = self.data_dir / name
-        self.data_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
-        self.data_dir.chmod(0o700)
-        try:
-            path.touch(mode=0o600, exist_ok=False)
-        except FileExistsError:
-            if stored := path.read_text().strip():
-                return stored
-        path.write_text(f"{make()}\n")
-        return path.read_text().strip()
+        return stored_secret(self.data_dir / name, make)
 
 
 def _origin(text: str) -> str:

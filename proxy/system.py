@@ -15,6 +15,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from secrets import token_bytes
 from threading import Thread
+from typing import BinaryIO
 
 from proxy.jobs.model import Millis, RandomBytes
 from proxy.service.clock import Clock
@@ -23,6 +24,9 @@ from proxy.store.sqlite.writer import StartRunner
 
 FOLDER_MODE = 0o700
 FILE_MODE = 0o600
+
+# A byte behind those that SQLite locks (512 bytes from 1 GB on).
+PROBED_BYTE = 2 * 1024**3
 
 # Bytes per write where a file cannot be allocated by a system call.
 ALLOCATION_WRITE_BYTES = 1024 * 1024
@@ -48,8 +52,27 @@ class SystemDisk:
     def make_folder(self, folder: Path) -> None:
         folder.mkdir(mode=FOLDER_MODE, parents=True, exist_ok=True)
 
-    def make_file(self, path: Path) -> None:
-        os.close(os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE))
+    def real_path(self, path: Path) -> Path:
+        return Path(os.path.realpath(path)) if path.is_symlink() else path
+
+    @contextmanager
+    def hold(self, path: Path) -> Iterator["SystemFile"]:
+        # Closing any descriptor of a file releases all `fcntl` locks that its process has on it,
+        # and these are the locks of SQLite. So this is the only other descriptor of the file, and
+        # it is open for longer than SQLite's. (A process has one store: a second attempt to open
+        # it fails at the lock file, before this.) On Linux, `flock` and `fcntl` locks are
+        # independent, so that this one does not affect SQLite or its tools.
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT, FILE_MODE)
+        try:
+            _lock_file(descriptor)
+            yield SystemFile(path, descriptor)
+        finally:
+            os.close(descriptor)
+
+    @contextmanager
+    def read(self, path: Path) -> Iterator[BinaryIO]:
+        with path.open("rb") as file:
+            yield file
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
@@ -83,6 +106,62 @@ class SystemDisk:
 
     def remove(self, path: Path) -> None:
         path.unlink()
+
+
+class SystemFile:
+    """Implementation of `HeldFile` by system calls."""
+
+    def __init__(self, path: Path, descriptor: int) -> None:
+        self._path = path
+        self._descriptor = descriptor
+
+    def head(self, size: int) -> bytes:
+        return os.pread(self._descriptor, size, 0)
+
+    def loss(self) -> str:
+        try:
+            found = self._path.stat()
+        except (FileNotFoundError, NotADirectoryError):
+            return f"{self._path} was deleted or moved"
+        if os.path.samestat(found, os.fstat(self._descriptor)):
+            return ""
+        return f"{self._path} was replaced by another file"
+
+
+def _lock_file(descriptor: int) -> None:
+    """Lock a file with `flock`, if that leaves the `fcntl` locks of SQLite alone.
+
+    On Linux the two kinds are independent. On macOS, and in network file systems, one blocks the
+    other: there, only the lock file keeps other proxies away.
+    """
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise LockedError(_lock_holder(descriptor)) from None
+    try:
+        fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB, 1, PROBED_BYTE)
+    except OSError:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+    else:
+        fcntl.lockf(descriptor, fcntl.LOCK_UN, 1, PROBED_BYTE)
+
+
+def _lock_holder(descriptor: int) -> str:
+    """Return the id of the process that has locked a file with `flock`; empty if unknown."""
+    file = os.fstat(descriptor)
+    device = f"{os.major(file.st_dev):02x}:{os.minor(file.st_dev):02x}"
+    try:
+        lines = Path("/proc/locks").read_text().splitlines()
+    except OSError:
+        # Only Linux has this file.
+        return ""
+    for line in lines:
+        # Such as `1: FLOCK ADVISORY WRITE 4711 08:01:1310722 0 EOF`. The process is 0 if it is in
+        # another container.
+        fields = line.split()
+        if fields[1] == "FLOCK" and fields[5] == f"{device}:{file.st_ino}" and fields[4] != "0":
+            return fields[4]
+    return ""
 
 
 class ThreadRunner:

@@ -40,7 +40,8 @@ class Seal:
         """Return the decrypted secret. Raises OtherSealError."""
         try:
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
-        except InvalidTag:
+        except (InvalidTag, ValueError):
+            # A ValueError for a text that is too short for a nonce.
             raise OtherSealError(
                 "encrypted with a key other than the `seal-key` of this data directory"
             ) from None
@@ -82,6 +83,14 @@ class Seal:
         """
         _, separator, sealed = kept.partition(WEBHOOK_SEPARATOR)
         return self.open(base64.b64decode(sealed)).decode() if separator else kept
+
+
+def is_key(text: str) -> bool:
+    """Return True if a text is a key that `new_key` may have made."""
+    try:
+        return len(base64.b64decode(text, validate=True)) == KEY_BYTES
+    except ValueError:
+        return False
 
 
 def new_key(random_bytes: RandomBytes) -> str:

@@ -16,6 +16,8 @@ from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
 from proxy.service.job_view import JobView
 
+STORE_GONE = {"status": "store gone"}
+
 
 class StatusApp:
     """Serves `/`, `/livez`, `/readyz`, `/ping`, `/health`, `/openapi.json` and the queue API."""
@@ -75,7 +77,11 @@ def _fastapi(
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     @app.api_route("/ping", methods=["GET", "HEAD"])
     async def readyz() -> Response:
-        """Readiness check: 200 if a worker is ready, 503 if none is or the proxy is draining."""
+        """Readiness check: 200 if a worker is ready, 503 if none is, the store is gone, or the
+        proxy is draining.
+        """
+        if view.is_store_gone:
+            return JSONResponse(STORE_GONE, 503)
         if admission.is_draining:
             return JSONResponse({"status": "draining"}, 503)
         if any(fleet.is_ready(endpoint.id) for endpoint in endpoints):
@@ -83,12 +89,12 @@ def _fastapi(
         return JSONResponse({"status": "no worker is ready"}, 503)
 
     @app.api_route("/health", methods=["GET", "HEAD"])
-    async def health() -> dict[str, object]:
+    async def health() -> Response:
         """Counts of jobs and workers, per endpoint."""
-        return {
-            "status": "ok",
-            "endpoints": {one.id: await _health(one.id, fleet, view) for one in endpoints},
-        }
+        if view.is_store_gone:
+            return JSONResponse(STORE_GONE, 503)
+        counts = {one.id: await _health(one.id, fleet, view) for one in endpoints}
+        return JSONResponse({"status": "ok", "endpoints": counts})
 
     described = msgspec.json.encode(document(_version()))
 

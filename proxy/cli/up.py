@@ -2,7 +2,7 @@
 
 import asyncio
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from secrets import token_hex
 from typing import IO
@@ -13,9 +13,10 @@ from proxy.cli.worker import DEMO, arguments, environment
 from proxy.jobs.model import WorkerId
 from proxy.scaler.process import FINAL_STATUSES, Command, ProcessProvider
 from proxy.service.ports import WorkerExit
-from proxy.serving import listen, running, until_signal
+from proxy.serving import listen, running, until_signal, until_store_is_gone
 from proxy.settings import Settings
 from proxy.store.base import StoreUnavailableError
+from proxy.wire.secret_file import SecretFileError
 
 EX_CONFIG = 78
 EX_UNAVAILABLE = 69
@@ -54,6 +55,10 @@ async def run(
     except OSError as error:
         listener.close()
         return _report_data_dir(settings, error)
+    except SecretFileError as error:
+        listener.close()
+        console.say(f"vllm-serverless: {error}")
+        return EX_CONFIG
     url = console.address(settings.host, listener.getsockname()[1])
     local = LocalWorkers(parts, url, workers, flags, vllm_flags) if workers else None
 
@@ -63,7 +68,7 @@ async def run(
             local.provider.kill()
         os._exit(EX_INTERRUPTED)
 
-    stopped = asyncio.create_task(until_signal(exit_at_once))
+    stopped = asyncio.create_task(_until_stopped(parts, exit_at_once))
     async with AsyncExitStack() as stack:
         if local is not None:
             await stack.enter_async_context(local.provider.open(local.exited))
@@ -82,11 +87,33 @@ async def run(
             await stopped
         else:
             await local.run(stopped)
-        if local is None or not local.failure:
-            console.say(
-                "Shutting down: finishing the calls in flight. Press Ctrl-C again to exit at once."
-            )
-    return abs(local.failure) if local is not None else 0
+        failure = abs(local.failure) if local is not None else 0
+        _report_shutdown(parts, failure)
+    # The store can also fail during the drain.
+    return EX_UNAVAILABLE if parts.store.gone else failure
+
+
+def _report_shutdown(parts: Parts, failure: int) -> None:
+    if parts.store.gone:
+        console.say(
+            f"vllm-serverless: {parts.store.gone}. The proxy exits, because it cannot keep jobs:"
+            " see docs/durability.md."
+        )
+    elif not failure:
+        console.say(
+            "Shutting down: finishing the calls in flight. Press Ctrl-C again to exit at once."
+        )
+
+
+async def _until_stopped(parts: Parts, exit_at_once: Callable[[], None]) -> None:
+    """Wait for a signal, or until the store is gone."""
+    signalled = asyncio.create_task(until_signal(exit_at_once))
+    gone = asyncio.create_task(until_store_is_gone(parts))
+    try:
+        await asyncio.wait({signalled, gone}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        signalled.cancel()
+        gone.cancel()
 
 
 def _report_data_dir(settings: Settings, error: OSError) -> int:

@@ -2,11 +2,12 @@
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import suppress
 from typing import Any
 
 import structlog
 
-from proxy.store.base import StoreBusyError, StoreError, StoreFullError
+from proxy.store.base import StoreBusyError, StoreError, StoreFullError, StoreGoneError
 
 log = structlog.get_logger()
 
@@ -25,7 +26,7 @@ class Background:
 
     def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
         """Run a coroutine as a task of its own, and return it. It does not raise."""
-        task = asyncio.create_task(_logged(work, "background.broke", task=name), name=name)
+        task = asyncio.create_task(_run(work, name), name=name)
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
         return task
@@ -41,17 +42,28 @@ class Background:
 
 async def keep(serve: Callable[[], Awaitable[None]], name: str) -> None:
     """Run an endless loop, and start it again if it fails: an error can cost one job, but not an
-    endpoint.
+    endpoint. It ends when the store is gone.
     """
-    while True:
-        await _logged(serve(), "loop.broke", loop=name)
-        await asyncio.sleep(RETRY_SECONDS)
+    with suppress(StoreGoneError):
+        while True:
+            await _logged(serve(), "loop.broke", loop=name)
+            await asyncio.sleep(RETRY_SECONDS)
+
+
+async def _run(work: Awaitable[None], name: str) -> None:
+    with suppress(StoreGoneError):
+        await _logged(work, "background.broke", task=name)
 
 
 async def _logged(work: Awaitable[None], event: str, **fields: str) -> None:
-    """Await a task's work. A failure is logged as `event`, and everything else continues."""
+    """Await a task's work. A failure is logged as `event`, and everything else continues.
+
+    Raises `StoreGoneError`, which is logged elsewhere, once and with its reason.
+    """
     try:
         await work
+    except StoreGoneError:
+        raise
     except StoreError as error:
         # A traceback would add nothing.
         log.error("store.failed", why=str(error), **fields)  # noqa: TRY400

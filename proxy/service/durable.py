@@ -34,7 +34,7 @@ from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, log_loss
 from proxy.service.job_view import ALL_ELEMENTS, JobView
 from proxy.service.recorder import Recorder, Recording
-from proxy.store.base import JobStore
+from proxy.store.base import JobStore, StoreGoneError
 
 log = structlog.get_logger()
 
@@ -109,12 +109,18 @@ class DurableRuns:
 
     def _start_end(self, recording: Recording, end: RunEnd) -> asyncio.Task[None]:
         # In the background, so that a write to the disk does not block the worker's other jobs.
-        task = self._background.start(
-            insist(partial(self._end_run, recording, end)), f"end {recording.job_id}"
-        )
+        task = self._background.start(self._write_end(recording, end), f"end {recording.job_id}")
         # Also if the end could not be written.
         task.add_done_callback(lambda _: self._recorder.drop(recording))
         return task
+
+    async def _write_end(self, recording: Recording, end: RunEnd) -> None:
+        try:
+            await insist(partial(self._end_run, recording, end))
+        except StoreGoneError:
+            if end.ending in (Ending.COMPLETED, Ending.FAILED):
+                log.error("result.lost", job=recording.job_id, attempt=recording.attempt)  # noqa: TRY400
+            raise
 
     async def _end_run(self, recording: Recording, end: RunEnd) -> None:
         """Carry out the end of a run: its job ends, or returns to the queue."""

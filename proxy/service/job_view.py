@@ -63,6 +63,11 @@ class JobView:
         """True if acknowledged durable jobs survive the end of the process."""
         return self._store.durable
 
+    @property
+    def is_store_gone(self) -> bool:
+        """True once the store has failed for good: durable jobs cannot be read or changed."""
+        return bool(self._store.gone)
+
     async def get(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
         """Return the job, or None if this owner has no such job on this endpoint."""
         call = self._interactive.get(endpoint.id, owner, JobId(job_id))

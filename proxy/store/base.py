@@ -70,6 +70,18 @@ class JobStore(Protocol):
     durable: bool
     """True if acknowledged writes survive the end of the process."""
 
+    @property
+    def gone(self) -> str:
+        """The reason why the open store has failed for good; empty while it has not.
+
+        From then on, every asynchronous method raises `StoreGoneError` at once.
+        """
+        ...
+
+    async def until_gone(self) -> str:
+        """Wait until the open store has failed for good; return the reason."""
+        ...
+
     def open(self) -> AbstractAsyncContextManager[None]:
         """Open the store, once, before any other call. Leaving the context closes it.
 
@@ -82,6 +94,10 @@ class JobStore(Protocol):
 
         The proxy calls this when it starts, before the workers of these jobs have reconnected.
         """
+        ...
+
+    async def has_secrets(self) -> bool:
+        """Return True if jobs or pending deliveries need values that were encrypted."""
         ...
 
     async def submit(self, submission: Submission, now: Millis) -> Job:

@@ -3,6 +3,7 @@
 Its jobs are lost when the process ends. Tests use it as the reference for other stores.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -56,9 +57,21 @@ class MemoryStore:
     async def open(self) -> AsyncIterator[None]:
         yield
 
+    @property
+    def gone(self) -> str:
+        return ""
+
+    async def until_gone(self) -> str:
+        await asyncio.Event().wait()
+        return self.gone
+
     async def running(self) -> Sequence[Job]:
         status = TRANSITIONS[Event.TAKE].target
         return [job.outline() for job in self._jobs.values() if job.status is status]
+
+    async def has_secrets(self) -> bool:
+        # None is left from an earlier start.
+        return False
 
     async def submit(self, submission: Submission, now: Millis) -> Job:
         if (known := self._jobs.get(submission.id)) is not None:

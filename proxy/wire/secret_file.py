@@ -7,6 +7,7 @@ other users may access is rejected. A pipe works, too: `--api-key-file <(pass sh
 import os
 import re
 import stat
+from collections.abc import Callable
 from pathlib import Path
 
 SECRET_FILE_MAX_BYTES = 64 * 1024
@@ -53,6 +54,30 @@ def read_secret(path: Path) -> str:
     if len(secrets) > 1:
         raise SecretFileError(f"{path} contains {len(secrets)} secrets. Remove all but one.")
     return secrets[0]
+
+
+def stored_secret(path: Path, make: Callable[[], str]) -> str:
+    """Return the secret in a file of a data directory, which is created if it is missing.
+
+    If the file is missing or empty, `make` generates a secret, which is stored for later starts.
+    """
+    path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+    path.parent.chmod(0o700)
+    if not path.exists() or not path.read_text().strip():
+        _write(path, make())
+    return path.read_text().strip()
+
+
+def _write(path: Path, secret: str) -> None:
+    """Store a secret in a new private file. A crash leaves either the whole file or none."""
+    new = path.with_name(f"{path.name}.new")
+    new.unlink(missing_ok=True)
+    descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        file.write(f"{secret}\n")
+        file.flush()
+        os.fsync(descriptor)
+    new.replace(path)
 
 
 def _text(path: Path) -> str:

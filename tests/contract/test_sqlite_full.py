@@ -20,6 +20,7 @@ from proxy.jobs.model import Input, JobId
 from proxy.store.base import StoreFullError
 from proxy.store.sqlite.database import opened
 from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.file_watch import FileWatch
 from proxy.store.sqlite.store import SqliteStore
 from proxy.store.sqlite.writer import Writer, no_op
 from proxy.system import SystemDisk, ThreadRunner
@@ -156,11 +157,14 @@ async def test_no_job_is_lost_while_no_write_is_possible(small_disk: Path) -> No
 
 async def test_small_writes_succeed_in_a_full_file(tmp_path: Path) -> None:
     """Runs without a separate disk: SQLite limits the size of the file."""
-    with opened(tmp_path / "jobs.db", SystemDisk()) as db:
+    with opened(tmp_path / "jobs.db", SystemDisk()) as (db, file):
         db.execute("CREATE TABLE pieces (piece BLOB)")
         [[pages]] = db.execute("PRAGMA page_count").fetchall()
         db.execute(f"PRAGMA max_page_count = {pages + 20}").fetchall()
-        writer = Writer(db, DiskSpace(tmp_path / "ballast", SystemDisk()), ThreadRunner)
+        space = DiskSpace(tmp_path / "ballast", SystemDisk())
+        watch = FileWatch()
+        watch.begin(file)
+        writer = Writer(db, space, watch, ThreadRunner)
         writer.start()
 
         async def write(size: int) -> int:

@@ -19,7 +19,7 @@ from proxy.wire.frames import Chunk, End, Head, Job, Output
 
 TEXTS = ["a", "b", "c"]
 # Reads for which the proxy asks periodically are not part of a client's story.
-PERIODIC = {"due", "forget", "deliveries"}
+PERIODIC = {"due", "forget", "deliveries", "until_gone"}
 # The calls that one story makes; the test checks that there are not more.
 MAX_CALLS = 16
 

@@ -113,6 +113,7 @@ def test_importing_has_no_side_effects() -> None:
         "NewType",
         "compile",
         "structlog.get_logger",
+        "struct.Struct",
         "frozenset",
         "Millis",
         "JobError",

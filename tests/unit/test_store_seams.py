@@ -4,18 +4,21 @@ import asyncio
 import sqlite3
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
 import pytest
 from harness.data.jobs import submission
 from harness.data.store_steps import T0, ended, ids, take
 
 from proxy.jobs.lifecycle import Event
-from proxy.store.base import StoreFullError, StoreUnavailableError
+from proxy.jobs.model import JobId
+from proxy.store.base import StoreFullError, StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite import database
 from proxy.store.sqlite.disk import LockedError, Space
 from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.file_watch import FileWatch
 from proxy.store.sqlite.store import SqliteStore
 from proxy.store.sqlite.writer import MAX_WRITES_PER_COMMIT, Writer
 from proxy.system import SystemDisk
@@ -36,6 +39,19 @@ class InlineRunner:
         """Do nothing: steps run on the event loop, so no step is running."""
 
 
+class MemoryFile:
+    """`HeldFile` that is gone when the test says so."""
+
+    def __init__(self) -> None:
+        self.reason = ""
+
+    def head(self, size: int) -> bytes:  # noqa: ARG002 - a new file
+        return b""
+
+    def loss(self) -> str:
+        return self.reason
+
+
 class MemoryDisk:
     """`Disk` that stores only the sizes of files, and the names of locks."""
 
@@ -43,12 +59,21 @@ class MemoryDisk:
         self.free = free
         self.files: dict[Path, int] = {}
         self.locks: dict[Path, str] = {}
+        self.held = MemoryFile()
 
     def make_folder(self, folder: Path) -> None:
         """Do nothing: every folder exists."""
 
-    def make_file(self, path: Path) -> None:
-        self.files.setdefault(path, 0)
+    def real_path(self, path: Path) -> Path:
+        return path
+
+    @contextmanager
+    def hold(self, path: Path) -> Iterator[MemoryFile]:
+        with self.lock(path):
+            yield self.held
+
+    def read(self, path: Path) -> AbstractContextManager[BinaryIO]:
+        raise FileNotFoundError(path)
 
     @contextmanager
     def lock(self, path: Path) -> Iterator[None]:
@@ -78,9 +103,12 @@ async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> No
     applied: list[int] = []
     undone: list[int] = []
     number = MAX_WRITES_PER_COMMIT * 2 + 1
-    with database.opened(tmp_path / "jobs.db", SystemDisk()) as db:
+    with database.opened(tmp_path / "jobs.db", SystemDisk()) as (db, file):
         db.execute("CREATE TABLE numbers (number INTEGER UNIQUE)")
-        writer = Writer(db, DiskSpace(tmp_path / "ballast", MemoryDisk()), InlineRunner)
+        space = DiskSpace(tmp_path / "ballast", MemoryDisk())
+        watch = FileWatch()
+        watch.begin(file)
+        writer = Writer(db, space, watch, InlineRunner)
         writer.start()
 
         async def write(one: int) -> int:
@@ -133,3 +161,20 @@ async def test_a_store_names_the_process_that_holds_its_lock(tmp_path: Path) -> 
     with pytest.raises(StoreUnavailableError, match=r"in use by another proxy \(process 4711\)"):
         async with store.open():
             pass
+
+
+async def test_a_store_is_gone_when_its_disk_says_so(tmp_path: Path) -> None:
+    disk = MemoryDisk()
+    store = SqliteStore(tmp_path / "jobs.db", disk, InlineRunner)
+    assert not store.gone
+    async with store.open():
+        await store.submit(submission("first"), T0)
+        disk.held.reason = "the file is not there"
+        with pytest.raises(StoreGoneError, match="the file is not there"):
+            await store.submit(submission("second"), T0)
+        # It does not come back.
+        disk.held.reason = ""
+        with pytest.raises(StoreGoneError, match="the file is not there"):
+            await store.find(JobId("first"))
+        assert await take(store) == []
+        assert await store.until_gone() == store.gone == "the file is not there"

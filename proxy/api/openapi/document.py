@@ -69,7 +69,10 @@ PAGES: dict[str, Page] = {
         Page("Readiness: 200 if a worker is ready.", schema("Ready"), can_be_unready=True),
     ),
     "/health": Page(
-        "Counts of jobs and workers, per endpoint.", schema("ServerHealth"), is_open=False
+        "Counts of jobs and workers, per endpoint.",
+        schema("ServerHealth"),
+        is_open=False,
+        can_be_unready=True,
     ),
     "/openapi.json": Page("This document.", OBJECT, is_open=False),
 }
@@ -88,7 +91,7 @@ def _operation(method: str, path: str, page: Page) -> Node:
     answers: Node = {"200": success(content, "Ready." if page.can_be_unready else "Success.")}
     answers |= refusals("openai", () if page.is_open else (UNAUTHORIZED,))
     if page.can_be_unready:
-        both: Node = {"anyOf": [page.answer, schema("OpenAiError")]}
+        both: Node = {"anyOf": [schema("Ready"), schema("OpenAiError")]}
         answers["503"] = success(
             None if method == "HEAD" else as_json(both), "Not ready; `status` is the reason."
         )

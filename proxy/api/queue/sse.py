@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import msgspec
+import structlog
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 
@@ -20,6 +21,9 @@ from proxy.api.queue.response import split
 from proxy.jobs.model import Cursor, Owner
 from proxy.service.endpoints import Endpoint
 from proxy.service.job_view import JobView
+from proxy.store.base import StoreError
+
+log = structlog.get_logger()
 
 EVENT_STREAM = "text/event-stream"
 # The timeout of one read of a job without new output; the job is then read again.
@@ -99,6 +103,9 @@ async def event_stream(
                     yield _event(msgspec.json.encode({"status": job.status}), event="end")
                 if job.is_terminal or view.is_over:
                     return
+        except StoreError as error:
+            # Without the event `end`, the client connects again and continues at its last event.
+            log.warning("stream.cut", job=job_id, why=str(error))
         finally:
             leave()
 

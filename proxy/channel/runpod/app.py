@@ -17,6 +17,7 @@ from urllib.parse import parse_qs
 import msgspec
 import structlog
 
+from proxy.access.encryption import OtherSealError
 from proxy.access.limits import Budget, Share
 from proxy.channel.runpod.openai import read_result
 from proxy.channel.runpod.registry import TooManyWorkersError, WorkerIdConflictError, WorkerRegistry
@@ -114,13 +115,27 @@ def _fields(query: bytes) -> dict[str, str]:
 
 
 Unseal: TypeAlias = Callable[[bytes], bytes]
-"""Decrypts values that only the worker may see."""
+"""Decrypts values that only the worker may see. Raises OtherSealError."""
 
 
-def write_jobs(jobs: Sequence[OfferedJob], unseal: Unseal, *, as_list: bool) -> bytes:
-    """Encode the response to a poll."""
-    written = [_job(job, unseal) for job in jobs]
-    return b"[%b]" % b",".join(written) if as_list else written[0]
+class WrittenJobs(NamedTuple):
+    """The jobs in the response to a poll, encoded, and those whose secrets cannot be decrypted."""
+
+    jobs: list[OfferedJob]
+    encoded: list[bytes]
+    unreadable: list[OfferedJob]
+
+
+def write_jobs(jobs: Sequence[OfferedJob], unseal: Unseal) -> WrittenJobs:
+    """Encode the jobs in the response to a poll."""
+    written = WrittenJobs([], [], [])
+    for job in jobs:
+        try:
+            written.encoded.append(_job(job, unseal))
+            written.jobs.append(job)
+        except OtherSealError:
+            written.unreadable.append(job)
+    return written
 
 
 def _job(job: OfferedJob, unseal: Unseal) -> bytes:
@@ -252,9 +267,10 @@ class RunpodChannel:
         if poll.is_replaced:
             await _reply(send, TOO_MANY)
         elif is_there and jobs:
-            body = write_jobs(jobs, self._unseal, as_list=call.verb == "job-take-batch")
-            await _reply(send, OK, body)
-            worker.got(jobs)
+            written = write_jobs(jobs, self._unseal)
+            worker.cannot_read(written.unreadable)
+            await _reply_jobs(send, written.encoded, as_list=call.verb == "job-take-batch")
+            worker.got(written.jobs)
         elif is_there:
             await _reply(send, NONE)
 
@@ -343,6 +359,13 @@ async def _read(receive: Any) -> tuple[bytes | None, bool]:
             parts.append(part)
         if not message.get("more_body", False):
             return (b"".join(parts), True) if size <= POST_BYTES else (None, True)
+
+
+async def _reply_jobs(send: Any, jobs: Sequence[bytes], *, as_list: bool) -> None:
+    if not jobs:
+        await _reply(send, NONE)
+    else:
+        await _reply(send, OK, b"[%b]" % b",".join(jobs) if as_list else jobs[0])
 
 
 async def _reply(

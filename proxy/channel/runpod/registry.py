@@ -26,6 +26,11 @@ SHUN_SECONDS = 60.0
 NO_FORMS = JobError(
     "unsupported_media_type", "The workers of this endpoint accept only JSON requests."
 )
+UNREADABLE_SECRETS = JobError(
+    "unreadable_secrets",
+    "The secrets of this job (`s3Config`) cannot be decrypted: the server has another `seal-key`"
+    " than at its submission. Submit it again.",
+)
 NO_RESULT = JobError(
     WORKER_LOST.code,
     "The worker dropped the job without a result. "
@@ -117,6 +122,11 @@ class WorkerRegistry:
             self.give_back(worker, job)  # a native worker can run it
             return
         self._fleet.end_run(worker.member, job.id, job.attempt, RunEnd(Ending.REFUSED, NO_FORMS))
+
+    def fail_unreadable(self, worker: RunpodWorker, job: OfferedJob) -> None:
+        log.error("job.unreadable", job=job.id, hint="restore the seal-key of the data directory")
+        end = RunEnd(Ending.REFUSED, UNREADABLE_SECRETS)
+        self._fleet.end_run(worker.member, job.id, job.attempt, end)
 
     def recover(self, worker: RunpodWorker, vanished: VanishedRun) -> None:
         job_id, run, counts = vanished

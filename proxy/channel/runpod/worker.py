@@ -115,6 +115,10 @@ class RunListener(Protocol):
         """Handle a job that Runpod workers cannot run."""
         ...
 
+    def fail_unreadable(self, worker: "RunpodWorker", job: OfferedJob) -> None:
+        """Fail a job whose secrets cannot be decrypted."""
+        ...
+
     def recover(self, worker: "RunpodWorker", vanished: VanishedRun) -> None:
         """Handle a job that the worker had and has dropped."""
         ...
@@ -243,6 +247,12 @@ class RunpodWorker:
         for job in jobs:
             self.tracked.runs.pop(job.id, None)
             self._listener.give_back(self, job)
+
+    def cannot_read(self, jobs: Sequence[OfferedJob]) -> None:
+        """Fail these jobs, whose secrets cannot be decrypted: they were not delivered."""
+        for job in jobs:
+            self.tracked.runs.pop(job.id, None)
+            self._listener.fail_unreadable(self, job)
 
     def got(self, jobs: Sequence[OfferedJob]) -> None:
         """Record that these jobs have been written to the worker."""

@@ -7,20 +7,23 @@ number of migrations that have been applied to it. `jobs` holds the columns that
 rows, because a take or an end rewrites the whole row; values that can be large are in tables of
 their own. Statuses are written and compared as parameters; no statement contains one.
 
-Opening: the file is locked against other processes, checked, and migrated to the newest schema.
+Opening: the file is locked against other processes, checked with its write-ahead log, and migrated
+to the newest schema.
 """
 
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, asynccontextmanager, closing, contextmanager
+from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, suppress
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, NamedTuple, TypeVar
 
-from proxy.store.base import StoreUnavailableError
-from proxy.store.sqlite.disk import Disk, LockedError
+from proxy.store.base import StoreGoneError, StoreUnavailableError
+from proxy.store.sqlite.disk import Disk, HeldFile, LockedError
 from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.file_watch import FileWatch
+from proxy.store.sqlite.log_check import HEADER_BYTES, find_damage
 from proxy.store.sqlite.writer import FILE_ERRORS, StartRunner, Writer, no_op, store_error
 
 # Identifies a file of this program, in the header of the SQLite file.
@@ -107,9 +110,19 @@ WAL_MAX_BYTES = 64 * 1024 * 1024
 # Maximum wait for another program that has locked the file, such as a backup.
 BUSY_TIMEOUT_SECONDS = 5.0
 
+# The header of a database file.
+HEAD_BYTES = 100
+
+
+class OpenedFile(NamedTuple):
+    """The writer's connection, and the file that it was opened on."""
+
+    db: sqlite3.Connection
+    file: HeldFile
+
 
 @contextmanager
-def opened(path: Path, disk: Disk) -> Iterator[sqlite3.Connection]:
+def opened(path: Path, disk: Disk) -> Iterator[OpenedFile]:
     """Open the writer's connection to the file; create the file if it does not exist.
 
     Raises `StoreUnavailableError`.
@@ -117,8 +130,9 @@ def opened(path: Path, disk: Disk) -> Iterator[sqlite3.Connection]:
     with ExitStack() as stack:
         try:
             disk.make_folder(path.parent)
-            stack.enter_context(_locked(path, disk))
-            db = stack.enter_context(closing(_connect(path, disk)))
+            file = stack.enter_context(_locked(path, disk))
+            _check_log(path, file, disk)
+            db = stack.enter_context(closing(_connect(path)))
             _check(db, path)
             _prepare(db, path)
         except (OSError, sqlite3.OperationalError) as error:
@@ -127,7 +141,7 @@ def opened(path: Path, disk: Disk) -> Iterator[sqlite3.Connection]:
             ) from error
         except sqlite3.DatabaseError as error:
             raise _damaged(path, error) from error
-        yield db
+        yield OpenedFile(db, file)
 
 
 def reader(path: Path) -> sqlite3.Connection:
@@ -143,29 +157,45 @@ def reader(path: Path) -> sqlite3.Connection:
 
 
 @contextmanager
-def _locked(path: Path, disk: Disk) -> Iterator[None]:
-    """Hold the lock file, so that no other proxy opens the store."""
+def _locked(path: Path, disk: Disk) -> Iterator[HeldFile]:
+    """Hold the file, so that no other proxy opens the store under any name.
+
+    Older versions lock only the lock file, and so does every version where the file itself cannot
+    be locked.
+    """
     with ExitStack() as stack:
         try:
-            stack.enter_context(disk.lock(Path(f"{path}.lock")))
+            stack.enter_context(disk.lock(Path(f"{disk.real_path(path)}.lock")))
+            file = stack.enter_context(disk.hold(path))
         except LockedError as error:
             holder = error.holder or "unknown"
             raise StoreUnavailableError(
                 f"{path} is in use by another proxy (process {holder}). "
                 "Stop that proxy, or choose another file with --store."
             ) from None
-        yield
+        yield file
 
 
-def _connect(path: Path, disk: Disk) -> sqlite3.Connection:
+def _check_log(path: Path, file: HeldFile, disk: Disk) -> None:
+    """Reject a write-ahead log that SQLite would silently cut or delete."""
+    with suppress(FileNotFoundError), disk.read(Path(f"{disk.real_path(path)}-wal")) as log:
+        head = file.head(HEAD_BYTES)
+        if head:
+            problem = find_damage(log, head)
+        else:
+            has_frames = len(log.read(HEADER_BYTES + 1)) > HEADER_BYTES
+            problem = "it is empty, but not its write-ahead log" if has_frames else ""
+        if problem:
+            raise _damaged(path, problem)
+
+
+def _connect(path: Path) -> sqlite3.Connection:
     if sqlite3.sqlite_version_info < MIN_SQLITE_VERSION:
         needed = ".".join(map(str, MIN_SQLITE_VERSION))
         raise StoreUnavailableError(
             f"SQLite {sqlite3.sqlite_version} of this Python is too old; "
             f"{needed} or newer is required. Use another Python, or --store memory:."
         )
-    # SQLite would create a file that other users can read.
-    disk.make_file(path)
     return sqlite3.connect(
         path, timeout=BUSY_TIMEOUT_SECONDS, isolation_level=None, check_same_thread=False
     )
@@ -239,12 +269,26 @@ class Database:
         self._path = path
         self._disk = disk
         self._start_runner = start_runner
-        self.disk_space = DiskSpace(Path(f"{path}.ballast"), disk)
+        self._watch = FileWatch()
+        self.disk_space = DiskSpace(Path(f"{disk.real_path(path)}.ballast"), disk)
 
     @property
     def commits(self) -> int:
         """The number of committed transactions since the file was opened."""
         return self._writer.commits
+
+    @property
+    def gone(self) -> str:
+        """The reason why the file can no longer be used; empty while it can."""
+        return self._watch.gone
+
+    def require(self) -> None:
+        """Raise `StoreGoneError` if the file can no longer be used."""
+        self._watch.require()
+
+    async def until_gone(self) -> str:
+        """Wait until the file can no longer be used; return the reason."""
+        return await self._watch.until_gone()
 
     @asynccontextmanager
     async def open(self, load: Callable[[sqlite3.Connection], None]) -> AsyncIterator[None]:
@@ -254,29 +298,37 @@ class Database:
         """
         with ExitStack() as stack:
 
-            def begin() -> sqlite3.Connection:
-                db = stack.enter_context(opened(self._path, self._disk))
-                load(db)
-                return db
+            def begin() -> OpenedFile:
+                opening = stack.enter_context(opened(self._path, self._disk))
+                load(opening.db)
+                return opening
 
             # In a thread, because checking a large file takes time.
-            db = await asyncio.to_thread(begin)
+            db, file = await asyncio.to_thread(begin)
+            self._watch.begin(file)
             self._reader = stack.enter_context(closing(reader(self._path)))
             self._pool = stack.enter_context(ThreadPoolExecutor(1, "store reader"))
-            self._writer = Writer(db, self.disk_space, self._start_runner)
+            self._writer = Writer(db, self.disk_space, self._watch, self._start_runner)
             self._writer.start()
+            watching = asyncio.create_task(self._watch.serve(), name="file watch")
             try:
                 yield
             finally:
                 await self._writer.close()
+                self._watch.close()
+                await watching
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Run a query in the reader's thread and return its result. Raises `StoreError`."""
+        self._watch.require()
         loop = asyncio.get_running_loop()
         try:
             return await loop.run_in_executor(self._pool, query, self._reader)
         except FILE_ERRORS as error:
-            raise store_error(error) from error
+            found = store_error(error)
+            if isinstance(found, StoreGoneError):
+                self._watch.give_up(str(found))
+            raise found from error
 
     async def write(
         self,
@@ -289,4 +341,5 @@ class Database:
 
         Raises `StoreError`.
         """
+        self._watch.require()
         return await self._writer.do(run, apply, undo, size)

@@ -2,7 +2,7 @@
 
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import NamedTuple, Protocol
+from typing import BinaryIO, NamedTuple, Protocol
 
 
 class Space(NamedTuple):
@@ -20,6 +20,18 @@ class LockedError(Exception):
         self.holder = holder
 
 
+class HeldFile(Protocol):
+    """An open file that this process holds. Each method may raise `OSError`."""
+
+    def head(self, size: int) -> bytes:
+        """Return the first bytes of the file: up to `size`."""
+        ...
+
+    def loss(self) -> str:
+        """Return the reason why the path no longer leads to this file; empty while it does."""
+        ...
+
+
 class Disk(Protocol):
     """A file system. The files and folders that it creates are private to their owner.
 
@@ -30,8 +42,21 @@ class Disk(Protocol):
         """Create a folder and its parents; do nothing if it exists."""
         ...
 
-    def make_file(self, path: Path) -> None:
-        """Create an empty file; do nothing if it exists."""
+    def real_path(self, path: Path) -> Path:
+        """Return the path of the file itself if the path is a symbolic link, else the path."""
+        ...
+
+    def hold(self, path: Path) -> AbstractContextManager[HeldFile]:
+        """Open a database file and lock it against other proxies; create it if missing.
+
+        Enter the context before SQLite opens the file, and leave it after SQLite has closed it. The
+        lock does not affect SQLite's own locks, and is skipped on file systems where it would.
+        Entering raises `LockedError`.
+        """
+        ...
+
+    def read(self, path: Path) -> AbstractContextManager[BinaryIO]:
+        """Open a file for reading."""
         ...
 
     def lock(self, path: Path) -> AbstractContextManager[None]:

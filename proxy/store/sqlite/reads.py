@@ -36,6 +36,15 @@ def find(db: Connection, job_id: JobId) -> Job | None:
     return _first(_with_values(db.execute(sql, (job_id,))))
 
 
+def has_secrets(db: Connection) -> bool:
+    """Return True if a job or a pending delivery needs encrypted values. Reads the whole table."""
+    # Older versions did not encrypt webhooks, and wrote no separator.
+    sql = """SELECT EXISTS (SELECT 1 FROM works WHERE s3_config IS NOT NULL)
+                 OR EXISTS (SELECT 1 FROM jobs WHERE instr(webhook, ' ')
+                                AND (finished_at IS NULL OR deliver_at IS NOT NULL))"""
+    return bool(_query_number(db, sql))
+
+
 def recent(
     db: Connection,
     endpoint: EndpointId,

@@ -63,8 +63,18 @@ class SqliteStore:
         """The number of committed transactions since the store was opened."""
         return self._database.commits
 
+    @property
+    def gone(self) -> str:
+        return self._database.gone
+
+    async def until_gone(self) -> str:
+        return await self._database.until_gone()
+
     async def running(self) -> Sequence[Job]:
         return await self._database.read(reads.running)
+
+    async def has_secrets(self) -> bool:
+        return await self._database.read(reads.has_secrets)
 
     async def submit(self, submission: Submission, now: Millis) -> Job:
         job = Job(
@@ -100,6 +110,8 @@ class SqliteStore:
         self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
     ) -> Sequence[Job]:
         jobs: list[Job] = []
+        if self.gone:
+            return jobs
         # Another round only if all jobs of this one have been cancelled in the meantime.
         while not jobs:
             places = self._index.pop(endpoint, limit, now, light=False)
@@ -126,6 +138,7 @@ class SqliteStore:
         output: bytes | None = None,
         undelivered: bool = False,
     ) -> Job | None:
+        self._database.require()
         if event is Event.TAKE:
             return None
         sequence = self._index.next_sequence() if event is Event.RETRY else None
@@ -140,6 +153,7 @@ class SqliteStore:
     async def purge(
         self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
     ) -> Sequence[Job]:
+        self._database.require()
         waiting = self._index.pop_owned(endpoint, owner, light=False)
         waiting += self._index.pop_owned(endpoint, owner, light=True)
         purged: list[Job] = []
@@ -154,6 +168,7 @@ class SqliteStore:
         return purged
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
+        self._database.require()
         job_ids = self._index.due(now, limit)
         if not job_ids:
             return []
@@ -225,6 +240,7 @@ class SqliteStore:
         return await self.consume(job_id, attempt, 0)
 
     async def counts(self, endpoint: EndpointId) -> Counts:
+        self._database.require()
         return self._index.counts(endpoint)
 
     def ahead(self, job: JobState) -> int:

@@ -25,6 +25,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 from proxy.store.base import StoreBusyError, StoreFullError, StoreGoneError
 from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.file_watch import FileWatch
 
 T = TypeVar("T")
 
@@ -87,10 +88,15 @@ class Writer:
     _runner: Runner
 
     def __init__(
-        self, db: sqlite3.Connection, disk_space: DiskSpace, start_runner: StartRunner
+        self,
+        db: sqlite3.Connection,
+        disk_space: DiskSpace,
+        watch: FileWatch,
+        start_runner: StartRunner,
     ) -> None:
         self._db = db
         self._disk_space = disk_space
+        self._watch = watch
         self._start_runner = start_runner
         self._loop = asyncio.get_running_loop()
         self._waiting: deque[Write] = deque()
@@ -151,9 +157,12 @@ class Writer:
     def _finish(self, batch: Sequence[Write], results: Sequence[Any]) -> None:
         for write, result in zip(batch, results, strict=True):
             if isinstance(result, Exception):
+                error = store_error(result)
+                if isinstance(error, StoreGoneError):
+                    self._watch.give_up(str(error))
                 write.undo()
                 if not write.future.done():
-                    write.future.set_exception(store_error(result))
+                    write.future.set_exception(error)
             else:
                 write.apply(result)
                 if not write.future.done():
@@ -161,6 +170,16 @@ class Writer:
 
     def _write(self, batch: Sequence[Write]) -> list[Any]:
         """Return, for each write, its result or the exception that it raised."""
+        try:
+            self._watch.check()
+            results = self._try_to_write(batch)
+            # What was written to a file without a name would be lost, so it is not acknowledged.
+            self._watch.check()
+        except StoreGoneError as error:
+            return [error] * len(batch)
+        return results
+
+    def _try_to_write(self, batch: Sequence[Write]) -> list[Any]:
         try:
             self._disk_space.refresh()
             try:
