@@ -149,7 +149,7 @@ def compose(
     runs.on_delivery = deliveries.wake
 
     # Channels of workers
-    native = WorkerChannel(endpoints, fleet, Membership(endpoints, fleet, orphans))
+    native = WorkerChannel(endpoints, fleet, Membership(endpoints, fleet, orphans, settings.lease))
     registry = WorkerRegistry(fleet, orphans, settings.runpod_timeouts())
     passing = Budget(PASSING_MAX_BYTES)
     results = RunpodResults(fleet, recorder, registry, passing)

@@ -70,6 +70,10 @@ class Outbox:
         lane = self._lanes.get(job)
         return lane.backlog if lane else 0
 
+    def has_unsent(self, job: str) -> bool:
+        """Return True if a frame of a job is not yet, or not completely, in a message."""
+        return job in self._lanes
+
     def drop(self, job: str) -> None:
         """Discard the unsent frames of a job."""
         lane = self._lanes.pop(job, None)

@@ -57,11 +57,15 @@ class Dialler:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The WebSocket URL of the proxy, the token, and the id of the worker that dials."""
+    """The WebSocket URL of the proxy, the token, and the id and process of the worker that dials.
+
+    `instance`: see `Hello`.
+    """
 
     url: str
     token: str = field(repr=False)
     worker: str
+    instance: str = ""
 
 
 class DialRefusedError(Exception):
