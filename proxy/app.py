@@ -37,6 +37,7 @@ from proxy.service.fleet import Fleet
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.job_view import JobView
 from proxy.service.orphans import Orphans
+from proxy.service.pauses import Pauses
 from proxy.service.ports import WorkerExit
 from proxy.service.recorder import Recorder
 from proxy.service.stuck import StuckWorkers
@@ -139,7 +140,8 @@ def compose(
     view = JobView(store, interactive, recorder, events, fleet, clock)
     durable = DurableJobs(store, runs, view, clock, ids)
     stuck = StuckWorkers(fleet, settings.stop_grace)
-    sweeper = Sweeper(interactive, runs, fleet, orphans, stuck, settings.lease)
+    pauses = Pauses()
+    sweeper = Sweeper(interactive, runs, fleet, orphans, stuck, pauses, settings.lease)
 
     # Webhooks
     receivers = settings.receivers()
@@ -150,7 +152,9 @@ def compose(
 
     # Channels of workers
     native = WorkerChannel(endpoints, fleet, Membership(endpoints, fleet, orphans, settings.lease))
-    registry = WorkerRegistry(fleet, orphans, settings.runpod_timeouts())
+    registry = WorkerRegistry(fleet, orphans, pauses, settings.runpod_timeouts())
+    for restart in (fleet.restart_leases, orphans.restart_lease, registry.restart_leases):
+        pauses.then(restart)
     passing = Budget(PASSING_MAX_BYTES)
     results = RunpodResults(fleet, recorder, registry, passing)
     runpod = RunpodChannel(endpoints, registry, results, Budget(RESULTS_MAX_BYTES), seal.open)

@@ -6,9 +6,10 @@ from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Fleet
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.orphans import Orphans
+from proxy.service.pauses import LOOK_SECONDS, Pauses
 from proxy.service.stuck import StuckWorkers
 
-TICK_SECONDS = 0.25
+TICK_SECONDS = LOOK_SECONDS
 
 
 class Sweeper:
@@ -21,6 +22,7 @@ class Sweeper:
         fleet: Fleet,
         orphans: Orphans,
         stuck: StuckWorkers,
+        pauses: Pauses,
         lease: float,
     ) -> None:
         self._interactive = interactive
@@ -28,6 +30,7 @@ class Sweeper:
         self._fleet = fleet
         self._orphans = orphans
         self._stuck = stuck
+        self._pauses = pauses
         self._lease = lease
 
     async def serve(self) -> None:
@@ -38,6 +41,7 @@ class Sweeper:
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = asyncio.get_running_loop().time()
+            self._pauses.look(now)
             self._interactive.tick(now)
             self._interactive.end_overdue()
             self._stuck.end(now)
@@ -45,11 +49,12 @@ class Sweeper:
 
     async def serve_durable(self) -> None:
         """End orphans and overdue durable jobs, until cancelled."""
-        began = asyncio.get_running_loop().time()
+        self._orphans.restart_lease(asyncio.get_running_loop().time())
         while True:
             await asyncio.sleep(TICK_SECONDS)
-            if self._orphans and asyncio.get_running_loop().time() - began > self._lease:
-                await self._orphans.end()
+            now = asyncio.get_running_loop().time()
+            self._pauses.look(now)
+            await self._orphans.end_lease(now, self._lease)
             await self._durable.end_overdue()
 
     async def serve_forgetting(self) -> None:
