@@ -25,10 +25,11 @@ from proxy.edge.connections import ConnectionLimiter, max_client_connections
 from proxy.edge.gate import Backend, BackendApp, Gate, Table, WorkerBackend
 from proxy.edge.guard import EdgeContext
 from proxy.edge.origins import Origins
-from proxy.jobs.model import Ids, Job, WorkerId
+from proxy.jobs.model import Ids, Job, Millis, WorkerId
 from proxy.service.admission import Admission
 from proxy.service.background import Background
 from proxy.service.clock import Clock
+from proxy.service.clock_check import ClockCheck
 from proxy.service.dispatch import Dispatch
 from proxy.service.durable import DurableJobs, DurableRuns
 from proxy.service.endpoints import Endpoints
@@ -94,6 +95,7 @@ class Parts:
     events: JobEvents
     background: Background
     stuck: StuckWorkers
+    clock_check: ClockCheck
     sweeper: Sweeper
     deliveries: Deliveries
     registry: WorkerRegistry
@@ -141,7 +143,8 @@ def compose(
     durable = DurableJobs(store, runs, view, clock, ids)
     stuck = StuckWorkers(fleet, settings.stop_grace)
     pauses = Pauses()
-    sweeper = Sweeper(interactive, runs, fleet, orphans, stuck, pauses, settings.lease)
+    clock_check = ClockCheck(store, clock, Millis(int(settings.clock_grace * 1000)))
+    sweeper = Sweeper(interactive, runs, fleet, orphans, stuck, pauses, clock_check, settings.lease)
 
     # Webhooks
     receivers = settings.receivers()
@@ -211,6 +214,7 @@ def compose(
         events=events,
         background=background,
         stuck=stuck,
+        clock_check=clock_check,
         sweeper=sweeper,
         deliveries=deliveries,
         registry=registry,

@@ -82,6 +82,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     sys.setswitchinterval(THREAD_SWITCH_SECONDS)
     return_large_blocks()
     async with parts.store.open():
+        await parts.clock_check.start()
         parts.orphans.find(await parts.store.running())
         async with _serving(parts, listener):
             yield

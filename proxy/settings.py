@@ -154,6 +154,7 @@ class Settings(BaseSettings):
     body_timeout: float = Field(
         120.0, gt=0, description="Seconds in which the body of a request must arrive."
     )
+    clock_grace: float = Field(600.0, ge=0, description="Seconds until a jumped clock is trusted.")
     drain: float = Field(
         30.0, ge=0, description="Seconds that in-flight calls have to finish at shutdown."
     )

@@ -2,6 +2,7 @@
 
 import asyncio
 
+from proxy.service.clock_check import ClockCheck
 from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Fleet
 from proxy.service.interactive import InteractiveJobs
@@ -23,6 +24,7 @@ class Sweeper:
         orphans: Orphans,
         stuck: StuckWorkers,
         pauses: Pauses,
+        clock_check: ClockCheck,
         lease: float,
     ) -> None:
         self._interactive = interactive
@@ -31,6 +33,7 @@ class Sweeper:
         self._orphans = orphans
         self._stuck = stuck
         self._pauses = pauses
+        self._clock_check = clock_check
         self._lease = lease
 
     async def serve(self) -> None:
@@ -55,7 +58,7 @@ class Sweeper:
             now = asyncio.get_running_loop().time()
             self._pauses.look(now)
             await self._orphans.end_lease(now, self._lease)
-            await self._durable.end_overdue()
+            await self.end_overdue()
 
     async def serve_forgetting(self) -> None:
         """Forget expired durable jobs until cancelled. A loop of its own: the other duties must not
@@ -63,4 +66,14 @@ class Sweeper:
         """
         while True:
             await asyncio.sleep(TICK_SECONDS)
+            await self.forget()
+
+    async def end_overdue(self) -> None:
+        """End the overdue durable jobs, unless the clock may be wrong."""
+        if self._clock_check.is_trusted():
+            await self._durable.end_overdue()
+
+    async def forget(self) -> None:
+        """Forget the expired durable jobs, unless the clock may be wrong."""
+        if self._clock_check.is_trusted():
             await self._durable.forget()
