@@ -15,6 +15,7 @@ from proxy.wire.frames import (
     PART_BYTES,
     Body,
     Chunk,
+    End,
     Frame,
     JobFrame,
     Output,
@@ -105,7 +106,7 @@ class Outbox:
         turn = min(available, PART_BYTES)
         while lane.frames and used < turn:
             frame = lane.frames[0]
-            used += FRAME_OVERHEAD_BYTES
+            used += FRAME_OVERHEAD_BYTES + _text_bytes(frame)
             if isinstance(frame, PAYLOAD_FRAMES):
                 rest = len(frame.data) - lane.offset
                 if rest > PART_BYTES:
@@ -124,3 +125,14 @@ class Outbox:
             frames.append(frame)
             lane.frames.popleft()
         return used
+
+
+def _text_bytes(frame: JobFrame) -> int:
+    """Return the bytes of a frame that are neither its payload nor of a fixed size."""
+    match frame:
+        case Output(metrics=metrics):
+            return len(metrics)
+        case End(message=message):
+            return len(message.encode())
+        case _:
+            return 0
