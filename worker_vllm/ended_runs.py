@@ -12,8 +12,8 @@ from proxy.wire.frames import Hold
 from proxy.wire.outbox import Outbox
 from worker_vllm.run import Run
 
-# A broken connection is detected within 15 s, and closed 2 s later (see `channel.dial`).
-ENDED_SECONDS = 20.0
+# A broken connection is detected within 30 s, and closed 2 s later (see `channel.dial`).
+ENDED_SECONDS = 40.0
 ENDED_MAX_RUNS = 1_000
 
 

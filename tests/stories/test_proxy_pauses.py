@@ -72,18 +72,25 @@ async def test_a_stopped_proxy_keeps_the_runs_of_its_workers(tmp_path: Path) -> 
 
 
 @pytest.mark.torture
-@pytest.mark.timeout(180)
-async def test_a_proxy_that_was_stopped_for_20_seconds_keeps_all_runs(tmp_path: Path) -> None:
-    """The worker has closed its connection by then, and dials again."""
+@pytest.mark.timeout(240)
+@pytest.mark.parametrize(
+    ("seconds", "gap", "pieces"),
+    [(20.0, 0.5, 60), (20.0, 0.01, 3_000), (20.0, 0.001, 30_000), (40.0, 1.0, 60)],
+    ids=["slow", "usual", "fast", "long"],
+)
+async def test_a_proxy_that_was_stopped_for_a_long_time_keeps_all_runs(
+    tmp_path: Path, seconds: float, gap: float, pieces: int
+) -> None:
+    """After 40 seconds, the worker has closed its connection and dials again."""
     async with scene(tmp_path, {"heartbeat_seconds": 5}) as one:
-        await _survives(one, 20.0, gap=0.5)
+        await _survives(one, seconds, gap=gap, pieces=pieces)
 
 
-async def _survives(one: Scene, seconds: float, *, gap: float) -> None:
+async def _survives(one: Scene, seconds: float, *, gap: float, pieces: int = PIECES) -> None:
     """Pause while a stream and a durable job run, whose pieces have this distance in seconds."""
     micros = int(gap * 1_000_000)
-    job = await one.queue.run(prompt("job", stream=True, max_tokens=PIECES, seed=micros))
-    request = chat("on", stream=True, max_tokens=PIECES, seed=micros)
+    job = await one.queue.run(prompt("job", stream=True, max_tokens=pieces, seed=micros))
+    request = chat("on", stream=True, max_tokens=pieces, seed=micros)
     async with one.http.post(CHAT, json=request) as response:
         seen = await response.content.readuntil(b"on 1 ")
         await one.pause(seconds)
@@ -91,7 +98,7 @@ async def _survives(one: Scene, seconds: float, *, gap: float) -> None:
     # Without the comments that keep a silent stream alive.
     events = [line for line in lines if line.startswith(b"data: ")]
     assert events[-1] == b"data: [DONE]", events[-3:]
-    assert _text(events) == "".join(f"on {number} " for number in range(PIECES))
+    assert _text(events) == "".join(f"on {number} " for number in range(pieces))
     ended = await one.queue.end(job)
     assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
     assert one.starts() == 2
