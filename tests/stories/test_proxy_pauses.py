@@ -16,8 +16,12 @@ import pytest
 from harness.proxy.process import Alone, alone
 from harness.proxy.queue_api import QueueClient, prompt
 from harness.proxy.server import CHAT, chat
+from harness.runpod.sdk_worker import HANDLERS
+from harness.tools.environments import python
 from harness.tools.waiting import until
 from harness.worker.process import WorkerProcess, environment, worker_process
+
+from proxy.cli import stock_worker
 
 TOKEN = "worker-token-of-this-story"
 # Longer than the lease of these proxies, shorter than the ping timeout of a worker.
@@ -39,16 +43,20 @@ class Scene:
 
     async def pause(self, seconds: float) -> None:
         """Stop the process of the proxy, and let it continue after this time."""
-        pid = self.proxy.command.process.pid
-        os.kill(pid, signal.SIGSTOP)
-        try:
-            await asyncio.sleep(seconds)
-        finally:
-            os.kill(pid, signal.SIGCONT)
+        await pause(self.proxy.command.process.pid, seconds)
 
     def starts(self) -> int:
         """Return the number of runs that the worker has started."""
         return sum("event=job.started" in line for line in self.worker.lines)
+
+
+async def pause(pid: int, seconds: float) -> None:
+    """Stop a process, and let it continue after this time."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        await asyncio.sleep(seconds)
+    finally:
+        os.kill(pid, signal.SIGCONT)
 
 
 @asynccontextmanager
@@ -116,6 +124,35 @@ async def test_a_worker_that_died_during_a_pause_is_lost_one_lease_later(tmp_pat
             one.worker.kill()
             await pausing
             assert b"worker_lost" in await asyncio.wait_for(response.read(), 10)
+
+
+async def test_a_stopped_proxy_keeps_the_run_of_a_runpod_worker(tmp_path: Path) -> None:
+    """The pause is longer than the time without pings after which such a worker is lost."""
+    settings = {"poll_hold": 2.0, "ping_lease": 3.0, "line_gap": 1.0}
+    async with (
+        alone(tmp_path, worker_token=TOKEN, **settings) as proxy,
+        aiohttp.ClientSession(proxy.url) as http,
+    ):
+        queue = QueueClient(SimpleNamespace(http=http))  # type: ignore[arg-type]
+        told = stock_worker.environment(proxy.url, "default", TOKEN, "pod-1", ping_millis=1000)
+        command = (python(".venv-sdk"), str(HANDLERS / "plain.py"))
+        process = await asyncio.create_subprocess_exec(
+            *command, cwd=HANDLERS, env=os.environ | told, start_new_session=True
+        )
+        try:
+            job = await queue.run({"do": "wait", "seconds": 8})
+            await until(lambda: _is(queue, job, "IN_PROGRESS"), 60, "the job runs")
+            await pause(proxy.command.process.pid, 5.0)
+            ended = await queue.end(job)
+        finally:
+            os.killpg(process.pid, signal.SIGKILL)
+            await process.wait()
+        assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
+        assert "worker.gone" not in proxy.command.text
+
+
+async def _is(queue: QueueClient, job: str, status: str) -> bool:
+    return bool((await queue.status(job))["status"] == status)
 
 
 def _text(events: list[bytes]) -> str:
