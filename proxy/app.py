@@ -25,10 +25,11 @@ from proxy.edge.connections import ConnectionLimiter, max_client_connections
 from proxy.edge.gate import Backend, BackendApp, Gate, Table, WorkerBackend
 from proxy.edge.guard import EdgeContext
 from proxy.edge.origins import Origins
-from proxy.jobs.model import Ids, Job, WorkerId
+from proxy.jobs.model import Ids, Job, Millis, WorkerId
 from proxy.service.admission import Admission
 from proxy.service.background import Background
 from proxy.service.clock import Clock
+from proxy.service.clock_check import ClockCheck
 from proxy.service.dispatch import Dispatch
 from proxy.service.durable import DurableJobs, DurableRuns
 from proxy.service.endpoints import Endpoints
@@ -37,10 +38,11 @@ from proxy.service.fleet import Fleet
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.job_view import JobView
 from proxy.service.orphans import Orphans
+from proxy.service.pauses import Pauses
 from proxy.service.ports import WorkerExit
 from proxy.service.recorder import Recorder
 from proxy.service.stuck import StuckWorkers
-from proxy.service.sweeper import Sweeper
+from proxy.service.sweeper import DurableSweeper, Sweeper
 from proxy.settings import Settings
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
@@ -97,7 +99,9 @@ class Parts:
     events: JobEvents
     background: Background
     stuck: StuckWorkers
+    clock_check: ClockCheck
     sweeper: Sweeper
+    durable_sweeper: DurableSweeper
     deliveries: Deliveries
     registry: WorkerRegistry
     bodies: Budget
@@ -144,7 +148,10 @@ def compose(
     view = JobView(store, interactive, recorder, events, fleet, clock)
     durable = DurableJobs(store, runs, view, clock, ids)
     stuck = StuckWorkers(fleet, settings.stop_grace)
-    sweeper = Sweeper(interactive, runs, fleet, orphans, stuck, settings.lease)
+    pauses = Pauses()
+    clock_check = ClockCheck(store, clock, Millis(int(settings.clock_grace * 1000)))
+    sweeper = Sweeper(interactive, fleet, stuck, pauses, settings.lease)
+    durable_sweeper = DurableSweeper(runs, orphans, pauses, clock_check, settings.lease)
 
     # Webhooks
     receivers = settings.receivers()
@@ -154,8 +161,10 @@ def compose(
     runs.on_delivery = deliveries.wake
 
     # Channels of workers
-    native = WorkerChannel(endpoints, fleet, Membership(endpoints, fleet, orphans))
-    registry = WorkerRegistry(fleet, orphans, settings.runpod_timeouts())
+    native = WorkerChannel(endpoints, fleet, Membership(endpoints, fleet, orphans, settings.lease))
+    registry = WorkerRegistry(fleet, orphans, pauses, settings.runpod_timeouts())
+    for restart in (fleet.restart_leases, orphans.restart_lease, registry.restart_leases):
+        pauses.then(restart)
     passing = Budget(PASSING_MAX_BYTES)
     results = RunpodResults(fleet, recorder, registry, passing)
     runpod = RunpodChannel(endpoints, registry, results, Budget(RESULTS_MAX_BYTES), seal.open)
@@ -213,7 +222,9 @@ def compose(
         events=events,
         background=background,
         stuck=stuck,
+        clock_check=clock_check,
         sweeper=sweeper,
+        durable_sweeper=durable_sweeper,
         deliveries=deliveries,
         registry=registry,
         bodies=limits.bodies,

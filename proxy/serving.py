@@ -85,6 +85,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     async with parts.store.open():
         if parts.is_seal_key_new:
             await _check_new_seal_key(parts)
+        await parts.clock_check.start()
         parts.orphans.find(await parts.store.running())
         async with _serving(parts, listener):
             yield
@@ -126,8 +127,8 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "connections": parts.edge.connections.serve,
         "sweeper": parts.sweeper.serve,
-        "durable jobs": parts.sweeper.serve_durable,
-        "retention": parts.sweeper.serve_forgetting,
+        "durable jobs": parts.durable_sweeper.serve,
+        "retention": parts.durable_sweeper.serve_forgetting,
         "registry": parts.registry.serve,
         "recorder": parts.recorder.serve,
         "deliveries": parts.deliveries.serve,

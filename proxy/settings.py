@@ -155,6 +155,7 @@ class Settings(BaseSettings):
     body_timeout: float = Field(
         120.0, gt=0, description="Seconds in which the body of a request must arrive."
     )
+    clock_grace: float = Field(600.0, ge=0, description="Seconds until a jumped clock is trusted.")
     drain: float = Field(
         30.0, ge=0, description="Seconds that in-flight calls have to finish at shutdown."
     )
@@ -348,8 +349,7 @@ class Settings(BaseSettings):
         )
 
     def seal_key(self) -> str:
-        """Return the key that encrypts the secrets of jobs in the store; generate and store it if
-        its file is missing.
+        """Return the key that encrypts the secrets of jobs; generate it if its file is missing.
 
         Raises SecretFileError if the file has other content.
         """

@@ -33,7 +33,7 @@ ALLOCATION_WRITE_BYTES = 1024 * 1024
 
 
 class SystemClock:
-    """A monotonic clock that shows wall time at the start.
+    """A monotonic clock that shows wall time at the start, and the wall clock itself.
 
     Later changes of the system's clock do not affect deadlines.
     """
@@ -44,6 +44,10 @@ class SystemClock:
     def now(self) -> Millis:
         """Return the milliseconds since the epoch."""
         return Millis((time.monotonic_ns() + self._offset) // 1_000_000)
+
+    def wall(self) -> Millis:
+        """Return the milliseconds since the epoch that the system's clock shows."""
+        return Millis(time.time_ns() // 1_000_000)
 
 
 class SystemDisk:

@@ -1,11 +1,11 @@
 """Runs jobs: takes them from a channel, answers them with the handler, and sends the frames.
 
 The frames of a run are a head, chunks and one `End`; they go into the outbox. A run is removed when
-its `End` is handed to the socket. Until then `hello` lists it, so that the proxy keeps it after a
-reconnect. A run belongs to the connection that its job came from (`Run.origin`): its frames leave
-through that outbox, and frames from another connection do not concern it. The attempt is the
-fencing token: frames of another attempt are ignored, and a newer attempt of a job replaces the
-older one.
+its `End` is handed to the socket. Until then, and for a short time after that (`EndedRuns`),
+`hello` lists it, so that the proxy can tell what it has received. A run belongs to the connection
+that its job came from (`Run.origin`): its frames leave through that outbox, and frames from another
+connection do not concern it. The attempt is the fencing token: frames of another attempt are
+ignored, and a newer attempt of a job replaces the older one.
 """
 
 import asyncio
@@ -34,6 +34,7 @@ from proxy.wire.frames import (
 )
 from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Head
+from worker_vllm.ended_runs import EndedRuns
 from worker_vllm.engine.base import Engine
 from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
 from worker_vllm.inputs.answering import InputFailedError, answer_input
@@ -65,8 +66,10 @@ class Runtime:
         slots: int,
         group: asyncio.TaskGroup,
         output_format: OutputFormat = "seed",
+        instance: str = "",
     ) -> None:
         self._worker = worker
+        self._instance = instance
         self._engine = engine
         self._models = models
         self._slots = slots
@@ -74,6 +77,7 @@ class Runtime:
         self._output_format = output_format
         self._gauges = Gauges(engine.read, asyncio.get_running_loop().time)
         self._runs: dict[str, Run] = {}
+        self._ended = EndedRuns(asyncio.get_running_loop().time)
         self._outboxes: list[Outbox] = []
         self._is_draining = False
         self._idle = asyncio.Event()
@@ -89,7 +93,11 @@ class Runtime:
             self._outboxes.append(origin)
         held = [run for run in self._runs.values() if run.origin is origin]
         holds = [Hold(run.job.job, run.job.attempt, run.frames_sent) for run in held]
-        return Hello(frames.PROTOCOL, self._worker, self._engine.name, self._models, holds)
+        holds += self._ended.recent(origin, besides=self._runs)
+        return Hello(
+            *(frames.PROTOCOL, self._worker, self._engine.name, self._models, holds),
+            instance=self._instance,
+        )
 
     def credit(self, origin: Outbox) -> Credit:  # noqa: ARG002 - one connection has all slots
         return Credit(0, 0) if self._is_draining else Credit(self._slots, LIGHT_SLOTS)
@@ -103,7 +111,8 @@ class Runtime:
             if isinstance(frame, Stop):
                 # It overtook its job, or crossed its end. The proxy waits for an `End` in both
                 # cases.
-                origin.put_in_lane(End(frame.job, frame.attempt, "released", "unknown_run"))
+                self._ended.confirm(frame.job)
+                origin.put_in_lane(End(frame.job, frame.attempt, "released", frames.UNKNOWN_RUN))
             return
         if run.phase is Phase.ENDED:
             return
@@ -127,6 +136,7 @@ class Runtime:
                 continue
             run.frames_sent += 1
             if isinstance(frame, End):
+                self._ended.add(run)
                 self._forget(run)
             else:
                 self._continue_if_possible(run)

@@ -3,6 +3,7 @@
 import asyncio
 import os
 import random
+import secrets
 import signal
 import time
 from collections.abc import Coroutine, Sequence
@@ -31,6 +32,8 @@ from worker_vllm.settings import Settings
 CLOSE_CODE_INTERNAL_ERROR = 1011
 # Time that the loading connection is kept while the worker's own connection is opened.
 TAKEOVER_SECONDS = 5.0
+# Random bytes that tell this process from another one with the same id.
+INSTANCE_BYTES = 8
 
 
 def run(settings: Settings, arguments: Sequence[str]) -> Ended:
@@ -43,7 +46,7 @@ def run(settings: Settings, arguments: Sequence[str]) -> Ended:
     loading = Loading(link, settings.engine_kind, _timeouts(settings), _dialler())
     try:
         loading.start()
-        ended = uvloop.run(_work(settings, arguments, loading))
+        ended = uvloop.run(_work(settings, arguments, link, loading))
     except (asyncio.CancelledError, _InterruptError):
         # A signal from the operator or from `loading`.
         ended = Ended(EX_OK)
@@ -101,7 +104,9 @@ class _StopSignal(asyncio.Event):
         self.set()
 
 
-async def _work(settings: Settings, arguments: Sequence[str], loading: Loading) -> Ended:
+async def _work(
+    settings: Settings, arguments: Sequence[str], link: Link, loading: Loading
+) -> Ended:
     """Load the engine, serve the proxy until the worker ends, and stop the engine."""
     _let_signals_interrupt()
     log_stage = stage_log(time.monotonic())
@@ -115,12 +120,14 @@ async def _work(settings: Settings, arguments: Sequence[str], loading: Loading) 
             stop = _StopSignal()
             stop.install(engine)
             async with serve_metrics(engine.app, settings.metrics_port):
-                return await _serve(settings, engine, loading, stop)
+                return await _serve(settings, engine, link, loading, stop)
     except EngineError as error:
         return Ended(EX_FAILED, str(error))
 
 
-async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _StopSignal) -> Ended:
+async def _serve(
+    settings: Settings, engine: Engine, link: Link, loading: Loading, stop: _StopSignal
+) -> Ended:
     """Connect to the proxy with an engine that is ready, and run jobs until the worker ends."""
     models = await read_models(engine)
     slots = settings.max_concurrency or engine.slots
@@ -128,9 +135,11 @@ async def _serve(settings: Settings, engine: Engine, loading: Loading, stop: _St
         "engine.ready", engine=engine.name, models=[model.id for model in models], slots=slots
     )
     async with asyncio.TaskGroup() as group:
-        runtime = Runtime(settings.id, engine, models, slots, group, settings.output_format)
+        runtime = Runtime(
+            settings.id, engine, models, slots, group, settings.output_format, link.instance
+        )
         channel = Channel(
-            _link(settings),
+            link,
             runtime,
             _timeouts(settings),
             _dialler(),
@@ -200,7 +209,8 @@ async def _wait_for_first(
 
 
 def _link(settings: Settings) -> Link:
-    return Link(settings.worker_url, settings.worker_token, settings.id)
+    instance = secrets.token_hex(INSTANCE_BYTES)
+    return Link(settings.worker_url, settings.worker_token, settings.id, instance)
 
 
 def _dialler() -> Dialler:

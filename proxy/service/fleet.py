@@ -27,6 +27,9 @@ OVERFLOW = JobError("answer_too_large", "The answer is larger than this endpoint
 UNHEALTHY_MAX_WORKERS = 1_000
 # Bytes of request bodies on their way to one worker. Slots alone would not bound the memory.
 UNSENT_MAX_BYTES = 32 * 1024 * 1024
+# From this attempt on, a run that did not reach its worker counts as lost. Three lost runs fail a
+# job, so a job whose connections always break is sent at most 12 times.
+UNDELIVERED_MAX_ATTEMPTS = 10
 
 
 @dataclass(slots=True)
@@ -37,7 +40,8 @@ class Hold:
     the number of its frames that have arrived (see `wire.frames.Hello`). `stopped`: the event
     loop's time when the worker was asked to end the run. `has_head`: the head of its response has
     arrived. `parts`: the received parts of an output value that is not complete, of `parts_size`
-    bytes with overhead.
+    bytes with overhead. `is_listed`: the worker has listed the run in a `Hello`. `is_unsent`: a
+    part of the job was still unsent when its connection ended.
     """
 
     attempt: int
@@ -49,6 +53,22 @@ class Hold:
     has_head: bool = False
     parts: list[bytes] = field(default_factory=list)
     parts_size: int = 0
+    is_listed: bool = False
+    is_unsent: bool = False
+
+    @property
+    def is_delivered(self) -> bool:
+        """True if the job has certainly reached its worker, or may no longer count as undelivered.
+
+        The number of attempts is bounded, because a job that never arrives must end too.
+        """
+        is_known = self.received > 0 or self.is_listed
+        return is_known or self.attempt >= UNDELIVERED_MAX_ATTEMPTS
+
+    @property
+    def may_have_run(self) -> bool:
+        """True unless a part of the job certainly did not reach its worker."""
+        return self.is_delivered or not self.is_unsent
 
 
 class Load(NamedTuple):
@@ -62,7 +82,8 @@ class Load(NamedTuple):
 class Worker:
     """One worker, until its lease expires. It can be disconnected for a while in between.
 
-    `port` is None while it is not connected. `seen`: the event loop's time of its last message.
+    `port` is None while it is not connected. `seen`: the event loop's time when its lease began.
+    `heard`: that of its last message. `instance`: the identity of its process, or an empty string.
     `reserved`, `light_reserved`: slots for jobs that the store is being asked for. `ignored`: the
     number of its frames about runs that it does not hold. `is_ending`: its provider is ending it.
     `has_exited`: its process has ended, so no message can follow.
@@ -72,6 +93,8 @@ class Worker:
     endpoint: EndpointId
     port: WorkerPort | None
     seen: float
+    heard: float = float("-inf")
+    instance: str = ""
     engine: str = ""
     has_models: bool = False
     slots: int = 0
@@ -197,7 +220,8 @@ class Fleet:
             port.close(why)
         error = JobError(WORKER_LOST.code, f"The worker that ran this was lost: {why}.")
         for hold in tuple(worker.holds.values()):
-            hold.sink.end(hold.attempt, RunEnd(Ending.LOST, error))
+            ending = Ending.LOST if hold.may_have_run else Ending.RELEASED
+            hold.sink.end(hold.attempt, RunEnd(ending, error))
 
     def end_leases(self, now: float, lease: float) -> None:
         """Remove the workers whose lease has expired or whose process has ended."""
@@ -210,6 +234,14 @@ class Fleet:
                 is_gone = worker.port is None
                 why = "its connection was lost" if is_gone else f"silent for {lease:g} s"
                 self.remove(worker, why)
+
+    def restart_leases(self, now: float) -> None:
+        """Start all leases again, and the grace periods of stopped runs."""
+        for worker in self:
+            worker.seen = now
+            for hold in worker.holds.values():
+                if hold.stopped is not None:
+                    hold.stopped = now
 
     def end_run(
         self, worker: Worker, job_id: JobId, attempt: int, end: RunEnd

@@ -25,6 +25,8 @@ class Orphans:
         self._store = store
         self._runs = runs
         self._jobs: dict[JobId, Job] = {}
+        # The event loop's time when their lease began.
+        self._since = 0.0
 
     def __len__(self) -> int:
         return len(self._jobs)
@@ -79,8 +81,14 @@ class Orphans:
             self._resume(job, worker, port, written)
         return current
 
-    def end(self) -> None:
+    def restart_lease(self, now: float) -> None:
+        """Start the lease again in which their workers have to return."""
+        self._since = now
+
+    def end_lease(self, now: float, lease: float) -> None:
         """End the orphans whose workers have not returned within the lease."""
+        if now - self._since <= lease:
+            return
         jobs = self._jobs
         self._jobs = {}
         for job in jobs.values():

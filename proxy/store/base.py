@@ -237,6 +237,14 @@ class JobStore(Protocol):
         """
         ...
 
+    async def hasten(self, latest: Millis, now: Millis) -> int:
+        """Make all deliveries due at `now` that are due after `latest`; return their number."""
+        ...
+
+    async def newest(self) -> Millis | None:
+        """Return the latest time at which a job was created, taken or ended, or None."""
+        ...
+
     async def append(
         self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
     ) -> int | None:

@@ -217,6 +217,22 @@ class MemoryStore:
         wanted = (job for job in due if receiver(job.submission.webhook) not in besides)
         return [Delivery(job.outline(), self._tries[job.id]) for job in islice(wanted, limit)]
 
+    async def hasten(self, latest: Millis, now: Millis) -> int:
+        early = set(self._deliveries.due(latest, len(self._deliveries)))
+        late = [job_id for job_id in self._tries if job_id not in early]
+        for job_id in late:
+            self._deliveries.set(job_id, now)
+        return len(late)
+
+    async def newest(self) -> Millis | None:
+        moments = (
+            moment
+            for job in self._jobs.values()
+            for moment in (job.created_at, job.taken_at, job.finished_at)
+            if moment is not None
+        )
+        return max(moments, default=None)
+
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         job_id = delivery.job.id
         job = self._jobs.get(job_id)

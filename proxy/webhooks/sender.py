@@ -139,7 +139,7 @@ class Sender:
         Return None if the receiver has acknowledged it, else a reason without secrets. Only the
         status of the response matters; its body is not read.
         """
-        headers = sign(self._key, message, self._clock.now(), body)
+        headers = sign(self._key, message, self._clock.wall(), body)
         try:
             url = read_url(webhook, self._allowed)
             async with session.post(

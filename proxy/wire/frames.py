@@ -50,6 +50,10 @@ returns the job without having started it; this does not count as a failure.
 """
 
 
+UNKNOWN_RUN = "unknown_run"
+"""The code of the `End` with which a worker answers a `Stop` for a run that it does not have."""
+
+
 class Frame(msgspec.Struct, frozen=True, array_like=True, gc=False):
     """An element of a message; the base of all frames."""
 
@@ -137,8 +141,12 @@ class Hello(Frame, frozen=True, tag=10, gc=False):
 
     `models` changes at the latest when the engine is ready. `holds` allows a worker to reconnect
     without losing its runs: the proxy keeps a run whose `sent` equals the number of frames that it
-    has received, and stops all others. A run that the proxy has assigned and that is not listed did
-    not reach the worker.
+    has received, and stops all others. It also lists the runs that have ended so recently that
+    their `End` may be lost. So a run that the proxy has assigned, of which it has received no
+    frame, and that this process has never listed, did not reach it.
+
+    `instance` tells two processes with the same `worker` apart: it is random, and constant while
+    the process lives. Workers of older versions send none.
     """
 
     protocol: int
@@ -147,6 +155,7 @@ class Hello(Frame, frozen=True, tag=10, gc=False):
     engine: str
     models: list[Model] = []
     holds: list[Hold] = []
+    instance: str = ""
 
 
 class Credit(Frame, frozen=True, tag=11, gc=False):

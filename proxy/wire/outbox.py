@@ -15,6 +15,7 @@ from proxy.wire.frames import (
     PART_BYTES,
     Body,
     Chunk,
+    End,
     Frame,
     JobFrame,
     Output,
@@ -70,6 +71,10 @@ class Outbox:
         lane = self._lanes.get(job)
         return lane.backlog if lane else 0
 
+    def has_unsent(self, job: str) -> bool:
+        """Return True if a frame of a job is not yet, or not completely, in a message."""
+        return job in self._lanes
+
     def drop(self, job: str) -> None:
         """Discard the unsent frames of a job."""
         lane = self._lanes.pop(job, None)
@@ -101,7 +106,7 @@ class Outbox:
         turn = min(available, PART_BYTES)
         while lane.frames and used < turn:
             frame = lane.frames[0]
-            used += FRAME_OVERHEAD_BYTES
+            used += FRAME_OVERHEAD_BYTES + _text_bytes(frame)
             if isinstance(frame, PAYLOAD_FRAMES):
                 rest = len(frame.data) - lane.offset
                 if rest > PART_BYTES:
@@ -120,3 +125,14 @@ class Outbox:
             frames.append(frame)
             lane.frames.popleft()
         return used
+
+
+def _text_bytes(frame: JobFrame) -> int:
+    """Return the bytes of a frame that are neither its payload nor of a fixed size."""
+    match frame:
+        case Output(metrics=metrics):
+            return len(metrics)
+        case End(message=message):
+            return len(message.encode())
+        case _:
+            return 0

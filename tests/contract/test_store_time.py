@@ -222,3 +222,25 @@ async def test_a_delivery_of_a_deleted_job_has_no_effect(store: JobStore, submit
     await store.forget(Millis(T0 + MINUTE), 1)
     await store.tried(delivery, T0)
     assert await due_deliveries(store) == []
+
+
+async def test_deliveries_that_are_too_far_ahead_can_be_made_due(
+    store: JobStore, submit: Submit
+) -> None:
+    for job_id, pause in (("a", 10_000), ("b", 10_001), ("c", 3_600_000)):
+        delivery = await ended_with_webhook(store, submit, job_id)
+        await store.tried(delivery, Millis(T0 + pause))
+    assert await store.hasten(Millis(T0 + 10_000), T0) == 2
+    assert sorted(await due_deliveries(store, T0)) == [("b", 1), ("c", 1)]
+    assert await store.hasten(Millis(T0 + 10_000), T0) == 0
+    assert ("a", 1) in await due_deliveries(store, T0 + 10_000)
+
+
+async def test_the_newest_time_is_that_of_any_event(store: JobStore, submit: Submit) -> None:
+    assert await store.newest() is None
+    await submit("a")
+    assert await store.newest() == T0
+    [job] = await take(store, now=T0 + 5)
+    assert await store.newest() == T0 + 5
+    await settle(store, job, Event.COMPLETE, now=T0 + 9)
+    assert await store.newest() == T0 + 9

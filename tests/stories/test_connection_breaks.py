@@ -119,6 +119,20 @@ async def test_a_job_cancelled_during_an_interruption_is_stopped_afterwards() ->
         await until(lambda: _idle(one, proxy), what="the engine is idle")
 
 
+async def test_a_body_that_never_arrives_counts_no_failure() -> None:
+    async with (
+        serving(lease=10.0) as proxy,
+        cable(proxy.url) as line,
+        worker(proxy, url=line.url) as one,
+    ):
+        queue = QueueClient(proxy)
+        line.breaks_after = [3_000_000] * 4
+        ended = await queue.end(await queue.run(prompt("x" * 9_000_000)))
+        assert not line.breaks_after
+        assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
+        assert sum("event=job.started" in text for text in one.lines) == 1
+
+
 async def _has_output(queue: QueueClient, job: str) -> bool:
     return bool((await queue.stream(job, "?after=0"))["stream"])
 

@@ -134,6 +134,18 @@ async def test_the_public_library_accepts_what_arrives(desk: Desk, hook: Receive
     assert standardwebhooks.Webhook(format_secret(KEY)).verify(told.body, told.headers)["id"] == "a"
 
 
+async def test_the_signature_has_the_time_of_the_corrected_clock(
+    desk: Desk, hook: Receiver
+) -> None:
+    """A receiver refuses a signature whose time differs by minutes from its own clock."""
+    async with desk.open():
+        await desk.end("a", hook.url)
+        first = int((await hook.next()).headers["webhook-timestamp"])
+        desk.clock.correct(3600)
+        await desk.end("b", hook.url)
+        assert int((await hook.next()).headers["webhook-timestamp"]) == first + 3600
+
+
 async def test_a_clock_alone_wakes_the_loop(desk: Desk, hook: Receiver) -> None:
     async with desk.open():
         await desk.end("a", hook.url, Event.FAIL)

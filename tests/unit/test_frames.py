@@ -77,10 +77,37 @@ def test_missing_fields_of_an_older_peer_have_defaults() -> None:
     ]
 
 
+class EarlierHello(msgspec.Struct, array_like=True, tag=10):
+    """A `Hello` before it had an instance."""
+
+    protocol: int
+    worker: str
+    engine: str
+    models: list[Model] = []
+    holds: list[Hold] = []
+
+
+def test_a_hello_with_an_instance_is_valid_for_an_older_proxy() -> None:
+    message = encode([Hello(1, "w", "e", [], [Hold("j", 1, 2)], "instance")])
+    older = msgspec.msgpack.Decoder(list[EarlierHello])
+    assert older.decode(message) == [EarlierHello(1, "w", "e", [], [Hold("j", 1, 2)])]
+
+
+def test_the_hello_of_an_older_worker_has_no_instance() -> None:
+    message = msgspec.msgpack.encode([EarlierHello(1, "w", "e", [], [Hold("j", 1, 2)])])
+    assert decode_to_proxy(message) == [Hello(1, "w", "e", [], [Hold("j", 1, 2)], "")]
+
+
+@pytest.mark.parametrize("instance", ["a b", "x" * 81, "\n"])
+def test_an_invalid_instance_is_refused(instance: str) -> None:
+    with pytest.raises(WorkerRefusedError):
+        check_hello(Hello(1, "w", "e", [], [], instance))
+
+
 SEEDS = [
     encode(
         [
-            Hello(1, "w", "e", [Model("m", b"{}")], [Hold("j", 1, 2)]),
+            Hello(1, "w", "e", [Model("m", b"{}")], [Hold("j", 1, 2)], "i"),
             Credit(1, 2),
             Heartbeat(),
             Log("x"),

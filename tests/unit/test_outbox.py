@@ -9,6 +9,7 @@ from proxy.wire.frames import (
     Frame,
     Head,
     Heartbeat,
+    Output,
     decode_to_proxy,
 )
 from proxy.wire.outbox import Outbox
@@ -55,6 +56,13 @@ def test_a_large_body_is_sent_in_parts() -> None:
     assert max(len(part.data) for part in parts) <= PART_BYTES
     assert [part.more for part in parts] == [True] * (len(parts) - 1) + [False]
     assert last == Chunk("a", 1, b"next")
+
+
+def test_many_small_outputs_with_metrics_fit_into_messages() -> None:
+    outbox = Outbox()
+    for number in range(10_000):
+        outbox.put_in_lane(Output(f"job-{number % 2}", 1, b"1", b"m" * 300))
+    assert len(everything(outbox)) == 10_000
 
 
 def test_lanes_take_turns() -> None:

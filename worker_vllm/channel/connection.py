@@ -42,6 +42,9 @@ BACKOFF_FIRST_SECONDS = 0.5
 BACKOFF_MAX_DOUBLINGS = 10
 # Time that `Channel.close` waits for the last frames to leave.
 OUTBOX_FLUSH_SECONDS = 5.0
+# A proxy refuses a `Hello` sooner. An open connection counts as accepted after this time, even if
+# the proxy has sent nothing.
+ACCEPTED_SECONDS = 1.0
 CLOSE_CODE_GOING_AWAY = 1001
 CLOSE_CODE_PROTOCOL_ERROR = 1002
 
@@ -102,6 +105,8 @@ class ChannelTimeouts:
     """Longest time without a proxy, after which the channel gives up; None for no limit."""
     open: float = OPEN_TIMEOUT_SECONDS
     """Timeout of the opening handshake."""
+    accepted: float = ACCEPTED_SECONDS
+    """The time after which an open connection counts as accepted."""
 
 
 class Channel:
@@ -259,9 +264,12 @@ class Channel:
                 await socket.send(payload)
 
     async def _beat(self) -> None:
+        clock = asyncio.get_running_loop().time
+        opened = clock()
         while True:
             await asyncio.sleep(self._timeouts.heartbeat)
-            self.accepted = True
+            if clock() - opened >= self._timeouts.accepted:
+                self.accepted = True
             self.outbox.put(Heartbeat())
 
 

@@ -20,9 +20,11 @@ from proxy.wire.sockets import limit_unsent_bytes
 from worker_vllm.foreign import ForeignErrors
 
 OPEN_TIMEOUT_SECONDS = 10.0
-# A dead proxy is detected within ping interval and ping timeout together, which is one lease.
+# A dead proxy is detected within ping interval and ping timeout together. A proxy that was only
+# stopped for a shorter time keeps its connections: a new one would lose the output that the old one
+# has accepted and not delivered.
 PING_INTERVAL_SECONDS = 5.0
-PING_TIMEOUT_SECONDS = 10.0
+PING_TIMEOUT_SECONDS = 25.0
 CLOSE_TIMEOUT_SECONDS = 2.0
 # High watermark of the socket's write buffer. The rest waits in the outbox, where lanes take turns.
 WRITE_BUFFER_BYTES = 64 * 1024
@@ -57,11 +59,15 @@ class Dialler:
 
 @dataclass(frozen=True, slots=True)
 class Link:
-    """The WebSocket URL of the proxy, the token, and the id of the worker that dials."""
+    """The WebSocket URL of the proxy, the token, and the id and process of the worker that dials.
+
+    `instance`: see `Hello`.
+    """
 
     url: str
     token: str = field(repr=False)
     worker: str
+    instance: str = ""
 
 
 class DialRefusedError(Exception):

@@ -26,8 +26,8 @@ THREAD_JOIN_SECONDS = 5.0
 class _Announcement:
     """The peer of a worker that cannot run jobs yet: it announces a name and zero credit."""
 
-    def __init__(self, worker: str, engine: str) -> None:
-        self._hello = Hello(PROTOCOL, worker, engine)
+    def __init__(self, link: Link, engine: str) -> None:
+        self._hello = Hello(PROTOCOL, link.worker, engine, instance=link.instance)
 
     def hello(self, _: Outbox) -> Hello:
         return self._hello
@@ -113,7 +113,7 @@ class Loading:
             self._tried.set()
 
     async def _keep(self) -> None:
-        peer = _Announcement(self._link.worker, self._engine)
+        peer = _Announcement(self._link, self._engine)
         self._channel = Channel(self._link, peer, self._timeouts, self._dialler)
         self._loop = asyncio.get_running_loop()
         running = asyncio.create_task(self._channel.run())

@@ -11,7 +11,7 @@ from proxy.api.http import read_whole
 from proxy.api.queue import response
 from proxy.api.queue.request import RequestContext, read_number
 from proxy.jobs.lifecycle import Status
-from proxy.service.clock import Clock
+from proxy.service.clock import Clock, shown
 from proxy.service.fleet import Fleet
 from proxy.service.job_view import JobView
 
@@ -72,7 +72,7 @@ class Listing:
             {
                 "id": job.id,
                 "status": job.status,
-                "createdAt": job.created_at,
+                "createdAt": shown(self._clock, job.created_at),
                 "delayTime": response.delay(job, now),
                 "executionTime": response.execution(job, now),
                 "retries": job.failures,

@@ -80,8 +80,8 @@ class WorkerChannel:
                 await send({"type": "websocket.close", "code": code, "reason": reason[:120]})
         finally:
             if worker is not None and worker.port is connection:
-                worker.port = None
-                self._membership.part(worker, code)
+                self._membership.part(worker, connection, code)
+            connection.ended()
 
     async def _converse(
         self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any
@@ -92,7 +92,7 @@ class WorkerChannel:
         while True:
             if worker.port is not connection:
                 raise DisconnectedError(1000)  # replaced by a newer connection
-            worker.seen = loop.time()
+            worker.seen = worker.heard = loop.time()
             for frame in batch:
                 match frame:
                     case frames.Chunk() | frames.Output() | frames.Head() | frames.End():

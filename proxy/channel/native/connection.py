@@ -3,6 +3,7 @@
 import asyncio
 import re
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from typing import Any
 
 import structlog
@@ -52,6 +53,7 @@ class Connection:
         self._outbox = Outbox()
         self._filled = asyncio.Event()
         self._closing: str | None = None
+        self._ended = asyncio.Event()
 
     @property
     def backlog(self) -> int:
@@ -89,6 +91,20 @@ class Connection:
     def close(self, reason: str) -> None:
         self._closing = reason
         self._filled.set()
+
+    def has_unsent(self, job_id: JobId) -> bool:
+        """Return True if a part of a job is still to be written."""
+        return self._outbox.has_unsent(job_id)
+
+    def ended(self) -> None:
+        """Note that the connection has ended and that all its messages have been processed."""
+        self._ended.set()
+
+    async def wait_ended(self, seconds: float) -> None:
+        """Wait until `ended` is called, for at most `seconds`."""
+        with suppress(TimeoutError):
+            async with asyncio.timeout(seconds):
+                await self._ended.wait()
 
     def _put(self, frame: frames.Frame) -> None:
         self._outbox.put(frame)
@@ -136,7 +152,9 @@ class Reader:
                 attempt=frame.attempt,
                 worker=worker.id,
             )
-            worker.ignored += 1
+            # A worker answers a `Stop` that crossed the end of its run in this way.
+            is_answer = isinstance(frame, frames.End) and frame.code == frames.UNKNOWN_RUN
+            worker.ignored += not is_answer
             return
         hold.received += 1
         match frame:

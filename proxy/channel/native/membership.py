@@ -1,7 +1,6 @@
 """Membership of the fleet: a worker joins, announces its models, reconnects and leaves."""
 
 import asyncio
-from collections.abc import Sequence
 
 import structlog
 
@@ -25,48 +24,65 @@ log = structlog.get_logger()
 # The close codes of a worker that leaves on purpose.
 GOODBYE = (1000, 1001)
 
+# The time in which what waits in the socket of an earlier connection is processed. A connection
+# that is half open does not end, so the time is short; for another process it is shorter, because a
+# worker that is refused later than `ACCEPTED_SECONDS` assumes that it was accepted.
+EARLIER_CONNECTION_SECONDS = 2.0
+OTHER_PROCESS_SECONDS = 0.5
+
+ID_IN_USE = "another process is connected with this id; every worker needs its own WORKER_ID"
+# A worker of an older version does not tell its process apart.
+REPLACED_HINT = (
+    "two connections have the same id; every worker needs its own WORKER_ID. A worker of an older "
+    "version also causes this line once, when its engine is ready"
+)
+
+UNLISTED = JobError(WORKER_LOST.code, "The worker lost the job, or its end, with a connection.")
 OUTPUT_LOST = RunEnd(Ending.LOST, JobError(WORKER_LOST.code, "Output was lost with a connection."))
 
 
 class Membership:
     """Adds native workers to the fleet, and removes them when they leave."""
 
-    def __init__(self, endpoints: Endpoints, fleet: Fleet, orphans: Orphans) -> None:
+    def __init__(self, endpoints: Endpoints, fleet: Fleet, orphans: Orphans, lease: float) -> None:
         self._endpoints = endpoints
         self._fleet = fleet
         self._orphans = orphans
+        self._lease = lease
 
     async def join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:
         """Admit the new or reconnected worker of a hello. Raises `WorkerRefusedError`."""
         check_hello(hello)
+        worker = await self._known(hello)
+        if worker is not None:
+            self._check_identity(worker, endpoint, hello)
+            if not _is_same_process(worker, hello):
+                # The runs of the earlier process are lost.
+                self._fleet.remove(worker, "another process has taken over its id")
+                worker = None
         now = asyncio.get_running_loop().time()
-        worker = self._fleet.get(WorkerId(hello.worker))
         if worker is None:
             worker = Worker(WorkerId(hello.worker), endpoint.id, connection, seen=now)
             self.announce(worker, hello)
             self._fleet.add(worker)
         else:
-            if worker.endpoint != endpoint.id:
-                raise WorkerRefusedError(
-                    4409, f"worker {worker.id} already serves endpoint {worker.endpoint}"
-                )
-            if worker.port is not None and not isinstance(worker.port, Connection):
-                raise WorkerRefusedError(
-                    4409,
-                    f"worker id {worker.id} is used by a Runpod worker; every worker needs its own",
-                )
             self.announce(worker, hello)
-            if worker.port is not None:
+            if isinstance(worker.port, Connection):
+                _note_unsent(worker, worker.port)
                 worker.port.close("replaced by a newer connection")
             worker.port, worker.slots, worker.light_slots = connection, 0, 0
-            heard, worker.seen = worker.seen, now
-            self._compare(worker, hello.holds, heard, connection)
+            worker.seen = now
+            self._compare(worker, hello, connection)
+        worker.instance = hello.instance
+        worker.heard = now
         for hold in hello.holds:
             job_id = JobId(hold.job)
             if job_id not in worker.holds and not await self._orphans.adopt(
                 worker, connection, job_id, hold.attempt, hold.sent
             ):
                 connection.stop(job_id, hold.attempt)
+            elif job_id in worker.holds:
+                worker.holds[job_id].is_listed = True
         log.info(
             "worker.joined",
             worker=worker.id,
@@ -97,11 +113,13 @@ class Membership:
         worker.has_models = True
         log.info("worker.serves", worker=worker.id, models=[model.id for model in models])
 
-    def part(self, worker: Worker, code: int) -> None:
+    def part(self, worker: Worker, connection: Connection, code: int) -> None:
         """Process the end of a worker's connection.
 
         A worker that left on purpose or held no runs is removed. Any other may reconnect.
         """
+        _note_unsent(worker, connection)
+        worker.port = None
         worker.slots = worker.light_slots = 0
         if worker.ignored:
             log.warning("worker.ignored", worker=worker.id, frames=worker.ignored)
@@ -111,18 +129,57 @@ class Membership:
         else:
             log.info("worker.disconnected", worker=worker.id, code=code, holds=len(worker.holds))
 
-    def _compare(
-        self, worker: Worker, listed: Sequence[frames.Hold], heard: float, connection: Connection
-    ) -> None:
-        """Keep the runs that lost no frames with the old connection; end the others."""
-        known = {hold.job: hold for hold in listed}
+    async def _known(self, hello: frames.Hello) -> Worker | None:
+        """Return the worker with the id of a hello, after the end of its earlier connection.
+
+        If this proxy was stopped, messages and the end of the earlier connection can still wait in
+        its socket. Without them, runs would lack output that has arrived, and a worker that was
+        restarted would seem to be connected twice.
+        """
+        worker = self._fleet.get(WorkerId(hello.worker))
+        if worker is not None and isinstance(worker.port, Connection):
+            if not _is_same_process(worker, hello):
+                await worker.port.wait_ended(OTHER_PROCESS_SECONDS)
+            elif worker.holds:
+                worker.seen = asyncio.get_running_loop().time()
+                await worker.port.wait_ended(EARLIER_CONNECTION_SECONDS)
+        return self._fleet.get(WorkerId(hello.worker))
+
+    def _check_identity(self, worker: Worker, endpoint: Endpoint, hello: frames.Hello) -> None:
+        """Check that a hello may use the id of a known worker. Raises `WorkerRefusedError`."""
+        if worker.port is not None and not isinstance(worker.port, Connection):
+            raise WorkerRefusedError(
+                4409,
+                f"worker id {worker.id} is used by a Runpod worker; every worker needs its own",
+            )
+        is_connected = worker.port is not None
+        is_same = _is_same_process(worker, hello)
+        silence = asyncio.get_running_loop().time() - worker.seen
+        if is_connected and not is_same and silence <= self._lease:
+            raise WorkerRefusedError(4409, ID_IN_USE)
+        if is_same and worker.endpoint != endpoint.id:
+            raise WorkerRefusedError(
+                4409, f"worker {worker.id} already serves endpoint {worker.endpoint}"
+            )
+        if is_connected and not (worker.instance and hello.instance):
+            log.warning("worker.replaced", worker=worker.id, hint=REPLACED_HINT)
+
+    def _compare(self, worker: Worker, hello: frames.Hello, connection: Connection) -> None:
+        """Keep the runs that lost no frames with the old connection; end the others.
+
+        A run that is not listed has ended without an `End` that arrived, or has never begun. It
+        counts as lost if a frame of it has arrived or if it was listed before. Otherwise a process
+        that lists the runs that have just ended (it has an instance) cannot have run it. A worker
+        of an older version does not list those. Any message of it after the offer then counts as
+        proof that the job arrived, unless a part of the job was still unsent.
+        """
+        known = {hold.job: hold for hold in hello.holds}
         for job_id, hold in list(worker.holds.items()):
             theirs = known.get(job_id)
             if theirs is None or theirs.attempt != hold.attempt:
-                # A frame that arrived after the offer proves that the job was delivered. A job that
-                # did not reach its worker did not run, so no failure is counted.
-                was_delivered = hold.received or heard > hold.since
-                end = RunEnd(Ending.LOST if was_delivered else Ending.RELEASED)
+                is_proof = not hello.instance and worker.heard > hold.since
+                may_have_run = hold.is_delivered or (is_proof and hold.may_have_run)
+                end = RunEnd(Ending.LOST, UNLISTED) if may_have_run else RunEnd(Ending.RELEASED)
                 self._fleet.end_run(worker, job_id, hold.attempt, end)
             elif hold.stopped is not None:  # the stop may have been lost with the connection
                 worker.stop(job_id, now=worker.seen)
@@ -130,3 +187,14 @@ class Membership:
                 self._fleet.cut_run(worker, job_id, hold.attempt, OUTPUT_LOST)
             elif hold.sink.reattach(hold.attempt, connection) is SinkVerdict.IGNORED:
                 worker.stop(job_id, now=worker.seen)
+
+
+def _is_same_process(worker: Worker, hello: frames.Hello) -> bool:
+    """Return True unless the hello certainly comes from another process than the worker."""
+    return not worker.instance or not hello.instance or worker.instance == hello.instance
+
+
+def _note_unsent(worker: Worker, connection: Connection) -> None:
+    """Mark the runs of which a part was not written to a connection that has ended."""
+    for job_id, hold in worker.holds.items():
+        hold.is_unsent = connection.has_unsent(job_id)

@@ -22,6 +22,7 @@ ENGINE_CHARACTERS = 200
 LOG_CHARACTERS = 500
 
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_INSTANCE = re.compile(r"[A-Za-z0-9_-]{0,80}")
 _MODEL = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MODEL_CHARACTERS}}}")
 
 
@@ -41,6 +42,10 @@ def check_hello(hello: frames.Hello) -> None:
         )
     if not _WORKER.fullmatch(hello.worker):
         raise WorkerRefusedError(4400, "a worker's id must be 1 to 80 letters, digits, _ or -")
+    if not _INSTANCE.fullmatch(hello.instance):
+        raise WorkerRefusedError(
+            4400, "a worker's instance must be at most 80 letters, digits, _ or -"
+        )
     if len(hello.models) > MOST_MODELS:
         raise WorkerRefusedError(4400, f"a worker may announce at most {MOST_MODELS} models")
     if len(hello.holds) > MOST_HOLDS or any(len(hold.job) > JOB_CHARACTERS for hold in hello.holds):

@@ -10,11 +10,11 @@ from proxy.jobs.model import EndpointId, JobError, JobId, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.service.fleet import Fleet
 from proxy.service.orphans import Orphans
+from proxy.service.pauses import LOOK_SECONDS, Pauses
 from proxy.service.ports import OfferedJob
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 0.25
 # The time after which the state of a lost worker is discarded.
 FORGET_SECONDS = 600.0
 # A limit is required because workers choose their own ids.
@@ -49,9 +49,12 @@ class WorkerIdConflictError(Exception):
 class WorkerRegistry:
     """Holds the Runpod workers and removes those that are lost."""
 
-    def __init__(self, fleet: Fleet, orphans: Orphans, patience: RunpodTimeouts) -> None:
+    def __init__(
+        self, fleet: Fleet, orphans: Orphans, pauses: Pauses, patience: RunpodTimeouts
+    ) -> None:
         self._fleet = fleet
         self._orphans = orphans
+        self._pauses = pauses
         self.patience = patience
         self._workers: dict[tuple[EndpointId, WorkerId], RunpodWorker] = {}
 
@@ -59,8 +62,14 @@ class WorkerRegistry:
         """Check all workers periodically. Runs until it is cancelled."""
         while True:
             await asyncio.sleep(LOOK_SECONDS)
+            self._pauses.look(asyncio.get_running_loop().time())
             for worker in tuple(self._workers.values()):
                 self._look(worker)
+
+    def restart_leases(self, now: float) -> None:
+        """Start the leases of all workers again."""
+        for worker in self._workers.values():
+            worker.restart_lease(now)
 
     def find(self, endpoint: EndpointId, worker_id: str) -> RunpodWorker | None:
         """Return a worker that has sent a request before, or None."""

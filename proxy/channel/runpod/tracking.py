@@ -92,6 +92,13 @@ class Liveness:
             if self._looks_dead:
                 self.died_at = now
 
+    def restart(self, now: float) -> None:
+        """Start the lease, and the time to reconnect, again."""
+        self.heard = now
+        if not self.lines:
+            self.abrupt_at += now - self.left_at
+            self.left_at = now
+
     def loss(self, now: float, patience: RunpodTimeouts) -> str:
         """Return the reason why the worker is lost, or an empty string."""
         if not self.lines and self._looks_dead and now - self.left_at > patience.gap:
@@ -161,6 +168,14 @@ class TrackedRuns:
         run.flow.set()
         self.runs[job_id] = run
         self._over -= {job_id}
+
+    def restart(self, now: float) -> None:
+        """Ignore the evidence so far about jobs that the worker may not have: after a pause of the
+        proxy, a request can have waited longer in its socket than a response.
+        """
+        for run in self.runs.values():
+            run.misses = 0
+            run.given_at = max(run.given_at, now)
 
     def lose(self) -> None:
         """Remove all runs of a lost worker. Other workers take its jobs."""

@@ -204,6 +204,12 @@ class RunpodWorker:
         self._stops, self.is_closed = [], False
         self.member = PollingWorker(self.id, self.endpoint, self, seen=now)
 
+    def restart_lease(self, now: float) -> None:
+        """Start its lease again after a pause of the proxy."""
+        self.asked_at = now
+        self.life.restart(now)
+        self.tracked.restart(now)
+
     def asks(self, line: WatchedConnection) -> None:
         """Record a request from its worker process on this connection."""
         self.asked_at = self.life.heard = self._clock()

@@ -157,6 +157,19 @@ def ended(db: Connection) -> dict[tuple[EndpointId, str], int]:
     }
 
 
+def has_deliveries_after(db: Connection, latest: Millis) -> bool:
+    """Return True if a delivery is due after `latest`."""
+    sql = "SELECT EXISTS (SELECT 1 FROM jobs WHERE deliver_at > ?)"
+    return bool(_query_number(db, sql, (latest,)))
+
+
+def newest(db: Connection) -> Millis | None:
+    """Return the latest time of any job, or None."""
+    sql = "SELECT max(created_at), max(taken_at), max(finished_at) FROM jobs"
+    [moments] = db.execute(sql).fetchall()
+    return max((Millis(moment) for moment in moments if moment is not None), default=None)
+
+
 def last_sequence(db: Connection) -> int:
     """Return the greatest sequence in use, or 0."""
     return _query_number(db, "SELECT coalesce(max(sequence), 0) FROM jobs")

@@ -202,6 +202,14 @@ class SqliteStore:
     ) -> Sequence[Delivery]:
         return await self._database.read(lambda db: reads.deliveries(db, now, limit, besides))
 
+    async def hasten(self, latest: Millis, now: Millis) -> int:
+        if not await self._database.read(lambda db: reads.has_deliveries_after(db, latest)):
+            return 0
+        return await self._database.write(lambda db: writes.hasten(db, latest, now))
+
+    async def newest(self) -> Millis | None:
+        return await self._database.read(reads.newest)
+
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         await self._database.write(lambda db: writes.tried(db, delivery, again_at))
 

@@ -239,6 +239,12 @@ def tried(db: Connection, delivery: Delivery, again_at: Millis | None) -> None:
     db.execute(TRIED, key | {"again_at": again_at})
 
 
+def hasten(db: Connection, latest: Millis, now: Millis) -> int:
+    """Make the deliveries due at `now` that are due after `latest`; return their number."""
+    sql = "UPDATE jobs SET deliver_at = ? WHERE deliver_at > ?"
+    return db.execute(sql, (now, latest)).rowcount
+
+
 def forget(db: Connection, now: Millis, limit: int) -> int:
     """Delete jobs with expired retention, and give some of the free pages back to the disk.
 

@@ -20,6 +20,8 @@ class Cable:
         self.url = ""
         # The number of connections so far.
         self.carried = 0
+        # The next connections break after this number of bytes in one direction.
+        self.breaks_after: list[int] = []
 
     def cut(self) -> None:
         """Break every connection in both directions; data in flight is lost.
@@ -51,9 +53,15 @@ class Cable:
                 each.close()
 
     async def _pump(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        passed = 0
         with suppress(ConnectionError):
             while piece := await reader.read(PIECE):
                 await self._flows.wait()
+                passed += len(piece)
+                if self.breaks_after and passed > self.breaks_after[0]:
+                    del self.breaks_after[0]
+                    self.cut()
+                    return
                 writer.write(piece)
                 await writer.drain()
         writer.close()

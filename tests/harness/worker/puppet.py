@@ -58,10 +58,13 @@ class Puppet:
 
 
 def hello(
-    name: str = "w-puppet", models: Sequence[frames.Model] = (), holds: Sequence[frames.Hold] = ()
+    name: str = "w-puppet",
+    models: Sequence[frames.Model] = (),
+    holds: Sequence[frames.Hold] = (),
+    instance: str = "",
 ) -> frames.Hello:
     """Return the hello frame of a correct worker."""
-    return frames.Hello(frames.PROTOCOL, name, "puppet 1", list(models), list(holds))
+    return frames.Hello(frames.PROTOCOL, name, "puppet 1", list(models), list(holds), instance)
 
 
 @asynccontextmanager

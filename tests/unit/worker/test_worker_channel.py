@@ -113,9 +113,8 @@ async def test_a_worker_that_was_accepted_dials_again_after_any_close() -> None:
         await socket.close(4409, "another model")
 
     async with serve(serve_line, "127.0.0.1", 0) as server:
-        channel, _, peer = channel_to(
-            f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}", ChannelTimeouts(0.01)
-        )
+        url = f"ws://127.0.0.1:{server.sockets[0].getsockname()[1]}"
+        channel, _, peer = channel_to(url, ChannelTimeouts(0.01, accepted=0.0))
         running = asyncio.create_task(channel.run())
         await until(lambda: lines > 1)
         assert not running.done()
