@@ -75,3 +75,9 @@ def test_flow_control_names_constants_that_exist() -> None:
         if not re.search(rf"\b{name.partition('.')[2] or name}\b", (ROOT / path).read_text())
     ]
     assert not missing
+
+
+def test_the_tests_of_the_promises_exist() -> None:
+    named = re.findall(r"`(tests/[\w/]+\.py)`", (ROOT / "docs/reliability.md").read_text())
+    assert len(named) > 10
+    assert [path for path in named if not (ROOT / path).is_file()] == []
