@@ -7,14 +7,21 @@
 
 `TRANSITIONS` is the complete table. An event that is absent for a phase changes nothing: a late
 frame is a result, not an error.
+
+The runs that have just ended are remembered, because the socket accepts an `End` although the
+connection may be broken. A worker that listed only the runs that it still has could not be
+distinguished from one that never received the job.
 """
 
 import asyncio
+from collections import OrderedDict
+from collections.abc import Callable, Container
 from dataclasses import dataclass, field
 from enum import Enum, auto
+from typing import NamedTuple
 
 from proxy.wire.flow import SendFlow
-from proxy.wire.frames import Body, End, Ending, Job
+from proxy.wire.frames import Body, End, Ending, Hold, Job
 from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Request
 
@@ -129,3 +136,53 @@ class Run:
         body = bytes(self.body)
         self.body.clear()
         return Request(self.job.method, self.job.path, self.job.content_type, body)
+
+
+# A broken connection is detected within 30 s, and closed 2 s later (see `channel.dial`).
+ENDED_SECONDS = 40.0
+ENDED_MAX_RUNS = 1_000
+
+
+class EndedRun(NamedTuple):
+    """A run whose `End` was handed to the socket at this time of the event loop."""
+
+    hold: Hold
+    origin: Outbox
+    at: float
+
+
+class EndedRuns:
+    """The latest ended runs, in the order of their ends."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._runs: OrderedDict[str, EndedRun] = OrderedDict()
+
+    def add(self, run: Run) -> None:
+        """Add a run whose `End` was handed to the socket."""
+        job = run.job.job
+        self._runs.pop(job, None)
+        hold = Hold(job, run.job.attempt, run.frames_sent)
+        self._runs[job] = EndedRun(hold, run.origin, self._clock())
+        self._evict()
+
+    def confirm(self, job: str) -> None:
+        """Forget a run: the proxy knows that it has ended."""
+        self._runs.pop(job, None)
+
+    def recent(self, origin: Outbox, besides: Container[str]) -> list[Hold]:
+        """Return the runs of a connection that have just ended, except jobs that run again."""
+        self._evict()
+        return [
+            each.hold
+            for job, each in self._runs.items()
+            if each.origin is origin and job not in besides
+        ]
+
+    def _evict(self) -> None:
+        oldest = self._clock() - ENDED_SECONDS
+        while self._runs:
+            first = next(iter(self._runs.values()))
+            if len(self._runs) <= ENDED_MAX_RUNS and first.at >= oldest:
+                return
+            self._runs.popitem(last=False)

@@ -34,12 +34,11 @@ from proxy.wire.frames import (
 )
 from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Head
-from worker_vllm.ended_runs import EndedRuns
 from worker_vllm.engine.base import Engine
 from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
 from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges
-from worker_vllm.run import BODY_MAX_BYTES, NOT_BEGUN, BadBodyError, Phase, Run, RunEvent
+from worker_vllm.run import BODY_MAX_BYTES, NOT_BEGUN, BadBodyError, EndedRuns, Phase, Run, RunEvent
 from worker_vllm.settings import OutputFormat
 
 # Calls that never reach the model (tokenize, version, ...) do not occupy the worker's slots.

@@ -20,9 +20,8 @@ from proxy.jobs.model import Input, JobId
 from proxy.store.base import StoreFullError
 from proxy.store.sqlite.database import opened
 from proxy.store.sqlite.disk_space import DiskSpace
-from proxy.store.sqlite.file_watch import FileWatch
 from proxy.store.sqlite.store import SqliteStore
-from proxy.store.sqlite.writer import Writer, no_op
+from proxy.store.sqlite.writer import FileWatch, Writer, no_op
 from proxy.system import SystemDisk, ThreadRunner
 
 MEGABYTE = 1_000_000

@@ -18,9 +18,8 @@ from proxy.store.base import StoreFullError, StoreGoneError, StoreUnavailableErr
 from proxy.store.sqlite import database
 from proxy.store.sqlite.disk import LockedError, Space
 from proxy.store.sqlite.disk_space import DiskSpace
-from proxy.store.sqlite.file_watch import FileWatch
 from proxy.store.sqlite.store import SqliteStore
-from proxy.store.sqlite.writer import MAX_WRITES_PER_COMMIT, Writer
+from proxy.store.sqlite.writer import MAX_WRITES_PER_COMMIT, FileWatch, Writer
 from proxy.system import SystemDisk
 
 GIGABYTE = 1_000_000_000

@@ -22,9 +22,15 @@ from typing import Any, NamedTuple, TypeVar
 from proxy.store.base import StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite.disk import Disk, HeldFile, LockedError
 from proxy.store.sqlite.disk_space import DiskSpace
-from proxy.store.sqlite.file_watch import FileWatch
 from proxy.store.sqlite.log_check import HEADER_BYTES, find_damage
-from proxy.store.sqlite.writer import FILE_ERRORS, StartRunner, Writer, no_op, store_error
+from proxy.store.sqlite.writer import (
+    FILE_ERRORS,
+    FileWatch,
+    StartRunner,
+    Writer,
+    no_op,
+    store_error,
+)
 
 # Identifies a file of this program, in the header of the SQLite file.
 APPLICATION_ID = 0x764C4C4D
