@@ -1,0 +1,134 @@
+"""The plan of a simulation: everything that is drawn from its seed before it starts."""
+
+import json
+from dataclasses import asdict, dataclass
+from random import Random
+from typing import Any
+
+# Seconds during which clients start and faults happen.
+PLAY_SECONDS = 15.0
+FIRST_CLIENT_SECONDS = 1.0
+CLIENT_KINDS = {
+    "chat": 6,
+    "chat_whole": 2,
+    "chat_leave": 2,
+    "chat_stall": 1,
+    "run": 5,
+    "stream": 4,
+    "runsync": 2,
+    "cancel": 3,
+    "forget": 1,
+}
+FAULT_KINDS = {
+    "kill_worker": 4,
+    "drain_worker": 2,
+    "stop_worker": 3,
+    "kill_proxy": 3,
+    "drain_proxy": 1,
+    "stop_proxy": 1,
+    "cut": 4,
+    "silence": 2,
+    "block": 3,
+    "store": 3,
+    "crash": 2,
+}
+NEEDS_FILE = ("kill_proxy", "drain_proxy", "store", "crash")
+
+
+@dataclass(frozen=True, slots=True)
+class ClientPlan:
+    """One client. `at`: seconds until it starts. `pause`: until it cancels, leaves or reads on."""
+
+    name: str
+    kind: str
+    at: float
+    owner: str
+    tokens: int
+    pace: float
+    pause: float
+    streams: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """One fault. `seconds`: its duration, or until the restart. `pick` selects its target."""
+
+    at: float
+    kind: str
+    pick: int
+    seconds: float
+    detail: str = ""
+    times: int = 0
+
+    @property
+    def end(self) -> float:
+        return self.at + self.seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """See the module's docstring. `is_fifo`: the loop keeps the order of its handles."""
+
+    seed: int
+    is_fifo: bool
+    store: str
+    slots: tuple[int, ...]
+    clients: tuple[ClientPlan, ...]
+    faults: tuple[Fault, ...]
+
+    def to_json(self) -> str:
+        return json.dumps(asdict(self), indent=1)
+
+
+def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
+    """Return the plan of a seed. `kinds`: the possible faults and their weights."""
+    random = Random(f"{seed} plan")
+    store = "memory:" if random.random() < 0.2 else ""
+    slots = tuple(random.randint(1, 4) for _ in range(random.randint(2, 3)))
+    clients = tuple(_client(random, number) for number in range(random.randint(15, 30)))
+    weights = dict(FAULT_KINDS if kinds is None else kinds)
+    if store:
+        weights = {kind: weight for kind, weight in weights.items() if kind not in NEEDS_FILE}
+    number = random.choice((0, 1, 1, 2, 3, 4, 6)) if weights else 0
+    faults = sorted((_fault(random, weights) for _ in range(number)), key=lambda fault: fault.at)
+    return Plan(seed, seed % 4 == 0, store, slots, clients, tuple(faults))
+
+
+def _client(random: Random, number: int) -> ClientPlan:
+    kind = random.choices(list(CLIENT_KINDS), list(CLIENT_KINDS.values()))[0]
+    return ClientPlan(
+        name=f"c{number}",
+        kind=kind,
+        at=_rounded(random.uniform(FIRST_CLIENT_SECONDS, PLAY_SECONDS)),
+        owner=random.choice(("one", "two")),
+        tokens=random.choice((1, 3, 5, 8, 12)),
+        pace=random.choice((0.0, 0.02, 0.1, 0.3)),
+        pause=_rounded(random.uniform(0.0, 2.0)),
+        streams=random.random() < 0.5,
+    )
+
+
+def _fault(random: Random, weights: dict[str, int]) -> Fault:
+    kind = random.choices(list(weights), list(weights.values()))[0]
+    at = _rounded(random.uniform(FIRST_CLIENT_SECONDS, PLAY_SECONDS))
+    pick = random.randrange(1_000)
+    # Most faults are short; some outlast the lease.
+    seconds = _rounded(random.choice((0.3, 1.0, 4.0, 20.0)) * random.uniform(0.5, 1.2))
+    more: dict[str, Any] = {}
+    match kind:
+        case "kill_worker" | "drain_worker" | "kill_proxy" | "drain_proxy" | "crash":
+            seconds = _rounded(random.uniform(0.2, 8.0))
+            if kind == "crash":
+                more["detail"] = random.choice(("before", "after"))
+        case "store":
+            where = random.choice(("begin", "statement", "commit"))
+            code = random.choice(("full", "busy", "ioerr"))
+            more = {"detail": f"{where} {code}", "times": random.randint(1, 8)}
+            seconds = 0.0
+        case "cut" | "silence":
+            seconds = 0.0
+    return Fault(at, kind, pick, seconds, **more)
+
+
+def _rounded(seconds: float) -> float:
+    return round(seconds, 3)
