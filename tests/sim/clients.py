@@ -26,6 +26,7 @@ class SeenJob:
     ended_at: float = 0.0
     # It was cancelled before it had a final status.
     is_cancelled: bool = False
+    retries: int = 0
 
 
 @dataclass(slots=True)
@@ -74,7 +75,8 @@ class Client:
         """Note an error response. It needs a fault, and is never a bug of the server."""
         self._note(f"status {status} {json.dumps(body)[:160]}")
         self.world.errors += 1
-        if status == INTERNAL or not self.world.has_faults:
+        is_expected = self.world.has_faults or bool(self.plan.fault)
+        if status == INTERNAL or not is_expected:
             self.world.violate(f"{self.plan.name} {self.plan.kind}: {status} {body}")
 
     # Interactive jobs
@@ -82,14 +84,9 @@ class Client:
     async def _chat(self) -> None:
         plan = self.plan
         is_stream = plan.kind != "chat_whole"
-        body = {
-            "model": "scripted",
-            "stream": is_stream,
-            "max_tokens": plan.tokens,
-            "seed": int(plan.pace * 1e6),
-            "messages": [{"role": "user", "content": plan.name}],
-        }
-        response = await request("POST", "/v1/chat/completions", plan.owner, body)
+        response = await request(
+            "POST", "/v1/chat/completions", plan.owner, self._chat_body(stream=is_stream)
+        )
         if response.status != OK:
             self._refused(response.status, await response.json())
             return
@@ -100,14 +97,23 @@ class Client:
         self._note("whole")
         self._check(answer["choices"][0]["message"]["content"], is_whole=True)
 
+    def _chat_body(self, *, stream: bool = True) -> dict[str, Any]:
+        plan = self.plan
+        return {
+            "model": "scripted",
+            "stream": stream,
+            "max_tokens": plan.tokens,
+            "seed": int(plan.pace * 1e6),
+            "messages": [{"role": "user", "content": plan.name}],
+            "fault": plan.fault if plan.kind == "chat_fault" else None,
+        }
+
     async def _read_events(self, response: Response) -> None:
         plan = self.plan
         text, rest, end = "", "", ""
         async for piece in response.pieces():
             *events, rest = (rest + piece.decode()).split("\n\n")
-            for event in events:
-                if event.startswith(":"):
-                    continue
+            for event in map(_without_comments, events):
                 data = event.removeprefix("data: ")
                 if end == "done" or (end == "error" and data != "[DONE]"):
                     self.world.violate(f"{plan.name}: after the end: {event}")
@@ -146,7 +152,13 @@ class Client:
             job.is_cancelled = answer.get("status") == "CANCELLED"
         if plan.kind == "stream":
             await self._consume(job)
-            return
+        elif plan.kind == "cursor":
+            await self._read_on(job)
+        elif plan.kind == "retry":
+            await self._retry(job)
+        await self._until_end(job)
+
+    async def _until_end(self, job: SeenJob) -> None:
         while not job.end:
             await self._call("GET", f"status/{job.id}", job)
             await asyncio.sleep(POLL_SECONDS)
@@ -155,8 +167,12 @@ class Client:
         """Submit a job; return it once its id has arrived."""
         plan = self.plan
         sampling = {"max_tokens": plan.tokens, "seed": int(plan.pace * 1e6)}
-        streams = plan.streams or plan.kind == "stream"
-        value = {"prompt": plan.name, "sampling_params": sampling, "stream": streams}
+        streams = plan.streams or plan.kind in ("stream", "cursor")
+        value: Any = {"prompt": plan.name, "sampling_params": sampling, "stream": streams}
+        if plan.kind == "retry":
+            # Its first run fails, unless it is lost before.
+            body = self._chat_body() | {"fault": plan.fault}
+            value = {"openai_route": "/v1/chat/completions", "openai_input": body}
         operation = "runsync" if plan.kind == "runsync" else "run"
         for _ in range(SUBMIT_TRIES):
             try:
@@ -192,6 +208,41 @@ class Client:
                 await asyncio.sleep(POLL_SECONDS)
         self._check(text, is_whole=answer["status"] == "COMPLETED")
 
+    async def _read_on(self, job: SeenJob) -> None:
+        """Read the job's output from a cursor, which consumes nothing."""
+        text = ""
+        cursor = 0
+        while True:
+            answer = await self._call("GET", f"stream/{job.id}?after={cursor}", job)
+            text += texts(answer["stream"])
+            cursor += len(answer["stream"])
+            self._check(text, is_whole=False)
+            if answer["status"] in FINAL and not answer["stream"]:
+                break
+            if not answer["stream"]:
+                await asyncio.sleep(POLL_SECONDS)
+        self._check(text, is_whole=answer["status"] == "COMPLETED")
+
+    async def _retry(self, job: SeenJob) -> None:
+        """Submit the job again if it has failed."""
+        await self._until_end(job)
+        if job.end not in ("FAILED", "TIMED_OUT"):
+            return
+        path = f"/v2/default/retry/{job.id}"
+        job.end = ""
+        job.retries += 1
+        try:
+            response = await request("POST", path, self.plan.owner)
+            answer = await response.json()
+        except BrokenError as error:
+            if not error.is_excused:
+                raise
+            self._note(f"retry broken: {error}")
+            return
+        self._note(f"retry {response.status} {answer}")
+        if response.status != OK:
+            self._refused(response.status, answer)
+
     async def _call(self, method: str, operation: str, job: SeenJob) -> Any:
         """Send a request about a job until it is answered."""
         while True:
@@ -201,7 +252,7 @@ class Client:
             except BrokenError as error:
                 if not error.is_excused:
                     raise
-                self.has_lost = True
+                self.has_lost = self.plan.kind == "stream"
                 self._note(f"{operation} broken: {error}")
             else:
                 if response.status == OK:
@@ -211,7 +262,7 @@ class Client:
                 if response.status == NOT_FOUND:
                     self.world.violate(f"I1: job {job.id} of {self.plan.name} is unknown")
                     return {"status": "FAILED", "stream": []}
-                self.has_lost = True
+                self.has_lost = self.plan.kind == "stream"
             await asyncio.sleep(RETRY_SECONDS)
 
     def _see(self, job: SeenJob, answer: Any) -> None:
@@ -222,6 +273,11 @@ class Client:
         if status in FINAL and not job.end:
             job.end = status
             job.ended_at = asyncio.get_running_loop().time()
+
+
+def _without_comments(event: str) -> str:
+    """Return an event without the heartbeats before it."""
+    return "\n".join(line for line in event.split("\n") if not line.startswith(":"))
 
 
 def check_view(world: Any, job: SeenJob, answer: Any) -> None:
@@ -236,9 +292,8 @@ def check_view(world: Any, job: SeenJob, answer: Any) -> None:
         return
     try:
         tokens = read_tokens(texts(answer.get("output")))
-        fault = fault_of(
-            tokens, job.plan.name, total=job.plan.tokens, is_whole=status == "COMPLETED"
-        )
+        is_whole = status == "COMPLETED" and not job.plan.fault
+        fault = fault_of(tokens, job.plan.name, total=job.plan.tokens, is_whole=is_whole)
     except ValueError as error:
         fault = str(error)
     if fault is not None:

@@ -22,7 +22,7 @@ MAX_CHOICES = 8
 # Handles at one moment of virtual time; more of them are an endless loop.
 MAX_HANDLES_PER_MOMENT = 200_000
 # Mean seconds until an executor calls a function, and from its end to its result.
-EXECUTOR_SECONDS = 0.0005
+THREAD_SECONDS = 0.0005
 
 
 class StuckError(Exception):
@@ -60,6 +60,7 @@ class SimLoop(asyncio.BaseEventLoop):
         # Executors run one function at a time; this is the end of the last one.
         self._busy_until: dict[Any, float] = {}
         self.handles = 0
+        self.thread_seconds = THREAD_SECONDS
         # Exceptions that no task or callback has handled.
         self.errors: list[str] = []
         self.set_task_factory(self._make_task)
@@ -104,7 +105,7 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def delay(self) -> float:
         """Draw the delay of a thread."""
-        return self._delays.expovariate(1 / EXECUTOR_SECONDS)
+        return self._delays.expovariate(1 / self.thread_seconds)
 
     async def create_server(  # type: ignore[override]
         self, protocol_factory: Callable[[], Any], *, sock: Any, **_: Any

@@ -14,9 +14,8 @@ Trace = Callable[[str], None]
 
 WINDOWS = (2_048, 16_384, 65_536)
 SEGMENTS = (1_460, 16_384)
-# Bounds of the mean latency of one connection, in seconds.
+# The least mean latency of a connection.
 LATENCY_MIN_SECONDS = 0.0002
-LATENCY_MAX_SECONDS = 0.02
 # Where a connection attempt to a link that is down looks again.
 RETRY_SECONDS = 0.2
 
@@ -45,7 +44,7 @@ class Connection:
         draw = network.random
         self.window = draw.choice(WINDOWS)
         self.segment = draw.choice(SEGMENTS)
-        self._mean = draw.uniform(LATENCY_MIN_SECONDS, LATENCY_MAX_SECONDS)
+        self._mean = draw.uniform(LATENCY_MIN_SECONDS, network.latency_seconds)
         name = ("127.0.0.1", 40_000 + number)
         address = ("127.0.0.1", 8000)
         self.client = SimTransport(self, client, name, address)
@@ -99,6 +98,8 @@ class Network:
         self.loop = loop
         self.random = random
         self.trace = trace
+        # The greatest mean latency of a connection.
+        self.latency_seconds = 0.02
         self.blocked: dict[frozenset[str], None] = {}
         self.connections: dict[int, Connection] = {}
         self._listeners: dict[Address, Listener] = {}
@@ -131,7 +132,7 @@ class Network:
         node = NODE.get()
         if node is None:
             raise RuntimeError("only a node can connect")
-        await asyncio.sleep(self.random.uniform(LATENCY_MIN_SECONDS, LATENCY_MAX_SECONDS))
+        await asyncio.sleep(self.random.uniform(LATENCY_MIN_SECONDS, self.latency_seconds))
         listener = self._listeners.get(address)
         while listener is not None and self._is_blocked(node, listener.node):
             await asyncio.sleep(RETRY_SECONDS)

@@ -18,7 +18,11 @@ CLIENT_KINDS = {
     "runsync": 2,
     "cancel": 3,
     "forget": 1,
+    "chat_fault": 1,
 }
+# Kinds that meet known bugs of the proxy.
+PENDING_CLIENT_KINDS = {"cursor": 4, "retry": 3}
+ENGINE_FAULTS = ("hang:2", "error_event:1", "cut:2", "status:503", "head_delay:3000")
 FAULT_KINDS = {
     "kill_worker": 4,
     "drain_worker": 2,
@@ -26,7 +30,8 @@ FAULT_KINDS = {
     "kill_proxy": 3,
     "drain_proxy": 1,
     "stop_proxy": 1,
-    "cut": 4,
+    "cut": 3,
+    "flap": 4,
     "silence": 2,
     "block": 3,
     "store": 3,
@@ -37,7 +42,11 @@ NEEDS_FILE = ("kill_proxy", "drain_proxy", "store", "crash")
 
 @dataclass(frozen=True, slots=True)
 class ClientPlan:
-    """One client. `at`: seconds until it starts. `pause`: until it cancels, leaves or reads on."""
+    """One client.
+
+    `at`: seconds until it starts. `pause`: until it cancels, leaves or reads on. `fault`: what its
+    request makes the engine do (see `worker_vllm.engine.script`).
+    """
 
     name: str
     kind: str
@@ -47,6 +56,7 @@ class ClientPlan:
     pace: float
     pause: float
     streams: bool
+    fault: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,6 +82,9 @@ class Plan:
     seed: int
     is_fifo: bool
     store: str
+    # Mean seconds of one step of a thread; the commits of a slow disk take longer.
+    thread_seconds: float
+    latency_seconds: float
     slots: tuple[int, ...]
     clients: tuple[ClientPlan, ...]
     faults: tuple[Fault, ...]
@@ -80,22 +93,42 @@ class Plan:
         return json.dumps(asdict(self), indent=1)
 
 
-def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
-    """Return the plan of a seed. `kinds`: the possible faults and their weights."""
+def draw_plan(
+    seed: int, kinds: dict[str, int] | None = None, *, with_pending: bool = False
+) -> Plan:
+    """Return the plan of a seed.
+
+    `kinds`: the possible faults and their weights. `with_pending`: the clients may also be of
+    `PENDING_CLIENT_KINDS`.
+    """
     random = Random(f"{seed} plan")
     store = "memory:" if random.random() < 0.2 else ""
     slots = tuple(random.randint(1, 4) for _ in range(random.randint(2, 3)))
-    clients = tuple(_client(random, number) for number in range(random.randint(15, 30)))
+    client_kinds = CLIENT_KINDS | (PENDING_CLIENT_KINDS if with_pending else {})
+    clients = tuple(
+        _client(random, number, client_kinds) for number in range(random.randint(15, 30))
+    )
+    thread_seconds = random.choice((0.0005, 0.0005, 0.005, 0.05))
+    latency_seconds = random.choice((0.002, 0.02, 0.2))
     weights = dict(FAULT_KINDS if kinds is None else kinds)
     if store:
         weights = {kind: weight for kind, weight in weights.items() if kind not in NEEDS_FILE}
     number = random.choice((0, 1, 1, 2, 3, 4, 6)) if weights else 0
     faults = sorted((_fault(random, weights) for _ in range(number)), key=lambda fault: fault.at)
-    return Plan(seed, seed % 4 == 0, store, slots, clients, tuple(faults))
+    return Plan(
+        seed=seed,
+        is_fifo=seed % 4 == 0,
+        store=store,
+        thread_seconds=thread_seconds,
+        latency_seconds=latency_seconds,
+        slots=slots,
+        clients=clients,
+        faults=tuple(faults),
+    )
 
 
-def _client(random: Random, number: int) -> ClientPlan:
-    kind = random.choices(list(CLIENT_KINDS), list(CLIENT_KINDS.values()))[0]
+def _client(random: Random, number: int, kinds: dict[str, int]) -> ClientPlan:
+    kind = random.choices(list(kinds), list(kinds.values()))[0]
     return ClientPlan(
         name=f"c{number}",
         kind=kind,
@@ -105,6 +138,7 @@ def _client(random: Random, number: int) -> ClientPlan:
         pace=random.choice((0.0, 0.02, 0.1, 0.3)),
         pause=_rounded(random.uniform(0.0, 2.0)),
         streams=random.random() < 0.5,
+        fault=random.choice(ENGINE_FAULTS) if kind in ("chat_fault", "retry") else "",
     )
 
 
@@ -125,6 +159,9 @@ def _fault(random: Random, weights: dict[str, int]) -> Fault:
             code = random.choice(("full", "busy", "ioerr"))
             more = {"detail": f"{where} {code}", "times": random.randint(1, 8)}
             seconds = 0.0
+        case "flap":
+            seconds = _rounded(random.uniform(0.5, 6.0))
+            more["times"] = random.randint(2, 8)
         case "cut" | "silence":
             seconds = 0.0
     return Fault(at, kind, pick, seconds, **more)

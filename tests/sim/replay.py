@@ -2,7 +2,8 @@
 environment.
 
 `--plan` prints the plan only, `--logs` adds the program's own log, `--without 0,2` leaves faults
-out, and `--shrink` leaves out all faults and clients that the first violation does not need.
+out, `--pending` adds the clients that meet known bugs, and `--shrink` leaves out all faults and
+clients that the first violation does not need.
 """
 
 import argparse
@@ -74,11 +75,12 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--logs", action="store_true")
+    parser.add_argument("--pending", action="store_true")
     parser.add_argument("--shrink", action="store_true")
     parser.add_argument("--without", default="", help="numbers of faults to leave out")
     options = parser.parse_args()
     without = {int(number) for number in options.without.split(",") if number}
-    plan = draw_plan(options.seed)
+    plan = draw_plan(options.seed, with_pending=options.pending)
     faults = tuple(fault for index, fault in enumerate(plan.faults) if index not in without)
     plan = replace(plan, faults=faults)
     if options.shrink:

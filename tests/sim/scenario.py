@@ -59,6 +59,8 @@ class Scenario:
         self.jobs: list[SeenJob] = []
         self._down: dict[str, float] = {}
         world.has_faults = bool(plan.faults)
+        world.loop.thread_seconds = plan.thread_seconds
+        world.network.latency_seconds = plan.latency_seconds
 
     async def play(self) -> None:
         """Play the plan, wait until everything is quiet, and check the end."""
@@ -106,21 +108,21 @@ class Scenario:
         """Carry out one fault."""
         self._world.trace(f"fault {fault.kind} {fault.pick} {fault.seconds} {fault.detail}")
         worker = self.workers[fault.pick % len(self.workers)]
-        match fault.kind:
-            case "kill_worker":
-                self._kill(worker, fault)
-            case "kill_proxy":
-                self._kill(self.proxy, fault)
-            case "drain_worker":
-                self._drain(worker, fault)
-            case "drain_proxy":
-                self._drain(self.proxy, fault)
-            case "stop_worker":
-                self._stop(worker, fault)
-            case "stop_proxy":
-                self._stop(self.proxy, fault)
+        action, _, target = fault.kind.partition("_")
+        machine = self.proxy if target == "proxy" else worker
+        match action:
+            case "kill":
+                self._kill(machine, fault)
+            case "drain":
+                self._drain(machine, fault)
+            case "stop":
+                self._stop(machine, fault)
             case "block":
                 self._world.network.block(worker.name, self.proxy.name, fault.seconds)
+            case "flap":
+                for number in range(fault.times):
+                    delay = fault.seconds * number / fault.times
+                    self._world.loop.call_later(delay, self._reset, worker, context=Context())
             case "cut" | "silence":
                 self._cut(fault)
             case "store":
@@ -147,6 +149,12 @@ class Scenario:
             self._world.loop.call_later(
                 fault.seconds, self._world.loop.resume, node, context=Context()
             )
+
+    def _reset(self, machine: Machine) -> None:
+        """Break all connections of a machine."""
+        for connection in tuple(self._world.network.connections.values()):
+            if machine.name in connection.nodes:
+                connection.reset()
 
     def _cut(self, fault: Fault) -> None:
         connections = list(self._world.network.connections.values())

@@ -1,5 +1,6 @@
 """Checks of the tokens that clients receive: `"<client> <run> <index> "`."""
 
+import json
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -31,7 +32,19 @@ def texts(output: Any) -> str:
             return texts(element)
         case {"text": list(parts)}:
             return "".join(parts)
+        case str():
+            return _text_of_events(output)
     return ""
+
+
+def _text_of_events(stream: str) -> str:
+    """Return the text in events of a chat stream."""
+    text = ""
+    for line in stream.splitlines():
+        data = line.removeprefix("data: ")
+        if data.startswith("{") and (choices := json.loads(data).get("choices")):
+            text += choices[0]["delta"].get("content") or ""
+    return text
 
 
 def fault_of(
