@@ -75,6 +75,8 @@ class Client:
         """Note an error response. It needs a fault, and is never a bug of the server."""
         self._note(f"status {status} {json.dumps(body)[:160]}")
         self.world.errors += 1
+        if "execution_timeout" in json.dumps(body):
+            check_timeout(self.world, self.plan)
         is_expected = self.world.has_faults or bool(self.plan.fault)
         if status == INTERNAL or not is_expected:
             self.world.violate(f"{self.plan.name} {self.plan.kind}: {status} {body}")
@@ -280,6 +282,12 @@ def _without_comments(event: str) -> str:
     return "\n".join(line for line in event.split("\n") if not line.startswith(":"))
 
 
+def check_timeout(world: Any, plan: ClientPlan) -> None:
+    """Note a run that has reached its time limit without a reason."""
+    if not world.may_time_out and not plan.fault:
+        world.violate(f"I6: {plan.name} {plan.kind} has timed out without a reason")
+
+
 def check_view(world: Any, job: SeenJob, answer: Any) -> None:
     """Check a job against everything that was seen of it before."""
     status = answer["status"]
@@ -290,6 +298,8 @@ def check_view(world: Any, job: SeenJob, answer: Any) -> None:
     if status not in FINAL or "executionTime" not in answer:
         # Only `status` and `runsync` show the output.
         return
+    if status == "TIMED_OUT":
+        check_timeout(world, job.plan)
     try:
         tokens = read_tokens(texts(answer.get("output")))
         is_whole = status == "COMPLETED" and not job.plan.fault

@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+from contextvars import Context
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import Any
@@ -28,7 +30,7 @@ ADDRESS = ("127.0.0.1", 8000)
 TOKEN = "simulated-worker-token-of-enough-length"
 KEYS = {"one": "key-of-owner-one-0123456789abcdef", "two": "key-of-owner-two-0123456789abcdef"}
 EPOCH_MILLIS = 1_800_000_000_000
-HEARTBEAT_SECONDS = 5.0
+HEARTBEAT_SECONDS = 2.0
 PROGRESS_SECONDS = 30.0
 DRAIN_SECONDS = 5.0
 
@@ -73,6 +75,15 @@ class Machine:
         self.world.nodes.append(self.node)
         self.stop_event = asyncio.Event()
         self.task = self.node.start(self.world.loop, self.run(self.stop_event))
+        self.task.add_done_callback(partial(self._ended, self.node), context=Context())
+
+    def _ended(self, node: Node, task: "asyncio.Task[Any]") -> None:
+        """Let the process end with its main task."""
+        if node.is_dead:
+            return
+        node.kill()
+        if not task.cancelled() and (error := task.exception()) is not None:
+            self.world.violate(f"bug: {self.name} ended with {error!r}")
 
     def terminate(self) -> None:
         """Send the process SIGTERM."""

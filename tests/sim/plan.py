@@ -5,6 +5,10 @@ from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
 
+LEASE_SECONDS = 6.0
+EXECUTION_SECONDS = 20.0
+# A run takes 4 s at most, and some time to be handed out and settled.
+TOLERATED_DELAY_SECONDS = 13.0
 # Seconds during which clients start and faults happen.
 PLAY_SECONDS = 15.0
 FIRST_CLIENT_SECONDS = 1.0
@@ -37,6 +41,7 @@ FAULT_KINDS = {
     "store": 3,
     "crash": 2,
 }
+ALL_STATEMENTS = 1_000_000
 NEEDS_FILE = ("kill_proxy", "drain_proxy", "store", "crash")
 
 
@@ -89,8 +94,22 @@ class Plan:
     clients: tuple[ClientPlan, ...]
     faults: tuple[Fault, ...]
 
+    @property
+    def may_time_out(self) -> bool:
+        """True if the faults can delay a healthy run beyond the time limit of a run."""
+        return sum(map(_delay, self.faults)) > TOLERATED_DELAY_SECONDS
+
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
+
+
+def _delay(fault: Fault) -> float:
+    """Return the longest time for which a fault delays a run that goes on."""
+    if fault.kind in ("kill_proxy", "drain_proxy", "crash"):
+        return fault.seconds + LEASE_SECONDS
+    if fault.kind == "silence":
+        return LEASE_SECONDS
+    return fault.seconds if fault.kind in ("stop_worker", "stop_proxy", "block", "store") else 0.0
 
 
 def draw_plan(
@@ -157,8 +176,9 @@ def _fault(random: Random, weights: dict[str, int]) -> Fault:
         case "store":
             where = random.choice(("begin", "statement", "commit"))
             code = random.choice(("full", "busy", "ioerr"))
-            more = {"detail": f"{where} {code}", "times": random.randint(1, 8)}
-            seconds = 0.0
+            # Some statements fail, or all of them for a while.
+            more = {"detail": f"{where} {code}", "times": random.choice((1, 3, 8, ALL_STATEMENTS))}
+            seconds = _rounded(random.uniform(0.3, 8.0))
         case "flap":
             seconds = _rounded(random.uniform(0.5, 6.0))
             more["times"] = random.randint(2, 8)

@@ -13,11 +13,9 @@ from sim.loop import StuckError
 from sim.machines import Machine, ProxyMachine, WorkerMachine
 from sim.node import Node
 from sim.oracle import check_end, unrest
-from sim.plan import PLAY_SECONDS, Fault, Plan
+from sim.plan import EXECUTION_SECONDS, LEASE_SECONDS, PLAY_SECONDS, Fault, Plan
 from sim.world import World
 
-LEASE_SECONDS = 15.0
-EXECUTION_SECONDS = 20.0
 # The last client may start its job at the end, and needs this long for it.
 LAST_JOB_SECONDS = 10.0
 LIMIT_SECONDS = LEASE_SECONDS + EXECUTION_SECONDS + 5.0 + LAST_JOB_SECONDS
@@ -59,6 +57,7 @@ class Scenario:
         self.jobs: list[SeenJob] = []
         self._down: dict[str, float] = {}
         world.has_faults = bool(plan.faults)
+        world.may_time_out = plan.may_time_out
         world.loop.thread_seconds = plan.thread_seconds
         world.network.latency_seconds = plan.latency_seconds
 
@@ -74,16 +73,20 @@ class Scenario:
         ]
         for fault in self._plan.faults:
             loop.call_at(fault.at, self._inject, fault, context=Context())
+        limit = LIMIT_SECONDS
+        if any(client.kind == "retry" for client in self._plan.clients):
+            # A second run can reach its time limit too.
+            limit += EXECUTION_SECONDS
         last = max([PLAY_SECONDS, *(fault.end for fault in self._plan.faults)])
         why = ["not begun"]
-        while loop.time() < last or (why and loop.time() < last + LIMIT_SECONDS):
+        while loop.time() < last or (why and loop.time() < last + limit):
             await asyncio.sleep(LOOK_SECONDS)
             for machine in machines:
                 if not machine.is_up and loop.time() >= self._down.get(machine.name, 0.0):
                     machine.start()
             why = unrest(self, [client for client in clients if not client.done()])
         for reason in why:
-            self._world.violate(f"I6: not quiet {LIMIT_SECONDS:g} s after the last fault: {reason}")
+            self._world.violate(f"I6: not quiet {limit:g} s after the last fault: {reason}")
         if not why:
             await Node("oracle").start(loop, check_end(self))
         for client in clients:
@@ -129,6 +132,7 @@ class Scenario:
                 faults = self.proxy.faults
                 faults.where, faults.code = fault.detail.split()
                 faults.times = fault.times
+                self._world.loop.call_later(fault.seconds, faults.heal, context=Context())
             case "crash":
                 self.proxy.faults.kill = fault.detail
                 self._down[self.proxy.name] = fault.end

@@ -83,6 +83,10 @@ class StoreFaults:
             error.sqlite_errorcode = number
             raise error
 
+    def heal(self) -> None:
+        """End the failures."""
+        self.times = 0
+
     def crash(self, moment: str) -> None:
         """Kill the current process, if that is due at this moment of a commit."""
         node = NODE.get()

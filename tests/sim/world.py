@@ -36,6 +36,7 @@ class World:
         self.network = Network(self.loop, self.draw("network"), self.trace)
         # The (job, attempt) pairs that workers have received, and their receivers.
         self.has_faults = False
+        self.may_time_out = False
         # Error responses that clients have received.
         self.errors = 0
         self.offers: dict[tuple[str, int], str] = {}
