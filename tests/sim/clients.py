@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from sim.http_client import BrokenError, Response, request
-from sim.plan import ClientPlan
+from sim.plan import ENDLESS_KINDS, ClientPlan
 from sim.tokens import fault_of, read_tokens, texts
 
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
@@ -284,7 +284,8 @@ def _without_comments(event: str) -> str:
 
 def check_timeout(world: Any, plan: ClientPlan) -> None:
     """Note a run that has reached its time limit without a reason."""
-    if not world.may_time_out and not plan.fault:
+    is_endless = plan.kind in ENDLESS_KINDS or bool(plan.fault)
+    if not world.may_time_out and not is_endless:
         world.violate(f"I6: {plan.name} {plan.kind} has timed out without a reason")
 
 

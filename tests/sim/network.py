@@ -171,6 +171,12 @@ class Network:
     def note_read(self, transport: SimTransport, size: int) -> None:
         self.trace(f"read {transport.connection} {transport.node.name} {size}")
 
+    def close(self) -> None:
+        """Close all connections, at the end of the simulation."""
+        for connection in tuple(self.connections.values()):
+            connection.client.killed()
+            connection.server.killed()
+
     def block(self, one: str, other: str, seconds: float) -> None:
         """Take the link between two nodes down for a while."""
         pair = frozenset((one, other))

@@ -1,6 +1,7 @@
 """The plan of a simulation: everything that is drawn from its seed before it starts."""
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from random import Random
 from typing import Any
@@ -12,6 +13,7 @@ TOLERATED_DELAY_SECONDS = 13.0
 # Seconds during which clients start and faults happen.
 PLAY_SECONDS = 15.0
 FIRST_CLIENT_SECONDS = 1.0
+BURST_SECONDS = 0.5
 CLIENT_KINDS = {
     "chat": 6,
     "chat_whole": 2,
@@ -24,6 +26,9 @@ CLIENT_KINDS = {
     "forget": 1,
     "chat_fault": 1,
 }
+# These run until they are stopped.
+ENDLESS_KINDS = ("chat_leave", "cancel")
+ENDLESS_TOKENS = 100_000
 # Kinds that meet known bugs of the proxy.
 PENDING_CLIENT_KINDS = {"cursor": 4, "retry": 3}
 ENGINE_FAULTS = ("hang:2", "error_event:1", "cut:2", "status:503", "head_delay:3000")
@@ -122,10 +127,14 @@ def draw_plan(
     """
     random = Random(f"{seed} plan")
     store = "memory:" if random.random() < 0.2 else ""
-    slots = tuple(random.randint(1, 4) for _ in range(random.randint(2, 3)))
+    slots = tuple(random.choice((1, 1, 2, 4)) for _ in range(random.randint(2, 3)))
     client_kinds = CLIENT_KINDS | (PENDING_CLIENT_KINDS if with_pending else {})
+    # Clients come one by one, or many at once so that jobs wait in the queue.
+    moments = [random.uniform(FIRST_CLIENT_SECONDS, PLAY_SECONDS) for _ in range(2)]
+    is_bursty = random.random() < 0.5
     clients = tuple(
-        _client(random, number, client_kinds) for number in range(random.randint(15, 30))
+        _client(random, number, client_kinds, moments if is_bursty else [])
+        for number in range(random.randint(15, 30))
     )
     thread_seconds = random.choice((0.0005, 0.0005, 0.005, 0.05))
     latency_seconds = random.choice((0.002, 0.02, 0.2))
@@ -146,15 +155,21 @@ def draw_plan(
     )
 
 
-def _client(random: Random, number: int, kinds: dict[str, int]) -> ClientPlan:
+def _client(
+    random: Random, number: int, kinds: dict[str, int], moments: Sequence[float]
+) -> ClientPlan:
+    if moments:
+        at = random.choice(moments) + random.uniform(0.0, BURST_SECONDS)
+    else:
+        at = random.uniform(FIRST_CLIENT_SECONDS, PLAY_SECONDS)
     kind = random.choices(list(kinds), list(kinds.values()))[0]
     return ClientPlan(
         name=f"c{number}",
         kind=kind,
-        at=_rounded(random.uniform(FIRST_CLIENT_SECONDS, PLAY_SECONDS)),
+        at=_rounded(at),
         owner=random.choice(("one", "two")),
-        tokens=random.choice((1, 3, 5, 8, 12)),
-        pace=random.choice((0.0, 0.02, 0.1, 0.3)),
+        tokens=ENDLESS_TOKENS if kind in ENDLESS_KINDS else random.choice((1, 3, 5, 8, 12)),
+        pace=0.1 if kind in ENDLESS_KINDS else random.choice((0.0, 0.02, 0.1, 0.3)),
         pause=_rounded(random.uniform(0.0, 2.0)),
         streams=random.random() < 0.5,
         fault=random.choice(ENGINE_FAULTS) if kind in ("chat_fault", "retry") else "",
@@ -166,7 +181,7 @@ def _fault(random: Random, weights: dict[str, int]) -> Fault:
     at = _rounded(random.uniform(FIRST_CLIENT_SECONDS, PLAY_SECONDS))
     pick = random.randrange(1_000)
     # Most faults are short; some outlast the lease.
-    seconds = _rounded(random.choice((0.3, 1.0, 4.0, 20.0)) * random.uniform(0.5, 1.2))
+    seconds = _rounded(random.choice((0.3, 1.0, 4.0, 8.0, 20.0)) * random.uniform(0.5, 1.2))
     more: dict[str, Any] = {}
     match kind:
         case "kill_worker" | "drain_worker" | "kill_proxy" | "drain_proxy" | "crash":

@@ -133,6 +133,8 @@ class Scenario:
                 faults.where, faults.code = fault.detail.split()
                 faults.times = fault.times
                 self._world.loop.call_later(fault.seconds, faults.heal, context=Context())
+            case "lie":
+                self.proxy.faults.lies = fault.times
             case "crash":
                 self.proxy.faults.kill = fault.detail
                 self._down[self.proxy.name] = fault.end

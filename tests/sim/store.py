@@ -64,13 +64,14 @@ class StoreFaults:
     """The failures that are due: each matching statement uses up one.
 
     `where`: begin, statement or commit. `kill`: "before" or "after" kills the process at the next
-    commit.
+    commit. `lies`: commits that report success and do nothing, to test the oracle.
     """
 
     where: str = ""
     code: str = ""
     times: int = 0
     kill: str = ""
+    lies: int = 0
     trace: Callable[[str], None] = field(default=print)
 
     def check(self, where: str) -> None:
@@ -111,6 +112,9 @@ class FaultyConnection:
         if sql == "COMMIT":
             self._faults.crash("before")
             self._faults.check("commit")
+            if self._faults.lies:
+                self._faults.lies -= 1
+                return self._db.execute("ROLLBACK")
             cursor = self._db.execute(sql)
             self._faults.trace("commit")
             self._faults.crash("after")

@@ -6,10 +6,11 @@ A failing seed is replayed by `python tests/sim/replay.py SEED`.
 import gc
 import os
 import time
+from dataclasses import replace
 
 import pytest
 
-from sim.plan import draw_plan
+from sim.plan import Fault, draw_plan
 from sim.scenario import Result, simulate
 
 # Seeds of `make test`, in groups that a parallel run distributes.
@@ -42,6 +43,14 @@ def test_a_seed_always_gives_the_same_trace(seed: int) -> None:
 
 def test_different_seeds_give_different_traces() -> None:
     assert outcome(1).lines != outcome(2).lines
+
+
+def test_a_disk_that_forgets_commits_is_found() -> None:
+    """The oracle must find something: here the acknowledged jobs that were never written."""
+    plan = draw_plan(1)
+    lie = Fault(at=5.0, kind="lie", pick=0, seconds=0.0, times=20)
+    violations = simulate(replace(plan, store="", faults=(lie,))).violations
+    assert any("I1" in violation for violation in violations)
 
 
 @pytest.mark.torture

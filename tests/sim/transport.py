@@ -282,6 +282,7 @@ class SimTransport(asyncio.Transport):
     def killed(self) -> None:
         """Close the socket of a process that was killed: its written bytes still arrive."""
         if not self.is_gone:
+            self._is_closing = True
             self.out.buffer.clear()
             self._close_socket()
 

@@ -117,6 +117,7 @@ class World:
             ):  # type: ignore[attr-defined]
                 self.violate(f"bug: nothing handles the error of {task!r}")
         self._is_over = True
+        self.network.close()
         for task in self.loop.tasks:
             if task.done():
                 continue
