@@ -22,13 +22,8 @@ from sim.scenario import simulate  # noqa: E402
 
 
 def shrunk(plan: Plan) -> Plan:
-    """Return the plan without the faults and clients that its violation does not need.
-
-    Raises ValueError if the plan has no violation.
-    """
+    """Return the plan without the faults and clients that its violation does not need."""
     kinds = _kinds(plan)
-    if not kinds:
-        raise ValueError(f"seed {plan.seed} has no violation")
     plan = _without_needless(plan, "faults", kinds)
     return _without_needless(plan, "clients", kinds)
 
@@ -83,7 +78,7 @@ def main() -> None:
     plan = draw_plan(options.seed, with_pending=options.pending)
     faults = tuple(fault for index, fault in enumerate(plan.faults) if index not in without)
     plan = replace(plan, faults=faults)
-    if options.shrink:
+    if options.shrink and simulate(plan).violations:
         plan = shrunk(plan)
     write: Callable[[str], Any] = print
     write(plan.to_json())
