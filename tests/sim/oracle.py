@@ -1,4 +1,4 @@
-"""The invariants that hold when everything is quiet: see `docs` of the failure model, I1 to I10."""
+"""The invariants that hold when everything is quiet, I1 to I10 of the failure model."""
 
 import sqlite3
 from typing import Any
