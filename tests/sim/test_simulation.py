@@ -1,0 +1,66 @@
+"""Random faults in a simulated cluster: see `loop.py`, `network.py` and `scenario.py`.
+
+A failing seed is replayed by `python tests/sim/replay.py SEED`.
+"""
+
+import gc
+import os
+import time
+from dataclasses import replace
+
+import pytest
+
+from sim.plan import Fault, draw_plan
+from sim.scenario import Result, simulate
+
+# Seeds of `make test`, in groups that a parallel run distributes.
+GROUPS = 8
+SEEDS_PER_GROUP = 10
+# The first seed of the torture test.
+TORTURE_SEED = 100_000
+
+
+def outcome(seed: int) -> Result:
+    """Simulate one seed, and free its memory."""
+    result = simulate(draw_plan(seed))
+    gc.collect()
+    return result
+
+
+@pytest.mark.parametrize("group", range(GROUPS))
+def test_the_invariants_hold_under_faults(group: int) -> None:
+    found = {}
+    for seed in range(group * SEEDS_PER_GROUP, (group + 1) * SEEDS_PER_GROUP):
+        if violations := outcome(seed).violations:
+            found[seed] = violations
+    assert not found
+
+
+@pytest.mark.parametrize("seed", [4, 7])
+def test_a_seed_always_gives_the_same_trace(seed: int) -> None:
+    assert outcome(seed).lines == outcome(seed).lines
+
+
+def test_different_seeds_give_different_traces() -> None:
+    assert outcome(1).lines != outcome(2).lines
+
+
+def test_a_disk_that_forgets_commits_is_found() -> None:
+    """The oracle must find something: here the acknowledged jobs that were never written."""
+    plan = draw_plan(1)
+    lie = Fault(at=5.0, kind="lie", pick=0, seconds=0.0, times=20)
+    violations = simulate(replace(plan, store="", faults=(lie,))).violations
+    assert any("I1" in violation for violation in violations)
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(0)
+def test_the_invariants_hold_under_faults_for_minutes() -> None:
+    end = time.monotonic() + 60 * float(os.environ.get("MINUTES", "10"))
+    seed = TORTURE_SEED
+    found = {}
+    while time.monotonic() < end:
+        if violations := outcome(seed).violations:
+            found[seed] = violations
+        seed += 1
+    assert not found
