@@ -44,6 +44,9 @@ class SimClock:
     def now(self) -> Millis:
         return Millis(EPOCH_MILLIS + int(self._loop.time() * 1000))
 
+    def wall(self) -> Millis:
+        return self.now()
+
 
 class Machine:
     """A process that can be started again after its end."""

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from proxy.store.sqlite.disk import LockedError, Space
 from sim.loop import SimLoop
@@ -27,36 +27,62 @@ class SimDisk:
     """`Disk` that outlives the processes of the proxy. Only SQLite's own files are real."""
 
     def __init__(self) -> None:
-        self._holder: Node | None = None
+        self._holders: dict[Path, Node] = {}
         self._files: dict[Path, int] = {}
 
     def make_folder(self, folder: Path) -> None:
         folder.mkdir(parents=True, exist_ok=True)
 
-    def make_file(self, path: Path) -> None:
-        path.touch()
+    def real_path(self, path: Path) -> Path:
+        return path
 
     @contextmanager
-    def lock(self, path: Path) -> Iterator[None]:  # noqa: ARG002 - there is one file
-        if self._holder is not None and not self._holder.is_dead:
-            raise LockedError(self._holder.name)
-        self._holder = NODE.get()
+    def hold(self, path: Path) -> Iterator["SimFile"]:
+        with self.lock(path):
+            path.touch()
+            yield SimFile(path)
+
+    @contextmanager
+    def read(self, path: Path) -> Iterator[BinaryIO]:
+        with path.open("rb") as file:
+            yield file
+
+    @contextmanager
+    def lock(self, path: Path) -> Iterator[None]:
+        holder = self._holders.get(path)
+        if holder is not None and not holder.is_dead:
+            raise LockedError(holder.name)
+        if (node := NODE.get()) is not None:
+            self._holders[path] = node
         try:
             yield
         finally:
-            self._holder = None
+            self._holders.pop(path, None)
 
     def space(self, folder: Path) -> Space:  # noqa: ARG002 - there is one disk
         return Space(FREE_BYTES, FREE_BYTES)
 
     def exists(self, path: Path) -> bool:
-        return path in self._files
+        return path in self._files or path.exists()
 
     def allocate(self, path: Path, size: int) -> None:
         self._files[path] = size
 
     def remove(self, path: Path) -> None:
         del self._files[path]
+
+
+@dataclass(frozen=True, slots=True)
+class SimFile:
+    """`HeldFile` of a disk on which no file is lost."""
+
+    path: Path
+
+    def head(self, size: int) -> bytes:
+        return self.path.read_bytes()[:size]
+
+    def loss(self) -> str:
+        return ""
 
 
 @dataclass(slots=True)
