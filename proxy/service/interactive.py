@@ -232,7 +232,10 @@ class InteractiveJobs:
         for job_id in self._index.due(now, len(self._mailboxes)):
             mailbox = self._mailboxes[job_id]
             verdict = overdue(mailbox.job, now)
-            if verdict is not None and self._end(
+            if mailbox.is_whole:
+                # Only the end of its run is late.
+                self.passed_on(mailbox)
+            elif verdict is not None and self._end(
                 mailbox, verdict.event, Outcome(answered=False, error=verdict.error)
             ):
                 self._fleet.stop_run(mailbox.job)

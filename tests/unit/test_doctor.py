@@ -37,5 +37,5 @@ def test_a_connection_that_is_lost_is_a_finding_too(name: str, tmp_path: Path) -
 
 
 def found(name: str, place: str, folder: Path) -> doctor.Finding:
-    findings = doctor.examine(f"http://{place}", "default", "token", 0, folder, seconds=0.3)
+    findings = doctor.examine(f"http://{place}", "default", "token", 0, folder, seconds=1.0)
     return {one.name: one for one in findings}[name]

@@ -463,6 +463,19 @@ async def test_a_run_that_takes_too_long_is_timed_out_and_stopped(
     assert stops(worker) == [("stop", mailbox.job.id, 1)]
 
 
+async def test_a_run_whose_output_is_whole_is_completed_when_its_end_is_overdue(
+    parts: Parts, clock: FakeClock, worker: Worker
+) -> None:
+    mailbox = started(parts)
+    mailbox.is_whole = True
+    clock.pass_time(600)
+    parts.interactive.end_overdue()
+    assert mailbox.outcome is not None
+    assert mailbox.outcome.answered
+    assert mailbox.job.status is Status.COMPLETED
+    assert stops(worker) == [("stop", mailbox.job.id, 1)]
+
+
 def test_all_overdue_jobs_end_in_one_round(parts: Parts, clock: FakeClock) -> None:
     calls = [call(parts, patience=float(number % 7)) for number in range(1_000)]
     clock.pass_time(5)
