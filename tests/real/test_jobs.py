@@ -11,6 +11,7 @@ pytestmark = pytest.mark.timeout(START_SECONDS)
 QUESTION = [{"role": "user", "content": "What is a lease?"}]
 ANSWER = "A lease is a worker's time-limited right to its jobs."
 GREEDY = {"temperature": 0}
+LONG = {"ignore_eos": True, "max_tokens": 400}
 
 
 @pytest.fixture
@@ -30,7 +31,8 @@ async def test_messages_are_answered_whole(queue: QueueClient) -> None:
 
 
 async def test_a_stream_has_the_same_text_and_tokens_with_real_metrics(queue: QueueClient) -> None:
-    value = {"messages": QUESTION, "sampling_params": GREEDY}
+    # The load is read every half second, so a short answer can share a reading of an idle engine.
+    value = {"messages": QUESTION, "sampling_params": GREEDY | LONG}
     whole = (await queue.end(await queue.run(value)))["output"]
     job = await queue.run(value | {"stream": True})
     await queue.end(job)
@@ -40,8 +42,8 @@ async def test_a_stream_has_the_same_text_and_tokens_with_real_metrics(queue: Qu
         assert sum(element["output"][name] for element in elements) == whole[name]
     shown = [element["metrics"] for element in elements]
     assert [one["stream_index"] for one in shown] == list(range(len(shown)))
-    assert all(one["running"] >= 1 and 0 < one["gpu_kv_cache_usage"] < 1 for one in shown)
-    assert shown[-1]["avg_gen_throughput"] > 0
+    assert any(one["running"] >= 1 and 0 < one["gpu_kv_cache_usage"] < 1 for one in shown)
+    assert any(one["avg_gen_throughput"] > 0 for one in shown)
 
 
 async def test_texts_of_several_choices(queue: QueueClient) -> None:
