@@ -1,7 +1,7 @@
 """`make test`: install the test tools, then run pytest, in parallel unless tests are selected.
 
-`--fast` omits real vLLM and the clients that need their own environments. All other arguments are
-passed to pytest.
+`--fast` omits real vLLM, the clients that need their own environments, and tests marked `slow`. All
+other arguments are passed to pytest.
 """
 
 import argparse
@@ -13,6 +13,8 @@ from environment.table import ROOT
 
 # Most tests wait for another process most of the time, so more processes than cores are faster.
 PROCESSES = "4"
+# Replaces the expression of pyproject.toml.
+FAST = ("-m", "not torture and not slow")
 
 
 def main() -> None:
@@ -27,7 +29,7 @@ def main() -> None:
     # The tests start hundreds of Python processes; each would compile its imports without a cache.
     os.environ.pop("PYTHONDONTWRITEBYTECODE", None)
     os.chdir(ROOT)
-    arguments = [python, "-m", "pytest", *_parallel(given), *given]
+    arguments = [python, "-m", "pytest", *_parallel(given), *(FAST if options.fast else ()), *given]
     os.execv(python, arguments)  # noqa: S606 - without a shell
 
 

@@ -30,6 +30,8 @@ from proxy.jobs.model import Counts, Delivery, Job, JobId, Millis
 from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS
 from proxy.store.base import JobStore
 
+pytestmark = pytest.mark.slow
+
 RETENTION_MILLIS = 5_000
 # The default of `submission`.
 EXECUTION_MILLIS = 60_000

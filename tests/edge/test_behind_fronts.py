@@ -10,6 +10,8 @@ from harness.network.malformed import CASES, TOKEN
 from harness.network.recording_cable import tap
 from harness.proxy.server import serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.mark.timeout(120)
 @pytest.mark.parametrize("name", FRONTS)

@@ -9,6 +9,8 @@ from harness.load.idle_streams import allow_descriptors, idling
 from harness.proxy.process import KB, MB, alone
 from harness.tools.waiting import until
 
+pytestmark = pytest.mark.slow
+
 # Streams that are opened before memory is measured, so that one-time allocations are not counted.
 WARM_UP_STREAMS = 50
 SETTINGS = {"limit": "openai=0/0", "max_queued": 20_000, "queue_timeout": 600, "drain": 1}

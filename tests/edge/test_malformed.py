@@ -7,6 +7,8 @@ from harness.network.attack import attack_all, is_answered, listed
 from harness.network.malformed import CASES, TOKEN
 from harness.proxy.server import Proxy, serving
 
+pytestmark = pytest.mark.slow
+
 CONCURRENT_ATTACKS = 16
 
 

@@ -14,6 +14,8 @@ from harness.network.malformed.case import asks
 from harness.network.raw_connection import Answer, strict
 from harness.proxy.process import MB, Alone, alone
 
+pytestmark = pytest.mark.slow
+
 LARGE_BODY_BYTES = 20 * MB
 BODY_BUDGET_BYTES = 256 * MB
 MEMORY_LIMIT = 512 * MB

@@ -12,6 +12,8 @@ from harness.proxy.schemathesis_run import CONFORMS, Asking, ask_all
 from harness.proxy.server import Proxy, serving
 from harness.worker.process import worker
 
+pytestmark = pytest.mark.slow
+
 OPERATIONS = ("run", "runsync", "status", "stream", "cancel", "purge-queue", "openai", "requests")
 LIMITS = [f"{name}=0" for name in OPERATIONS]
 PUBLIC_PATHS = r"^/(livez|readyz|ping)?$"

@@ -24,6 +24,8 @@ from proxy.wire.frames import (
     encode,
 )
 
+pytestmark = pytest.mark.slow
+
 pytest.importorskip(
     "atheris", reason="needs atheris: pip install atheris (Linux x86_64, Python 3.11 to 3.13)"
 )

@@ -22,6 +22,8 @@ from proxy.api.http import WRITE_TIMEOUT_SECONDS
 from proxy.app import ANSWERS_MAX_BYTES
 from proxy.wire.frames import End, Output
 
+pytestmark = pytest.mark.slow
+
 OUTPUT = "x" * (50 * 1024 * 1024)
 EMBEDDINGS = "/v2/default/openai/v1/embeddings"
 FIT = ANSWERS_MAX_BYTES // len(OUTPUT)

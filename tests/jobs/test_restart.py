@@ -17,6 +17,8 @@ from harness.tools.ports import free_port
 from harness.tools.waiting import until
 from harness.worker.process import WorkerProcess, environment, worker_process
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "worker-token-of-this-story"
 JOBS = 200
 SLOTS = 20

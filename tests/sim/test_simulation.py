@@ -13,6 +13,8 @@ import pytest
 from sim.plan import Fault, draw_plan
 from sim.scenario import Result, simulate
 
+pytestmark = pytest.mark.slow
+
 # Seeds of `make test`, in groups that a parallel run distributes.
 GROUPS = 8
 SEEDS_PER_GROUP = 10

@@ -7,11 +7,14 @@ from asyncio.subprocess import DEVNULL
 from pathlib import Path
 
 import aiohttp
+import pytest
 from harness.proxy.command import command
 from harness.proxy.server import CHAT, chat, serving
 from harness.runpod.sdk_worker import HANDLERS
 from harness.tools.environments import python
 from harness.tools.waiting import until
+
+pytestmark = pytest.mark.slow
 
 KEY = "open-sesame"
 

@@ -19,6 +19,8 @@ from harness.load.figures import tell
 from harness.load.lag import watching
 from harness.proxy.server import CHAT, Proxy, serving
 
+pytestmark = pytest.mark.slow
+
 MB = 1024 * 1024
 MEMORY_ABOVE = 40 * MB  # in addition to the body
 # Seconds that the event loop may be blocked, in the best of this number of tries. Slower

@@ -12,6 +12,8 @@ from harness.proxy.queue_api import body, prompt
 from harness.proxy.server import CHAT, chat
 from harness.tools.waiting import until
 
+pytestmark = pytest.mark.slow
+
 EX_UNAVAILABLE = 69
 
 

@@ -7,10 +7,13 @@ from contextlib import AsyncExitStack
 from pathlib import Path
 
 import aiohttp
+import pytest
 from harness.proxy.command import command
 from harness.proxy.server import CHAT, Proxy, chat, frames, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
+
+pytestmark = pytest.mark.slow
 
 
 async def test_the_proxy_finishes_running_jobs_and_rejects_queued_ones(tmp_path: Path) -> None:

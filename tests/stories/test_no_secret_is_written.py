@@ -33,6 +33,8 @@ from proxy.webhooks.signature import format_secret
 from worker_vllm.channel.dial import Link
 from worker_vllm.settings import Settings as WorkerSettings
 
+pytestmark = pytest.mark.slow
+
 # Files with mode 0600 whose purpose is to hold a secret.
 KEPT = frozenset({"worker-token", "webhook-secret", "seal-key"})
 

@@ -25,6 +25,8 @@ from harness.worker.process import worker
 from proxy.access.limits import LIMITS
 from proxy.jobs.model import Counts, EndpointId
 
+pytestmark = pytest.mark.slow
+
 HERE = EndpointId("default")
 WORKERS, SLOTS = 2, 4
 CAPACITY = WORKERS * SLOTS / JOB_SECONDS  # jobs per second

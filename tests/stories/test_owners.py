@@ -19,6 +19,8 @@ from pydantic import SecretStr
 
 from proxy.access.limits import LIMITS
 
+pytestmark = pytest.mark.slow
+
 OWNERS, AT_ONCE = 50, 60
 REQUESTS, REQUESTS_OF_TORTURE = 1_500, 20_000
 NO_LIMITS = [f"{name}=0" for name in LIMITS]

@@ -23,6 +23,8 @@ from harness.worker.process import WorkerProcess, environment, worker_process
 
 from proxy.cli import stock_worker
 
+pytestmark = pytest.mark.slow
+
 TOKEN = "worker-token-of-this-story"
 # Longer than the lease of these proxies, shorter than the ping timeout of a worker.
 PAUSE_SECONDS = 3.0

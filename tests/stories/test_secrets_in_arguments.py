@@ -15,6 +15,8 @@ from harness.proxy.server import CHAT, chat
 from harness.tools.terminal import terminal
 from harness.tools.waiting import until
 
+pytestmark = pytest.mark.slow
+
 SCRIPTED = {"WORKER_ENGINE": "scripted"}
 
 

@@ -13,6 +13,8 @@ from harness.proxy.server import CHAT, Proxy, chat
 from harness.runpod.raw_worker import Raw
 from harness.runpod.sdk_worker import stock_proxy
 
+pytestmark = pytest.mark.slow
+
 MB = 1024 * 1024
 LISTS = b"[%b1]" % (b"[]," * 2_400_000)
 

@@ -6,8 +6,11 @@ import time
 from pathlib import Path
 
 import aiohttp
+import pytest
 from harness.load.figures import tell
 from harness.proxy.command import command
+
+pytestmark = pytest.mark.slow
 
 # Number of refused worker calls that are answered late; further ones are answered at once.
 SLOW = 64

@@ -18,6 +18,8 @@ from harness.worker.process import worker
 from proxy.jobs.model import WorkerId
 from proxy.service.sweeper import TICK_SECONDS
 
+pytestmark = pytest.mark.slow
+
 GRACE = 0.5
 # Maximum time for a process to be killed, on a busy machine.
 END_SECONDS = 20.0

@@ -8,6 +8,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from aiohttp import web
 from harness.proxy.command import command
 from harness.tools.terminal import terminal
@@ -15,6 +16,8 @@ from harness.tools.waiting import until
 
 from proxy.cli.up import new_worker_id
 from proxy.scaler.process import Command, ProcessProvider
+
+pytestmark = pytest.mark.slow
 
 CLIPBOARD, TITLE, CLEAR, C1 = (
     "\x1b]52;c;cm0=\x07",

@@ -13,6 +13,8 @@ from harness.proxy.command import Command, command, processes
 from harness.proxy.server import CHAT, chat
 from harness.tools.waiting import until
 
+pytestmark = pytest.mark.slow
+
 SCRIPTED = {"WORKER_ENGINE": "scripted"}
 
 

@@ -10,6 +10,8 @@ from harness.proxy.server import CHAT, Proxy, chat, frames, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
 
+pytestmark = pytest.mark.slow
+
 
 async def test_without_a_worker_the_answer_is_503_in_time() -> None:
     async with serving(queue_timeout=0.5) as proxy:

@@ -20,6 +20,8 @@ from harness.worker.puppet import puppet
 
 from proxy.wire.frames import Credit, End
 
+pytestmark = pytest.mark.slow
+
 SLOW: dict[str, Any] = {"max_tokens": 100, "seed": 20_000}
 
 

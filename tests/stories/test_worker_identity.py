@@ -12,6 +12,8 @@ from structlog.testing import capture_logs
 
 from proxy.wire import frames
 
+pytestmark = pytest.mark.slow
+
 REMEDY = "every worker needs its own WORKER_ID"
 
 
