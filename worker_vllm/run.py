@@ -21,13 +21,32 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from proxy.wire.flow import SendFlow
-from proxy.wire.frames import Body, End, Ending, Hold, Job
+from proxy.wire.frames import (
+    SENT_AGAIN,
+    WHOLE_WINDOW,
+    Body,
+    Chunk,
+    End,
+    Ending,
+    Head,
+    Hold,
+    Job,
+    Output,
+)
 from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Request
+from worker_vllm.resend import OutputGoneError, ResendBuffer, parts_of
 
 MESSAGE_CHARACTERS = 2_000
 # The limits of the proxy for request bodies are lower.
 BODY_MAX_BYTES = 64 * 1024 * 1024
+# Watermarks of a run's bytes that wait to be sent. Above the first one its output waits, below the
+# second one it continues.
+OUTBOX_HIGH_BYTES = 128 * 1024
+OUTBOX_LOW_BYTES = 32 * 1024
+# A proxy of an older version sends no `Resume` within an event: unless it paused the run, more is
+# sent after this time.
+OLD_PROXY_SECONDS = 1.0
 
 
 class Phase(Enum):
@@ -100,6 +119,10 @@ class Run:
     """True after a part of an event was sent, while more of it follows."""
     may_continue: asyncio.Event = field(default_factory=asyncio.Event)
     """Set while the run does not wait for its receiver."""
+    kept: ResendBuffer | None = None
+    """The output that the proxy may lack, if the proxy confirms output."""
+    is_attached: bool = True
+    """False after its connection was lost, until the proxy has said where to continue."""
 
     def __post_init__(self) -> None:
         self.may_continue.set()
@@ -114,6 +137,97 @@ class Run:
             return False
         self.phase = target
         return True
+
+    @property
+    def unsent(self) -> int:
+        """The bytes of its output that wait to be sent."""
+        if self.kept is not None and not self.is_attached:
+            return self.kept.size
+        return self.origin.backlog(self.job.job)
+
+    async def send(self, frame: Chunk | Output) -> None:
+        """Send a piece of the answer as soon as flow control allows it."""
+        self.advance(RunEvent.ANSWER)
+        if not self.flow.may_send or self.unsent > OUTBOX_HIGH_BYTES:
+            await self._wait_to_continue()
+        self.flow.sent(len(frame.data))
+        self.is_in_event = frame.more
+        if isinstance(frame, Chunk) and self.kept is not None:
+            for part in parts_of(frame):
+                self.put(part)
+        else:
+            self.put(frame)
+
+    async def _wait_to_continue(self) -> None:
+        """Wait until flow control allows the run to send again."""
+        self.may_continue.clear()
+        limit = OLD_PROXY_SECONDS if self.is_in_event and self.kept is None else None
+        try:
+            while not self.may_continue.is_set():
+                try:
+                    async with asyncio.timeout(limit):
+                        await self.may_continue.wait()
+                except TimeoutError:
+                    if not self.flow.is_paused and self.unsent < OUTBOX_LOW_BYTES:
+                        self.resume()
+        finally:
+            self.may_continue.set()
+
+    def resume(self, acknowledged: int = WHOLE_WINDOW) -> None:
+        """Continue a paused run; `acknowledged`: see `wire.frames.Resume`."""
+        self.flow.resume(acknowledged)
+        self.continue_if_possible()
+
+    def continue_if_possible(self) -> None:
+        """Let the run send again if flow control allows it."""
+        if self.flow.may_send and self.unsent < OUTBOX_LOW_BYTES:
+            self.may_continue.set()
+
+    def put(self, frame: Head | Chunk | Output | End) -> None:
+        """Send a frame, or keep it until the run is attached again."""
+        if self.kept is not None:
+            self.kept.add(frame)
+        if self.is_attached:
+            self.origin.put_in_lane(frame)
+
+    def detach(self) -> None:
+        """Note that the connection is lost. The kept frames are sent again from the one on that
+        the proxy names.
+        """
+        self.is_attached = False
+        self.origin.drop(self.job.job)
+        self.flow.is_paused = False
+        self.continue_if_possible()
+
+    def attach(self, confirmed: int) -> None:
+        """Drop the first frames, which the proxy has; after a lost connection, send the others.
+
+        Raises `OutputGoneError`; frames that are sent then leave at once.
+        """
+        was_attached = self.is_attached
+        self.is_attached = True
+        if self.kept is None:
+            return
+        try:
+            self.kept.confirm(confirmed)
+        except OutputGoneError:
+            self.kept = None
+            raise
+        if not was_attached:
+            self.flow.restart(self.kept.size)
+            for frame in self.kept:
+                self.origin.put_in_lane(frame)
+
+    def discard(self) -> None:
+        """Drop the output: the proxy needs only the end."""
+        self.origin.drop(self.job.job)
+        self.kept = None
+        self.is_attached = True
+
+    def hold(self) -> Hold:
+        """Return the entry of this run in a `Hello`."""
+        sent = self.frames_sent if self.kept is None else SENT_AGAIN
+        return Hold(self.job.job, self.job.attempt, sent)
 
     @property
     def waits_for_engine(self) -> bool:
@@ -141,48 +255,69 @@ class Run:
 # A broken connection is detected within 30 s, and closed 2 s later (see `channel.dial`).
 ENDED_SECONDS = 40.0
 ENDED_MAX_RUNS = 1_000
+# The output that is kept of ended runs.
+ENDED_MAX_BYTES = 256 * 1024 * 1024
 
 
 class EndedRun(NamedTuple):
     """A run whose `End` was handed to the socket at this time of the event loop."""
 
-    hold: Hold
-    origin: Outbox
+    run: Run
     at: float
+    kept_bytes: int
 
 
 class EndedRuns:
-    """The latest ended runs, in the order of their ends."""
+    """The latest ended runs, in the order of their ends.
+
+    A run whose output is kept stays until its proxy has confirmed its end.
+    """
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
         self._runs: OrderedDict[str, EndedRun] = OrderedDict()
+        self._size = 0
+
+    @property
+    def has_unconfirmed(self) -> bool:
+        """True if a proxy has still to confirm the end of a run."""
+        return any(each.run.kept is not None for each in self._runs.values())
+
+    def get(self, job: str) -> Run | None:
+        """Return the run of a job that has just ended."""
+        each = self._runs.get(job)
+        return each.run if each is not None else None
 
     def add(self, run: Run) -> None:
         """Add a run whose `End` was handed to the socket."""
         job = run.job.job
-        self._runs.pop(job, None)
-        hold = Hold(job, run.job.attempt, run.frames_sent)
-        self._runs[job] = EndedRun(hold, run.origin, self._clock())
+        self.confirm(job)
+        kept_bytes = run.kept.size if run.kept is not None else 0
+        self._runs[job] = EndedRun(run, self._clock(), kept_bytes)
+        self._size += kept_bytes
         self._evict()
 
     def confirm(self, job: str) -> None:
         """Forget a run: the proxy knows that it has ended."""
-        self._runs.pop(job, None)
+        each = self._runs.pop(job, None)
+        if each is not None:
+            self._size -= each.kept_bytes
 
-    def recent(self, origin: Outbox, besides: Container[str]) -> list[Hold]:
+    def recent(self, origin: Outbox, besides: Container[str]) -> list[Run]:
         """Return the runs of a connection that have just ended, except jobs that run again."""
         self._evict()
         return [
-            each.hold
+            each.run
             for job, each in self._runs.items()
-            if each.origin is origin and job not in besides
+            if each.run.origin is origin and job not in besides
         ]
 
     def _evict(self) -> None:
         oldest = self._clock() - ENDED_SECONDS
         while self._runs:
-            first = next(iter(self._runs.values()))
-            if len(self._runs) <= ENDED_MAX_RUNS and first.at >= oldest:
+            job, first = next(iter(self._runs.items()))
+            is_old = first.run.kept is None and first.at < oldest
+            fits = len(self._runs) <= ENDED_MAX_RUNS and self._size <= ENDED_MAX_BYTES
+            if fits and not is_old:
                 return
-            self._runs.popitem(last=False)
+            self.confirm(job)

@@ -2,7 +2,9 @@
 
 The frames of a run are a head, chunks and one `End`; they go into the outbox. A run is removed when
 its `End` is handed to the socket. Until then, and for a short time after that (`EndedRuns`),
-`hello` lists it, so that the proxy can tell what it has received. A run belongs to the connection
+`hello` lists it, so that the proxy can tell what it has received. A proxy with the feature `RESEND`
+confirms the frames that it has; the others are kept, and sent again after a lost connection. A run
+belongs to the connection
 that its job came from (`Run.origin`): its frames leave through that outbox, and frames from another
 connection do not concern it. The attempt is the fencing token: frames of another attempt are
 ignored, and a newer attempt of a job replaces the older one.
@@ -16,6 +18,10 @@ import structlog
 
 from proxy.wire import frames
 from proxy.wire.frames import (
+    ALL_FRAMES,
+    RESEND,
+    UNKNOWN_RUN,
+    Acknowledge,
     Body,
     Chunk,
     Credit,
@@ -23,7 +29,6 @@ from proxy.wire.frames import (
     Ending,
     Frame,
     Hello,
-    Hold,
     Job,
     JobFrame,
     Model,
@@ -31,6 +36,7 @@ from proxy.wire.frames import (
     Resume,
     Stop,
     ToWorker,
+    Welcome,
 )
 from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Head
@@ -38,20 +44,14 @@ from worker_vllm.engine.base import Engine
 from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
 from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges
+from worker_vllm.resend import OutputGoneError, ResendBuffer
 from worker_vllm.run import BODY_MAX_BYTES, NOT_BEGUN, BadBodyError, EndedRuns, Phase, Run, RunEvent
 from worker_vllm.settings import OutputFormat
 
 # Calls that never reach the model (tokenize, version, ...) do not occupy the worker's slots.
 LIGHT_SLOTS = 32
-# Watermarks of a job's bytes in the outbox. Above the first one its output waits, below the second
-# one it continues.
-OUTBOX_HIGH_BYTES = 128 * 1024
-OUTBOX_LOW_BYTES = 32 * 1024
 # How long stopped runs may take to end before the worker exits without them.
 STOP_SECONDS = 15.0
-# A proxy of an older version sends no `Resume` within an event: unless it paused the run, more is
-# sent after this time.
-OLD_PROXY_SECONDS = 1.0
 
 
 class Runtime:
@@ -78,6 +78,8 @@ class Runtime:
         self._runs: dict[str, Run] = {}
         self._ended = EndedRuns(asyncio.get_running_loop().time)
         self._outboxes: list[Outbox] = []
+        # The connections whose proxy confirms output.
+        self._confirming: list[Outbox] = []
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -91,40 +93,57 @@ class Runtime:
         if origin not in self._outboxes:
             self._outboxes.append(origin)
         held = [run for run in self._runs.values() if run.origin is origin]
-        holds = [Hold(run.job.job, run.job.attempt, run.frames_sent) for run in held]
-        holds += self._ended.recent(origin, besides=self._runs)
+        held += self._ended.recent(origin, besides=self._runs)
         return Hello(
-            *(frames.PROTOCOL, self._worker, self._engine.name, self._models, holds),
-            instance=self._instance,
+            frames.PROTOCOL,
+            self._worker,
+            self._engine.name,
+            self._models,
+            [run.hold() for run in held],
+            self._instance,
+            [RESEND],
         )
 
     def credit(self, origin: Outbox) -> Credit:  # noqa: ARG002 - one connection has all slots
         return Credit(0, 0) if self._is_draining else Credit(self._slots, LIGHT_SLOTS)
 
     def receive(self, origin: Outbox, frame: ToWorker) -> None:
-        if isinstance(frame, Job):
-            self._accept(origin, frame)
-            return
+        match frame:
+            case Job():
+                self._accept(origin, frame)
+            case Welcome(features=features):
+                if RESEND in features:
+                    self._confirming.append(origin)
+            case Acknowledge():
+                self._confirm(origin, frame)
+            case _:
+                self._control(origin, frame)
+
+    def _control(self, origin: Outbox, frame: Body | Stop | Pause | Resume) -> None:
         run = self._runs.get(frame.job)
         if run is None or run.job.attempt != frame.attempt or run.origin is not origin:
             if isinstance(frame, Stop):
                 # It overtook its job, or crossed its end. The proxy waits for an `End` in both
                 # cases.
-                self._ended.confirm(frame.job)
-                origin.put_in_lane(End(frame.job, frame.attempt, "released", frames.UNKNOWN_RUN))
+                self._forget_ended(frame.job)
+                origin.put_in_lane(End(frame.job, frame.attempt, "released", UNKNOWN_RUN))
             return
         if run.phase is Phase.ENDED:
+            if isinstance(frame, Stop) and run.kept is not None:
+                # Its end may be in no lane.
+                run.discard()
+                run.put(run.end("released", UNKNOWN_RUN))
             return
         match frame:
             case Body():
                 self._add(run, frame)
             case Stop():
-                origin.drop(frame.job)
+                run.discard()
                 self._stop(run, run.end("released", "stopped", "stopped by the proxy"))
             case Pause():
                 run.flow.pause()
             case Resume(acknowledged=acknowledged):
-                self._resume(run, acknowledged)
+                run.resume(acknowledged)
 
     def sent(self, origin: Outbox, frames: Sequence[Frame]) -> None:
         for frame in frames:
@@ -138,16 +157,23 @@ class Runtime:
                 self._ended.add(run)
                 self._forget(run)
             else:
-                self._continue_if_possible(run)
+                run.continue_if_possible()
 
     def disconnected(self, origin: Outbox) -> None:
+        if origin in self._confirming:
+            self._confirming.remove(origin)
+        for run in self._ended.recent(origin, besides=()):
+            if run.kept is not None:
+                run.detach()
         for run in [run for run in self._runs.values() if run.origin is origin]:
             if run.phase is Phase.ARRIVING:
                 # The rest of its body will not come; the proxy sees that `hello` does not list it.
                 self._forget(run)
+            elif run.kept is not None:
+                run.detach()
             else:
                 # A pause ends with its connection; the proxy pauses the run again where it must.
-                self._resume(run)
+                run.resume()
 
     # Called by the worker
 
@@ -200,7 +226,8 @@ class Runtime:
             return
         if held is not None:
             self._replace(held)
-        run = Run(job, origin)
+        run = Run(job, origin, kept=ResendBuffer() if origin in self._confirming else None)
+        self._ended.confirm(job.job)
         self._runs[job.job] = run
         self._idle.clear()
         refusal = self._refusal(job)
@@ -265,11 +292,9 @@ class Runtime:
                 self.moves += 1
                 if isinstance(piece, Head):
                     run.flow.has_window = piece.content_type.startswith(EVENT_STREAM)
-                    run.origin.put_in_lane(
-                        frames.Head(job, attempt, piece.status, piece.content_type)
-                    )
+                    run.put(frames.Head(job, attempt, piece.status, piece.content_type))
                     continue
-                await self._put(run, Chunk(job, attempt, piece.data, piece.more))
+                await run.send(Chunk(job, attempt, piece.data, piece.more))
         return run.end("completed")
 
     async def _answer_input(self, run: Run) -> End:
@@ -284,41 +309,8 @@ class Runtime:
                 frame = frames.Output(
                     run.job.job, run.job.attempt, output.value, output.metrics, output.is_whole
                 )
-                await self._put(run, frame)
+                await run.send(frame)
         return run.end("completed")
-
-    async def _put(self, run: Run, frame: Chunk | frames.Output) -> None:
-        """Send a piece of the answer as soon as flow control allows it."""
-        run.advance(RunEvent.ANSWER)
-        if not run.flow.may_send or run.origin.backlog(frame.job) > OUTBOX_HIGH_BYTES:
-            await self._wait_to_continue(run)
-        run.flow.sent(len(frame.data))
-        run.is_in_event = frame.more
-        run.origin.put_in_lane(frame)
-
-    async def _wait_to_continue(self, run: Run) -> None:
-        """Wait until flow control allows the run to send again."""
-        run.may_continue.clear()
-        limit = OLD_PROXY_SECONDS if run.is_in_event else None
-        try:
-            while not run.may_continue.is_set():
-                try:
-                    async with asyncio.timeout(limit):
-                        await run.may_continue.wait()
-                except TimeoutError:
-                    is_sent = run.origin.backlog(run.job.job) < OUTBOX_LOW_BYTES
-                    if not run.flow.is_paused and is_sent:
-                        self._resume(run)
-        finally:
-            run.may_continue.set()
-
-    def _resume(self, run: Run, acknowledged: int = frames.WHOLE_WINDOW) -> None:
-        run.flow.resume(acknowledged)
-        self._continue_if_possible(run)
-
-    def _continue_if_possible(self, run: Run) -> None:
-        if run.flow.may_send and run.origin.backlog(run.job.job) < OUTBOX_LOW_BYTES:
-            run.may_continue.set()
 
     def _stop(self, run: Run, verdict: End) -> None:
         """End a run by a decision outside the engine; the first decision counts."""
@@ -337,7 +329,27 @@ class Runtime:
 
     def _send_end(self, run: Run, end: End) -> None:
         if self._runs.get(run.job.job) is run:
-            run.origin.put_in_lane(end)
+            run.put(end)
+
+    def _confirm(self, origin: Outbox, frame: Acknowledge) -> None:
+        """Drop what the proxy has of a run, and continue the run after a lost connection."""
+        run = self._runs.get(frame.job) or self._ended.get(frame.job)
+        if run is None or run.job.attempt != frame.attempt or run.origin is not origin:
+            return
+        if frame.frames == ALL_FRAMES:
+            if run.phase is Phase.ENDED:
+                self._forget(run)
+                self._forget_ended(frame.job)
+            return
+        try:
+            run.attach(frame.frames)
+        except OutputGoneError as error:
+            end = run.end("lost", "output_lost", str(error))
+            if run.phase is Phase.ENDED:
+                run.put(end)
+            else:
+                self._stop(run, end)
+        run.continue_if_possible()
 
     def _replace(self, old: Run) -> None:
         """End the older attempt of a job: the proxy has handed out a newer one."""
@@ -355,5 +367,12 @@ class Runtime:
     def _forget(self, run: Run) -> None:
         if self._runs.get(run.job.job) is run:
             del self._runs[run.job.job]
-        if not self._runs:
+        self._note_idle()
+
+    def _forget_ended(self, job: str) -> None:
+        self._ended.confirm(job)
+        self._note_idle()
+
+    def _note_idle(self) -> None:
+        if not self._runs and not self._ended.has_unconfirmed:
             self._idle.set()

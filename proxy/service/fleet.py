@@ -37,7 +37,8 @@ class Hold:
     """A run that a worker holds.
 
     `sink` receives its output. `since`: the event loop's time when the job was offered. `received`:
-    the number of its frames that have arrived (see `wire.frames.Hello`). `stopped`: the event
+    the number of its frames that have arrived (see `wire.frames.Hello`). `complete`: the number of
+    frames that the sink has, as `wire.frames.Acknowledge` counts them. `stopped`: the event
     loop's time when the worker was asked to end the run. `has_head`: the head of its response has
     arrived. `parts`: the received parts of an output value that is not complete, of `parts_size`
     bytes with overhead. `is_listed`: the worker has listed the run in a `Hello`. `is_unsent`: a
@@ -49,6 +50,7 @@ class Hold:
     since: float
     sink: Sink
     received: int = 0
+    complete: int = 0
     stopped: float | None = None
     has_head: bool = False
     parts: list[bytes] = field(default_factory=list)
@@ -84,7 +86,8 @@ class Worker:
 
     `port` is None while it is not connected. `seen`: the event loop's time when its lease began.
     `heard`: that of its last message. `instance`: the identity of its process, or an empty string.
-    `reserved`, `light_reserved`: slots for jobs that the store is being asked for. `ignored`: the
+    `reserved`, `light_reserved`: slots for jobs that the store is being asked for. `unwritten`: the
+    attempts of runs whose ends are being written to the store. `ignored`: the
     number of its frames about runs that it does not hold. `is_ending`: its provider is ending it.
     `has_exited`: its process has ended, so no message can follow.
     """
@@ -103,6 +106,7 @@ class Worker:
     light_held: int = 0
     reserved: int = 0
     light_reserved: int = 0
+    unwritten: dict[JobId, int] = field(default_factory=dict)
     ignored: int = 0
     is_ending: bool = False
     has_exited: bool = False
@@ -156,7 +160,7 @@ class Worker:
         """Add a run: one that was just taken, or one from before the start of this proxy."""
         self.release(job.id)
         light = job.submission.light
-        self.holds[job.id] = Hold(job.attempt, light, since, sink, received)
+        self.holds[job.id] = Hold(job.attempt, light, since, sink, received, complete=received)
         self.light_held += light
 
     def stop(self, job_id: JobId, *, now: float) -> None:

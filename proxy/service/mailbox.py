@@ -63,6 +63,8 @@ class Mailbox:
         self._parts_size = 0
         # The current event is too large to be held back.
         self._in_pieces = False
+        # Frames of the run that have arrived (see `wire.frames.Acknowledge`).
+        self._frames = 0
         self._port: WorkerPort | None = None
         self._waiter: asyncio.Future[None] | None = None
         self._alarm: float | None = None
@@ -103,6 +105,7 @@ class Mailbox:
         if self.response_head is not None:
             return SinkVerdict.REPEATED
         self.response_head = head
+        self._frames += 1
         self._wake()
         return SinkVerdict.ACCEPTED
 
@@ -117,6 +120,7 @@ class Mailbox:
             return SinkVerdict.IGNORED
         if self.response_head is None:
             return SinkVerdict.HEADLESS
+        self._frames += 1
         if more or self._parts:
             self._parts.append(data)
             self._parts_size += len(data)
@@ -221,6 +225,7 @@ class Mailbox:
         self._parts = []
         self._parts_size = 0
         self._in_pieces = False
+        self._frames = 0
         self._flow = ReceiveFlow()
 
     @property
@@ -240,7 +245,7 @@ class Mailbox:
             return
         acknowledged = self._flow.resume(held=self._parts_size)
         if acknowledged is not None:
-            self._port.resume(self.job.id, self.job.attempt, acknowledged)
+            self._port.resume(self.job.id, self.job.attempt, acknowledged, self._frames)
 
     def _pause_if_needed(self) -> None:
         if self._port is None or not self._is_stream:

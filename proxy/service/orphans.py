@@ -36,12 +36,13 @@ class Orphans:
         self._jobs = {job.id: job for job in jobs}
 
     async def adopt(
-        self, worker: Worker, port: WorkerPort, job_id: JobId, attempt: int, sent: int
+        self, worker: Worker, port: WorkerPort, job_id: JobId, attempt: int, sent: int | None
     ) -> bool:
-        """Let a worker resume a run, if all output that it has sent is in the store.
+        """Let a worker resume a run, if no output of it is lost.
 
-        `sent`: the number of frames that it has sent. If some output is missing, the run ends.
-        Returns False if the worker has to stop the run.
+        `sent`: the number of frames that it has sent, all of which must be in the store; or None if
+        it sends again what the store lacks. If some output is lost, the run ends. Returns False if
+        the worker has to stop the run.
         """
         job = self._jobs.get(job_id)
         if job is None or job.attempt != attempt or job.endpoint != worker.endpoint:
@@ -56,10 +57,10 @@ class Orphans:
             return False
         if current is None:
             return False
-        if written != sent:
+        if sent is not None and written != sent:
             self._runs.orphaned(job)
             return False
-        self._resume(job, worker, port, written, received=sent)
+        self._resume(job, worker, port, written, received=written)
         return True
 
     async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> Job | None:

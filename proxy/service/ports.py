@@ -48,10 +48,17 @@ class WorkerPort(Protocol):
         """Ask the worker to send no more output of a run until `resume`."""
         ...
 
-    def resume(self, job_id: JobId, attempt: int, acknowledged: int) -> None:
+    def resume(self, job_id: JobId, attempt: int, acknowledged: int, confirmed: int) -> None:
         """Allow the worker to send output of a run again.
 
-        `acknowledged`: the bytes of its output that were consumed since the last call.
+        `acknowledged`: the bytes of its output that were consumed since the last call. `confirmed`:
+        the number of frames of the run, from the first one, that the worker need not keep.
+        """
+        ...
+
+    def acknowledge(self, job_id: JobId, attempt: int, confirmed: int) -> None:
+        """Confirm the first frames of a run, to a worker that keeps them until then (see
+        `wire.frames.Acknowledge`).
         """
         ...
 

@@ -120,7 +120,7 @@ class Recording:
             return
         acknowledged = self.flow.resume()
         if acknowledged is not None:
-            self._port.resume(self.job_id, self.attempt, acknowledged)
+            self._port.resume(self.job_id, self.attempt, acknowledged, self.position)
 
     def _is_current(self, attempt: int) -> bool:
         return attempt == self.attempt and not self._has_ended

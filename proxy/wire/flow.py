@@ -90,6 +90,11 @@ class SendFlow:
         """Send nothing until `resume`."""
         self.is_paused = True
 
+    def restart(self, size: int) -> None:
+        """Start again over a new connection, on which `size` bytes are sent again."""
+        if self.has_window:
+            self.unacknowledged = size
+
     def resume(self, acknowledged: int = WHOLE_WINDOW) -> None:
         """Continue. Without a number of acknowledged bytes, a new window starts."""
         self.is_paused = False

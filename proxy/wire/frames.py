@@ -35,6 +35,17 @@ STREAM_WINDOW = 256 * 1024
 # In `Resume`: all bytes are acknowledged.
 WHOLE_WINDOW = -1
 
+RESEND = "resend"
+"""The feature of a peer that can continue a run after a lost connection or a restart of the proxy:
+see `Acknowledge`.
+"""
+
+# In `Hold`: the worker sends the frames of this run that the proxy lacks again.
+SENT_AGAIN = -1
+
+# In `Acknowledge`: the run is over, and its end has been processed.
+ALL_FRAMES = -1
+
 HEARTBEAT_SECONDS = 5.0
 
 # Three heartbeats: the jobs of a worker that sends nothing for this long are lost.
@@ -113,11 +124,34 @@ class Resume(JobFrame, frozen=True, tag=5, gc=False):
     acknowledged: int = WHOLE_WINDOW
 
 
+class Welcome(Frame, frozen=True, tag=6, gc=False):
+    """Name the features of the proxy that the worker has too; the answer to a `Hello` with some."""
+
+    features: list[str] = []
+
+
+class Acknowledge(JobFrame, frozen=True, tag=7, gc=False):
+    """Confirm the first `frames` frames of a run: the worker need not keep them any longer.
+
+    The frames of a run are numbered in their order, from 0: its `Head`, each `Chunk`, each output
+    value, and its `End`. All parts of an output value together count as one frame. A frame is
+    confirmed when the proxy does not need it again: an element of a durable job when it is in the
+    store, a chunk when it is in the memory of the proxy, and an `End` (`ALL_FRAMES`) when its
+    consequences are in the store.
+
+    After a `Hello`, the worker sends no frame of a run that it lists with `SENT_AGAIN`, until this
+    frame or a `Stop` arrives. It then continues with the frame number `frames`.
+    """
+
+    frames: int
+
+
 # Worker to proxy
 
 
 class Hold(msgspec.Struct, frozen=True, array_like=True, gc=False):
-    """A run that a worker still holds when it reconnects, and the number of its frames sent so far.
+    """A run that a worker still holds when it reconnects, and the number of its frames sent so far,
+    or `SENT_AGAIN` if the run came from a proxy with the feature `RESEND`.
 
     See `Hello`.
     """
@@ -145,8 +179,10 @@ class Hello(Frame, frozen=True, tag=10, gc=False):
     their `End` may be lost. So a run that the proxy has assigned, of which it has received no
     frame, and that this process has never listed, did not reach it.
 
+    The proxy continues a run with `SENT_AGAIN`, or stops it: see `Acknowledge`.
+
     `instance` tells two processes with the same `worker` apart: it is random, and constant while
-    the process lives. Workers of older versions send none.
+    the process lives. Workers of older versions send none, and no `features`.
     """
 
     protocol: int
@@ -156,6 +192,7 @@ class Hello(Frame, frozen=True, tag=10, gc=False):
     models: list[Model] = []
     holds: list[Hold] = []
     instance: str = ""
+    features: list[str] = []
 
 
 class Credit(Frame, frozen=True, tag=11, gc=False):
@@ -213,7 +250,7 @@ class Log(Frame, frozen=True, tag=16, gc=False):
     text: str
 
 
-ToWorker: TypeAlias = Job | Body | Stop | Pause | Resume
+ToWorker: TypeAlias = Job | Body | Stop | Pause | Resume | Welcome | Acknowledge
 ToProxy: TypeAlias = Hello | Credit | Heartbeat | Head | Chunk | Output | End | Log
 
 _DECODING_ERRORS = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)

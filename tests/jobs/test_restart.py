@@ -12,7 +12,7 @@ from typing import Any
 import aiohttp
 import pytest
 from harness.proxy.command import Command, command
-from harness.proxy.queue_api import QueueClient, long, prompt
+from harness.proxy.queue_api import QueueClient, long, prompt, said
 from harness.tools.ports import free_port
 from harness.tools.waiting import until
 from harness.worker.process import WorkerProcess, environment, worker_process
@@ -104,6 +104,28 @@ async def test_a_running_job_survives_a_restart_of_the_proxy(
             assert await _tokens(worker, queue) == tokens
 
 
+async def test_streaming_runs_continue_after_the_proxy_was_killed(
+    port: int, tmp_path: Path
+) -> None:
+    """The worker sends the output that is not in the store again."""
+    tokens = 1_000
+    async with workers(port) as worker, client(port) as queue:
+        async with proxy(port, tmp_path) as first:
+            await until(lambda: _ready(queue), 20, "the worker is there")
+            value = prompt("on", stream=True, max_tokens=tokens, seed=4_000)
+            jobs = await asyncio.gather(*(queue.run(value) for _ in range(SLOTS)))
+            await until(lambda: _has_output(queue, jobs), what="all have output")
+            await kill(first)
+        async with proxy(port, tmp_path):
+            for job in jobs:
+                ended = await queue.end(job)
+                assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
+                elements = (await queue.stream(job, "?after=0"))["stream"]
+                assert said(elements) == "".join(f"on {number} " for number in range(tokens))
+            # The same runs have continued.
+            assert await _tokens(worker, queue) == SLOTS * tokens
+
+
 async def test_a_run_lost_in_a_restart_does_not_count_as_a_failure(
     port: int, tmp_path: Path
 ) -> None:
@@ -150,6 +172,11 @@ async def _completed(queue: QueueClient, number: int) -> bool:
 
 async def _is(queue: QueueClient, job: str, status: str) -> bool:
     return bool((await queue.status(job))["status"] == status)
+
+
+async def _has_output(queue: QueueClient, jobs: list[str]) -> bool:
+    pages = [await queue.stream(job, "?after=0") for job in jobs]
+    return all(page["stream"] for page in pages)
 
 
 async def _tokens(worker: WorkerProcess, queue: QueueClient) -> float:

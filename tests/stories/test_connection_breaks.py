@@ -6,7 +6,7 @@ from typing import Any
 
 from harness.network.cable import cable
 from harness.proxy.queue_api import QueueClient, prompt
-from harness.proxy.server import CHAT, Proxy, chat, frames, serving
+from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
 
@@ -24,11 +24,7 @@ async def test_a_stream_survives_a_short_interruption() -> None:
             line.cut()
             events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
         assert line.carried == before + 1
-    text = "".join(
-        json.loads(event.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "")
-        for event in events[:-1]
-    )
-    assert text == "".join(f"on {number} " for number in range(12))
+    assert _text(events) == "".join(f"on {number} " for number in range(12))
 
 
 async def test_a_response_without_streaming_survives_a_short_interruption() -> None:
@@ -45,8 +41,8 @@ async def test_a_response_without_streaming_survives_a_short_interruption() -> N
         assert sum("event=job.started" in text for text in one.lines) == 1
 
 
-async def test_output_lost_in_flight_is_not_repeated() -> None:
-    """Tokens are in flight when the connection is cut, so the stream has a permanent gap."""
+async def test_output_lost_in_flight_is_sent_again() -> None:
+    """Tokens are in flight when the connection is cut; the worker has kept them."""
     async with (
         serving(lease=10.0) as proxy,
         cable(proxy.url) as line,
@@ -62,11 +58,42 @@ async def test_output_lost_in_flight_is_not_repeated() -> None:
             line.cut()
             line.flow()
             events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
-        assert events[-1] == b"data: [DONE]"
-        assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "worker_lost"
-        await until(lambda: _idle(one, proxy))  # the run has ended, and the worker still serves
-        async with proxy.http.post(CHAT, json=chat("next", stream=True)) as response:
-            assert (await frames(response))[-1] == b"data: [DONE]"
+        assert _text(events) == "".join(f"gap {number} " for number in range(3_000))
+        await until(lambda: _idle(one, proxy))
+
+
+async def test_a_stream_is_exact_although_its_connection_breaks_all_the_time() -> None:
+    async with (
+        serving(lease=10.0) as proxy,
+        cable(proxy.url) as line,
+        worker(proxy, url=line.url) as one,
+    ):
+        line.breaks_after = [40_000] * 20
+        calls = [
+            _stream(proxy, chat(f"c{number}", stream=True, max_tokens=1_000, seed=1_000))
+            for number in range(4)
+        ]
+        texts = await asyncio.gather(*calls)
+        assert not line.breaks_after
+        for number, text in enumerate(texts):
+            assert text == "".join(f"c{number} {token} " for token in range(1_000))
+        await until(lambda: _idle(one, proxy))
+
+
+async def test_a_long_answer_is_whole_although_its_connection_breaks() -> None:
+    async with (
+        serving(lease=10.0) as proxy,
+        cable(proxy.url) as line,
+        worker(proxy, url=line.url) as one,
+    ):
+        line.breaks_after = [150_000] * 5
+        request = chat("long " * 20, max_tokens=8_000, seed=1)
+        async with proxy.http.post(CHAT, json=request) as response:
+            assert response.status == 200
+            message = (await response.json())["choices"][0]["message"]["content"]
+        assert not line.breaks_after
+        assert message.count("long") == 20 * 8_000
+        assert sum("event=job.started" in text for text in one.lines) == 1
 
 
 async def test_a_worker_that_does_not_reconnect_is_lost(proxy: Proxy) -> None:
@@ -141,6 +168,20 @@ async def _status(proxy: Proxy, request: dict[str, Any]) -> int:
     async with proxy.http.post(CHAT, json=request) as response:
         await response.read()
         return response.status
+
+
+async def _stream(proxy: Proxy, request: dict[str, Any]) -> str:
+    async with proxy.http.post(CHAT, json=request) as response:
+        return _text([event for event in (await response.read()).split(b"\n\n") if event])
+
+
+def _text(events: list[bytes]) -> str:
+    """Return the text of a stream that ended well."""
+    assert events[-1] == b"data: [DONE]"
+    return "".join(
+        json.loads(event.removeprefix(b"data: "))["choices"][0]["delta"].get("content", "")
+        for event in events[:-1]
+    )
 
 
 def _started(lines: list[str]) -> bool:

@@ -1,5 +1,8 @@
 """The reader of frames from a worker: each goes to the sink of its run; invalid ones cut it."""
 
+import asyncio
+from typing import Any
+
 import pytest
 from harness.data.jobs import HERE, submission
 from harness.worker.port import Port
@@ -40,7 +43,7 @@ class Scene:
             Job(submission(JOB), 1, Status.IN_PROGRESS, Millis(0), attempt=1), self.sink, since=0.0
         )
         self.hold = self.worker.holds[JOB]
-        self.reader = Reader(self.worker, fleet)
+        self.reader = Reader(self.worker, fleet, self.port)
 
     async def output(
         self, data: bytes, metrics: bytes = b"", *, whole: bool = False, more: bool = False
@@ -60,6 +63,78 @@ class Scene:
 @pytest.fixture
 async def scene() -> Scene:
     return Scene()
+
+
+# Acknowledgements
+
+
+async def test_an_end_is_acknowledged_when_nothing_is_to_be_written(scene: Scene) -> None:
+    await scene.reader.take(frames.Chunk(JOB, 1, b"data"))
+    assert scene.port.confirmed == []
+    await scene.reader.take(frames.End(JOB, 1, "completed"))
+    assert scene.port.confirmed == [(JOB, 1, frames.ALL_FRAMES)]
+
+
+@pytest.mark.parametrize("attempt", [0, 1, 2])
+async def test_an_end_of_a_run_that_the_worker_does_not_hold_is_acknowledged(
+    scene: Scene, attempt: int
+) -> None:
+    scene.worker.release(JOB)
+    await scene.reader.take(frames.End(JOB, attempt, "completed"))
+    assert scene.port.confirmed == [(JOB, attempt, frames.ALL_FRAMES)]
+
+
+@pytest.mark.parametrize("is_written", [True, False])
+async def test_an_end_is_acknowledged_when_it_is_in_the_store(*, is_written: bool) -> None:
+    sink = WritingSink()
+    scene = Scene(sink)
+    await scene.reader.take(frames.End(JOB, 1, "completed"))
+    # It is sent again over a new connection.
+    await scene.reader.take(frames.End(JOB, 1, "completed"))
+    assert (scene.port.confirmed, scene.worker.unwritten) == ([], {JOB: 1})
+    newer = Port()
+    scene.worker.port = newer
+    sink.finish(is_written=is_written)
+    await asyncio.wait([sink.task])
+    await asyncio.sleep(0)
+    assert scene.worker.unwritten == {}
+    assert newer.confirmed == ([(JOB, 1, frames.ALL_FRAMES)] if is_written else [])
+    assert scene.port.confirmed == []
+
+
+async def test_the_frames_that_the_sink_has_are_counted(scene: Scene) -> None:
+    await scene.reader.take(frames.Head(JOB, 1, 200, "text/event-stream"))
+    await scene.reader.take(frames.Chunk(JOB, 1, b"da", more=True))
+    await scene.reader.take(frames.Chunk(JOB, 1, b"ta"))
+    await scene.output(b'{"a": ', more=True)
+    assert (scene.hold.received, scene.hold.complete) == (4, 3)
+    await scene.output(b"1}")
+    assert (scene.hold.received, scene.hold.complete) == (5, 4)
+
+
+async def test_a_frame_from_a_connection_that_was_replaced_is_ignored(scene: Scene) -> None:
+    scene.worker.port = Port()
+    await scene.reader.take(frames.Chunk(JOB, 1, b"data"))
+    assert (scene.sink.calls, scene.hold.received) == ([], 0)
+
+
+class WritingSink(RecordingSink):
+    """A sink whose end is written by a task."""
+
+    def end(self, attempt: int, end: RunEnd) -> Any:
+        super().end(attempt, end)
+        self._written: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self.task = asyncio.ensure_future(self._write())
+        return self.task
+
+    async def _write(self) -> None:
+        await self._written
+
+    def finish(self, *, is_written: bool) -> None:
+        if is_written:
+            self._written.set_result(None)
+        else:
+            self._written.set_exception(OSError("the disk is gone"))
 
 
 # Frames and sinks

@@ -86,7 +86,7 @@ class WorkerChannel:
     async def _converse(
         self, worker: Worker, connection: Connection, rest: list[frames.ToProxy], receive: Any
     ) -> None:
-        reader = Reader(worker, self._fleet)
+        reader = Reader(worker, self._fleet, connection)
         loop = asyncio.get_running_loop()
         batch, talk = rest, ChatterLimit()
         while True:

@@ -2,8 +2,10 @@
 
 import asyncio
 import re
-from collections.abc import Awaitable, Callable
+from asyncio import Task
+from collections.abc import Awaitable, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any
 
 import structlog
@@ -13,7 +15,7 @@ from proxy.jobs.model import Head, Input, JobError, JobId, Request
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.service.fleet import OVERFLOW, UNSENT_MAX_BYTES, Fleet, Hold, Worker
 from proxy.service.json_text import in_thread_if_large, is_value
-from proxy.service.ports import OfferedJob, SinkVerdict
+from proxy.service.ports import OfferedJob, SinkVerdict, WorkerPort
 from proxy.service.recorder import ELEMENT_OVERHEAD_BYTES, OUTPUT_MAX_BYTES
 from proxy.wire import frames
 from proxy.wire.outbox import Outbox
@@ -54,6 +56,8 @@ class Connection:
         self._filled = asyncio.Event()
         self._closing: str | None = None
         self._ended = asyncio.Event()
+        # The worker keeps the frames of its runs until they are acknowledged.
+        self._resends = False
 
     @property
     def backlog(self) -> int:
@@ -85,8 +89,19 @@ class Connection:
     def pause(self, job_id: JobId, attempt: int) -> None:
         self._put(frames.Pause(job_id, attempt))
 
-    def resume(self, job_id: JobId, attempt: int, acknowledged: int) -> None:
+    def resume(self, job_id: JobId, attempt: int, acknowledged: int, confirmed: int) -> None:
         self._put(frames.Resume(job_id, attempt, acknowledged))
+        self.acknowledge(job_id, attempt, confirmed)
+
+    def welcome(self, features: Sequence[str]) -> None:
+        """Agree on the features that a worker and this proxy have. The first call."""
+        self._resends = frames.RESEND in features
+        if self._resends:
+            self._put(frames.Welcome([frames.RESEND]))
+
+    def acknowledge(self, job_id: JobId, attempt: int, confirmed: int) -> None:
+        if self._resends:
+            self._put(frames.Acknowledge(job_id, attempt, confirmed))
 
     def close(self, reason: str) -> None:
         self._closing = reason
@@ -137,13 +152,17 @@ class Reader:
     Frames for runs that the worker does not hold are ignored.
     """
 
-    def __init__(self, worker: Worker, fleet: Fleet) -> None:
+    def __init__(self, worker: Worker, fleet: Fleet, port: WorkerPort) -> None:
         self._worker = worker
         self._fleet = fleet
+        self._port = port
 
     async def take(self, frame: frames.Head | frames.Chunk | frames.Output | frames.End) -> None:
         """Process one frame of one run. Stale frames and frames of unassigned runs are ignored."""
         worker = self._worker
+        if worker.port is not self._port:
+            # A newer connection has replaced this one, and its worker sends the frame again.
+            return
         hold = worker.holds.get(JobId(frame.job))
         if hold is None or hold.attempt != frame.attempt:
             log.debug(
@@ -155,18 +174,42 @@ class Reader:
             # A worker answers a `Stop` that crossed the end of its run in this way.
             is_answer = isinstance(frame, frames.End) and frame.code == frames.UNKNOWN_RUN
             worker.ignored += not is_answer
+            if isinstance(frame, frames.End):
+                self._confirm_end(frame, None)
             return
         hold.received += 1
         match frame:
             case frames.Chunk():
+                hold.complete += 1
                 self._judge(frame, hold.sink.chunk(frame.attempt, frame.data, more=frame.more))
             case frames.Head():
+                hold.complete += 1
                 self._head(frame, hold)
             case frames.Output() if hold.sink.takes_values and hold.stopped is None:
                 await self._output(frame, hold)
             case frames.End():
                 end = run_end(frame)
-                self._fleet.end_run(worker, JobId(frame.job), frame.attempt, end)
+                task = self._fleet.end_run(worker, JobId(frame.job), frame.attempt, end)
+                self._confirm_end(frame, task)
+
+    def _confirm_end(self, end: frames.End, task: Task[None] | None) -> None:
+        """Acknowledge the end of a run, after the task that writes it to the store."""
+        worker = self._worker
+        job_id = JobId(end.job)
+        if task is not None:
+            worker.unwritten[job_id] = end.attempt
+            task.add_done_callback(partial(self._end_written, job_id, end.attempt))
+        elif worker.unwritten.get(job_id) != end.attempt:
+            self._port.acknowledge(job_id, end.attempt, frames.ALL_FRAMES)
+
+    def _end_written(self, job_id: JobId, attempt: int, task: Task[None]) -> None:
+        worker = self._worker
+        if worker.unwritten.get(job_id) == attempt:
+            del worker.unwritten[job_id]
+        is_written = not task.cancelled() and task.exception() is None
+        # It may have reconnected in the meantime.
+        if is_written and worker.port is not None:
+            worker.port.acknowledge(job_id, attempt, frames.ALL_FRAMES)
 
     def _head(self, frame: frames.Head, hold: Hold) -> None:
         if hold.has_head:
@@ -195,6 +238,9 @@ class Reader:
             hold.parts.clear()
             hold.parts_size = 0
         is_valid = await in_thread_if_large(is_value, value)
+        if self._worker.port is not self._port:
+            return
+        hold.complete += 1
         if not is_valid or (frame.metrics and not are_metrics(frame.metrics)):
             self._cut(frame, NO_JSON)
             return

@@ -61,6 +61,7 @@ class Membership:
                 self._fleet.remove(worker, "another process has taken over its id")
                 worker = None
         now = asyncio.get_running_loop().time()
+        connection.welcome(hello.features)
         if worker is None:
             worker = Worker(WorkerId(hello.worker), endpoint.id, connection, seen=now)
             self.announce(worker, hello)
@@ -76,13 +77,7 @@ class Membership:
         worker.instance = hello.instance
         worker.heard = now
         for hold in hello.holds:
-            job_id = JobId(hold.job)
-            if job_id not in worker.holds and not await self._orphans.adopt(
-                worker, connection, job_id, hold.attempt, hold.sent
-            ):
-                connection.stop(job_id, hold.attempt)
-            elif job_id in worker.holds:
-                worker.holds[job_id].is_listed = True
+            await self._resume(worker, connection, hold)
         log.info(
             "worker.joined",
             worker=worker.id,
@@ -91,6 +86,28 @@ class Membership:
             holds=len(hello.holds),
         )
         return worker
+
+    async def _resume(self, worker: Worker, connection: Connection, theirs: frames.Hold) -> None:
+        """Let a worker continue a run that it has listed, or stop the run."""
+        job_id = JobId(theirs.job)
+        attempt = theirs.attempt
+        is_sent_again = theirs.sent == frames.SENT_AGAIN
+        if worker.unwritten.get(job_id) == attempt:
+            # Its end has arrived, and is acknowledged when it is written.
+            return
+        if job_id not in worker.holds:
+            sent = None if is_sent_again else theirs.sent
+            if not await self._orphans.adopt(worker, connection, job_id, attempt, sent):
+                connection.stop(job_id, attempt)
+                return
+        hold = worker.holds.get(job_id)
+        if hold is not None:
+            hold.is_listed = True
+            if is_sent_again and hold.stopped is None:
+                # An incomplete output value is sent again from its beginning.
+                hold.parts.clear()
+                hold.parts_size = 0
+                connection.acknowledge(job_id, attempt, hold.complete)
 
     def announce(self, worker: Worker, hello: frames.Hello) -> None:
         """Record the models of a validated hello.
@@ -167,6 +184,8 @@ class Membership:
     def _compare(self, worker: Worker, hello: frames.Hello, connection: Connection) -> None:
         """Keep the runs that lost no frames with the old connection; end the others.
 
+        A worker with the feature `RESEND` sends lost frames again.
+
         A run that is not listed has ended without an `End` that arrived, or has never begun. It
         counts as lost if a frame of it has arrived or if it was listed before. Otherwise a process
         that lists the runs that have just ended (it has an instance) cannot have run it. A worker
@@ -183,7 +202,7 @@ class Membership:
                 self._fleet.end_run(worker, job_id, hold.attempt, end)
             elif hold.stopped is not None:  # the stop may have been lost with the connection
                 worker.stop(job_id, now=worker.seen)
-            elif theirs.sent != hold.received:
+            elif theirs.sent not in (frames.SENT_AGAIN, hold.received):
                 self._fleet.cut_run(worker, job_id, hold.attempt, OUTPUT_LOST)
             elif hold.sink.reattach(hold.attempt, connection) is SinkVerdict.IGNORED:
                 worker.stop(job_id, now=worker.seen)

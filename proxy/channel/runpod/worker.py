@@ -185,7 +185,10 @@ class RunpodWorker:
         if (run := self._run(job_id, attempt)) is not None and not run.is_stopped:
             run.flow.clear()
 
-    def resume(self, job_id: JobId, attempt: int, acknowledged: int) -> None:  # noqa: ARG002 - a post waits for its response
+    def acknowledge(self, job_id: JobId, attempt: int, confirmed: int) -> None:
+        """Do nothing: such a worker keeps no output."""
+
+    def resume(self, job_id: JobId, attempt: int, acknowledged: int, confirmed: int) -> None:  # noqa: ARG002 - a post waits for its response
         if (run := self._run(job_id, attempt)) is not None:
             run.flow.set()
 

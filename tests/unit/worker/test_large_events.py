@@ -30,7 +30,7 @@ from worker_vllm.engine.upstream import UpstreamEngine
 from worker_vllm.handler import EVENT_MAX_BYTES, Part, handle
 from worker_vllm.inputs.answering import answer_input
 from worker_vllm.inputs.gauges import Gauges
-from worker_vllm.runtime import OLD_PROXY_SECONDS
+from worker_vllm.run import OLD_PROXY_SECONDS
 
 # Size of an event of vLLM that exceeded an earlier limit.
 LARGE_EVENT_BYTES = 1_094_182
