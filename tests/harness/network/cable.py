@@ -42,7 +42,12 @@ class Cable:
     async def carry(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         """Carry one connection."""
         self.carried += 1
-        other_reader, other_writer = await asyncio.open_connection(self._host, self._port)
+        try:
+            other_reader, other_writer = await asyncio.open_connection(self._host, self._port)
+        except OSError:
+            # The target is down.
+            writer.transport.abort()
+            return
         both = {writer, other_writer}
         self._writers |= both
         try:

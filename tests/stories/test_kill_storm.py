@@ -1,0 +1,235 @@
+"""Processes are killed and stopped, and connections cut, while many clients work.
+
+Afterwards every acknowledged job has ended once, with its exact output, and every client has one
+final answer.
+"""
+
+import asyncio
+import json
+import random
+import signal
+from collections import Counter
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import aiohttp
+import pytest
+from harness.load.figures import tell
+from harness.network.cable import Cable, cable
+from harness.network.webhook_receiver import Receiver, receiver
+from harness.proxy.queue_api import QueueClient, long
+from harness.storm.clients import Clients, sdk_clients
+from harness.storm.nodes import Node, proxy_node, stock_node, worker_node
+from harness.storm.record import Asked, findings
+from harness.tools.environments import python
+from harness.tools.ports import free_port
+from harness.tools.waiting import until
+
+from proxy.access.limits import LIMITS
+from proxy.cli.stock_worker import environment as stock_environment
+
+TOKEN = "worker-token-of-this-story"
+WORKERS = 3
+SLOTS = 8
+STOCK_HANDLER = Path(__file__).parents[1] / "handlers" / "indexed.py"
+# Of 20 requests: 6 are streams.
+KINDS = ["status"] * 7 + ["sync"] * 3 + ["after"] * 2 + ["follow"] * 2
+KINDS += ["openai"] * 2 + ["whole"] * 2 + ["stock"] + ["sdk"]
+TOKENS = 30
+PACE_MICROSECONDS = 40_000
+# Requests at the same time.
+CLIENTS = 60
+QUIET_SECONDS = 90.0
+# Kills that have to find a running job.
+HITS = 0.7
+TORTURE_SECONDS = 1_200
+
+
+class Storm:
+    """A proxy, its workers and the damage that is done to them."""
+
+    def __init__(
+        self, nodes: list[Node], lines: list[Cable], chance: random.Random, requests: list[Asked]
+    ) -> None:
+        self.proxy = nodes[0]
+        self._nodes = nodes
+        self._lines = lines
+        self._chance = chance
+        self.done: Counter[str] = Counter()
+        self.requests = requests
+
+    async def rage(self, deeds: list[str], pause: float, stop_seconds: tuple[float, float]) -> None:
+        """Kill and stop processes and cut connections, about one in `pause` seconds."""
+        self._chance.shuffle(deeds)
+        async with asyncio.TaskGroup() as group:
+            for deed in deeds:
+                await asyncio.sleep(self._chance.uniform(0.5, 1.5) * pause)
+                self.done[deed] += 1
+                # The proxy is the most frequent victim.
+                victim = self._chance.choice([self.proxy, *self._nodes])
+                match deed:
+                    case "cut":
+                        self._chance.choice(self._lines).cut()
+                    case "stop":
+                        group.create_task(_stop(victim, self._chance.uniform(*stop_seconds)))
+                    case _:
+                        await self._kill(victim)
+
+    async def _kill(self, victim: Node) -> None:
+        assert victim.is_running, f"{victim.name} has ended by itself: see {victim.log}"
+        self.done["hits"] += any(asked.job and not asked.ends for asked in self.requests)
+        await victim.kill()
+        await victim.start()
+
+
+async def _stop(victim: Node, seconds: float) -> None:
+    victim.signal(signal.SIGSTOP)
+    await asyncio.sleep(seconds)
+    victim.signal(signal.SIGCONT)
+
+
+@asynccontextmanager
+async def storm(
+    folder: Path, chance: random.Random, requests: list[Asked]
+) -> AsyncIterator[tuple[Storm, str, Cable]]:
+    """Run a proxy with native and stock workers; yield it, its URL, and the clients' cable."""
+    port = free_port()
+    url = f"http://127.0.0.1:{port}"
+    settings = {
+        "PROXY_LEASE": "3",
+        "PROXY_LIMIT": " ".join(f"{name}=0" for name in LIMITS),
+        "PROXY_WEBHOOK_ALLOW": "127.0.0.1",
+        "PROXY_ENDPOINT": "default stock",
+    }
+    sdk = python(".venv-sdk")
+    async with cable(url) as near, cable(url) as far:
+        nodes = [proxy_node(port, folder, TOKEN, **settings)]
+        nodes += [
+            worker_node(f"w{number}", far.url, folder, TOKEN, SLOTS) for number in range(WORKERS)
+        ]
+        told = stock_environment(url, "stock", TOKEN, "s0", ping_millis=500)
+        nodes.append(stock_node("s0", sdk, STOCK_HANDLER, told, folder))
+        try:
+            for node in nodes:
+                await node.start()
+            yield Storm(nodes, [near, far], chance, requests), url, near
+        finally:
+            for node in nodes:
+                node.signal(signal.SIGCONT)
+                await node.kill()
+
+
+async def play(
+    folder: Path, jobs: int, deeds: list[str], pause: float, stop_seconds: tuple[float, float]
+) -> list[str]:
+    """Send requests during a storm; return what went wrong."""
+    seed = random.randrange(10**6)
+    chance = random.Random(seed)
+    wishes = [Asked(f"p{number}", TOKENS, chance.choice(KINDS)) for number in range(jobs)]
+    async with (
+        storm(folder, chance, wishes) as (running, url, near),
+        receiver() as hook,
+        aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as http,
+    ):
+        queue = QueueClient(SimpleNamespace(http=http))  # type: ignore[arg-type]
+        await until(lambda: _ready(queue), 30, "the workers are ready")
+        lines = [Clients(each, http, PACE_MICROSECONDS, hook.url) for each in (url, near.url)]
+        async with asyncio.TaskGroup() as group:
+            group.create_task(running.rage(deeds, pause, stop_seconds))
+            group.create_task(_send_all(wishes, lines, url))
+        await until(lambda: _is_quiet(queue), QUIET_SECONDS, "no job waits or runs")
+        await until(lambda: _has_webhooks(hook, wishes), QUIET_SECONDS, "webhooks arrive")
+        ended = {
+            asked.job: found
+            for asked in wishes
+            if asked.job and (found := await lines[0].ended(asked)) is not None
+        }
+        await _check_slots(queue)
+        for line in lines:
+            await line.close()
+    kills = deeds.count("kill")
+    outcomes = Counter(f"{asked.kind} {'/'.join(asked.ends)}" for asked in wishes)
+    tell("requests of the storm", jobs, "", f"seed {seed}")
+    tell("kills", kills, "", str(dict(running.done)))
+    tell("final answers", sum(outcomes.values()), "", str(dict(outcomes.most_common())))
+    assert running.done["hits"] >= HITS * kills
+    return findings(wishes, ended)
+
+
+async def _send_all(wishes: list[Asked], lines: list[Clients], url: str) -> None:
+    """Send the requests, a limited number at a time."""
+    sdk = [asked for asked in wishes if asked.kind == "sdk"]
+    for asked in sdk[1::2]:
+        asked.consumes = True
+    places = asyncio.Semaphore(CLIENTS)
+
+    async def send(number: int, asked: Asked) -> None:
+        async with places:
+            await lines[number % 2].send(asked)
+
+    async with asyncio.TaskGroup() as group:
+        group.create_task(sdk_clients(python(".venv-sdk"), url, sdk, PACE_MICROSECONDS))
+        for number, asked in enumerate(wishes):
+            if asked.kind != "sdk":
+                group.create_task(send(number, asked))
+
+
+def _has_webhooks(hook: Receiver, wishes: list[Asked]) -> bool:
+    """Record the webhooks that have arrived; return True if no job lacks its webhook."""
+    by_prompt = {asked.prompt: asked for asked in wishes}
+    while not hook.received.empty():
+        webhook = hook.received.get_nowait()
+        (prompt,) = parse_qs(urlsplit(webhook.path).query)["job"]
+        told = json.loads(webhook.body)
+        if told["id"] == by_prompt[prompt].job:
+            by_prompt[prompt].webhooks.append(told["status"])
+    return all(asked.webhooks for asked in wishes if asked.kind == "status" and asked.job)
+
+
+async def _check_slots(queue: QueueClient) -> None:
+    """Check that every slot of the native workers can be filled and freed."""
+    slots = WORKERS * SLOTS
+    jobs = [await queue.run(long(f"slot{number}")) for number in range(slots + 1)]
+    await until(lambda: _counts(queue, 1, slots), QUIET_SECONDS, "every slot has a job")
+    for job in jobs:
+        await queue.call("POST", f"cancel/{job}")
+    await until(lambda: _counts(queue, 0, 0), QUIET_SECONDS, "every slot is free")
+
+
+async def _counts(queue: QueueClient, in_queue: int, in_progress: int) -> bool:
+    jobs = (await _health(queue)).get("jobs", {})
+    return (jobs.get("inQueue"), jobs.get("inProgress")) == (in_queue, in_progress)
+
+
+async def _is_quiet(queue: QueueClient) -> bool:
+    return await _counts(queue, 0, 0) and await _ready(queue)
+
+
+async def _ready(queue: QueueClient) -> bool:
+    return bool((await _health(queue)).get("workers", {}).get("ready") == WORKERS)
+
+
+async def _health(queue: QueueClient) -> dict[str, Any]:
+    """Return the health of the endpoint; empty while the proxy is not reachable."""
+    try:
+        answer: dict[str, Any] = (await queue.call("GET", "health")).body
+    except aiohttp.ClientError:
+        return {}
+    return answer
+
+
+@pytest.mark.slow
+async def test_a_short_storm_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    deeds = ["kill"] * 10 + ["stop"] + ["cut"] * 4
+    assert await play(tmp_path, 300, deeds, 1.0, (1.0, 3.0)) == []
+
+
+@pytest.mark.torture
+@pytest.mark.timeout(TORTURE_SECONDS)
+async def test_a_long_storm_loses_and_repeats_nothing(tmp_path: Path) -> None:
+    deeds = ["kill"] * 200 + ["stop"] * 40 + ["cut"] * 100
+    assert await play(tmp_path, 10_000, deeds, 2.0, (5.0, 30.0)) == []
