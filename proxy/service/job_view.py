@@ -209,10 +209,20 @@ class JobView:
         limit: int,
         max_bytes: int | None = None,
     ) -> tuple[Job, Sequence[bytes], int] | None:
-        """Return a job and its output from one moment. An interactive job has no output here."""
+        """Return a job and its output from one moment.
+
+        An interactive job has no output here, and neither has a queued job: the output of a run
+        that was lost stays in the store until the next run begins.
+        """
         if (call := self._interactive.get(endpoint, owner, job_id)) is not None:
             return call, (), cursor or 0
-        return await self._store.look(endpoint, owner, job_id, cursor, limit, max_bytes)
+        found = await self._store.look(endpoint, owner, job_id, cursor, limit, max_bytes)
+        if found is None:
+            return None
+        job, elements, following = found
+        if job.status is Status.IN_QUEUE:
+            return job, (), following - len(elements)
+        return found
 
 
 def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:

@@ -1,4 +1,4 @@
-"""Each call of the store fails once, in each way: nothing is lost, and no client receives a 500."""
+"""Each call of the store fails, in eight ways: nothing is lost, and no client receives a 500."""
 
 import asyncio
 import json
@@ -26,11 +26,12 @@ MAX_CALLS = 16
 
 @dataclass
 class Fault:
-    """A way to fail: an error, before or after the call has taken effect."""
+    """A way to fail: an error, before or after the call has taken effect, and a delay before it."""
 
-    error: Callable[[], Exception]
+    error: Callable[[], Exception] | None
     is_after: bool = False
     times: int = 1
+    seconds: float = 0.0
 
 
 FAULTS = {
@@ -38,6 +39,10 @@ FAULTS = {
     "busy": Fault(lambda: StoreBusyError("locked")),
     "busy for a while": Fault(lambda: StoreBusyError("locked"), times=4),
     "busy, in doubt": Fault(lambda: StoreBusyError("locked"), is_after=True),
+    "full for a while": Fault(lambda: StoreFullError("full"), times=4),
+    "in doubt for a while": Fault(lambda: StoreBusyError("failed"), is_after=True, times=4),
+    "slow": Fault(None, seconds=0.3),
+    "slow, then busy": Fault(lambda: StoreBusyError("locked"), seconds=0.3),
 }
 
 
@@ -59,15 +64,16 @@ class FaultyStore:
             number = len(self.calls)
             self.calls.append(name)
             fault = self.fault
-            is_faulty = fault is not None and self.first <= number < self.first + fault.times
-            if fault is not None and is_faulty and not fault.is_after:
-                if name == "take":
-                    return []
-                raise fault.error()
-            result = await found(*arguments, **named)
-            if fault is not None and is_faulty and name != "take":
-                raise fault.error()
-            return result
+            if fault is None or not self.first <= number < self.first + fault.times:
+                return await found(*arguments, **named)
+            await asyncio.sleep(fault.seconds)
+            if fault.error is None:
+                return await found(*arguments, **named)
+            if name == "take":
+                return await found(*arguments, **named) if fault.is_after else []
+            if fault.is_after:
+                await found(*arguments, **named)
+            raise fault.error()
 
         return call
 
