@@ -48,6 +48,8 @@ from proxy.system import SystemClock, SystemDisk, ThreadRunner
 HERE = EndpointId("default")
 WORKER = WorkerId("w-1")
 NOW = Millis(1_000_000)
+# The fencing token of all runs: none of them is repeated.
+RUN = 1
 BODY = bytes(1_000)
 QUEUED_JOBS = 100_000
 INTERACTIVE_JOBS = 20_000
@@ -108,10 +110,8 @@ async def durable(store: SqliteStore, title: str, number: int) -> None:
             await store.submit(submission(f"{name}-{each}"), NOW)
 
         async def take_and_settle(_: int) -> None:
-            [job] = await store.take(HERE, WORKER, limit=1, light_limit=0, now=NOW)
-            await store.settle(
-                job.id, Event.COMPLETE, now=NOW, attempt=job.attempt, output=b'"done"'
-            )
+            [job] = await store.take(HERE, WORKER, limit=1, light_limit=0, now=NOW, run=RUN)
+            await store.settle(job.id, Event.COMPLETE, now=NOW, run=job.run, output=b'"done"')
 
         await timed(f"{title}submit", callers, number, submit)
         print(f"{'':<44} {store.commits - commits} commits")
@@ -205,8 +205,8 @@ async def queue(path: Path) -> None:
 
 
 async def _take_and_settle(store: SqliteStore) -> Job | None:
-    [job] = await store.take(HERE, WORKER, limit=1, light_limit=0, now=NOW)
-    return await store.settle(job.id, Event.COMPLETE, now=NOW, attempt=job.attempt)
+    [job] = await store.take(HERE, WORKER, limit=1, light_limit=0, now=NOW, run=RUN)
+    return await store.settle(job.id, Event.COMPLETE, now=NOW, run=job.run)
 
 
 async def main(folder: Path) -> None:

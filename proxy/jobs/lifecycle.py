@@ -11,8 +11,10 @@ terminal status, so the first end of a job is final.
 Rule 3: an event that arrives too late is normal, for example when a worker finishes a job that has
 just been cancelled. It gives the result `None`, which is counted; it is not an error.
 
-Rule 4: `attempt` is the fencing token. It grows at every `take` and never decreases; `retry` keeps
-it. The events of a worker name their attempt, and an event with an older attempt changes nothing.
+Rule 4: `run` is the fencing token: a random number, new at every `take` and when a run is adopted
+after a restart of the proxy. Every write about a run carries it, and a write with an earlier number
+changes nothing. `attempt` counts the runs; it grows at every `take` and never decreases; `retry`
+keeps it. Messages of a worker name their attempt, and one with an older attempt is ignored.
 `failures` is a different number: it counts the lost runs since the job was submitted or retried.
 After `policy.MAX_LOST_RUNS` lost runs the job fails.
 

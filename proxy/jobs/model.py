@@ -129,6 +129,10 @@ class Job:
 
     Only a store creates new versions, as the lifecycle table allows.
 
+    `attempt` counts the takes, for people and in messages. `run` is the fencing token of all writes
+    about a run: a random number, new at each take and at each adoption, and 0 before the first
+    take.
+
     `failures` counts the runs that were lost since the job was submitted or last retried; clients
     read it as the JSON field `retries`. `retry_count` is another number: how often a client has
     called `retry`. It is not a JSON field, and its SQLite column is named `retries`; a webhook's
@@ -142,6 +146,7 @@ class Job:
     status: Status
     created_at: Millis
     attempt: int = 0
+    run: int = 0
     failures: int = 0
     retry_count: int = 0
     worker: WorkerId | None = None
@@ -327,6 +332,7 @@ They come from the operating system or, in a simulation, from a seed.
 
 UUID_BYTES = 16
 REQUEST_ID_BYTES = 12
+RUN_BYTES = 8
 
 
 class Ids:
@@ -345,6 +351,10 @@ class Ids:
         The ids of `runsync` (`is_sync`) also have the prefix `sync-`.
         """
         return JobId(f"{'sync-' if is_sync else ''}{self._uuid()}-u1")
+
+    def run(self) -> int:
+        """Return a new run number (`Job.run`): positive, with 63 bits."""
+        return (int.from_bytes(self._random_bytes(RUN_BYTES)) >> 1) or 1
 
     def request(self) -> str:
         """Return the random part of a new request id: 24 hexadecimal digits."""

@@ -19,14 +19,14 @@ from typing import NamedTuple, TypeAlias
 
 import structlog
 
-from proxy.jobs.model import EndpointId, WorkerId
+from proxy.jobs.model import EndpointId, Ids, WorkerId
 from proxy.jobs.policy import share_credit
 from proxy.service.background import Background
 from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Fleet, Worker
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.ports import OfferedJob, Sink
-from proxy.store.base import JobStore, Signal
+from proxy.store.base import Signal
 
 log = structlog.get_logger()
 
@@ -57,15 +57,15 @@ class Dispatch:
         fleet: Fleet,
         interactive: InteractiveJobs,
         durable: DurableRuns,
-        store: JobStore,
         background: Background,
+        ids: Ids,
     ) -> None:
         self._signal = signal
         self._fleet = fleet
         self._interactive = interactive
         self._durable = durable
-        self._store = store
         self._background = background
+        self._ids = ids
         # The kinds of jobs for which the store is being asked.
         self._asking: dict[Kind, None] = {}
 
@@ -87,7 +87,7 @@ class Dispatch:
             durable, interactive = share_credit(
                 credit,
                 waiting,
-                lambda before: self._store.queued(endpoint, light=light, before=before),
+                lambda before: self._durable.queued(endpoint, light=light, before=before),
             )
         self._give(endpoint, interactive, light=light)
         shares = self._reserve(endpoint, durable, light=light)
@@ -138,7 +138,7 @@ class Dispatch:
                 if isinstance(error, Exception):
                     log.error("store.cannot_take", endpoint=endpoint, why=repr(error))
             has_taken = any(isinstance(number, int) and number for number in results)
-            if not has_taken and self._store.queued(endpoint, light=light):
+            if not has_taken and self._durable.queued(endpoint, light=light):
                 await asyncio.sleep(STORE_PAUSE_SECONDS)
         finally:
             del self._asking[endpoint, light]
@@ -158,7 +158,9 @@ class Dispatch:
         try:
             # Awaited directly: the jobs are held in the turn in which their commit returns, so that
             # a cancellation that is committed after it finds their runs.
-            jobs = await self._durable.take(worker.endpoint, worker.id, slots, light=light)
+            jobs = await self._durable.take(
+                worker.endpoint, worker.id, slots, light=light, run=self._ids.run()
+            )
         finally:
             timer.cancel()
             if not has_lapsed:

@@ -1,8 +1,8 @@
 """Durable jobs: their runs, and the operations of clients that change them.
 
-A job is taken from the store, and its end is written to the store. Every write about a run names
-its attempt, so a late end, of a run that was replaced, changes nothing. A job of another owner is
-treated like an unknown one. `job_view` reads jobs.
+A job is taken from the store, and its end is written to the store. Every write about a run carries
+its number (`Job.run`), so a late end, of a run that was replaced or adopted, changes nothing. A job
+of another owner is treated like an unknown one. `job_view` reads jobs.
 """
 
 import asyncio
@@ -67,12 +67,16 @@ class DurableRuns:
     # Called by the dispatcher
 
     async def take(
-        self, endpoint: EndpointId, worker: WorkerId, limit: int, *, light: bool
+        self, endpoint: EndpointId, worker: WorkerId, limit: int, *, light: bool, run: int
     ) -> list[Job]:
-        """Take up to `limit` jobs for a worker."""
+        """Take up to `limit` jobs for a worker; `run` is the new number of their runs."""
         limits = {"limit": 0, "light_limit": limit} if light else {"limit": limit, "light_limit": 0}
-        jobs = await self._store.take(endpoint, worker, now=self._clock.now(), **limits)
+        jobs = await self._store.take(endpoint, worker, now=self._clock.now(), run=run, **limits)
         return list(jobs)
+
+    def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
+        """Return the number of queued jobs, as the store's `queued` does."""
+        return self._store.queued(endpoint, light=light, before=before)
 
     def record(self, job: Job, position: int = 0) -> Recording:
         """Open the recording of a run that begins, or that a worker has resumed.
@@ -80,13 +84,13 @@ class DurableRuns:
         `position`: the number of elements that the store has of it.
         """
         self._events.notify(job.id)
-        return self._recorder.open(job.id, job.attempt, self._start_end, position)
+        return self._recorder.open(job, self._start_end, position)
 
     def give_back(self, job: Job) -> None:
         """Return a job to the queue that was taken and not handed out."""
         end = RunEnd(Ending.RELEASED)
         self._background.start(
-            insist(partial(self._apply, job.id, job.attempt, after_run(end))), f"give back {job.id}"
+            insist(partial(self._apply, job.id, job.run, after_run(end))), f"give back {job.id}"
         )
 
     # Called by the queue API
@@ -125,7 +129,7 @@ class DurableRuns:
     async def _end_run(self, recording: Recording, end: RunEnd) -> None:
         """Carry out the end of a run: its job ends, or returns to the queue."""
         job_id = recording.job_id
-        attempt = recording.attempt
+        run = recording.run
         output = end.output
         verdict = after_run(end)
         job: Job | None = None
@@ -136,13 +140,13 @@ class DurableRuns:
                 output = recording.whole if output is None else output
             case Ending.RELEASED | Ending.LOST:
                 job = await self._store.find(job_id)
-                if job is not None and job.attempt == attempt and not job.is_terminal:
+                if job is not None and job.run == run and not job.is_terminal:
                     verdict = after_run(end, job.failures, output_left=job.delivered)
-        has_applied = await self._apply(job_id, attempt, verdict, output)
+        has_applied = await self._apply(job_id, run, verdict, output)
         if not has_applied and verdict.event is Event.RELEASE:
             # Either the job has ended, or output was delivered after the decision.
             verdict = after_run(end, output_left=True)
-            has_applied = await self._apply(job_id, attempt, verdict)
+            has_applied = await self._apply(job_id, run, verdict)
         if has_applied and job is not None:
             log_loss(job, end, verdict)
 
@@ -154,8 +158,8 @@ class DurableRuns:
 
     async def _end_orphan(self, job: Job) -> None:
         end = RunEnd(Ending.RELEASED, NOT_RESUMED)
-        if not await self._apply(job.id, job.attempt, after_run(end)):
-            await self._apply(job.id, job.attempt, after_run(end, output_left=True))
+        if not await self._apply(job.id, job.run, after_run(end)):
+            await self._apply(job.id, job.run, after_run(end, output_left=True))
 
     async def end_overdue(self) -> None:
         """End the jobs whose deadline has passed."""
@@ -173,7 +177,7 @@ class DurableRuns:
         if verdict is None:
             return False
         ended = await self._store.settle(
-            job.id, verdict.event, now=now, attempt=job.attempt, error=verdict.error
+            job.id, verdict.event, now=now, run=job.run, error=verdict.error
         )
         if ended is not None:
             self.withdrawn([ended])
@@ -195,21 +199,21 @@ class DurableRuns:
             self._notify(job)
 
     async def _apply(
-        self, job_id: JobId, attempt: int, verdict: Verdict, output: bytes | None = None
+        self, job_id: JobId, run: int, verdict: Verdict, output: bytes | None = None
     ) -> bool:
-        """Apply a verdict; return False if the job has ended already, or has a newer run."""
+        """Apply a verdict; return False if the job has ended already, or has another run."""
         job = await self._store.settle(
             job_id,
             verdict.event,
             now=self._clock.now(),
-            attempt=attempt,
+            run=run,
             error=verdict.error,
             counts=verdict.counts,
             output=output,
             undelivered=verdict.event is Event.RELEASE,
         )
         if job is None:
-            log.debug("run.late", job=job_id, attempt=attempt, ending=verdict.event)
+            log.debug("run.late", job=job_id, run=run, ending=verdict.event)
             # It may be the repetition of a write that was carried out.
             self._events.notify(job_id)
             self.on_delivery()

@@ -7,7 +7,7 @@ from collections.abc import Iterable
 
 import structlog
 
-from proxy.jobs.model import Job, JobId
+from proxy.jobs.model import Ids, Job, JobId
 from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Worker
 from proxy.service.ports import WorkerPort
@@ -21,9 +21,10 @@ ALL_ELEMENTS = 1_000_000
 class Orphans:
     """The runs that no connected worker has resumed yet."""
 
-    def __init__(self, store: JobStore, runs: DurableRuns) -> None:
+    def __init__(self, store: JobStore, runs: DurableRuns, ids: Ids) -> None:
         self._store = store
         self._runs = runs
+        self._ids = ids
         self._jobs: dict[JobId, Job] = {}
         # The event loop's time when their lease began.
         self._since = 0.0
@@ -47,20 +48,14 @@ class Orphans:
         job = self._jobs.get(job_id)
         if job is None or job.attempt != attempt or job.endpoint != worker.endpoint:
             return False
-        del self._jobs[job_id]
-        try:
-            _, written = await self._store.read(job_id, 0, ALL_ELEMENTS)
-            # The list was made at the start; only the store knows if the run still goes on.
-            current = await self._store.adopt(job_id, attempt)
-        except StoreError:
-            self._jobs[job_id] = job
+        found = await self._take_over(job)
+        if found is None:
             return False
-        if current is None:
-            return False
+        current, written = found
         if sent is not None and written != sent:
-            self._runs.orphaned(job)
+            self._runs.orphaned(current)
             return False
-        self._resume(job, worker, port, written, received=written)
+        self._resume(current, worker, port, written, received=written)
         return True
 
     async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> Job | None:
@@ -71,15 +66,11 @@ class Orphans:
         job = self._jobs.get(job_id)
         if job is None or job.worker != worker.id:
             return None
-        del self._jobs[job_id]
-        try:
-            _, written = await self._store.read(job_id, 0, ALL_ELEMENTS)
-            current = await self._store.adopt(job_id, job.attempt)
-        except StoreError:
-            self._jobs[job_id] = job
+        found = await self._take_over(job)
+        if found is None:
             return None
-        if current is not None:
-            self._resume(job, worker, port, written)
+        current, written = found
+        self._resume(current, worker, port, written)
         return current
 
     def restart_lease(self, now: float) -> None:
@@ -94,6 +85,24 @@ class Orphans:
         self._jobs = {}
         for job in jobs.values():
             self._runs.orphaned(job)
+
+    async def _take_over(self, job: Job) -> tuple[Job, int] | None:
+        """Give a run a new number; return its job and the number of elements in the store.
+
+        None if the run does not go on: the list was made at the start, and only the store knows.
+        """
+        del self._jobs[job.id]
+        try:
+            # Before the elements are counted: nothing is written under the earlier number any more.
+            current = await self._store.adopt(job.id, job.attempt, self._ids.run())
+            if current is None:
+                return None
+            job = current
+            _, written = await self._store.read(job.id, 0, ALL_ELEMENTS)
+        except StoreError:
+            self._jobs[job.id] = job
+            return None
+        return job, written
 
     def _resume(
         self, job: Job, worker: Worker, port: WorkerPort, written: int, *, received: int = 0

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import TypeAlias
 
-from proxy.jobs.model import Head, JobId
+from proxy.jobs.model import Head, Job, JobId
 from proxy.jobs.policy import RunEnd
 from proxy.service.events import JobEvents
 from proxy.service.ports import SinkVerdict, WorkerPort
@@ -34,22 +34,18 @@ OnRunEnd: TypeAlias = Callable[["Recording", RunEnd], asyncio.Task[None]]
 class Recording:
     """The output of one run, as far as it is not in the store. Implements `Sink`.
 
-    `whole`: the output itself, for a job whose output is not a list. `progress`: the progress that
-    the worker reported last, as JSON.
+    `run`: the number that its writes carry. `whole`: the output itself, for a job whose output is
+    not a list. `progress`: the progress that the worker reported last, as JSON.
     """
 
     takes_values = True
 
     def __init__(
-        self,
-        recorder: "Recorder",
-        job_id: JobId,
-        attempt: int,
-        on_run_end: OnRunEnd,
-        position: int = 0,
+        self, recorder: "Recorder", job: Job, on_run_end: OnRunEnd, position: int = 0
     ) -> None:
-        self.job_id = job_id
-        self.attempt = attempt
+        self.job_id = job.id
+        self.attempt = job.attempt
+        self.run = job.run
         self.whole: bytes | None = None
         self.progress: bytes | None = None
         # The number of elements in the store.
@@ -140,17 +136,15 @@ class Recorder:
     def __len__(self) -> int:
         return len(self._recordings)
 
-    def open(
-        self, job_id: JobId, attempt: int, on_run_end: OnRunEnd, position: int = 0
-    ) -> Recording:
-        """Return a new recording, in place of an earlier run's.
+    def open(self, job: Job, on_run_end: OnRunEnd, position: int = 0) -> Recording:
+        """Return a new recording of the job's run, in place of an earlier run's.
 
         `position`: the number of elements that the store has of this run.
         """
-        if (earlier := self._recordings.get(job_id)) is not None:
+        if (earlier := self._recordings.get(job.id)) is not None:
             self.drop(earlier)
-        recording = Recording(self, job_id, attempt, on_run_end, position)
-        self._recordings[job_id] = recording
+        recording = Recording(self, job, on_run_end, position)
+        self._recordings[job.id] = recording
         return recording
 
     def get(self, job_id: JobId) -> Recording | None:
@@ -212,7 +206,7 @@ class Recorder:
             is_written = False
             try:
                 await self._store.append(
-                    recording.job_id, recording.attempt, elements, recording.position
+                    recording.job_id, recording.run, elements, recording.position
                 )
                 is_written = True
                 recording.position += len(elements)

@@ -56,10 +56,14 @@ class JobStore(Protocol):
 
     Every change of a status is one conditional write, taken from the lifecycle table: it either
     takes effect completely, or the returned None says that the job was no longer in a suitable
-    status. Time is always an argument; a store has no clock. A write is acknowledged when the
-    method returns; from then on it survives every failure that the store is specified to survive.
-    Methods are safe to call concurrently. If a caller is cancelled, its call takes effect either
-    completely or not at all.
+    status. Time and random numbers are always arguments: a store has no clock. A write is
+    acknowledged when the method returns; from then on it survives every failure that the store is
+    specified to survive. Methods are safe to call concurrently. If a caller is cancelled, its call
+    takes effect either completely or not at all.
+
+    Every write about a run carries its fencing token: `run`, a random number that is new at each
+    take and at each adoption. A holder of an earlier number can change nothing, even if its attempt
+    is the current one. Readers name the attempt: an adopted run continues the same output.
 
     A store of limited capacity keeps space for the jobs that it already has: `submit` is rejected
     long before the other writes fail. If the space is exhausted nevertheless, any method that
@@ -137,7 +141,14 @@ class JobStore(Protocol):
         ...
 
     async def take(
-        self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
+        self,
+        endpoint: EndpointId,
+        worker: WorkerId,
+        *,
+        limit: int,
+        light_limit: int,
+        now: Millis,
+        run: int,
     ) -> Sequence[Job]:
         """Hand out up to `limit` ordinary and `light_limit` light jobs to a worker.
 
@@ -146,9 +157,11 @@ class JobStore(Protocol):
 
         Order: normal before low priority, then by sequence. A job of low priority that was created
         `policy.LOW_PRIORITY_WAIT_MILLIS` ago or earlier counts as normal. Each returned job is
-        IN_PROGRESS on this worker, its attempt is one higher than before, `taken_at` is `now`, and
-        its output log is empty and not delivered. All of them are taken in one write. No two calls
-        ever return the same attempt of a job.
+        IN_PROGRESS on this worker, its attempt is one higher than before, `taken_at` is `now`, its
+        `run` is the given one, and its output log is empty and not delivered. All of them are taken
+        in one write. No two calls ever return the same attempt of a job.
+
+        `run`: a new random number (`Ids.run`), which the jobs of one call share.
         """
         ...
 
@@ -158,7 +171,7 @@ class JobStore(Protocol):
         event: Event,
         *,
         now: Millis,
-        attempt: int | None = None,
+        run: int | None = None,
         error: JobError | None = None,
         counts: bool = False,
         output: bytes | None = None,
@@ -166,9 +179,9 @@ class JobStore(Protocol):
     ) -> Job | None:
         """Apply any event except `take`; return the resulting job, or None if it did not apply.
 
-        An event applies if the job's status is one of its sources and, where `attempt` is given,
-        if that is the job's current attempt. With `undelivered`, a `release` applies only if no
-        output of the attempt has been delivered.
+        An event applies if the job's status is one of its sources and, where `run` is given, if
+        that is the job's current run number. With `undelivered`, a `release` applies only if no
+        output of the attempt has been delivered. No event changes `attempt` or `run`.
 
         - `release` keeps the job's sequence, so that it returns to the front of the queue. With
           `counts`, its `failures` grows by one.
@@ -229,11 +242,12 @@ class JobStore(Protocol):
         """
         ...
 
-    async def adopt(self, job_id: JobId, attempt: int) -> Job | None:
-        """Confirm that an attempt goes on, for a worker that has resumed it; return an outline.
+    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Job | None:
+        """Give a run that its worker has resumed a new number; return an outline of the job.
 
-        None if this attempt is not IN_PROGRESS. The confirmation is ordered like a write: every
-        event of the job is either before it or after it.
+        `run`: a new random number. From then on, `append` and `settle` reject the earlier one. The
+        attempt, its output log and its readers are not affected. None, without any effect, if this
+        attempt is not IN_PROGRESS.
         """
         ...
 
@@ -246,15 +260,15 @@ class JobStore(Protocol):
         ...
 
     async def append(
-        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
+        self, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None = None
     ) -> int | None:
-        """Append to a job's output log while this attempt is IN_PROGRESS.
+        """Append to a job's output log while this run is IN_PROGRESS.
 
         `start`: the cursor of the first output. It makes the call idempotent: outputs that the log
         has already are not appended again, for example after a commit whose result was lost.
 
-        Returns the cursor after the appended outputs, or None if the attempt is not running. Raises
-        `ValueError` if outputs before `start` are missing.
+        Returns the cursor after the appended outputs, or None if the run has ended or has another
+        number by now. Raises `ValueError` if outputs before `start` are missing.
         """
         ...
 

@@ -112,13 +112,20 @@ class MemoryStore:
         return [job.outline() for job in sorted(found, key=lambda job: -job.sequence)[:limit]]
 
     async def take(
-        self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
+        self,
+        endpoint: EndpointId,
+        worker: WorkerId,
+        *,
+        limit: int,
+        light_limit: int,
+        now: Millis,
+        run: int,
     ) -> Sequence[Job]:
         places = self._index.pop(endpoint, limit, now, light=False)
         places += self._index.pop(endpoint, light_limit, now, light=True)
-        return [self._hand_out(place.job_id, worker, now) for place in places]
+        return [self._hand_out(place.job_id, worker, now, run) for place in places]
 
-    def _hand_out(self, job_id: JobId, worker: WorkerId, now: Millis) -> Job:
+    def _hand_out(self, job_id: JobId, worker: WorkerId, now: Millis, run: int) -> Job:
         """Apply `take` to a job whose key has been popped from the index."""
         job = self._jobs[job_id]
         # The output log belongs to the current attempt.
@@ -128,6 +135,7 @@ class MemoryStore:
                 job,
                 status=TRANSITIONS[Event.TAKE].target,
                 attempt=job.attempt + 1,
+                run=run,
                 worker=worker,
                 taken_at=now,
                 consumed_cursor=0,
@@ -142,14 +150,14 @@ class MemoryStore:
         event: Event,
         *,
         now: Millis,
-        attempt: int | None = None,
+        run: int | None = None,
         error: JobError | None = None,
         counts: bool = False,
         output: bytes | None = None,
         undelivered: bool = False,
     ) -> Job | None:
         job = self._jobs.get(job_id)
-        if job is None or (attempt is not None and attempt != job.attempt):
+        if job is None or (run is not None and run != job.run):
             return None
         if undelivered and job.delivered:
             return None
@@ -247,16 +255,19 @@ class MemoryStore:
         else:
             self._tries[job_id] += 1
 
-    async def adopt(self, job_id: JobId, attempt: int) -> Job | None:
-        job = self._jobs.get(job_id)
-        is_running = job is not None and job.status is TRANSITIONS[Event.TAKE].target
-        return job.outline() if job is not None and is_running and job.attempt == attempt else None
-
-    async def append(
-        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
-    ) -> int | None:
+    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Job | None:
         job = self._jobs.get(job_id)
         if job is None or job.attempt != attempt:
+            return None
+        if job.status is not TRANSITIONS[Event.TAKE].target:
+            return None
+        return self._keep(replace(job, run=run)).outline()
+
+    async def append(
+        self, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None = None
+    ) -> int | None:
+        job = self._jobs.get(job_id)
+        if job is None or job.run != run:
             return None
         if job.status is not TRANSITIONS[Event.TAKE].target:
             return None
@@ -325,6 +336,7 @@ class MemoryStore:
                 target,
                 created_at=now,
                 attempt=job.attempt,
+                run=job.run,
                 retry_count=job.retry_count + 1,
                 last_event=Event.RETRY,
             )

@@ -2,7 +2,7 @@
 
 import pytest
 from harness.data.jobs import HERE, submission
-from harness.data.store_steps import T0, WORKER
+from harness.data.store_steps import RUN, T0, WORKER
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Input, Millis
@@ -18,12 +18,10 @@ async def test_submits_are_rejected_while_the_store_is_full() -> None:
     await store.submit(submission("b", work=BODY), T0)
     with pytest.raises(StoreFullError):
         await store.submit(submission("c", work=BODY), T0)
-    for job in await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0):
+    for job in await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0, run=RUN):
         # Writes for existing jobs are still accepted.
-        await store.append(job.id, job.attempt, [b"2" * 50_000])
-        assert await store.settle(
-            job.id, Event.COMPLETE, now=T0, attempt=job.attempt, output=b"3" * 50_000
-        )
+        await store.append(job.id, RUN, [b"2" * 50_000])
+        assert await store.settle(job.id, Event.COMPLETE, now=T0, run=RUN, output=b"3" * 50_000)
     with pytest.raises(StoreFullError):
         await store.submit(submission("c", work=BODY), T0)
     await store.forget(Millis(T0 + 10**9), 100)

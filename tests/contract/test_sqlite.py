@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 from harness.data.jobs import ALICE, HERE, submission
-from harness.data.store_steps import T0, WHY, WORKER, ended, found, ids, settle, sqlite_store, take
+from harness.data.store_steps import T0, WHY, ended, found, ids, settle, sqlite_store, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, InteractiveJob, Job, JobId, Millis
@@ -104,7 +104,7 @@ async def test_forgotten_jobs_leave_no_rows(tmp_path: Path) -> None:
     async with opened(path) as store:
         await submit(store, "a", "b")
         for job in await take(store):
-            await store.append(job.id, 1, [b"1"])
+            await store.append(job.id, job.run, [b"1"])
             await ended(store, job, Event.FAIL, output=b"2")
         assert await store.forget(Millis(T0 * 1_000), 9) == 2
         with closing(sqlite3.connect(path)) as db:
@@ -346,9 +346,7 @@ async def test_large_bodies_are_taken_a_few_at_a_time(tmp_path: Path) -> None:
         names = [str(number) for number in range(5)]
         for name in names:
             await submit(store, name, work=body)
-        takes = [
-            ids(await store.take(HERE, WORKER, limit=9, light_limit=0, now=T0)) for _ in range(4)
-        ]
+        takes = [ids(await take(store, limit=9)) for _ in range(4)]
         assert takes == [["0", "1"], ["2", "3"], ["4"], []]
         assert (await store.counts(HERE)).in_progress == len(names)
 

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness.data.jobs import HERE
-from harness.data.store_steps import T0, WORKER, sqlite_store
+from harness.data.store_steps import sqlite_store, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import JobId
@@ -107,7 +107,7 @@ async def check_acknowledged(path: Path, ledger: Ledger) -> None:
                 or job.status is Status.IN_QUEUE
             )
         counts = await store.counts(HERE)
-        queued = await store.take(HERE, WORKER, limit=10**6, light_limit=0, now=T0)
+        queued = await take(store, limit=10**6, light_limit=0)
         assert counts.in_queue == len(queued)
         assert counts.in_progress == len(await store.running()) - len(queued)
     for job_id, attempts in ledger.attempts.items():
@@ -148,7 +148,7 @@ async def main():
             say("acknowledged", "submit", number)
             [job] = await take(store)
             say("acknowledged", "take", number)
-            await store.settle(job.id, Event.COMPLETE, now=T0, attempt=1)
+            await store.settle(job.id, Event.COMPLETE, now=T0, run=job.run)
             say("acknowledged", "end", number)
 
 asyncio.run(main())

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness.data.jobs import ALICE, HERE, submission
-from harness.data.store_steps import T0, WHY, WORKER, ids, settle, sqlite_store, take
+from harness.data.store_steps import RUN, T0, WHY, ids, settle, sqlite_store, take
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import JobId
@@ -171,15 +171,16 @@ async def check_every_call_fails(store: SqliteStore) -> None:
         store.forget(T0, 9),
         store.limit_life(job, T0),
         store.deliveries(T0, 9),
-        store.append(job, 1, [b"1"]),
+        store.append(job, RUN, [b"1"]),
         store.read(job, 0, 9),
         store.look(HERE, ALICE, job, 0, 9),
         store.consume(job, 1, 1),
+        store.adopt(job, 1, RUN),
         store.counts(HERE),
     ]
     results = await asyncio.gather(*calls, return_exceptions=True)
     assert {type(result) for result in results} == {StoreGoneError}
-    assert await store.take(HERE, WORKER, limit=9, light_limit=9, now=T0) == []
+    assert await take(store) == []
 
 
 @pytest.mark.parametrize("lose", LOSSES)

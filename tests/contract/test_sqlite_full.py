@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 from harness.data.jobs import HERE, submission
-from harness.data.store_steps import T0, ended, found, ids, sqlite_store, take
+from harness.data.store_steps import RUN, T0, ended, found, ids, sqlite_store, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, JobId
@@ -120,8 +120,8 @@ async def test_a_write_that_is_too_large_uses_no_space(small_disk: Path) -> None
         await take(store)
         before = free(small_disk)
         large, small = await asyncio.gather(
-            store.append(JobId("large"), 1, [bytes(before + 50 * MEGABYTE)]),
-            store.append(JobId("small"), 1, [b"small"]),
+            store.append(JobId("large"), RUN, [bytes(before + 50 * MEGABYTE)]),
+            store.append(JobId("small"), RUN, [b"small"]),
             return_exceptions=True,
         )
         assert isinstance(large, StoreFullError)
@@ -143,13 +143,13 @@ async def test_no_job_is_lost_while_no_write_is_possible(small_disk: Path) -> No
             fill(small_disk / f"more-{size}")
             with pytest.raises(StoreFullError):
                 while True:
-                    await store.append(job.id, 1, [bytes(size)])
+                    await store.append(job.id, job.run, [bytes(size)])
         assert await take(store, limit=2) == []
         with pytest.raises(StoreFullError):
-            await store.settle(job.id, Event.COMPLETE, now=T0, attempt=1)
+            await store.settle(job.id, Event.COMPLETE, now=T0, run=job.run)
         assert await store.find(job.id) == job
         other.unlink()
-        await ended(store, job, Event.COMPLETE, attempt=1)
+        await ended(store, job, Event.COMPLETE, run=job.run)
         assert ids(await take(store, limit=999)) == submitted[1:]
         assert (await store.counts(HERE)).in_queue == 0
 

@@ -7,7 +7,9 @@ from typing import Any
 import pytest
 from harness.data.jobs import ALICE, HERE, REQUEST, submission
 from harness.data.store_steps import (
+    LATER_RUN,
     MINUTE,
+    RUN,
     T0,
     WHY,
     WORKER,
@@ -35,6 +37,8 @@ from proxy.store.base import JobStore
 
 BOB = Owner("bob")
 OTHER = EndpointId("other")
+# The events that a run, or its deadline, causes.
+OF_A_RUN = (Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.CANCEL, Event.EXPIRE)
 
 
 # Submitting and reading
@@ -243,7 +247,7 @@ async def test_a_running_job_ends_once(
 ) -> None:
     await submit("a")
     [job] = await take(store)
-    after = await ended(store, job, event, attempt=1, error=WHY, output=b"[1]")
+    after = await ended(store, job, event, run=RUN, error=WHY, output=b"[1]")
     assert (after.status, after.error, after.finished_at, after.output) == (
         status,
         WHY,
@@ -261,7 +265,7 @@ async def test_only_one_of_several_concurrent_ends_takes_effect(
     await submit("a")
     [job] = await take(store)
     events = (Event.COMPLETE, Event.FAIL, Event.CANCEL, Event.EXPIRE, Event.RELEASE) * 3
-    results = await asyncio.gather(*(settle(store, job, event, attempt=1) for event in events))
+    results = await asyncio.gather(*(settle(store, job, event, run=RUN) for event in events))
     [after] = [result for result in results if result is not None]
     assert await found(store, "a") == after
 
@@ -292,15 +296,52 @@ async def test_no_event_applies_to_an_unknown_job(store: JobStore) -> None:
         assert await settle(store, "unknown", event) is None
 
 
-async def test_the_attempt_is_a_fencing_token(store: JobStore, submit: Submit) -> None:
+async def test_the_run_is_a_fencing_token(store: JobStore, submit: Submit) -> None:
     await submit("a")
     [first] = await take(store)
-    await settle(store, first, Event.RELEASE, attempt=1)
-    [second] = await take(store)
-    assert second.attempt == 2
-    for event in (Event.COMPLETE, Event.FAIL, Event.RELEASE, Event.CANCEL, Event.EXPIRE):
-        assert await settle(store, second, event, attempt=1) is None
-    await ended(store, second, Event.COMPLETE, attempt=2)
+    await settle(store, first, Event.RELEASE, run=RUN)
+    [second] = await take(store, run=LATER_RUN)
+    assert (second.attempt, second.run) == (2, LATER_RUN)
+    for event in OF_A_RUN:
+        assert await settle(store, second, event, run=RUN) is None
+    await ended(store, second, Event.COMPLETE, run=LATER_RUN)
+
+
+async def test_each_take_gives_its_jobs_a_number(store: JobStore, submit: Submit) -> None:
+    submitted = await submit("a", "b", "c")
+    assert {job.run for job in submitted} == {0}
+    taken = await take(store, limit=2)
+    taken += await take(store, run=LATER_RUN)
+    assert [(job.id, job.run) for job in taken] == [("a", RUN), ("b", RUN), ("c", LATER_RUN)]
+    for job in taken:
+        assert await store.find(job.id) == job
+
+
+@pytest.mark.parametrize("event", [Event.RELEASE, Event.RETRY])
+async def test_a_job_keeps_its_number_until_the_next_take(
+    store: JobStore, submit: Submit, event: Event
+) -> None:
+    await submit("a")
+    [job] = await take(store)
+    if event is Event.RETRY:
+        await ended(store, job, Event.FAIL)
+    assert (await ended(store, job, event)).run == RUN
+    [again] = await take(store, run=LATER_RUN)
+    assert again.run == LATER_RUN
+
+
+async def test_the_earlier_number_of_an_adopted_run_settles_nothing(
+    store: JobStore, submit: Submit
+) -> None:
+    await submit("a")
+    [job] = await take(store)
+    adopted = await store.adopt(job.id, job.attempt, LATER_RUN)
+    assert adopted is not None
+    assert (adopted.attempt, adopted.run) == (1, LATER_RUN)
+    for event in OF_A_RUN:
+        assert await settle(store, job, event, run=RUN) is None
+    assert await found(store, "a") == replace(job, run=LATER_RUN)
+    await ended(store, job, Event.COMPLETE, run=LATER_RUN)
 
 
 async def test_a_released_job_returns_to_the_front_of_the_queue(
@@ -308,7 +349,7 @@ async def test_a_released_job_returns_to_the_front_of_the_queue(
 ) -> None:
     await submit("a", "b")
     [job] = await take(store, limit=1)
-    released = await ended(store, job, Event.RELEASE, attempt=1)
+    released = await ended(store, job, Event.RELEASE, run=RUN)
     assert (released.status, released.worker, released.taken_at) == (Status.IN_QUEUE, None, None)
     assert released.submission == job.submission
     assert ids(await take(store)) == ["a", "b"]
@@ -440,7 +481,7 @@ async def test_counts_match_the_events(store: JobStore, submit: Submit) -> None:
     await settle(store, "b", Event.RETRY)
     await settle(store, "f", Event.CANCEL)
     await submit("g", "h")
-    await store.take(HERE, WorkerId("w-2"), limit=1, light_limit=0, now=T0)
+    await store.take(HERE, WorkerId("w-2"), limit=1, light_limit=0, now=T0, run=RUN)
     assert await store.counts(HERE) == Counts(
         in_queue=3, in_progress=1, completed=1, failed=1, cancelled=2, timed_out=1, retried=1
     )

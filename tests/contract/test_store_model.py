@@ -6,7 +6,7 @@ from contextlib import AsyncExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
+from typing import Any, NamedTuple
 
 import pytest
 from harness.data.jobs import ALICE, HERE, submission
@@ -60,6 +60,7 @@ class Row:
     created: int
     status: Status = Status.IN_QUEUE
     attempt: int = 0
+    run: int = 0
     failures: int = 0
     retry_count: int = 0
     taken: int = 0
@@ -81,6 +82,14 @@ class Row:
         return min(moments, default=None) if self.status in UNFINISHED else None
 
 
+class Run(NamedTuple):
+    """A run that a worker has or had, with the number under which it was taken or adopted."""
+
+    job_id: str
+    attempt: int
+    number: int
+
+
 class StoreModel(RuleBasedStateMachine):
     """Runs each operation on a store and on a dictionary of rows."""
 
@@ -97,6 +106,8 @@ class StoreModel(RuleBasedStateMachine):
         self.rows: dict[str, Row] = {}
         self.now = 1_000_000
         self.sequence = 0
+        # The last number of a run.
+        self.number = 0
         self.ended: Counter[Status | Event] = Counter()
         # The places and the sequences of jobs of another queue.
         self.foreign: dict[int, int] = {}
@@ -136,6 +147,7 @@ class StoreModel(RuleBasedStateMachine):
         row = self.rows[job_id]
         assert job is not None
         assert (job.status, job.attempt, job.failures) == (row.status, row.attempt, row.failures)
+        assert job.run == row.run
         assert (job.retry_count, job.consumed_cursor, job.delivered, job.output) == (
             row.retry_count,
             row.consumed_cursor,
@@ -292,54 +304,62 @@ class StoreModel(RuleBasedStateMachine):
             return [job_id for *_, job_id in sorted(waiting)[:count]]
 
         expected = first(False, limit) + first(True, light_limit)
+        self.number += 1
+        limits = {"limit": limit, "light_limit": light_limit}
         taken = self.run(
-            self.store.take(
-                HERE, WORKER, limit=limit, light_limit=light_limit, now=Millis(self.now)
-            )
+            self.store.take(HERE, WORKER, now=Millis(self.now), run=self.number, **limits)
         )
         assert [job.id for job in taken] == expected
         for job in taken:
             row = self.rows[job.id]
             row.status = Status.IN_PROGRESS
             row.attempt += 1
+            row.run = self.number
             row.taken = self.now
             row.consumed_cursor = 0
             row.delivered = False
             row.log = []
             self.agree(job, job.id)
-        return multiple(*((job.id, job.attempt) for job in taken))
+        return multiple(*(Run(job.id, job.attempt, job.run) for job in taken))
 
-    def is_current(self, run: tuple[str, int]) -> bool:
-        row = self.rows.get(run[0])
-        return row is not None and row.status is Status.IN_PROGRESS and row.attempt == run[1]
+    def is_current(self, run: Run) -> bool:
+        row = self.rows.get(run.job_id)
+        return row is not None and row.status is Status.IN_PROGRESS and row.run == run.number
 
     @rule(
         run=runs, event=st.sampled_from(list(ENDS)), output=st.sampled_from([None, b"", b"output"])
     )
-    def a_worker_ends_a_run(self, run: tuple[str, int], event: Event, output: bytes | None) -> None:
-        job_id, attempt = run
+    def a_worker_ends_a_run(self, run: Run, event: Event, output: bytes | None) -> None:
+        job_id = run.job_id
         row = self.rows.get(job_id)
         happens = self.is_current(run)
-        if row is not None and row.status is Status.IN_QUEUE and row.attempt == attempt:
+        if row is not None and row.status is Status.IN_QUEUE and row.run == run.number:
             happens = event in {Event.CANCEL, Event.EXPIRE}
-        job = self.settle(job_id, event, attempt=attempt, error=WHY, output=output)
+        job = self.settle(job_id, event, run=run.number, error=WHY, output=output)
         assert (job is not None) == happens
         if job is not None:
             self.end(job_id, event, output)
             self.agree(job, job_id)
             assert job.error == WHY
 
-    @rule(run=runs)
-    def a_worker_resumes_a_run(self, run: tuple[str, int]) -> None:
-        job = self.run(self.store.adopt(JobId(run[0]), run[1]))
-        assert (job is not None) == self.is_current(run)
+    @rule(target=runs, run=runs)
+    def a_worker_resumes_a_run(self, run: Run) -> Any:
+        self.number += 1
+        job = self.run(self.store.adopt(JobId(run.job_id), run.attempt, self.number))
+        row = self.rows.get(run.job_id)
+        if row is None or (row.status, row.attempt) != (Status.IN_PROGRESS, run.attempt):
+            assert job is None
+            return multiple()
+        row.run = self.number
+        self.agree(job, run.job_id)
+        return run._replace(number=self.number)
 
     @rule(run=consumes(runs), counts=st.booleans(), undelivered=st.booleans())
-    def a_run_is_lost(self, run: tuple[str, int], counts: bool, undelivered: bool) -> None:
-        job_id, attempt = run
+    def a_run_is_lost(self, run: Run, counts: bool, undelivered: bool) -> None:
+        job_id = run.job_id
         happens = self.is_current(run) and not (undelivered and self.rows[job_id].delivered)
         job = self.settle(
-            job_id, Event.RELEASE, attempt=attempt, counts=counts, undelivered=undelivered
+            job_id, Event.RELEASE, run=run.number, counts=counts, undelivered=undelivered
         )
         assert (job is not None) == happens
         if happens:
@@ -349,13 +369,13 @@ class StoreModel(RuleBasedStateMachine):
             self.agree(job, job_id)
 
     @rule(run=runs, outputs=st.lists(st.binary(max_size=3), max_size=3))
-    def a_worker_writes(self, run: tuple[str, int], outputs: list[bytes]) -> None:
-        cursor = self.run(self.store.append(JobId(run[0]), run[1], outputs))
+    def a_worker_writes(self, run: Run, outputs: list[bytes]) -> None:
+        cursor = self.run(self.store.append(JobId(run.job_id), run.number, outputs))
         happens = self.is_current(run)
         assert (cursor is not None) == happens
         if happens:
-            self.rows[run[0]].log += outputs
-            assert cursor == len(self.rows[run[0]].log)
+            self.rows[run.job_id].log += outputs
+            assert cursor == len(self.rows[run.job_id].log)
 
     # Hints for other queues
 

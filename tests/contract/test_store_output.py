@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from harness.data.jobs import ALICE, HERE
-from harness.data.store_steps import Submit, found, settle, take
+from harness.data.store_steps import LATER_RUN, RUN, Submit, found, settle, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import EndpointId, JobId, Owner
@@ -28,9 +28,9 @@ async def test_output_is_read_by_cursor_by_any_number_of_readers(
 ) -> None:
     await running(store, submit)
     assert await read(store) == ([], 0)
-    assert await store.append(A, 1, [b"one", b"two"]) == 2
-    assert await store.append(A, 1, [b"three"]) == 3
-    assert await store.append(A, 1, []) == 3
+    assert await store.append(A, RUN, [b"one", b"two"]) == 2
+    assert await store.append(A, RUN, [b"three"]) == 3
+    assert await store.append(A, RUN, []) == 3
     assert await read(store, 0, 2) == ([b"one", b"two"], 2)
     assert await read(store, 2, 2) == ([b"three"], 3)
     assert await read(store, 3, 2) == ([], 3)
@@ -40,31 +40,31 @@ async def test_output_is_read_by_cursor_by_any_number_of_readers(
 
 async def test_outputs_keep_their_order(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
-    await asyncio.gather(*(store.append(A, 1, [b"%d" % number, b"and"]) for number in range(20)))
+    await asyncio.gather(*(store.append(A, RUN, [b"%d" % number, b"and"]) for number in range(20)))
     part, cursor = await read(store, limit=99)
     assert part == [piece for number in range(20) for piece in (b"%d" % number, b"and")]
     assert cursor == 40
 
 
-async def test_only_the_current_attempt_writes_to_the_log(store: JobStore, submit: Submit) -> None:
+async def test_only_the_current_run_writes_to_the_log(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
-    await store.append(A, 1, [b"old"])
+    await store.append(A, RUN, [b"old"])
     await settle(store, "a", Event.RELEASE)
-    assert await store.append(A, 1, [b"late"]) is None
+    assert await store.append(A, RUN, [b"late"]) is None
     assert await read(store) == ([b"old"], 1)
-    await take(store)
+    await take(store, run=LATER_RUN)
     assert await read(store) == ([], 0)
-    assert await store.append(A, 1, [b"later"]) is None
-    assert await store.append(A, 2, [b"new"]) == 1
+    assert await store.append(A, RUN, [b"later"]) is None
+    assert await store.append(A, LATER_RUN, [b"new"]) == 1
     assert await read(store) == ([b"new"], 1)
     await settle(store, "a", Event.COMPLETE)
-    assert await store.append(A, 2, [b"too late"]) is None
+    assert await store.append(A, LATER_RUN, [b"too late"]) is None
     assert await read(store) == ([b"new"], 1)
 
 
 async def test_a_retry_deletes_the_output(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
-    await store.append(A, 1, [b"old"])
+    await store.append(A, RUN, [b"old"])
     await settle(store, "a", Event.FAIL)
     assert await read(store) == ([b"old"], 1)
     await settle(store, "a", Event.RETRY)
@@ -74,13 +74,13 @@ async def test_a_retry_deletes_the_output(store: JobStore, submit: Submit) -> No
 async def test_only_a_job_that_has_run_has_a_log(store: JobStore, submit: Submit) -> None:
     await submit("a")
     assert await store.append(A, 0, [b"one"]) is None
-    assert await store.append(JobId("unknown"), 1, [b"one"]) is None
+    assert await store.append(JobId("unknown"), RUN, [b"one"]) is None
     assert await read(store) == ([], 0)
 
 
 async def test_the_consumed_cursor_never_decreases(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
-    await store.append(A, 1, [b"one", b"two"])
+    await store.append(A, RUN, [b"one", b"two"])
     for cursor, consumed in ((1, 1), (2, 2), (1, 2)):
         await store.consume(A, 1, cursor)
         assert (await found(store, "a")).consumed_cursor == consumed
@@ -94,7 +94,7 @@ async def test_the_consumed_cursor_never_decreases(store: JobStore, submit: Subm
 
 async def test_the_consumed_cursor_belongs_to_the_attempt(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
-    await store.append(A, 1, [b"one"])
+    await store.append(A, RUN, [b"one"])
     await store.consume(A, 1, 1)
     await settle(store, "a", Event.RELEASE)
     await take(store)
@@ -117,14 +117,14 @@ async def test_a_look_returns_a_job_and_its_output(store: JobStore, submit: Subm
     await submit("a")
     assert await look(store, None) == (Status.IN_QUEUE, 0, [], 0)
     await take(store)
-    await store.append(A, 1, [b"one", b"two", b"three"])
+    await store.append(A, RUN, [b"one", b"two", b"three"])
     assert await look(store, 0, 2) == (Status.IN_PROGRESS, 1, [b"one", b"two"], 2)
     await store.consume(A, 1, 1)
     assert await look(store, None, 1) == (Status.IN_PROGRESS, 1, [b"two"], 2)
     assert await look(store, 7) == (Status.IN_PROGRESS, 1, [], 7)
     await settle(store, "a", Event.RELEASE)
-    await take(store)
-    await store.append(A, 2, [b"1", b"2", b"3", b"4"])
+    await take(store, run=LATER_RUN)
+    await store.append(A, LATER_RUN, [b"1", b"2", b"3", b"4"])
     assert await look(store, None, 2) == (Status.IN_PROGRESS, 2, [b"1", b"2"], 2)
     await settle(store, "a", Event.COMPLETE)
     assert await look(store, None, 2) == (Status.COMPLETED, 2, [b"1", b"2", b"3", b"4"], 4)
@@ -142,13 +142,13 @@ async def test_a_look_at_a_job_of_another_owner_finds_nothing(
 
 async def test_a_repeated_append_adds_only_what_is_missing(store: JobStore, submit: Submit) -> None:
     await running(store, submit)
-    assert await store.append(A, 1, [b"one", b"two"], 0) == 2
-    assert await store.append(A, 1, [b"one", b"two"], 0) == 2
-    assert await store.append(A, 1, [b"two", b"three"], 1) == 3
-    assert await store.append(A, 1, [], 3) == 3
+    assert await store.append(A, RUN, [b"one", b"two"], 0) == 2
+    assert await store.append(A, RUN, [b"one", b"two"], 0) == 2
+    assert await store.append(A, RUN, [b"two", b"three"], 1) == 3
+    assert await store.append(A, RUN, [], 3) == 3
     assert await read(store) == ([b"one", b"two", b"three"], 3)
     with pytest.raises(ValueError, match="missing"):
-        await store.append(A, 1, [b"five"], 4)
+        await store.append(A, RUN, [b"five"], 4)
     assert await read(store) == ([b"one", b"two", b"three"], 3)
 
 
@@ -157,7 +157,7 @@ async def test_output_of_a_lost_attempt_is_not_delivered(store: JobStore, submit
     # Before its first run the job has no output.
     assert not await store.deliver(A, 0)
     await take(store)
-    await store.append(A, 1, [b"one"])
+    await store.append(A, RUN, [b"one"])
     assert await settle(store, "a", Event.RELEASE, undelivered=True)
     assert not await store.deliver(A, 1)
     assert not await store.consume(A, 1, 1)
@@ -171,7 +171,7 @@ async def test_an_attempt_of_which_output_was_delivered_is_not_released(
     store: JobStore, submit: Submit, way: str
 ) -> None:
     await running(store, submit)
-    await store.append(A, 1, [b"one"])
+    await store.append(A, RUN, [b"one"])
     is_delivered = store.deliver(A, 1) if way == "deliver" else store.consume(A, 1, 1)
     assert await is_delivered
     job = await found(store, "a")
@@ -195,16 +195,33 @@ async def test_a_delivery_and_a_release_exclude_each_other(store: JobStore, subm
 
 async def test_only_a_running_attempt_is_adopted(store: JobStore, submit: Submit) -> None:
     await submit("a", "b")
-    assert await store.adopt(A, 0) is None
+    assert await store.adopt(A, 0, LATER_RUN) is None
     await take(store, limit=1)
-    job = await store.adopt(A, 1)
+    job = await store.adopt(A, 1, LATER_RUN)
     assert job is not None
-    assert (job.id, job.attempt, job.submission.work.body) == ("a", 1, b"")
-    assert await store.adopt(A, 2) is None
-    assert await store.adopt(JobId("b"), 1) is None
-    assert await store.adopt(JobId("unknown"), 1) is None
+    assert (job.id, job.attempt, job.run, job.submission.work.body) == ("a", 1, LATER_RUN, b"")
+    assert await store.adopt(A, 2, RUN) is None
+    assert await store.adopt(JobId("b"), 1, RUN) is None
+    assert await store.adopt(JobId("unknown"), 1, RUN) is None
+    assert (await found(store, "a")).run == LATER_RUN
     await settle(store, "a", Event.CANCEL)
-    assert await store.adopt(A, 1) is None
+    assert await store.adopt(A, 1, RUN) is None
+    assert (await found(store, "a")).run == LATER_RUN
+
+
+async def test_an_adopted_run_continues_its_output_under_its_new_number(
+    store: JobStore, submit: Submit
+) -> None:
+    await running(store, submit)
+    await store.append(A, RUN, [b"one"])
+    await store.consume(A, 1, 1)
+    assert await store.adopt(A, 1, LATER_RUN)
+    assert await store.append(A, RUN, [b"late"]) is None
+    assert await store.append(A, LATER_RUN, [b"two"], 1) == 2
+    assert await look(store, None) == (Status.IN_PROGRESS, 1, [b"two"], 2)
+    assert await read(store) == ([b"one", b"two"], 2)
+    assert await store.consume(A, 1, 2)
+    assert await settle(store, "a", Event.RELEASE, run=LATER_RUN, undelivered=True) is None
 
 
 @pytest.mark.parametrize("ends", [False, True])
@@ -212,7 +229,7 @@ async def test_a_page_of_output_is_limited_by_its_bytes(
     store: JobStore, submit: Submit, *, ends: bool
 ) -> None:
     await running(store, submit)
-    await store.append(A, 1, [b"x" * 100] * 10)
+    await store.append(A, RUN, [b"x" * 100] * 10)
     if ends:
         await settle(store, "a", Event.COMPLETE)
     pages = []

@@ -45,7 +45,7 @@ async def test_a_deadline_follows_the_job(store: JobStore, submit: Submit) -> No
 async def test_an_ended_job_is_kept_for_its_retention(store: JobStore, submit: Submit) -> None:
     await submit("a", retention=Millis(10_000))
     [job] = await take(store)
-    await store.append(job.id, 1, [b"1"])
+    await store.append(job.id, job.run, [b"1"])
     await settle(store, job, Event.COMPLETE, now=T0, output=b"2")
     assert await store.forget(Millis(T0 + 9_999), 10) == 0
     assert await store.find(job.id) is not None

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import pytest
 from harness.data.jobs import HERE
+from harness.data.store_steps import RUN
 from harness.proxy.queue_api import QueueClient
 from harness.proxy.server import Proxy
 from harness.tools.waiting import until
@@ -66,7 +67,7 @@ async def orphaned(queue: QueueClient) -> str:
     parts = queue.proxy.parts
     job = await queue.run(1)
     taken = await parts.store.take(
-        HERE, WorkerId("w-puppet"), limit=1, light_limit=0, now=SystemClock().now()
+        HERE, WorkerId("w-puppet"), limit=1, light_limit=0, now=SystemClock().now(), run=RUN
     )
     parts.orphans.find(taken)
     return job
@@ -242,3 +243,7 @@ async def test_a_worker_resumes_a_run_that_goes_on(queue: QueueClient) -> None:
         await until(lambda: any(each.holds for each in queue.proxy.parts.fleet), what="it holds")
         await worker.say(Output(job, 1, b'"text"'), End(job, 1, "completed"))
         assert (await queue.end(job))["output"] == ["text"]
+    resumed = await queue.proxy.parts.store.find(JobId(job))
+    assert resumed is not None
+    # The run was continued under a new number.
+    assert (resumed.attempt, resumed.run != RUN) == (1, True)

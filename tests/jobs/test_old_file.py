@@ -18,8 +18,8 @@ from harness.tools.waiting import until
 from harness.worker.process import environment, worker_process
 
 from proxy.access.encryption import Seal
-from proxy.jobs.lifecycle import Status
-from proxy.jobs.model import EndpointId, Input, Job, JobError, JobId, Owner
+from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.model import EndpointId, Input, Job, JobError, JobId, Millis, Owner
 from proxy.store.sqlite.store import SqliteStore
 from proxy.system import SystemDisk, ThreadRunner
 
@@ -90,6 +90,23 @@ async def test_every_job_is_there_with_its_fields(store: SqliteStore) -> None:
     counts = await store.counts(HERE)
     ended = (counts.completed, counts.failed, counts.cancelled, counts.timed_out)
     assert (counts.in_queue, counts.in_progress, ended) == (2, 2, (2, 1, 1, 1))
+
+
+async def test_a_run_of_an_earlier_version_has_no_number_until_it_is_adopted(
+    store: SqliteStore,
+) -> None:
+    again, running = JobId("again-u1"), JobId("running-u1")
+    assert {job.run for job in await store.running()} == {0}
+    now = Millis(T0 + 60_000)
+    assert await store.settle(again, Event.RELEASE, now=now, run=1) is None
+    assert await store.settle(again, Event.RELEASE, now=now, run=0)
+    adopted = await store.adopt(running, 1, run=1)
+    assert adopted is not None
+    assert (adopted.attempt, adopted.run) == (1, 1)
+    assert await store.append(running, 0, [b"late"]) is None
+    assert await store.settle(running, Event.RELEASE, now=now, run=0) is None
+    assert await store.append(running, 1, [b'{"output":"two"}'], 1) == 2
+    assert await store.settle(running, Event.COMPLETE, now=now, run=1)
 
 
 async def test_sealed_values_can_be_opened(store: SqliteStore, folder: Path) -> None:

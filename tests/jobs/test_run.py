@@ -135,6 +135,6 @@ async def test_jobs_of_low_priority_are_handed_out_last(
     normal = await timed.run(2)
     assert (await timed.status(normal))["reason"] == "No worker is connected."
     taken = await timed.proxy.parts.store.take(
-        HERE, WorkerId("w"), limit=9, light_limit=0, now=clock.now()
+        HERE, WorkerId("w"), limit=9, light_limit=0, now=clock.now(), run=1
     )
     assert [job.id for job in taken] == [normal, low]

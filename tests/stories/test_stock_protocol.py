@@ -231,7 +231,7 @@ async def test_a_run_continues_after_a_restart_of_the_proxy(proxy: Proxy) -> Non
     store = parts.store
     job_id = await run(proxy)
     [job] = await store.take(
-        EndpointId("default"), WorkerId("pod-1"), limit=1, light_limit=0, now=Millis(0)
+        EndpointId("default"), WorkerId("pod-1"), limit=1, light_limit=0, now=Millis(0), run=1
     )
     parts.orphans.find([job])
     async with Raw(proxy) as raw:

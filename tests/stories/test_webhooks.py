@@ -79,7 +79,7 @@ class Desk:
         """Finish a job that has a webhook."""
         now = self.clock.now()
         job = await self.store.submit(submission(job_id, work=Input(INPUT), webhook=webhook), now)
-        await self.store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=now)
+        await self.store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=now, run=1)
         ended = await self.store.settle(job.id, event, now=now, output=OUTPUT)
         assert ended is not None
         return ended

@@ -45,7 +45,9 @@ async def end_all(store: JobStore, hook: Receiver, now: Millis) -> None:
     for number in range(JOBS):
         url = hook.named(f"host-{number % HOSTS}.example")
         await store.submit(submission(str(number), work=Input(b'{"a": 1}'), webhook=url), now)
-    while taken := await store.take(HERE, WorkerId("w"), limit=1_000, light_limit=0, now=now):
+    while taken := await store.take(
+        HERE, WorkerId("w"), limit=1_000, light_limit=0, now=now, run=1
+    ):
         await asyncio.gather(
             *(store.settle(job.id, Event.COMPLETE, now=now, output=b"1") for job in taken)
         )

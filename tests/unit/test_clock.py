@@ -129,8 +129,10 @@ async def test_a_webhook_does_not_wait_for_the_time_before_the_clock_was_set_bac
 ) -> None:
     parts = composed(tmp_path, clock)
     await parts.store.submit(submission("a", webhook=HOOK), clock.now())
-    [job] = await parts.store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=clock.now())
-    assert await parts.store.settle(job.id, Event.COMPLETE, now=clock.now(), attempt=1)
+    [job] = await parts.store.take(
+        HERE, WorkerId("w"), limit=1, light_limit=0, now=clock.now(), run=1
+    )
+    assert await parts.store.settle(job.id, Event.COMPLETE, now=clock.now(), run=1)
     [delivery] = await parts.store.deliveries(clock.now(), 1)
     again = Millis(clock.now() + DELIVERY_RETRY_MILLIS)
     await parts.store.tried(delivery, again)

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -11,7 +12,7 @@ from harness.tools.waiting import until
 
 from proxy.app import Parts, compose
 from proxy.jobs.lifecycle import Status
-from proxy.jobs.model import EndpointId, Job, JobId, Millis, WorkerId
+from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.jobs.policy import Ending, RunEnd
 from proxy.service.durable import JobRequest
 from proxy.service.fleet import Worker
@@ -52,14 +53,12 @@ class ControlledStore(MemoryStore):
         self.is_broken = False
         self.takes = 0
 
-    async def take(
-        self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
-    ) -> Sequence[Job]:
+    async def take(self, endpoint: EndpointId, worker: WorkerId, **more: Any) -> Sequence[Job]:
         self.takes += 1
         await self.may_take.wait()
         if self.is_broken:
             raise OSError("the disk does not answer")
-        return await super().take(endpoint, worker, limit=limit, light_limit=light_limit, now=now)
+        return await super().take(endpoint, worker, **more)
 
 
 class Scene:
@@ -140,6 +139,17 @@ async def test_all_credit_is_distributed_at_once(scene: Scene) -> None:
     await scene.offered(*calls, first)
     scene.end(calls[0])
     await scene.offered(*calls, first, last)
+
+
+async def test_each_take_has_a_run_number_of_its_own(scene: Scene) -> None:
+    jobs = [await scene.submit(name) for name in "abc"]
+    scene.give_slots(1)
+    for number, job_id in enumerate(jobs, 1):
+        await scene.offered(*jobs[:number])
+        scene.end(job_id)
+    taken = [await scene.store.find(JobId(job_id)) for job_id in jobs]
+    numbers = {job.run for job in taken if job is not None}
+    assert len(numbers - {0}) == len(jobs)
 
 
 async def test_durable_jobs_go_to_the_least_loaded_workers(scene: Scene) -> None:

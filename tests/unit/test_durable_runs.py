@@ -8,6 +8,7 @@ import pytest
 import pytest_asyncio
 from harness.data.clock import FakeClock
 from harness.data.jobs import HERE, submission
+from harness.data.store_steps import LATER_RUN, RUN
 from harness.worker.port import Port
 
 from proxy.app import Parts, compose
@@ -42,10 +43,10 @@ class UnreliableStore(MemoryStore):
         return await super().settle(job_id, event, **more)
 
     async def append(
-        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
+        self, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None = None
     ) -> int | None:
         self._fail()
-        return await super().append(job_id, attempt, outputs, start)
+        return await super().append(job_id, run, outputs, start)
 
     def _fail(self) -> None:
         if self.errors:
@@ -66,9 +67,9 @@ class Scene:
     async def submit(self, **changed: Any) -> None:
         await self.store.submit(submission(A, work=Input(b"{}"), **changed), self.clock.now())
 
-    async def take(self) -> Recording:
+    async def take(self, run: int = RUN) -> Recording:
         """Begin a run on the worker."""
-        [job] = await self.parts.runs.take(HERE, WORKER, 1, light=False)
+        [job] = await self.parts.runs.take(HERE, WORKER, 1, light=False, run=run)
         recording = self.parts.runs.record(job)
         self.worker.hold(job, recording, since=0.0)
         recording.begin(job.attempt, self.port)
@@ -190,14 +191,25 @@ async def test_the_loss_of_a_worker_is_the_loss_of_its_runs(scene: Scene, run: R
 
 
 async def test_a_late_end_of_a_run_changes_nothing(scene: Scene, run: Recording) -> None:
-    await scene.store.settle(A, Event.RELEASE, now=scene.clock.now(), attempt=1)
-    later = await scene.take()
+    await scene.store.settle(A, Event.RELEASE, now=scene.clock.now(), run=RUN)
+    later = await scene.take(LATER_RUN)
     before = await scene.job()
     for end in (COMPLETED, LOST):
         if (writing := run.end(1, end)) is not None:
             await writing
         assert await scene.job() == before
         assert scene.parts.recorder.get(A) is later
+
+
+@pytest.mark.parametrize("end", [COMPLETED, RunEnd(Ending.FAILED, WHY), LOST, RELEASED])
+async def test_the_end_of_a_run_that_was_adopted_under_another_number_changes_nothing(
+    scene: Scene, run: Recording, end: RunEnd
+) -> None:
+    assert await scene.store.adopt(A, 1, LATER_RUN)
+    before = await scene.job()
+    assert await scene.end(end) == before
+    assert (before.status, before.run) == (Status.IN_PROGRESS, LATER_RUN)
+    assert await scene.log() == []
 
 
 # Ends in another way
@@ -230,7 +242,7 @@ async def test_an_overdue_job_stops_its_run(scene: Scene) -> None:
 
 async def test_a_job_that_was_not_handed_out_returns_to_the_queue(scene: Scene) -> None:
     await scene.submit()
-    [job] = await scene.parts.runs.take(HERE, WORKER, 1, light=False)
+    [job] = await scene.parts.runs.take(HERE, WORKER, 1, light=False, run=RUN)
     scene.parts.runs.give_back(job)
     await scene.parts.background.finish(10.0)
     job = await scene.job()

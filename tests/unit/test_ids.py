@@ -23,6 +23,7 @@ def generate(ids: Ids) -> list[str]:
             ids.durable_job(is_sync=False),
             ids.durable_job(is_sync=True),
             ids.request(),
+            str(ids.run()),
         ]
     return generated
 
@@ -40,6 +41,11 @@ def test_ids_have_the_documented_form() -> None:
     assert re.fullmatch(f"{UUID4}-u1", ids.durable_job(is_sync=False))
     assert re.fullmatch(f"sync-{UUID4}-u1", ids.durable_job(is_sync=True))
     assert re.fullmatch("[0-9a-f]{24}", ids.request())
+
+
+def test_the_number_of_a_run_is_positive_and_fits_into_a_column() -> None:
+    assert Ids(lambda size: b"\xff" * size).run() == 2**63 - 1
+    assert Ids(bytes).run() == 1
 
 
 async def test_a_proxy_generates_ids_from_its_source_of_random_bytes(tmp_path: Path) -> None:

@@ -573,7 +573,7 @@ async def submit(parts: Parts, clock: FakeClock, job_id: str, **changed: object)
 async def test_counts_are_those_of_both_kinds(parts: Parts, clock: FakeClock) -> None:
     for name in "abc":
         await submit(parts, clock, name)
-    await parts.runs.take(HERE, WORKER, 1, light=False)
+    await parts.runs.take(HERE, WORKER, 1, light=False, run=1)
     calls = [call(parts) for _ in range(8)]
     take(parts, 5)
     calls[0].end(1, COMPLETED)
@@ -659,7 +659,7 @@ async def test_a_queue_position_counts_jobs_of_both_kinds(parts: Parts, clock: F
     assert [parts.interactive.ahead(job) for job in jobs] == [4, 0, 1, 2, 3, 0]
     take(parts, 1)
     assert [parts.interactive.ahead(job) for job in jobs[3:]] == [1, 2, 0]
-    await parts.runs.take(HERE, WORKER, 1, light=False)
+    await parts.runs.take(HERE, WORKER, 1, light=False, run=1)
     assert [parts.interactive.ahead(job) for job in jobs[3:]] == [0, 1, 0]
 
 
@@ -681,7 +681,7 @@ async def test_jobs_of_both_kinds_share_one_order_after_a_restart(tmp_path: Path
         ordered = [*jobs, first.job, c, second.job]
         assert [parts.interactive.ahead(job) for job in ordered] == [0, 1, 2, 3, 4]
         assert take(parts) == [first, second]
-        assert ids(await parts.runs.take(HERE, WORKER, 9, light=False)) == ["a", "b", "c"]
+        assert ids(await parts.runs.take(HERE, WORKER, 9, light=False, run=1)) == ["a", "b", "c"]
         assert await parts.store.find(first.job.id) is None
 
 

@@ -7,13 +7,13 @@ from contextlib import closing
 from pathlib import Path
 
 import pytest
-from harness.data.jobs import HERE, submission
-from harness.data.store_steps import sqlite_store
+from harness.data.jobs import submission
+from harness.data.store_steps import LATER_RUN, found, sqlite_store, take
 from harness.tools.waiting import until
 from harness.worker.port import Port
 
 from proxy.jobs.lifecycle import Event
-from proxy.jobs.model import JobId, Millis, WorkerId
+from proxy.jobs.model import JobId, Millis
 from proxy.jobs.policy import RunEnd
 from proxy.service.events import JobEvents
 from proxy.service.ports import SinkVerdict
@@ -47,13 +47,13 @@ class UnreliableStore(MemoryStore):
         self.appends = 0
 
     async def append(
-        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
+        self, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None = None
     ) -> int | None:
         self.appends += 1
         await self.may_append.wait()
         if self.error is not None:
             raise self.error
-        return await super().append(job_id, attempt, outputs, start)
+        return await super().append(job_id, run, outputs, start)
 
 
 def no_end(_: Recording, end: RunEnd) -> asyncio.Task[None]:
@@ -71,7 +71,7 @@ async def store() -> UnreliableStore:
     """Return a store with a running job."""
     store = UnreliableStore()
     await store.submit(submission(JOB), Millis(0))
-    await store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=Millis(0))
+    await take(store)
     return store
 
 
@@ -86,9 +86,9 @@ def recorder(store: UnreliableStore, events: JobEvents) -> Recorder:
 
 
 @pytest.fixture
-def recording(recorder: Recorder, port: Port) -> Recording:
+async def recording(recorder: Recorder, store: UnreliableStore, port: Port) -> Recording:
     """Return the recording of the running job."""
-    recording = recorder.open(JOB, 1, no_end)
+    recording = recorder.open(await found(store, JOB), no_end)
     recording.begin(1, port)
     return recording
 
@@ -220,8 +220,8 @@ async def test_a_failing_write_of_one_job_does_not_affect_another(
     recorder: Recorder, recording: Recording, store: UnreliableStore
 ) -> None:
     await store.submit(submission("other"), Millis(0))
-    await store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=Millis(0))
-    other = recorder.open(JobId("other"), 1, no_end)
+    [job] = await take(store)
+    other = recorder.open(job, no_end)
     put(recording, b"1")
     store.error = OSError("the disk does not answer")
     with pytest.raises(OSError, match="the disk does not answer"):
@@ -258,9 +258,9 @@ async def test_a_write_whose_caller_is_cancelled_is_not_repeated(tmp_path: Path)
     store = sqlite_store(path)
     async with store.open():
         await store.submit(submission(JOB), Millis(0))
-        await store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=Millis(0))
+        [job] = await take(store)
         recorder = Recorder(store, JobEvents())
-        recording = recorder.open(JOB, 1, no_end)
+        recording = recorder.open(job, no_end)
         put(recording, b"1")
         with closing(sqlite3.connect(path, isolation_level=None)) as other:
             other.execute("BEGIN IMMEDIATE")
@@ -294,8 +294,8 @@ async def test_a_later_run_has_a_recording_of_its_own(
     put(recording, b"1")
     recorder.note(JOB, 1, b'"half"')
     await store.settle(JOB, Event.RELEASE, now=Millis(0))
-    await store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=Millis(0))
-    later = recorder.open(JOB, 2, no_end)
+    [job] = await take(store, run=LATER_RUN)
+    later = recorder.open(job, no_end)
     assert recorder.get(JOB) is later
     assert (len(recorder), recorder._backlog, later.progress) == (1, 0, None)
     recorder.drop(recording)
@@ -303,6 +303,21 @@ async def test_a_later_run_has_a_recording_of_its_own(
     later.output(2, b"2", b"", whole=False)
     await recorder.flush_all()
     assert await written(store) == elements(2)
+
+
+async def test_a_recording_from_before_an_adoption_writes_nothing_more(
+    recorder: Recorder, recording: Recording, store: UnreliableStore
+) -> None:
+    put(recording, b"1")
+    await recorder.flush(recording)
+    put(recording, b"2")
+    adopted = await store.adopt(JOB, 1, LATER_RUN)
+    assert adopted is not None
+    await recorder.flush(recording)
+    later = recorder.open(adopted, no_end, position=1)
+    put(later, b"3")
+    await recorder.flush_all()
+    assert await written(store) == elements(1, 3)
 
 
 async def test_progress_belongs_to_the_current_attempt(

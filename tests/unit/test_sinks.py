@@ -119,7 +119,7 @@ async def run(request: pytest.FixtureRequest, parts: Parts, clock: FakeClock) ->
         made.worker.hold(mailbox.job, mailbox, since=0.0)
     else:
         await parts.store.submit(submission("job", work=Input(b"1")), clock.now())
-        [job] = await parts.runs.take(HERE, WORKER, 1, light=False)
+        [job] = await parts.runs.take(HERE, WORKER, 1, light=False, run=1)
         made = Run(parts, parts.runs.record(job), job.id)
         made.worker.hold(job, made.sink, since=0.0)
     made.sink.begin(1, made.port)

@@ -101,6 +101,9 @@ MIGRATIONS = (
     """,
     # Output of the current attempt was given to a client.
     "ALTER TABLE jobs ADD COLUMN delivered INTEGER NOT NULL DEFAULT 0",
+    # The fencing token of the current run. A job that runs when the file is migrated has 0 until
+    # the run is adopted.
+    "ALTER TABLE jobs ADD COLUMN run INTEGER NOT NULL DEFAULT 0",
 )
 
 

@@ -51,6 +51,7 @@ class Row(NamedTuple):
     deliver_at: int | None
     tries: int
     delivered: int = 0
+    run: int = 0
 
 
 def new_row(job: Job) -> Row:
@@ -116,6 +117,7 @@ def read_job(
         status=Status(row.status),
         created_at=Millis(row.created_at),
         attempt=row.attempt,
+        run=row.run,
         failures=row.failures,
         retry_count=row.retries,
         worker=None if row.worker is None else WorkerId(intern(row.worker)),

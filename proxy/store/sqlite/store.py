@@ -107,7 +107,14 @@ class SqliteStore:
         )
 
     async def take(
-        self, endpoint: EndpointId, worker: WorkerId, *, limit: int, light_limit: int, now: Millis
+        self,
+        endpoint: EndpointId,
+        worker: WorkerId,
+        *,
+        limit: int,
+        light_limit: int,
+        now: Millis,
+        run: int,
     ) -> Sequence[Job]:
         jobs: list[Job] = []
         if self.gone:
@@ -119,7 +126,7 @@ class SqliteStore:
             if not places:
                 break
             try:
-                jobs = await self._hand_out(endpoint, places, worker, now)
+                jobs = await self._hand_out(endpoint, places, worker, now, run)
             except StoreError as error:
                 # The jobs stay in the queue.
                 log.warning("store.cannot_take", jobs=len(places), why=str(error))
@@ -132,7 +139,7 @@ class SqliteStore:
         event: Event,
         *,
         now: Millis,
-        attempt: int | None = None,
+        run: int | None = None,
         error: JobError | None = None,
         counts: bool = False,
         output: bytes | None = None,
@@ -143,7 +150,7 @@ class SqliteStore:
             return None
         sequence = self._index.next_sequence() if event is Event.RETRY else None
         settlement = writes.Settlement(
-            job_id, event, now, attempt, error, counts, output, undelivered, sequence
+            job_id, event, now, run, error, counts, output, undelivered, sequence
         )
         size = 0 if output is None else len(output)
         return await self._database.write(
@@ -213,15 +220,15 @@ class SqliteStore:
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         await self._database.write(lambda db: writes.tried(db, delivery, again_at))
 
-    async def adopt(self, job_id: JobId, attempt: int) -> Job | None:
-        return await self._database.write(lambda db: writes.adopt(db, job_id, attempt))
+    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Job | None:
+        return await self._database.write(lambda db: writes.adopt(db, job_id, attempt, run))
 
     async def append(
-        self, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None = None
+        self, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None = None
     ) -> int | None:
         size = sum(map(len, outputs))
         return await self._database.write(
-            lambda db: writes.append(db, job_id, attempt, outputs, start), size=size
+            lambda db: writes.append(db, job_id, run, outputs, start), size=size
         )
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
@@ -261,14 +268,19 @@ class SqliteStore:
         return self._index.next_sequence()
 
     async def _hand_out(
-        self, endpoint: EndpointId, places: Sequence[QueueKey], worker: WorkerId, now: Millis
+        self,
+        endpoint: EndpointId,
+        places: Sequence[QueueKey],
+        worker: WorkerId,
+        now: Millis,
+        run: int,
     ) -> list[Job]:
         def note(taken: writes.Taken) -> None:
             self._note_all(taken.jobs)
             self._index.put_back(endpoint, taken.left)
 
         taken = await self._database.write(
-            lambda db: writes.take(db, places, worker, now),
+            lambda db: writes.take(db, places, worker, now, run),
             note,
             lambda: self._index.put_back(endpoint, places),
         )

@@ -41,12 +41,12 @@ FORGET_MAX_BYTES = 8 * 1024 * 1024
 VACUUM_PAGES_PER_WRITE = 2_000
 
 INSERT = """
-INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
+INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
 RETURNING number"""
 
 TAKE = """
-UPDATE jobs SET status = :target, attempt = attempt + 1, worker = :worker, taken_at = :now,
-                drained = 0, delivered = 0, last_event = :event
+UPDATE jobs SET status = :target, attempt = attempt + 1, run = :run, worker = :worker,
+                taken_at = :now, drained = 0, delivered = 0, last_event = :event
 WHERE id = :id AND sequence = :sequence AND status IN (SELECT value FROM json_each(:sources))
 RETURNING *"""
 
@@ -54,7 +54,7 @@ RELEASE = """
 UPDATE jobs SET status = :target, worker = NULL, taken_at = NULL, failures = failures + :counts,
                 last_event = :event
 WHERE id = :id AND status IN (SELECT value FROM json_each(:sources))
-      AND attempt = coalesce(:attempt, attempt)
+      AND run = coalesce(:run, run)
       AND NOT (:undelivered AND (delivered OR drained > 0))
 RETURNING *"""
 
@@ -66,14 +66,18 @@ UPDATE jobs SET status = :target, sequence = :sequence, created_at = :now,
                 finished_at = NULL, error_code = NULL, error_message = NULL, drained = 0,
                 delivered = 0, last_event = :event, deliver_at = NULL, tries = 0
 WHERE id = :id AND status IN (SELECT value FROM json_each(:sources))
-      AND attempt = coalesce(:attempt, attempt)
+      AND run = coalesce(:run, run)
 RETURNING *"""
 
 END = """
 UPDATE jobs SET status = :target, finished_at = :now, error_code = :code, error_message = :message,
                 last_event = :event, deliver_at = iif(webhook IS NULL, NULL, :now), tries = 0
 WHERE id = :id AND status IN (SELECT value FROM json_each(:sources))
-      AND attempt = coalesce(:attempt, attempt)
+      AND run = coalesce(:run, run)
+RETURNING *"""
+
+ADOPT = """
+UPDATE jobs SET run = :run WHERE id = :id AND attempt = :attempt AND status = :running
 RETURNING *"""
 
 LIMIT_LIFE = """
@@ -111,7 +115,7 @@ class Settlement:
     job_id: JobId
     event: Event
     now: Millis
-    attempt: int | None = None
+    run: int | None = None
     error: JobError | None = None
     counts: bool = False
     output: bytes | None = None
@@ -127,7 +131,7 @@ class Settlement:
             "target": TRANSITIONS[self.event].target,
             "sources": SOURCES[self.event],
             "now": self.now,
-            "attempt": self.attempt,
+            "run": self.run,
             "counts": self.counts,
             "undelivered": self.undelivered,
             "code": self.error and self.error.code,
@@ -168,7 +172,9 @@ class Taken(NamedTuple):
     left: Sequence[QueueKey]
 
 
-def take(db: Connection, places: Sequence[QueueKey], worker: WorkerId, now: Millis) -> Taken:
+def take(
+    db: Connection, places: Sequence[QueueKey], worker: WorkerId, now: Millis, run: int
+) -> Taken:
     """Take the given jobs that are still queued with these sequences.
 
     Stops after the body that exceeds `TAKE_MAX_BODY_BYTES` in total.
@@ -180,6 +186,7 @@ def take(db: Connection, places: Sequence[QueueKey], worker: WorkerId, now: Mill
         "sources": SOURCES[Event.TAKE],
         "worker": worker,
         "now": now,
+        "run": run,
     }
     taken: list[Job] = []
     size = 0
@@ -267,14 +274,14 @@ def forget(db: Connection, now: Millis, limit: int) -> int:
 
 
 def append(
-    db: Connection, job_id: JobId, attempt: int, outputs: Sequence[bytes], start: int | None
+    db: Connection, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None
 ) -> int | None:
-    """Append to the output log of a running attempt; return the cursor after it, else None.
+    """Append to the output log of a run that is in progress; return the cursor after it, else None.
 
     No change can come between the check and the write, because there is only one writer.
     """
-    sql = "SELECT number FROM jobs WHERE id = ? AND attempt = ? AND status = ?"
-    found = db.execute(sql, (job_id, attempt, TRANSITIONS[Event.TAKE].target)).fetchall()
+    sql = "SELECT number FROM jobs WHERE id = ? AND run = ? AND status = ?"
+    found = db.execute(sql, (job_id, run, TRANSITIONS[Event.TAKE].target)).fetchall()
     if not found:
         return None
     [[job]] = found
@@ -298,14 +305,12 @@ def consume(db: Connection, job_id: JobId, attempt: int, cursor: int) -> bool:
     return db.execute(sql, parameters).rowcount > 0
 
 
-def adopt(db: Connection, job_id: JobId, attempt: int) -> Job | None:
-    """Return an outline of a job if this attempt of it is running.
-
-    The writer executes it in the order of the writes.
-    """
-    sql = "SELECT * FROM jobs WHERE id = ? AND attempt = ? AND status = ?"
-    rows = db.execute(sql, (job_id, attempt, TRANSITIONS[Event.TAKE].target)).fetchall()
-    return read_job(Row(*rows[0])) if rows else None
+def adopt(db: Connection, job_id: JobId, attempt: int, run: int) -> Job | None:
+    """Set the number of a running attempt; return an outline of its job, else None."""
+    running = TRANSITIONS[Event.TAKE].target
+    parameters = {"id": job_id, "attempt": attempt, "run": run, "running": running}
+    row = _change(db, ADOPT, parameters)
+    return None if row is None else read_job(row)
 
 
 def _retry(db: Connection, settlement: Settlement) -> Job | None:

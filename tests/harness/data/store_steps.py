@@ -28,6 +28,9 @@ WORKER = WorkerId("w-1")
 WHY = JobError("because", "Because.")
 T0 = Millis(1_000_000)
 MINUTE = 60_000
+# The numbers of the first and of a second run of a job. They differ from its attempts.
+RUN = 7_001
+LATER_RUN = 7_002
 
 
 class Submit(Protocol):
@@ -42,11 +45,11 @@ async def take(
     light_limit: int = 10,
     endpoint: EndpointId = HERE,
     now: int = T0,
+    run: int = RUN,
 ) -> list[Job]:
     """Take jobs for `WORKER`."""
-    return list(
-        await store.take(endpoint, WORKER, limit=limit, light_limit=light_limit, now=Millis(now))
-    )
+    limits = {"limit": limit, "light_limit": light_limit}
+    return list(await store.take(endpoint, WORKER, now=Millis(now), run=run, **limits))
 
 
 async def settle(

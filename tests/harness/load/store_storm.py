@@ -41,7 +41,9 @@ async def submit(store: SqliteStore, name: str, chance: random.Random) -> None:
 async def work(store: SqliteStore, name: str, chance: random.Random) -> None:
     """Take jobs, write their output and end them."""
     while True:
-        jobs = await store.take(HERE, WorkerId(name), limit=3, light_limit=0, now=NOW)
+        jobs = await store.take(
+            HERE, WorkerId(name), limit=3, light_limit=0, now=NOW, run=chance.getrandbits(63)
+        )
         for job in jobs:
             say("taken", job.id, job.attempt)
             await run(store, job, chance)
@@ -52,12 +54,12 @@ async def work(store: SqliteStore, name: str, chance: random.Random) -> None:
 async def run(store: SqliteStore, job: Job, chance: random.Random) -> None:
     """Run a job: some are handed back, some fail, most complete."""
     for _ in range(2):
-        cursor = await store.append(job.id, job.attempt, [f"{job.id} {job.attempt}".encode()])
+        cursor = await store.append(job.id, job.run, [f"{job.id} {job.attempt}".encode()])
         if cursor is not None:
             say("appended", job.id, job.attempt, cursor)
     event = chance.choice([Event.RELEASE, Event.FAIL, Event.COMPLETE, Event.COMPLETE])
     output = f"{job.id} {job.attempt}".encode() if event is Event.COMPLETE else None
-    if await store.settle(job.id, event, now=NOW, attempt=job.attempt, output=output) is not None:
+    if await store.settle(job.id, event, now=NOW, run=job.run, output=output) is not None:
         say(event, job.id, job.attempt)
     if event is Event.FAIL and await store.settle(job.id, Event.RETRY, now=NOW) is not None:
         say("retried", job.id)
@@ -68,7 +70,7 @@ async def storm(path: Path, name: str) -> None:
     store = sqlite_store(path)
     async with store.open():
         for job in await store.running():
-            await store.settle(job.id, Event.RELEASE, now=NOW, attempt=job.attempt)
+            await store.settle(job.id, Event.RELEASE, now=NOW, run=job.run)
         say("open")
         async with asyncio.TaskGroup() as group:
             for number in range(CLIENTS):
