@@ -150,16 +150,20 @@ class DurableRuns:
         if has_applied and job is not None:
             log_loss(job, end, verdict)
 
-    def orphaned(self, job: Job) -> None:
-        """End a run from before the start of this proxy that no worker has resumed. No failure is
-        counted.
-        """
-        self._background.start(insist(partial(self._end_orphan, job)), f"end orphan {job.id}")
+    def orphaned(self, job: Job, runs: Sequence[int]) -> None:
+        """End a run from before the start of this proxy that no worker has resumed.
 
-    async def _end_orphan(self, job: Job) -> None:
+        `runs`: its possible numbers. No failure is counted.
+        """
+        write = partial(self._end_orphan, job, runs)
+        self._background.start(insist(write), f"end orphan {job.id}")
+
+    async def _end_orphan(self, job: Job, runs: Sequence[int]) -> None:
         end = RunEnd(Ending.RELEASED, NOT_RESUMED)
-        if not await self._apply(job.id, job.run, after_run(end)):
-            await self._apply(job.id, job.run, after_run(end, output_left=True))
+        for verdict in (after_run(end), after_run(end, output_left=True)):
+            for run in runs:
+                if await self._apply(job.id, run, verdict):
+                    return
 
     async def end_overdue(self) -> None:
         """End the jobs whose deadline has passed."""

@@ -11,11 +11,9 @@ from proxy.jobs.model import Ids, Job, JobId
 from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Worker
 from proxy.service.ports import WorkerPort
-from proxy.store.base import JobStore, StoreError
+from proxy.store.base import Adopted, JobStore, StoreError
 
 log = structlog.get_logger()
-
-ALL_ELEMENTS = 1_000_000
 
 
 class Orphans:
@@ -24,7 +22,9 @@ class Orphans:
     def __init__(self, store: JobStore, runs: DurableRuns, ids: Ids) -> None:
         self._store = store
         self._runs = runs
-        self._ids = ids
+        # The number that adopted runs get: each is adopted at most once in the life of a process.
+        # An adoption whose result was lost can be repeated.
+        self._number = ids.run()
         self._jobs: dict[JobId, Job] = {}
         # The event loop's time when their lease began.
         self._since = 0.0
@@ -48,14 +48,13 @@ class Orphans:
         job = self._jobs.get(job_id)
         if job is None or job.attempt != attempt or job.endpoint != worker.endpoint:
             return False
-        found = await self._take_over(job)
-        if found is None:
+        adopted = await self._take_over(job)
+        if adopted is None:
             return False
-        current, written = found
-        if sent is not None and written != sent:
-            self._runs.orphaned(current)
+        if sent is not None and adopted.cursor != sent:
+            self._end(adopted.job)
             return False
-        self._resume(current, worker, port, written, received=written)
+        self._resume(adopted, worker, port, received=adopted.cursor)
         return True
 
     async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> Job | None:
@@ -66,12 +65,11 @@ class Orphans:
         job = self._jobs.get(job_id)
         if job is None or job.worker != worker.id:
             return None
-        found = await self._take_over(job)
-        if found is None:
+        adopted = await self._take_over(job)
+        if adopted is None:
             return None
-        current, written = found
-        self._resume(current, worker, port, written)
-        return current
+        self._resume(adopted, worker, port)
+        return adopted.job
 
     def restart_lease(self, now: float) -> None:
         """Start the lease again in which their workers have to return."""
@@ -84,30 +82,29 @@ class Orphans:
         jobs = self._jobs
         self._jobs = {}
         for job in jobs.values():
-            self._runs.orphaned(job)
+            self._end(job)
 
-    async def _take_over(self, job: Job) -> tuple[Job, int] | None:
-        """Give a run a new number; return its job and the number of elements in the store.
+    def _end(self, job: Job) -> None:
+        self._runs.orphaned(job, (job.run, self._number))
+
+    async def _take_over(self, job: Job) -> Adopted | None:
+        """Give a run a new number. The caller holds it in the same turn of the event loop, so that
+        a cancellation that is committed later finds it.
 
         None if the run does not go on: the list was made at the start, and only the store knows.
         """
         del self._jobs[job.id]
         try:
-            # Before the elements are counted: nothing is written under the earlier number any more.
-            current = await self._store.adopt(job.id, job.attempt, self._ids.run())
-            if current is None:
-                return None
-            job = current
-            _, written = await self._store.read(job.id, 0, ALL_ELEMENTS)
+            return await self._store.adopt(job.id, job.attempt, self._number)
         except StoreError:
             self._jobs[job.id] = job
             return None
-        return job, written
 
     def _resume(
-        self, job: Job, worker: Worker, port: WorkerPort, written: int, *, received: int = 0
+        self, adopted: Adopted, worker: Worker, port: WorkerPort, *, received: int = 0
     ) -> None:
-        recording = self._runs.record(job, written)
+        job = adopted.job
+        recording = self._runs.record(job, adopted.cursor)
         worker.hold(job, recording, since=asyncio.get_running_loop().time(), received=received)
         recording.begin(job.attempt, port)
         log.info("run.adopted", job=job.id, attempt=job.attempt, worker=worker.id)

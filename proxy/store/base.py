@@ -5,7 +5,7 @@ These docstrings are the specification. `tests/contract/` checks every implement
 
 from collections.abc import Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Protocol
+from typing import NamedTuple, Protocol
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import (
@@ -47,6 +47,13 @@ class StoreGoneError(StoreError):
 
 class StoreUnavailableError(Exception):
     """The store cannot be opened. The message names the reason and the remedy."""
+
+
+class Adopted(NamedTuple):
+    """A run that goes on: an outline of its job, and the cursor after its last output."""
+
+    job: Job
+    cursor: int
 
 
 class JobStore(Protocol):
@@ -242,8 +249,8 @@ class JobStore(Protocol):
         """
         ...
 
-    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Job | None:
-        """Give a run that its worker has resumed a new number; return an outline of the job.
+    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Adopted | None:
+        """Give a run that its worker has resumed a new number.
 
         `run`: a new random number. From then on, `append` and `settle` reject the earlier one. The
         attempt, its output log and its readers are not affected. None, without any effect, if this

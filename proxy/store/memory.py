@@ -25,7 +25,7 @@ from proxy.jobs.model import (
 )
 from proxy.jobs.policy import is_body_needed
 from proxy.jobs.webhook import receiver
-from proxy.store.base import StoreFullError, first_bytes, not_appended
+from proxy.store.base import Adopted, StoreFullError, first_bytes, not_appended
 from proxy.store.job_index import DeadlineIndex, JobIndex
 
 JOBS_MAX_BYTES = 512 * 1024 * 1024
@@ -255,13 +255,14 @@ class MemoryStore:
         else:
             self._tries[job_id] += 1
 
-    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Job | None:
+    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Adopted | None:
         job = self._jobs.get(job_id)
         if job is None or job.attempt != attempt:
             return None
         if job.status is not TRANSITIONS[Event.TAKE].target:
             return None
-        return self._keep(replace(job, run=run)).outline()
+        adopted = self._keep(replace(job, run=run)).outline()
+        return Adopted(adopted, len(self._outputs.get(job_id, ())))
 
     async def append(
         self, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None = None

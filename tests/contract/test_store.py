@@ -337,7 +337,7 @@ async def test_the_earlier_number_of_an_adopted_run_settles_nothing(
     [job] = await take(store)
     adopted = await store.adopt(job.id, job.attempt, LATER_RUN)
     assert adopted is not None
-    assert (adopted.attempt, adopted.run) == (1, LATER_RUN)
+    assert (adopted.job.attempt, adopted.job.run, adopted.cursor) == (1, LATER_RUN, 0)
     for event in OF_A_RUN:
         assert await settle(store, job, event, run=RUN) is None
     assert await found(store, "a") == replace(job, run=LATER_RUN)

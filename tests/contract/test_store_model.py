@@ -345,13 +345,14 @@ class StoreModel(RuleBasedStateMachine):
     @rule(target=runs, run=runs)
     def a_worker_resumes_a_run(self, run: Run) -> Any:
         self.number += 1
-        job = self.run(self.store.adopt(JobId(run.job_id), run.attempt, self.number))
+        adopted = self.run(self.store.adopt(JobId(run.job_id), run.attempt, self.number))
         row = self.rows.get(run.job_id)
         if row is None or (row.status, row.attempt) != (Status.IN_PROGRESS, run.attempt):
-            assert job is None
+            assert adopted is None
             return multiple()
         row.run = self.number
-        self.agree(job, run.job_id)
+        assert adopted.cursor == len(row.log)
+        self.agree(adopted.job, run.job_id)
         return run._replace(number=self.number)
 
     @rule(run=consumes(runs), counts=st.booleans(), undelivered=st.booleans())

@@ -197,8 +197,9 @@ async def test_only_a_running_attempt_is_adopted(store: JobStore, submit: Submit
     await submit("a", "b")
     assert await store.adopt(A, 0, LATER_RUN) is None
     await take(store, limit=1)
-    job = await store.adopt(A, 1, LATER_RUN)
-    assert job is not None
+    adopted = await store.adopt(A, 1, LATER_RUN)
+    assert adopted is not None
+    job = adopted.job
     assert (job.id, job.attempt, job.run, job.submission.work.body) == ("a", 1, LATER_RUN, b"")
     assert await store.adopt(A, 2, RUN) is None
     assert await store.adopt(JobId("b"), 1, RUN) is None
@@ -215,7 +216,9 @@ async def test_an_adopted_run_continues_its_output_under_its_new_number(
     await running(store, submit)
     await store.append(A, RUN, [b"one"])
     await store.consume(A, 1, 1)
-    assert await store.adopt(A, 1, LATER_RUN)
+    adopted = await store.adopt(A, 1, LATER_RUN)
+    assert adopted is not None
+    assert adopted.cursor == 1
     assert await store.append(A, RUN, [b"late"]) is None
     assert await store.append(A, LATER_RUN, [b"two"], 1) == 2
     assert await look(store, None) == (Status.IN_PROGRESS, 1, [b"two"], 2)

@@ -102,7 +102,7 @@ async def test_a_run_of_an_earlier_version_has_no_number_until_it_is_adopted(
     assert await store.settle(again, Event.RELEASE, now=now, run=0)
     adopted = await store.adopt(running, 1, run=1)
     assert adopted is not None
-    assert (adopted.attempt, adopted.run) == (1, 1)
+    assert (adopted.job.attempt, adopted.job.run, adopted.cursor) == (1, 1, 1)
     assert await store.append(running, 0, [b"late"]) is None
     assert await store.settle(running, Event.RELEASE, now=now, run=0) is None
     assert await store.append(running, 1, [b'{"output":"two"}'], 1) == 2

@@ -156,6 +156,7 @@ PURGE = Operation(Call("purge"), _purge)
 
 async def _take(scene: Scene) -> None:
     """Connect a worker that answers every job."""
+
     async def work() -> None:
         async with puppet(scene.proxy, hello("w-next"), Credit(1, 0)) as worker:
             await serve(scene, worker)
@@ -306,6 +307,7 @@ async def test_consume_and_lose(*, is_reversed: bool, position: bool) -> None:
 @pytest.mark.parametrize("then", ["cancel", "retry"])
 async def test_adopt_and_cancel_or_retry(then: str, *, position: bool) -> None:
     """A worker comes back after a restart with a run whose job ends, and is queued again."""
+
     async def end_or_retry() -> None:
         if then == "cancel":
             await _cancel(one)
@@ -317,7 +319,7 @@ async def test_adopt_and_cancel_or_retry(then: str, *, position: bool) -> None:
         parts = one.proxy.parts
         one.job = await one.queue.run(1)
         taken = await parts.store.take(
-            HERE, WorkerId("w-back"), limit=1, light_limit=0, now=one.clock.now()
+            HERE, WorkerId("w-back"), limit=1, light_limit=0, now=one.clock.now(), run=1
         )
         parts.orphans.find(taken)
         gate = one.store.hold(Call("adopt"), position)

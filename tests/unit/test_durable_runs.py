@@ -249,17 +249,28 @@ async def test_a_job_that_was_not_handed_out_returns_to_the_queue(scene: Scene) 
     assert (job.status, job.failures) == (Status.IN_QUEUE, 0)
 
 
+@pytest.mark.parametrize("is_adopted", [False, True])
 @pytest.mark.parametrize(
     ("consumed", "status", "error"),
     [(0, Status.IN_QUEUE, None), (1, Status.FAILED, NOT_RESUMED)],
 )
 async def test_an_orphan_is_repeated_unless_a_client_has_read_output(
-    scene: Scene, run: Recording, consumed: int, status: Status, error: JobError | None
+    scene: Scene,
+    run: Recording,
+    consumed: int,
+    status: Status,
+    error: JobError | None,
+    *,
+    is_adopted: bool,
 ) -> None:
+    """Also if its adoption has taken effect although the store reported an error."""
     await scene.parts.recorder.flush_all()
     if consumed:
         await scene.store.consume(A, 1, consumed)
-    scene.parts.runs.orphaned(await scene.job())
+    orphan = await scene.job()
+    if is_adopted:
+        await scene.store.adopt(A, 1, LATER_RUN)
+    scene.parts.runs.orphaned(orphan, (orphan.run, LATER_RUN))
     await scene.parts.background.finish(1.0)
     job = await scene.job()
     assert (job.status, job.error, job.failures) == (status, error, 0)

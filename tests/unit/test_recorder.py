@@ -314,7 +314,7 @@ async def test_a_recording_from_before_an_adoption_writes_nothing_more(
     adopted = await store.adopt(JOB, 1, LATER_RUN)
     assert adopted is not None
     await recorder.flush(recording)
-    later = recorder.open(adopted, no_end, position=1)
+    later = recorder.open(adopted.job, no_end, adopted.cursor)
     put(later, b"3")
     await recorder.flush_all()
     assert await written(store) == elements(1, 3)

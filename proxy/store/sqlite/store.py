@@ -31,7 +31,7 @@ from proxy.jobs.model import (
     WorkerId,
 )
 from proxy.jobs.policy import deadline
-from proxy.store.base import StoreError
+from proxy.store.base import Adopted, StoreError
 from proxy.store.job_index import JobIndex, QueueKey
 from proxy.store.sqlite import reads, writes
 from proxy.store.sqlite.database import Database
@@ -220,7 +220,7 @@ class SqliteStore:
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         await self._database.write(lambda db: writes.tried(db, delivery, again_at))
 
-    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Job | None:
+    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Adopted | None:
         return await self._database.write(lambda db: writes.adopt(db, job_id, attempt, run))
 
     async def append(

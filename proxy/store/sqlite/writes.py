@@ -16,7 +16,7 @@ from typing import Any, NamedTuple
 from proxy.jobs.lifecycle import TRANSITIONS, Event
 from proxy.jobs.model import Delivery, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import is_body_needed
-from proxy.store.base import not_appended
+from proxy.store.base import Adopted, not_appended
 from proxy.store.job_index import QueueKey
 from proxy.store.sqlite import reads
 from proxy.store.sqlite.disk_space import DiskSpace
@@ -305,12 +305,15 @@ def consume(db: Connection, job_id: JobId, attempt: int, cursor: int) -> bool:
     return db.execute(sql, parameters).rowcount > 0
 
 
-def adopt(db: Connection, job_id: JobId, attempt: int, run: int) -> Job | None:
-    """Set the number of a running attempt; return an outline of its job, else None."""
+def adopt(db: Connection, job_id: JobId, attempt: int, run: int) -> Adopted | None:
+    """Set the number of a running attempt, or return None."""
     running = TRANSITIONS[Event.TAKE].target
     parameters = {"id": job_id, "attempt": attempt, "run": run, "running": running}
     row = _change(db, ADOPT, parameters)
-    return None if row is None else read_job(row)
+    if row is None:
+        return None
+    [[cursor]] = db.execute(LOG_END, (row.number,)).fetchall()
+    return Adopted(read_job(row), cursor)
 
 
 def _retry(db: Connection, settlement: Settlement) -> Job | None:
