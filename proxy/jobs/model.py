@@ -65,6 +65,25 @@ class JobError:
     message: str
 
 
+TTL = Millis(24 * 3600_000)
+"""The time to live of a job that names none."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobRequest:
+    """The content and the policy of a new job. `sync_wait`: the client waits for its end this long
+    (`runsync`).
+    """
+
+    input: bytes
+    execution_timeout: Millis | None = None
+    ttl: Millis = TTL
+    low_priority: bool = False
+    webhook: str | None = None
+    s3_config: bytes | None = None
+    sync_wait: Millis | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """The content and the limits of a new job; they do not change while it runs."""

@@ -6,6 +6,7 @@ of another owner is treated like an unknown one. `job_view` reads jobs.
 """
 
 import asyncio
+from collections import OrderedDict
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
@@ -21,6 +22,7 @@ from proxy.jobs.model import (
     Job,
     JobError,
     JobId,
+    JobRequest,
     Millis,
     Owner,
     Submission,
@@ -40,6 +42,8 @@ log = structlog.get_logger()
 
 # Jobs in one request to the store. A round repeats the request until no job is due.
 BATCH_JOBS = 1_000
+# Jobs that are ended between the write and the hold of a take; a take has at most 64.
+ENDED_EARLY_MAX_JOBS = 1_000
 NOT_RESUMED = JobError(
     WORKER_LOST.code, "The worker that ran this did not come back after a restart."
 )
@@ -61,6 +65,8 @@ class DurableRuns:
         self._fleet = fleet
         self._background = background
         self._clock = clock
+        # Running jobs that were ended while no worker held them, and the numbers of their runs.
+        self._ended_early: OrderedDict[JobId, int] = OrderedDict()
         self.on_delivery: Callable[[], None] = _nothing
         """Called when a job with a webhook has ended."""
 
@@ -69,10 +75,19 @@ class DurableRuns:
     async def take(
         self, endpoint: EndpointId, worker: WorkerId, limit: int, *, light: bool, run: int
     ) -> list[Job]:
-        """Take up to `limit` jobs for a worker; `run` is the new number of their runs."""
+        """Take up to `limit` jobs for a worker; `run` is the new number of their runs.
+
+        The caller holds them in the same turn of the event loop.
+        """
         limits = {"limit": 0, "light_limit": limit} if light else {"limit": limit, "light_limit": 0}
         jobs = await self._store.take(endpoint, worker, now=self._clock.now(), run=run, **limits)
-        return list(jobs)
+        return [job for job in jobs if not self.has_ended(job)]
+
+    def has_ended(self, job: Job) -> bool:
+        """Return True if a run has been ended after the store had begun it and before its worker
+        was told: two writes that the store carries out together may return in either order.
+        """
+        return self._ended_early.pop(job.id, None) == job.run
 
     def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
         """Return the number of queued jobs, as the store's `queued` does."""
@@ -199,7 +214,11 @@ class DurableRuns:
     def withdrawn(self, jobs: Iterable[Job]) -> None:
         """Note that jobs were cancelled or purged or have expired; stop their runs."""
         for job in jobs:
-            self._fleet.stop_run(job)
+            is_held = self._fleet.stop_run(job)
+            if not is_held and job.worker is not None:
+                self._ended_early[job.id] = job.run
+                if len(self._ended_early) > ENDED_EARLY_MAX_JOBS:
+                    self._ended_early.popitem(last=False)
             self._notify(job)
 
     async def _apply(
@@ -243,22 +262,6 @@ def _nothing() -> None:
 RETENTION = Millis(30 * 60_000)
 # The least retention of a job that was submitted with `runsync`.
 SYNC_RETENTION = Millis(60_000)
-TTL = Millis(24 * 3600_000)
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """The content and the policy of a new job. `sync_wait`: the client waits for its end this long
-    (`runsync`).
-    """
-
-    input: bytes
-    execution_timeout: Millis | None = None
-    ttl: Millis = TTL
-    low_priority: bool = False
-    webhook: str | None = None
-    s3_config: bytes | None = None
-    sync_wait: Millis | None = None
 
 
 class NotRetriableError(Exception):

@@ -270,13 +270,14 @@ class Fleet:
         if hold.stopped is None:
             worker.stop(job_id, now=asyncio.get_running_loop().time())
 
-    def stop_run(self, job: JobState) -> None:
-        """Stop the run of a job that has ended in another way, if a worker here holds it."""
+    def stop_run(self, job: JobState) -> bool:
+        """Stop the run of a job that has ended otherwise; return False if no worker holds it."""
         worker = self.get(job.worker)
         hold = worker.holds.get(job.id) if worker is not None else None
         if worker is not None and hold is not None:
             hold.sink.drop(hold.attempt)
             worker.stop(job.id, now=asyncio.get_running_loop().time())
+        return hold is not None
 
     def report(self, worker_id: WorkerId, endpoint: EndpointId, until: float) -> None:
         """Show a worker as unhealthy until that time (the event loop's), or until it joins

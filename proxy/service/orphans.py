@@ -95,10 +95,11 @@ class Orphans:
         """
         del self._jobs[job.id]
         try:
-            return await self._store.adopt(job.id, job.attempt, self._number)
+            adopted = await self._store.adopt(job.id, job.attempt, self._number)
         except StoreError:
             self._jobs[job.id] = job
             return None
+        return None if adopted is None or self._runs.has_ended(adopted.job) else adopted
 
     def _resume(
         self, adopted: Adopted, worker: Worker, port: WorkerPort, *, received: int = 0

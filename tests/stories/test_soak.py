@@ -27,9 +27,9 @@ from harness.worker.process import environment, worker_process
 
 from proxy.access.limits import LIMITS
 
-MINUTES = float(os.environ.get("MINUTES") or 10)
+MINUTES = float(os.environ.get("MINUTES") or 15)
 # Share of the time that is not measured: caches fill, and the first jobs expire.
-WARM = 0.35
+WARM = 0.5
 # Requests per second.
 RATE = 30.0
 OWNERS = 8

@@ -12,9 +12,8 @@ from harness.tools.waiting import until
 
 from proxy.app import Parts, compose
 from proxy.jobs.lifecycle import Status
-from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
+from proxy.jobs.model import EndpointId, Job, JobId, JobRequest, WorkerId
 from proxy.jobs.policy import Ending, RunEnd
-from proxy.service.durable import JobRequest
 from proxy.service.fleet import Worker
 from proxy.service.ports import OfferedJob
 from proxy.settings import Settings

@@ -6,8 +6,7 @@ from random import Random
 from secrets import token_bytes
 
 from proxy.app import compose
-from proxy.jobs.model import Ids, Owner
-from proxy.service.durable import JobRequest
+from proxy.jobs.model import Ids, JobRequest, Owner
 from proxy.settings import MEMORY, Settings
 from proxy.system import System
 

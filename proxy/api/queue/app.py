@@ -29,10 +29,10 @@ from proxy.api.queue.request import (
 )
 from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import event_stream, start, wants_events
-from proxy.jobs.model import Input, Job, JobId
+from proxy.jobs.model import Input, Job, JobId, JobRequest
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
-from proxy.service.durable import DurableJobs, JobRequest
+from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoints
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.job_view import JobView

@@ -25,8 +25,7 @@ from proxy.api.http import (
     read_whole,
     require_type,
 )
-from proxy.jobs.model import Cursor, Millis
-from proxy.service.durable import TTL, JobRequest
+from proxy.jobs.model import TTL, Cursor, JobRequest, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.json_text import in_thread_if_large
 
