@@ -18,6 +18,7 @@ from proxy.jobs.model import (
     JobState,
     Millis,
     Owner,
+    Receiver,
     Submission,
     WorkerId,
 )
@@ -212,12 +213,16 @@ class JobStore(Protocol):
         ...
 
     async def deliveries(
-        self, now: Millis, limit: int, besides: Collection[str] = ()
+        self,
+        now: Millis,
+        limit: int,
+        besides: Collection[Receiver] = (),
+        besides_owners: Collection[Owner] = (),
     ) -> Sequence[Delivery]:
         """Return up to `limit` due webhook deliveries, earliest first, with outlines of their jobs.
 
-        Deliveries to the receivers in `besides` are skipped. A delivery remains due until `tried`
-        is called.
+        Deliveries to the receivers in `besides`, and those of `besides_owners`, are skipped. Their
+        number does not affect the cost. A delivery remains due until `tried` is called.
         """
         ...
 

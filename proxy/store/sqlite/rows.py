@@ -51,6 +51,7 @@ class Row(NamedTuple):
     deliver_at: int | None
     tries: int
     delivered: int = 0
+    receiver: str | None = None
 
 
 def new_row(job: Job) -> Row:
@@ -87,6 +88,7 @@ def new_row(job: Job) -> Row:
         last_event=None,
         deliver_at=None,
         tries=0,
+        receiver=None if submission.webhook is None else submission.receiver.address,
     )
 
 

@@ -27,13 +27,14 @@ from proxy.jobs.model import (
     JobState,
     Millis,
     Owner,
+    Receiver,
     Submission,
     WorkerId,
 )
 from proxy.jobs.policy import deadline
 from proxy.store.base import StoreError
 from proxy.store.job_index import JobIndex, QueueKey
-from proxy.store.sqlite import reads, writes
+from proxy.store.sqlite import due_deliveries, reads, writes
 from proxy.store.sqlite.database import Database
 from proxy.store.sqlite.disk import Disk
 from proxy.store.sqlite.writer import StartRunner
@@ -198,9 +199,15 @@ class SqliteStore:
         )
 
     async def deliveries(
-        self, now: Millis, limit: int, besides: Collection[str] = ()
+        self,
+        now: Millis,
+        limit: int,
+        besides: Collection[Receiver] = (),
+        besides_owners: Collection[Owner] = (),
     ) -> Sequence[Delivery]:
-        return await self._database.read(lambda db: reads.deliveries(db, now, limit, besides))
+        return await self._database.read(
+            lambda db: due_deliveries.deliveries(db, now, limit, besides, besides_owners)
+        )
 
     async def hasten(self, latest: Millis, now: Millis) -> int:
         if not await self._database.read(lambda db: reads.has_deliveries_after(db, latest)):
