@@ -182,11 +182,21 @@ class JobStore(Protocol):
         ...
 
     async def purge(
-        self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        now: Millis,
+        error: JobError,
+        *,
+        before: int,
+        limit: int,
     ) -> Sequence[Job]:
-        """Cancel all jobs of an owner that are IN_QUEUE and return outlines of them.
+        """Cancel up to `limit` jobs of an owner that are IN_QUEUE; return outlines of them.
 
-        A job is either purged or taken, never both.
+        Only jobs with a sequence below `before`: pass a new sequence (`next_sequence`) for all jobs
+        that are queued now. The result may be shorter than `limit`, but it has at least one job if
+        any is left: call again for more. All of them are cancelled in one write. A job is either
+        purged or taken, never both. The number of other jobs does not affect the cost.
         """
         ...
 

@@ -180,10 +180,16 @@ class MemoryStore:
         return self._note(ended)
 
     async def purge(
-        self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        now: Millis,
+        error: JobError,
+        *,
+        before: int,
+        limit: int,
     ) -> Sequence[Job]:
-        waiting = self._index.pop_owned(endpoint, owner, light=False)
-        waiting += self._index.pop_owned(endpoint, owner, light=True)
+        waiting = self._index.pop_owned(endpoint, owner, before, limit)
         purged = [
             await self.settle(place.job_id, Event.CANCEL, now=now, error=error) for place in waiting
         ]

@@ -3,7 +3,7 @@
 import asyncio
 
 from harness.data.jobs import ALICE, HERE
-from harness.data.store_steps import MINUTE, T0, WHY, Submit, ended, found, ids, settle, take
+from harness.data.store_steps import MINUTE, T0, WHY, Submit, ended, found, ids, purge, settle, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Delivery, JobId, Millis, Owner, Receiver
@@ -68,7 +68,7 @@ async def test_forget_deletes_at_most_its_limit(store: JobStore, submit: Submit)
 
 async def test_forget_reaches_a_large_limit(store: JobStore, submit: Submit) -> None:
     await asyncio.gather(*(submit(f"{number}", retention=Millis(0)) for number in range(700)))
-    await store.purge(HERE, ALICE, T0, WHY)
+    await purge(store)
     assert [await store.forget(T0, 650) for _ in range(3)] == [650, 50, 0]
 
 
