@@ -17,6 +17,7 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
+from dataclasses import replace
 from pathlib import Path
 from secrets import token_bytes
 
@@ -35,7 +36,8 @@ from proxy.jobs.model import (
     Submission,
     WorkerId,
 )
-from proxy.jobs.policy import Ending, RunEnd
+from proxy.jobs.policy import CANCELLED, Ending, RunEnd
+from proxy.service.durable import BATCH_JOBS
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents, LocalSignal
 from proxy.service.fleet import Fleet
@@ -55,6 +57,7 @@ QUEUED_JOBS = 100_000
 INTERACTIVE_JOBS = 20_000
 INTERACTIVE_JOBS_PER_ROUND = 2_000
 BARE_COMMITS = 2_000
+SUBMIT_PAUSE_SECONDS = 0.005
 
 # Other work in one turn of the event loop, as of a busy relay.
 LOOP_LOAD_SECONDS = 0.0002
@@ -183,6 +186,35 @@ def megabytes(path: Path) -> float:
     return path.stat().st_size / 1e6
 
 
+async def purge(store: SqliteStore) -> None:
+    """Measure a purge of the queue, and the submits of another owner meanwhile."""
+    spans = []
+
+    async def submit_all() -> None:
+        number = 0
+        while True:
+            began = time.perf_counter()
+            await store.submit(replace(submission(f"p-{number}"), owner=Owner("other")), NOW)
+            spans.append(time.perf_counter() - began)
+            number += 1
+            await asyncio.sleep(SUBMIT_PAUSE_SECONDS)
+
+    submitting = asyncio.create_task(submit_all())
+    began = time.perf_counter()
+    before = store.next_sequence()
+    owner = submission("any").owner
+    removed = 0
+    while page := await store.purge(HERE, owner, NOW, CANCELLED, before=before, limit=BATCH_JOBS):
+        removed += len(page)
+    seconds = time.perf_counter() - began
+    submitting.cancel()
+    cuts = statistics.quantiles(spans, n=100)
+    print(
+        f"purge of {removed} queued jobs: {removed / seconds:,.0f}/s; submits of another owner"
+        f" meanwhile: p50 {cuts[49] * 1e3:.1f} ms, p99 {cuts[98] * 1e3:.1f} ms"
+    )
+
+
 async def queue(path: Path) -> None:
     """Measure the memory of a long queue, and the time to open the store with it."""
     store = SqliteStore(path, SystemDisk(), ThreadRunner)
@@ -202,6 +234,7 @@ async def queue(path: Path) -> None:
     began = time.perf_counter()
     async with store.open():
         print(f"opened with these jobs in {time.perf_counter() - began:.2f} s")
+        await purge(store)
 
 
 async def _take_and_settle(store: SqliteStore) -> Job | None:

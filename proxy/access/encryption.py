@@ -6,7 +6,7 @@ from cryptography.exceptions import InvalidTag
 from cryptography.hazmat.primitives.ciphers.aead import AESGCM
 
 from proxy.jobs.model import RandomBytes
-from proxy.jobs.webhook import receiver
+from proxy.jobs.webhook import receiver_address
 
 KEY_BYTES = 32
 
@@ -15,7 +15,7 @@ NONCE_BYTES = 12
 
 SEALED_NUMBER_BYTES = 8
 
-# Separates the receiver and the encrypted URL of a webhook. A valid URL does not contain it.
+# Separates the address and the encrypted URL of a webhook. A valid URL does not contain it.
 WEBHOOK_SEPARATOR = " "
 
 
@@ -69,12 +69,12 @@ class Seal:
         return int.from_bytes(opened)
 
     def close_webhook(self, url: str) -> str:
-        """Return a webhook's URL in its stored form: the receiver in plain text, then the secret.
+        """Return a webhook's URL in its stored form: the address in plain text, then the secret.
 
-        The store needs the receiver to distribute deliveries fairly.
+        The store needs the address to distribute deliveries fairly.
         """
         sealed = base64.b64encode(self.close(url.encode())).decode()
-        return f"{receiver(url)}{WEBHOOK_SEPARATOR}{sealed}"
+        return f"{receiver_address(url)}{WEBHOOK_SEPARATOR}{sealed}"
 
     def open_webhook(self, kept: str) -> str:
         """Return the URL of a stored webhook. Raises OtherSealError.

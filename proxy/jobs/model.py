@@ -9,6 +9,7 @@ from typing import NamedTuple, NewType, Protocol, TypeAlias
 from uuid import UUID
 
 from proxy.jobs.lifecycle import TERMINAL, Event, Status, advance
+from proxy.jobs.webhook import receiver_address
 
 JobId = NewType("JobId", str)
 EndpointId = NewType("EndpointId", str)
@@ -84,6 +85,16 @@ class JobRequest:
     sync_wait: Millis | None = None
 
 
+class Receiver(NamedTuple):
+    """The program that acknowledges an owner's webhooks at one address (see `receiver_address`).
+
+    The webhooks of two owners for the same address have two receivers.
+    """
+
+    owner: Owner
+    address: str
+
+
 @dataclass(frozen=True, slots=True)
 class Submission:
     """The content and the limits of a new job; they do not change while it runs."""
@@ -107,6 +118,11 @@ class Submission:
     webhook: str | None = None
     # For the worker only. Encrypted; the plain text is never stored.
     s3_config: bytes | None = None
+
+    @property
+    def receiver(self) -> Receiver:
+        """Owner and address; the address is empty if the job has no webhook."""
+        return Receiver(self.owner, receiver_address(self.webhook))
 
     def without_body(self) -> "Submission":
         """Return a copy without the request body and `s3_config`."""

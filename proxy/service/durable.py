@@ -373,10 +373,21 @@ class DurableJobs:
         return again
 
     async def purge(self, endpoint: Endpoint, owner: Owner) -> int:
-        """Cancel all queued jobs of an owner; return their number."""
-        purged = await self._store.purge(endpoint.id, owner, self._clock.now(), CANCELLED)
-        self._runs.withdrawn(purged)
-        return len(purged)
+        """Cancel all queued jobs of an owner; return their number.
+
+        Jobs that are submitted meanwhile remain. The jobs are cancelled in many writes, so that
+        other writes are not delayed; if the caller is cancelled, the rest remains in the queue.
+        """
+        removed = 0
+        before = self._store.next_sequence()
+        while purged := await self._store.purge(
+            endpoint.id, owner, self._clock.now(), CANCELLED, before=before, limit=BATCH_JOBS
+        ):
+            self._runs.withdrawn(purged)
+            removed += len(purged)
+            # A store in memory does not wait for anything.
+            await asyncio.sleep(0)
+        return removed
 
     async def limit_life(self, job: Job, ttl: Millis) -> Job | None:
         """Let the job expire `ttl` from now; return it, or None if it no longer exists."""

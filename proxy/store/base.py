@@ -18,6 +18,7 @@ from proxy.jobs.model import (
     JobState,
     Millis,
     Owner,
+    Receiver,
     Submission,
     WorkerId,
 )
@@ -201,11 +202,21 @@ class JobStore(Protocol):
         ...
 
     async def purge(
-        self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        now: Millis,
+        error: JobError,
+        *,
+        before: int,
+        limit: int,
     ) -> Sequence[Job]:
-        """Cancel all jobs of an owner that are IN_QUEUE and return outlines of them.
+        """Cancel up to `limit` jobs of an owner that are IN_QUEUE; return outlines of them.
 
-        A job is either purged or taken, never both.
+        Only jobs with a sequence below `before`: pass a new sequence (`next_sequence`) for all jobs
+        that are queued now. The result may be shorter than `limit`, but it has at least one job if
+        any is left: call again for more. All of them are cancelled in one write. A job is either
+        purged or taken, never both. The number of other jobs does not affect the cost.
         """
         ...
 
@@ -232,12 +243,16 @@ class JobStore(Protocol):
         ...
 
     async def deliveries(
-        self, now: Millis, limit: int, besides: Collection[str] = ()
+        self,
+        now: Millis,
+        limit: int,
+        besides: Collection[Receiver] = (),
+        besides_owners: Collection[Owner] = (),
     ) -> Sequence[Delivery]:
         """Return up to `limit` due webhook deliveries, earliest first, with outlines of their jobs.
 
-        Deliveries to the receivers in `besides` are skipped. A delivery remains due until `tried`
-        is called.
+        Deliveries to the receivers in `besides`, and those of `besides_owners`, are skipped. Their
+        number does not affect the cost. A delivery remains due until `tried` is called.
         """
         ...
 

@@ -8,15 +8,14 @@ time: with default settings, five minutes of traffic. `DeadlineIndex` removes a 
 deadline immediately.
 """
 
-from bisect import bisect_left, insort
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping
 from heapq import heapify, heappop, heappush
-from typing import NamedTuple
 
 from proxy.jobs.lifecycle import TERMINAL, Event, Status
 from proxy.jobs.model import Counts, EndpointId, JobId, JobState, Millis, Owner
 from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS, deadline
+from proxy.store.queue_keys import QueueKey, SortedKeys, queue_key
 
 # The range of deadlines that share one bucket.
 BUCKET_MILLIS = 1024
@@ -94,98 +93,78 @@ UNFINISHED_FIELDS = {status: status.lower() for status in Status if status not i
 TERMINAL_FIELDS = {status: status.lower() for status in TERMINAL}
 
 
-class QueueKey(NamedTuple):
-    """The sort key of a queued job: the sequence. The other fields do not affect the order."""
-
-    sequence: int
-    job_id: JobId
-    owner: Owner
-    created_at: Millis
-    light: bool
-    low_priority: bool
-
-
-def queue_key(job: JobState) -> QueueKey:
-    """Return the key of a job among the jobs of its priority that need the same kind of credit."""
-    wanted = job.submission
-    return QueueKey(
-        job.sequence,
-        job.id,
-        wanted.owner,
-        job.created_at,
-        wanted.light,
-        wanted.low_priority,
-    )
-
-
 class ReadyIndex:
     """The queued jobs of one endpoint that need the same kind of credit, in queue order.
 
-    Two sorted lists hold the jobs of normal and of low priority. Jobs are added at the end and
-    removed at the front; both are fast for up to about 100,000 jobs. A job of low priority that has
-    waited for `LOW_PRIORITY_WAIT_MILLIS` moves to its position in the first list.
+    A job of low priority that has waited for `LOW_PRIORITY_WAIT_MILLIS` moves to its position among
+    the jobs of normal priority.
     """
 
     def __init__(self) -> None:
-        self._normal: list[QueueKey] = []
-        self._low: list[QueueKey] = []
+        self._normal = SortedKeys()
+        self._low = SortedKeys()
+        self._by_owner: defaultdict[Owner, SortedKeys] = defaultdict(SortedKeys)
 
     def __len__(self) -> int:
         return len(self._normal) + len(self._low)
 
     def add(self, one: QueueKey) -> None:
         """Insert a job at its position."""
-        insort(self._low if one.low_priority else self._normal, one)
+        (self._low if one.low_priority else self._normal).add(one)
+        self._by_owner[one.owner].add(one)
 
     def remove(self, job: JobState) -> None:
         """Remove a job from any position."""
-        for places in (self._normal, self._low):
-            index = bisect_left(places, (job.sequence,))
-            if index < len(places) and places[index].job_id == job.id:
-                del places[index]
+        self._discard(job.sequence, job.submission.owner)
 
     def pop(self, limit: int, now: Millis) -> list[QueueKey]:
         """Remove and return the first `limit` jobs."""
         self._promote(now)
-        taken = self._normal[:limit]
-        del self._normal[:limit]
-        rest = limit - len(taken)
-        taken += self._low[:rest]
-        del self._low[:rest]
+        taken = self._normal.first(limit)
+        taken += self._low.first(limit - len(taken))
+        for one in taken:
+            self._discard(one.sequence, one.owner)
         return taken
 
-    def pop_owned(self, owner: Owner) -> list[QueueKey]:
-        """Remove and return all jobs of one owner."""
-        taken = [one for one in self._normal + self._low if one.owner == owner]
-        gone = {one.sequence for one in taken}
-        self._normal = [one for one in self._normal if one.sequence not in gone]
-        self._low = [one for one in self._low if one.sequence not in gone]
+    def pop_owned(self, owner: Owner, before: int, limit: int) -> list[QueueKey]:
+        """Remove and return the first `limit` jobs of one owner with a sequence below `before`."""
+        if owner not in self._by_owner:
+            return []
+        taken = [one for one in self._by_owner[owner].first(limit) if one.sequence < before]
+        for one in taken:
+            self._discard(one.sequence, owner)
         return taken
 
     def first(self, limit: int) -> list[QueueKey]:
         """Return the first `limit` jobs of normal priority."""
-        return self._normal[:limit]
+        return self._normal.first(limit)
 
     def before(self, sequence: int) -> int:
         """Return the number of jobs of normal priority with a lower sequence."""
-        return bisect_left(self._normal, (sequence,))
+        return self._normal.before(sequence)
 
     def ahead(self, job: JobState) -> int:
         """Return the number of jobs before this one."""
         index = self.before(job.sequence)
-        is_here = index < len(self._normal) and self._normal[index].job_id == job.id
-        if is_here or not job.submission.low_priority:
+        if not job.submission.low_priority or self._normal.get(job.sequence) is not None:
             return index
-        return len(self._normal) + bisect_left(self._low, (job.sequence,))
+        return len(self._normal) + self._low.before(job.sequence)
+
+    def _discard(self, sequence: int, owner: Owner) -> None:
+        self._normal.discard(sequence)
+        self._low.discard(sequence)
+        if owner in self._by_owner:
+            self._by_owner[owner].discard(sequence)
+            if not self._by_owner[owner]:
+                del self._by_owner[owner]
 
     def _promote(self, now: Millis) -> None:
-        count = 0
-        while (
-            count < len(self._low) and self._low[count].created_at + LOW_PRIORITY_WAIT_MILLIS <= now
-        ):
-            insort(self._normal, self._low[count])
-            count += 1
-        del self._low[:count]
+        while low := self._low.first(1):
+            [one] = low
+            if one.created_at + LOW_PRIORITY_WAIT_MILLIS > now:
+                return
+            self._low.discard(one.sequence)
+            self._normal.add(one)
 
 
 class JobIndex:
@@ -246,9 +225,14 @@ class JobIndex:
         """
         return self._ready[endpoint, light].pop(limit, now)
 
-    def pop_owned(self, endpoint: EndpointId, owner: Owner, *, light: bool) -> list[QueueKey]:
-        """Like `pop`, for all jobs of one owner."""
-        return self._ready[endpoint, light].pop_owned(owner)
+    def pop_owned(
+        self, endpoint: EndpointId, owner: Owner, before: int, limit: int
+    ) -> list[QueueKey]:
+        """Like `pop`, for `limit` jobs of one owner that have a sequence below `before`."""
+        taken: list[QueueKey] = []
+        for light in (False, True):
+            taken += self._ready[endpoint, light].pop_owned(owner, before, limit - len(taken))
+        return taken
 
     def put_back(self, endpoint: EndpointId, places: Iterable[QueueKey]) -> None:
         """Return popped keys to the queue."""

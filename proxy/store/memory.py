@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import AsyncIterator, Collection, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
-from itertools import islice
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status, advance
 from proxy.jobs.model import (
@@ -20,12 +19,13 @@ from proxy.jobs.model import (
     JobState,
     Millis,
     Owner,
+    Receiver,
     Submission,
     WorkerId,
 )
 from proxy.jobs.policy import is_body_needed
-from proxy.jobs.webhook import receiver
 from proxy.store.base import Adopted, StoreFullError, first_bytes, not_appended
+from proxy.store.delivery_index import DeliveryIndex
 from proxy.store.job_index import DeadlineIndex, JobIndex
 
 JOBS_MAX_BYTES = 512 * 1024 * 1024
@@ -50,7 +50,7 @@ class MemoryStore:
         self._jobs: dict[JobId, Job] = {}
         self._outputs: dict[JobId, list[bytes]] = {}
         self._retentions = DeadlineIndex()
-        self._deliveries = DeadlineIndex()
+        self._deliveries = DeliveryIndex(lambda job_id: self._jobs[job_id].submission.receiver)
         self._tries: dict[JobId, int] = {}
 
     @asynccontextmanager
@@ -188,10 +188,16 @@ class MemoryStore:
         return self._note(ended)
 
     async def purge(
-        self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        now: Millis,
+        error: JobError,
+        *,
+        before: int,
+        limit: int,
     ) -> Sequence[Job]:
-        waiting = self._index.pop_owned(endpoint, owner, light=False)
-        waiting += self._index.pop_owned(endpoint, owner, light=True)
+        waiting = self._index.pop_owned(endpoint, owner, before, limit)
         purged = [
             await self.settle(place.job_id, Event.CANCEL, now=now, error=error) for place in waiting
         ]
@@ -219,15 +225,17 @@ class MemoryStore:
         return self._keep(after)
 
     async def deliveries(
-        self, now: Millis, limit: int, besides: Collection[str] = ()
+        self,
+        now: Millis,
+        limit: int,
+        besides: Collection[Receiver] = (),
+        besides_owners: Collection[Owner] = (),
     ) -> Sequence[Delivery]:
-        due = (self._jobs[job_id] for job_id in self._deliveries.due(now, len(self._deliveries)))
-        wanted = (job for job in due if receiver(job.submission.webhook) not in besides)
-        return [Delivery(job.outline(), self._tries[job.id]) for job in islice(wanted, limit)]
+        due = self._deliveries.due(now, limit, besides, besides_owners)
+        return [Delivery(self._jobs[job_id].outline(), self._tries[job_id]) for job_id in due]
 
     async def hasten(self, latest: Millis, now: Millis) -> int:
-        early = set(self._deliveries.due(latest, len(self._deliveries)))
-        late = [job_id for job_id in self._tries if job_id not in early]
+        late = self._deliveries.after(latest)
         for job_id in late:
             self._deliveries.set(job_id, now)
         return len(late)

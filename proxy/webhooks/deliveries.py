@@ -4,15 +4,14 @@ The state is in the store only: a delivery stays there until its receiver has ac
 attempts have failed. A proxy that exits during a delivery therefore sends it again after its
 restart.
 
-Only the loop of `serve` changes the set of active deliveries. A finished delivery leaves the set
-before the next query of the store, never during one, so that a query cannot return it in its old
-state.
+Only the loop of `serve` changes the turns. A finished delivery leaves them before the next query of
+the store, never during one, so that a query cannot return it in its old state. A query skips the
+receivers and the owners that cannot start a delivery.
 """
 
 import asyncio
-from collections import Counter
 from collections.abc import Awaitable, Callable
-from dataclasses import dataclass
+from functools import partial
 from typing import TypeAlias
 
 import structlog
@@ -21,32 +20,18 @@ from aiohttp import ClientSession
 from proxy.access.encryption import OtherSealError
 from proxy.jobs.model import Delivery, Job, JobId, Millis
 from proxy.jobs.policy import DELIVERY_RETRY_MILLIS, after_try
-from proxy.jobs.webhook import receiver
 from proxy.service.background import Background
 from proxy.service.clock import Clock
 from proxy.service.events import Subscription
 from proxy.store.base import JobStore, StoreError
+from proxy.webhooks.body_budget import BodyBudget
 from proxy.webhooks.sender import Sender
 from proxy.webhooks.signature import message_id
+from proxy.webhooks.turns import DeliveryLimits, DeliveryTurns
 
 log = structlog.get_logger()
 
 POLL_SECONDS = 0.25
-MAX_DELIVERIES = 64
-# A slow receiver must not use the connections of the others.
-MAX_DELIVERIES_PER_RECEIVER = 4
-# The limit for the bodies of all active deliveries; the last one may exceed it.
-MAX_BODY_BYTES = 64 * 1024 * 1024
-
-
-@dataclass(frozen=True, slots=True)
-class DeliveryLimits:
-    """The limits of active deliveries: in all, for each receiver, and of their bodies in bytes."""
-
-    max_deliveries: int = MAX_DELIVERIES
-    max_per_receiver: int = MAX_DELIVERIES_PER_RECEIVER
-    max_body_bytes: int = MAX_BODY_BYTES
-
 
 Render: TypeAlias = Callable[[Job], Awaitable[bytes]]
 """Returns the body of the webhook for a job that has ended."""
@@ -71,17 +56,14 @@ class Deliveries:
         self._render = render
         self._clock = clock
         self._open_webhook = open_webhook
-        self._limits = limits or DeliveryLimits()
+        used = limits or DeliveryLimits()
         self._events = Subscription()
         self._running = Background()
         self._is_open = True
-        self._waiting: dict[JobId, Delivery] = {}
-        # The receiver of each active delivery.
-        self._active: dict[JobId, str] = {}
+        self._turns = DeliveryTurns(used)
+        self._bodies = BodyBudget(used.max_body_bytes)
         self._finished: list[JobId] = []
         self._queried_at = float("-inf")
-        self._body_freed = asyncio.Condition()
-        self._body_bytes = 0
 
     def wake(self) -> None:
         """Notify the loop that a delivery may be due."""
@@ -107,41 +89,31 @@ class Deliveries:
 
     async def _start_due(self, session: ClientSession) -> None:
         for job_id in self._finished:
-            del self._active[job_id]
+            self._turns.end(job_id)
         self._finished.clear()
         self._start_waiting(session)
         now = asyncio.get_running_loop().time()
         # Limit the rate of queries: as long as deliveries wait here, a few queries per second
         # suffice.
-        if self._waiting and now < self._queried_at + POLL_SECONDS:
+        if self._turns.has_waiting and now < self._queried_at + POLL_SECONDS:
             return
         self._queried_at = now
-        while len(self._active) < self._limits.max_deliveries and self._is_open:
-            saturated = {
-                name
-                for name, number in Counter(self._active.values()).items()
-                if number >= self._limits.max_per_receiver
-            }
-            limit = self._limits.max_deliveries + len(self._active)
-            due = await self._store.deliveries(self._clock.now(), limit, besides=saturated)
-            new = {one.job.id: one for one in due if one.job.id not in self._active}
-            if not new:
+        while self._is_open and not self._turns.is_full:
+            due = await self._store.deliveries(
+                self._clock.now(),
+                self._turns.query_limit,
+                besides=self._turns.full_receivers(),
+                besides_owners=self._turns.full_owners(),
+            )
+            if not self._turns.add(due):
                 break
-            self._waiting |= new
             self._start_waiting(session)
 
     def _start_waiting(self, session: ClientSession) -> None:
-        """Start the waiting deliveries that the limits allow, the earliest first."""
-        active = Counter(self._active.values())
-        for job_id, delivery in list(self._waiting.items()):
-            if len(self._active) >= self._limits.max_deliveries or not self._is_open:
-                return
-            name = receiver(delivery.job.submission.webhook)
-            if active[name] < self._limits.max_per_receiver:
-                active[name] += 1
-                self._active[job_id] = name
-                del self._waiting[job_id]
-                self._running.start(self._deliver(session, delivery), f"delivery {job_id}")
+        """Start the waiting deliveries that the limits allow."""
+        if self._is_open:
+            for delivery in self._turns.start():
+                self._running.start(self._deliver(session, delivery), f"delivery {delivery.job.id}")
 
     async def _deliver(self, session: ClientSession, delivery: Delivery) -> None:
         try:
@@ -159,22 +131,13 @@ class Deliveries:
 
     async def _try(self, session: ClientSession, delivery: Delivery) -> str | None:
         """Make one attempt. Return None if nothing is left to send, else why it failed."""
+        receiver = delivery.job.submission.receiver
         try:
             webhook = self._open_webhook(delivery.job.submission.webhook or "")
-            async with self._body_freed:
-                await self._body_freed.wait_for(
-                    lambda: self._body_bytes < self._limits.max_body_bytes
-                )
-                body = await self._body(delivery)
-                self._body_bytes += len(body)
-            try:
+            async with self._bodies.reserved(receiver, partial(self._body, delivery)) as body:
                 if not body:
                     return None
                 return await self._sender.send(session, webhook, message_id(delivery.job), body)
-            finally:
-                async with self._body_freed:
-                    self._body_bytes -= len(body)
-                    self._body_freed.notify()
         except OtherSealError as error:
             return str(error)
         except StoreError:
@@ -195,10 +158,10 @@ class Deliveries:
     def _log(self, delivery: Delivery, why: str | None, again_at: Millis | None) -> None:
         job = delivery.job
         tries = delivery.tries + 1
-        name = receiver(job.submission.webhook)
+        address = job.submission.receiver.address
         if why is None:
-            log.debug("delivery.done", job=job.id, receiver=name, tries=tries)
+            log.debug("delivery.done", job=job.id, receiver=address, tries=tries)
         elif again_at is None:
-            log.warning("delivery.gave_up", job=job.id, receiver=name, tries=tries, why=why)
+            log.warning("delivery.gave_up", job=job.id, receiver=address, tries=tries, why=why)
         else:
-            log.debug("delivery.failed", job=job.id, receiver=name, tries=tries, why=why)
+            log.debug("delivery.failed", job=job.id, receiver=address, tries=tries, why=why)

@@ -12,7 +12,16 @@ from typing import Any
 
 import pytest
 from harness.data.jobs import ALICE, HERE, submission
-from harness.data.store_steps import T0, WHY, ended, found, ids, settle, sqlite_store, take
+from harness.data.store_steps import (
+    T0,
+    ended,
+    found,
+    ids,
+    purge,
+    settle,
+    sqlite_store,
+    take,
+)
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, InteractiveJob, Job, JobId, Millis
@@ -118,7 +127,7 @@ async def test_free_pages_are_given_back_to_the_disk(tmp_path: Path) -> None:
     async with opened(path) as store:
         for number in range(40):
             await submit(store, f"{number}", work=Input(bytes(1_000_000)), retention=Millis(0))
-        await store.purge(HERE, ALICE, T0, WHY)
+        await purge(store)
         for _ in range(5):
             await store.forget(T0, 1_000)
     assert path.stat().st_size < 20_000_000
@@ -273,7 +282,7 @@ async def test_a_cancelled_purge_leaves_the_other_jobs_queued(tmp_path: Path) ->
     async with opened(path) as store:
         await asyncio.gather(*(submit(store, f"{number}") for number in range(450)))
         with write_lock(path):
-            purging = asyncio.create_task(store.purge(HERE, ALICE, T0, WHY))
+            purging = asyncio.create_task(purge(store))
             await asyncio.sleep(0)
             purging.cancel()
             await asyncio.gather(purging, return_exceptions=True)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from harness.data.jobs import ALICE, HERE, submission
-from harness.data.store_steps import RUN, T0, WHY, ids, settle, sqlite_store, take
+from harness.data.store_steps import RUN, T0, ids, purge, settle, sqlite_store, take
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import JobId
@@ -166,7 +166,7 @@ async def check_every_call_fails(store: SqliteStore) -> None:
         store.find(job),
         store.recent(HERE, ALICE, before=None, limit=9),
         settle(store, job, Event.CANCEL),
-        store.purge(HERE, ALICE, T0, WHY),
+        purge(store),
         store.due(T0, 9),
         store.forget(T0, 9),
         store.limit_life(job, T0),

@@ -17,6 +17,7 @@ from harness.data.store_steps import (
     ended,
     found,
     ids,
+    purge,
     settle,
     take,
 )
@@ -132,7 +133,7 @@ async def test_listings_omit_large_values(store: JobStore, submit: Submit) -> No
         *await store.recent(HERE, ALICE, before=None, limit=9),
         *await store.running(),
         *await store.due(Millis(T0 + MINUTE), 9),
-        *await store.purge(HERE, ALICE, Millis(T0 + MINUTE), WHY),
+        *await purge(store, now=T0 + MINUTE),
     ]
     assert {"queued", "running", "ended", "done", "going"} == set(ids(listed))
     for job in listed:
@@ -443,14 +444,14 @@ async def test_a_purge_cancels_queued_jobs_only(store: JobStore, submit: Submit)
     await submit("bob's", owner=BOB)
     await submit("elsewhere", endpoint=OTHER)
     await take(store, limit=1, light_limit=0)
-    purged = await store.purge(HERE, ALICE, T0, WHY)
+    purged = await purge(store)
     assert sorted(ids(purged)) == ["b", "c", "light", "low"]
     assert {(job.status, job.error, job.finished_at) for job in purged} == {
         (Status.CANCELLED, WHY, T0)
     }
     assert ids(await take(store)) == ["bob's"]
     assert ids(await take(store, endpoint=OTHER)) == ["elsewhere"]
-    assert await store.purge(HERE, ALICE, T0, WHY) == []
+    assert await purge(store) == []
     assert (await found(store, "a")).status is Status.IN_PROGRESS
     assert (await found(store, "b")).status is Status.CANCELLED
 
@@ -459,13 +460,53 @@ async def test_a_job_is_either_purged_or_taken(store: JobStore, submit: Submit) 
     await submit(*(f"job-{number}" for number in range(60)))
     results = await asyncio.gather(
         take(store, limit=20),
-        store.purge(HERE, ALICE, T0, WHY),
+        purge(store),
         take(store, limit=20),
-        store.purge(HERE, ALICE, T0, WHY),
+        purge(store),
     )
     assert sorted(job_id for jobs in results for job_id in ids(jobs)) == sorted(
         f"job-{number}" for number in range(60)
     )
+
+
+async def test_a_purge_has_pages(store: JobStore, submit: Submit) -> None:
+    await submit(*"abcd")
+    await submit("light", light=True)
+    await submit("bob's", owner=BOB)
+    before = store.next_sequence()
+    await submit("late")
+    pages = [
+        sorted(ids(await store.purge(HERE, ALICE, T0, WHY, before=before, limit=2)))
+        for _ in range(4)
+    ]
+    assert pages == [["a", "b"], ["c", "d"], ["light"], []]
+    assert await store.purge(HERE, ALICE, T0, WHY, before=store.next_sequence(), limit=0) == []
+    assert ids(await take(store)) == ["bob's", "late"]
+
+
+async def test_an_empty_page_of_a_purge_is_the_last(store: JobStore, submit: Submit) -> None:
+    await submit(*"abcde")
+    *_, purged = await asyncio.gather(
+        *(settle(store, name, Event.CANCEL) for name in "abc"),
+        store.purge(HERE, ALICE, T0, WHY, before=store.next_sequence(), limit=3),
+    )
+    assert purged is not None
+    assert ids(purged) == ["d", "e"]
+    assert store.queued(HERE, light=False) == 0
+
+
+async def test_a_job_that_is_retried_during_a_purge_remains(
+    store: JobStore, submit: Submit
+) -> None:
+    await submit(*"abc")
+    await take(store, limit=1)
+    await ended(store, "a", Event.FAIL)
+    before = store.next_sequence()
+    page = await store.purge(HERE, ALICE, T0, WHY, before=before, limit=1)
+    await ended(store, "a", Event.RETRY)
+    page = [*page, *await store.purge(HERE, ALICE, T0, WHY, before=before, limit=9)]
+    assert ids(page) == ["b", "c"]
+    assert ids(await take(store)) == ["a"]
 
 
 # Counting
@@ -524,7 +565,7 @@ async def test_a_job_of_another_queue_has_the_position_of_its_sequence(
     await settle(store, a, Event.RELEASE)
     await settle(store, b, Event.CANCEL)
     assert [store.ahead(job) for job in foreigners] == [0, 1, 3, 1, 0]
-    await store.purge(HERE, ALICE, T0, WHY)
+    await purge(store)
     assert [store.ahead(job) for job in foreigners] == [0, 0, 0, 0, 0]
 
 
@@ -580,7 +621,7 @@ async def test_the_number_of_queued_jobs_follows_the_events(
     assert queued(store) == (2, 1)
     await settle(store, "d", Event.RETRY)
     assert queued(store) == (3, 1)
-    await store.purge(HERE, ALICE, T0, WHY)
+    await purge(store)
     assert queued(store) == (1, 0)
     await take(store)
     assert queued(store) == (0, 0)
@@ -613,7 +654,7 @@ async def test_the_queued_jobs_before_a_sequence_are_those_of_normal_priority(
     await settle(store, "a", Event.RETRY)
     assert before() == [0, 0, 0, 0, 0], "a retried job is last"
     assert store.queued(HERE, light=False, before=store.next_sequence()) == 1
-    await store.purge(HERE, ALICE, T0, WHY)
+    await purge(store)
     assert before(light=True) == [0, 0, 0, 0, 0]
 
 

@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 import pytest
 from harness.data.jobs import ALICE, HERE, submission
-from harness.data.store_steps import STORES, WHY, WORKER
+from harness.data.store_steps import STORES, WHY, WORKER, purge
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import (
@@ -286,7 +286,9 @@ class StoreModel(RuleBasedStateMachine):
     @rule()
     def a_client_purges(self) -> None:
         waiting = {job_id for job_id, row in self.rows.items() if row.status is Status.IN_QUEUE}
-        purged = self.run(self.store.purge(HERE, ALICE, Millis(self.now), WHY))
+        self.sequence += 1
+        self.foreign[self.sequence] = self.store.next_sequence()
+        purged = self.run(purge(self.store, now=self.now, limit=3))
         assert {job.id for job in purged} == waiting
         for job_id in waiting:
             self.end(job_id, Event.CANCEL)

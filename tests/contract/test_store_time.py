@@ -3,13 +3,14 @@
 import asyncio
 
 from harness.data.jobs import ALICE, HERE
-from harness.data.store_steps import MINUTE, T0, WHY, Submit, ended, found, ids, settle, take
+from harness.data.store_steps import MINUTE, T0, WHY, Submit, ended, found, ids, purge, settle, take
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Delivery, JobId, Millis
+from proxy.jobs.model import Delivery, JobId, Millis, Owner, Receiver
 from proxy.store.base import JobStore
 
 HOOK = "https://example.com/hook"
+BOB = Owner("bob")
 
 
 # Deadlines
@@ -67,7 +68,7 @@ async def test_forget_deletes_at_most_its_limit(store: JobStore, submit: Submit)
 
 async def test_forget_reaches_a_large_limit(store: JobStore, submit: Submit) -> None:
     await asyncio.gather(*(submit(f"{number}", retention=Millis(0)) for number in range(700)))
-    await store.purge(HERE, ALICE, T0, WHY)
+    await purge(store)
     assert [await store.forget(T0, 650) for _ in range(3)] == [650, 50, 0]
 
 
@@ -155,22 +156,69 @@ async def test_the_end_of_a_job_with_a_webhook_has_a_delivery(
 
 
 async def test_deliveries_to_some_receivers_can_be_skipped(store: JobStore, submit: Submit) -> None:
-    for name, hook in (
-        ("a", "https://one.example/x"),
-        ("b", "https://ONE.example:8443/y"),
-        ("c", "http://two.example"),
-    ):
-        await submit(name, webhook=hook)
+    hooks = (
+        ("a", ALICE, "https://one.example/x"),
+        ("b", ALICE, "https://ONE.example:443/y"),
+        ("c", ALICE, "https://one.example:8443/y"),
+        ("d", ALICE, "http://two.example"),
+        ("e", BOB, "https://one.example"),
+    )
+    for number, (name, owner, hook) in enumerate(hooks):
+        await submit(name, webhook=hook, owner=owner)
+        await take(store)
+        await settle(store, name, Event.FAIL, now=T0 + number)
+
+    async def besides(*receivers: Receiver, limit: int = 10) -> list[str]:
+        found = await store.deliveries(Millis(T0 + MINUTE), limit, besides=receivers)
+        return [one.job.id for one in found]
+
+    one = Receiver(ALICE, "https://one.example")
+    assert await besides() == ["a", "b", "c", "d", "e"]
+    assert await besides(one) == ["c", "d", "e"]
+    assert await besides(one, limit=1) == ["c"]
+    assert await besides(Receiver(BOB, "http://two.example")) == ["a", "b", "c", "d", "e"]
+    others = (
+        Receiver(ALICE, "https://one.example:8443"),
+        Receiver(ALICE, "http://two.example"),
+        Receiver(BOB, "https://one.example"),
+    )
+    assert await besides(one, *others) == []
+    assert await besides(*others, limit=1) == ["a"]
+
+
+async def test_deliveries_of_some_owners_can_be_skipped(store: JobStore, submit: Submit) -> None:
+    for name, owner in (("a", ALICE), ("b", BOB), ("c", Owner("carol"))):
+        await submit(name, webhook=HOOK, owner=owner)
         await take(store)
         await settle(store, name, Event.FAIL, now=T0)
 
-    async def besides(*receivers: str, limit: int = 10) -> list[str]:
-        return [one.job.id for one in await store.deliveries(T0, limit, besides=receivers)]
+    async def besides(*owners: Owner) -> list[str]:
+        return [one.job.id for one in await store.deliveries(T0, 10, besides_owners=owners)]
 
     assert await besides() == ["a", "b", "c"]
-    assert await besides("https://one.example", limit=1) == ["c"]
-    assert await besides("https://two.example") == ["a", "b", "c"]
-    assert await besides("https://one.example", "http://two.example") == []
+    assert await besides(BOB) == ["a", "c"]
+    assert await besides(ALICE, Owner("carol"), Owner("unknown")) == ["b"]
+
+
+async def test_the_earliest_deliveries_of_all_receivers_come_first(
+    store: JobStore, submit: Submit
+) -> None:
+    """The order holds after deliveries were tried, withdrawn and ended."""
+    for number in range(12):
+        owner = (ALICE, BOB)[number % 2]
+        await submit(f"{number}", webhook=f"http://host-{number % 3}.example", owner=owner)
+        await take(store)
+        await settle(store, f"{number}", Event.FAIL, now=T0 + 10 * number)
+    every = {one.job.id: one for one in await store.deliveries(Millis(T0 + 999), 99)}
+    assert [*every] == [f"{number}" for number in range(12)]
+    await store.tried(every[JobId("0")], Millis(T0 + 75))
+    await store.tried(every[JobId("4")], None)
+    await ended(store, "1", Event.RETRY)
+    await store.tried(every[JobId("11")], Millis(T0 + 2_000))
+    expected = [("2", 0), ("3", 0), ("5", 0), ("6", 0), ("7", 0), ("0", 1), ("8", 0), ("9", 0)]
+    assert await due_deliveries(store, T0 + 99) == expected
+    for limit in range(len(expected)):
+        assert await due_deliveries(store, T0 + 99, limit) == expected[:limit]
 
 
 async def test_a_delivery_is_tried_until_it_arrives(store: JobStore, submit: Submit) -> None:

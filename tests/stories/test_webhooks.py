@@ -1,98 +1,23 @@
 """Webhooks of durable jobs, delivered to a real receiver."""
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator
 
 import openai
 import pytest
 import pytest_asyncio
 from aiohttp import web
-from harness.data.clock import FakeClock
-from harness.data.jobs import HERE, submission
+from harness.network.webhook_desk import INPUT, KEY, OUTPUT, Desk, render
 from harness.network.webhook_receiver import Receiver, receiver
 from harness.tools.waiting import until
 from structlog.testing import capture_logs
 
 from proxy.jobs.lifecycle import Event
-from proxy.jobs.model import Delivery, Input, Job, Millis, WorkerId
+from proxy.jobs.model import Delivery, Job, Millis, Owner
 from proxy.store.base import StoreFullError
 from proxy.store.memory import MemoryStore
-from proxy.webhooks.deliveries import Deliveries, DeliveryLimits, Render
-from proxy.webhooks.sender import Sender, SendTimeouts
+from proxy.webhooks.sender import SendTimeouts
 from proxy.webhooks.signature import format_secret
-from proxy.webhooks.url_policy import Allowed
-
-KEY = bytes(range(32))
-INPUT = b'{"n": 1.0e5,  "big": 12345678901234567890, "text": "\\u00fc"}'
-OUTPUT = b'[1e400, {"a" : null }]'
-
-
-async def render(job: Job) -> bytes:
-    assert isinstance(job.submission.work, Input)
-    told = (job.id.encode(), job.status.encode(), job.submission.work.body, job.output or b"null")
-    return b'{"id": "%b", "status": "%b", "input": %b, "output": %b}' % told
-
-
-async def lookup(host: str, _: int) -> Sequence[str]:
-    """Resolve every name to this machine."""
-    assert host.endswith(".example")
-    return ["127.0.0.1"]
-
-
-@dataclass
-class Desk:
-    """Deliveries with a store and a fake clock."""
-
-    store: MemoryStore = field(default_factory=MemoryStore)
-    # Receivers verify the timestamp of the signature.
-    clock: FakeClock = field(default_factory=lambda: FakeClock(time.time_ns() // 1_000_000))
-
-    @asynccontextmanager
-    async def open(
-        self,
-        *,
-        timeouts: SendTimeouts | None = None,
-        drain: float = 0,
-        render: Render = render,
-        **limits: int,
-    ) -> AsyncIterator[Deliveries]:
-        """Run the deliveries of a proxy; a later call on the same store is a restart."""
-        sender = Sender(
-            KEY, Allowed.read(["127.0.0.1"]), self.clock, lookup=lookup, timeouts=timeouts
-        )
-        deliveries = Deliveries(
-            self.store, sender, render, self.clock, limits=DeliveryLimits(**limits)
-        )
-        serving = asyncio.create_task(deliveries.serve())
-        try:
-            yield deliveries
-        finally:
-            await deliveries.drain(drain)
-            serving.cancel()
-            with suppress(asyncio.CancelledError):
-                await serving
-
-    async def end(self, job_id: str, webhook: str, event: Event = Event.COMPLETE) -> Job:
-        """Finish a job that has a webhook."""
-        now = self.clock.now()
-        job = await self.store.submit(submission(job_id, work=Input(INPUT), webhook=webhook), now)
-        await self.store.take(HERE, WorkerId("w"), limit=1, light_limit=0, now=now, run=1)
-        ended = await self.store.settle(job.id, event, now=now, output=OUTPUT)
-        assert ended is not None
-        return ended
-
-    async def is_due(self) -> bool:
-        return bool(await self.store.deliveries(self.clock.now(), 1))
-
-    async def is_due_in(self, millis: int) -> bool:
-        return bool(await self.store.deliveries(Millis(self.clock.now() + millis), 1))
-
-    async def is_noted(self) -> bool:
-        """Return True if the last attempt is recorded, so that nothing is due."""
-        return not await self.is_due()
 
 
 @pytest.fixture
@@ -194,7 +119,7 @@ async def test_after_three_attempts_a_delivery_fails_with_one_line_without_secre
     (line,) = [line for line in logs if line["log_level"] != "debug"]
     assert line == {
         "event": "delivery.gave_up", "log_level": "warning",
-        "job": "a", "receiver": "http://127.0.0.1", "tries": 3, "why": "status 404",
+        "job": "a", "receiver": f"http://127.0.0.1:{hook.port}", "tries": 3, "why": "status 404",
     }  # fmt: skip
     assert "hush" not in str(logs)
 
@@ -312,7 +237,8 @@ async def test_all_receivers_together_have_a_limit(desk: Desk, hook: Receiver) -
     hook.may_answer.clear()
     async with desk.open(max_deliveries=6) as deliveries:
         for number in range(20):
-            await desk.end(f"job-{number}", hook.named(f"host-{number}.example"))
+            url = hook.named(f"host-{number}.example")
+            await desk.end(f"job-{number}", url, owner=Owner(f"owner-{number % 10}"))
         deliveries.wake()
         for _ in range(6):
             await hook.next()

@@ -5,7 +5,7 @@ from secrets import token_bytes
 import pytest
 
 from proxy.access.encryption import OtherSealError, Seal, new_key
-from proxy.jobs.webhook import receiver
+from proxy.jobs.webhook import receiver_address
 
 WEBHOOK = "https://Hooks.example:8443/path/secret?token=secret#secret"
 
@@ -27,12 +27,12 @@ def test_another_key_or_a_changed_ciphertext_is_rejected() -> None:
         seal.open(sealed[:-1] + bytes([sealed[-1] ^ 1]))
 
 
-def test_only_the_receiver_of_a_stored_webhook_is_readable() -> None:
+def test_only_the_address_of_a_stored_webhook_is_readable() -> None:
     seal = Seal(new_key(token_bytes), token_bytes)
     kept = seal.close_webhook(WEBHOOK)
     assert "secret" not in kept
     assert "path" not in kept
-    assert receiver(kept) == receiver(WEBHOOK) == "https://hooks.example"
+    assert receiver_address(kept) == receiver_address(WEBHOOK) == "https://hooks.example:8443"
     assert seal.open_webhook(kept) == WEBHOOK
     with pytest.raises(OtherSealError):
         Seal(new_key(token_bytes), token_bytes).open_webhook(kept)

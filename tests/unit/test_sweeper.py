@@ -6,11 +6,12 @@ from pathlib import Path
 
 from harness.data.clock import FakeClock
 from harness.data.jobs import ALICE, HERE, REQUEST, submission
+from harness.data.store_steps import purge
 from harness.tools.waiting import until
 
 from proxy.app import Parts, compose
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Job, JobError, JobId, Millis
+from proxy.jobs.model import Job, JobId, Millis
 from proxy.service.durable import BATCH_JOBS
 from proxy.settings import MEMORY, Settings
 from proxy.store.memory import MemoryStore
@@ -22,7 +23,7 @@ JOBS = 3 * BATCH_JOBS + 1
 async def test_all_expired_jobs_are_forgotten_in_one_round(parts: Parts, clock: FakeClock) -> None:
     for number in range(JOBS):
         await parts.store.submit(submission(f"{number}", retention=Millis(1_000)), clock.now())
-    await parts.store.purge(HERE, ALICE, clock.now(), JobError("because", "Because."))
+    await purge(parts.store, now=clock.now())
     await parts.runs.forget()
     assert await parts.store.find(JobId("0")) is not None
     clock.pass_time(1)

@@ -9,7 +9,7 @@ from harness.data import url_tricks
 from hypothesis import given
 from hypothesis import strategies as st
 
-from proxy.jobs.webhook import receiver
+from proxy.jobs.webhook import receiver_address
 from proxy.webhooks.addresses import is_public
 from proxy.webhooks.url_policy import Allowed, BadWebhookError, check_url, read_url
 
@@ -135,27 +135,30 @@ def test_hiding_an_address_never_makes_it_public(address: object) -> None:
 
 @given(st.text() | st.from_regex(r"https?://[^/?#]{0,30}([/?#].*)?", fullmatch=True))
 def test_any_text_is_read_or_refused(text: str) -> None:
-    receiver(text)
+    receiver_address(text)
     try:
         url = read_url(text, NONE_ALLOWED)
     except BadWebhookError:
         return
     assert url.raw_host is not None
     assert url.raw_host.lower() in text.lower()
-    assert (
-        receiver(text)
-        == f"{url.scheme}://{f'[{url.raw_host}]' if ':' in url.raw_host else url.raw_host}".lower()
-    )
+    host = f"[{url.raw_host}]" if ":" in url.raw_host else url.raw_host
+    port = "" if url.is_default_port() else f":{url.port}"
+    assert receiver_address(text) == f"{url.scheme}://{host}{port}".lower()
 
 
 @pytest.mark.parametrize(
     ("url", "shown"),
     [
-        ("https://Example.com:8443/secret?token=secret#secret", "https://example.com"),
+        ("https://Example.com:8443/secret?token=secret#secret", "https://example.com:8443"),
         ("https://user:secret@example.com/secret", "https://example.com"),
-        ("http://[::1]:8080/secret", "http://[::1]"),
+        ("http://[::1]:8080/secret", "http://[::1]:8080"),
+        ("HTTPS://example.com:443/secret", "https://example.com"),
+        ("http://example.com:80", "http://example.com"),
+        ("https://example.com:80?secret", "https://example.com:80"),
+        ("https://example.com:8443secret", "https://example.com"),
         ("secret", ""),
     ],
 )
-def test_a_log_has_scheme_and_host_only(url: str, shown: str) -> None:
-    assert receiver(url) == shown
+def test_a_log_has_scheme_host_and_port_only(url: str, shown: str) -> None:
+    assert receiver_address(url) == shown

@@ -19,9 +19,11 @@ from contextlib import ExitStack, asynccontextmanager, closing, contextmanager, 
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from proxy.jobs.webhook import receiver_address
 from proxy.store.base import StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite.disk import Disk, HeldFile, LockedError
 from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.due_deliveries import RECEIVERS_MIGRATION
 from proxy.store.sqlite.log_check import HEADER_BYTES, find_damage
 from proxy.store.sqlite.writer import (
     FILE_ERRORS,
@@ -104,6 +106,7 @@ MIGRATIONS = (
     # The fencing token of the current run. A job that runs when the file is migrated has 0 until
     # the run is adopted.
     "ALTER TABLE jobs ADD COLUMN run INTEGER NOT NULL DEFAULT 0",
+    RECEIVERS_MIGRATION,
 )
 
 
@@ -253,6 +256,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA foreign_keys = ON")
     db.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
     db.execute(f"PRAGMA journal_size_limit = {WAL_MAX_BYTES}").fetchall()
+    db.create_function("receiver_address", 1, receiver_address, deterministic=True)
     for version in range(_query_value(db, "PRAGMA user_version"), len(MIGRATIONS)):
         db.executescript(
             f"BEGIN; {MIGRATIONS[version]}; PRAGMA user_version = {version + 1}; COMMIT;"

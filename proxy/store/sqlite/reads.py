@@ -1,15 +1,13 @@
 """Queries on the database file. Each function reads one committed state through its connection."""
 
 import json
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
-from itertools import islice
 from sqlite3 import Connection
 from typing import Any
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
-from proxy.jobs.model import Delivery, EndpointId, Job, JobId, Millis, Owner
-from proxy.jobs.webhook import receiver
+from proxy.jobs.model import EndpointId, Job, JobId, Millis, Owner
 from proxy.store.base import first_bytes
 from proxy.store.sqlite.rows import Row, read_job
 
@@ -76,16 +74,6 @@ def running(db: Connection) -> list[Job]:
     return _outlines(
         db.execute("SELECT * FROM jobs WHERE finished_at IS NULL AND status = ?", (status,))
     )
-
-
-def deliveries(db: Connection, now: Millis, limit: int, besides: Collection[str]) -> list[Delivery]:
-    """Return due deliveries, earliest first, with outlines of their jobs."""
-    sql = """SELECT * FROM jobs WHERE deliver_at IS NOT NULL AND deliver_at <= ?
-             ORDER BY deliver_at, id"""
-    with closing(db.execute(sql, (now,))) as found:
-        rows = (Row(*row) for row in found)
-        wanted = (row for row in rows if receiver(row.webhook) not in besides)
-        return [Delivery(read_job(row), row.tries) for row in islice(wanted, limit)]
 
 
 def outputs(
@@ -159,7 +147,7 @@ def ended(db: Connection) -> dict[tuple[EndpointId, str], int]:
 
 def has_deliveries_after(db: Connection, latest: Millis) -> bool:
     """Return True if a delivery is due after `latest`."""
-    sql = "SELECT EXISTS (SELECT 1 FROM jobs WHERE deliver_at > ?)"
+    sql = "SELECT EXISTS (SELECT 1 FROM jobs INDEXED BY jobs_to_deliver WHERE deliver_at > ?)"
     return bool(_query_number(db, sql, (latest,)))
 
 

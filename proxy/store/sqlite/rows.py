@@ -52,6 +52,7 @@ class Row(NamedTuple):
     tries: int
     delivered: int = 0
     run: int = 0
+    receiver: str | None = None
 
 
 def new_row(job: Job) -> Row:
@@ -88,6 +89,7 @@ def new_row(job: Job) -> Row:
         last_event=None,
         deliver_at=None,
         tries=0,
+        receiver=None if submission.webhook is None else submission.receiver.address,
     )
 
 

@@ -27,13 +27,15 @@ from proxy.jobs.model import (
     JobState,
     Millis,
     Owner,
+    Receiver,
     Submission,
     WorkerId,
 )
 from proxy.jobs.policy import deadline
 from proxy.store.base import Adopted, StoreError
-from proxy.store.job_index import JobIndex, QueueKey
-from proxy.store.sqlite import reads, writes
+from proxy.store.job_index import JobIndex
+from proxy.store.queue_keys import QueueKey
+from proxy.store.sqlite import due_deliveries, reads, writes
 from proxy.store.sqlite.database import Database
 from proxy.store.sqlite.disk import Disk
 from proxy.store.sqlite.writer import StartRunner
@@ -158,20 +160,23 @@ class SqliteStore:
         )
 
     async def purge(
-        self, endpoint: EndpointId, owner: Owner, now: Millis, error: JobError
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        now: Millis,
+        error: JobError,
+        *,
+        before: int,
+        limit: int,
     ) -> Sequence[Job]:
         self._database.require()
-        waiting = self._index.pop_owned(endpoint, owner, light=False)
-        waiting += self._index.pop_owned(endpoint, owner, light=True)
         purged: list[Job] = []
-        try:
-            while waiting:
-                batch = waiting[:JOBS_PER_WRITE]
-                waiting = waiting[JOBS_PER_WRITE:]
-                purged += await self._purge(endpoint, batch, now, error)
-        finally:
-            # Also if the caller is cancelled.
-            self._index.put_back(endpoint, waiting)
+        # Another round only if all jobs of this one have ended in the meantime.
+        while not purged:
+            places = self._index.pop_owned(endpoint, owner, before, min(limit, JOBS_PER_WRITE))
+            if not places:
+                break
+            purged = await self._purge(endpoint, places, now, error)
         return purged
 
     async def due(self, now: Millis, limit: int) -> Sequence[Job]:
@@ -205,9 +210,15 @@ class SqliteStore:
         )
 
     async def deliveries(
-        self, now: Millis, limit: int, besides: Collection[str] = ()
+        self,
+        now: Millis,
+        limit: int,
+        besides: Collection[Receiver] = (),
+        besides_owners: Collection[Owner] = (),
     ) -> Sequence[Delivery]:
-        return await self._database.read(lambda db: reads.deliveries(db, now, limit, besides))
+        return await self._database.read(
+            lambda db: due_deliveries.deliveries(db, now, limit, besides, besides_owners)
+        )
 
     async def hasten(self, latest: Millis, now: Millis) -> int:
         if not await self._database.read(lambda db: reads.has_deliveries_after(db, latest)):
@@ -289,11 +300,16 @@ class SqliteStore:
     async def _purge(
         self, endpoint: EndpointId, places: Sequence[QueueKey], now: Millis, error: JobError
     ) -> list[Job]:
-        return await self._database.write(
-            lambda db: writes.purge(db, [place.job_id for place in places], now, error),
-            self._note_all,
+        def note(purged: writes.Purged) -> None:
+            self._note_all(purged.jobs)
+            self._index.put_back(endpoint, purged.left)
+
+        purged = await self._database.write(
+            lambda db: writes.purge(db, places, now, error),
+            note,
             lambda: self._index.put_back(endpoint, places),
         )
+        return purged.jobs
 
     def _load(self, db: Connection) -> None:
         self._index.load(reads.unfinished(db), reads.ended(db), reads.last_sequence(db))

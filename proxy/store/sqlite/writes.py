@@ -17,7 +17,7 @@ from proxy.jobs.lifecycle import TRANSITIONS, Event
 from proxy.jobs.model import Delivery, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import is_body_needed
 from proxy.store.base import Adopted, not_appended
-from proxy.store.job_index import QueueKey
+from proxy.store.queue_keys import QueueKey
 from proxy.store.sqlite import reads
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.rows import Row, new_row, read_job
@@ -37,12 +37,15 @@ TAKE_MAX_BODY_BYTES = 32 * 1024 * 1024
 # A write stops forgetting after the job that exceeds this: other writes wait meanwhile.
 FORGET_MAX_BYTES = 8 * 1024 * 1024
 
+# A write stops purging after the body that exceeds this, for the same reason.
+PURGE_MAX_BYTES = 8 * 1024 * 1024
+
 # Pages (8 MB in all) that one write gives back to the disk: other writes wait meanwhile.
 VACUUM_PAGES_PER_WRITE = 2_000
 
-INSERT = """
-INSERT INTO jobs VALUES (?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?,?)
-RETURNING number"""
+INSERT = f"""
+INSERT INTO jobs VALUES ({",".join("?" * len(Row._fields))})
+RETURNING number"""  # noqa: S608 - constants
 
 TAKE = """
 UPDATE jobs SET status = :target, attempt = attempt + 1, run = :run, worker = :worker,
@@ -98,6 +101,8 @@ SELECT number, (SELECT coalesce(sum(length(output)), 0) FROM outputs WHERE job =
 FROM jobs
 WHERE finished_at IS NOT NULL AND deliver_at IS NULL AND finished_at + retention <= ?
 ORDER BY finished_at + retention LIMIT ?"""
+
+BODY_BYTES = "SELECT coalesce(sum(length(body)), 0) FROM works WHERE job = ?"
 
 FORGET = "DELETE FROM jobs WHERE number IN (SELECT value FROM json_each(?))"
 
@@ -214,18 +219,38 @@ def settle(db: Connection, settlement: Settlement) -> Job | None:
             return _end(db, settlement)
 
 
-def purge(db: Connection, job_ids: Sequence[JobId], now: Millis, error: JobError) -> list[Job]:
-    """Cancel the given jobs that are still queued; return outlines of them."""
-    ended = []
-    for job_id in job_ids:
-        settlement = Settlement(job_id, Event.CANCEL, now, error=error)
-        # Narrower than the sources of `cancel`, so that running jobs continue.
-        queued = {"sources": SOURCES[Event.TAKE]}
-        row = _change(db, END, settlement.parameters() | queued)
-        if row is not None:
-            _after_end(db, row)
-            ended.append(read_job(row))
-    return ended
+class Purged(NamedTuple):
+    """The purged jobs, and the queue keys that were left because of `PURGE_MAX_BYTES`."""
+
+    jobs: list[Job]
+    left: Sequence[QueueKey]
+
+
+def purge(db: Connection, places: Sequence[QueueKey], now: Millis, error: JobError) -> Purged:
+    """Cancel the given jobs that are still queued.
+
+    Stops after the body that exceeds `PURGE_MAX_BYTES` in total: the pages of a body that is
+    deleted are read and written.
+    """
+    jobs: list[Job] = []
+    size = 0
+    # Narrower than the sources of `cancel`, so that running jobs continue.
+    parameters = Settlement(JobId(""), Event.CANCEL, now, error=error).parameters()
+    parameters["sources"] = SOURCES[Event.TAKE]
+    for number, place in enumerate(places):
+        if size > PURGE_MAX_BYTES:
+            return Purged(jobs, places[number:])
+        row = _change(db, END, parameters | {"id": place.job_id})
+        if row is None:
+            continue
+        job = read_job(row)
+        jobs.append(job)
+        db.execute(COUNT, {"endpoint": row.endpoint, "name": row.status})
+        if not is_body_needed(job):
+            [[body_bytes]] = db.execute(BODY_BYTES, (row.number,)).fetchall()
+            size += body_bytes
+            db.execute("DELETE FROM works WHERE job = ?", (row.number,))
+    return Purged(jobs, ())
 
 
 def limit_life(db: Connection, job_id: JobId, moment: Millis) -> Job | None:
@@ -248,7 +273,7 @@ def tried(db: Connection, delivery: Delivery, again_at: Millis | None) -> None:
 
 def hasten(db: Connection, latest: Millis, now: Millis) -> int:
     """Make the deliveries due at `now` that are due after `latest`; return their number."""
-    sql = "UPDATE jobs SET deliver_at = ? WHERE deliver_at > ?"
+    sql = "UPDATE jobs INDEXED BY jobs_to_deliver SET deliver_at = ? WHERE deliver_at > ?"
     return db.execute(sql, (now, latest)).rowcount
 
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, Protocol
 
-from harness.data.jobs import HERE
+from harness.data.jobs import ALICE, HERE
 from proxy.jobs.lifecycle import Event
-from proxy.jobs.model import EndpointId, Job, JobError, JobId, Millis, WorkerId
+from proxy.jobs.model import EndpointId, Job, JobError, JobId, Millis, Owner, WorkerId
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.store.sqlite.store import SqliteStore
@@ -50,6 +50,17 @@ async def take(
     """Take jobs for `WORKER`."""
     limits = {"limit": limit, "light_limit": light_limit}
     return list(await store.take(endpoint, WORKER, now=Millis(now), run=run, **limits))
+
+
+async def purge(
+    store: JobStore, owner: Owner = ALICE, now: int = T0, limit: int = 1_000
+) -> list[Job]:
+    """Cancel all jobs of an owner that are queued now."""
+    before = store.next_sequence()
+    purged: list[Job] = []
+    while page := await store.purge(HERE, owner, Millis(now), WHY, before=before, limit=limit):
+        purged += page
+    return purged
 
 
 async def settle(
