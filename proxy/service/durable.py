@@ -134,6 +134,9 @@ class DurableRuns:
                 # Its readers are notified of the output and of the end at once.
                 await self._recorder.flush(recording, notify=False)
                 output = recording.whole if output is None else output
+                correction = end.correction
+                if correction and not await self._recorder.correct(recording, correction):
+                    verdict = after_run(end._replace(ending=Ending.FAILED))
             case Ending.RELEASED | Ending.LOST:
                 job = await self._store.find(job_id)
                 if job is not None and job.attempt == attempt and not job.is_terminal:
@@ -319,7 +322,7 @@ class DurableJobs:
         async with self._alone(JobId(job_id)):
             while True:
                 left = deadline - asyncio.get_running_loop().time()
-                page = await self._view.wait_output(endpoint, owner, job_id, None, left)
+                page = await self._view.read(endpoint, owner, job_id, None, left)
                 if page is None:
                     return None
                 job = page.job

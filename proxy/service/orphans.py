@@ -3,7 +3,8 @@ to resume them.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -16,6 +17,13 @@ from proxy.store.base import JobStore, StoreError
 log = structlog.get_logger()
 
 ALL_ELEMENTS = 1_000_000
+
+
+class ClaimedRun(NamedTuple):
+    """The job of a run that its worker has resumed, and the elements of its output log."""
+
+    job: Job
+    elements: Sequence[bytes]
 
 
 class Orphans:
@@ -63,8 +71,8 @@ class Orphans:
         self._resume(job, worker, port, written, received=written)
         return True
 
-    async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> Job | None:
-        """Let a worker resume the run that it had; return its job, or None if it had none.
+    async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> ClaimedRun | None:
+        """Let a worker resume the run that it had; return it, or None if it had none.
 
         For workers that list their jobs but not the output that they have sent.
         """
@@ -73,14 +81,15 @@ class Orphans:
             return None
         del self._jobs[job_id]
         try:
-            _, written = await self._store.read(job_id, 0, ALL_ELEMENTS)
+            elements, written = await self._store.read(job_id, 0, ALL_ELEMENTS)
             current = await self._store.adopt(job_id, job.attempt)
         except StoreError:
             self._jobs[job_id] = job
             return None
-        if current is not None:
-            self._resume(job, worker, port, written)
-        return current
+        if current is None:
+            return None
+        self._resume(job, worker, port, written)
+        return ClaimedRun(current, elements)
 
     def restart_lease(self, now: float) -> None:
         """Start the lease again in which their workers have to return."""

@@ -258,6 +258,17 @@ class JobStore(Protocol):
         """
         ...
 
+    async def rewrite(
+        self, job_id: JobId, attempt: int, start: int, outputs: Sequence[bytes]
+    ) -> bool:
+        """Replace a running attempt's outputs from the cursor `start` on.
+
+        Returns False, and changes nothing, if the attempt is not running, or if any of its output
+        was delivered. A delivery and a rewrite exclude each other. `start` is at most the cursor
+        after the last output.
+        """
+        ...
+
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
         """Return up to `limit` outputs from `cursor` on, and the cursor after them.
 

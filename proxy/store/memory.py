@@ -266,6 +266,19 @@ class MemoryStore:
         self._bytes += sum(map(len, new))
         return len(log)
 
+    async def rewrite(
+        self, job_id: JobId, attempt: int, start: int, outputs: Sequence[bytes]
+    ) -> bool:
+        job = self._jobs.get(job_id)
+        if job is None or job.attempt != attempt or job.delivered:
+            return False
+        if job.status is not TRANSITIONS[Event.TAKE].target:
+            return False
+        log = self._outputs.setdefault(job_id, [])
+        self._bytes += sum(map(len, outputs)) - sum(map(len, log[start:]))
+        log[start:] = outputs
+        return True
+
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
         part = self._outputs.get(job_id, [])[cursor : cursor + limit]
         return part, cursor + len(part)

@@ -357,6 +357,19 @@ class StoreModel(RuleBasedStateMachine):
             self.rows[run[0]].log += outputs
             assert cursor == len(self.rows[run[0]].log)
 
+    @rule(
+        run=runs,
+        start=st.integers(0, 3),
+        outputs=st.lists(st.binary(max_size=3), max_size=3),
+    )
+    def a_log_is_corrected(self, run: tuple[str, int], start: int, outputs: list[bytes]) -> None:
+        row = self.rows.get(run[0])
+        start = min(start, len(row.log)) if row is not None else start
+        has_changed = self.run(self.store.rewrite(JobId(run[0]), run[1], start, outputs))
+        assert has_changed == (self.is_current(run) and not self.rows[run[0]].delivered)
+        if has_changed:
+            self.rows[run[0]].log[start:] = outputs
+
     # Hints for other queues
 
     @rule()

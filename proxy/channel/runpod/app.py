@@ -240,9 +240,10 @@ class RunpodChannel:
                 await self._ping(call, endpoint, scope["query_string"])
                 await _reply(send, OK)
             case _:
-                length = dict(scope["headers"]).get(b"content-length", b"")
-                await self._post(call, endpoint, line, length, receive)
+                await self._post(call, endpoint, line, scope, receive)
                 await _reply(send, OK)
+                if (worker := self._registry.find(endpoint, call.worker)) is not None:
+                    worker.answered(JobId(call.job), line)
 
     def _asking(self, endpoint: EndpointId, call: Call, line: WatchedConnection) -> RunpodWorker:
         worker = self._registry.admit(endpoint, call.worker)
@@ -300,14 +301,23 @@ class RunpodChannel:
             worker.pinged(ping.jobs)
 
     async def _post(
-        self, call: Call, endpoint: EndpointId, line: WatchedConnection, length: bytes, receive: Any
+        self, call: Call, endpoint: EndpointId, line: WatchedConnection, scope: Any, receive: Any
     ) -> None:
+        length = dict(scope["headers"]).get(b"content-length", b"")
         with self._bodies.share() as share:
             await share.wait(min(int(length), POST_BYTES) if length else POST_BYTES)
-            await self._take_post(call, endpoint, line, share, receive)
+            is_stream = _fields(scope["query_string"]).get("isStream") == "true"
+            await self._take_post(call, endpoint, line, share, receive, is_stream=is_stream)
 
     async def _take_post(
-        self, call: Call, endpoint: EndpointId, line: WatchedConnection, share: Share, receive: Any
+        self,
+        call: Call,
+        endpoint: EndpointId,
+        line: WatchedConnection,
+        share: Share,
+        receive: Any,
+        *,
+        is_stream: bool,
     ) -> None:
         body, is_whole = await _read(receive)
         job_id = JobId(call.job)
@@ -326,13 +336,13 @@ class RunpodChannel:
             return
         worker.asks(line)
         if call.verb == "job-done":
-            await self._posts.result(worker, job_id, result)
+            await self._posts.result(worker, job_id, result, is_stream=is_stream)
         elif result is not None and bytes(result.output):
             # The next stages have their own limits, and waiting for them must not delay results.
             share.give_back()
             element = bytes(result.output)
             del body, result
-            await self._posts.chunk(worker, job_id, element)
+            await self._posts.chunk(worker, job_id, element, line)
 
     async def _refuse(self, send: Any, refused: CallRefusedError) -> None:
         if self._refusals >= MOST_REFUSALS:

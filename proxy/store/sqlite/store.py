@@ -224,6 +224,14 @@ class SqliteStore:
             lambda db: writes.append(db, job_id, attempt, outputs, start), size=size
         )
 
+    async def rewrite(
+        self, job_id: JobId, attempt: int, start: int, outputs: Sequence[bytes]
+    ) -> bool:
+        size = sum(map(len, outputs))
+        return await self._database.write(
+            lambda db: writes.rewrite(db, job_id, attempt, start, outputs), size=size
+        )
+
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
         part = await self._database.read(lambda db: reads.outputs(db, job_id, cursor, limit))
         return part, cursor + len(part)

@@ -285,6 +285,22 @@ def append(
     return int(cursor) + len(rows)
 
 
+def rewrite(
+    db: Connection, job_id: JobId, attempt: int, start: int, outputs: Sequence[bytes]
+) -> bool:
+    """Replace the outputs of a running attempt from `start` on, unless any was delivered."""
+    sql = """SELECT number FROM jobs WHERE id = ? AND attempt = ? AND status = ?
+             AND NOT (delivered OR drained > 0)"""
+    found = db.execute(sql, (job_id, attempt, TRANSITIONS[Event.TAKE].target)).fetchall()
+    if not found:
+        return False
+    [[job]] = found
+    db.execute("DELETE FROM outputs WHERE job = ? AND cursor >= ?", (job, start))
+    rows = [(job, start + offset, output) for offset, output in enumerate(outputs)]
+    db.executemany("INSERT INTO outputs VALUES (?, ?, ?)", rows)
+    return True
+
+
 def consume(db: Connection, job_id: JobId, attempt: int, cursor: int) -> bool:
     """Record the cursor up to which a client has consumed the output of an attempt; it never
     decreases.
