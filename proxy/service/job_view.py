@@ -154,6 +154,10 @@ class JobView:
                 if found is None:
                     return None
                 job, elements, following = found
+                if job.status is Status.IN_QUEUE:
+                    # What is left of a lost run is replaced by the output of the next one.
+                    following -= len(elements)
+                    elements = ()
                 if after is not None and after.attempt != job.attempt:
                     is_lost = bool(after.attempt)
                     after = Cursor(job.attempt, 0 if is_lost else after.position)
