@@ -19,6 +19,7 @@ from proxy.api.queue.request import OrderReader
 from proxy.channel.native.app import WorkerChannel
 from proxy.channel.native.membership import Membership
 from proxy.channel.runpod.app import RunpodChannel
+from proxy.channel.runpod.post_budget import PostBudget
 from proxy.channel.runpod.registry import WorkerRegistry
 from proxy.channel.runpod.results import RunpodResults
 from proxy.edge.connections import ConnectionLimiter, max_client_connections
@@ -69,8 +70,6 @@ EXPOSED_HEADERS = (
 )
 # Whole answers on their way to clients.
 ANSWERS_MAX_BYTES = 256 * 1024 * 1024
-# Results that Runpod workers post at the same time: two of the largest ones.
-RESULTS_MAX_BYTES = 128 * 1024 * 1024
 # Posts of Runpod workers with more than 1 MB of a stream, until they have been passed on.
 PASSING_MAX_BYTES = 128 * 1024 * 1024
 
@@ -136,13 +135,12 @@ def compose(
     background = Background()
 
     # Jobs and workers
-    signal = LocalSignal()
-    fleet = Fleet(signal)
+    fleet = Fleet(LocalSignal())
     events = JobEvents()
     recorder = Recorder(store, events)
     runs = DurableRuns(store, recorder, events, fleet, background, clock)
     interactive = InteractiveJobs(store, fleet, events, clock, ids)
-    dispatch = Dispatch(signal, fleet, interactive, runs, background, ids)
+    dispatch = Dispatch(fleet, interactive, runs, store, background, ids)
     orphans = Orphans(store, runs, ids)
     admission = Admission(store, interactive)
     view = JobView(store, interactive, recorder, events, fleet, clock)
@@ -167,7 +165,7 @@ def compose(
         pauses.then(restart)
     passing = Budget(PASSING_MAX_BYTES)
     results = RunpodResults(fleet, recorder, registry, passing)
-    runpod = RunpodChannel(endpoints, registry, results, Budget(RESULTS_MAX_BYTES), seal.open)
+    runpod = RunpodChannel(endpoints, registry, results, PostBudget(), seal.open)
 
     # APIs of clients
     limits = ClientLimits(

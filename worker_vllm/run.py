@@ -11,17 +11,21 @@ frame is a result, not an error.
 The runs that have just ended are remembered, because the socket accepts an `End` although the
 connection may be broken. A worker that listed only the runs that it still has could not be
 distinguished from one that never received the job.
+
+A run also keeps the frames that its proxy has not confirmed, so that it can send them again (see
+`wire.frames.Acknowledge`).
 """
 
 import asyncio
-from collections import OrderedDict
-from collections.abc import Callable, Container
+from collections import OrderedDict, deque
+from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
 from proxy.wire.flow import SendFlow
 from proxy.wire.frames import (
+    PART_BYTES,
     SENT_AGAIN,
     WHOLE_WINDOW,
     Body,
@@ -35,7 +39,6 @@ from proxy.wire.frames import (
 )
 from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Request
-from worker_vllm.resend import OutputGoneError, ResendBuffer, parts_of
 
 MESSAGE_CHARACTERS = 2_000
 # The limits of the proxy for request bodies are lower.
@@ -96,6 +99,57 @@ IN_ENGINE = (Phase.STARTING, Phase.RUNNING, Phase.ANSWERING, Phase.STOPPING)
 
 class BadBodyError(ValueError):
     """The parts of a body do not add up to the size that the job announced."""
+
+
+class OutputGoneError(Exception):
+    """The proxy asks for frames that it had confirmed, and that are not kept any longer."""
+
+
+class ResendBuffer:
+    """The frames of one run that its proxy has not confirmed, in their order.
+
+    Attributes:
+        size: their payload, in bytes.
+
+    """
+
+    def __init__(self) -> None:
+        self._frames: deque[Head | Chunk | Output | End] = deque()
+        # The number of the first kept frame.
+        self._first = 0
+        self.size = 0
+
+    def __iter__(self) -> Iterator[Head | Chunk | Output | End]:
+        return iter(self._frames)
+
+    def add(self, frame: Head | Chunk | Output | End) -> None:
+        """Keep a frame until it is confirmed."""
+        self._frames.append(frame)
+        self.size += _payload_bytes(frame)
+
+    def confirm(self, number: int) -> None:
+        """Drop the first `number` frames of the run. Raises `OutputGoneError`."""
+        if number < self._first:
+            raise OutputGoneError(f"frame {number} of the run was confirmed before")
+        while self._first < number and self._frames:
+            self.size -= _payload_bytes(self._frames.popleft())
+            self._first += 1
+
+
+def parts_of(chunk: Chunk) -> Iterator[Chunk]:
+    """Split a chunk into parts that are sent as one frame each, so that the proxy can count them.
+
+    The outbox would split a larger one.
+    """
+    data = memoryview(chunk.data)
+    while len(data) > PART_BYTES:
+        yield Chunk(chunk.job, chunk.attempt, bytes(data[:PART_BYTES]), more=True)
+        data = data[PART_BYTES:]
+    yield Chunk(chunk.job, chunk.attempt, bytes(data), more=chunk.more)
+
+
+def _payload_bytes(frame: Head | Chunk | Output | End) -> int:
+    return len(frame.data) if isinstance(frame, Chunk | Output) else 0
 
 
 @dataclass(slots=True)

@@ -44,8 +44,17 @@ from worker_vllm.engine.base import Engine
 from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
 from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges
-from worker_vllm.resend import OutputGoneError, ResendBuffer
-from worker_vllm.run import BODY_MAX_BYTES, NOT_BEGUN, BadBodyError, EndedRuns, Phase, Run, RunEvent
+from worker_vllm.run import (
+    BODY_MAX_BYTES,
+    NOT_BEGUN,
+    BadBodyError,
+    EndedRuns,
+    OutputGoneError,
+    Phase,
+    ResendBuffer,
+    Run,
+    RunEvent,
+)
 from worker_vllm.settings import OutputFormat
 
 # Calls that never reach the model (tokenize, version, ...) do not occupy the worker's slots.

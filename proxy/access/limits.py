@@ -13,7 +13,7 @@ posts its result only once.
 
 import asyncio
 import re
-from collections import defaultdict, deque
+from collections import defaultdict
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import NamedTuple, Self
@@ -252,6 +252,14 @@ class Share:
         self._budget.release(held, self._holder)
 
 
+class _Waiter(NamedTuple):
+    """A request that waits for bytes. `turn` is unique, so two waiters are never equal."""
+
+    size: int
+    holder: str
+    turn: asyncio.Future[None]
+
+
 class Budget:
     """A number of bytes that requests share, with a FIFO queue of waiting requests."""
 
@@ -261,7 +269,8 @@ class Budget:
         self.used = 0
         self._each = limit if each is None else each
         self._held: defaultdict[str, int] = defaultdict(int)
-        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        # In the order of their requests.
+        self._waiting: dict[_Waiter, None] = {}
 
     def share(self, holder: str = "") -> Share:
         """Return a share for one request: a context manager that releases it at the end."""
@@ -269,31 +278,29 @@ class Budget:
 
     def take(self, size: int, holder: str) -> bool:
         """Reserve `size` bytes; return False if that exceeds a limit or if other requests wait."""
-        if self.used + size > self.limit or self._waiting or self._held[holder] + size > self._each:
+        held = self._held.get(holder, 0)
+        if self.used + size > self.limit or self._waiting or held + size > self._each:
             return False
-        self.used += size
-        self._held[holder] += size
+        self._reserve(size, holder)
         return True
 
     async def wait(self, size: int, holder: str) -> None:
         """Reserve `size` bytes when all earlier waiters have been served and the bytes are free.
 
-        A size above the limit of the budget is granted when the whole budget is free.
+        A holder at its limit waits for its own earlier requests, and others do not wait for it. A
+        size above a limit is granted when all bytes of that limit are free.
         """
-        if self.take(size, holder):
-            return
-        self._held[holder] += size
-        turn: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._waiting.append((size, turn))
+        waiter = _Waiter(size, holder, asyncio.get_running_loop().create_future())
+        self._waiting[waiter] = None
+        self._grant()
         try:
-            await turn
+            await waiter.turn
         except asyncio.CancelledError:
-            if turn.done() and not turn.cancelled():
+            if waiter.turn.done() and not waiter.turn.cancelled():
                 # The bytes were granted before the cancellation was delivered.
                 self.release(size, holder)
             else:
-                self._waiting.remove((size, turn))
-                self._held[holder] -= size
+                self._waiting.pop(waiter, None)
                 self._grant()
             raise
 
@@ -307,13 +314,24 @@ class Budget:
 
     def _grant(self) -> None:
         """Serve waiting requests in order, as far as the free bytes allow."""
-        while self._waiting:
-            size, turn = self._waiting[0]
+        at_limit: set[str] = set()
+        for waiter in tuple(self._waiting):
+            size, holder, turn = waiter
+            held = self._held.get(holder, 0)
+            if holder in at_limit or (held and held + size > self._each):
+                at_limit.add(holder)
+                continue
             if self.used and self.used + size > self.limit:
                 return
-            self._waiting.popleft()
-            self.used += size
-            turn.set_result(None)
+            del self._waiting[waiter]
+            # A cancelled waiter has not removed itself yet.
+            if not turn.done():
+                self._reserve(size, holder)
+                turn.set_result(None)
+
+    def _reserve(self, size: int, holder: str) -> None:
+        self.used += size
+        self._held[holder] += size
 
 
 @dataclass(frozen=True, slots=True)

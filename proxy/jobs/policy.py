@@ -36,12 +36,24 @@ class Ending(Enum):
     LOST = auto()
 
 
+class Correction(NamedTuple):
+    """The elements that a job's output log has to have from `start` on, in place of others."""
+
+    start: int
+    elements: Sequence[bytes]
+
+
 class RunEnd(NamedTuple):
-    """The end of a run. `output`: the output of a durable job, if it was sent as a whole."""
+    """The end of a run. `output`: the output of a durable job, if it was sent as a whole.
+
+    `correction`: the output log is wrong. If a reader has received output of it already, the log
+    cannot be corrected, and the run has failed with `error`.
+    """
 
     ending: Ending
     error: JobError | None = None
     output: bytes | None = None
+    correction: Correction | None = None
 
 
 class Verdict(NamedTuple):

@@ -26,7 +26,7 @@ from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Fleet, Worker
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.ports import OfferedJob, Sink
-from proxy.store.base import Signal
+from proxy.store.base import JobStore
 
 log = structlog.get_logger()
 
@@ -53,17 +53,17 @@ class Reservation(NamedTuple):
 class Dispatch:
     def __init__(
         self,
-        signal: Signal,
         fleet: Fleet,
         interactive: InteractiveJobs,
         durable: DurableRuns,
+        store: JobStore,
         background: Background,
         ids: Ids,
     ) -> None:
-        self._signal = signal
         self._fleet = fleet
         self._interactive = interactive
         self._durable = durable
+        self._store = store
         self._background = background
         self._ids = ids
         # The kinds of jobs for which the store is being asked.
@@ -72,7 +72,7 @@ class Dispatch:
     async def serve(self, endpoint: EndpointId) -> None:
         """Hand out the jobs of an endpoint until cancelled."""
         while True:
-            await self._signal.wait(endpoint, RETRY_SECONDS)
+            await self._fleet.wait(endpoint, RETRY_SECONDS)
             for light in (False, True):
                 self._hand_out(endpoint, light=light)
 
@@ -87,7 +87,7 @@ class Dispatch:
             durable, interactive = share_credit(
                 credit,
                 waiting,
-                lambda before: self._durable.queued(endpoint, light=light, before=before),
+                lambda before: self._store.queued(endpoint, light=light, before=before),
             )
         self._give(endpoint, interactive, light=light)
         shares = self._reserve(endpoint, durable, light=light)
@@ -138,7 +138,7 @@ class Dispatch:
                 if isinstance(error, Exception):
                     log.error("store.cannot_take", endpoint=endpoint, why=repr(error))
             has_taken = any(isinstance(number, int) and number for number in results)
-            if not has_taken and self._durable.queued(endpoint, light=light):
+            if not has_taken and self._store.queued(endpoint, light=light):
                 await asyncio.sleep(STORE_PAUSE_SECONDS)
         finally:
             del self._asking[endpoint, light]

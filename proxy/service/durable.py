@@ -7,9 +7,7 @@ of another owner is treated like an unknown one. `job_view` reads jobs.
 
 import asyncio
 from collections import OrderedDict
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Sequence
 from functools import partial
 
 import structlog
@@ -31,6 +29,7 @@ from proxy.jobs.model import (
 from proxy.jobs.policy import CANCELLED, WORKER_LOST, Ending, RunEnd, Verdict, after_run, overdue
 from proxy.service.background import Background, insist
 from proxy.service.clock import Clock
+from proxy.service.consumers import Consumers
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, log_loss
@@ -84,14 +83,10 @@ class DurableRuns:
         return [job for job in jobs if not self.has_ended(job)]
 
     def has_ended(self, job: Job) -> bool:
-        """Return True if a run has been ended after the store had begun it and before its worker
-        was told: two writes that the store carries out together may return in either order.
+        """Return True if a job has ended after its run had begun in the store, and before a worker
+        holds the run: two writes that the store carries out together may return in either order.
         """
         return self._ended_early.pop(job.id, None) == job.run
-
-    def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
-        """Return the number of queued jobs, as the store's `queued` does."""
-        return self._store.queued(endpoint, light=light, before=before)
 
     def record(self, job: Job, position: int = 0) -> Recording:
         """Open the recording of a run that begins, or that a worker has resumed.
@@ -153,6 +148,9 @@ class DurableRuns:
                 # Its readers are notified of the output and of the end at once.
                 await self._recorder.flush(recording, notify=False)
                 output = recording.whole if output is None else output
+                correction = end.correction
+                if correction and not await self._recorder.correct(recording, correction):
+                    verdict = after_run(end._replace(ending=Ending.FAILED))
             case Ending.RELEASED | Ending.LOST:
                 job = await self._store.find(job_id)
                 if job is not None and job.run == run and not job.is_terminal:
@@ -268,14 +266,6 @@ class NotRetriableError(Exception):
     """The job cannot be retried in its present status."""
 
 
-@dataclass(slots=True)
-class _Consumers:
-    """The clients that consume the output of one job, one at a time."""
-
-    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    clients: int = 0
-
-
 class DurableJobs:
     """The operations that change durable jobs."""
 
@@ -287,7 +277,7 @@ class DurableJobs:
         self._view = view
         self._clock = clock
         self._ids = ids
-        self._consumers: dict[JobId, _Consumers] = {}
+        self._consumers = Consumers()
 
     async def submit(self, endpoint: Endpoint, owner: Owner, order: JobRequest) -> Job:
         """Put a job into the queue. It is in the store when this returns; the returned job omits
@@ -327,10 +317,10 @@ class DurableJobs:
         if await self._view.get(endpoint, owner, job_id) is None:
             return None
         deadline = asyncio.get_running_loop().time() + seconds
-        async with self._alone(JobId(job_id)):
+        async with self._consumers.alone(JobId(job_id)):
             while True:
                 left = deadline - asyncio.get_running_loop().time()
-                page = await self._view.wait_output(endpoint, owner, job_id, None, left)
+                page = await self._view.read(endpoint, owner, job_id, None, left)
                 if page is None:
                     return None
                 job = page.job
@@ -392,18 +382,3 @@ class DurableJobs:
     async def limit_life(self, job: Job, ttl: Millis) -> Job | None:
         """Let the job expire `ttl` from now; return it, or None if it no longer exists."""
         return await self._store.limit_life(job.id, Millis(self._clock.now() + ttl))
-
-    @asynccontextmanager
-    async def _alone(self, job_id: JobId) -> AsyncIterator[None]:
-        """Let one client at a time consume the output of a job, so that no element is delivered
-        twice.
-        """
-        consumers = self._consumers.setdefault(job_id, _Consumers())
-        consumers.clients += 1
-        try:
-            async with consumers.lock:
-                yield
-        finally:
-            consumers.clients -= 1
-            if not consumers.clients:
-                del self._consumers[job_id]

@@ -15,8 +15,7 @@ import structlog
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import EndpointId, JobError, JobId, JobState, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd, Verdict
-from proxy.service.ports import OfferedJob, Sink, WorkerPort
-from proxy.store.base import Signal
+from proxy.service.ports import OfferedJob, Signal, Sink, WorkerPort
 
 log = structlog.get_logger()
 
@@ -200,6 +199,10 @@ class Fleet:
     def wake(self, endpoint: EndpointId) -> None:
         """Start a hand-out: the endpoint may have a new job or new credit."""
         self._signal.wake(endpoint)
+
+    async def wait(self, endpoint: EndpointId, seconds: float) -> None:
+        """Wait until a hand-out is to start, for at most `seconds`."""
+        await self._signal.wait(endpoint, seconds)
 
     def add(self, worker: Worker) -> None:
         """Add a worker that has joined."""

@@ -108,11 +108,13 @@ class JobView:
         endpoint: Endpoint,
         owner: Owner,
         job_id: str,
-        after: Cursor,
+        after: Cursor | None,
         seconds: float,
         max_bytes: int | None = None,
     ) -> OutputPage | None:
         """Wait for elements after a cursor, or for the job's end, and give them to the client.
+
+        `after` None: after the elements that a client has consumed.
 
         With `max_bytes`, also the output of a finished job comes in pages; the last one is empty.
         From then on they count as delivered: the run is not repeated. None: this owner has no such
@@ -124,9 +126,8 @@ class JobView:
             page = await self.wait_output(endpoint, owner, job_id, after, left, max_bytes)
             if page is None or not page.elements or page.job.is_terminal or page.job.delivered:
                 return page
-            if await self._store.deliver(page.job.id, page.job.attempt):
-                return page
-            # The attempt was lost in the meantime.
+            # Read again: until now, the output can have been corrected, or the attempt lost.
+            await self._store.deliver(page.job.id, page.job.attempt)
 
     async def wait_output(
         self,

@@ -3,7 +3,8 @@ to resume them.
 """
 
 import asyncio
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from typing import NamedTuple
 
 import structlog
 
@@ -14,6 +15,15 @@ from proxy.service.ports import WorkerPort
 from proxy.store.base import Adopted, JobStore, StoreError
 
 log = structlog.get_logger()
+
+ALL_ELEMENTS = 1_000_000
+
+
+class ClaimedRun(NamedTuple):
+    """The job of a run that its worker has resumed, and the elements of its output log."""
+
+    job: Job
+    elements: Sequence[bytes]
 
 
 class Orphans:
@@ -57,19 +67,25 @@ class Orphans:
         self._resume(adopted, worker, port, received=adopted.cursor)
         return True
 
-    async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> Job | None:
-        """Let a worker resume the run that it had; return its job, or None if it had none.
+    async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> ClaimedRun | None:
+        """Let a worker resume the run that it had; return it, or None if it had none.
 
         For workers that list their jobs but not the output that they have sent.
         """
         job = self._jobs.get(job_id)
         if job is None or job.worker != worker.id:
             return None
+        try:
+            elements, _ = await self._store.read(job_id, 0, ALL_ELEMENTS)
+        except StoreError:
+            return None
+        if self._jobs.get(job_id) is not job:
+            return None
         adopted = await self._take_over(job)
         if adopted is None:
             return None
         self._resume(adopted, worker, port)
-        return adopted.job
+        return ClaimedRun(adopted.job, elements)
 
     def restart_lease(self, now: float) -> None:
         """Start the lease again in which their workers have to return."""

@@ -13,6 +13,22 @@ from proxy.jobs.model import Head, JobId, Submission, WorkerId
 from proxy.jobs.policy import RunEnd
 
 
+class Signal(Protocol):
+    """Wakes tasks when a value may have changed. A lost wake costs time, never correctness."""
+
+    def wake(self, key: str) -> None:
+        """Wake all tasks that wait for `key`."""
+        ...
+
+    async def wait(self, key: str, seconds: float | None) -> bool:
+        """Wait for a wake of `key`, for at most `seconds` (None: without a limit).
+
+        Returns True if `key` was woken, also if that happened before this call and after the
+        previous wait; False after the timeout.
+        """
+        ...
+
+
 class OfferedJob(Protocol):
     """A job that was taken for a worker: its content and its attempt."""
 

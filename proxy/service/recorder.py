@@ -11,7 +11,7 @@ from contextlib import suppress
 from typing import TypeAlias
 
 from proxy.jobs.model import Head, Job, JobId
-from proxy.jobs.policy import RunEnd
+from proxy.jobs.policy import Correction, RunEnd
 from proxy.service.events import JobEvents
 from proxy.service.ports import SinkVerdict, WorkerPort
 from proxy.store.base import JobStore
@@ -53,6 +53,8 @@ class Recording:
         # Elements that are to be written.
         self.waiting: list[bytes] = []
         self.flow = ReceiveFlow(low_watermark=RESUME_BELOW_BYTES)
+        # The elements in the store have been corrected.
+        self.is_corrected = False
         # Held by a write, so that elements are written in order, also while the disk is full.
         self.lock = asyncio.Lock()
         self._recorder = recorder
@@ -194,6 +196,14 @@ class Recorder:
         """
         await asyncio.shield(self._write(recording, notify=notify))
 
+    async def correct(self, recording: Recording, correction: Correction) -> bool:
+        """Correct the written output; return False if a reader has received output of the run."""
+        if not recording.is_corrected:
+            recording.is_corrected = await self._store.rewrite(
+                recording.job_id, recording.run, correction.start, correction.elements
+            )
+        return recording.is_corrected
+
     async def _write(self, recording: Recording, *, notify: bool) -> None:
         async with recording.lock:
             elements = recording.waiting
@@ -219,6 +229,11 @@ class Recorder:
         if notify:
             self._events.notify(recording.job_id)
         recording.written(size)
+
+
+def output_of(stored: bytes) -> bytes:
+    """Return the output of an element without metrics."""
+    return stored.removeprefix(b'{"output":').removesuffix(b"}")
 
 
 def element(output: bytes, metrics: bytes) -> bytes:

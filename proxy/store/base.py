@@ -294,6 +294,15 @@ class JobStore(Protocol):
         """
         ...
 
+    async def rewrite(self, job_id: JobId, run: int, start: int, outputs: Sequence[bytes]) -> bool:
+        """Replace the outputs of a run that is IN_PROGRESS from the cursor `start` on.
+
+        Returns False, and changes nothing, if it is not IN_PROGRESS, or if any of its output
+        was delivered. A delivery and a rewrite exclude each other. `start` is at most the cursor
+        after the last output.
+        """
+        ...
+
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
         """Return up to `limit` outputs from `cursor` on, and the cursor after them.
 
@@ -365,22 +374,6 @@ class JobStore(Protocol):
 
         It is greater than those of all jobs that were submitted or retried through this store
         before, and less than those of all later ones.
-        """
-        ...
-
-
-class Signal(Protocol):
-    """Wakes tasks when a value may have changed. A lost wake costs time, never correctness."""
-
-    def wake(self, key: str) -> None:
-        """Wake all tasks that wait for `key`."""
-        ...
-
-    async def wait(self, key: str, seconds: float | None) -> bool:
-        """Wait for a wake of `key`, for at most `seconds` (None: without a limit).
-
-        Returns True if `key` was woken, also if that happened before this call and after the
-        previous wait; False after the timeout.
         """
         ...
 

@@ -66,8 +66,8 @@ class MemoryStore:
         return self.gone
 
     async def running(self) -> Sequence[Job]:
-        status = TRANSITIONS[Event.TAKE].target
-        return [job.outline() for job in self._jobs.values() if job.status is status]
+        jobs = self._jobs.values()
+        return [job.outline() for job in jobs if job.status is Status.IN_PROGRESS]
 
     async def has_secrets(self) -> bool:
         # None is left from an earlier start.
@@ -265,9 +265,8 @@ class MemoryStore:
 
     async def adopt(self, job_id: JobId, attempt: int, run: int) -> Adopted | None:
         job = self._jobs.get(job_id)
-        if job is None or job.attempt != attempt:
-            return None
-        if job.status is not TRANSITIONS[Event.TAKE].target:
+        is_running = job is not None and job.status is TRANSITIONS[Event.TAKE].target
+        if job is None or job.attempt != attempt or not is_running:
             return None
         adopted = self._keep(replace(job, run=run)).outline()
         return Adopted(adopted, len(self._outputs.get(job_id, ())))
@@ -285,6 +284,17 @@ class MemoryStore:
         log.extend(new)
         self._bytes += sum(map(len, new))
         return len(log)
+
+    async def rewrite(self, job_id: JobId, run: int, start: int, outputs: Sequence[bytes]) -> bool:
+        job = self._jobs.get(job_id)
+        if job is None or job.run != run or job.delivered:
+            return False
+        if job.status is not TRANSITIONS[Event.TAKE].target:
+            return False
+        log = self._outputs.setdefault(job_id, [])
+        self._bytes += sum(map(len, outputs)) - sum(map(len, log[start:]))
+        log[start:] = outputs
+        return True
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
         part = self._outputs.get(job_id, [])[cursor : cursor + limit]

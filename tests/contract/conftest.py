@@ -11,7 +11,8 @@ from harness.data.store_steps import STORES, T0, Submit
 
 from proxy.jobs.model import Job
 from proxy.service.events import LocalSignal
-from proxy.store.base import JobStore, Signal
+from proxy.service.ports import Signal
+from proxy.store.base import JobStore
 
 
 @pytest_asyncio.fixture(params=STORES)

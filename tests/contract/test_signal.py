@@ -2,7 +2,7 @@
 
 import asyncio
 
-from proxy.store.base import Signal
+from proxy.service.ports import Signal
 
 
 async def test_a_wake_ends_a_wait(signal: Signal) -> None:

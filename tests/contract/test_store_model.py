@@ -380,6 +380,19 @@ class StoreModel(RuleBasedStateMachine):
             self.rows[run.job_id].log += outputs
             assert cursor == len(self.rows[run.job_id].log)
 
+    @rule(
+        run=runs,
+        start=st.integers(0, 3),
+        outputs=st.lists(st.binary(max_size=3), max_size=3),
+    )
+    def a_log_is_corrected(self, run: Run, start: int, outputs: list[bytes]) -> None:
+        row = self.rows.get(run.job_id)
+        start = min(start, len(row.log)) if row is not None else start
+        has_changed = self.run(self.store.rewrite(JobId(run.job_id), run.number, start, outputs))
+        assert has_changed == (self.is_current(run) and not self.rows[run.job_id].delivered)
+        if has_changed:
+            self.rows[run.job_id].log[start:] = outputs
+
     # Hints for other queues
 
     @rule()

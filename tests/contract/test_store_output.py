@@ -193,6 +193,66 @@ async def test_a_delivery_and_a_release_exclude_each_other(store: JobStore, subm
         assert sum(bool(result) for result in results) == 1
 
 
+@pytest.mark.parametrize(
+    ("start", "expected"),
+    [
+        (0, [b"four", b"five"]),
+        (1, [b"one", b"four", b"five"]),
+        (3, [b"one", b"two", b"three", b"four", b"five"]),
+    ],
+)
+async def test_the_end_of_a_log_is_rewritten(
+    store: JobStore, submit: Submit, start: int, expected: list[bytes]
+) -> None:
+    await running(store, submit)
+    await store.append(A, RUN, [b"one", b"two", b"three"])
+    assert await store.rewrite(A, RUN, start, [b"four", b"five"])
+    assert await read(store) == (expected, len(expected))
+    assert await store.append(A, RUN, [b"six"], len(expected)) == len(expected) + 1
+    assert await store.rewrite(A, RUN, 1, [])
+    assert await read(store) == (expected[:1], 1)
+
+
+@pytest.mark.parametrize("way", ["deliver", "consume"])
+async def test_a_log_of_which_output_was_delivered_is_not_rewritten(
+    store: JobStore, submit: Submit, way: str
+) -> None:
+    await running(store, submit)
+    await store.append(A, RUN, [b"one"])
+    assert await (store.deliver(A, 1) if way == "deliver" else store.consume(A, 1, 1))
+    assert not await store.rewrite(A, RUN, 0, [b"two"])
+    assert await read(store) == ([b"one"], 1)
+
+
+async def test_a_delivery_and_a_rewrite_exclude_each_other(store: JobStore, submit: Submit) -> None:
+    names = [f"{number}" for number in range(40)]
+    await submit(*names)
+    await take(store, limit=40)
+    for number, name in enumerate(names):
+        calls = [store.deliver(JobId(name), 1), store.rewrite(JobId(name), RUN, 0, [b"new"])]
+        await asyncio.gather(*(calls if number % 2 else calls[::-1]))
+        log, _ = await store.read(JobId(name), 0, 9)
+        # A rewrite took effect before the delivery, or not at all.
+        assert list(log) == ([] if number % 2 else [b"new"])
+        assert (await found(store, name)).delivered
+
+
+async def test_only_the_log_of_a_running_attempt_is_rewritten(
+    store: JobStore, submit: Submit
+) -> None:
+    assert not await store.rewrite(A, 0, 0, [b"two"])
+    await submit("a")
+    assert not await store.rewrite(A, 0, 0, [b"two"])
+    await take(store)
+    await settle(store, "a", Event.RELEASE)
+    await take(store, run=LATER_RUN)
+    await store.append(A, LATER_RUN, [b"one"])
+    assert not await store.rewrite(A, RUN, 0, [b"two"])
+    await settle(store, "a", Event.COMPLETE)
+    assert not await store.rewrite(A, LATER_RUN, 0, [b"two"])
+    assert await read(store) == ([b"one"], 1)
+
+
 async def test_only_a_running_attempt_is_adopted(store: JobStore, submit: Submit) -> None:
     await submit("a", "b")
     assert await store.adopt(A, 0, LATER_RUN) is None

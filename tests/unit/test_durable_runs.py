@@ -1,5 +1,6 @@
 """The runs of durable jobs: their ends in the store, and the consequences for the workers."""
 
+import asyncio
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -7,13 +8,13 @@ from typing import Any
 import pytest
 import pytest_asyncio
 from harness.data.clock import FakeClock
-from harness.data.jobs import HERE, submission
+from harness.data.jobs import ALICE, HERE, submission
 from harness.data.store_steps import LATER_RUN, RUN
 from harness.worker.port import Port
 
 from proxy.app import Parts, compose
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Input, Job, JobError, JobId, Millis, WorkerId
+from proxy.jobs.model import Cursor, Input, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import MAX_LOST_RUNS, WORKER_LOST, Ending, RunEnd
 from proxy.service.durable import NOT_RESUMED
 from proxy.service.fleet import Worker
@@ -145,6 +146,27 @@ async def test_a_run_without_a_usable_answer_fails_and_is_not_repeated(
 
 
 # Ends without a result
+
+
+@pytest.mark.parametrize("way", ["read", "consume"])
+async def test_a_reader_of_a_job_between_two_runs_waits_for_the_next_one(
+    scene: Scene, run: Recording, way: str
+) -> None:
+    await scene.parts.recorder.flush(run)
+    await scene.end(RELEASED)
+    [endpoint] = scene.parts.endpoints
+    reading = asyncio.create_task(
+        scene.parts.view.read(endpoint, ALICE, A, Cursor(0, 0), 20.0)
+        if way == "read"
+        else scene.parts.durable.consume(endpoint, ALICE, A, 20.0)
+    )
+    await asyncio.sleep(0)
+    second = await scene.take()
+    second.output(2, b"2", b"", whole=False)
+    await scene.parts.recorder.flush(second)
+    found = await reading
+    assert found is not None
+    assert (found[0].attempt, list(found[1])) == (2, [b'{"output":2}'])
 
 
 @pytest.mark.parametrize(("end", "failures"), [(RELEASED, 0), (LOST, 1)])

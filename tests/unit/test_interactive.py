@@ -205,7 +205,7 @@ def test_a_job_that_comes_back_is_first_in_the_queue(parts: Parts, end: RunEnd) 
 
 
 async def test_a_new_job_and_one_that_comes_back_wake_the_dispatcher(parts: Parts) -> None:
-    signal = parts.dispatch._signal
+    signal = parts.fleet._signal
     assert isinstance(signal, LocalSignal)
     mailbox = call(parts)
     assert await signal.wait(HERE, 0.0)

@@ -6,8 +6,7 @@ from bisect import bisect_left
 import pytest
 
 from proxy.jobs.model import JobId, Millis, Owner
-from proxy.store.job_index import ReadyIndex
-from proxy.store.queue_keys import BLOCK_KEYS, QueueKey, SortedKeys
+from proxy.store.job_index import BLOCK_KEYS, QueueKey, ReadyIndex, SortedKeys
 
 OWNERS = [Owner("alice"), Owner("bob")]
 

@@ -18,8 +18,9 @@ import msgspec
 import structlog
 
 from proxy.access.encryption import OtherSealError
-from proxy.access.limits import Budget, Share
+from proxy.access.limits import Share
 from proxy.channel.runpod.openai import read_result
+from proxy.channel.runpod.post_budget import POST_BYTES, PostBudget
 from proxy.channel.runpod.registry import TooManyWorkersError, WorkerIdConflictError, WorkerRegistry
 from proxy.channel.runpod.results import RunpodResults
 from proxy.channel.runpod.tracking import CONNECTION, WatchedConnection
@@ -27,8 +28,6 @@ from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import EndpointId, Input, JobId
 from proxy.service.endpoints import Endpoints
 from proxy.service.ports import OfferedJob
-from proxy.service.recorder import OUTPUT_MAX_BYTES
-from proxy.wire.frames import STREAM_WINDOW
 
 log = structlog.get_logger()
 
@@ -156,8 +155,6 @@ REFUSAL_SECONDS = 2.0
 PATH_SHOWN = 200
 # The maximum number of delayed refusals. Further requests get 429 at once.
 MOST_REFUSALS = 64
-# The maximum size of a posted body: the output and its surrounding JSON.
-POST_BYTES = OUTPUT_MAX_BYTES + STREAM_WINDOW
 OK, NONE, TOO_MANY = 200, 204, 429
 
 
@@ -177,7 +174,7 @@ class RunpodChannel:
         endpoints: Endpoints,
         registry: WorkerRegistry,
         posts: RunpodResults,
-        bodies: Budget,
+        bodies: PostBudget,
         unseal: Unseal,
     ) -> None:
         self._endpoints = endpoints
@@ -240,9 +237,10 @@ class RunpodChannel:
                 await self._ping(call, endpoint, scope["query_string"])
                 await _reply(send, OK)
             case _:
-                length = dict(scope["headers"]).get(b"content-length", b"")
-                await self._post(call, endpoint, line, length, receive)
+                await self._post(call, endpoint, line, scope, receive)
                 await _reply(send, OK)
+                if (worker := self._registry.find(endpoint, call.worker)) is not None:
+                    worker.answered(JobId(call.job), line)
 
     def _asking(self, endpoint: EndpointId, call: Call, line: WatchedConnection) -> RunpodWorker:
         worker = self._registry.admit(endpoint, call.worker)
@@ -300,14 +298,24 @@ class RunpodChannel:
             worker.pinged(ping.jobs)
 
     async def _post(
-        self, call: Call, endpoint: EndpointId, line: WatchedConnection, length: bytes, receive: Any
+        self, call: Call, endpoint: EndpointId, line: WatchedConnection, scope: Any, receive: Any
     ) -> None:
-        with self._bodies.share() as share:
-            await share.wait(min(int(length), POST_BYTES) if length else POST_BYTES)
-            await self._take_post(call, endpoint, line, share, receive)
+        length = dict(scope["headers"]).get(b"content-length", b"")
+        size = min(int(length), POST_BYTES) if length else POST_BYTES
+        with self._bodies.share(f"{endpoint}/{call.worker}", size) as share:
+            await share.wait(size)
+            is_stream = _fields(scope["query_string"]).get("isStream") == "true"
+            await self._take_post(call, endpoint, line, share, receive, is_stream=is_stream)
 
     async def _take_post(
-        self, call: Call, endpoint: EndpointId, line: WatchedConnection, share: Share, receive: Any
+        self,
+        call: Call,
+        endpoint: EndpointId,
+        line: WatchedConnection,
+        share: Share,
+        receive: Any,
+        *,
+        is_stream: bool,
     ) -> None:
         body, is_whole = await _read(receive)
         job_id = JobId(call.job)
@@ -326,13 +334,13 @@ class RunpodChannel:
             return
         worker.asks(line)
         if call.verb == "job-done":
-            await self._posts.result(worker, job_id, result)
+            await self._posts.result(worker, job_id, result, is_stream=is_stream)
         elif result is not None and bytes(result.output):
             # The next stages have their own limits, and waiting for them must not delay results.
             share.give_back()
             element = bytes(result.output)
             del body, result
-            await self._posts.chunk(worker, job_id, element)
+            await self._posts.chunk(worker, job_id, element, line)
 
     async def _refuse(self, send: Any, refused: CallRefusedError) -> None:
         if self._refusals >= MOST_REFUSALS:

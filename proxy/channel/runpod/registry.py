@@ -1,17 +1,21 @@
 """The registry of Runpod workers: admission, loss, and recovery of their jobs."""
 
 import asyncio
+from collections.abc import Sequence
 
 import structlog
 
+from proxy.channel.runpod.comparison import PostedElements
 from proxy.channel.runpod.tracking import Run, RunpodTimeouts, VanishedRun
 from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import EndpointId, JobError, JobId, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.service.fleet import Fleet
+from proxy.service.json_text import INLINE_MAX_BYTES
 from proxy.service.orphans import Orphans
 from proxy.service.pauses import LOOK_SECONDS, Pauses
 from proxy.service.ports import OfferedJob
+from proxy.service.recorder import output_of
 
 log = structlog.get_logger()
 
@@ -97,13 +101,21 @@ class WorkerRegistry:
 
     async def adopt(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
         """Adopt and return the run that this worker had before the proxy started, or None."""
-        job = await self._orphans.claim(worker.member, worker, job_id)
-        if job is None:
-            return None
-        now = asyncio.get_running_loop().time()
-        run = Run(job.attempt, None, given_at=now, has_arrived=True)
-        worker.tracked.give(job_id, run)
-        return run
+        # A ping and a post can name the same job at the same time.
+        async with worker.adopting:
+            if (run := worker.tracked.runs.get(job_id)) is not None:
+                return run
+            claimed = await self._orphans.claim(worker.member, worker, job_id)
+            if claimed is None:
+                return None
+            posted = await _posted(claimed.elements)
+            now = asyncio.get_running_loop().time()
+            run = Run(claimed.job.attempt, None, given_at=now, has_arrived=True, posted=posted)
+            worker.tracked.give(job_id, run)
+            hold = worker.member.holds.get(job_id)
+            if hold is not None and hold.stopped is not None:
+                worker.stop(job_id, run.attempt)
+            return run
 
     def has_orphans(self) -> bool:
         """Return True if there are runs that may be adopted."""
@@ -163,3 +175,11 @@ class WorkerRegistry:
             # The lease of the fleet applies to workers with one connection.
             worker.member.seen = now
             worker.refresh()
+
+
+async def _posted(elements: Sequence[bytes]) -> PostedElements:
+    """Return the elements of an output log as those that the worker has posted."""
+    outputs = map(output_of, elements)
+    if sum(map(len, elements)) <= INLINE_MAX_BYTES:
+        return PostedElements(outputs)
+    return await asyncio.to_thread(PostedElements, outputs)

@@ -3,10 +3,12 @@
 import asyncio
 from collections.abc import Iterator
 from contextlib import suppress
+from functools import partial
 
 import structlog
 
 from proxy.access.limits import Budget, BudgetError
+from proxy.channel.runpod.comparison import Difference, digest, find_difference
 from proxy.channel.runpod.openai import (
     BLANK_LINES,
     EVENTS,
@@ -20,15 +22,15 @@ from proxy.channel.runpod.openai import (
     find_failure,
 )
 from proxy.channel.runpod.registry import WorkerRegistry
-from proxy.channel.runpod.tracking import Run
+from proxy.channel.runpod.tracking import Run, WatchedConnection
 from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import FIRST_ERROR_STATUS, Head, JobError, JobId
-from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
+from proxy.jobs.policy import WORKER_LOST, Correction, Ending, RunEnd
 from proxy.service.fleet import OVERFLOW, Fleet
 from proxy.service.json_text import in_thread_if_large
 from proxy.service.mailbox import STALL_SECONDS, STREAM_MAX_BYTES
 from proxy.service.ports import Sink, SinkVerdict
-from proxy.service.recorder import OUTPUT_MAX_BYTES, Recorder
+from proxy.service.recorder import OUTPUT_MAX_BYTES, Recorder, element
 from proxy.wire.frames import PART_BYTES
 
 log = structlog.get_logger()
@@ -58,14 +60,26 @@ class RunpodResults:
         # The bytes of large events that wait for their clients.
         self._passing = passing
 
-    async def chunk(self, worker: RunpodWorker, job_id: JobId, element: bytes) -> None:
-        """Process an output element; return when the next one may be sent."""
+    async def chunk(
+        self, worker: RunpodWorker, job_id: JobId, element: bytes, line: WatchedConnection
+    ) -> None:
+        """Process an output element; return when the next one may be sent.
+
+        `line`: the connection to which the response will be written.
+        """
         run = await self._run(worker, job_id)
-        if run is None or run.is_ending or run.is_stopped:
+        if run is None:
+            return
+        element_digest = await in_thread_if_large(digest, element)
+        if run.is_ending or run.is_stopped:
             return
         run.has_arrived = True
-        if not await self._put(worker, job_id, run, element):
-            self._cut(worker, job_id, run)
+        if run.posted.begin(line, element_digest, asyncio.get_running_loop().time()):
+            run.posted.add(element_digest)
+            if not await self._put(worker, job_id, run, element):
+                self._cut(worker, job_id, run)
+        else:
+            log.info("stock.repeated", job=job_id, worker=worker.id)
         with suppress(TimeoutError):
             async with asyncio.timeout(STALL_SECONDS):
                 await run.flow.wait()
@@ -76,10 +90,17 @@ class RunpodResults:
         if run is not None and not run.is_ending and len(value) <= PROGRESS_BYTES:
             self._recorder.note(job_id, run.attempt, value)
 
-    async def result(self, worker: RunpodWorker, job_id: JobId, result: Result | None) -> None:
+    async def result(
+        self,
+        worker: RunpodWorker,
+        job_id: JobId,
+        result: Result | None,
+        *,
+        is_stream: bool = False,
+    ) -> None:
         """End a run with its result, or with an error if the result was invalid (None).
 
-        Returns when the result is in the store.
+        `is_stream`: the handler is a generator. Returns when the result is in the store.
         """
         run = await self._run(worker, job_id)
         if run is None or run.is_ending:
@@ -87,7 +108,7 @@ class RunpodResults:
             return
         run.is_ending = True
         try:
-            await self._end(worker, job_id, run, result)
+            await self._end(worker, job_id, run, result, is_stream=is_stream)
         finally:
             run.is_ending = False  # after an internal error, the SDK posts the result again
         if worker.tracked.runs.get(job_id) is run:
@@ -153,7 +174,13 @@ class RunpodResults:
         )
 
     async def _end(
-        self, worker: RunpodWorker, job_id: JobId, run: Run, result: Result | None
+        self,
+        worker: RunpodWorker,
+        job_id: JobId,
+        run: Run,
+        result: Result | None,
+        *,
+        is_stream: bool,
     ) -> None:
         if result is None:
             await self._end_run(worker, job_id, run, RunEnd(Ending.REFUSED, NO_JSON))
@@ -171,6 +198,14 @@ class RunpodResults:
             await self._end_run(worker, job_id, run, RunEnd(Ending.FAILED, error, output))
         else:
             end = RunEnd(Ending.COMPLETED, output=result.value)
+            # Without a generator, nothing but the result is posted.
+            if is_stream or len(run.posted):
+                find = partial(find_difference, run.posted)
+                difference = await in_thread_if_large(find, result.value)
+                sink = _sink(worker, job_id, run)
+                if difference is not None and sink is not None:
+                    log.warning("stock.differs", job=job_id, worker=worker.id)
+                    end = _corrected(sink, run, end, difference)
             await self._end_run(worker, job_id, run, end)
 
     async def _end_run(self, worker: RunpodWorker, job_id: JobId, run: Run, end: RunEnd) -> None:
@@ -222,6 +257,18 @@ def _sink(worker: RunpodWorker, job_id: JobId, run: Run) -> Sink | None:
     if hold is None or hold.attempt != run.attempt or hold.stopped is not None:
         return None
     return hold.sink
+
+
+def _corrected(sink: Sink, run: Run, end: RunEnd, difference: Difference) -> RunEnd:
+    """Return the end of a run whose elements have not all arrived, or not once each."""
+    if not difference.is_at_end:
+        elements = [element(value, b"") for value in difference.missing]
+        return end._replace(error=HOLES, correction=Correction(difference.start, elements))
+    for value in difference.missing:
+        taken = sink.output(run.attempt, value, b"", whole=False)
+        if taken is SinkVerdict.TOO_LARGE:
+            return RunEnd(Ending.REFUSED, OVERFLOW)
+    return end
 
 
 def _put_events(sink: Sink, run: Run, events: bytes, *, more: bool) -> SinkVerdict:

@@ -18,6 +18,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
+from proxy.channel.runpod.comparison import PostedElements
 from proxy.channel.runpod.openai import Answer
 from proxy.jobs.model import JobId
 
@@ -131,6 +132,7 @@ class Run:
     is_stopped: bool = False
     is_ending: bool = False
     flow: asyncio.Event = field(default_factory=asyncio.Event)  # cleared while output is paused
+    posted: PostedElements = field(default_factory=PostedElements)
 
 
 class VanishedRun(NamedTuple):

@@ -150,6 +150,7 @@ class RunpodWorker:
         self._stops: list[str] = []
         self._rests_until = 0.0
         self._ends_until = 0.0
+        self.adopting = asyncio.Lock()  # held while it resumes a run
 
     # `WorkerPort`
 
@@ -220,6 +221,15 @@ class RunpodWorker:
             self._lines[line] = None
             self.life.opened()
             line.watch(lambda closing: self._closed(line, closing))
+
+    def answered(self, job_id: JobId, line: WatchedConnection) -> None:
+        """Record that a post about this job has been answered over this connection."""
+        run = self.tracked.runs.get(job_id)
+        if run is not None and line in self._lines:
+            run.posted.answered(line)
+        elif run is not None:
+            # It was closed before the post was processed.
+            run.posted.closed(line, self._clock())
 
     def take(self, wanted: int, *, is_idle: bool) -> Poll:
         """Open a poll for jobs.
@@ -340,7 +350,10 @@ class RunpodWorker:
 
     def _closed(self, line: WatchedConnection, closing: Closing) -> None:
         self._lines.pop(line, None)
-        self.life.closed(closing, self._clock())
+        now = self._clock()
+        self.life.closed(closing, now)
+        for run in self.tracked.runs.values():
+            run.posted.closed(line, now)
         log.debug(
             "stock.line_closed", worker=self.id, lines=self.life.lines, abrupt=closing.is_abrupt
         )

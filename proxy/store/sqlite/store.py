@@ -33,8 +33,7 @@ from proxy.jobs.model import (
 )
 from proxy.jobs.policy import deadline
 from proxy.store.base import Adopted, StoreError
-from proxy.store.job_index import JobIndex
-from proxy.store.queue_keys import QueueKey
+from proxy.store.job_index import JobIndex, QueueKey
 from proxy.store.sqlite import due_deliveries, reads, writes
 from proxy.store.sqlite.database import Database
 from proxy.store.sqlite.disk import Disk
@@ -240,6 +239,12 @@ class SqliteStore:
         size = sum(map(len, outputs))
         return await self._database.write(
             lambda db: writes.append(db, job_id, run, outputs, start), size=size
+        )
+
+    async def rewrite(self, job_id: JobId, run: int, start: int, outputs: Sequence[bytes]) -> bool:
+        size = sum(map(len, outputs))
+        return await self._database.write(
+            lambda db: writes.rewrite(db, job_id, run, start, outputs), size=size
         )
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:

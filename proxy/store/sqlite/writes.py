@@ -17,7 +17,7 @@ from proxy.jobs.lifecycle import TRANSITIONS, Event
 from proxy.jobs.model import Delivery, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import is_body_needed
 from proxy.store.base import Adopted, not_appended
-from proxy.store.queue_keys import QueueKey
+from proxy.store.job_index import QueueKey
 from proxy.store.sqlite import reads
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.rows import Row, new_row, read_job
@@ -315,6 +315,20 @@ def append(
     rows = [(job, cursor + offset, output) for offset, output in enumerate(new)]
     db.executemany("INSERT INTO outputs VALUES (?, ?, ?)", rows)
     return int(cursor) + len(rows)
+
+
+def rewrite(db: Connection, job_id: JobId, run: int, start: int, outputs: Sequence[bytes]) -> bool:
+    """Replace the outputs of a run from `start` on, unless any was delivered."""
+    sql = """SELECT number FROM jobs WHERE id = ? AND run = ? AND status = ?
+             AND NOT (delivered OR drained > 0)"""
+    found = db.execute(sql, (job_id, run, TRANSITIONS[Event.TAKE].target)).fetchall()
+    if not found:
+        return False
+    [[job]] = found
+    db.execute("DELETE FROM outputs WHERE job = ? AND cursor >= ?", (job, start))
+    rows = [(job, start + offset, output) for offset, output in enumerate(outputs)]
+    db.executemany("INSERT INTO outputs VALUES (?, ?, ?)", rows)
+    return True
 
 
 def consume(db: Connection, job_id: JobId, attempt: int, cursor: int) -> bool:

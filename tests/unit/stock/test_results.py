@@ -9,12 +9,20 @@ from harness.data.jobs import ALICE, HERE, REQUEST
 
 from proxy.app import Parts
 from proxy.channel.runpod.results import RunpodResults
+from proxy.channel.runpod.tracking import OnClosed
 from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Head
 from proxy.service.mailbox import Mailbox
 
 EVENTS = Head(200, "text/event-stream; charset=utf-8")
+
+
+class Line:
+    """A connection that does not end."""
+
+    def watch(self, on_closed: OnClosed) -> None:
+        pass
 
 
 class Scene:
@@ -36,7 +44,9 @@ class Scene:
     async def put(self, events: str) -> bytes:
         """Post output of the run; return what its client receives meanwhile."""
         posting = asyncio.create_task(
-            self.results.chunk(self.worker, self.mailbox.job.id, json.dumps(events).encode())
+            self.results.chunk(
+                self.worker, self.mailbox.job.id, json.dumps(events).encode(), Line()
+            )
         )
         received = b""
         is_done = False

@@ -22,7 +22,7 @@ from proxy.wire.frames import (
 )
 from tests.unit.worker.support import FakeProxy, Line, chat, fake_proxy, until, working
 from worker_vllm.engine.scripted import ScriptedEngine
-from worker_vllm.resend import OutputGoneError, ResendBuffer, parts_of
+from worker_vllm.run import OutputGoneError, ResendBuffer, parts_of
 
 PACED: dict[str, Any] = {"max_tokens": 30, "seed": 10_000}
 TEXT = [b'"m %d "' % number for number in range(30)]
