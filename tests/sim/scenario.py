@@ -75,8 +75,8 @@ class Scenario:
             loop.call_at(fault.at, self._inject, fault, context=Context())
         limit = LIMIT_SECONDS
         if any(client.kind in ("retry", "cancel") for client in self._plan.clients):
-            # A second run can reach its time limit too. So can an endless job that is not cancelled:
-            # the response with its id was lost.
+            # A second run can reach its time limit too. So can an endless job that is not cancelled
+            # because the response with its id was lost.
             limit += EXECUTION_SECONDS
         last = max([PLAY_SECONDS, *(fault.end for fault in self._plan.faults)])
         why = ["not begun"]

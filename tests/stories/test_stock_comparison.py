@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from harness.data.store_steps import RUN
 from harness.proxy.queue_api import QueueClient
 from harness.proxy.server import Proxy
 from harness.runpod.raw_worker import Raw
@@ -201,9 +202,9 @@ async def test_elements_from_before_a_restart_are_compared(
     store = proxy.parts.store
     job = JobId(await queue.run(1))
     [taken] = await store.take(
-        EndpointId("default"), WorkerId(raw.name), limit=1, light_limit=0, now=Millis(0)
+        EndpointId("default"), WorkerId(raw.name), limit=1, light_limit=0, now=Millis(0), run=RUN
     )
-    await store.append(job, 1, [b'{"output":"%b"}' % value.encode() for value in stored])
+    await store.append(job, RUN, [b'{"output":"%b"}' % value.encode() for value in stored])
     proxy.parts.orphans.find([taken])
     for value in posted:
         assert await raw.chunk(job, value) == 200
