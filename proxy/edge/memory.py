@@ -1,12 +1,20 @@
-"""Return the memory of large request bodies to the operating system."""
+"""Return freed memory to the operating system."""
 
+import asyncio
 import ctypes
+from mmap import PAGESIZE
+from pathlib import Path
 
 # The relay's own buffers are smaller than this, and keep the cheaper allocation from the heap.
 MMAP_THRESHOLD_BYTES = 256 * 1024
 
 # From malloc.h.
 _M_MMAP_THRESHOLD = -3
+
+# The interval between two looks at the memory of the process.
+TRIM_SECONDS = 10.0
+# Memory above that of the start from which on free parts of the heap are returned.
+TRIM_ABOVE_BYTES = 32 * 1024 * 1024
 
 
 def return_large_blocks() -> None:
@@ -20,3 +28,27 @@ def return_large_blocks() -> None:
     set_option = getattr(ctypes.CDLL(None), "mallopt", None)
     if set_option is not None:
         set_option(_M_MMAP_THRESHOLD, MMAP_THRESHOLD_BYTES)
+
+
+async def trim_heap() -> None:
+    """Return the free parts of the heap to the system, every few seconds, until cancelled.
+
+    Smaller blocks, such as the elements of an output, leave gaps that glibc keeps. A thread does
+    the work, because it takes milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    base = _resident_bytes()
+    while trim is not None and base:
+        await asyncio.sleep(TRIM_SECONDS)
+        if _resident_bytes() > base + TRIM_ABOVE_BYTES:
+            await asyncio.to_thread(trim, 0)
+    await asyncio.Event().wait()
+
+
+def _resident_bytes() -> int:
+    """Return the memory of the process; 0 on a system without `/proc`."""
+    try:
+        pages = Path("/proc/self/statm").read_text().split()[1]
+    except OSError:
+        return 0
+    return int(pages) * PAGESIZE

@@ -320,7 +320,7 @@ class JobStore(Protocol):
         limit: int,
         max_bytes: int | None = None,
     ) -> tuple[Job, Sequence[bytes], int] | None:
-        """Return the results of `get` and `read` from one snapshot; None as in `get`.
+        """Return an outline of a job and the result of `read` from one snapshot; None as in `get`.
 
         The outputs therefore belong to the returned job's attempt and status. A `cursor` of None
         means the job's `consumed_cursor`. The limit applies to an unfinished job only: for a

@@ -312,11 +312,11 @@ class MemoryStore:
         job = await self.get(endpoint, owner, job_id)
         if job is None:
             return None
+        job = job.outline()
         start = job.consumed_cursor if cursor is None else cursor
         log = self._outputs.get(job_id, [])
-        is_whole = job.is_terminal and max_bytes is None
-        part = log[start:] if is_whole else log[start : start + limit]
-        part = list(first_bytes(part, max_bytes))
+        end = None if job.is_terminal and max_bytes is None else start + limit
+        part = list(first_bytes(log[start:end], max_bytes))
         return job, part, start + len(part)
 
     async def consume(self, job_id: JobId, attempt: int, cursor: int) -> bool:

@@ -216,7 +216,8 @@ class StoreModel(RuleBasedStateMachine):
             rest = row.log[start:]
             expected = rest[:limit] if row.status in UNFINISHED else rest
             assert (list(found[1]), found[2]) == (expected, start + len(expected))
-            assert found[0] == self.run(self.store.get(HERE, ALICE, JobId(job_id)))
+            job = self.run(self.store.get(HERE, ALICE, JobId(job_id)))
+            assert found[0] == job.outline()
 
     @rule(job_id=jobs, cursor=st.integers(0, 4), attempt=st.integers(0, 3))
     def a_client_consumes(self, job_id: str, cursor: int, attempt: int) -> None:

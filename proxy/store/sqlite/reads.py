@@ -99,13 +99,15 @@ def look(
     limit: int,
     max_bytes: int | None,
 ) -> tuple[Job, list[bytes], int] | None:
-    """Return a job, its outputs from `cursor` on, and the cursor after them, from one snapshot.
+    """Return an outline of a job, its outputs from `cursor` on, and the cursor after them, from one
+    snapshot.
 
     A `cursor` of None means the job's consumed cursor.
     """
+    sql = "SELECT * FROM jobs WHERE id = ? AND endpoint = ? AND owner = ?"
     db.execute("BEGIN")
     try:
-        job = get(db, endpoint, owner, job_id)
+        job = _first(_outlines(db.execute(sql, (job_id, endpoint, owner))))
         if job is None:
             return None
         start = job.consumed_cursor if cursor is None else cursor
