@@ -146,7 +146,7 @@ async def play(
         ended = {
             asked.job: found
             for asked in wishes
-            if asked.job and (found := await lines[0].ended(asked)) is not None
+            if asked.job and (found := asked.shown or await lines[0].ended(asked)) is not None
         }
         await _check_slots(queue)
         for line in lines:
@@ -157,7 +157,9 @@ async def play(
     tell("kills", kills, "", str(dict(running.done)))
     tell("final answers", sum(outcomes.values()), "", str(dict(outcomes.most_common())))
     assert running.done["hits"] >= HITS * kills
-    return findings(wishes, ended)
+    found = findings(wishes, ended)
+    tell("findings", len(found), "0", " | ".join(found[:20]))
+    return found
 
 
 async def _send_all(wishes: list[Asked], lines: list[Clients], url: str) -> None:

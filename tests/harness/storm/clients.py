@@ -43,6 +43,8 @@ class Clients:
                 await self._openai_whole(asked)
             case "sync":
                 await self._poll(asked, await self._submit(asked, "runsync?wait=1000"))
+                # The result of such a job is kept for a minute.
+                asked.shown = await self.ended(asked)
             case "after":
                 await self._submit(asked, "run")
                 await self._read_after(asked)

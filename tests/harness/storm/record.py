@@ -21,7 +21,8 @@ class Asked:
     `job`: its id, once it was acknowledged. `texts`: all texts that should be the answer, or its
     beginning if `is_whole` is False. `ends`: the final answers, such as `COMPLETED`; a client of an
     OpenAI call that was interrupted records `broken` or an error code. `consumes`: the client reads
-    in a way in which elements may be lost with a response.
+    in a way in which elements may be lost with a response. `shown`: the job after its end, if it is
+    forgotten before the storm is over.
     """
 
     prompt: str
@@ -33,6 +34,7 @@ class Asked:
     consumes: bool = False
     ends: list[str] = field(default_factory=list)
     webhooks: list[str] = field(default_factory=list)
+    shown: "Ended | None" = None
 
     @property
     def answer(self) -> str:
