@@ -7,12 +7,14 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from harness.data.clock import FakeClock
 from harness.network.raw_http import request, wire
 from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.proxy.shared import Line
 from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, puppet
 
+from proxy.jobs import model
 from proxy.jobs.model import EndpointId
 from proxy.wire.frames import Chunk, End, Head, Job
 
@@ -22,6 +24,7 @@ DONE = b"data: [DONE]\n\n"
 FIRST = b'data: {"a": 1}\n\n'
 STOP = b'event: message_stop\ndata: {"type":"message_stop"}\n\n'
 FILLER = b"x" * 400_000
+DAY_SECONDS = 86_400.0
 
 
 def response(name: bytes, text: bytes = b"") -> bytes:
@@ -190,3 +193,22 @@ async def test_the_job_of_a_client_that_received_the_whole_body_is_completed(lin
     await asyncio.sleep(0)
     await until(lambda: not len(line.proxy.parts.interactive), what="the calls are over")
     assert await counts(line.proxy) == before | {"completed": before["completed"] + 20}
+
+
+async def test_nothing_follows_the_last_event_of_a_call_that_is_overdue() -> None:
+    """The last event waits in the mailbox when the deadline passes, as after a pause."""
+    clock = FakeClock()
+    async with serving(clock=clock) as proxy, puppet(proxy, slots=1) as worker:
+
+        async def read() -> bytes:
+            async with proxy.http.post(CHAT, json=chat(stream=True)) as answer:
+                return await answer.read()
+
+        reading = asyncio.create_task(read())
+        job = await worker.job()
+        (mailbox,) = proxy.parts.interactive
+        mailbox.head(job.attempt, model.Head(200, EVENTS))
+        mailbox.chunk(job.attempt, FIRST + DONE, more=False)
+        clock.pass_time(DAY_SECONDS)
+        proxy.parts.interactive.end_overdue()
+        assert await reading == FIRST + DONE

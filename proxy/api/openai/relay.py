@@ -270,7 +270,10 @@ class Relay:
     async def _finish(self, head: Head | None) -> None:
         outcome = self._mailbox.outcome
         reply = self._reply
-        if outcome is None or head is None or not outcome.answered:
+        if self._mailbox.is_whole:
+            # Nothing may follow the last event, although its job has ended in another way.
+            await reply.end()
+        elif outcome is None or head is None or not outcome.answered:
             error = ApiError("internal_error", "The worker ended the run without a response.")
             if outcome is not None and outcome.error is not None:
                 error = ApiError(outcome.error.code, outcome.error.message)
