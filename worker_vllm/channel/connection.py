@@ -27,6 +27,7 @@ from proxy.wire.frames import (
 from proxy.wire.outbox import Outbox
 from worker_vllm.channel.dial import (
     OPEN_TIMEOUT_SECONDS,
+    STALL_SECONDS,
     ConnectionLostError,
     Dialler,
     DialRefusedError,
@@ -107,6 +108,8 @@ class ChannelTimeouts:
     """Timeout of the opening handshake."""
     accepted: float = ACCEPTED_SECONDS
     """The time after which an open connection counts as accepted."""
+    stall: float = STALL_SECONDS
+    """The time after which a connection that accepts no data counts as lost."""
 
 
 class Channel:
@@ -261,7 +264,9 @@ class Channel:
             payload, frames = message
             self._peer.sent(self.outbox, frames)
             with losing_connection:
-                await socket.send(payload)
+                # Pings do not detect this, because they wait behind the data.
+                async with asyncio.timeout(self._timeouts.stall):
+                    await socket.send(payload)
 
     async def _beat(self) -> None:
         clock = asyncio.get_running_loop().time

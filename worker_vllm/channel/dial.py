@@ -26,6 +26,8 @@ OPEN_TIMEOUT_SECONDS = 10.0
 PING_INTERVAL_SECONDS = 5.0
 PING_TIMEOUT_SECONDS = 25.0
 CLOSE_TIMEOUT_SECONDS = 2.0
+# A proxy that accepts no data for this long is dead.
+STALL_SECONDS = PING_INTERVAL_SECONDS + PING_TIMEOUT_SECONDS
 # High watermark of the socket's write buffer. The rest waits in the outbox, where lanes take turns.
 WRITE_BUFFER_BYTES = 64 * 1024
 CLOSE_CODE_NORMAL = 1000

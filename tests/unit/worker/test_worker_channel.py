@@ -238,3 +238,28 @@ async def test_a_channel_uses_the_dialler_that_it_is_given() -> None:
 
     assert dialled == ["ws://elsewhere"] * 3
     assert drawn == [(0.25, 0.5), (0.5, 1.0)]
+
+
+async def test_a_connection_that_accepts_no_data_is_lost() -> None:
+    """As behind a network that drops everything: pings wait behind the data."""
+    connections: asyncio.Queue[ServerConnection] = asyncio.Queue()
+    over = asyncio.Event()
+
+    async def accept(socket: ServerConnection) -> None:
+        connections.put_nowait(socket)
+        # Without reading.
+        await over.wait()
+
+    timeouts = ChannelTimeouts(5.0, stall=0.3)
+    async with serve(accept, "127.0.0.1", 0, max_queue=1) as server, asyncio.TaskGroup() as group:
+        port = server.sockets[0].getsockname()[1]
+        channel, outbox, peer = channel_to(f"ws://127.0.0.1:{port}", timeouts)
+        running = group.create_task(channel.run())
+        await connections.get()
+        for number in range(400):
+            outbox.put_in_lane(Chunk(f"j{number}", 1, bytes(64 * 1024)))
+        async with asyncio.timeout(20):
+            await connections.get()
+        assert peer.disconnects == 1
+        over.set()
+        running.cancel()
