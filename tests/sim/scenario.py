@@ -8,6 +8,7 @@ from tempfile import TemporaryDirectory
 from typing import Any
 
 from proxy.jobs.model import Counts, EndpointId
+from proxy.service.mailbox import STALL_SECONDS
 from sim.clients import Client, SeenJob
 from sim.loop import StuckError
 from sim.machines import Machine, ProxyMachine, WorkerMachine
@@ -78,6 +79,9 @@ class Scenario:
             # A second run can reach its time limit too. So can an endless job that is not cancelled
             # because the response with its id was lost.
             limit += EXECUTION_SECONDS
+        if any(fault.kind == "silence" for fault in self._plan.faults):
+            # A write to a client whose network drops everything fails after this time.
+            limit += STALL_SECONDS
         last = max([PLAY_SECONDS, *(fault.end for fault in self._plan.faults)])
         why = ["not begun"]
         while loop.time() < last or (why and loop.time() < last + limit):
