@@ -7,6 +7,9 @@ import time
 import pytest
 from harness.proxy.queue_api import QueueClient, long, prompt, said
 from harness.tools.waiting import until
+from harness.worker.puppet import puppet
+
+from proxy.wire.frames import Output
 
 
 async def test_elements_arrive_as_they_are_produced_and_once(queue: QueueClient) -> None:
@@ -42,6 +45,20 @@ async def test_stream_waits_for_new_output(alone: QueueClient) -> None:
     began = time.monotonic()
     assert (await alone.stream(job, "?wait=1000")).body == {"status": "IN_QUEUE", "stream": []}
     assert 0.9 < time.monotonic() - began < 5
+
+
+async def test_a_client_that_has_left_consumes_nothing(alone: QueueClient) -> None:
+    readers = alone.proxy.parts.events
+    async with puppet(alone.proxy, slots=1) as worker:
+        job = await alone.run(1)
+        run = await worker.job()
+        leaving = asyncio.create_task(alone.stream(job))
+        await until(lambda: len(readers) == 1, what="the client waits for output")
+        # Its connection is closed.
+        leaving.cancel()
+        await until(lambda: len(readers) == 0, what="the proxy has noticed that it has left")
+        await worker.say(Output(run.job, run.attempt, b'"one"'))
+        assert (await alone.stream(job))["stream"] == [{"output": "one"}]
 
 
 async def test_get_and_post_are_equivalent(queue: QueueClient) -> None:

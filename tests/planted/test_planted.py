@@ -8,6 +8,7 @@ to try.
 
 import asyncio
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -83,6 +84,11 @@ async def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
     seconds = asyncio.get_running_loop().time() - begun
     tell(bug.patch.stem, round(seconds, 1), f"found within {FIND_SECONDS:g} s", "s")
     assert output, "the bug was not found"
+    if bug.is_simulated:
+        seed = re.search(r"^seed (\d+): ", output, re.MULTILINE)
+        assert seed, output
+        # The same seed has no violation without the bug.
+        assert await _run(ROOT, "tests/sim/replay.py", seed[1]) == (0, "")
 
 
 async def _find(bug: Bug, folder: Path) -> str:
@@ -91,9 +97,15 @@ async def _find(bug: Bug, folder: Path) -> str:
     search = ("tests/sim/replay.py", seed, "--search", str(FIND_SECONDS))
     options = ("-q", "-x", "-p", "no:cacheprovider", "-m", "not torture")
     test = ("-m", "pytest", *options, bug.finder)
+    status, output = await _run(folder, *(search if bug.is_simulated else test))
+    return output if status == 1 else ""
+
+
+async def _run(folder: Path, *arguments: str) -> tuple[int, str]:
+    """Run Python with the code in a folder; return its status, and its output if that is not 0."""
     process = await asyncio.create_subprocess_exec(
         sys.executable,
-        *(search if bug.is_simulated else test),
+        *arguments,
         cwd=folder,
         env=os.environ | {"PYTHONPATH": os.pathsep.join([str(folder), str(folder / "tests")])},
         stdout=asyncio.subprocess.PIPE,
@@ -104,5 +116,6 @@ async def _find(bug: Bug, folder: Path) -> str:
     except TimeoutError:
         process.kill()
         await process.wait()
-        return ""
-    return output.decode(errors="replace") if process.returncode == 1 else ""
+        return -1, ""
+    status = process.returncode or 0
+    return status, output.decode(errors="replace") if status else ""
