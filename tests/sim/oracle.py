@@ -44,6 +44,8 @@ def _fleet_unrest(scenario: Any, parts: Any) -> list[str]:
             found.append(f"the engine of {machine.name} runs {machine.engine.running}")
         if machine.runtime is not None and machine.runtime._runs:
             found.append(f"the runtime of {machine.name} has {list(machine.runtime._runs)}")
+        if machine.runtime is not None and machine.runtime._ended.has_unconfirmed:
+            found.append(f"{machine.name} has runs whose end was not acknowledged")
     return [*found, *(f"unknown worker {name}" for name in known)]
 
 

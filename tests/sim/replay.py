@@ -51,11 +51,11 @@ def _with(plan: Plan, field: str, entries: Any) -> Plan:
     return replace(plan, **changes)
 
 
-def search(seed: int, seconds: float) -> str | None:
+def search(seed: int, seconds: float, *, pending: bool) -> str | None:
     """Return the first violation of the seeds from `seed` on, or None after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if violations := simulate(draw_plan(seed)).violations:
+        if violations := simulate(draw_plan(seed, with_pending=pending)).violations:
             return f"seed {seed}: {violations[0]}"
         seed += 1
     return None
@@ -88,7 +88,7 @@ def main() -> None:
     parser.add_argument("--without", default="", help="numbers of faults to leave out")
     options = parser.parse_args()
     if options.search:
-        sys.exit(search(options.seed, options.search))
+        sys.exit(search(options.seed, options.search, pending=options.pending))
     without = {int(number) for number in options.without.split(",") if number}
     plan = draw_plan(options.seed, with_pending=options.pending)
     faults = tuple(fault for index, fault in enumerate(plan.faults) if index not in without)
