@@ -19,9 +19,10 @@ pytestmark = pytest.mark.slow
 # Seeds of `make test`, in groups that a parallel run distributes.
 GROUPS = 8
 SEEDS_PER_GROUP = 10
-# The seeds of the torture test; with MINUTES, as many as fit.
+# The seeds of the torture tests, in parts; with MINUTES, each part has as many as fit.
 TORTURE_SEED = 100_000
-TORTURE_SEEDS = 2_000
+TORTURE_PARTS = 4
+SEEDS_PER_PART = 500
 TORTURE_SECONDS = 1_200
 MINUTES = float(os.environ.get("MINUTES") or 0)
 
@@ -61,13 +62,15 @@ def test_a_disk_that_forgets_commits_is_found() -> None:
 
 @pytest.mark.torture
 @pytest.mark.timeout(max(TORTURE_SECONDS, MINUTES * 60 + 60))
-def test_the_invariants_hold_under_faults_for_many_seeds() -> None:
+@pytest.mark.parametrize("part", range(TORTURE_PARTS))
+def test_the_invariants_hold_under_faults_for_many_seeds(part: int) -> None:
     end = time.monotonic() + 60 * MINUTES
-    seed = TORTURE_SEED
+    first = TORTURE_SEED + part * SEEDS_PER_PART
+    seed = first
     found = {}
-    while time.monotonic() < end if MINUTES else seed < TORTURE_SEED + TORTURE_SEEDS:
+    while time.monotonic() < end if MINUTES else seed < first + SEEDS_PER_PART:
         if violations := outcome(seed).violations:
             found[seed] = violations
         seed += 1
-    tell("simulated seeds", seed - TORTURE_SEED, str(TORTURE_SEEDS))
+    tell("simulated seeds", seed - first, str(SEEDS_PER_PART))
     assert not found
