@@ -25,6 +25,8 @@ from proxy.jobs.model import WorkerId
 from proxy.store.base import JobStore
 from proxy.wire.frames import Credit, End, Hold, Job, Output
 
+pytestmark = pytest.mark.slow
+
 TEXTS = ["a", "b", "c"]
 EXECUTION_SECONDS = 600.0
 DAY_SECONDS = 86_400.0

@@ -10,6 +10,8 @@ from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
 
+pytestmark = pytest.mark.slow
+
 # Long intervals between tokens: most of the time, no output is in flight.
 SLOW: dict[str, Any] = {"max_tokens": 12, "seed": 300_000}
 

@@ -21,6 +21,8 @@ from harness.tools.ports import free_port
 from harness.tools.waiting import until
 from harness.worker.process import WorkerProcess, environment, worker_process
 
+pytestmark = pytest.mark.slow
+
 OLD = Path(__file__).parents[1] / "data" / "vllm_serverless-a0f3c11.zip"
 OLD_CODE = {"PYTHONPATH": str(OLD), "PYTHONSAFEPATH": "1"}
 TOKEN = "worker-token-of-this-story"
