@@ -4,6 +4,7 @@ import asyncio
 import json
 from typing import Any
 
+import pytest
 from harness.network.cable import cable
 from harness.proxy.queue_api import QueueClient, prompt
 from harness.proxy.server import CHAT, Proxy, chat, serving
