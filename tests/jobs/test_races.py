@@ -186,11 +186,11 @@ async def is_ended(scene: Scene) -> bool:
 @POSITIONS
 async def test_cancel_and_complete(*, is_reversed: bool, position: bool) -> None:
     async with scene() as one, running(one) as worker:
-        told, _ = await race(
+        answer, _ = await race(
             one, CANCEL, completing(worker), is_reversed=is_reversed, position=position
         )
         shown = await one.status()
-        assert shown["status"] == told["status"]
+        assert shown["status"] == answer["status"]
         assert shown["status"] == ("COMPLETED" if is_reversed is position else "CANCELLED")
         assert ends(one) == 1
         if shown["status"] == "COMPLETED":
@@ -364,7 +364,7 @@ async def test_retry_and_forget(*, is_reversed: bool, position: bool) -> None:
 
     async with scene() as one, running(one):
         await _time_out(one)
-        told, _ = await race(
+        answer, _ = await race(
             one,
             Operation(Call("settle", Event.RETRY), retry),
             Operation(Call("forget"), forget),
@@ -372,6 +372,6 @@ async def test_retry_and_forget(*, is_reversed: bool, position: bool) -> None:
             position=position,
         )
         shown = await one.queue.status(one.job)
-        assert (told, shown.status) in [(200, 200), (404, 404), (409, 404)]
-        if told == 200:
+        assert (answer, shown.status) in [(200, 200), (404, 404), (409, 404)]
+        if answer == 200:
             assert shown["status"] in ("IN_QUEUE", "IN_PROGRESS")

@@ -111,8 +111,8 @@ async def storm(
         nodes += [
             worker_node(f"w{number}", far.url, folder, TOKEN, SLOTS) for number in range(WORKERS)
         ]
-        told = stock_environment(url, "stock", TOKEN, "s0", ping_millis=500)
-        nodes.append(stock_node("s0", sdk, STOCK_HANDLER, told, folder))
+        variables = stock_environment(url, "stock", TOKEN, "s0", ping_millis=500)
+        nodes.append(stock_node("s0", sdk, STOCK_HANDLER, variables, folder))
         try:
             for node in nodes:
                 await node.start()
@@ -186,9 +186,9 @@ def _has_webhooks(hook: Receiver, wishes: list[Asked]) -> bool:
     while not hook.received.empty():
         webhook = hook.received.get_nowait()
         (prompt,) = parse_qs(urlsplit(webhook.path).query)["job"]
-        told = json.loads(webhook.body)
-        if told["id"] == by_prompt[prompt].job:
-            by_prompt[prompt].webhooks.append(told["status"])
+        notification = json.loads(webhook.body)
+        if notification["id"] == by_prompt[prompt].job:
+            by_prompt[prompt].webhooks.append(notification["status"])
     return all(asked.webhooks for asked in wishes if asked.kind == "status" and asked.job)
 
 

@@ -10,7 +10,7 @@ Nothing in this module does I/O or reads the clock.
 from collections.abc import Iterable
 from contextlib import suppress
 from hashlib import blake2b
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import msgspec
 
@@ -25,10 +25,6 @@ REPETITION_SECONDS = 1.0
 _list_decoder = msgspec.json.Decoder(list[msgspec.Raw])
 
 
-class Line(Protocol):
-    """A connection, of which only the identity matters."""
-
-
 def digest(element: bytes) -> bytes:
     """Return a digest of a JSON text that does not depend on the blanks between its values."""
     with suppress(RecursionError):
@@ -41,8 +37,8 @@ class PostedElements:
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
         self._digests = bytearray().join(map(digest, elements))
-        # The connection of a post that has not been answered.
-        self.line: Line | None = None
+        # The connection of a post that has not been answered. Only its identity matters.
+        self.line: object | None = None
         # The time at which the connection of the last post ended before its response.
         self._lost_at: float | None = None
 
@@ -56,7 +52,7 @@ class PostedElements:
         """Add an element that has been given to the sink of its run."""
         self._digests += element_digest
 
-    def begin(self, line: Line, element_digest: bytes, now: float) -> bool:
+    def begin(self, line: object, element_digest: bytes, now: float) -> bool:
         """Note the begin of a post; return False if it repeats the last one.
 
         It does if the response to the last one was lost, and the SDK may have waited since then.
@@ -72,12 +68,12 @@ class PostedElements:
         )
         return not is_repeated
 
-    def answered(self, line: Line) -> None:
+    def answered(self, line: object) -> None:
         """Note that a post over this connection has been answered."""
         if self.line is line:
             self.line = None
 
-    def closed(self, line: Line, now: float) -> None:
+    def closed(self, line: object, now: float) -> None:
         """Note the end of a connection."""
         if self.line is line:
             self.line = None

@@ -80,7 +80,7 @@ def worker_node(name: str, url: str, folder: Path, token: str, slots: int, **mor
 
 
 def stock_node(
-    name: str, python: str, handler: Path, told: Mapping[str, str], folder: Path
+    name: str, python: str, handler: Path, variables: Mapping[str, str], folder: Path
 ) -> Node:
     """Return a worker with Runpod's SDK, which runs in the environment of `python`."""
-    return Node(name, (python, str(handler)), told, folder / f"{name}.log", handler.parent)
+    return Node(name, (python, str(handler)), variables, folder / f"{name}.log", handler.parent)
