@@ -84,7 +84,8 @@ class DurableRuns:
 
     def has_ended(self, job: Job) -> bool:
         """Return True if a job has ended after its run had begun in the store, and before a worker
-        holds the run: two writes that the store carries out together may return in either order.
+        holds the run. Two writes that the store carries out together may return in either order.
+        The answer is True once for each run.
         """
         return self._ended_early.pop(job.id, None) == job.run
 

@@ -114,11 +114,9 @@ class JobView:
     ) -> OutputPage | None:
         """Wait for elements after a cursor, or for the job's end, and give them to the client.
 
-        `after` None: after the elements that a client has consumed.
-
-        With `max_bytes`, also the output of a finished job comes in pages; the last one is empty.
-        From then on they count as delivered: the run is not repeated. None: this owner has no such
-        job.
+        The elements count as delivered, so the run is not repeated if it is lost. `after` None:
+        after the elements that a client has consumed. With `max_bytes`, the output of a finished
+        job comes in pages, too; the last page is empty. Returns None if this owner has no such job.
         """
         deadline = asyncio.get_running_loop().time() + seconds
         while True:

@@ -1,9 +1,9 @@
 """The choice of the deliveries that start: receivers take turns, within limits.
 
 Places are limited for each receiver, so that a slow receiver leaves the others their places. They
-are limited for each owner as well: it has at most as many active deliveries as places are free. One
-owner therefore gets half of the places, a second one half of the rest, and so on; owners with any
-number of slow receivers leave places for the next owner.
+are limited for each owner as well: an owner never has more active deliveries than places are free.
+One owner therefore gets half of the places, a second one half of the rest, and so on. An owner with
+any number of slow receivers leaves places for the next owner.
 """
 
 from collections import Counter, deque
