@@ -1,6 +1,6 @@
 """The composition root: makes the parts of one proxy and connects them. `serving` runs them."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -260,10 +260,16 @@ def _notice(view: JobView, seal: Seal, clock: Clock) -> Callable[[Job], Awaitabl
 
     async def notice(job: Job) -> bytes:
         webhook = seal.open_webhook(job.submission.webhook or "")
-        found = await view.outputs(job) if job.output is None else (job, ())
-        if found is None or found[0].retry_count != job.retry_count:
-            return b""
-        return response.notice(job, found[1], clock.now(), webhook)
+        elements: Sequence[bytes] = ()
+        if job.output is None:
+            found = await view.result(job.endpoint, job.submission.owner, job.id, _pay)
+            if found is None or found[0].retry_count != job.retry_count:
+                return b""
+            elements = found[1]
+        return response.notice(job, elements, clock.now(), webhook)
+
+    async def _pay(_: int) -> None:
+        """Reserve nothing: the deliveries have their own limit of bytes."""
 
     return notice
 

@@ -17,7 +17,7 @@ from proxy.edge.memory import return_large_blocks, trim_heap
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 from proxy.service.background import keep
 from proxy.settings import Settings
-from proxy.store.base import StoreError, StoreUnavailableError
+from proxy.store.errors import StoreError, StoreUnavailableError
 from proxy.wire.frames import SOCKET_BYTES
 
 log = structlog.get_logger()

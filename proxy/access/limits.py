@@ -245,6 +245,24 @@ class Share:
         await self._budget.wait(size, self._holder)
         self.held += size
 
+    def grow_to(self, size: int) -> None:
+        """Reserve as many bytes as are missing to `size`. Raises BudgetError as `grow` does."""
+        if size > self.held:
+            self.grow(size - self.held)
+
+    async def wait_to(self, size: int) -> None:
+        """Reserve as many bytes as are missing to `size`; wait until they are free."""
+        if size > self.held:
+            await self.wait(size - self.held)
+
+    def hold(self, size: int) -> None:
+        """Reserve as many bytes as are missing to `size`, even above the limits: they are in use
+        already.
+        """
+        if size > self.held:
+            self._budget.reserve(size - self.held, self._holder)
+            self.held = size
+
     def give_back(self) -> None:
         """Release all reserved bytes; a no-op the second time."""
         held = self.held
@@ -281,7 +299,7 @@ class Budget:
         held = self._held.get(holder, 0)
         if self.used + size > self.limit or self._waiting or held + size > self._each:
             return False
-        self._reserve(size, holder)
+        self.reserve(size, holder)
         return True
 
     async def wait(self, size: int, holder: str) -> None:
@@ -326,10 +344,11 @@ class Budget:
             del self._waiting[waiter]
             # A cancelled waiter has not removed itself yet.
             if not turn.done():
-                self._reserve(size, holder)
+                self.reserve(size, holder)
                 turn.set_result(None)
 
-    def _reserve(self, size: int, holder: str) -> None:
+    def reserve(self, size: int, holder: str) -> None:
+        """Reserve `size` bytes at once, even above the limits."""
         self.used += size
         self._held[holder] += size
 

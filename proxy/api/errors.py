@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from proxy.access.limits import BudgetError, LimitedError, limit_headers
 from proxy.service.admission import DrainingError, QueueFullError
 from proxy.service.durable import NotRetriableError
-from proxy.store.base import StoreBusyError, StoreFullError, StoreGoneError
+from proxy.store.errors import StoreBusyError, StoreFullError, StoreGoneError
 
 REQUEST_ERROR = "invalid_request_error"
 SERVER_ERROR = "server_error"

@@ -15,7 +15,7 @@ from proxy.scaler.process import FINAL_STATUSES, Command, ProcessProvider
 from proxy.service.ports import WorkerExit
 from proxy.serving import listen, running, until_signal, until_store_is_gone
 from proxy.settings import Settings
-from proxy.store.base import StoreUnavailableError
+from proxy.store.errors import StoreUnavailableError
 from proxy.wire.secret_file import SecretFileError
 
 EX_CONFIG = 78

@@ -7,7 +7,7 @@ from typing import Any
 
 import structlog
 
-from proxy.store.base import StoreBusyError, StoreError, StoreFullError, StoreGoneError
+from proxy.store.errors import StoreBusyError, StoreError, StoreFullError, StoreGoneError
 
 log = structlog.get_logger()
 

@@ -5,7 +5,8 @@ import structlog
 from proxy.jobs.model import Millis
 from proxy.jobs.policy import DELIVERY_RETRY_MILLIS
 from proxy.service.clock import Clock
-from proxy.store.base import JobStore, StoreError
+from proxy.store.base import JobStore
+from proxy.store.errors import StoreError
 
 log = structlog.get_logger()
 

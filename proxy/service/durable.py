@@ -33,9 +33,10 @@ from proxy.service.consumers import Consumers
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, log_loss
-from proxy.service.job_view import ALL_ELEMENTS, JobView
+from proxy.service.job_view import JobView, Reading
 from proxy.service.recorder import Recorder, Recording
-from proxy.store.base import JobStore, StoreGoneError
+from proxy.store.base import JobStore
+from proxy.store.errors import StoreGoneError
 
 log = structlog.get_logger()
 
@@ -307,7 +308,7 @@ class DurableJobs:
         return job.without_body()
 
     async def consume(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float
+        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float, reading: Reading
     ) -> tuple[Job, Sequence[bytes]] | None:
         """Wait for elements that no client has consumed yet, and consume them.
 
@@ -321,22 +322,30 @@ class DurableJobs:
         async with self._consumers.alone(JobId(job_id)):
             while True:
                 left = deadline - asyncio.get_running_loop().time()
-                page = await self._view.read(endpoint, owner, job_id, None, left)
+                page = await self._view.read(endpoint, owner, job_id, None, left, reading)
                 if page is None:
                     return None
                 job = page.job
                 position = page.cursor.position
                 if job.status is Status.CANCELLED:
-                    _, end = await self._store.read(job.id, 0, ALL_ELEMENTS)
-                    if job.consumed_cursor > end:
+                    if await self._is_past_end(job):
                         return None
                     # Past the end: the cancellation has been reported.
-                    position = end + 1
+                    position += 1
                 if position == job.consumed_cursor:
                     return job, page.elements
                 if await self._store.consume(job.id, job.attempt, position):
                     return job, page.elements
                 # The attempt was lost in the meantime.
+
+    async def _is_past_end(self, job: Job) -> bool:
+        """Return True if the job's consumed cursor is after the end of its log."""
+        last = job.consumed_cursor - 1
+        if last < 0:
+            return False
+        owner = job.submission.owner
+        page = await self._store.look(job.endpoint, owner, job.id, last, limit=1, max_bytes=0)
+        return page is not None and not page.needed
 
     async def cancel(self, endpoint: Endpoint, owner: Owner, job_id: str) -> Job | None:
         """Cancel a job that is queued or running. One that has ended does not change."""

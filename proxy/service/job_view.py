@@ -4,8 +4,8 @@ A job of another owner is treated like an unknown one.
 """
 
 import asyncio
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Awaitable, Callable, Sequence
+from typing import NamedTuple, TypeAlias
 
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Counts, Cursor, EndpointId, Job, JobId, Millis, Owner
@@ -18,10 +18,28 @@ from proxy.service.interactive import InteractiveJobs
 from proxy.service.recorder import Recorder
 from proxy.store.base import JobStore
 
-# Elements in one answer about an unfinished job; the answer about a finished job contains all of
-# them.
+# Elements in one page of output.
 PAGE_ELEMENTS = 1_000
-ALL_ELEMENTS = 1_000_000
+# Output of this size is read without being paid for.
+UNPAID_MAX_BYTES = 256 * 1024
+
+Pay: TypeAlias = Callable[[int], Awaitable[None]]
+"""Reserves memory for output before it is read: the number of bytes that the caller has to hold in
+all. It waits, or raises an error.
+"""
+
+
+class Reading(NamedTuple):
+    """The form of output for one caller: pages of `page_bytes`; with `whole`, all of the output at
+    once if the job has ended.
+
+    `pay` is called before more than `page_bytes` are read. A page is larger only if it has a single
+    element.
+    """
+
+    page_bytes: int
+    whole: bool
+    pay: Pay
 
 
 class OutputPage(NamedTuple):
@@ -74,17 +92,30 @@ class JobView:
         # An unknown id and a job of another owner take the same path, and thus the same time.
         return call or await self._store.get(endpoint.id, owner, JobId(job_id))
 
+    async def result(
+        self, endpoint: EndpointId, owner: Owner, job_id: str, pay: Pay
+    ) -> tuple[Job, Sequence[bytes]] | None:
+        """Return the job with its output: `output`, or the elements of its log if it has none.
+
+        An element is a JSON object with `output`, and `metrics` if there are any. A job that has
+        not ended has neither. None if this owner has no such job.
+        """
+        call = self._interactive.get(endpoint, owner, JobId(job_id))
+        if call is not None:
+            return call, ()
+        return await self._result(endpoint, owner, JobId(job_id), pay)
+
     async def wait_end(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float
-    ) -> Job | None:
-        """Wait up to `seconds` for the job to end; return its last state."""
+        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float, pay: Pay
+    ) -> tuple[Job, Sequence[bytes]] | None:
+        """Wait up to `seconds` for the job to end; return its last state as `result` does."""
         deadline = asyncio.get_running_loop().time() + seconds
         with self._events.subscribe(JobId(job_id)) as subscription:
             while True:
-                job = await self.get(endpoint, owner, job_id)
+                found = await self.result(endpoint.id, owner, job_id, pay)
                 left = deadline - asyncio.get_running_loop().time()
-                if job is None or job.is_terminal or left <= 0 or self.is_over:
-                    return job
+                if found is None or found[0].is_terminal or left <= 0 or self.is_over:
+                    return found
                 await subscription.wait(left)
 
     def let_go(self) -> None:
@@ -94,15 +125,6 @@ class JobView:
         self.is_over = True
         self._events.notify_all()
 
-    async def outputs(self, job: Job) -> tuple[Job, Sequence[bytes]] | None:
-        """Return the job as it is now with all elements of its output log, both of one moment.
-
-        An element is a JSON object with `output`, and `metrics` if there are any. None: the job no
-        longer exists.
-        """
-        found = await self._look(job.endpoint, job.submission.owner, job.id, 0, ALL_ELEMENTS)
-        return None if found is None else found[:2]
-
     async def read(
         self,
         endpoint: Endpoint,
@@ -110,18 +132,18 @@ class JobView:
         job_id: str,
         after: Cursor | None,
         seconds: float,
-        max_bytes: int | None = None,
+        reading: Reading,
     ) -> OutputPage | None:
         """Wait for elements after a cursor, or for the job's end, and give them to the client.
 
         The elements count as delivered, so the run is not repeated if it is lost. `after` None:
-        after the elements that a client has consumed. With `max_bytes`, the output of a finished
-        job comes in pages, too; the last page is empty. Returns None if this owner has no such job.
+        after the elements that a client has consumed. The last page of a job is empty, or has all
+        that was left. Returns None if this owner has no such job.
         """
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             left = deadline - asyncio.get_running_loop().time()
-            page = await self.wait_output(endpoint, owner, job_id, after, left, max_bytes)
+            page = await self.wait_output(endpoint, owner, job_id, after, left, reading)
             if page is None or not page.elements or page.job.is_terminal or page.job.delivered:
                 return page
             # Read again: until now, the output can have been corrected, or the attempt lost.
@@ -134,7 +156,7 @@ class JobView:
         job_id: str,
         after: Cursor | None,
         seconds: float,
-        max_bytes: int | None = None,
+        reading: Reading,
     ) -> OutputPage | None:
         """Wait like `read`, without giving the elements to the client.
 
@@ -146,9 +168,7 @@ class JobView:
         with self._events.subscribe(JobId(job_id)) as subscription:
             while True:
                 position = None if after is None else after.position
-                found = await self._look(
-                    endpoint.id, owner, JobId(job_id), position, PAGE_ELEMENTS, max_bytes
-                )
+                found = await self._look(endpoint.id, owner, JobId(job_id), position, reading)
                 if found is None:
                     return None
                 job, elements, following = found
@@ -205,23 +225,54 @@ class JobView:
         owner: Owner,
         job_id: JobId,
         cursor: int | None,
-        limit: int,
-        max_bytes: int | None = None,
+        reading: Reading,
     ) -> tuple[Job, Sequence[bytes], int] | None:
-        """Return a job and its output from one moment.
+        """Return a job, a part of its output, and the cursor after that, all from one moment.
 
         An interactive job has no output here, and neither has a queued job: the output of a run
         that was lost stays in the store until the next run begins.
         """
         if (call := self._interactive.get(endpoint, owner, job_id)) is not None:
             return call, (), cursor or 0
-        found = await self._store.look(endpoint, owner, job_id, cursor, limit, max_bytes)
-        if found is None:
-            return None
-        job, elements, following = found
-        if job.status is Status.IN_QUEUE:
-            return job, (), following - len(elements)
-        return found
+        max_bytes = reading.page_bytes
+        while True:
+            page = await self._store.look(
+                endpoint, owner, job_id, cursor, limit=PAGE_ELEMENTS, max_bytes=max_bytes
+            )
+            if page is None:
+                return None
+            job, elements, following, needed = page
+            start = following - len(elements)
+            if job.status is Status.IN_QUEUE:
+                return job, (), start
+            has_more = bool(needed) or len(elements) == PAGE_ELEMENTS
+            if has_more and job.is_terminal and reading.whole:
+                found = await self._result(endpoint, owner, job_id, reading.pay, start)
+                return None if found is None else (*found, start + len(found[1]))
+            if elements or not needed:
+                return job, elements, following
+            await reading.pay(needed)
+            max_bytes = needed
+
+    async def _result(
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        job_id: JobId,
+        pay: Pay,
+        cursor: int | None = None,
+    ) -> tuple[Job, Sequence[bytes]] | None:
+        """Return `JobStore.result`, paid for before it is read."""
+        paid = UNPAID_MAX_BYTES
+        while True:
+            found = await self._store.result(endpoint, owner, job_id, max_bytes=paid, cursor=cursor)
+            if found is None:
+                return None
+            job, outputs, size = found
+            if size <= paid:
+                return job, outputs
+            await pay(size)
+            paid = size
 
 
 def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:

@@ -12,7 +12,8 @@ from proxy.jobs.model import Ids, Job, JobId
 from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Worker
 from proxy.service.ports import WorkerPort
-from proxy.store.base import Adopted, JobStore, StoreError
+from proxy.store.base import Adopted, JobStore
+from proxy.store.errors import StoreError
 
 log = structlog.get_logger()
 

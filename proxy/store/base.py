@@ -3,7 +3,7 @@
 These docstrings are the specification. `tests/contract/` checks every implementation against it.
 """
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -22,32 +22,7 @@ from proxy.jobs.model import (
     Submission,
     WorkerId,
 )
-
-
-class StoreError(Exception):
-    """The store could not carry out a call. The call has had no effect.
-
-    What has to be written is kept and repeated, with the same data, after a full or a busy store.
-    What can be refused is refused. Nothing else depends on the store.
-    """
-
-
-class StoreFullError(StoreError):
-    """The store has no space for another job or, in the worst case, for any write."""
-
-
-class StoreBusyError(StoreError):
-    """The store fails for now: another program has locked it, or its disk reports errors."""
-
-
-class StoreGoneError(StoreError):
-    """The store fails for good: its file was deleted, replaced or damaged. So will every later
-    call.
-    """
-
-
-class StoreUnavailableError(Exception):
-    """The store cannot be opened. The message names the reason and the remedy."""
+from proxy.store.outputs import Page, Result
 
 
 class Adopted(NamedTuple):
@@ -121,11 +96,10 @@ class JobStore(Protocol):
         ...
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
-        """Return a job without the request body and `s3_config`.
+        """Return an outline of a job.
 
         None if this owner has no job with this id on this endpoint: an unknown id and a job of
-        another owner cannot be distinguished. The body is omitted because no client receives it,
-        and a client that polls must not load 20 MB into memory with each request.
+        another owner cannot be distinguished.
         """
         ...
 
@@ -317,15 +291,34 @@ class JobStore(Protocol):
         owner: Owner,
         job_id: JobId,
         cursor: int | None,
+        *,
         limit: int,
-        max_bytes: int | None = None,
-    ) -> tuple[Job, Sequence[bytes], int] | None:
-        """Return an outline of a job and the result of `read` from one snapshot; None as in `get`.
+        max_bytes: int,
+    ) -> Page | None:
+        """Return a page of a job's outputs from `cursor` on; None as in `get`.
 
-        The outputs therefore belong to the returned job's attempt and status. A `cursor` of None
-        means the job's `consumed_cursor`. The limit applies to an unfinished job only: for a
-        terminal job, all outputs after the cursor are returned. With `max_bytes` it applies to
-        every job, and the outputs end with the one that exceeds this number of bytes.
+        The page has up to `limit` outputs and `max_bytes` bytes. It ends before an output that does
+        not fit, even if that is the first; `needed` is the size of that output. Job and outputs are
+        from one snapshot, so the outputs belong to the job's attempt and status. A `cursor` of None
+        means the job's `consumed_cursor`.
+        """
+        ...
+
+    async def result(
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        job_id: JobId,
+        *,
+        max_bytes: int,
+        cursor: int | None = None,
+    ) -> Result | None:
+        """Return a job with its `output`, or with all outputs of its log if it has no `output`;
+        None as in `get`.
+
+        With a `cursor`, it is the job with the outputs of its log from there on. More than
+        `max_bytes` are not returned, but `size` is their number. A job that has not ended has no
+        result, of 0 bytes. All is from one snapshot.
         """
         ...
 
@@ -376,22 +369,3 @@ class JobStore(Protocol):
         before, and less than those of all later ones.
         """
         ...
-
-
-def not_appended(outputs: Sequence[bytes], end: int, start: int | None) -> Sequence[bytes]:
-    """Return the outputs that a log of length `end` does not have yet (see `JobStore.append`)."""
-    if start is None:
-        return outputs
-    if start > end:
-        raise ValueError(f"outputs from {end} to {start} are missing")
-    return outputs[end - start :]
-
-
-def first_bytes(outputs: Iterable[bytes], max_bytes: int | None) -> Iterator[bytes]:
-    """Yield outputs up to the one that exceeds `max_bytes` in all (see `JobStore.look`)."""
-    size = 0
-    for output in outputs:
-        yield output
-        size += len(output)
-        if max_bytes is not None and size > max_bytes:
-            return

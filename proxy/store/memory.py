@@ -23,10 +23,13 @@ from proxy.jobs.model import (
     Submission,
     WorkerId,
 )
-from proxy.jobs.policy import is_body_needed
-from proxy.store.base import Adopted, StoreFullError, first_bytes, not_appended
+from proxy.store import changes
+from proxy.store.base import Adopted
 from proxy.store.delivery_index import DeliveryIndex
+from proxy.store.errors import StoreFullError
 from proxy.store.job_index import DeadlineIndex, JobIndex
+from proxy.store.output_logs import OutputLogs
+from proxy.store.outputs import Page, Result, first_outputs
 
 JOBS_MAX_BYTES = 512 * 1024 * 1024
 
@@ -45,10 +48,10 @@ class MemoryStore:
     def __init__(self, max_bytes: int = JOBS_MAX_BYTES) -> None:
         self._index = JobIndex()
         self._max_bytes = max_bytes
-        # Of jobs and their outputs.
+        # Of jobs, without their logs.
         self._bytes = 0
         self._jobs: dict[JobId, Job] = {}
-        self._outputs: dict[JobId, list[bytes]] = {}
+        self._logs = OutputLogs()
         self._retentions = DeadlineIndex()
         self._deliveries = DeliveryIndex(lambda job_id: self._jobs[job_id].submission.receiver)
         self._tries: dict[JobId, int] = {}
@@ -76,7 +79,8 @@ class MemoryStore:
     async def submit(self, submission: Submission, now: Millis) -> Job:
         if (known := self._jobs.get(submission.id)) is not None:
             return known
-        if self._bytes + JOB_OVERHEAD_BYTES + len(submission.work.body) > self._max_bytes:
+        used = self._bytes + self._logs.bytes
+        if used + JOB_OVERHEAD_BYTES + len(submission.work.body) > self._max_bytes:
             raise StoreFullError(f"durable jobs use more than {self._max_bytes} bytes of memory")
         job = Job(
             submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now
@@ -84,10 +88,8 @@ class MemoryStore:
         return self._note(job)
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
-        job = self._jobs.get(job_id)
-        if job is None or job.endpoint != endpoint or job.submission.owner != owner:
-            return None
-        return job.without_body()
+        job = self._owned(endpoint, owner, job_id)
+        return None if job is None else job.outline()
 
     async def find(self, job_id: JobId) -> Job | None:
         return self._jobs.get(job_id)
@@ -127,22 +129,9 @@ class MemoryStore:
 
     def _hand_out(self, job_id: JobId, worker: WorkerId, now: Millis, run: int) -> Job:
         """Apply `take` to a job whose key has been popped from the index."""
-        job = self._jobs[job_id]
         # The output log belongs to the current attempt.
-        self._drop_outputs(job_id)
-        return self._note(
-            replace(
-                job,
-                status=TRANSITIONS[Event.TAKE].target,
-                attempt=job.attempt + 1,
-                run=run,
-                worker=worker,
-                taken_at=now,
-                consumed_cursor=0,
-                delivered=False,
-                last_event=Event.TAKE,
-            ),
-        )
+        self._logs.drop(job_id)
+        return self._note(changes.taken(self._jobs[job_id], worker, now, run))
 
     async def settle(
         self,
@@ -161,31 +150,16 @@ class MemoryStore:
             return None
         if undelivered and job.delivered:
             return None
-        target = advance(job.status, event)
-        if target is None or event is Event.TAKE:
+        if advance(job.status, event) is None or event is Event.TAKE:
             return None
         if event is Event.RETRY:
             return self._retry(job, now)
         if event is Event.RELEASE:
-            return self._note(
-                replace(
-                    job,
-                    status=target,
-                    worker=None,
-                    taken_at=None,
-                    failures=job.failures + counts,
-                    last_event=event,
-                )
-            )
-        ended = replace(
-            job, status=target, finished_at=now, error=error, output=output, last_event=event
-        )
+            return self._note(changes.released(job, counts=counts))
         if job.submission.webhook is not None:
             self._deliveries.set(job_id, now)
             self._tries[job_id] = 0
-        if not is_body_needed(ended):
-            ended = replace(ended, submission=job.submission.without_body())
-        return self._note(ended)
+        return self._note(changes.ended(job, event, now, error, output))
 
     async def purge(
         self,
@@ -269,7 +243,7 @@ class MemoryStore:
         if job is None or job.attempt != attempt or not is_running:
             return None
         adopted = self._keep(replace(job, run=run)).outline()
-        return Adopted(adopted, len(self._outputs.get(job_id, ())))
+        return Adopted(adopted, self._logs.end(job_id))
 
     async def append(
         self, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None = None
@@ -279,11 +253,7 @@ class MemoryStore:
             return None
         if job.status is not TRANSITIONS[Event.TAKE].target:
             return None
-        log = self._outputs.setdefault(job_id, [])
-        new = not_appended(outputs, len(log), start)
-        log.extend(new)
-        self._bytes += sum(map(len, new))
-        return len(log)
+        return self._logs.append(job_id, outputs, start)
 
     async def rewrite(self, job_id: JobId, run: int, start: int, outputs: Sequence[bytes]) -> bool:
         job = self._jobs.get(job_id)
@@ -291,13 +261,11 @@ class MemoryStore:
             return False
         if job.status is not TRANSITIONS[Event.TAKE].target:
             return False
-        log = self._outputs.setdefault(job_id, [])
-        self._bytes += sum(map(len, outputs)) - sum(map(len, log[start:]))
-        log[start:] = outputs
+        self._logs.rewrite(job_id, start, outputs)
         return True
 
     async def read(self, job_id: JobId, cursor: int, limit: int) -> tuple[Sequence[bytes], int]:
-        part = self._outputs.get(job_id, [])[cursor : cursor + limit]
+        part = self._logs.outputs(job_id, cursor, limit)
         return part, cursor + len(part)
 
     async def look(
@@ -306,18 +274,40 @@ class MemoryStore:
         owner: Owner,
         job_id: JobId,
         cursor: int | None,
+        *,
         limit: int,
-        max_bytes: int | None = None,
-    ) -> tuple[Job, Sequence[bytes], int] | None:
-        job = await self.get(endpoint, owner, job_id)
+        max_bytes: int,
+    ) -> Page | None:
+        job = self._owned(endpoint, owner, job_id)
         if job is None:
             return None
-        job = job.outline()
         start = job.consumed_cursor if cursor is None else cursor
-        log = self._outputs.get(job_id, [])
-        end = None if job.is_terminal and max_bytes is None else start + limit
-        part = list(first_bytes(log[start:end], max_bytes))
-        return job, part, start + len(part)
+        rest = self._logs.outputs(job_id, start, limit)
+        part, needed = first_outputs(((output, len(output)) for output in rest), max_bytes)
+        return Page(job.outline(), part, start + len(part), needed)
+
+    async def result(
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        job_id: JobId,
+        *,
+        max_bytes: int,
+        cursor: int | None = None,
+    ) -> Result | None:
+        job = self._owned(endpoint, owner, job_id)
+        if job is None:
+            return None
+        outline = job.outline()
+        if not job.is_terminal:
+            return Result(outline, (), 0)
+        if cursor is None and job.output is not None:
+            size = len(job.output)
+            fits = size <= max_bytes
+            return Result(replace(outline, output=job.output) if fits else outline, (), size)
+        outputs = self._logs.outputs(job_id, cursor or 0)
+        size = sum(map(len, outputs))
+        return Result(outline, outputs if size <= max_bytes else (), size)
 
     async def consume(self, job_id: JobId, attempt: int, cursor: int) -> bool:
         job = self._jobs.get(job_id)
@@ -342,24 +332,17 @@ class MemoryStore:
     def next_sequence(self) -> int:
         return self._index.next_sequence()
 
+    def _owned(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
+        job = self._jobs.get(job_id)
+        if job is None or job.endpoint != endpoint or job.submission.owner != owner:
+            return None
+        return job
+
     def _retry(self, job: Job, now: Millis) -> Job:
-        self._drop_outputs(job.id)
+        self._logs.drop(job.id)
         self._deliveries.set(job.id, None)
         self._tries.pop(job.id, None)
-        again = _postponed(job.submission, Millis(now - job.created_at))
-        target = TRANSITIONS[Event.RETRY].target
-        return self._note(
-            Job(
-                again,
-                self._index.next_sequence(),
-                target,
-                created_at=now,
-                attempt=job.attempt,
-                run=job.run,
-                retry_count=job.retry_count + 1,
-                last_event=Event.RETRY,
-            )
-        )
+        return self._note(changes.retried(job, now, self._index.next_sequence()))
 
     def _note(self, job: Job) -> Job:
         self._index.note(job)
@@ -367,11 +350,8 @@ class MemoryStore:
 
     def _drop(self, job_id: JobId) -> None:
         self._bytes -= _size_bytes(self._jobs.pop(job_id))
-        self._drop_outputs(job_id)
+        self._logs.drop(job_id)
         self._retentions.set(job_id, None)
-
-    def _drop_outputs(self, job_id: JobId) -> None:
-        self._bytes -= sum(map(len, self._outputs.pop(job_id, ())))
 
     def _keep(self, job: Job) -> Job:
         before = self._jobs.get(job.id)
@@ -387,14 +367,3 @@ class MemoryStore:
 def _size_bytes(job: Job) -> int:
     """Return the size of a job that counts towards `JOBS_MAX_BYTES`."""
     return JOB_OVERHEAD_BYTES + len(job.submission.work.body) + len(job.output or b"")
-
-
-def _postponed(submission: Submission, by: Millis) -> Submission:
-    """Return the submission with its deadlines shifted by a duration."""
-    queued = submission.queued_until
-    expires = submission.expires_at
-    return replace(
-        submission,
-        queued_until=None if queued is None else Millis(queued + by),
-        expires_at=None if expires is None else Millis(expires + by),
-    )

@@ -23,7 +23,8 @@ from proxy.jobs.policy import DELIVERY_RETRY_MILLIS, after_try
 from proxy.service.background import Background
 from proxy.service.clock import Clock
 from proxy.service.events import Subscription
-from proxy.store.base import JobStore, StoreError
+from proxy.store.base import JobStore
+from proxy.store.errors import StoreError
 from proxy.webhooks.body_budget import BodyBudget
 from proxy.webhooks.sender import Sender
 from proxy.webhooks.signature import message_id

@@ -6,7 +6,7 @@ from harness.data.store_steps import RUN, T0, WORKER
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Input, Millis
-from proxy.store.base import StoreFullError
+from proxy.store.errors import StoreFullError
 from proxy.store.memory import JOB_OVERHEAD_BYTES, MemoryStore
 
 BODY = Input(b"1" * 10_000)

@@ -25,7 +25,7 @@ from harness.data.store_steps import (
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, InteractiveJob, Job, JobId, Millis
-from proxy.store.base import StoreUnavailableError
+from proxy.store.errors import StoreUnavailableError
 from proxy.store.sqlite.database import MIGRATIONS
 from proxy.store.sqlite.rows import Row
 from proxy.store.sqlite.store import SqliteStore

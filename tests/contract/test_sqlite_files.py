@@ -16,7 +16,7 @@ from harness.data.store_steps import RUN, T0, ids, purge, settle, sqlite_store, 
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import JobId
-from proxy.store.base import StoreGoneError, StoreUnavailableError
+from proxy.store.errors import StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite.store import SqliteStore
 
 ROOT = Path(__file__).parents[2]
@@ -173,7 +173,8 @@ async def check_every_call_fails(store: SqliteStore) -> None:
         store.deliveries(T0, 9),
         store.append(job, RUN, [b"1"]),
         store.read(job, 0, 9),
-        store.look(HERE, ALICE, job, 0, 9),
+        store.look(HERE, ALICE, job, 0, limit=9, max_bytes=9),
+        store.result(HERE, ALICE, job, max_bytes=9),
         store.consume(job, 1, 1),
         store.adopt(job, 1, RUN),
         store.counts(HERE),

@@ -17,7 +17,7 @@ from harness.data.store_steps import RUN, T0, ended, found, ids, sqlite_store, t
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, JobId
-from proxy.store.base import StoreFullError
+from proxy.store.errors import StoreFullError
 from proxy.store.sqlite.database import opened
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.store import SqliteStore

@@ -3,7 +3,7 @@
 import asyncio
 from collections import Counter
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any, NamedTuple
@@ -193,7 +193,7 @@ class StoreModel(RuleBasedStateMachine):
     def a_client_looks(self, job_id: str) -> None:
         job = self.run(self.store.find(JobId(job_id)))
         assert self.run(self.store.get(HERE, ALICE, JobId(job_id))) == (
-            None if job is None else job.without_body()
+            None if job is None else job.outline()
         )
         if job_id in self.rows:
             self.agree(job, job_id)
@@ -206,18 +206,45 @@ class StoreModel(RuleBasedStateMachine):
         part, after = self.run(self.store.read(JobId(job_id), cursor, limit))
         assert (list(part), after) == (expected, cursor + len(expected))
 
-    @rule(job_id=jobs, cursor=st.none() | st.integers(0, 4), limit=st.integers(0, 4))
-    def a_client_looks_at_both(self, job_id: str, cursor: int | None, limit: int) -> None:
-        found = self.run(self.store.look(HERE, ALICE, JobId(job_id), cursor, limit))
+    @rule(
+        job_id=jobs,
+        cursor=st.none() | st.integers(0, 4),
+        limit=st.integers(0, 4),
+        max_bytes=st.integers(0, 9),
+    )
+    def a_client_reads_a_page(
+        self, job_id: str, cursor: int | None, limit: int, max_bytes: int
+    ) -> None:
+        found = self.run(
+            self.store.look(HERE, ALICE, JobId(job_id), cursor, limit=limit, max_bytes=max_bytes)
+        )
         row = self.rows.get(job_id)
         assert (found is None) == (row is None)
         if row is not None and found is not None:
             start = row.consumed_cursor if cursor is None else cursor
-            rest = row.log[start:]
-            expected = rest[:limit] if row.status in UNFINISHED else rest
-            assert (list(found[1]), found[2]) == (expected, start + len(expected))
-            job = self.run(self.store.get(HERE, ALICE, JobId(job_id)))
-            assert found[0] == job.outline()
+            rest = row.log[start:][:limit]
+            number = max(n for n in range(len(rest) + 1) if size(rest[:n]) <= max_bytes)
+            needed = size(rest[number : number + 1])
+            assert (list(found.outputs), found.cursor) == (rest[:number], start + number)
+            assert found.needed == needed
+            assert found.job == self.run(self.store.get(HERE, ALICE, JobId(job_id)))
+
+    @rule(job_id=jobs, cursor=st.none() | st.integers(0, 4), max_bytes=st.integers(0, 9))
+    def a_client_reads_the_result(self, job_id: str, cursor: int | None, max_bytes: int) -> None:
+        found = self.run(
+            self.store.result(HERE, ALICE, JobId(job_id), max_bytes=max_bytes, cursor=cursor)
+        )
+        row = self.rows.get(job_id)
+        assert (found is None) == (row is None)
+        if row is None or found is None:
+            return
+        output = row.output if cursor is None and row.status not in UNFINISHED else None
+        log = [] if row.status in UNFINISHED or output is not None else row.log[cursor or 0 :]
+        assert found.size == size(log if output is None else [output])
+        fits = found.size <= max_bytes
+        assert (found.job.output, list(found.outputs)) == ((output, log) if fits else (None, []))
+        outline = self.run(self.store.get(HERE, ALICE, JobId(job_id)))
+        assert found.job == replace(outline, output=found.job.output)
 
     @rule(job_id=jobs, cursor=st.integers(0, 4), attempt=st.integers(0, 3))
     def a_client_consumes(self, job_id: str, cursor: int, attempt: int) -> None:
@@ -520,6 +547,10 @@ class StoreModel(RuleBasedStateMachine):
             *(self.ended[status] for status in ENDS.values()),
             retried=self.ended[Event.RETRY],
         )
+
+
+def size(outputs: list[bytes]) -> int:
+    return sum(map(len, outputs))
 
 
 def check(kind: str, examples: int) -> None:

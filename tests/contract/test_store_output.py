@@ -104,40 +104,79 @@ async def test_the_consumed_cursor_belongs_to_the_attempt(store: JobStore, submi
 
 
 async def look(
-    store: JobStore, cursor: int | None, limit: int = 9
-) -> tuple[Status, int, list[bytes], int]:
-    found = await store.look(HERE, ALICE, A, cursor, limit)
+    store: JobStore, cursor: int | None, limit: int = 9, max_bytes: int = 99
+) -> tuple[Status, int, list[bytes], int, int]:
+    found = await store.look(HERE, ALICE, A, cursor, limit=limit, max_bytes=max_bytes)
     assert found is not None
-    job, part, after = found
+    job, part, after, needed = found
     assert job == await store.get(HERE, ALICE, A)
-    return job.status, job.attempt, list(part), after
+    return job.status, job.attempt, list(part), after, needed
 
 
 async def test_a_look_returns_a_job_and_its_output(store: JobStore, submit: Submit) -> None:
     await submit("a")
-    assert await look(store, None) == (Status.IN_QUEUE, 0, [], 0)
+    assert await look(store, None) == (Status.IN_QUEUE, 0, [], 0, 0)
     await take(store)
     await store.append(A, RUN, [b"one", b"two", b"three"])
-    assert await look(store, 0, 2) == (Status.IN_PROGRESS, 1, [b"one", b"two"], 2)
+    assert await look(store, 0, 2) == (Status.IN_PROGRESS, 1, [b"one", b"two"], 2, 0)
     await store.consume(A, 1, 1)
-    assert await look(store, None, 1) == (Status.IN_PROGRESS, 1, [b"two"], 2)
-    assert await look(store, 7) == (Status.IN_PROGRESS, 1, [], 7)
+    assert await look(store, None, 1) == (Status.IN_PROGRESS, 1, [b"two"], 2, 0)
+    assert await look(store, 7) == (Status.IN_PROGRESS, 1, [], 7, 0)
     await settle(store, "a", Event.RELEASE)
     await take(store, run=LATER_RUN)
     await store.append(A, LATER_RUN, [b"1", b"2", b"3", b"4"])
-    assert await look(store, None, 2) == (Status.IN_PROGRESS, 2, [b"1", b"2"], 2)
+    assert await look(store, None, 2) == (Status.IN_PROGRESS, 2, [b"1", b"2"], 2, 0)
     await settle(store, "a", Event.COMPLETE)
-    assert await look(store, None, 2) == (Status.COMPLETED, 2, [b"1", b"2", b"3", b"4"], 4)
-    assert await look(store, 3, 0) == (Status.COMPLETED, 2, [b"4"], 4)
+    assert await look(store, None, 2) == (Status.COMPLETED, 2, [b"1", b"2"], 2, 0)
+    assert await look(store, 3, 0) == (Status.COMPLETED, 2, [], 3, 0)
+
+
+async def test_a_look_ends_before_an_output_that_does_not_fit(
+    store: JobStore, submit: Submit
+) -> None:
+    await running(store, submit)
+    await store.append(A, RUN, [b"one", b"two", b"three"])
+    assert await look(store, 0, max_bytes=6) == (Status.IN_PROGRESS, 1, [b"one", b"two"], 2, 5)
+    assert await look(store, 2, max_bytes=4) == (Status.IN_PROGRESS, 1, [], 2, 5)
+    assert await look(store, 2, max_bytes=5) == (Status.IN_PROGRESS, 1, [b"three"], 3, 0)
+
+
+async def result(
+    store: JobStore, max_bytes: int, cursor: int | None = None
+) -> tuple[bytes | None, list[bytes], int]:
+    found = await store.result(HERE, ALICE, A, max_bytes=max_bytes, cursor=cursor)
+    assert found is not None
+    assert found.job.outline() == await store.get(HERE, ALICE, A)
+    return found.job.output, list(found.outputs), found.size
+
+
+async def test_a_result_that_is_too_large_is_only_measured(store: JobStore, submit: Submit) -> None:
+    await running(store, submit)
+    await store.append(A, RUN, [b"one", b"two"])
+    assert await result(store, 99) == (None, [], 0)
+    await settle(store, "a", Event.COMPLETE, output=b"12345")
+    assert await result(store, 4) == (None, [], 5)
+    assert await result(store, 5) == (b"12345", [], 5)
+    assert await result(store, 5, 0) == (None, [], 6)
+    assert await result(store, 6, 0) == (None, [b"one", b"two"], 6)
+    assert await result(store, 6, 1) == (None, [b"two"], 3)
+
+
+async def test_a_result_without_an_output_is_the_log(store: JobStore, submit: Submit) -> None:
+    await running(store, submit)
+    await store.append(A, RUN, [b"one", b"two"])
+    await settle(store, "a", Event.FAIL)
+    assert await result(store, 6) == (None, [b"one", b"two"], 6)
+    assert await store.result(HERE, Owner("bob"), A, max_bytes=6) is None
 
 
 async def test_a_look_at_a_job_of_another_owner_finds_nothing(
     store: JobStore, submit: Submit
 ) -> None:
     await submit("a")
-    assert await store.look(HERE, Owner("bob"), A, 0, 9) is None
-    assert await store.look(EndpointId("other"), ALICE, A, 0, 9) is None
-    assert await store.look(HERE, ALICE, JobId("b"), 0, 9) is None
+    assert await store.look(HERE, Owner("bob"), A, 0, limit=9, max_bytes=9) is None
+    assert await store.look(EndpointId("other"), ALICE, A, 0, limit=9, max_bytes=9) is None
+    assert await store.look(HERE, ALICE, JobId("b"), 0, limit=9, max_bytes=9) is None
 
 
 async def test_a_repeated_append_adds_only_what_is_missing(store: JobStore, submit: Submit) -> None:
@@ -281,7 +320,7 @@ async def test_an_adopted_run_continues_its_output_under_its_new_number(
     assert adopted.cursor == 1
     assert await store.append(A, RUN, [b"late"]) is None
     assert await store.append(A, LATER_RUN, [b"two"], 1) == 2
-    assert await look(store, None) == (Status.IN_PROGRESS, 1, [b"two"], 2)
+    assert await look(store, None) == (Status.IN_PROGRESS, 1, [b"two"], 2, 0)
     assert await read(store) == ([b"one", b"two"], 2)
     assert await store.consume(A, 1, 2)
     assert await settle(store, "a", Event.RELEASE, run=LATER_RUN, undelivered=True) is None
@@ -298,14 +337,10 @@ async def test_a_page_of_output_is_limited_by_its_bytes(
     pages = []
     cursor = 0
     while True:
-        look = await store.look(HERE, ALICE, A, cursor, 4, 250)
-        assert look is not None
-        _, part, cursor = look
-        pages.append(len(part))
-        if not part:
+        page = await store.look(HERE, ALICE, A, cursor, limit=4, max_bytes=250)
+        assert page is not None
+        cursor = page.cursor
+        pages.append((len(page.outputs), page.needed))
+        if not page.outputs:
             break
-    assert pages == [3, 3, 3, 1, 0]
-    # One output is larger than the limit.
-    look = await store.look(HERE, ALICE, A, 0, 2, 10)
-    assert look is not None
-    assert len(look[1]) == 1
+    assert pages == [(2, 100)] * 4 + [(2, 0), (0, 0)]

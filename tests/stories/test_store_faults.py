@@ -13,7 +13,8 @@ from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, puppet
 
-from proxy.store.base import JobStore, StoreBusyError, StoreFullError
+from proxy.store.base import JobStore
+from proxy.store.errors import StoreBusyError, StoreFullError
 from proxy.store.memory import MemoryStore
 from proxy.wire.frames import Chunk, End, Head, Job, Output
 

@@ -14,7 +14,7 @@ from structlog.testing import capture_logs
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Delivery, Job, Millis, Owner
-from proxy.store.base import StoreFullError
+from proxy.store.errors import StoreFullError
 from proxy.store.memory import MemoryStore
 from proxy.webhooks.sender import SendTimeouts
 from proxy.webhooks.signature import format_secret

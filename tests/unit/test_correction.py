@@ -7,6 +7,7 @@ from typing import Any
 import pytest
 from harness.data.clock import FakeClock
 from harness.data.jobs import ALICE, HERE, submission
+from harness.data.reading import ALL
 from harness.data.store_steps import RUN
 from harness.worker.port import Port
 
@@ -17,7 +18,7 @@ from proxy.jobs.policy import Correction, Ending, RunEnd
 from proxy.service.endpoints import Endpoint
 from proxy.service.fleet import Worker
 from proxy.settings import MEMORY, Settings
-from proxy.store.base import StoreBusyError
+from proxy.store.errors import StoreBusyError
 from proxy.store.memory import MemoryStore
 from proxy.system import System
 
@@ -119,10 +120,10 @@ async def test_a_corrected_log_is_right_also_if_the_end_is_written_later(scene: 
 
 async def read(scene: Scene, endpoint: Endpoint, way: str) -> Sequence[bytes]:
     if way == "consume":
-        found = await scene.parts.durable.consume(endpoint, ALICE, A, 0.0)
+        found = await scene.parts.durable.consume(endpoint, ALICE, A, 0.0, ALL)
         assert found is not None
         return found[1]
-    page = await scene.parts.view.read(endpoint, ALICE, A, Cursor(0, 0), 0.0)
+    page = await scene.parts.view.read(endpoint, ALICE, A, Cursor(0, 0), 0.0, ALL)
     assert page is not None
     return page.elements
 

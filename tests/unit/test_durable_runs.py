@@ -9,6 +9,7 @@ import pytest
 import pytest_asyncio
 from harness.data.clock import FakeClock
 from harness.data.jobs import ALICE, HERE, submission
+from harness.data.reading import ALL
 from harness.data.store_steps import LATER_RUN, RUN
 from harness.worker.port import Port
 
@@ -20,7 +21,7 @@ from proxy.service.durable import NOT_RESUMED
 from proxy.service.fleet import Worker
 from proxy.service.recorder import Recording
 from proxy.settings import MEMORY, Settings
-from proxy.store.base import StoreFullError
+from proxy.store.errors import StoreFullError
 from proxy.store.memory import MemoryStore
 from proxy.system import System
 
@@ -156,9 +157,9 @@ async def test_a_reader_of_a_job_between_two_runs_waits_for_the_next_one(
     await scene.end(RELEASED)
     [endpoint] = scene.parts.endpoints
     reading = asyncio.create_task(
-        scene.parts.view.read(endpoint, ALICE, A, Cursor(0, 0), 20.0)
+        scene.parts.view.read(endpoint, ALICE, A, Cursor(0, 0), 20.0, ALL)
         if way == "read"
-        else scene.parts.durable.consume(endpoint, ALICE, A, 20.0)
+        else scene.parts.durable.consume(endpoint, ALICE, A, 20.0, ALL)
     )
     await asyncio.sleep(0)
     second = await scene.take()

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from harness.data.clock import FakeClock
 from harness.data.jobs import ALICE, HERE, REQUEST, submission
+from harness.data.reading import ALL, pay
 from harness.data.store_steps import sqlite_store
 from harness.tools.waiting import until
 from harness.worker.port import Port
@@ -690,13 +691,13 @@ async def test_jobs_of_both_kinds_share_one_order_after_a_restart(tmp_path: Path
 
 async def test_the_end_of_a_job_ends_the_wait_for_it(parts: Parts, endpoint: Endpoint) -> None:
     mailbox = started(parts)
-    waiting = asyncio.create_task(parts.view.wait_end(endpoint, ALICE, mailbox.job.id, 10.0))
+    waiting = asyncio.create_task(parts.view.wait_end(endpoint, ALICE, mailbox.job.id, 10.0, pay))
     await until(lambda: len(parts.events) > 0, what="the client waits")
     mailbox.end(1, COMPLETED)
     async with asyncio.timeout(5):
-        job = await waiting
-    assert job is not None
-    assert job.status is Status.COMPLETED
+        found = await waiting
+    assert found is not None
+    assert found[0].status is Status.COMPLETED
 
 
 async def test_an_interactive_job_cannot_be_retried(parts: Parts, endpoint: Endpoint) -> None:
@@ -714,12 +715,12 @@ async def test_an_interactive_job_has_no_output_to_read(parts: Parts, endpoint: 
     job_id = mailbox.job.id
     outline = mailbox.job.outline()
     start = Cursor(0, 0)
-    page = await parts.view.read(endpoint, ALICE, job_id, start, 0.0)
+    page = await parts.view.read(endpoint, ALICE, job_id, start, 0.0, ALL)
     assert page == (outline, (), Cursor(1, 0), False)
-    assert await parts.view.outputs(outline) == (outline, ())
-    assert await parts.view.read(endpoint, BOB, job_id, start, 0.0) is None
+    assert await parts.view.result(endpoint.id, ALICE, job_id, pay) == (outline, ())
+    assert await parts.view.read(endpoint, BOB, job_id, start, 0.0, ALL) is None
     mailbox.end(1, COMPLETED)
-    assert await parts.durable.consume(endpoint, ALICE, job_id, 10.0) == (
+    assert await parts.durable.consume(endpoint, ALICE, job_id, 10.0, ALL) == (
         mailbox.job.outline(),
         (),
     )

@@ -24,7 +24,7 @@ from proxy.service.recorder import (
     Recorder,
     Recording,
 )
-from proxy.store.base import StoreFullError
+from proxy.store.errors import StoreFullError
 from proxy.store.memory import MemoryStore
 
 JOB = JobId("job")

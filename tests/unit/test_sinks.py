@@ -101,7 +101,7 @@ class Run:
         return state | {
             "waiting": list(self.sink.waiting),
             "whole": self.sink.whole,
-            "output": (await self.parts.view.outputs(job) or [None])[1:],
+            "output": await self.parts.store.read(job.id, 0, 99),
         }
 
     async def status(self) -> Status:

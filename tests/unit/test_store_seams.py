@@ -14,7 +14,7 @@ from harness.data.store_steps import T0, ended, ids, take
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import JobId
-from proxy.store.base import StoreFullError, StoreGoneError, StoreUnavailableError
+from proxy.store.errors import StoreFullError, StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite import database
 from proxy.store.sqlite.disk import LockedError, Space
 from proxy.store.sqlite.disk_space import DiskSpace

@@ -4,6 +4,7 @@ Every response is JSON. Every error is `{"error": "<sentence>"}` without an `id`
 asyncio client ignores the status and treats every object with an `id` as a job.
 """
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
@@ -29,13 +30,14 @@ from proxy.api.queue.request import (
 )
 from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import event_stream, start, wants_events
-from proxy.jobs.model import Input, Job, JobId, JobRequest
+from proxy.jobs.model import Job, JobId, JobRequest
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
 from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoints
 from proxy.service.interactive import InteractiveJobs
-from proxy.service.job_view import JobView
+from proxy.service.job_view import UNPAID_MAX_BYTES, JobView, Reading
+from proxy.service.json_text import INLINE_MAX_BYTES
 
 log = structlog.get_logger()
 
@@ -105,25 +107,26 @@ class JobOperations:
         del order
         context.drop_body()
         ended = await context.unless_gone(
-            self._view.wait_end(context.endpoint, context.owner, job.id, wait / 1000)
+            self._view.wait_end(context.endpoint, context.owner, job.id, wait / 1000, context.pay)
         )
-        return await self._shown(ended or job)
+        return await self._shown(*(ended or (job, ())))
 
     async def status(self, context: RequestContext, job_id: str) -> bytes:
         """Return the state of a job. `?ttl=` sets its remaining time to live, in milliseconds."""
         ttl = read_millis("ttl", context.query("ttl"), MIN_REMAINING_TTL_MS, MAX_TTL_MS)
-        job = await self._job(context, job_id)
         if ttl is not None:
-            job = await self._durable.limit_life(job, ttl) or job
-        return await self._shown(job)
+            job = await self._view.get(context.endpoint, context.owner, job_id)
+            await self._durable.limit_life(_found(job, job_id), ttl)
+        found = await self._view.result(context.endpoint.id, context.owner, job_id, context.pay)
+        return await self._shown(*_found(found, job_id))
 
     async def status_sync(self, context: RequestContext, job_id: str) -> bytes:
         """Return the state of a job when it has ended, or after `?wait=` milliseconds."""
         wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
-        job = await context.unless_gone(
-            self._view.wait_end(context.endpoint, context.owner, job_id, wait / 1000)
+        found = await context.unless_gone(
+            self._view.wait_end(context.endpoint, context.owner, job_id, wait / 1000, context.pay)
         )
-        return await self._shown(_found(job, job_id))
+        return await self._shown(*_found(found, job_id))
 
     async def stream(self, context: RequestContext, job_id: str) -> bytes | Response:
         """Consume new output. `?after=` reads the elements after a cursor instead (`next`)."""
@@ -133,30 +136,25 @@ class JobOperations:
         headers = context.request.headers
         if wants_events(headers.get("accept", "")):
             place = start(headers.get("last-event-id"), cursor)
+            _found(await self._view.get(context.endpoint, context.owner, job_id), job_id)
             # The request ends with its event stream, not with this method.
             leave = context.leave
             context.leave = nothing
-            events = await event_stream(
-                self._view, context.endpoint, context.owner, job_id, place, leave
+            return event_stream(
+                self._view, context.endpoint, context.owner, job_id, place, context.answer, leave
             )
-            if events is None:
-                leave()
-                raise _missing(job_id)
-            return events
         seconds = STREAM_WAIT_SECONDS if wait is None else min(wait, DEFAULT_WAIT_MS) / 1000
+        reading = Reading(UNPAID_MAX_BYTES, True, context.pay)
         if after is None:
             consumed = await context.unless_gone(
-                self._durable.consume(context.endpoint, context.owner, job_id, seconds)
+                self._durable.consume(context.endpoint, context.owner, job_id, seconds, reading)
             )
-            if consumed is None:
-                raise _missing(job_id)
-            return response.stream(*consumed)
+            return response.stream(*_found(consumed, job_id))
         page = await context.unless_gone(
-            self._view.read(context.endpoint, context.owner, job_id, cursor, seconds)
+            self._view.read(context.endpoint, context.owner, job_id, cursor, seconds, reading)
         )
-        if page is None:
-            raise _missing(job_id)
-        return response.stream(page.job, page.elements, page.cursor)
+        job, elements, following, _ = _found(page, job_id)
+        return response.stream(job, elements, following)
 
     async def cancel(self, context: RequestContext, job_id: str) -> bytes:
         """Cancel a job."""
@@ -181,18 +179,13 @@ class JobOperations:
         self._admission.check(context.endpoint)
         return await self._durable.submit(context.endpoint, context.owner, order)
 
-    async def _job(self, context: RequestContext, job_id: str) -> Job:
-        return _found(await self._view.get(context.endpoint, context.owner, job_id), job_id)
-
-    async def _shown(self, job: Job) -> bytes:
-        elements: Sequence[bytes] = ()
-        # `outputs` returns the job too, because it may have changed since it was read.
-        has_input = isinstance(job.submission.work, Input)
-        if has_input and job.is_terminal and job.output is None:
-            job, elements = _found(await self._view.outputs(job), job.id)
+    async def _shown(self, job: Job, elements: Sequence[bytes]) -> bytes:
         reason = self._view.reason(job)
         progress = self._view.progress(job)
-        return response.full(job, elements, self._clock.now(), reason, progress)
+        now = self._clock.now()
+        if sum(map(len, elements)) > INLINE_MAX_BYTES:
+            return await asyncio.to_thread(response.full, job, elements, now, reason, progress)
+        return response.full(job, elements, now, reason, progress)
 
 
 class JobsApi:
@@ -235,15 +228,15 @@ class JobsApi:
         async def respond(request: Request) -> Response:
             routing = routing_of(request.scope)
             share = limits.bodies.share(routing.caller.key_id)
+            answer_share = limits.answers.share(routing.caller.key_id)
             context: RequestContext | None = None
+            response: Response | None = None
             try:
-                context = self._context(request, routing, share)
+                context = self._context(request, routing, share, answer_share)
                 context.leave, left = limits.requests.enter(context.key, context.endpoint.id, name)
                 answer = await operation(context, routing.parameters.job or "")
                 response = (
-                    answer
-                    if isinstance(answer, Response)
-                    else JsonAnswer(answer, limits.answers.share(context.key))
+                    answer if isinstance(answer, Response) else JsonAnswer(answer, answer_share)
                 )
                 for key, value in limit_headers(left):
                     response.headers[key.decode()] = value.decode()
@@ -260,17 +253,22 @@ class JobsApi:
                 )
             finally:
                 share.give_back()
+                if response is None:
+                    # Otherwise the response gives it back, once it has been sent.
+                    answer_share.give_back()
                 if context is not None:
                     context.leave()
 
         return respond
 
-    def _context(self, request: Request, routing: Routing, share: Share) -> RequestContext:
+    def _context(
+        self, request: Request, routing: Routing, share: Share, answer_share: Share
+    ) -> RequestContext:
         name = routing.parameters.endpoint or ""
         endpoint = self._endpoints.get(name)
         if endpoint is None:
             raise ApiError("endpoint_not_found", f"Unknown endpoint {name[:80]!r}.")
-        return RequestContext(request, endpoint, routing.caller, share)
+        return RequestContext(request, endpoint, routing.caller, share, answer_share)
 
 
 def _found(found: T | None, job_id: str) -> T:

@@ -220,11 +220,17 @@ BROWSER_HEADERS = (b"origin", b"sec-fetch-site")
 class RequestContext:
     """The request, its endpoint, and its caller (`owner` and `key`).
 
-    `leave` ends the request for the rate limits; the operation may take it over.
+    `leave` ends the request for the rate limits; the operation may take it over. `answer`: the
+    bytes that are reserved for the response.
     """
 
     def __init__(
-        self, request: Request, endpoint: Endpoint, principal: Principal, share: Share
+        self,
+        request: Request,
+        endpoint: Endpoint,
+        principal: Principal,
+        share: Share,
+        answer: Share,
     ) -> None:
         self.request = request
         self.endpoint = endpoint
@@ -232,6 +238,7 @@ class RequestContext:
         self.key = principal.key_id
         self._is_open = principal is ANONYMOUS
         self._share = share
+        self.answer = answer
         self.leave: Callable[[], None] = nothing
 
     def drop_body(self) -> None:
@@ -256,6 +263,12 @@ class RequestContext:
         finally:
             gone.cancel()
             waiting.cancel()
+
+    async def pay(self, size: int) -> None:
+        """Reserve `size` bytes in all for the response. Raises `BudgetError` (see
+        `job_view.Pay`).
+        """
+        self.answer.grow_to(size)
 
     async def body(self, limit: int) -> bytes:
         """Return the body, at most `limit` bytes.

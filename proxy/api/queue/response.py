@@ -4,7 +4,7 @@ Output of a worker is inserted as the bytes that the worker sent.
 """
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
@@ -12,22 +12,25 @@ from fastapi import Response
 
 from proxy.access.limits import Share
 from proxy.api.errors import ApiError
-from proxy.api.http import abort_of, paid, send_body
+from proxy.api.http import ANSWER_PART_BYTES, abort_of, send_body
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Cursor, Input, Job, Millis
 
 
 class JsonAnswer(Response):
-    """A complete JSON response, charged to a byte budget.
+    """A complete JSON response. The share of its bytes is given back once it has been sent.
 
-    The constructor raises `BudgetError` if the budget is exhausted.
+    Large output was paid for before it was read. The rest is small, so that it is charged even if
+    it exceeds the budget: output that was consumed must reach its client.
     """
 
     media_type = "application/json"
 
     def __init__(self, content: bytes, share: Share) -> None:
         super().__init__(content)
-        self._share = paid(content, share)
+        if len(content) > ANSWER_PART_BYTES:
+            share.hold(len(content))
+        self._share = share
 
     async def __call__(self, scope: Any, _: Any, send: Any) -> None:
         with self._share:
@@ -84,7 +87,7 @@ def full(
 
     `elements` is the job's output log. `progress` is shown as `output` in its place.
     """
-    return b"{" + b",".join(_fields(job, elements, now, reason, progress)) + b"}"
+    return _object(_fields(job, elements, now, reason, progress))
 
 
 def notice(job: Job, elements: Sequence[bytes], now: Millis, webhook: str) -> bytes:
@@ -94,9 +97,9 @@ def notice(job: Job, elements: Sequence[bytes], now: Millis, webhook: str) -> by
     """
     fields = list(_fields(job, elements, now, ""))
     if isinstance(job.submission.work, Input):
-        fields.append(b'"input":' + job.submission.work.body)
-    fields.append(b'"webhook":' + _text(webhook))
-    return b"{" + b",".join(fields) + b"}"
+        fields.append([b'"input":', job.submission.work.body])
+    fields.append([b'"webhook":', _text(webhook)])
+    return _object(fields)
 
 
 def stream(job: Job, elements: Sequence[bytes], following: Cursor | None = None) -> bytes:
@@ -149,38 +152,55 @@ def execution(job: Job, now: Millis) -> int | None:
     return max(0, end - job.taken_at)
 
 
+def _object(fields: Iterable[Sequence[bytes]]) -> bytes:
+    """Return a JSON object. The pieces of its fields are copied once, since they can be large."""
+    pieces: list[bytes] = []
+    for field in fields:
+        pieces.append(b"," if pieces else b"{")
+        pieces.extend(field)
+    pieces.append(b"}")
+    return b"".join(pieces)
+
+
 def _fields(
     job: Job, elements: Sequence[bytes], now: Millis, reason: str, progress: bytes | None = None
-) -> Iterator[bytes]:
+) -> Iterator[Sequence[bytes]]:
+    """Yield each field in pieces."""
     if (waited := delay(job, now)) is not None:
-        yield b'"delayTime":%d' % waited
+        yield [b'"delayTime":%d' % waited]
     if job.error is not None and job.status is not Status.CANCELLED:
-        yield b'"error":' + _text(job.error.message)
+        yield [b'"error":', _text(job.error.message)]
     if (ran := execution(job, now)) is not None:
-        yield b'"executionTime":%d' % ran
-    yield b'"id":' + _text(job.id)
-    output = _output(job, elements) if progress is None else progress
-    if output is not None:
-        yield b'"output":' + output
+        yield [b'"executionTime":%d' % ran]
+    yield [b'"id":', _text(job.id)]
+    output = _output(job, elements) if progress is None else [progress]
+    if output:
+        yield [b'"output":', *output]
     if reason:
-        yield b'"reason":' + _text(reason)
-    yield b'"retries":%d' % job.failures
-    yield b'"status":' + _text(job.status)
+        yield [b'"reason":', _text(reason)]
+    yield [b'"retries":%d' % job.failures]
+    yield [b'"status":', _text(job.status)]
     if job.worker is not None:
-        yield b'"workerId":' + _text(job.worker)
+        yield [b'"workerId":', _text(job.worker)]
 
 
-def _output(job: Job, elements: Sequence[bytes]) -> bytes | None:
+def _output(job: Job, elements: Sequence[bytes]) -> list[bytes]:
+    """Return the output in pieces; none if the job has no output."""
     if job.output is not None:
-        return job.output
+        return [job.output]
     if not isinstance(job.submission.work, Input):
         # The output of an OpenAI call went to its client.
-        return None
-    if job.status is Status.COMPLETED or (elements and job.is_terminal):
-        return (
-            b"[" + b",".join(bytes(_decoder.decode(element).output) for element in elements) + b"]"
-        )
-    return None
+        return []
+    if job.status is not Status.COMPLETED and not (elements and job.is_terminal):
+        return []
+    pieces = [b"["]
+    for element in elements:
+        pieces.append(_decoder.decode(element).output)
+        pieces.append(b",")
+    if elements:
+        pieces.pop()
+    pieces.append(b"]")
+    return pieces
 
 
 def _text(text: str) -> bytes:

@@ -14,14 +14,15 @@ import structlog
 from sse_starlette import EventSourceResponse, ServerSentEvent
 from sse_starlette.sse import SendTimeoutError
 
+from proxy.access.limits import Share
 from proxy.api.errors import ApiError
 from proxy.api.http import WRITE_TIMEOUT_SECONDS, abort_of
 from proxy.api.queue.request import parse_cursor
 from proxy.api.queue.response import split
 from proxy.jobs.model import Cursor, Owner
 from proxy.service.endpoints import Endpoint
-from proxy.service.job_view import JobView
-from proxy.store.base import StoreError
+from proxy.service.job_view import JobView, Reading
+from proxy.store.errors import StoreError
 
 log = structlog.get_logger()
 
@@ -64,28 +65,26 @@ def start(last_event_id: str | None, after: Cursor) -> Cursor:
     return cursor
 
 
-async def event_stream(
+def event_stream(
     view: JobView,
     endpoint: Endpoint,
     owner: Owner,
     job_id: str,
     cursor: Cursor,
+    share: Share,
     leave: Callable[[], None],
-) -> EventStream | None:
-    """Return the response, or None if the job does not exist.
+) -> EventStream:
+    """Return the response. `share`: the bytes that are reserved for elements that exceed a page.
 
     `leave` is called when the stream has ended.
     """
-    if await view.get(endpoint, owner, job_id) is None:
-        return None
 
     async def events() -> AsyncIterator[ServerSentEvent]:
         after = cursor
+        reading = Reading(PAGE_MAX_BYTES, False, share.wait_to)
         try:
             while (
-                page := await view.read(
-                    endpoint, owner, job_id, after, READ_WAIT_SECONDS, PAGE_MAX_BYTES
-                )
+                page := await view.read(endpoint, owner, job_id, after, READ_WAIT_SECONDS, reading)
             ) is not None:
                 job = page.job
                 if page.has_restarted:
@@ -97,6 +96,7 @@ async def event_stream(
                         yield _event(part)
                     yield _event(last, id=str(Cursor(job.attempt, number)))
                 after = page.cursor
+                share.give_back()
                 if page.elements and not view.is_over:
                     continue
                 if job.is_terminal and not page.elements:
@@ -107,6 +107,7 @@ async def event_stream(
             # Without the event `end`, the client connects again and continues at its last event.
             log.warning("stream.cut", job=job_id, why=str(error))
         finally:
+            share.give_back()
             leave()
 
     headers = {"Cache-Control": "no-cache, no-transform"}

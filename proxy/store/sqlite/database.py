@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from proxy.jobs.webhook import receiver_address
-from proxy.store.base import StoreGoneError, StoreUnavailableError
+from proxy.store.errors import StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite.disk import Disk, HeldFile, LockedError
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.due_deliveries import RECEIVERS_MIGRATION

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import structlog
 
-from proxy.store.base import StoreFullError
+from proxy.store.errors import StoreFullError
 from proxy.store.sqlite.disk import Disk
 
 log = structlog.get_logger()

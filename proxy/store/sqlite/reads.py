@@ -1,14 +1,18 @@
-"""Queries on the database file. Each function reads one committed state through its connection."""
+"""Queries on the database file. Each function reads one committed state through its connection.
+
+The size of an output is read before its value, and values only up to a limit.
+"""
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
+from dataclasses import replace
 from sqlite3 import Connection
 from typing import Any
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
 from proxy.jobs.model import EndpointId, Job, JobId, Millis, Owner
-from proxy.store.base import first_bytes
+from proxy.store.outputs import Page, Result, first_outputs
 from proxy.store.sqlite.rows import Row, read_job
 
 NO_LIMIT = -1
@@ -19,11 +23,9 @@ FREE_PAGES_DIVISOR = 4
 
 
 def get(db: Connection, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
-    """Return a job of this owner without its request body and `s3_config`."""
-    sql = """SELECT jobs.*, NULL, NULL, output FROM jobs
-             LEFT JOIN results ON results.job = number
-             WHERE id = ? AND endpoint = ? AND owner = ?"""
-    return _first(_with_values(db.execute(sql, (job_id, endpoint, owner))))
+    """Return an outline of a job of this owner."""
+    sql = "SELECT * FROM jobs WHERE id = ? AND endpoint = ? AND owner = ?"
+    return _first(_outlines(db.execute(sql, (job_id, endpoint, owner))))
 
 
 def find(db: Connection, job_id: JobId) -> Job | None:
@@ -76,18 +78,12 @@ def running(db: Connection) -> list[Job]:
     )
 
 
-def outputs(
-    db: Connection, job_id: JobId, cursor: int, limit: int, max_bytes: int | None = None
-) -> list[bytes]:
-    """Return up to `limit` entries of a job's output log from `cursor` on.
-
-    They end with the one that exceeds `max_bytes` in all.
-    """
+def outputs(db: Connection, job_id: JobId, cursor: int, limit: int = NO_LIMIT) -> list[bytes]:
+    """Return up to `limit` outputs of a job's log from `cursor` on."""
     sql = """SELECT output FROM outputs
              WHERE job = (SELECT number FROM jobs WHERE id = ?) AND cursor >= ?
              ORDER BY cursor LIMIT ?"""
-    with closing(db.execute(sql, (job_id, cursor, limit))) as rows:
-        return list(first_bytes((output for (output,) in rows), max_bytes))
+    return [output for (output,) in db.execute(sql, (job_id, cursor, limit))]
 
 
 def look(
@@ -97,25 +93,38 @@ def look(
     job_id: JobId,
     cursor: int | None,
     limit: int,
-    max_bytes: int | None,
-) -> tuple[Job, list[bytes], int] | None:
-    """Return an outline of a job, its outputs from `cursor` on, and the cursor after them, from one
-    snapshot.
-
-    A `cursor` of None means the job's consumed cursor.
-    """
-    sql = "SELECT * FROM jobs WHERE id = ? AND endpoint = ? AND owner = ?"
-    db.execute("BEGIN")
-    try:
-        job = _first(_outlines(db.execute(sql, (job_id, endpoint, owner))))
+    max_bytes: int,
+) -> Page | None:
+    """Return a page of outputs (see `JobStore.look`)."""
+    # SQLite reads the size of a large value without the value.
+    sql = """SELECT CASE WHEN length(output) <= ? THEN output END, length(output) FROM outputs
+             WHERE job = (SELECT number FROM jobs WHERE id = ?) AND cursor >= ?
+             ORDER BY cursor LIMIT ?"""
+    with _snapshot(db):
+        job = get(db, endpoint, owner, job_id)
         if job is None:
             return None
         start = job.consumed_cursor if cursor is None else cursor
-        is_whole = job.is_terminal and max_bytes is None
-        part = outputs(db, job_id, start, NO_LIMIT if is_whole else limit, max_bytes)
-        return job, part, start + len(part)
-    finally:
-        db.execute("COMMIT")
+        with closing(db.execute(sql, (max_bytes, job_id, start, limit))) as rows:
+            part, needed = first_outputs(rows, max_bytes)
+        return Page(job, part, start + len(part), needed)
+
+
+def result(
+    db: Connection,
+    endpoint: EndpointId,
+    owner: Owner,
+    job_id: JobId,
+    max_bytes: int,
+    cursor: int | None,
+) -> Result | None:
+    """Return a job with its output (see `JobStore.result`)."""
+    with _snapshot(db):
+        job = get(db, endpoint, owner, job_id)
+        if job is None or not job.is_terminal:
+            return None if job is None else Result(job, (), 0)
+        found = None if cursor is not None else _with_output(db, job, max_bytes)
+        return found or _with_log(db, job, cursor or 0, max_bytes)
 
 
 def has_forgettable(db: Connection, now: Millis) -> bool:
@@ -180,3 +189,28 @@ def _with_values(rows: Iterable[Any]) -> list[Job]:
 
 def _first(jobs: list[Job]) -> Job | None:
     return jobs[0] if jobs else None
+
+
+def _with_output(db: Connection, job: Job, max_bytes: int) -> Result | None:
+    sql = """SELECT CASE WHEN length(output) <= ? THEN output END, length(output) FROM results
+             WHERE job = (SELECT number FROM jobs WHERE id = ?)"""
+    for output, size in db.execute(sql, (max_bytes, job.id)).fetchall():
+        return Result(replace(job, output=output), (), size)
+    return None
+
+
+def _with_log(db: Connection, job: Job, cursor: int, max_bytes: int) -> Result:
+    sql = """SELECT coalesce(sum(length(output)), 0) FROM outputs
+             WHERE job = (SELECT number FROM jobs WHERE id = ?) AND cursor >= ?"""
+    [[size]] = db.execute(sql, (job.id, cursor)).fetchall()
+    return Result(job, outputs(db, job.id, cursor) if size <= max_bytes else (), size)
+
+
+@contextmanager
+def _snapshot(db: Connection) -> Iterator[None]:
+    """Read one committed state in all queries of the context."""
+    db.execute("BEGIN")
+    try:
+        yield
+    finally:
+        db.execute("COMMIT")

@@ -32,8 +32,10 @@ from proxy.jobs.model import (
     WorkerId,
 )
 from proxy.jobs.policy import deadline
-from proxy.store.base import Adopted, StoreError
+from proxy.store.base import Adopted
+from proxy.store.errors import StoreError
 from proxy.store.job_index import JobIndex, QueueKey
+from proxy.store.outputs import Page, Result
 from proxy.store.sqlite import due_deliveries, reads, writes
 from proxy.store.sqlite.database import Database
 from proxy.store.sqlite.disk import Disk
@@ -257,11 +259,25 @@ class SqliteStore:
         owner: Owner,
         job_id: JobId,
         cursor: int | None,
+        *,
         limit: int,
-        max_bytes: int | None = None,
-    ) -> tuple[Job, Sequence[bytes], int] | None:
+        max_bytes: int,
+    ) -> Page | None:
         return await self._database.read(
             lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit, max_bytes)
+        )
+
+    async def result(
+        self,
+        endpoint: EndpointId,
+        owner: Owner,
+        job_id: JobId,
+        *,
+        max_bytes: int,
+        cursor: int | None = None,
+    ) -> Result | None:
+        return await self._database.read(
+            lambda db: reads.result(db, endpoint, owner, job_id, max_bytes, cursor)
         )
 
     async def consume(self, job_id: JobId, attempt: int, cursor: int) -> bool:

@@ -29,7 +29,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 
 import structlog
 
-from proxy.store.base import StoreBusyError, StoreFullError, StoreGoneError
+from proxy.store.errors import StoreBusyError, StoreFullError, StoreGoneError
 from proxy.store.sqlite.disk import HeldFile
 from proxy.store.sqlite.disk_space import DiskSpace
 
