@@ -25,12 +25,12 @@ CLIENT_KINDS = {
     "cancel": 3,
     "forget": 1,
     "chat_fault": 1,
+    "cursor": 4,
+    "retry": 3,
 }
 # These run until they are stopped.
 ENDLESS_KINDS = ("chat_leave", "cancel")
 ENDLESS_TOKENS = 100_000
-# Kinds that meet known bugs of the proxy.
-PENDING_CLIENT_KINDS = {"cursor": 4, "retry": 3}
 ENGINE_FAULTS = ("hang:2", "error_event:1", "cut:2", "status:503", "head_delay:3000")
 FAULT_KINDS = {
     "kill_worker": 4,
@@ -117,23 +117,16 @@ def _delay(fault: Fault) -> float:
     return fault.seconds if fault.kind in ("stop_worker", "stop_proxy", "block", "store") else 0.0
 
 
-def draw_plan(
-    seed: int, kinds: dict[str, int] | None = None, *, with_pending: bool = False
-) -> Plan:
-    """Return the plan of a seed.
-
-    `kinds`: the possible faults and their weights. `with_pending`: the clients may also be of
-    `PENDING_CLIENT_KINDS`.
-    """
+def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
+    """Return the plan of a seed. `kinds`: the possible faults and their weights."""
     random = Random(f"{seed} plan")
     store = "memory:" if random.random() < 0.2 else ""
     slots = tuple(random.choice((1, 1, 2, 4)) for _ in range(random.randint(2, 3)))
-    client_kinds = CLIENT_KINDS | (PENDING_CLIENT_KINDS if with_pending else {})
     # Clients come one by one, or many at once so that jobs wait in the queue.
     moments = [random.uniform(FIRST_CLIENT_SECONDS, PLAY_SECONDS) for _ in range(2)]
     is_bursty = random.random() < 0.5
     clients = tuple(
-        _client(random, number, client_kinds, moments if is_bursty else [])
+        _client(random, number, moments if is_bursty else [])
         for number in range(random.randint(15, 30))
     )
     thread_seconds = random.choice((0.0005, 0.0005, 0.005, 0.05))
@@ -155,14 +148,12 @@ def draw_plan(
     )
 
 
-def _client(
-    random: Random, number: int, kinds: dict[str, int], moments: Sequence[float]
-) -> ClientPlan:
+def _client(random: Random, number: int, moments: Sequence[float]) -> ClientPlan:
     if moments:
         at = random.choice(moments) + random.uniform(0.0, BURST_SECONDS)
     else:
         at = random.uniform(FIRST_CLIENT_SECONDS, PLAY_SECONDS)
-    kind = random.choices(list(kinds), list(kinds.values()))[0]
+    kind = random.choices(list(CLIENT_KINDS), list(CLIENT_KINDS.values()))[0]
     return ClientPlan(
         name=f"c{number}",
         kind=kind,

@@ -2,9 +2,8 @@
 environment.
 
 `--plan` prints the plan only, `--logs` adds the program's own log, `--without 0,2` leaves faults
-out, `--pending` adds the clients that meet known bugs, and `--shrink` leaves out all faults and
-clients that the first violation does not need. `--search SECONDS` simulates one seed after another
-until one has a violation.
+out, and `--shrink` leaves out all faults and clients that the first violation does not need.
+`--search SECONDS` simulates one seed after another until one has a violation.
 """
 
 import argparse
@@ -51,11 +50,11 @@ def _with(plan: Plan, field: str, entries: Any) -> Plan:
     return replace(plan, **changes)
 
 
-def search(seed: int, seconds: float, *, pending: bool) -> str | None:
+def search(seed: int, seconds: float) -> str | None:
     """Return the first violation of the seeds from `seed` on, or None after `seconds`."""
     end = time.monotonic() + seconds
     while time.monotonic() < end:
-        if violations := simulate(draw_plan(seed, with_pending=pending)).violations:
+        if violations := simulate(draw_plan(seed)).violations:
             return f"seed {seed}: {violations[0]}"
         seed += 1
     return None
@@ -82,15 +81,14 @@ def main() -> None:
     parser.add_argument("seed", type=int)
     parser.add_argument("--plan", action="store_true")
     parser.add_argument("--logs", action="store_true")
-    parser.add_argument("--pending", action="store_true")
     parser.add_argument("--shrink", action="store_true")
     parser.add_argument("--search", type=float, default=0.0, metavar="SECONDS")
     parser.add_argument("--without", default="", help="numbers of faults to leave out")
     options = parser.parse_args()
     if options.search:
-        sys.exit(search(options.seed, options.search, pending=options.pending))
+        sys.exit(search(options.seed, options.search))
     without = {int(number) for number in options.without.split(",") if number}
-    plan = draw_plan(options.seed, with_pending=options.pending)
+    plan = draw_plan(options.seed)
     faults = tuple(fault for index, fault in enumerate(plan.faults) if index not in without)
     plan = replace(plan, faults=faults)
     if options.shrink and simulate(plan).violations:

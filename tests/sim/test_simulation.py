@@ -17,7 +17,7 @@ from sim.scenario import Result, simulate
 pytestmark = pytest.mark.slow
 
 # Seeds of `make test`, in groups that a parallel run distributes.
-GROUPS = 8
+GROUPS = 10
 SEEDS_PER_GROUP = 10
 # The seeds of the torture tests, in parts; with MINUTES, each part has as many as fit.
 TORTURE_SEED = 100_000
