@@ -33,7 +33,7 @@ from proxy.service.consumers import Consumers
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, log_loss
-from proxy.service.job_view import JobView, Reading
+from proxy.service.job_view import JobView, ReadLimits
 from proxy.service.recorder import Recorder, Recording
 from proxy.store.base import JobStore
 from proxy.store.errors import StoreGoneError
@@ -308,7 +308,7 @@ class DurableJobs:
         return job.without_body()
 
     async def consume(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float, reading: Reading
+        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float, limits: ReadLimits
     ) -> tuple[Job, Sequence[bytes]] | None:
         """Wait for elements that no client has consumed yet, and consume them.
 
@@ -322,7 +322,7 @@ class DurableJobs:
         async with self._consumers.alone(JobId(job_id)):
             while True:
                 left = deadline - asyncio.get_running_loop().time()
-                page = await self._view.read(endpoint, owner, job_id, None, left, reading)
+                page = await self._view.read(endpoint, owner, job_id, None, left, limits)
                 if page is None:
                     return None
                 job = page.job

@@ -29,7 +29,7 @@ all. It waits, or raises an error.
 """
 
 
-class Reading(NamedTuple):
+class ReadLimits(NamedTuple):
     """The form of output for one caller: pages of `page_bytes`; with `whole`, all of the output at
     once if the job has ended.
 
@@ -132,7 +132,7 @@ class JobView:
         job_id: str,
         after: Cursor | None,
         seconds: float,
-        reading: Reading,
+        limits: ReadLimits,
     ) -> OutputPage | None:
         """Wait for elements after a cursor, or for the job's end, and give them to the client.
 
@@ -143,7 +143,7 @@ class JobView:
         deadline = asyncio.get_running_loop().time() + seconds
         while True:
             left = deadline - asyncio.get_running_loop().time()
-            page = await self.wait_output(endpoint, owner, job_id, after, left, reading)
+            page = await self.wait_output(endpoint, owner, job_id, after, left, limits)
             if page is None or not page.elements or page.job.is_terminal or page.job.delivered:
                 return page
             # Read again: until now, the output can have been corrected, or the attempt lost.
@@ -156,7 +156,7 @@ class JobView:
         job_id: str,
         after: Cursor | None,
         seconds: float,
-        reading: Reading,
+        limits: ReadLimits,
     ) -> OutputPage | None:
         """Wait like `read`, without giving the elements to the client.
 
@@ -168,7 +168,7 @@ class JobView:
         with self._events.subscribe(JobId(job_id)) as subscription:
             while True:
                 position = None if after is None else after.position
-                found = await self._look(endpoint.id, owner, JobId(job_id), position, reading)
+                found = await self._look(endpoint.id, owner, JobId(job_id), position, limits)
                 if found is None:
                     return None
                 job, elements, following = found
@@ -225,7 +225,7 @@ class JobView:
         owner: Owner,
         job_id: JobId,
         cursor: int | None,
-        reading: Reading,
+        limits: ReadLimits,
     ) -> tuple[Job, Sequence[bytes], int] | None:
         """Return a job, a part of its output, and the cursor after that, all from one moment.
 
@@ -234,7 +234,7 @@ class JobView:
         """
         if (call := self._interactive.get(endpoint, owner, job_id)) is not None:
             return call, (), cursor or 0
-        max_bytes = reading.page_bytes
+        max_bytes = limits.page_bytes
         while True:
             page = await self._store.look(
                 endpoint, owner, job_id, cursor, limit=PAGE_ELEMENTS, max_bytes=max_bytes
@@ -246,12 +246,12 @@ class JobView:
             if job.status is Status.IN_QUEUE:
                 return job, (), start
             has_more = bool(needed) or len(elements) == PAGE_ELEMENTS
-            if has_more and job.is_terminal and reading.whole:
-                found = await self._result(endpoint, owner, job_id, reading.pay, start)
+            if has_more and job.is_terminal and limits.whole:
+                found = await self._result(endpoint, owner, job_id, limits.pay, start)
                 return None if found is None else (*found, start + len(found[1]))
             if elements or not needed:
                 return job, elements, following
-            await reading.pay(needed)
+            await limits.pay(needed)
             max_bytes = needed
 
     async def _result(

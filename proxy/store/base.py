@@ -22,7 +22,7 @@ from proxy.jobs.model import (
     Submission,
     WorkerId,
 )
-from proxy.store.outputs import Page, Result
+from proxy.store.outputs import LogPage, StoredResult
 
 
 class Adopted(NamedTuple):
@@ -294,7 +294,7 @@ class JobStore(Protocol):
         *,
         limit: int,
         max_bytes: int,
-    ) -> Page | None:
+    ) -> LogPage | None:
         """Return a page of a job's outputs from `cursor` on; None as in `get`.
 
         The page has up to `limit` outputs and `max_bytes` bytes. It ends before an output that does
@@ -312,7 +312,7 @@ class JobStore(Protocol):
         *,
         max_bytes: int,
         cursor: int | None = None,
-    ) -> Result | None:
+    ) -> StoredResult | None:
         """Return a job with its `output`, or with all outputs of its log if it has no `output`;
         None as in `get`.
 

@@ -29,7 +29,7 @@ from proxy.store.delivery_index import DeliveryIndex
 from proxy.store.errors import StoreFullError
 from proxy.store.job_index import DeadlineIndex, JobIndex
 from proxy.store.output_logs import OutputLogs
-from proxy.store.outputs import Page, Result, first_outputs
+from proxy.store.outputs import LogPage, StoredResult, first_outputs
 
 JOBS_MAX_BYTES = 512 * 1024 * 1024
 
@@ -277,14 +277,14 @@ class MemoryStore:
         *,
         limit: int,
         max_bytes: int,
-    ) -> Page | None:
+    ) -> LogPage | None:
         job = self._owned(endpoint, owner, job_id)
         if job is None:
             return None
         start = job.consumed_cursor if cursor is None else cursor
         rest = self._logs.outputs(job_id, start, limit)
         part, needed = first_outputs(((output, len(output)) for output in rest), max_bytes)
-        return Page(job.outline(), part, start + len(part), needed)
+        return LogPage(job.outline(), part, start + len(part), needed)
 
     async def result(
         self,
@@ -294,20 +294,20 @@ class MemoryStore:
         *,
         max_bytes: int,
         cursor: int | None = None,
-    ) -> Result | None:
+    ) -> StoredResult | None:
         job = self._owned(endpoint, owner, job_id)
         if job is None:
             return None
         outline = job.outline()
         if not job.is_terminal:
-            return Result(outline, (), 0)
+            return StoredResult(outline, (), 0)
         if cursor is None and job.output is not None:
             size = len(job.output)
             fits = size <= max_bytes
-            return Result(replace(outline, output=job.output) if fits else outline, (), size)
+            return StoredResult(replace(outline, output=job.output) if fits else outline, (), size)
         outputs = self._logs.outputs(job_id, cursor or 0)
         size = sum(map(len, outputs))
-        return Result(outline, outputs if size <= max_bytes else (), size)
+        return StoredResult(outline, outputs if size <= max_bytes else (), size)
 
     async def consume(self, job_id: JobId, attempt: int, cursor: int) -> bool:
         job = self._jobs.get(job_id)

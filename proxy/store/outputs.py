@@ -6,7 +6,7 @@ from typing import NamedTuple
 from proxy.jobs.model import Job
 
 
-class Page(NamedTuple):
+class LogPage(NamedTuple):
     """An outline of a job, a part of its outputs, and the cursor after them.
 
     `needed`: the bytes of the next output if the page ends because that does not fit; else 0.
@@ -18,7 +18,7 @@ class Page(NamedTuple):
     needed: int = 0
 
 
-class Result(NamedTuple):
+class StoredResult(NamedTuple):
     """A job with all of its output, and the bytes of that.
 
     The job has an `output`, or `outputs` contains those of its log. Both are left out if they
@@ -42,7 +42,7 @@ def not_appended(outputs: Sequence[bytes], end: int, start: int | None) -> Seque
 def first_outputs(
     outputs: Iterable[tuple[bytes | None, int]], max_bytes: int
 ) -> tuple[list[bytes], int]:
-    """Return the first outputs, up to `max_bytes` in all, and `Page.needed`.
+    """Return the first outputs, up to `max_bytes` in all, and `LogPage.needed`.
 
     `outputs`: each output and its size. It may be None if it is larger than `max_bytes`.
     """

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from harness.data.clock import FakeClock
 from harness.data.jobs import ALICE, HERE, submission
-from harness.data.reading import ALL
+from harness.data.read_limits import ALL
 from harness.data.store_steps import RUN
 from harness.worker.port import Port
 

@@ -9,7 +9,7 @@ import pytest
 import pytest_asyncio
 from harness.data.clock import FakeClock
 from harness.data.jobs import ALICE, HERE, submission
-from harness.data.reading import ALL
+from harness.data.read_limits import ALL
 from harness.data.store_steps import LATER_RUN, RUN
 from harness.worker.port import Port
 

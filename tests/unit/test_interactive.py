@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness.data.clock import FakeClock
 from harness.data.jobs import ALICE, HERE, REQUEST, submission
-from harness.data.reading import ALL, pay
+from harness.data.read_limits import ALL, pay
 from harness.data.store_steps import sqlite_store
 from harness.tools.waiting import until
 from harness.worker.port import Port

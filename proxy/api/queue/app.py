@@ -36,7 +36,7 @@ from proxy.service.clock import Clock
 from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoints
 from proxy.service.interactive import InteractiveJobs
-from proxy.service.job_view import UNPAID_MAX_BYTES, JobView, Reading
+from proxy.service.job_view import UNPAID_MAX_BYTES, JobView, ReadLimits
 from proxy.service.json_text import INLINE_MAX_BYTES
 
 log = structlog.get_logger()
@@ -144,14 +144,14 @@ class JobOperations:
                 self._view, context.endpoint, context.owner, job_id, place, context.answer, leave
             )
         seconds = STREAM_WAIT_SECONDS if wait is None else min(wait, DEFAULT_WAIT_MS) / 1000
-        reading = Reading(UNPAID_MAX_BYTES, True, context.pay)
+        limits = ReadLimits(UNPAID_MAX_BYTES, True, context.pay)
         if after is None:
             consumed = await context.unless_gone(
-                self._durable.consume(context.endpoint, context.owner, job_id, seconds, reading)
+                self._durable.consume(context.endpoint, context.owner, job_id, seconds, limits)
             )
             return response.stream(*_found(consumed, job_id))
         page = await context.unless_gone(
-            self._view.read(context.endpoint, context.owner, job_id, cursor, seconds, reading)
+            self._view.read(context.endpoint, context.owner, job_id, cursor, seconds, limits)
         )
         job, elements, following, _ = _found(page, job_id)
         return response.stream(job, elements, following)

@@ -6,6 +6,7 @@ its output was sent, a comment says so, and the stream begins again with the nex
 event is `event: end` with the job's status.
 """
 
+import asyncio
 from collections.abc import AsyncIterator, Callable
 from typing import Any
 
@@ -21,7 +22,7 @@ from proxy.api.queue.request import parse_cursor
 from proxy.api.queue.response import split
 from proxy.jobs.model import Cursor, Owner
 from proxy.service.endpoints import Endpoint
-from proxy.service.job_view import JobView, Reading
+from proxy.service.job_view import JobView, ReadLimits
 from proxy.store.errors import StoreError
 
 log = structlog.get_logger()
@@ -32,6 +33,8 @@ READ_WAIT_SECONDS = 60.0
 PING_INTERVAL_SECONDS = 15
 # The output that is read at once: many streams may stand before slow clients.
 PAGE_MAX_BYTES = 64 * 1024
+# Events that are sent in one turn of the event loop.
+EVENTS_PER_TURN = 100
 
 
 class EventStream(EventSourceResponse):
@@ -81,10 +84,10 @@ def event_stream(
 
     async def events() -> AsyncIterator[ServerSentEvent]:
         after = cursor
-        reading = Reading(PAGE_MAX_BYTES, False, share.wait_to)
+        limits = ReadLimits(PAGE_MAX_BYTES, False, share.wait_to)
         try:
             while (
-                page := await view.read(endpoint, owner, job_id, after, READ_WAIT_SECONDS, reading)
+                page := await view.read(endpoint, owner, job_id, after, READ_WAIT_SECONDS, limits)
             ) is not None:
                 job = page.job
                 if page.has_restarted:
@@ -95,6 +98,9 @@ def event_stream(
                     for part in parts:
                         yield _event(part)
                     yield _event(last, id=str(Cursor(job.attempt, number)))
+                    if number % EVENTS_PER_TURN == 0:
+                        # A client that keeps up does not suspend this stream.
+                        await asyncio.sleep(0)
                 after = page.cursor
                 share.give_back()
                 if page.elements and not view.is_over:

@@ -12,7 +12,7 @@ from typing import Any
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
 from proxy.jobs.model import EndpointId, Job, JobId, Millis, Owner
-from proxy.store.outputs import Page, Result, first_outputs
+from proxy.store.outputs import LogPage, StoredResult, first_outputs
 from proxy.store.sqlite.rows import Row, read_job
 
 NO_LIMIT = -1
@@ -94,7 +94,7 @@ def look(
     cursor: int | None,
     limit: int,
     max_bytes: int,
-) -> Page | None:
+) -> LogPage | None:
     """Return a page of outputs (see `JobStore.look`)."""
     # SQLite reads the size of a large value without the value.
     sql = """SELECT CASE WHEN length(output) <= ? THEN output END, length(output) FROM outputs
@@ -107,7 +107,7 @@ def look(
         start = job.consumed_cursor if cursor is None else cursor
         with closing(db.execute(sql, (max_bytes, job_id, start, limit))) as rows:
             part, needed = first_outputs(rows, max_bytes)
-        return Page(job, part, start + len(part), needed)
+        return LogPage(job, part, start + len(part), needed)
 
 
 def result(
@@ -117,12 +117,12 @@ def result(
     job_id: JobId,
     max_bytes: int,
     cursor: int | None,
-) -> Result | None:
+) -> StoredResult | None:
     """Return a job with its output (see `JobStore.result`)."""
     with _snapshot(db):
         job = get(db, endpoint, owner, job_id)
         if job is None or not job.is_terminal:
-            return None if job is None else Result(job, (), 0)
+            return None if job is None else StoredResult(job, (), 0)
         found = None if cursor is not None else _with_output(db, job, max_bytes)
         return found or _with_log(db, job, cursor or 0, max_bytes)
 
@@ -191,19 +191,19 @@ def _first(jobs: list[Job]) -> Job | None:
     return jobs[0] if jobs else None
 
 
-def _with_output(db: Connection, job: Job, max_bytes: int) -> Result | None:
+def _with_output(db: Connection, job: Job, max_bytes: int) -> StoredResult | None:
     sql = """SELECT CASE WHEN length(output) <= ? THEN output END, length(output) FROM results
              WHERE job = (SELECT number FROM jobs WHERE id = ?)"""
     for output, size in db.execute(sql, (max_bytes, job.id)).fetchall():
-        return Result(replace(job, output=output), (), size)
+        return StoredResult(replace(job, output=output), (), size)
     return None
 
 
-def _with_log(db: Connection, job: Job, cursor: int, max_bytes: int) -> Result:
+def _with_log(db: Connection, job: Job, cursor: int, max_bytes: int) -> StoredResult:
     sql = """SELECT coalesce(sum(length(output)), 0) FROM outputs
              WHERE job = (SELECT number FROM jobs WHERE id = ?) AND cursor >= ?"""
     [[size]] = db.execute(sql, (job.id, cursor)).fetchall()
-    return Result(job, outputs(db, job.id, cursor) if size <= max_bytes else (), size)
+    return StoredResult(job, outputs(db, job.id, cursor) if size <= max_bytes else (), size)
 
 
 @contextmanager

@@ -35,7 +35,7 @@ from proxy.jobs.policy import deadline
 from proxy.store.base import Adopted
 from proxy.store.errors import StoreError
 from proxy.store.job_index import JobIndex, QueueKey
-from proxy.store.outputs import Page, Result
+from proxy.store.outputs import LogPage, StoredResult
 from proxy.store.sqlite import due_deliveries, reads, writes
 from proxy.store.sqlite.database import Database
 from proxy.store.sqlite.disk import Disk
@@ -262,7 +262,7 @@ class SqliteStore:
         *,
         limit: int,
         max_bytes: int,
-    ) -> Page | None:
+    ) -> LogPage | None:
         return await self._database.read(
             lambda db: reads.look(db, endpoint, owner, job_id, cursor, limit, max_bytes)
         )
@@ -275,7 +275,7 @@ class SqliteStore:
         *,
         max_bytes: int,
         cursor: int | None = None,
-    ) -> Result | None:
+    ) -> StoredResult | None:
         return await self._database.read(
             lambda db: reads.result(db, endpoint, owner, job_id, max_bytes, cursor)
         )

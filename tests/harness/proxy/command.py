@@ -63,15 +63,21 @@ async def command(
         *(*through, python, "-m", "proxy.cli", *arguments),
         cwd=ROOT, env=os.environ | environment, stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
-    running = Command(process)
+    async with stopped_at_end(Command(process)) as running:
+        yield running
+
+
+@asynccontextmanager
+async def stopped_at_end(running: Command) -> AsyncIterator[Command]:
+    """Read the output of a command that leads a session, and stop it when the context ends."""
     reading = asyncio.create_task(_read(running))
     try:
         yield running
     finally:
-        if process.returncode is None:
+        if running.process.returncode is None:
             await running.stop()
         with suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
+            os.killpg(running.process.pid, signal.SIGKILL)
         await asyncio.wait_for(reading, STOP_SECONDS)
 
 

@@ -1,5 +1,6 @@
 """A proxy in a process of its own, to measure its memory and descriptors."""
 
+import os
 import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -35,6 +36,11 @@ class Alone:
     def forget_most(self) -> None:
         """Reset `most_memory`."""
         (self._proc / "clear_refs").write_text("5")
+
+    def cpu_seconds(self) -> float:
+        """The processor time of the process so far."""
+        fields = (self._proc / "stat").read_text().rpartition(")")[2].split()
+        return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
     def descriptors(self) -> int:
         """The number of open descriptors."""
