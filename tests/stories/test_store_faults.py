@@ -2,12 +2,14 @@
 
 import asyncio
 import json
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 from typing import Any, cast
 
 import pytest
 import pytest_asyncio
+from harness.load.figures import tell
 from harness.proxy.queue_api import QueueClient
 from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.tools.waiting import until
@@ -23,6 +25,8 @@ TEXTS = ["a", "b", "c"]
 PERIODIC = {"due", "forget", "deliveries", "until_gone"}
 # The calls that one story makes; the test checks that there are not more.
 MAX_CALLS = 16
+# The lease, and 5 s: until then, everything is normal again after a fault.
+NORMAL_SECONDS = 20
 
 
 @dataclass
@@ -170,11 +174,15 @@ async def test_every_call_of_the_store_may_fail(scene: Scene, name: str) -> None
         await story(scene)
         calls = len(scene.store.calls) - before
         assert calls <= MAX_CALLS, scene.store.calls[before:]
+        longest = 0.0
         for number in range(calls):
             scene.store.arm(fault, number)
-            async with asyncio.timeout(30):
+            async with asyncio.timeout(NORMAL_SECONDS):
+                began = time.monotonic()
                 await story(scene)
+                longest = max(longest, time.monotonic() - began)
             scene.store.disarm()
+        tell(f"{name}: longest story", round(longest, 1), f"<= {NORMAL_SECONDS}", "s")
         answering.cancel()
         await asyncio.gather(answering, return_exceptions=True)
 
