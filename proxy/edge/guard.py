@@ -41,7 +41,9 @@ from proxy.edge.head import (
     head_size,
     longest_line,
     path_of,
+    read_target,
     too_large_head,
+    without_upgrade,
 )
 
 log = structlog.get_logger()
@@ -62,8 +64,6 @@ FRAMING_OVERHEAD_PER_BODY_BYTE = 8
 # The WebSocket library reads lines of up to 8,192 bytes and does not answer a handshake that has
 # a longer one.
 HANDSHAKE_LINE_MAX_BYTES = 8_000
-
-UPGRADE_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 
 # Requests on one connection that may wait for the response to an earlier one.
 MAX_PIPELINED_REQUESTS = 32
@@ -182,6 +182,8 @@ class GuardProtocol(HttpToolsProtocol):
         may_be_too_large = self._raw_bytes + self._received_bytes > HEAD_MAX_BYTES
         if may_be_too_large and head_size(self.url, self.headers) > HEAD_MAX_BYTES:
             fault = too_large_head()
+        if fault is None:
+            self._use_host_of_target()
         if fault is None and len(self.pipeline) >= MAX_PIPELINED_REQUESTS:
             sentence = f"Too many pipelined requests: at most {MAX_PIPELINED_REQUESTS} may wait."
             fault = ApiError("bad_request", sentence)
@@ -201,6 +203,15 @@ class GuardProtocol(HttpToolsProtocol):
         self._stage = BODY
         self._raw_bytes = 0
         edge.connections.unwatch(self)
+
+    def _use_host_of_target(self) -> None:
+        """Replace a target that is a URL by its path, and the `Host` field by the URL's host."""
+        parts = read_target(self.url)
+        if parts is not None and parts.host is not None:
+            self.url = parts.path
+            kept = [field for field in self.headers if field[0] != b"host"]
+            # In place: the scope of the request refers to this list.
+            self.headers[:] = [(b"host", parts.host), *kept]
 
     def on_body(self, body: bytes) -> None:
         self._body_bytes += len(body)
@@ -362,20 +373,13 @@ class GuardProtocol(HttpToolsProtocol):
         for HTTP/2 in its first request), but the parser does not read a body that follows it. The
         new head has no `Upgrade` field, so no request takes this path twice.
         """
-        kept = [field for field in self.headers if field[0] not in UPGRADE_FIELDS]
-        connections = [value for name, value in self.headers if name == b"connection"]
-        if any(_has_token(value, b"close") for value in connections):
-            kept.append((b"connection", b"close"))
-        fields = b"".join(b"%b: %b\r\n" % field for field in kept)
-        line = b"%b %b HTTP/%b\r\n" % (
-            self.parser.get_method(),
-            self.url,
-            self.parser.get_http_version().encode(),
+        head = without_upgrade(
+            self.parser.get_method(), self.url, self.parser.get_http_version(), self.headers
         )
         self.parser = httptools.HttpRequestParser(self)
         self.parser.set_dangerous_leniencies(lenient_data_after_close=True)
         self._stage = IDLE
-        return line + fields + b"\r\n"
+        return head
 
     def _write_refusal(self, error: ApiError) -> None:
         log.debug("edge.refused", code=error.code, reason=str(error))
@@ -392,8 +396,3 @@ class GuardProtocol(HttpToolsProtocol):
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._set_deadline(REFUSAL_LINGER_SECONDS)
-
-
-def _has_token(value: bytes, token: bytes) -> bool:
-    """Return True if a comma-separated field value has this token, which is in lower case."""
-    return token in [one.strip() for one in value.lower().split(b",")]

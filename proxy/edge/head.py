@@ -9,7 +9,7 @@ behind it must see the same request, or request smuggling becomes possible.
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from proxy.api.errors import ApiError
 
@@ -20,7 +20,8 @@ Fields: TypeAlias = Sequence[tuple[bytes, bytes]]
 HEAD_MAX_BYTES = 32 * 1024
 
 HEAD_MAX_FIELDS = 100
-HTTP_VERSIONS = ("1.1", "1.0")
+OLD_HTTP_VERSION = "1.0"
+HTTP_VERSIONS = ("1.1", OLD_HTTP_VERSION)
 MAX_PORT = 65_535
 
 # The parser accepts any number of leading zeros in a `Content-Length`; Python's `int` does not.
@@ -30,7 +31,9 @@ _HOST = re.compile(
     rb"(?P<name>[A-Za-z0-9_](?:[A-Za-z0-9._-]{0,252}[A-Za-z0-9_.])?|\[[0-9A-Fa-f:.]{2,45}\])"
     rb"(?::(?P<port>[0-9]{1,5}))?"
 )
+_ABSOLUTE = re.compile(rb"https?://(?P<host>[^/?]*)(?P<path>/?.*)", re.IGNORECASE | re.DOTALL)
 _LOOPBACK = re.compile(rb"localhost\.?|127(?:\.[0-9]{1,3}){3}|\[::1\]")
+UPGRADE_FIELDS = (b"connection", b"upgrade", b"http2-settings")
 _SINGLE_FIELDS = (
     b"host",
     b"content-length",
@@ -63,8 +66,29 @@ class Hosts:
         return lower in self.allowed if self.allowed or self.is_open else True
 
 
+class Target(NamedTuple):
+    """A request target: its path and query, and the host that an absolute-form target names."""
+
+    path: bytes
+    host: bytes | None = None
+
+
+def read_target(target: bytes) -> Target | None:
+    """Return the parts of a request target, or None if it is neither a path nor an absolute URL."""
+    if target.startswith(b"/"):
+        return Target(target)
+    found = _ABSOLUTE.fullmatch(target)
+    if found is None:
+        return None
+    path = found["path"]
+    return Target(path if path.startswith(b"/") else b"/" + path, found["host"])
+
+
 def check_head(target: bytes, version: str, fields: Fields, hosts: Hosts) -> ApiError | None:
-    """Return the error of an invalid head, or None. The size is checked elsewhere (`head_size`)."""
+    """Return the error of an invalid head, or None. The size is checked elsewhere (`head_size`).
+
+    A head of HTTP/1.0 may have no `Host`; the gate accepts it if it has a key or needs none.
+    """
     seen = dict(fields)
     if len(seen) != len(fields) and (duplicate := _duplicate(fields)):
         return _bad(f"Duplicate `{duplicate.decode()}` header. Send it once.")
@@ -72,9 +96,13 @@ def check_head(target: bytes, version: str, fields: Fields, hosts: Hosts) -> Api
         return too_large_head()
     if version not in HTTP_VERSIONS:
         return _bad("Unsupported HTTP version. Use HTTP/1.1.")
-    if not target.startswith(b"/") or b"#" in target:
-        return _bad("Invalid request target: it must be a path without a fragment.")
-    return _check_host(seen.get(b"host"), hosts) or _check_framing(version, seen)
+    parts = read_target(target)
+    if parts is None or b"#" in target:
+        return _bad("Invalid request target: it must be a path or a URL, without a fragment.")
+    field = seen.get(b"host")
+    if field is None and version != OLD_HTTP_VERSION:
+        return missing_host()
+    return _check_hosts(field, parts.host, hosts) or _check_framing(version, seen)
 
 
 def head_size(target: bytes, fields: Fields) -> int:
@@ -99,9 +127,36 @@ def too_large_head() -> ApiError:
     return ApiError("head_too_large", f"The request head is too large: {limit}.")
 
 
+def missing_host() -> ApiError:
+    """Return the error for a request without a valid host."""
+    return _bad("Missing or invalid `Host` header: send one with a host and an optional port.")
+
+
 def path_of(target: bytes) -> str:
-    """Return the path of a request target, without decoding it."""
-    return target.partition(b"?")[0].decode("latin-1")
+    """Return the path of a request target, without decoding it; empty for `*` and the like."""
+    parts = read_target(target) or Target(b"")
+    return parts.path.partition(b"?")[0].decode("latin-1")
+
+
+def base_url(fields: Fields) -> str:
+    """Return the scheme and the host that a request was sent to.
+
+    The scheme is `http`, unless a TLS-terminating server in front sets `X-Forwarded-Proto`. A page
+    cannot set that field: it would need a preflight request, which is refused.
+    """
+    seen = dict(reversed(fields))
+    scheme = seen.get(b"x-forwarded-proto", b"http").partition(b",")[0].strip()
+    return f"{scheme.decode('latin-1')}://{seen.get(b'host', b'').decode('latin-1')}"
+
+
+def without_upgrade(method: bytes, target: bytes, version: str, fields: Fields) -> bytes:
+    """Return the bytes of a head without the fields that ask for another protocol."""
+    kept = [field for field in fields if field[0] not in UPGRADE_FIELDS]
+    connections = [value for name, value in fields if name == b"connection"]
+    if any(_has_token(value, b"close") for value in connections):
+        kept.append((b"connection", b"close"))
+    lines = b"".join(b"%b: %b\r\n" % field for field in kept)
+    return b"%b %b HTTP/%b\r\n%b\r\n" % (method, target, version.encode(), lines)
 
 
 def _duplicate(fields: Fields) -> bytes | None:
@@ -110,16 +165,26 @@ def _duplicate(fields: Fields) -> bytes | None:
     return next((name for name in _SINGLE_FIELDS if names.count(name) > 1), None)
 
 
-def _check_host(value: bytes | None, hosts: Hosts) -> ApiError | None:
-    found = None if value is None else _HOST.fullmatch(value)
-    if found is None or int(found["port"] or 0) > MAX_PORT:
-        return _bad("Missing or invalid `Host` header: send one with a host and an optional port.")
-    if not hosts.accept(found["name"]):
+def _check_hosts(field: bytes | None, named: bytes | None, hosts: Hosts) -> ApiError | None:
+    """Check the `Host` field and the host of the target, which takes precedence over the field (RFC
+    9112, section 3.2.2). None: there is none.
+    """
+    name = None
+    for value in (field, named):
+        if value is not None and (name := _host_name(value)) is None:
+            return missing_host()
+    if name is not None and not hosts.accept(name):
         return ApiError(
             "host_not_allowed",
             "The host name of the request is not allowed. Allow it with --allowed-host.",
         )
     return None
+
+
+def _host_name(value: bytes) -> bytes | None:
+    """Return the name in a host with an optional port, or None if it is not valid."""
+    found = _HOST.fullmatch(value)
+    return None if found is None or int(found["port"] or 0) > MAX_PORT else found["name"]
 
 
 def _check_framing(version: str, seen: dict[bytes, bytes]) -> ApiError | None:
@@ -137,6 +202,8 @@ def _check_framing(version: str, seen: dict[bytes, bytes]) -> ApiError | None:
         return ApiError(
             "unsupported_media_type",
             "Unsupported `Content-Encoding`. Send the body without an encoding.",
+            # RFC 9110, section 12.5.3: it tells the client that the coding is the reason.
+            more=[(b"accept-encoding", b"identity")],
         )
     if seen.get(b"expect", b"100-continue").lower() != b"100-continue":
         return _bad("Unsupported `Expect`: only 100-continue is supported.")
@@ -150,3 +217,8 @@ def _check_framing(version: str, seen: dict[bytes, bytes]) -> ApiError | None:
 
 def _bad(sentence: str) -> ApiError:
     return ApiError("bad_request", sentence)
+
+
+def _has_token(value: bytes, token: bytes) -> bool:
+    """Return True if a comma-separated field value has this token, which is in lower case."""
+    return token in [one.strip() for one in value.lower().split(b",")]

@@ -15,7 +15,7 @@ from typing import Any, NamedTuple, TypeAlias
 from proxy.access.keys import Kind
 from proxy.api.errors import ApiError
 from proxy.edge.gate import Table
-from proxy.edge.head import Fields
+from proxy.edge.head import Fields, base_url
 
 ANY_ORIGIN = "*"
 
@@ -116,11 +116,5 @@ class Origins:
 
 
 def own_origin(fields: Fields) -> Origin | None:
-    """Return the origin that a request was sent to, from its `Host` field; None if it has none.
-
-    The scheme is `http`, unless a TLS-terminating server in front sets `X-Forwarded-Proto`. A page
-    cannot set that field: it would need a preflight request, which is refused.
-    """
-    seen = dict(reversed(fields))
-    scheme = seen.get(b"x-forwarded-proto", b"http").partition(b",")[0].strip()
-    return read_origin(f"{scheme.decode('latin-1')}://{seen.get(b'host', b'').decode('latin-1')}")
+    """Return the origin that a request was sent to; None if its `Host` field is missing."""
+    return read_origin(base_url(fields))

@@ -5,12 +5,14 @@ need from a connection.
 """
 
 from uvicorn._types import ASGISendEvent
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 from uvicorn.protocols.websockets.websockets_sansio_impl import WebSocketsSansIOProtocol
 
 from proxy.api.http import ABORT_EXTENSION
 from proxy.channel.runpod.tracking import CONNECTION, Closing, OnClosed
 from proxy.edge.guard import GuardProtocol
+from proxy.edge.head import OLD_HTTP_VERSION
+from proxy.edge.http10 import App, without_chunks
 from proxy.wire.sockets import enable_keepalive, limit_receive_buffer, limit_unsent_bytes
 
 # Above this a write waits for the client, and what the worker sends meanwhile waits in the mailbox.
@@ -96,7 +98,9 @@ class WatchedProtocol(HttpToolsProtocol):
 
 
 class HttpProtocol(HttpToolsProtocol):
-    """Mixin that bounds the write buffer, and lets each request abort its connection."""
+    """Mixin that bounds the write buffer, lets each request abort its connection, and answers
+    HTTP/1.0 in its own format.
+    """
 
     def connection_made(self, transport) -> None:  # type: ignore[no-untyped-def]  # noqa: ANN001 - asyncio's own
         super().connection_made(transport)
@@ -105,6 +109,11 @@ class HttpProtocol(HttpToolsProtocol):
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self.scope["extensions"] = {ABORT_EXTENSION: self.transport.abort}  # type: ignore[dict-item]
+
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: App) -> None:
+        if cycle.scope["http_version"] == OLD_HTTP_VERSION:
+            app = without_chunks(cycle, app)
+        super()._start_asgi_task(cycle, app)
 
 
 class EdgeProtocol(WatchedProtocol, HttpProtocol, GuardProtocol):
