@@ -63,12 +63,14 @@ _RESPONSES = (b"event: error", b"event: response.failed")
 
 ROUTES = (
     Route(r"/v1/chat/completions", _OPENAI),
+    Route(r"/v1/chat/completions/batch"),
     Route(r"/v1/completions", _OPENAI),
     Route(r"/v1/responses(/[\w-]+(/cancel)?)?", _RESPONSES),
     Route(r"/v1/messages", (b"event: error",)),
     Route(r"/v1/messages/count_tokens"),
     Route(r"/v1/audio/(transcriptions|translations)", _OPENAI),
     Route(r"/v1/embeddings"),
+    Route(r"/v2/embed"),
     Route(r"/pooling"),
     Route(r"/classify"),
     Route(r"(/v1)?/score"),

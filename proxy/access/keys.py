@@ -53,6 +53,13 @@ def stored_key(text: str, kind: Kind) -> StoredKey:
     return StoredKey(digest, Principal(key_id, Owner(owner or key_id), kind))
 
 
+def key_of(authorization: str) -> str:
+    """Return the key in a header's value, which is `Bearer KEY` or the key alone."""
+    value = authorization.strip()
+    scheme, _, rest = value.partition(" ")
+    return rest.strip() if scheme.lower() == "bearer" else value
+
+
 ANONYMOUS = Principal("anonymous", Owner("anonymous"), Kind.CLIENT)
 
 
@@ -72,10 +79,7 @@ class Keys:
             return ANONYMOUS
         if not authorization:
             return None
-        scheme, separator, rest = authorization.strip().partition(" ")
-        has_scheme = bool(separator) and scheme.lower() == "bearer"
-        presented = rest.strip() if has_scheme else authorization.strip()
-        digest = sha256(presented.encode("utf-8", "surrogateescape")).digest()
+        digest = sha256(key_of(authorization).encode("utf-8", "surrogateescape")).digest()
         found = None
         for key in self._keys:
             if compare_digest(key.digest, digest) and key.principal.kind is kind:

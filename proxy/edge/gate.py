@@ -12,21 +12,29 @@ authenticates the caller and calls the route's backend, which receives the resul
 """
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any, NamedTuple, Protocol
 
-from proxy.access.keys import Keys, Kind, Principal
+from proxy.access.keys import Keys, Kind, Principal, key_of
 from proxy.api.errors import ApiError
 from proxy.api.http import PathParameters, Routing, set_routing
 from proxy.api.openai.dialects import OPENAI
-from proxy.api.openai.routes import MODEL_ROUTE, PREFIXES, OpenAiRoute, unknown_route
+from proxy.api.openai.routes import (
+    BASES,
+    MODEL_PATHS,
+    MODEL_ROUTE,
+    SHOWN_PATH_CHARACTERS,
+    OpenAiRoute,
+    unknown_route,
+    without_repeated_version,
+)
 from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
 from proxy.api.queue.app import OPERATIONS
 from proxy.api.queue.response import queue_error
 from proxy.channel.runpod.app import METHODS as STOCK_METHODS
-from proxy.edge.head import Fields
+from proxy.edge.head import Fields, base_url, missing_host
 
 # Used as the method of a GET request that asks for an upgrade to a WebSocket.
 WEBSOCKET = "WEBSOCKET"
@@ -79,10 +87,9 @@ READ_METHODS = ("GET", "HEAD")
 
 def _openai_routes() -> Iterable[Route]:
     """Yield the routes of the OpenAI API at each of its base paths."""
-    for place in PREFIXES:
-        for path, route in (*OPENAI_ROUTES.items(), ("/v1/models/{model}", MODEL_ROUTE)):
-            if place or path.startswith("/v1/"):
-                yield Route(f"{place}{path}", route.methods, Kind.CLIENT, Backend.OPENAI, route)
+    for base in BASES:
+        for path, route in (*OPENAI_ROUTES.items(), *((path, MODEL_ROUTE) for path in MODEL_PATHS)):
+            yield Route(f"{base}{path}", route.methods, Kind.CLIENT, Backend.OPENAI, route)
 
 
 ROUTES: tuple[Route, ...] = (
@@ -123,13 +130,15 @@ class Table:
 
     def find(self, path: str) -> Found | None:
         """Return the row and the parameters of a path, without regard to the method, or None."""
-        endpoint = None
+        parameters = PathParameters()
         if path.startswith("/v2/"):
-            endpoint, slash, rest = path[4:].partition("/")
-            if not slash or not _ENDPOINT.fullmatch(endpoint):
-                return None
-            path = "/v2/{endpoint}/" + rest
-        parameters = PathParameters(endpoint)
+            # Without a second slash it is not below an endpoint: /v2/embed, /v2/rerank.
+            endpoint, _, rest = path[4:].partition("/")
+            if rest:
+                if not _ENDPOINT.fullmatch(endpoint):
+                    return None
+                path = "/v2/{endpoint}/" + rest
+                parameters = PathParameters(endpoint)
         route = self._exact.get(path)
         if route is not None:
             return Found(route, parameters)
@@ -172,8 +181,8 @@ def backend_of(path: str) -> Backend:
 
 WORKER_BACKENDS = (Backend.STOCK, Backend.CHANNEL)
 
-# A path is cut to this length in an error message.
-SHOWN_PATH_CHARACTERS = 200
+# Clients of Anthropic's API and of Azure send their key in the second and the third field.
+KEY_FIELDS = (b"authorization", b"x-api-key", b"api-key")
 
 
 class BackendApp(Protocol):
@@ -231,6 +240,10 @@ class Gate:
     async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:
         """Answer a request with an error, in the format of the API at its path."""
         found = self._table.find(scope["path"])
+        if scope["type"] == "websocket" and error.code == "upgrade_required":
+            await receive()  # websocket.connect
+            await _refuse_handshake(send, error, self._table.render_error(scope["path"], error))
+            return
         if found is not None:
             set_routing(scope, Routing(found.parameters, found.route.openai))
         backend = self._backends[_refusing_backend(scope, found)]
@@ -253,11 +266,9 @@ class Gate:
         method = WEBSOCKET if is_websocket else scope["method"]
         found = self._table.find(path)
         if is_websocket and (found is None or found.route.backend is not Backend.CHANNEL):
-            raise ApiError(
-                "not_found", "Unknown WebSocket path: workers connect to /v2/{endpoint}/worker."
-            )
+            raise _no_websocket(path, found)
         if found is None and backend_of(path) is Backend.OPENAI:
-            raise unknown_route(path)
+            raise self._unknown_route(path, scope["headers"])
         if found is None:
             raise ApiError("not_found", f"Unknown route: {method} {path[:SHOWN_PATH_CHARACTERS]}.")
         if method not in found.route.methods:
@@ -273,17 +284,14 @@ class Gate:
         """Return the caller, or None if the route is public. Raises ApiError."""
         if route.kind is None:
             return None
-        credentials = [value for name, value in fields if name == b"authorization"]
-        if not credentials and route.backend is Backend.OPENAI:
-            # Clients of Anthropic's API send their key in this field.
-            credentials = [value for name, value in fields if name == b"x-api-key"]
-        # Runpod's own documentation of the queue API sends two fields, of which one is valid.
-        if len(credentials) > 1 and route.backend is not Backend.QUEUE:
-            raise ApiError("bad_request", "Duplicate `Authorization` header. Send it once.")
-        for value in credentials or [b""]:
+        values = _key_values(route, fields)
+        for value in values or [b""]:
             principal = self._keys.authenticate(value.decode("latin-1"), route.kind)
-            if principal is not None:
-                return principal
+            if principal is None:
+                continue
+            if not values and not any(name == b"host" for name, _ in fields):
+                raise missing_host()
+            return principal
         if route.kind is Kind.WORKER:
             raise ApiError(
                 "invalid_api_key",
@@ -292,6 +300,63 @@ class Gate:
         raise ApiError(
             "invalid_api_key", "Wrong or missing API key: send `Authorization: Bearer KEY`."
         )
+
+    def _unknown_route(self, path: str, fields: Fields) -> ApiError:
+        """Return the error for an unknown path of the OpenAI API, with the right URL if `/v1` is
+        repeated.
+        """
+        right = without_repeated_version(path)
+        if right == path or self._table.find(right) is None:
+            return unknown_route(path)
+        return ApiError(
+            "not_found",
+            f"Unknown path {path[:SHOWN_PATH_CHARACTERS]}: `/v1` is repeated."
+            f" Use {base_url(fields)}{right[:SHOWN_PATH_CHARACTERS]}.",
+        )
+
+
+def _key_values(route: Route, fields: Fields) -> Sequence[bytes]:
+    """Return the values of the header fields that have the caller's key.
+
+    There is at most one, except in the queue API: Runpod's own documentation of that API sends two
+    fields, of which one is valid. Raises ApiError if the key is ambiguous.
+    """
+    names = KEY_FIELDS if route.backend is Backend.OPENAI else KEY_FIELDS[:1]
+    found = [field for field in fields if field[0] in names]
+    if len(found) <= 1 or route.backend is Backend.QUEUE:
+        return [value for _, value in found]
+    sent = [name.decode().title() for name, _ in found]
+    if duplicate := next((name for name in sent if sent.count(name) > 1), None):
+        raise ApiError("bad_request", f"Duplicate `{duplicate}` header. Send it once.")
+    # A client without a key for a field may send the field without a value.
+    values = {key_of(value.decode("latin-1")): value for _, value in found}
+    values.pop("", None)
+    if len(values) > 1:
+        headers = " and ".join(f"`{name}`" for name in sent)
+        raise ApiError("bad_request", f"The headers {headers} have different keys. Send one key.")
+    return list(values.values())
+
+
+def _no_websocket(path: str, found: Found | None) -> ApiError:
+    """Return the error for a WebSocket handshake on a path that is not one of workers."""
+    if found is None or found.route.openai is None:
+        return ApiError(
+            "not_found", "Unknown WebSocket path: workers connect to /v2/{endpoint}/worker."
+        )
+    # RFC 9110, section 15.5.22: the field names the protocol to use instead.
+    return ApiError(
+        "upgrade_required",
+        f"{path[:SHOWN_PATH_CHARACTERS]} does not support WebSockets. Use plain HTTP:"
+        f" {' or '.join(found.route.methods)}, with server-sent events for streams.",
+        more=[(b"upgrade", b"HTTP/1.1"), (b"connection", b"upgrade, close")],
+    )
+
+
+async def _refuse_handshake(send: Any, error: ApiError, body: bytes) -> None:
+    headers = [(b"content-type", b"application/json"), *error.headers()]
+    status = error.row.status
+    await send({"type": "websocket.http.response.start", "status": status, "headers": headers})
+    await send({"type": "websocket.http.response.body", "body": body})
 
 
 def _refusing_backend(scope: Any, found: Found | None) -> Backend:

@@ -1,18 +1,21 @@
 """The table of the engine's routes that clients may call. All other paths are not found.
 
-Each route exists below three prefixes: `/v2/{endpoint}/openai/…`, `/openai/…` and `/v1/…`. The last
-two find the endpoint by the request's `model`. `edge.routes` accepts these routes and no others,
-and passes the row of a request on to the handler.
+Each route exists with and without `/v1`, at three bases: `/v2/{endpoint}/openai`, `/openai` and the
+root. The last two find the endpoint by the request's `model`. `edge.gate` accepts these routes and
+no others, and passes the row of a request on to the handler.
 Responses are not stored, so routes that get or cancel a response by its id do not exist.
 """
 
+import re
 from enum import Enum, auto
 from typing import NamedTuple
 
 from proxy.api.errors import ApiError
 from proxy.api.openai.dialects import ANTHROPIC, OPENAI, RESPONSES, Dialect
 
-BODY_MAX_BYTES = 20 * 1024 * 1024
+JSON_BODY_MAX_BYTES = 20 * 1024 * 1024
+# A file of 25 MiB, the limit of OpenAI and of vLLM, and the rest of its form.
+FORM_BODY_MAX_BYTES = 26 * 1024 * 1024
 
 
 class AnsweredBy(Enum):
@@ -41,35 +44,64 @@ class OpenAiRoute(NamedTuple):
 
 LIGHT_ROUTE = OpenAiRoute(is_light=True)
 
-# By the path below a prefix, which is also the engine's path where a route does not name one.
-_ROUTES: dict[str, OpenAiRoute] = {
+VERSION = "/v1"
+
+# By the engine's path.
+_ENGINE_ROUTES: dict[str, OpenAiRoute] = {
     "/v1/chat/completions": OpenAiRoute(),
+    "/v1/chat/completions/batch": OpenAiRoute(),
     "/v1/completions": OpenAiRoute(),
     "/v1/responses": OpenAiRoute(dialect=RESPONSES),
     "/v1/messages": OpenAiRoute(dialect=ANTHROPIC),
     "/v1/messages/count_tokens": LIGHT_ROUTE._replace(dialect=ANTHROPIC),
     "/v1/embeddings": OpenAiRoute(),
+    "/v2/embed": OpenAiRoute(),
     "/v1/audio/transcriptions": OpenAiRoute(is_form=True),
     "/v1/audio/translations": OpenAiRoute(is_form=True),
     "/v1/models": OpenAiRoute(("GET", "HEAD"), AnsweredBy.MODELS),
     **{f"{version}/rerank": OpenAiRoute() for version in ("", "/v1", "/v2")},
     **{f"{version}/score": OpenAiRoute() for version in ("", "/v1")},
-    **{f"{version}/pooling": OpenAiRoute(path="/pooling") for version in ("", "/v1")},
-    **{f"{version}/tokenize": LIGHT_ROUTE._replace(path="/tokenize") for version in ("", "/v1")},
-    **{
-        f"{version}/detokenize": LIGHT_ROUTE._replace(path="/detokenize") for version in ("", "/v1")
-    },
+    "/pooling": OpenAiRoute(),
+    "/classify": OpenAiRoute(),
+    "/tokenize": LIGHT_ROUTE,
+    "/detokenize": LIGHT_ROUTE,
 }
-ROUTES: dict[str, OpenAiRoute] = {
-    path: route._replace(path=route.path or path) for path, route in _ROUTES.items()
-}
-# The prefixes of the routes. Without a prefix, only the routes below /v1 exist.
-PREFIXES = ("", "/openai", "/v2/{endpoint}/openai")
-# Also the route of /v1/models/{id}; an id may contain slashes.
+
+
+def _with_both_forms() -> dict[str, OpenAiRoute]:
+    """Return the routes of the engine, and each of them in its other form: with or without `/v1`.
+
+    A form that is a path of the engine keeps its meaning.
+    """
+    found = {path: route._replace(path=path) for path, route in _ENGINE_ROUTES.items()}
+    for path, route in list(found.items()):
+        if path.startswith(f"{VERSION}/"):
+            found.setdefault(path.removeprefix(VERSION), route)
+        elif not path.startswith("/v2/"):
+            found.setdefault(f"{VERSION}{path}", route)
+    return found
+
+
+# By the path below a base.
+ROUTES: dict[str, OpenAiRoute] = _with_both_forms()
+BASES = ("", "/openai", "/v2/{endpoint}/openai")
+# Also the route of /v1/models/{id} and /models/{id}; an id may contain slashes.
 MODEL_ROUTE = ROUTES["/v1/models"]
+MODEL_PATHS = ("/v1/models/{model}", "/models/{model}")
+
+# A path is cut to this length in an error message.
+SHOWN_PATH_CHARACTERS = 200
+
+_REPEATED_VERSION = re.compile(rf"(?:{VERSION})+(?={VERSION}/)")
 
 
 def unknown_route(path: str) -> ApiError:
     """Return the error for a path of this API that is not in the table."""
-    known = ", ".join(path for path in ROUTES if path.startswith("/v1/"))
-    return ApiError("not_found", f"Unknown path {path[:200] or '/'}. Available: {known}.")
+    known = ", ".join(path for path in ROUTES if path.startswith(f"{VERSION}/"))
+    shown = path[:SHOWN_PATH_CHARACTERS] or "/"
+    return ApiError("not_found", f"Unknown path {shown}. Available: {known}.")
+
+
+def without_repeated_version(path: str) -> str:
+    """Return a path with `/v1` once where it is repeated: a client adds it to its base URL."""
+    return _REPEATED_VERSION.sub("", path)
