@@ -1,7 +1,6 @@
-"""The reusable parts of the OpenAPI document: schemas, parameters, headers and error responses.
+"""Builders of the OpenAPI document, and its headers and error responses.
 
-Objects of the proxy are closed (no additional properties); objects of the engine are open. Error
-responses are generated from the table of errors, one per status and format.
+Error responses are generated from the table of errors, one per status and format.
 """
 
 import re
@@ -9,21 +8,6 @@ from collections.abc import Iterable
 from typing import TypeAlias
 
 from proxy.api.errors import ERRORS
-from proxy.api.openai.dialects import ANTHROPIC_TYPES
-from proxy.api.queue.app import STREAM_WAIT_SECONDS
-from proxy.api.queue.listing import PAGE_MAX_ROWS, PAGE_ROWS
-from proxy.api.queue.request import (
-    DEFAULT_WAIT_MS,
-    MAX_EXECUTION_TIMEOUT_MS,
-    MAX_TTL_MS,
-    MAX_WAIT_MS,
-    MIN_EXECUTION_TIMEOUT_MS,
-    MIN_REMAINING_TTL_MS,
-    MIN_TTL_MS,
-    MIN_WAIT_MS,
-    WEBHOOK_URL_MAX_CHARACTERS,
-)
-from proxy.jobs.lifecycle import Status
 
 Node: TypeAlias = dict[str, object]
 """A JSON object of the document."""
@@ -76,6 +60,8 @@ def operation_id(method: str, path: str) -> str:
 EDGE_STATUSES = (400, 403, 408, 415, 431, 503)
 UNAUTHORIZED = 401
 NOT_FOUND = 404
+UNSUPPORTED_MEDIA_TYPE = 415
+UPGRADE_REQUIRED = 426
 TOO_MANY_REQUESTS = 429
 # OpenAI's SDK for Python does not retry at all after a longer delay.
 RETRY_AFTER_MAX_SECONDS = 60
@@ -93,6 +79,7 @@ STATUS_DESCRIPTIONS = {
     413: "The body is too large.",
     415: "The `Content-Type` or `Content-Encoding` is not supported.",
     429: "The rate limit of the API key is exceeded, or the queue is full.",
+    426: "The route does not support WebSockets.",
     431: "The request line and headers are too large.",
     500: "The engine or the proxy failed.",
     502: "The worker was lost, or its response was too large.",
@@ -126,6 +113,10 @@ HEADERS: Node = {
         "Tells the OpenAI SDKs whether to retry the request.",
         {"type": "string", "enum": ["true", "false"]},
     ),
+    "Accept-Encoding": _header(
+        "Sent if the reason is the `Content-Encoding` of the request.", {"const": "identity"}
+    ),
+    "Upgrade": _header("The protocol to use instead.", {"const": "HTTP/1.1"}),
     "WWW-Authenticate": _header("The scheme of the API key.", {"const": "Bearer"}),
     "x-ratelimit-limit-requests": _header("Requests allowed per ten seconds.", integer(0)),
     "x-ratelimit-remaining-requests": _header("Requests left in this window.", integer(0)),
@@ -136,6 +127,13 @@ HEADERS: Node = {
     "x-job-id": _header("The id of the job, if the request became one.", TEXT),
     "openai-processing-ms": _header("Milliseconds until the response started.", integer(0)),
     "openai-version": _header("The version of the API.", TEXT),
+}
+
+
+_OWN_HEADERS = {
+    UNAUTHORIZED: "WWW-Authenticate",
+    UNSUPPORTED_MEDIA_TYPE: "Accept-Encoding",
+    UPGRADE_REQUIRED: "Upgrade",
 }
 
 
@@ -176,8 +174,8 @@ def responses() -> Node:
 def _response(status: int, api: str) -> Node:
     rows = {code: row for code, row in ERRORS.items() if row.status == status}
     names = [] if api == "queue" else [*ENGINE_HEADERS]
-    if status == UNAUTHORIZED:
-        names.append("WWW-Authenticate")
+    if status in _OWN_HEADERS:
+        names.append(_OWN_HEADERS[status])
     if status == TOO_MANY_REQUESTS or any(row.retry_after for row in rows.values()):
         names.append("Retry-After")
     if any(row.should_retry is not None for row in rows.values()):
@@ -187,214 +185,3 @@ def _response(status: int, api: str) -> Node:
     return success(
         as_json(ERROR_SCHEMAS[api]), description, names=names, limited=status == TOO_MANY_REQUESTS
     )
-
-
-# The ids of endpoints and jobs.
-ID_PATTERN = "^[A-Za-z0-9_-]{1,80}$"
-# The id of a model, which may contain slashes.
-MODEL_PATTERN = r"^[^\x00-\x1f\x7f]{1,256}$"
-
-
-def _parameter(place: str, name: str, of: Node, description: str) -> Node:
-    found: Node = {"name": name, "in": place, "schema": of, "description": description}
-    return found | {"required": True} if place == "path" else found
-
-
-def _id(name: str, pattern: str, description: str) -> Node:
-    return _parameter("path", name, {"type": "string", "pattern": pattern}, description)
-
-
-def _query(name: str, of: Node, description: str) -> Node:
-    return _parameter("query", name, of, description)
-
-
-PARAMETERS: Node = {
-    "endpoint": _id("endpoint", ID_PATTERN, "The endpoint's id."),
-    "job": _id("job", ID_PATTERN, "The job's id."),
-    "model": _id("model", MODEL_PATTERN, "The model's id, which may contain slashes."),
-    "wait": _query(
-        "wait",
-        integer(MIN_WAIT_MS, MAX_WAIT_MS, default=DEFAULT_WAIT_MS),
-        "Maximum milliseconds to wait for the job's end. Values out of range are clamped.",
-    ),
-    "hold": _query(
-        "wait",
-        integer(MIN_WAIT_MS, DEFAULT_WAIT_MS, default=int(STREAM_WAIT_SECONDS * 1000)),
-        "Maximum milliseconds to wait for new output. Values out of range are clamped.",
-    ),
-    "ttl": _query(
-        "ttl",
-        integer(MIN_REMAINING_TTL_MS, MAX_TTL_MS),
-        "Remaining time to live of the job, in milliseconds.",
-    ),
-    "after": _query(
-        "after",
-        {"type": "string", "pattern": CURSOR_PATTERN},
-        "Read the output after this cursor, an earlier `next`, without consuming it.",
-    ),
-    "last-event-id": _parameter(
-        "header",
-        "Last-Event-ID",
-        {"type": "string", "pattern": CURSOR_PATTERN},
-        "The `id` of the last event that the client received; the stream continues after it.",
-    ),
-    "limit": _query(
-        "limit", integer(1, PAGE_MAX_ROWS, default=PAGE_ROWS), "Maximum rows of a page."
-    ),
-    "before": _query("before", {"type": "string"}, "`next` of the previous page."),
-    "status": _query("status", schema("Status"), "List only jobs with this status."),
-    "x-request-id": _parameter(
-        "header",
-        "X-Request-Id",
-        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,80}$"},
-        "Returned with the response; an id that does not match the pattern is replaced.",
-    ),
-}
-
-
-def parameters(*names: str) -> list[Node]:
-    """Refer to parameters by their names."""
-    return [ref("parameters", name) for name in names]
-
-
-_POLICY: Node = {
-    "type": ["object", "null"],
-    "properties": {
-        "executionTimeout": integer(
-            MIN_EXECUTION_TIMEOUT_MS,
-            MAX_EXECUTION_TIMEOUT_MS,
-            description="Maximum milliseconds of one run.",
-        )
-        | {"type": ["integer", "null"]},
-        "ttl": integer(
-            MIN_TTL_MS, MAX_TTL_MS, description="Time to live of the job, in milliseconds."
-        )
-        | {"type": ["integer", "null"]},
-        "lowPriority": {
-            "type": ["boolean", "null"],
-            "description": "Start after all jobs of normal priority.",
-        },
-    },
-}
-_ORDER: Node = {
-    "type": "object",
-    "required": ["input"],
-    "properties": {
-        "input": {
-            "type": ["object", "array", "string", "number", "boolean"],
-            "description": "The input of the job: any JSON value except null.",
-        },
-        "webhook": {
-            "type": ["string", "null"],
-            "format": "uri",
-            "maxLength": WEBHOOK_URL_MAX_CHARACTERS,
-            "description": "URL that receives a POST request when the job has ended.",
-        },
-        "policy": _POLICY,
-        "s3Config": {
-            "type": ["object", "null"],
-            "description": "Passed to Runpod workers only; stored encrypted, never returned.",
-        },
-    },
-    "examples": [{"input": {"prompt": "Hello", "sampling_params": {"max_tokens": 3}}}],
-}
-_STATUS: Node = {"type": "string", "enum": [*Status]}
-_WORKERS = ("idle", "initializing", "ready", "running", "throttled", "unhealthy")
-_JOBS = ("completed", "failed", "inProgress", "inQueue", "retried")
-
-SCHEMAS: Node = {
-    "JobRequest": _ORDER,
-    "Status": _STATUS,
-    "JobBrief": record({"id": TEXT, "status": schema("Status")}),
-    "Job": record(
-        {"id": TEXT, "retries": COUNT, "status": schema("Status")},
-        {
-            "delayTime": COUNT | {"description": "Milliseconds in the queue."},
-            "executionTime": COUNT | {"description": "Milliseconds of the last run."},
-            "error": TEXT,
-            "output": ANYTHING,
-            "reason": TEXT | {"description": "Reason why the job is queued."},
-            "workerId": TEXT,
-        },
-    ),
-    "Stream": record(
-        {"status": schema("Status"), "stream": {"type": "array", "items": schema("Element")}},
-        {"next": {"type": "string", "pattern": CURSOR_PATTERN}},
-    ),
-    "Element": {
-        "type": "object",
-        "required": ["output"],
-        "properties": {"output": ANYTHING, "metrics": ANYTHING},
-    },
-    "Purged": record({"removed": COUNT, "status": {"const": "completed"}}),
-    "EndpointHealth": record(
-        {
-            "jobs": record(dict.fromkeys(_JOBS, COUNT)),
-            "workers": record(dict.fromkeys(_WORKERS, COUNT)),
-            "durable": {"type": "boolean"},
-        }
-    ),
-    "Requests": record(
-        {
-            "requests": {"type": "array", "items": schema("RequestRow")},
-            "next": {
-                "type": ["string", "null"],
-                "description": "The value of `before` for the next page; opaque.",
-            },
-        }
-    ),
-    "RequestRow": record(
-        {
-            "id": TEXT,
-            "status": schema("Status"),
-            "createdAt": COUNT,
-            "delayTime": {"type": ["integer", "null"], "minimum": 0},
-            "executionTime": {"type": ["integer", "null"], "minimum": 0},
-            "retries": COUNT,
-            "workerId": {"type": ["string", "null"]},
-        }
-    ),
-    "QueueError": record({"error": TEXT}),
-    "OpenAiError": {
-        "type": "object",
-        "required": ["error"],
-        "properties": {
-            "error": {
-                "type": "object",
-                "required": ["message", "type"],
-                "properties": {
-                    "message": TEXT,
-                    "type": TEXT,
-                    "param": {"type": ["string", "null"]},
-                    "code": {
-                        "type": ["string", "integer", "null"],
-                        "description": "Errors of vLLM have numbers.",
-                    },
-                },
-            }
-        },
-    },
-    "AnthropicError": {
-        "type": "object",
-        "required": ["type", "error"],
-        "properties": {
-            "type": {"const": "error"},
-            "error": {
-                "type": "object",
-                "required": ["type", "message"],
-                "properties": {
-                    "type": TEXT | {"examples": sorted(set(ANTHROPIC_TYPES.values()))},
-                    "message": TEXT,
-                },
-            },
-        },
-    },
-    "Model": {
-        "type": "object",
-        "required": ["id"],
-        "properties": {"id": TEXT, "object": {"const": "model"}},
-    },
-    "ModelList": record(
-        {"object": {"const": "list"}, "data": {"type": "array", "items": schema("Model")}}
-    ),
-}

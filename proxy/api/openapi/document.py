@@ -6,8 +6,6 @@ from proxy.api.openapi.components import (
     COUNT,
     HEADERS,
     OBJECT,
-    PARAMETERS,
-    SCHEMAS,
     TEXT,
     UNAUTHORIZED,
     Node,
@@ -20,7 +18,9 @@ from proxy.api.openapi.components import (
     success,
 )
 from proxy.api.openapi.engine import engine_paths
+from proxy.api.openapi.parameters import PARAMETERS
 from proxy.api.openapi.queue import KEYS, queue_paths
+from proxy.api.openapi.schemas import SCHEMAS
 
 READ = ("GET", "HEAD")
 
@@ -123,6 +123,12 @@ _SCHEMES: Node = {
         "in": "header",
         "name": "X-Api-Key",
         "description": "The header that Anthropic's SDKs send.",
+    },
+    "azure": {
+        "type": "apiKey",
+        "in": "header",
+        "name": "Api-Key",
+        "description": "The header that clients of Azure send.",
     },
 }
 

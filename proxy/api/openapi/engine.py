@@ -1,29 +1,36 @@
-"""The operations of the OpenAI API and vLLM's other routes, below their three prefixes.
+"""The operations of the OpenAI API and vLLM's other routes, with and without `/v1`, at three bases.
 
 The schemas of bodies are open: the fields are documented by vLLM, and the engine's response is
 passed on unchanged.
 """
 
 from proxy.api.openai.dialects import ANTHROPIC
-from proxy.api.openai.routes import PREFIXES, ROUTES, AnsweredBy, OpenAiRoute
+from proxy.api.openai.routes import (
+    BASES,
+    MODEL_PATHS,
+    MODEL_ROUTE,
+    ROUTES,
+    AnsweredBy,
+    OpenAiRoute,
+)
 from proxy.api.openapi.components import (
     ENGINE_HEADERS,
     NOT_FOUND,
     OBJECT,
     TOO_MANY_REQUESTS,
     UNAUTHORIZED,
+    UPGRADE_REQUIRED,
     Node,
     as_json,
     operation_id,
-    parameters,
     refusals,
     schema,
     success,
 )
+from proxy.api.openapi.parameters import parameters
 from proxy.api.queue.sse import EVENT_STREAM
 
-KEYS: list[Node] = [{"bearer": []}, {"key": []}, {"anthropic": []}]
-MODELS = "/v1/models"
+KEYS: list[Node] = [{"bearer": []}, {"key": []}, {"anthropic": []}, {"azure": []}]
 FAILURES = (UNAUTHORIZED, NOT_FOUND, 409, 413, TOO_MANY_REQUESTS, 500, 502, 504)
 
 _TEXT: Node = {"schema": {"type": "string"}}
@@ -40,7 +47,7 @@ _CALL: Node = {
     "properties": {
         "model": {
             "type": ["string", "null"],
-            "description": "If null or missing: the endpoint's model, or the default one.",
+            "description": "If null, empty or missing: the endpoint's model, or the default one.",
         },
         "stream": {
             "description": "`true`: respond with server-sent events, if the route supports them."
@@ -60,24 +67,19 @@ _ENGINE: Node = {"description": "Any other response of the engine, unchanged."}
 
 
 def engine_paths() -> dict[str, Node]:
-    """Return the path items of all routes below all prefixes."""
-    found = {}
-    for prefix in PREFIXES:
-        for path, route in ROUTES.items():
-            if prefix or path.startswith("/v1/"):
-                found[f"{prefix}{path}"] = _path(prefix, path, route)
-        found[f"{prefix}{MODELS}/{{model}}"] = _path(prefix, f"{MODELS}/{{model}}", ROUTES[MODELS])
-    return found
+    """Return the path items of all routes at all bases."""
+    rows = (*ROUTES.items(), *((path, MODEL_ROUTE) for path in MODEL_PATHS))
+    return {f"{base}{path}": _path(base, path, route) for base in BASES for path, route in rows}
 
 
-def _path(prefix: str, path: str, route: OpenAiRoute) -> Node:
-    ids = [name for name in ("endpoint", "model") if f"{{{name}}}" in prefix + path]
+def _path(base: str, path: str, route: OpenAiRoute) -> Node:
+    ids = [name for name in ("endpoint", "model") if f"{{{name}}}" in base + path]
     item: Node = {"parameters": parameters(*ids)} if ids else {}
     make = _models if route.answered_by is AnsweredBy.MODELS else _call
-    return item | {method.lower(): make(method, prefix, path, route) for method in route.methods}
+    return item | {method.lower(): make(method, base, path, route) for method in route.methods}
 
 
-def _call(method: str, prefix: str, path: str, route: OpenAiRoute) -> Node:
+def _call(method: str, base: str, path: str, route: OpenAiRoute) -> Node:
     content = as_json(OBJECT) | _MORE.get(route.path, {})
     if not route.is_light:
         content[EVENT_STREAM] = _TEXT
@@ -85,7 +87,7 @@ def _call(method: str, prefix: str, path: str, route: OpenAiRoute) -> Node:
     sent: Node = {"multipart/form-data": {"schema": _FORM}} if route.is_form else as_json(_CALL)
     answer = success(content, "The engine's response.", names=ENGINE_HEADERS, limited=True)
     return {
-        "operationId": operation_id(method, prefix + path),
+        "operationId": operation_id(method, base + path),
         "summary": f"Call vLLM's {route.path}.",
         "tags": [api],
         "security": KEYS,
@@ -95,18 +97,20 @@ def _call(method: str, prefix: str, path: str, route: OpenAiRoute) -> Node:
     }
 
 
-def _models(method: str, prefix: str, path: str, _: OpenAiRoute) -> Node:
+def _models(method: str, base: str, path: str, _: OpenAiRoute) -> Node:
     one = path.endswith("{model}")
     shown = as_json(schema("Model" if one else "ModelList"))
-    can_miss = one or "{endpoint}" in prefix
+    refused = [UNAUTHORIZED, UPGRADE_REQUIRED]
+    if one or "{endpoint}" in base:
+        refused.append(NOT_FOUND)
     return {
-        "operationId": operation_id(method, prefix + path),
+        "operationId": operation_id(method, base + path),
         "summary": "Return a model." if one else "List the models. Needs no worker.",
         "tags": ["openai"],
         "security": KEYS,
         "parameters": parameters("x-request-id"),
         "responses": {
             "200": success(None if method == "HEAD" else shown, "Success.", names=ENGINE_HEADERS),
-            **refusals("openai", (UNAUTHORIZED, NOT_FOUND) if can_miss else (UNAUTHORIZED,)),
+            **refusals("openai", refused),
         },
     }

@@ -9,11 +9,11 @@ from proxy.api.openapi.components import (
     Node,
     as_json,
     operation_id,
-    parameters,
     refusals,
     schema,
     success,
 )
+from proxy.api.openapi.parameters import parameters
 from proxy.api.queue.app import OPERATIONS, JobOperations
 from proxy.api.queue.listing import Listing
 from proxy.api.queue.sse import EVENT_STREAM
@@ -46,7 +46,7 @@ SHAPES: dict[str, Shape] = {
         "Job", JobOperations.runsync.__doc__, ("wait",), has_order=True, refuses=(413,)
     ),
     "status": Shape("Job", JobOperations.status.__doc__, ("ttl",)),
-    "status-sync": Shape("Job", JobOperations.status_sync.__doc__, ("wait",)),
+    "status-sync": Shape("Job", JobOperations.status_sync.__doc__, ("poll",)),
     "stream": Shape(
         "Stream", JobOperations.stream.__doc__, ("hold", "after", "last-event-id"), has_events=True
     ),

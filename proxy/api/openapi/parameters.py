@@ -1,0 +1,84 @@
+"""The parameters of the operations in the OpenAPI document."""
+
+from proxy.api.openapi.components import CURSOR_PATTERN, Node, integer, ref, schema
+from proxy.api.queue.app import STREAM_WAIT_SECONDS
+from proxy.api.queue.listing import PAGE_MAX_ROWS, PAGE_ROWS
+from proxy.api.queue.request import (
+    DEFAULT_WAIT_MS,
+    MAX_TTL_MS,
+    MAX_WAIT_MS,
+    MIN_REMAINING_TTL_MS,
+    MIN_WAIT_MS,
+)
+
+# The ids of endpoints and jobs.
+ID_PATTERN = "^[A-Za-z0-9_-]{1,80}$"
+# The id of a model, which may contain slashes.
+MODEL_PATTERN = r"^[^\x00-\x1f\x7f]{1,256}$"
+
+
+def _parameter(place: str, name: str, of: Node, description: str) -> Node:
+    found: Node = {"name": name, "in": place, "schema": of, "description": description}
+    return found | {"required": True} if place == "path" else found
+
+
+def _id(name: str, pattern: str, description: str) -> Node:
+    return _parameter("path", name, {"type": "string", "pattern": pattern}, description)
+
+
+def _query(name: str, of: Node, description: str) -> Node:
+    return _parameter("query", name, of, description)
+
+
+PARAMETERS: Node = {
+    "endpoint": _id("endpoint", ID_PATTERN, "The endpoint's id."),
+    "job": _id("job", ID_PATTERN, "The job's id."),
+    "model": _id("model", MODEL_PATTERN, "The model's id, which may contain slashes."),
+    "wait": _query(
+        "wait",
+        integer(MIN_WAIT_MS, MAX_WAIT_MS, default=DEFAULT_WAIT_MS),
+        "Maximum milliseconds to wait for the job's end.",
+    ),
+    "poll": _query(
+        "wait",
+        integer(MIN_WAIT_MS, MAX_WAIT_MS, default=DEFAULT_WAIT_MS),
+        "Maximum milliseconds to wait for the job's end. Values out of range are clamped.",
+    ),
+    "hold": _query(
+        "wait",
+        integer(MIN_WAIT_MS, DEFAULT_WAIT_MS, default=int(STREAM_WAIT_SECONDS * 1000)),
+        "Maximum milliseconds to wait for new output. Values out of range are clamped.",
+    ),
+    "ttl": _query(
+        "ttl",
+        integer(MIN_REMAINING_TTL_MS, MAX_TTL_MS),
+        "Remaining time to live of the job, in milliseconds.",
+    ),
+    "after": _query(
+        "after",
+        {"type": "string", "pattern": CURSOR_PATTERN},
+        "Read the output after this cursor, an earlier `next`, without consuming it.",
+    ),
+    "last-event-id": _parameter(
+        "header",
+        "Last-Event-ID",
+        {"type": "string", "pattern": CURSOR_PATTERN},
+        "The `id` of the last event that the client received; the stream continues after it.",
+    ),
+    "limit": _query(
+        "limit", integer(1, PAGE_MAX_ROWS, default=PAGE_ROWS), "Maximum rows of a page."
+    ),
+    "before": _query("before", {"type": "string"}, "`next` of the previous page."),
+    "status": _query("status", schema("Status"), "List only jobs with this status."),
+    "x-request-id": _parameter(
+        "header",
+        "X-Request-Id",
+        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,80}$"},
+        "Returned with the response; an id that does not match the pattern is replaced.",
+    ),
+}
+
+
+def parameters(*names: str) -> list[Node]:
+    """Refer to parameters by their names."""
+    return [ref("parameters", name) for name in names]
