@@ -247,6 +247,8 @@ def _guarded(gate: Gate, table: Table, settings: Settings) -> Any:
             allow_headers=["*"],
             expose_headers=EXPOSED_HEADERS,
             max_age=600,
+            # Chrome asks before a public page calls an address of a private network.
+            allow_private_network=True,
         )
     if not settings.client_keys():
         app = Origins(app, gate.refuse, table, settings.cors_origin)

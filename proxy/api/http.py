@@ -30,6 +30,7 @@ from proxy.service.json_text import BODY_MAX_STEPS, has_too_much, in_thread_if_l
 Decoded = TypeVar("Decoded")
 
 JSON_TYPE = b"application/json"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FORM_TYPE = b"multipart/form-data"
 TOO_COMPLEX = (
     f"JSON body too complex: at most {BODY_MAX_STEPS // 2:,} values, keys and escapes"
@@ -59,6 +60,7 @@ _SECONDS = re.compile(rb"[0-9]{1,15}(?:\.[0-9]{0,20})?(?:[eE][+-]?[0-9]{1,3})?")
 class BodySummary(NamedTuple):
     """The fields of a body that the proxy reads. All others concern only the client and the engine.
 
+    `model` is None if it is missing, null or empty: the engine then uses the model that it serves.
     `is_streaming` is True only for a literal `true`; the engine validates every other value.
     """
 
@@ -121,6 +123,15 @@ async def read_body(receive: Any, headers: dict[bytes, bytes], limit: int, share
             return parts.getvalue()
 
 
+async def read_json(receive: Any, headers: dict[bytes, bytes], limit: int, share: Share) -> bytes:
+    """Return the complete body of a request with JSON, like `read_body`.
+
+    A byte order mark is left out (RFC 8259, section 8.1), because not every engine accepts one.
+    """
+    body = await read_body(receive, headers, limit, share)
+    return body.removeprefix(BYTE_ORDER_MARK)
+
+
 def _too_large(limit: int) -> ApiError:
     megabytes = limit // (1024 * 1024)
     return ApiError("request_too_large", f"The request body is too large: at most {megabytes} MB.")
@@ -156,7 +167,7 @@ def _peek(body: bytes) -> BodySummary:
                 name,
             )
     model = read_text("model", found.model, MODEL_NAME_MAX_BYTES)
-    return BodySummary(model, found.stream == _TRUE)
+    return BodySummary(model or None, found.stream == _TRUE)
 
 
 def read_text(name: str, written: msgspec.Raw, max_bytes: int) -> str | None:

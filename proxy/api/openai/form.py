@@ -23,7 +23,7 @@ def peek_form(content_type: bytes, body: bytes) -> BodySummary:
     fields = _fields(b"--" + found.group(1).rstrip(), body) if found else {}
     model = fields.get(b"model")
     is_streaming = fields.get(b"stream", b"").lower() == b"true"
-    return BodySummary(None if model is None else model.decode(errors="replace"), is_streaming)
+    return BodySummary(model.decode(errors="replace") if model else None, is_streaming)
 
 
 def _fields(delimiter: bytes, body: bytes) -> dict[bytes, bytes]:

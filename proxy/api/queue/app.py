@@ -26,6 +26,7 @@ from proxy.api.queue.request import (
     nothing,
     read_cursor,
     read_millis,
+    read_poll_wait,
     read_wait,
 )
 from proxy.api.queue.response import JsonAnswer, refusal
@@ -122,7 +123,7 @@ class JobOperations:
 
     async def status_sync(self, context: RequestContext, job_id: str) -> bytes:
         """Return the state of a job when it has ended, or after `?wait=` milliseconds."""
-        wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
+        wait = read_poll_wait(context.query("wait")) or DEFAULT_WAIT_MS
         found = await context.unless_gone(
             self._view.wait_end(context.endpoint, context.owner, job_id, wait / 1000, context.pay)
         )
@@ -130,7 +131,7 @@ class JobOperations:
 
     async def stream(self, context: RequestContext, job_id: str) -> bytes | Response:
         """Consume new output. `?after=` reads the elements after a cursor instead (`next`)."""
-        wait = read_wait(context.query("wait"))
+        wait = read_poll_wait(context.query("wait"))
         after = context.query("after")
         cursor = read_cursor("after", after)
         headers = context.request.headers

@@ -19,8 +19,8 @@ from proxy.api.http import (
     JSON_TYPE,
     ClientGoneError,
     decode_object,
-    read_body,
     read_floor,
+    read_json,
     read_text,
     read_whole,
     require_type,
@@ -158,7 +158,24 @@ def read_millis(name: str, text: str | None, minimum: int, maximum: int) -> Mill
 
 
 def read_wait(text: str | None) -> Millis | None:
-    """Return the long-poll timeout of `?wait=`, or None if it is missing or empty.
+    """Return the `?wait=` of `runsync` in milliseconds, or None if it is missing or empty.
+
+    Raises `ApiError`, with the sentence of the public platform, unless it is an integer in range.
+    """
+    if not text:
+        return None
+    value = read_whole(text)
+    if value is None or not MIN_WAIT_MS <= value <= MAX_WAIT_MS:
+        raise ApiError(
+            "invalid_body",
+            f"wait is invalid; must be between {MIN_WAIT_MS} and {MAX_WAIT_MS}",
+            "wait",
+        )
+    return Millis(value)
+
+
+def read_poll_wait(text: str | None) -> Millis | None:
+    """Return the `?wait=` of a long poll in milliseconds, or None if it is missing or empty.
 
     A number out of range is clamped and a fraction truncated, because Runpod's SDKs send the rest
     of their own timeout. Raises `ApiError` if it is not a number.
@@ -280,7 +297,7 @@ class RequestContext:
         is_browser = not headers.keys().isdisjoint(BROWSER_HEADERS)
         default = b"" if self._is_open and is_browser else JSON_TYPE
         require_type(headers.get(b"content-type", default), JSON_TYPE)
-        return await read_body(self.request.receive, headers, limit, self._share)
+        return await read_json(self.request.receive, headers, limit, self._share)
 
 
 async def _gone(request: Request) -> None:
