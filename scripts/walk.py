@@ -107,6 +107,9 @@ class MinimalEngine:
     def fields(self, path: str) -> frozenset[str]:  # noqa: ARG002 - there are no request models
         return frozenset()
 
+    def routes(self) -> frozenset[str]:
+        return frozenset({"/v1/chat/completions"})
+
     async def read(self) -> Reading | None:
         return None
 

@@ -1,7 +1,7 @@
 """The endpoints and the models that they serve."""
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from proxy.jobs.model import EndpointId, Millis
 
@@ -11,12 +11,14 @@ class Model:
     """A model by its public name, with the engine's model card (a JSON object) if a worker has sent
     one.
 
-    `base` is False for an adapter on a base model.
+    `base` is False for an adapter on a base model. `routes` are the paths of the engine that serve
+    the model; empty if they are unknown.
     """
 
     id: str
     card: bytes | None = None
     base: bool = True
+    routes: frozenset[str] = frozenset()
 
 
 # Models that all workers of one endpoint may announce together. The list of them is one response.
@@ -82,6 +84,21 @@ class Endpoints:
         known = self._models[endpoint.id]
         return not known or model in known
 
+    def default_model(self, endpoint: Endpoint) -> str:
+        """Return the name of the model that answers calls without one, or the id of the endpoint if
+        no model is known.
+        """
+        return next(iter(self._models[endpoint.id]), endpoint.id)
+
+    def routes(self, endpoint: Endpoint, model: str | None) -> frozenset[str]:
+        """Return the paths of the engine that serve a model of an endpoint (None: any of them);
+        empty if they are unknown.
+        """
+        known = self._models[endpoint.id]
+        asked = known.values() if model is None else [known.get(model, Model(model))]
+        found = [one.routes for one in asked]
+        return frozenset().union(*found) if all(found) else frozenset()
+
     def having(self, model: str | None) -> Endpoint | None:
         """Return the endpoint for a call whose path names none: the first with this model, or the
         first of all.
@@ -112,7 +129,7 @@ class Endpoints:
             message = f"endpoint {endpoint.id} serves {_names(known)}, this worker {_names(bases)}"
             raise OtherModelError(message)
         kept = self._announced.get(endpoint.id, {}) if others else {}
-        announced = kept | {model.id: model for model in models}
+        announced = kept | {model.id: _joined(model, kept.get(model.id)) for model in models}
         if len(announced) > ENDPOINT_MAX_MODELS:
             raise OtherModelError(
                 f"endpoint {endpoint.id} has more than {ENDPOINT_MAX_MODELS} models"
@@ -123,6 +140,14 @@ class Endpoints:
 
 def _configured(endpoint: Endpoint) -> dict[str, Model]:
     return {name: Model(name) for name in endpoint.models}
+
+
+def _joined(model: Model, other: Model | None) -> Model:
+    """Return a model with the routes of both announcements; unknown if one of them is unknown."""
+    if other is None:
+        return model
+    is_known = model.routes and other.routes
+    return replace(model, routes=model.routes | other.routes if is_known else frozenset())
 
 
 def _names(models: Iterable[str]) -> str:

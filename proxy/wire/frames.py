@@ -168,6 +168,8 @@ class Model(msgspec.Struct, frozen=True, array_like=True, gc=False):
     card: bytes
     # False for an adapter of a base model.
     base: bool = True
+    # The paths to which the engine accepts POST for this model; empty if they are unknown.
+    routes: list[str] = []
 
 
 class Hello(Frame, frozen=True, tag=10, gc=False):

@@ -91,6 +91,9 @@ class Engine(Protocol):
     def fields(self, path: str) -> frozenset[str]:
         """Return the field names of a route's request body; empty if the engine does not know."""
 
+    def routes(self) -> frozenset[str]:
+        """Return the paths to which the app accepts POST; empty if the engine does not know."""
+
     async def read(self) -> Reading | None:
         """Return the current load; None if the engine does not report it."""
 
@@ -115,7 +118,7 @@ class Engine(Protocol):
 
 
 async def read_models(engine: Engine) -> list[Model]:
-    """Return the models that the engine serves, with its own model cards.
+    """Return the models that the engine serves, with its own model cards and its routes.
 
     A card with a parent is an adapter on a base model. Raises `EngineError` if the engine does not
     return a list of models.
@@ -126,12 +129,13 @@ async def read_models(engine: Engine) -> list[Model]:
         raise EngineError(f"the engine responded to {MODELS_PATH} with status {status}: {excerpt}")
     try:
         cards: list[dict[str, Any]] = json.loads(body)["data"]
-        return [_model(card) for card in cards]
+        routes = sorted(engine.routes())
+        return [_model(card, routes) for card in cards]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         message = f"the engine's response to {MODELS_PATH} is not a list of models: {error!r}"
         raise EngineError(message) from error
 
 
-def _model(card: dict[str, Any]) -> Model:
+def _model(card: dict[str, Any], routes: list[str]) -> Model:
     encoded = json.dumps(card, separators=(",", ":")).encode()
-    return Model(card["id"], encoded, not card.get("parent"))
+    return Model(card["id"], encoded, not card.get("parent"), routes)

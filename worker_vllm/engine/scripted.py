@@ -66,6 +66,9 @@ class ScriptedEngine:
     def fields(self, path: str) -> frozenset[str]:  # noqa: ARG002 - there are no request models
         return frozenset()
 
+    def routes(self) -> frozenset[str]:
+        return frozenset()
+
     async def read(self) -> Reading | None:
         return Reading(self.running, 0, 0.0, self.prompt_tokens, self.generation_tokens)
 

@@ -60,6 +60,9 @@ class UpstreamEngine:
     def fields(self, path: str) -> frozenset[str]:  # noqa: ARG002 - its request models are unknown
         return frozenset()
 
+    def routes(self) -> frozenset[str]:
+        return frozenset()
+
     async def read(self) -> Reading | None:
         """Return the load from the server's metrics, if it has those of vLLM."""
         try:

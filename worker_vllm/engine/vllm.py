@@ -134,6 +134,18 @@ class VllmEngine:
                 names.update(getattr(model, "model_fields", ()))
         return frozenset(names)
 
+    def routes(self) -> frozenset[str]:
+        """Return the POST routes of vLLM's app, which depend on the tasks that the model supports.
+
+        Empty if the app has routes of a kind that cannot be listed.
+        """
+        routes = self._app.routes
+        if not all(hasattr(route, "path") for route in routes):
+            return frozenset()
+        return frozenset(
+            route.path for route in routes if "POST" in (getattr(route, "methods", None) or ())
+        )
+
     async def read(self) -> Reading | None:
         return reading_of((sample.name, sample.value) for sample in _samples(READING_METRICS))
 

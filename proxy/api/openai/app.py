@@ -6,6 +6,7 @@ is answered from the registry of models.
 
 import re
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import structlog
@@ -20,6 +21,7 @@ from proxy.api.http import (
     abort_of,
     peek,
     read_body,
+    read_json,
     read_seconds,
     require_type,
     routing_of,
@@ -28,7 +30,14 @@ from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
 from proxy.api.openai.relay import HeartbeatIntervals, Relay, Reply
-from proxy.api.openai.routes import BODY_MAX_BYTES, AnsweredBy, OpenAiRoute, unknown_route
+from proxy.api.openai.routes import (
+    FORM_BODY_MAX_BYTES,
+    JSON_BODY_MAX_BYTES,
+    AnsweredBy,
+    OpenAiRoute,
+    unknown_route,
+)
+from proxy.api.openai.unserved import explain, not_served
 from proxy.jobs.model import Request
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
@@ -171,14 +180,22 @@ class OpenAi:
                 leave = self._count(principal, chosen, reply)
                 self._admission.check(chosen)
             with self._limits.bodies.share(principal.key_id) as share:
-                body = await read_body(receive, headers, BODY_MAX_BYTES, share)
-                seen = peek_form(content_type, body) if route.is_form else await peek(body)
+                if route.is_form:
+                    body = await read_body(receive, headers, FORM_BODY_MAX_BYTES, share)
+                    seen = peek_form(content_type, body)
+                else:
+                    body = await read_json(receive, headers, JSON_BODY_MAX_BYTES, share)
+                    seen = await peek(body)
                 if leave is None and (chosen := self._endpoints.having(seen.model)) is not None:
                     leave = self._count(principal, chosen, reply)
                 if chosen is None or (
                     seen.model is not None and not self._endpoints.serves(chosen, seen.model)
                 ):
                     raise _unknown(seen.model or "", chosen)
+                served = self._endpoints.routes(chosen, seen.model)
+                model = seen.model or self._endpoints.default_model(chosen)
+                if served and route.path not in served:
+                    raise not_served(model, route.path, served)
                 request = Request("POST", route.path, content_type.decode("latin-1"), body)
                 # Again, because reading the body took time.
                 self._admission.check(chosen)
@@ -192,7 +209,14 @@ class OpenAi:
                 reply.add_header(b"x-job-id", mailbox.job.id.encode())
                 mailbox.abort = abort_of(scope)
                 intervals = self._intervals if seen.is_streaming else None
-                await Relay(self._interactive, mailbox, reply, intervals=intervals).run(receive)
+                relay = Relay(
+                    self._interactive,
+                    mailbox,
+                    reply,
+                    intervals=intervals,
+                    explain=partial(explain, model, route.path),
+                )
+                await relay.run(receive)
         finally:
             if leave is not None:
                 leave()

@@ -17,7 +17,7 @@ import asyncio
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from proxy.access.limits import Share
 from proxy.api.errors import ApiError
@@ -53,6 +53,8 @@ API_VERSION = b"2020-10-01"
 STATUSES_WITHOUT_BODY = (204, 304)
 # Has a body, which must be empty.
 RESET_CONTENT = 205
+
+Explain: TypeAlias = Callable[[int, bytes], ApiError | None]
 
 
 class Reply:
@@ -174,7 +176,8 @@ class HeartbeatIntervals:
 class Relay:
     """Relays the output of one job to its client.
 
-    `intervals` is None for a request without `stream`, which receives no heartbeats.
+    `intervals` is None for a request without `stream`, which receives no heartbeats. `explain`
+    returns the error that replaces an answer of the engine, by its status and body, or None.
     """
 
     def __init__(
@@ -184,11 +187,13 @@ class Relay:
         reply: Reply,
         *,
         intervals: HeartbeatIntervals | None,
+        explain: Explain,
     ) -> None:
         self._interactive = interactive
         self._mailbox = mailbox
         self._reply = reply
         self._intervals = intervals
+        self._explain = explain
         self._clock = asyncio.get_running_loop().time
         # The time of the last write, or of the change from queued to running.
         self._active_at = self._clock()
@@ -283,13 +288,20 @@ class Relay:
             await reply.error(error)
         elif head.is_stream:
             await reply.end()
+        else:
+            await self._answer(head, self._mailbox.consume(NO_LIMIT))
+
+    async def _answer(self, head: Head, body: bytes) -> None:
+        """Send an answer of the engine that is not a stream."""
+        reply = self._reply
+        error = self._explain(head.status, body)
+        if error is not None:
+            await reply.error(error)
         elif not reply.is_stream:
-            await reply.whole(
-                head.status, head.content_type.encode(), self._mailbox.consume(NO_LIMIT)
-            )
+            await reply.whole(head.status, head.content_type.encode(), body)
         else:
             # A heartbeat has begun an event stream, but the engine has returned a JSON body.
-            await reply.failed(self._mailbox.consume(NO_LIMIT))
+            await reply.failed(body)
 
 
 async def _watch(receive: Any, mailbox: Mailbox) -> None:

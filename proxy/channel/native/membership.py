@@ -117,7 +117,10 @@ class Membership:
         worker.engine = hello.engine[:ENGINE_CHARACTERS]
         if not hello.models:
             return
-        models = [Model(model.id, public_card(model), model.base) for model in hello.models]
+        models = [
+            Model(model.id, public_card(model), model.base, frozenset(model.routes))
+            for model in hello.models
+        ]
         endpoint = self._endpoints.get(worker.endpoint)
         others = any(
             other.has_models and other is not worker for other in self._fleet.of(worker.endpoint)

@@ -18,6 +18,9 @@ MOST_HOLDS = 10_000
 JOB_CHARACTERS = 128
 MODEL_CHARACTERS = 256
 CARD_BYTES = 64 * 1024
+# vLLM with all its development routes has about 60.
+MOST_ROUTES = 200
+ROUTE_CHARACTERS = 128
 ENGINE_CHARACTERS = 200
 LOG_CHARACTERS = 500
 
@@ -64,6 +67,14 @@ def _check_model(model: frames.Model) -> None:
             4400,
             f"a model's name must have 1 to {MODEL_CHARACTERS} characters "
             "and no control characters",
+        )
+    if len(model.routes) > MOST_ROUTES or any(
+        len(route) > ROUTE_CHARACTERS for route in model.routes
+    ):
+        raise WorkerRefusedError(
+            4400,
+            f"a model may have at most {MOST_ROUTES} routes of at most {ROUTE_CHARACTERS}"
+            " characters",
         )
     if len(model.card) > CARD_BYTES:
         raise WorkerRefusedError(4400, f"a model card may have at most {CARD_BYTES} bytes")

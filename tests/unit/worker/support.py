@@ -205,6 +205,9 @@ class AppEngine:
     def fields(self, path: str) -> frozenset[str]:
         return self.known.get(path, frozenset())
 
+    def routes(self) -> frozenset[str]:
+        return frozenset(self.known)
+
     async def read(self) -> Reading | None:
         return self.reading
 
