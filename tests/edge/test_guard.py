@@ -40,7 +40,7 @@ async def refused(connection: Wire) -> tuple[int, str]:
         (request("GET /livez", "Host: localhost"), 400, "bad_request"),
         (request(host="localhost/health?x="), 400, "bad_request"),
         (request(host="evil.example"), 403, "host_not_allowed"),
-        (request("GET http://localhost/livez"), 400, "bad_request"),
+        (request("GET localhost/livez"), 400, "bad_request"),
         (request("GET /livez", "A: " + "b" * 40_000), 431, "head_too_large"),
         (request("GET /livez", *["A: b"] * 101), 431, "head_too_large"),
         (
@@ -86,6 +86,21 @@ async def test_connect_is_refused_in_the_format_of_its_path(quick: Proxy, target
     else:
         assert told["error"]["message"] == sentence
     assert (told.get("type") == "error") == (target == "/v1/messages")
+
+
+async def test_an_unsupported_coding_is_answered_with_the_supported_one(quick: Proxy) -> None:
+    """RFC 9110, section 12.5.3: so that a client does not change its content type instead."""
+    coded = ("Content-Encoding: gzip", "Content-Length: 2")
+    for path in (CHAT, "/v2/default/run"):
+        async with wire(quick) as connection:
+            await connection.send(request(f"POST {path}", JSON_BODY, *coded, body=b"{}"))
+            answer = await connection.answer()
+        assert (answer.status, answer.headers[b"accept-encoding"]) == (415, b"identity")
+    async with wire(quick) as connection:
+        await connection.send(request(f"POST {CHAT}", "Content-Length: 2", body=b"{}"))
+        answer = await connection.answer()
+    assert answer.status == 415
+    assert b"accept-encoding" not in answer.headers
 
 
 async def test_the_queue_api_has_its_own_error_format(quick: Proxy) -> None:

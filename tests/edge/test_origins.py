@@ -195,7 +195,7 @@ async def test_only_the_own_origin_and_listed_origins_are_accepted() -> None:
 
 async def test_a_body_without_a_content_type_is_json_except_from_a_page() -> None:
     async with serving(limit=NO_LIMITS) as proxy:
-        for path in ("/v2/default/run", "/v2/default/runsync?wait=1"):
+        for path in ("/v2/default/run", "/v2/default/runsync?wait=1000"):
             for headers in (
                 {"Origin": proxy.url},
                 {"Sec-Fetch-Site": "same-origin"},

@@ -2,7 +2,15 @@
 
 import pytest
 
-from proxy.edge.head import HEAD_MAX_FIELDS, Hosts, check_head, head_size, is_host, longest_line
+from proxy.edge.head import (
+    HEAD_MAX_FIELDS,
+    Hosts,
+    check_head,
+    head_size,
+    is_host,
+    longest_line,
+    read_target,
+)
 
 HOST = (b"host", b"localhost:8000")
 TOO_LONG_HOST = b"a" * 255
@@ -100,9 +108,49 @@ def test_a_content_encoding_is_rejected(coding: bytes) -> None:
     assert not refused(HOST, (b"content-encoding", b"Identity"))
 
 
-@pytest.mark.parametrize("target", [b"", b"*", b"a/b", b"http://a/b", b"/a#b", b"a:443"])
-def test_a_target_that_is_not_a_path_is_rejected(target: bytes) -> None:
+@pytest.mark.parametrize(
+    "target",
+    [
+        *(b"", b"*", b"a/b", b"/a#b", b"a:443", b"http:/a", b"http:a/b", b"ftp://a/b", b"http//a"),
+        *(b"http://", b"http:///b", b"http://a#b", b"http://u@a/b", b"http://a b", b"http://a:x/"),
+    ],
+)
+def test_a_target_that_is_not_a_path_or_a_url_is_rejected(target: bytes) -> None:
     assert refused(HOST, target=target) == "bad_request"
+
+
+@pytest.mark.parametrize(
+    ("target", "path", "host"),
+    [
+        (b"/a?b", b"/a?b", None),
+        (b"http://a.example/b?c", b"/b?c", b"a.example"),
+        (b"HTTPS://a.example:443", b"/", b"a.example:443"),
+        (b"http://a?b=/c", b"/?b=/c", b"a"),
+        (b"http://[::1]:8000//b", b"//b", b"[::1]:8000"),
+    ],
+)
+def test_a_target_has_a_path_and_perhaps_a_host(
+    target: bytes, path: bytes, host: bytes | None
+) -> None:
+    assert read_target(target) == (path, host)
+    assert not refused(HOST, target=target)
+
+
+def test_the_host_of_the_target_is_checked_instead_of_the_field() -> None:
+    hosts = Hosts(is_open=True)
+    other = (b"host", b"evil.example")
+    assert not refused(other, target=b"http://localhost/", hosts=hosts)
+    assert refused(HOST, target=b"http://evil.example/", hosts=hosts) == "host_not_allowed"
+    assert refused((b"host", b"a b"), target=b"http://localhost/", hosts=hosts) == "bad_request"
+    assert refused(target=b"http://localhost/", hosts=hosts) == "bad_request"
+
+
+def test_only_http_1_0_may_have_no_host() -> None:
+    assert not refused(version="1.0")
+    assert refused((b"host", b""), version="1.0") == "bad_request"
+    hosts = Hosts(is_open=True)
+    assert refused((b"host", b"a"), version="1.0", hosts=hosts) == "host_not_allowed"
+    assert refused(target=b"http://a/", version="1.0", hosts=hosts) == "host_not_allowed"
 
 
 @pytest.mark.parametrize("version", ["0.9", "1.2", "2.0", "3.0"])

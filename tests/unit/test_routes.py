@@ -15,13 +15,16 @@ def find(path: str) -> OpenAiRoute | None:
 @pytest.mark.parametrize(
     ("path", "endpoint"),
     [
+        ("/chat/completions", None),
+        ("/openai/chat/completions/", None),
+        ("/v2/default/openai/chat/completions", "default"),
         ("/v1/chat/completions", None),
         ("/openai/v1/chat/completions", None),
         ("/v2/default/openai/v1/chat/completions", "default"),
         ("/v2/a-b_C9/openai/v1/chat/completions/", "a-b_C9"),
     ],
 )
-def test_a_route_exists_at_three_base_paths(path: str, endpoint: str | None) -> None:
+def test_a_route_exists_at_three_bases_with_and_without_v1(path: str, endpoint: str | None) -> None:
     found = Table().find(path)
     assert found is not None
     assert found.route.openai is ROUTES["/v1/chat/completions"]
@@ -33,6 +36,8 @@ def test_a_route_exists_at_three_base_paths(path: str, endpoint: str | None) -> 
     ("path", "model"),
     [
         ("/v1/models/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("/models/Qwen/Qwen3-8B", "Qwen/Qwen3-8B"),
+        ("/openai/models/v1", "v1"),
         ("/v2/default/openai/v1/models/Qwen/Qwen3-8B/", "Qwen/Qwen3-8B"),
         ("/openai/v1/models/v1/models/x", "v1/models/x"),
         ("/v1/models/a//", "a/"),
@@ -69,7 +74,9 @@ def test_a_path_that_is_not_in_the_table_does_not_match(path: str) -> None:
     assert find(path) is None
 
 
-@pytest.mark.parametrize("name", ["tokenize", "detokenize", "pooling", "score", "rerank"])
+@pytest.mark.parametrize(
+    "name", ["tokenize", "detokenize", "pooling", "classify", "score", "rerank"]
+)
 def test_routes_of_vllm_without_v1_have_both_forms(name: str) -> None:
     plain = find(f"/openai/{name}")
     versioned = find(f"/v1/{name}")
@@ -84,6 +91,27 @@ def test_routes_of_vllm_without_v1_have_both_forms(name: str) -> None:
 @pytest.mark.parametrize("path", ["/v1/responses/resp_1", "/v1/responses/resp_1/cancel"])
 def test_stored_responses_are_not_supported(path: str) -> None:
     assert find(path) is None
+
+
+@pytest.mark.parametrize(
+    ("path", "engine_path"),
+    [
+        ("/v2/embed", "/v2/embed"),
+        ("/openai/v2/embed", "/v2/embed"),
+        ("/v2/default/openai/v2/embed", "/v2/embed"),
+        ("/v2/rerank", "/v2/rerank"),
+        ("/rerank", "/rerank"),
+        ("/v1/rerank", "/v1/rerank"),
+        ("/embeddings", "/v1/embeddings"),
+        ("/chat/completions/batch", "/v1/chat/completions/batch"),
+        ("/openai/v1/classify", "/classify"),
+        ("/messages/count_tokens", "/v1/messages/count_tokens"),
+    ],
+)
+def test_every_form_leads_to_a_path_of_the_engine(path: str, engine_path: str) -> None:
+    route = find(path)
+    assert route is not None
+    assert route.path == engine_path
 
 
 def test_every_route_is_accepted_by_the_worker() -> None:

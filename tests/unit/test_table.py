@@ -69,7 +69,8 @@ UNKNOWN_PATHS = [
     "/v2/ep/status/a/b", "/v2/ep/status/a b", "/v2/ep/status/a.b", "/v2/ep/status/\x00",
     f"/v2/ep/status/{'a' * 81}", "/v2/e p/run", "/v2//run", "/v2/ep/../ep/run", "/V2/ep/run",
     "/v1/models/a\nb", f"/v1/models/{'a' * 257}", "/v1/sleep", "/v2/ep/openai", "/v2/ep/openai/",
-    "/openai", "/rerank", "/tokenize", "/v2/ep/worker/x", "/v2/ep/job-take/",
+    "/openai", "/embed", "/v2/score", "/v2/rerank/x", "/v2/{endpoint}/run", "/v2/ep/worker/x",
+    "/v2/ep/job-take/",
     "/v2/ep/openai/v1/../v1/models", "/v2/" + "/" * 30_000, "/v1/models" + "/" * 30_000,
 ]  # fmt: skip
 

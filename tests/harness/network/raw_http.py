@@ -50,6 +50,10 @@ class Wire:
             body = await self._reader.readexactly(int(headers.get(b"content-length", b"0")))
             return Answer(int(line.split()[1]), headers, body)
 
+    def end(self) -> None:
+        """Close the client's half of the connection."""
+        self._writer.write_eof()
+
     async def close(self) -> None:
         self._writer.close()
         with suppress(ConnectionError):

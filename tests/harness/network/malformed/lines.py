@@ -58,7 +58,8 @@ VERSIONS = (
     *(b"ICE/1.0", b"HTTP/1.1 x", b"HTTP/1.1\x00", b"HTTP/1.1\x0b", b"HTTP/1.1, HTTP/1.0"),
 )
 TARGETS = (
-    *(b"http://localhost/livez", b"https://localhost/livez", b"http://attacker.example/livez"),
+    *(b"http://attacker.example/livez", b"http:///livez", b"http://x@localhost/livez"),
+    *(b"http://localhost/livez#x", b"http:/localhost/livez", b"ws://localhost/livez"),
     *(
         b"localhost:80",
         b"localhost/livez",
