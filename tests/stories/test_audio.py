@@ -4,6 +4,7 @@ import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from hashlib import sha256
+from io import BytesIO
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -66,6 +67,35 @@ async def test_a_file_and_its_fields_arrive_intact(studio: Studio) -> None:
             *(("timestamp_granularities[]", "word"), ("timestamp_granularities[]", "segment")),
         ],
     )
+
+
+@pytest.mark.parametrize(
+    ("path", "size"),
+    [
+        ("/v1/audio/transcriptions", 24_000_000),
+        # The largest file of OpenAI's API and of vLLM.
+        ("/v2/speech/openai/audio/translations", 25 * 1024 * 1024),
+    ],
+)
+async def test_a_file_of_25_mib_and_its_form_are_accepted(
+    studio: Studio, path: str, size: int
+) -> None:
+    data = bytes(size)
+    form = aiohttp.FormData({"model": "whisper", "prompt": "x" * 1_000})
+    form.add_field("file", BytesIO(data), filename="a.wav", content_type="audio/wav")
+    async with studio.proxy.http.post(path, data=form) as response:
+        assert (await response.json())["text"] == "".join(WORDS)
+    assert studio.speech.heard[-1].file[2] == sha256(data).hexdigest()
+
+
+async def test_an_empty_model_in_a_form_leads_to_the_first_endpoint(studio: Studio) -> None:
+    before = len(studio.first.heard)
+    form = aiohttp.FormData({"model": ""})
+    form.add_field("file", b"RIFF", filename="a.wav")
+    async with studio.proxy.http.post("/audio/transcriptions", data=form) as response:
+        # The engine's own message.
+        assert (await response.json())["error"]["message"] == "another model"
+    assert len(studio.first.heard) == before + 1
 
 
 # The OpenAI client marks its translations as deprecated.

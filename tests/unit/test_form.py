@@ -55,6 +55,10 @@ def test_only_a_literal_true_selects_a_stream(value: bytes) -> None:
     assert not peek_form(TYPE, form(STREAM.replace(b"true", value))).is_streaming
 
 
+def test_an_empty_model_counts_as_missing() -> None:
+    assert peek_form(TYPE, form(MODEL.replace(b"whisper", b""), STREAM)).model is None
+
+
 def test_the_first_of_two_fields_is_used() -> None:
     assert peek_form(TYPE, form(MODEL, MODEL.replace(b"whisper", b"other"))).model == "whisper"
 
