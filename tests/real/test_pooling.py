@@ -42,3 +42,10 @@ async def test_a_pooling_worker_embeds_scores_and_ranks(pooling: Proxy) -> None:
         async with pooling.http.post(path, json=request) as response:
             ranked = (await response.json())["results"]
             assert ranked[0]["document"]["text"] == "a worker"
+    request = {"model": "demo", "texts": ["a worker"], "embedding_types": ["float"]}
+    for path in ("/v2/embed", "/openai/v2/embed"):
+        async with pooling.http.post(path, json=request) as response:
+            assert len((await response.json())["embeddings"]["float"][0]) == 256
+    for path in ("/v1/classify", "/v1/chat/completions", "/responses"):
+        async with pooling.http.post(path, json={"model": "demo", "input": "x"}) as response:
+            assert (await response.json())["error"]["code"] == "route_not_served"

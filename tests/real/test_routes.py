@@ -69,9 +69,21 @@ async def test_tokens_there_and_back(real: Real, base: str) -> None:
         assert (await response.json())["prompt"] == text
 
 
-async def test_what_the_model_cannot_do_the_engine_says(real: Real) -> None:
-    async with real.proxy.http.post(
-        "/v1/embeddings", json={"model": "demo", "input": "x"}
-    ) as response:
-        assert response.status in {400, 404, 501}
-        assert "error" in await response.json() or response.status == 404
+@pytest.mark.parametrize("path", ["/v1/embeddings", "/pooling", "/v2/embed", "/classify"])
+async def test_what_the_model_cannot_do_is_an_error_object(real: Real, path: str) -> None:
+    """The worker has announced the routes of its engine."""
+    async with real.proxy.http.post(path, json={"model": "demo", "input": "x"}) as response:
+        error = (await response.json())["error"]
+    assert (response.status, error["code"]) == (404, "route_not_served")
+    assert f"The model `demo` does not support {path}." in error["message"]
+    assert "/v1/chat/completions, " in error["message"]
+
+
+async def test_a_batch_of_conversations(real: Real) -> None:
+    conversation = [{"role": "user", "content": QUESTION}]
+    asked = {"model": "", "messages": [conversation, conversation], "temperature": 0}
+    async with real.proxy.http.post("/chat/completions/batch", json=asked) as response:
+        found = await response.json()
+    assert found["model"] == "demo"
+    assert [choice["index"] for choice in found["choices"]] == [0, 1]
+    assert all(choice["message"]["content"].startswith(ANSWER) for choice in found["choices"])

@@ -64,6 +64,38 @@ def test_a_new_model_is_accepted_after_all_workers_have_left(endpoints: Endpoint
     assert names(endpoints, FIRST) == ["other"]
 
 
+CHAT = frozenset({"/v1/chat/completions", "/tokenize"})
+POOLING = frozenset({"/v1/embeddings", "/tokenize"})
+
+
+def test_the_routes_of_a_model_are_those_that_its_worker_announced(endpoints: Endpoints) -> None:
+    assert endpoints.routes(FIRST, None) == frozenset()
+    assert endpoints.routes(SECOND, "big") == frozenset()
+    announced = [Model("small", routes=CHAT), Model("adapter", base=False, routes=POOLING)]
+    endpoints.announce(FIRST, announced, others=False)
+    assert endpoints.routes(FIRST, "small") == CHAT
+    assert endpoints.routes(FIRST, None) == CHAT | POOLING
+    assert endpoints.routes(FIRST, "nobody") == frozenset()
+
+
+def test_the_routes_of_two_workers_are_joined_and_unknown_ones_stay_unknown(
+    endpoints: Endpoints,
+) -> None:
+    endpoints.announce(FIRST, [Model("small", routes=CHAT)], others=False)
+    endpoints.announce(FIRST, [Model("small", routes=POOLING)], others=True)
+    assert endpoints.routes(FIRST, "small") == CHAT | POOLING
+    endpoints.announce(FIRST, [Model("small")], others=True)
+    endpoints.announce(FIRST, [Model("small", routes=CHAT)], others=True)
+    assert endpoints.routes(FIRST, "small") == frozenset()
+    endpoints.announce(FIRST, [Model("small", routes=CHAT)], others=False)
+    assert endpoints.routes(FIRST, "small") == CHAT
+
+
+def test_an_endpoint_without_models_is_called_by_its_id(endpoints: Endpoints) -> None:
+    assert endpoints.default_model(FIRST) == "first"
+    assert endpoints.default_model(SECOND) == "big"
+
+
 def test_the_only_endpoint_accepts_any_model_until_it_has_one() -> None:
     endpoints = Endpoints([FIRST])
     assert endpoints.having("anything") is FIRST

@@ -155,3 +155,14 @@ def _check_frames(message: bytes) -> None:
                 end = run_end(frame)
                 assert end.ending.name.lower() == frame.ending
                 assert end.error is None or end.error.code
+
+
+def test_the_routes_of_a_model_are_optional() -> None:
+    """An older worker does not send them, and an older proxy ignores them."""
+    old = msgspec.msgpack.encode([[10, 1, "w", "e", [["m", b"{}", True]]]])
+    hello = decode_to_proxy(old)[0]
+    assert isinstance(hello, Hello)
+    assert hello.models == [Model("m", b"{}", True, [])]
+    new = encode([Hello(1, "w", "e", [Model("m", b"{}", True, ["/a"])])])
+    fields = msgspec.msgpack.decode(new)[0][4][0]
+    assert fields == ["m", b"{}", True, ["/a"]]

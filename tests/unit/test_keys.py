@@ -4,7 +4,7 @@ from hashlib import sha256
 
 import pytest
 
-from proxy.access.keys import ANONYMOUS, Keys, Kind, stored_key
+from proxy.access.keys import ANONYMOUS, Keys, Kind, key_of, stored_key
 
 KEYS = Keys(
     [
@@ -22,6 +22,11 @@ def test_a_key_is_accepted_with_and_without_bearer(header: str) -> None:
     principal = KEYS.authenticate(header, Kind.CLIENT)
     assert principal is not None
     assert principal.owner == "alice"
+
+
+@pytest.mark.parametrize("header", ["", " ", "Bearer", "bearer ", "BEARER   "])
+def test_a_header_may_have_no_key(header: str) -> None:
+    assert key_of(header) == ""
 
 
 def test_the_default_owner_is_a_part_of_the_digest() -> None:

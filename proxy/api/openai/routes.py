@@ -68,22 +68,15 @@ _ENGINE_ROUTES: dict[str, OpenAiRoute] = {
 }
 
 
-def _with_both_forms() -> dict[str, OpenAiRoute]:
-    """Return the routes of the engine, and each of them in its other form: with or without `/v1`.
-
-    A form that is a path of the engine keeps its meaning.
-    """
-    found = {path: route._replace(path=path) for path, route in _ENGINE_ROUTES.items()}
-    for path, route in list(found.items()):
-        if path.startswith(f"{VERSION}/"):
-            found.setdefault(path.removeprefix(VERSION), route)
-        elif not path.startswith("/v2/"):
-            found.setdefault(f"{VERSION}{path}", route)
-    return found
-
-
-# By the path below a base.
-ROUTES: dict[str, OpenAiRoute] = _with_both_forms()
+_OWN_FORMS = {path: route._replace(path=path) for path, route in _ENGINE_ROUTES.items()}
+_WITHOUT_VERSION = {path.removeprefix(VERSION): route for path, route in _OWN_FORMS.items()}
+_WITH_VERSION = {
+    f"{VERSION}{path}": route
+    for path, route in _OWN_FORMS.items()
+    if not path.startswith((f"{VERSION}/", "/v2/"))
+}
+# By the path below a base. A form that is a path of the engine keeps its meaning.
+ROUTES: dict[str, OpenAiRoute] = _OWN_FORMS | _WITHOUT_VERSION | _WITH_VERSION | _OWN_FORMS
 BASES = ("", "/openai", "/v2/{endpoint}/openai")
 # Also the route of /v1/models/{id} and /models/{id}; an id may contain slashes.
 MODEL_ROUTE = ROUTES["/v1/models"]

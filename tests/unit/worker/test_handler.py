@@ -2,6 +2,7 @@ import pytest
 
 from tests.unit.worker.support import CHAT, AppEngine, app_of
 from worker_vllm.asgi import Head, Request
+from worker_vllm.engine.base import read_models
 from worker_vllm.handler import EngineFailedError, RunLostError, handle, route_of
 
 OPENAI_ERROR = b'data: {"error": {"message": "no"}}\n\n'
@@ -101,8 +102,21 @@ async def test_a_job_cannot_reach_admin_routes(path: str) -> None:
     assert b"secret" not in b"".join(piece for piece in pieces if isinstance(piece, bytes))
 
 
+async def test_models_are_announced_with_the_routes_of_the_engine() -> None:
+    body = b'{"data": [{"id": "base"}, {"id": "adapter", "parent": "base"}]}'
+    engine = AppEngine(app_of(body, content_type="application/json"))
+    engine.known = {"/v1/embeddings": frozenset(), "/pooling": frozenset()}
+
+    models = await read_models(engine)
+
+    assert [(model.id, model.routes) for model in models] == [
+        ("base", ["/pooling", "/v1/embeddings"]),
+        ("adapter", ["/pooling", "/v1/embeddings"]),
+    ]
+
+
 ALLOWED = (
-    "/v1/embeddings /pooling /score /v1/score /rerank /v2/rerank /tokenize "
+    "/classify /v2/embed /v1/chat/completions/batch /v1/embeddings /pooling /score /v1/score /rerank /v2/rerank /tokenize "
     "/v1/messages/count_tokens /version"
 )
 

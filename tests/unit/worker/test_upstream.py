@@ -131,6 +131,8 @@ async def test_models_come_from_the_server(server: Server) -> None:
         models = await read_models(engine)
 
     assert [(model.id, model.base) for model in models] == [("base", True), ("lora", False)]
+    # Unknown.
+    assert [model.routes for model in models] == [[], []]
 
 
 async def test_packets_become_whole_events(server: Server) -> None:
