@@ -116,8 +116,8 @@ async def test_models_are_announced_with_the_routes_of_the_engine() -> None:
 
 
 ALLOWED = (
-    "/classify /v2/embed /v1/chat/completions/batch /v1/embeddings /pooling /score /v1/score /rerank /v2/rerank /tokenize "
-    "/v1/messages/count_tokens /version"
+    "/v1/embeddings /v2/embed /pooling /classify /score /v1/score /rerank /v2/rerank /tokenize "
+    "/v1/chat/completions/batch /v1/messages/count_tokens /version"
 )
 
 
