@@ -15,7 +15,7 @@ from harness.worker.puppet import Puppet, hello, puppet
 from proxy.wire.frames import Chunk, Credit, End, Head, Model
 
 CARD = b'{"id":"talker"}'
-ROUTES = ["/v1/chat/completions", "/v1/completions", "/tokenize"]
+ROUTES = ["/invocations", "/tokenize", "/v1/chat/completions", "/v1/completions"]
 NOT_FOUND = b'{"detail":"Not Found"}'
 
 
@@ -35,8 +35,8 @@ async def test_an_announced_engine_is_not_asked_for_other_routes(proxy: Proxy) -
             status, error = await ask(proxy, "/v1/embeddings", named)
             assert (status, error["code"], error["param"]) == (404, "route_not_served", "model")
             assert error["message"] == (
-                "The model `talker` does not support /v1/embeddings. Its engine serves:"
-                " /tokenize, /v1/chat/completions, /v1/completions."
+                "The model `talker` does not support /v1/embeddings. It supports:"
+                " /v1/chat/completions, /v1/completions, /tokenize."
             )
         async with proxy.http.post("/v1/messages", json={"model": "talker"}) as response:
             found = await response.json()

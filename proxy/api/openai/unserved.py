@@ -6,12 +6,13 @@ before it waits for a worker. The routes of other engines are unknown: they answ
 body that no client expects, such as `{"detail": "Not Found"}`. The proxy replaces that body.
 """
 
-from collections.abc import Iterable
+from collections.abc import Container
 from http import HTTPStatus
 
 import msgspec
 
 from proxy.api.errors import ApiError
+from proxy.api.openai.routes import ROUTES
 
 NOT_SERVED_STATUSES = (HTTPStatus.NOT_FOUND, HTTPStatus.METHOD_NOT_ALLOWED)
 # A larger body is passed on.
@@ -30,12 +31,12 @@ class _EngineBody(msgspec.Struct):
     detail: object = None
 
 
-def not_served(model: str, path: str, served: Iterable[str]) -> ApiError:
+def not_served(model: str, path: str, served: Container[str]) -> ApiError:
     """Return the error for a route that is not among the routes that the engine has announced."""
-    known = ", ".join(sorted(served))
+    known = [known for known, route in ROUTES.items() if route.path == known and known in served]
     return ApiError(
         "route_not_served",
-        f"The model `{model}` does not support {path}. Its engine serves: {known}.",
+        f"The model `{model}` does not support {path}. It supports: {', '.join(known) or 'none'}.",
         "model",
     )
 
