@@ -26,7 +26,13 @@ with atheris.instrument_imports(include=["proxy"]):
     from proxy.channel.native.connection import head_fault, run_end
     from proxy.channel.native.validation import WorkerRefusedError, check_hello
     from proxy.channel.runpod.openai import Answer
-    from proxy.edge.head import HEAD_MAX_BYTES, HEAD_MAX_FIELDS, Hosts, check_head
+    from proxy.edge.head import (
+        HEAD_MAX_BYTES,
+        HEAD_MAX_FIELDS,
+        Hosts,
+        check_head,
+        read_target,
+    )
     from proxy.webhooks.addresses import is_public
     from proxy.webhooks.url_policy import Allowed, BadWebhookError, read_url
     from proxy.wire import frames
@@ -118,17 +124,24 @@ def head(data: bytes) -> None:
         fields.append((name, provider.ConsumeBytes(provider.ConsumeIntInRange(0, 30))))
     if provider.ConsumeBool():
         fields.insert(0, (b"host", b"localhost"))
-    target = provider.ConsumeBytes(40)
-    if check_head(target, "1.1", fields, Hosts(is_open=True)) is not None:
+    start = (b"", b"/", b"http://", b"HTTPS://localhost")[provider.ConsumeIntInRange(0, 3)]
+    version = ("1.1", "1.0")[provider.ConsumeIntInRange(0, 1)]
+    target = start + provider.ConsumeBytes(40)
+    if check_head(target, version, fields, Hosts(is_open=True)) is not None:
         return
     given = dict(fields)
-    assert target.startswith(b"/")
+    parts = read_target(target)
+    assert parts is not None
+    assert parts.path.startswith(b"/")
+    assert b"#" not in parts.path
+    assert version == "1.0" or b"host" in given
     assert len(fields) <= HEAD_MAX_FIELDS
     assert len(target) < HEAD_MAX_BYTES
     once = [name for name, _ in fields if name not in (b"authorization", b"upgrade")]
     assert len(once) == len(set(once))
-    assert re.fullmatch(
-        rb"(localhost\.?|127[.0-9]+|\[::1\])(:[0-9]{1,5})?", given[b"host"], re.IGNORECASE
+    host = given.get(b"host") if parts.host is None else parts.host
+    assert host is None or re.fullmatch(
+        rb"(localhost\.?|127[.0-9]+|\[::1\])(:[0-9]{1,5})?", host, re.IGNORECASE
     )
     assert not (b"content-length" in given and b"transfer-encoding" in given)
     int(given.get(b"content-length", b"0"))
@@ -140,6 +153,7 @@ GUARD_TARGETS = (
     " * HTTP/1.1",
     " localhost:80 HTTP/1.1",
     " http://localhost/ HTTP/1.1",
+    " http://localhost?x HTTP/1.0",
     " / HTTP/1.0",
 )
 GUARD_FIELDS = (
