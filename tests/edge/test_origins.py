@@ -70,7 +70,7 @@ def code(path: str, body: bytes) -> str:
     if path.startswith("/v2/") and (found is None or found.route.openai is None):
         assert list(told) == ["error"]
         return "foreign_origin" if "may not use this proxy" in told["error"] else str(told)
-    if path.endswith(("/v1/messages", "/count_tokens")):
+    if path.endswith(("/messages", "/count_tokens")):
         assert told["type"] == "error"
         return "foreign_origin" if told["error"]["type"] == "permission_error" else str(told)
     return str(told["error"]["code"])
