@@ -289,7 +289,8 @@ class Gate:
             principal = self._keys.authenticate(value.decode("latin-1"), route.kind)
             if principal is None:
                 continue
-            if not values and not any(name == b"host" for name, _ in fields):
+            # Without a key, the `Host` shows that no web page of another name sends the request.
+            if not any(name == b"host" for name, _ in fields) and not _has_key(values):
                 raise missing_host()
             return principal
         if route.kind is Kind.WORKER:
@@ -335,6 +336,10 @@ def _key_values(route: Route, fields: Fields) -> Sequence[bytes]:
         headers = " and ".join(f"`{name}`" for name in sent)
         raise ApiError("bad_request", f"The headers {headers} have different keys. Send one key.")
     return list(values.values())
+
+
+def _has_key(values: Sequence[bytes]) -> bool:
+    return any(key_of(value.decode("latin-1")) for value in values)
 
 
 def _no_websocket(path: str, found: Found | None) -> ApiError:

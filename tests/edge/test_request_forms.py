@@ -95,7 +95,8 @@ async def test_http_1_0_needs_no_host_with_a_key_or_on_a_public_route() -> None:
 
 async def test_a_proxy_without_a_key_requires_a_host_or_a_key(line: Line) -> None:
     """The `Host` shows that the request does not come from a web page of another name."""
-    for fields, status in (((), 400), (("Authorization: Bearer none",), 200)):
+    given = ((), 400), (("Authorization: Bearer none",), 200), (("Authorization: Bearer",), 400)
+    for fields, status in given:
         for target in ("GET /v1/models", "GET /v2/default/health"):
             async with wire(line.proxy) as connection:
                 await connection.send(request(target, *fields, host=None, version="1.0"))
