@@ -53,13 +53,12 @@ from proxy.webhooks.deliveries import Deliveries
 from proxy.webhooks.sender import Sender
 from proxy.webhooks.signature import read_secret
 from proxy.webhooks.url_policy import check_url
+from proxy.wire.fields import TO_CLIENT
 
 EXPOSED_HEADERS = (
     "x-request-id",
     "x-job-id",
-    "x-should-retry",
-    "retry-after",
-    "retry-after-ms",
+    *(name.decode() for name in sorted(TO_CLIENT)),
     "openai-processing-ms",
     "x-ratelimit-limit-requests",
     "x-ratelimit-limit-tokens",

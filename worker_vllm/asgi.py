@@ -19,6 +19,8 @@ from typing import Any, TypeAlias
 
 import structlog
 
+from proxy.wire.fields import RATE_LIMITS, TO_CLIENT, Fields, for_client
+
 Message: TypeAlias = MutableMapping[str, Any]
 Scope: TypeAlias = MutableMapping[str, Any]
 Receive: TypeAlias = Callable[[], Awaitable[Message]]
@@ -40,14 +42,17 @@ class Request:
     path: str
     content_type: str = ""
     body: bytes = b""
+    # Further header fields, with names in lower case.
+    fields: Fields = ()
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Status code and Content-Type of a response."""
+    """Status code, Content-Type and the header fields of a response that its client receives."""
 
     status: int
     content_type: str
+    fields: Fields = ()
 
 
 class CutShortError(Exception):
@@ -128,9 +133,12 @@ class _Exchange:
         if self._disconnected.is_set() or self.is_whole:
             return
         if message["type"] == "http.response.start":
-            headers = dict(message.get("headers", ()))
-            content_type = headers.get(b"content-type", b"").decode("latin-1")
-            self._head = Head(int(message["status"]), content_type)
+            headers = list(message.get("headers", ()))
+            content_type = dict(headers).get(b"content-type", b"").decode("latin-1")
+            # Most responses have no such field.
+            crosses = any(name in TO_CLIENT or name.startswith(RATE_LIMITS) for name, _ in headers)
+            fields = for_client(headers) if crosses else ()
+            self._head = Head(int(message["status"]), content_type, fields)
         elif message["type"] == "http.response.body":
             body = message.get("body", b"")
             if body:
@@ -177,6 +185,7 @@ def _scope(request: Request, authorization: str) -> Scope:
         headers.append((b"content-type", request.content_type.encode("latin-1", "replace")))
     if authorization:
         headers.append((b"authorization", authorization.encode("latin-1", "replace")))
+    headers += request.fields
     return {
         "type": "http",
         "asgi": {"version": "3.0", "spec_version": "2.3"},

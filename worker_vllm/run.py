@@ -175,6 +175,8 @@ class Run:
     """Set while the run does not wait for its receiver."""
     kept: ResendBuffer | None = None
     """The output that the proxy may lack, if the proxy confirms output."""
+    knows_fields: bool = False
+    """True if the proxy knows the header fields in a `Head`."""
     is_attached: bool = True
     """False after its connection was lost, until the proxy has said where to continue."""
 
@@ -303,7 +305,8 @@ class Run:
         """Return the request for the engine, and release the body's buffer."""
         body = bytes(self.body)
         self.body.clear()
-        return Request(self.job.method, self.job.path, self.job.content_type, body)
+        job = self.job
+        return Request(job.method, job.path, job.content_type, body, job.fields)
 
 
 # A broken connection is detected within 30 s, and closed 2 s later (see `channel.dial`).

@@ -19,6 +19,8 @@ import structlog
 from proxy.wire import frames
 from proxy.wire.frames import (
     ALL_FRAMES,
+    FEATURES,
+    FIELDS,
     RESEND,
     UNKNOWN_RUN,
     Acknowledge,
@@ -87,8 +89,8 @@ class Runtime:
         self._runs: dict[str, Run] = {}
         self._ended = EndedRuns(asyncio.get_running_loop().time)
         self._outboxes: list[Outbox] = []
-        # The connections whose proxy confirms output.
-        self._confirming: list[Outbox] = []
+        # The features of the proxy at the other end of each open connection.
+        self._features: dict[Outbox, Sequence[str]] = {}
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
@@ -110,7 +112,7 @@ class Runtime:
             self._models,
             [run.hold() for run in held],
             self._instance,
-            [RESEND],
+            list(FEATURES),
         )
 
     def credit(self, origin: Outbox) -> Credit:  # noqa: ARG002 - one connection has all slots
@@ -121,8 +123,7 @@ class Runtime:
             case Job():
                 self._accept(origin, frame)
             case Welcome(features=features):
-                if RESEND in features:
-                    self._confirming.append(origin)
+                self._features[origin] = features
             case Acknowledge():
                 self._confirm(origin, frame)
             case _:
@@ -169,8 +170,7 @@ class Runtime:
                 run.continue_if_possible()
 
     def disconnected(self, origin: Outbox) -> None:
-        if origin in self._confirming:
-            self._confirming.remove(origin)
+        self._features.pop(origin, None)
         for run in self._ended.recent(origin, besides=()):
             if run.kept is not None:
                 run.detach()
@@ -235,7 +235,13 @@ class Runtime:
             return
         if held is not None:
             self._replace(held)
-        run = Run(job, origin, kept=ResendBuffer() if origin in self._confirming else None)
+        features = self._features.get(origin, ())
+        run = Run(
+            job,
+            origin,
+            kept=ResendBuffer() if RESEND in features else None,
+            knows_fields=FIELDS in features,
+        )
         self._ended.confirm(job.job)
         self._runs[job.job] = run
         self._idle.clear()
@@ -301,7 +307,8 @@ class Runtime:
                 self.moves += 1
                 if isinstance(piece, Head):
                     run.flow.has_window = piece.content_type.startswith(EVENT_STREAM)
-                    run.put(frames.Head(job, attempt, piece.status, piece.content_type))
+                    fields = piece.fields if run.knows_fields else ()
+                    run.put(frames.Head(job, attempt, piece.status, piece.content_type, fields))
                     continue
                 await run.send(Chunk(job, attempt, piece.data, piece.more))
         return run.end("completed")

@@ -30,6 +30,12 @@ class Request:
     path: str
     content_type: str
     body: bytes
+    # Further header fields for the engine, with names in lower case.
+    fields: tuple[tuple[bytes, bytes], ...] = ()
+
+    def without_body(self) -> "Request":
+        """Return a copy without the values that can be large."""
+        return Request(self.method, self.path, self.content_type, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,16 +44,23 @@ class Input:
 
     body: bytes
 
+    def without_body(self) -> "Input":
+        """Return a copy without the text."""
+        return Input(b"")
+
 
 Work: TypeAlias = Request | Input
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Status and Content-Type of the engine's response."""
+    """Status and Content-Type of the engine's response, and its other header fields for the
+    client.
+    """
 
     status: int
     content_type: str
+    fields: tuple[tuple[bytes, bytes], ...] = ()
 
     @property
     def is_stream(self) -> bool:
@@ -126,7 +139,7 @@ class Submission:
 
     def without_body(self) -> "Submission":
         """Return a copy without the request body and `s3_config`."""
-        return replace(self, work=replace(self.work, body=b""), s3_config=None)
+        return replace(self, work=self.work.without_body(), s3_config=None)
 
 
 class JobState(Protocol):

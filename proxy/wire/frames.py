@@ -13,6 +13,8 @@ from typing import Literal, TypeAlias
 
 import msgspec
 
+from proxy.wire.fields import Fields
+
 PROTOCOL = 1
 
 # Payload of one message. The limit keeps a large body from delaying the tokens of other jobs.
@@ -39,6 +41,11 @@ RESEND = "resend"
 """The feature of a peer that can continue a run after a lost connection or a restart of the proxy:
 see `Acknowledge`.
 """
+
+FIELDS = "fields"
+"""The feature of a peer that knows the header fields in `Job` and `Head`."""
+
+FEATURES = (RESEND, FIELDS)
 
 # In `Hold`: the worker sends the frames of this run that the proxy lacks again.
 SENT_AGAIN = -1
@@ -91,6 +98,8 @@ class Job(JobFrame, frozen=True, tag=1, gc=False):
     light: bool = False
     # The body is a job's `input`, and is answered with `Output` frames; method and path are empty.
     input: bool = False
+    # Header fields of the request (`wire.fields.TO_ENGINE`), only for a peer with `FIELDS`.
+    fields: Fields = ()
 
 
 class Body(JobFrame, frozen=True, tag=2, gc=False):
@@ -209,10 +218,12 @@ class Heartbeat(Frame, frozen=True, tag=12, gc=False):
 
 
 class Head(JobFrame, frozen=True, tag=13, gc=False):
-    """The HTTP status and Content-Type of the engine's response, which has begun."""
+    """The HTTP status and header fields of the engine's response, which has begun."""
 
     status: int
     content_type: str
+    # Header fields of the response (`wire.fields.for_client`), only for a peer with `FIELDS`.
+    fields: Fields = ()
 
 
 class Chunk(JobFrame, frozen=True, tag=14, gc=False):

@@ -17,6 +17,8 @@ from proxy.wire.frames import (
     Chunk,
     End,
     Frame,
+    Head,
+    Job,
     JobFrame,
     Output,
     encode,
@@ -130,6 +132,10 @@ class Outbox:
 def _text_bytes(frame: JobFrame) -> int:
     """Return the bytes of a frame that are neither its payload nor of a fixed size."""
     match frame:
+        case Chunk() | Body():
+            return 0
+        case Job(fields=fields) | Head(fields=fields):
+            return sum(len(name) + len(value) for name, value in fields)
         case Output(metrics=metrics):
             return len(metrics)
         case End(message=message):

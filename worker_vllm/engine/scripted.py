@@ -12,6 +12,7 @@ from types import TracebackType
 from typing import Any, Self
 from uuid import uuid4
 
+from proxy.wire.fields import REQUEST_ID
 from worker_vllm.asgi import App, Receive, Scope, Send
 from worker_vllm.engine.base import Reading
 from worker_vllm.engine.events import STREAM_END, answer, error_event, stream_frame
@@ -94,7 +95,10 @@ class ScriptedEngine:
         path: str = scope["path"]
         kind = _GENERATE.get(path)
         if kind is not None and scope["method"] == "POST":
-            await self._generate(kind, receive, send)
+            headers = dict(scope["headers"])
+            # As with vLLM, the id of the answer contains the request's.
+            answer_id = headers.get(REQUEST_ID, b"").decode() or self.new_id()
+            await self._generate(kind, answer_id, receive, send)
             return
         if scope["method"] == "POST" and asks_to_hang((await receive()).get("body", b"")):
             # Returns when the caller has disconnected.
@@ -144,10 +148,10 @@ class ScriptedEngine:
         ]
         return "".join(lines).encode()
 
-    async def _generate(self, kind: Kind, receive: Receive, send: Send) -> None:
+    async def _generate(self, kind: Kind, answer_id: str, receive: Receive, send: Send) -> None:
         body = (await receive()).get("body", b"")
         try:
-            script = read_script(body, kind, self.served_name, self.new_id())
+            script = read_script(body, kind, self.served_name, answer_id)
         except BadRequestError as error:
             await _reply(send, 400, error_body(str(error)))
             return

@@ -14,6 +14,7 @@ import aiohttp
 import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
+from proxy.wire.fields import TO_ENGINE
 from worker_vllm.asgi import App, CutShortError, Receive, Request, Scope, Send, fetch
 from worker_vllm.engine.base import MODELS_PATH, EngineError, Reading, reading_of
 from worker_vllm.engine.health import HEALTH_PATH, Health, Pace
@@ -28,7 +29,7 @@ START_TIMEOUT_SECONDS = 600.0
 METRICS_PATH = "/metrics"
 # Errors after which no byte of the request has been sent, so that a retry is safe.
 CONNECT_ERRORS = (aiohttp.ClientConnectorError, aiohttp.ConnectionTimeoutError)
-FORWARDED_HEADERS = (b"content-type", b"accept", b"authorization")
+FORWARDED_HEADERS = (b"content-type", b"accept", b"authorization", *TO_ENGINE)
 
 
 class UpstreamEngine:
@@ -126,8 +127,7 @@ class UpstreamEngine:
     async def _forward(self, scope: Scope, body: bytes, send: Send) -> None:
         try:
             async with await self._request(scope, body) as response:
-                content_type = response.headers.get("content-type", "")
-                start = [(b"content-type", content_type.encode("latin-1"))]
+                start = [(name.lower(), value) for name, value in response.raw_headers]
                 await send(
                     {"type": "http.response.start", "status": response.status, "headers": start}
                 )

@@ -4,7 +4,6 @@ The gate has found the route of a request. The request becomes an interactive jo
 is answered from the registry of models.
 """
 
-import re
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -30,6 +29,7 @@ from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
 from proxy.api.openai.relay import HeartbeatIntervals, Relay, Reply
+from proxy.api.openai.request_ids import RequestIds
 from proxy.api.openai.routes import (
     FORM_BODY_MAX_BYTES,
     JSON_BODY_MAX_BYTES,
@@ -42,6 +42,7 @@ from proxy.jobs.model import Request
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.interactive import InteractiveJobs
+from proxy.wire.fields import REQUEST_ID, TO_ENGINE, Fields
 
 log = structlog.get_logger()
 
@@ -53,8 +54,6 @@ READ_TIMEOUT_MARGIN_SECONDS = 5.0
 READ_TIMEOUT_MAX_SECONDS = 31_536_000.0
 # Error messages show this much of an unknown model's name.
 MODEL_SHOWN_MAX_CHARACTERS = 200
-
-_REQUEST_ID = re.compile(rb"[A-Za-z0-9._-]{1,80}")
 
 
 class OpenAi:
@@ -77,6 +76,7 @@ class OpenAi:
         self._admission = admission
         self._limits = limits
         self._new_id = new_id
+        self._request_ids = RequestIds(new_id)
         self._intervals = intervals
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -117,8 +117,8 @@ class OpenAi:
     def _reply(
         self, scope: Any, headers: dict[bytes, bytes], route: OpenAiRoute | None, send: Any
     ) -> Reply:
-        request_id = headers.get(b"x-request-id", b"")
-        if not _REQUEST_ID.fullmatch(request_id):
+        request_id = headers.get(REQUEST_ID, b"")
+        if not TO_ENGINE[REQUEST_ID].fullmatch(request_id):
             request_id = b"req_" + self._new_id().encode()
         only_head = scope["method"] == "HEAD"
         principal = routing_of(scope).principal
@@ -175,6 +175,8 @@ class OpenAi:
         require_type(content_type, FORM_TYPE if route.is_form else JSON_TYPE)
         chosen = endpoint or self._endpoints.only()
         leave: Callable[[], None] | None = None
+        fields: Fields = ()
+        is_over = False
         try:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
@@ -196,9 +198,12 @@ class OpenAi:
                 model = seen.model or self._endpoints.default_model(chosen)
                 if served and route.path not in served:
                     raise not_served(model, route.path, served)
-                request = Request("POST", route.path, content_type.decode("latin-1"), body)
                 # Again, because reading the body took time.
                 self._admission.check(chosen)
+                fields = _engine_fields(headers)
+                if REQUEST_ID in headers:
+                    fields = self._request_ids.enter(fields)
+                request = Request("POST", route.path, content_type.decode("latin-1"), body, fields)
                 mailbox = self._interactive.call(
                     chosen,
                     principal.owner,
@@ -217,7 +222,10 @@ class OpenAi:
                     explain=partial(explain, model, route.path),
                 )
                 await relay.run(receive)
+                is_over = mailbox.outcome is not None and mailbox.outcome.answered
         finally:
+            if REQUEST_ID in headers:
+                self._request_ids.leave(fields, is_over=is_over)
             if leave is not None:
                 leave()
 
@@ -230,6 +238,15 @@ class OpenAi:
         for name, value in limit_headers(left):
             reply.add_header(name, value)
         return leave
+
+
+def _engine_fields(headers: dict[bytes, bytes]) -> Fields:
+    """Return the header fields of a request that its engine receives."""
+    return tuple(
+        (name, headers[name])
+        for name, pattern in TO_ENGINE.items()
+        if name in headers and pattern.fullmatch(headers[name])
+    )
 
 
 def _client_timeout(headers: dict[bytes, bytes]) -> float | None:

@@ -53,6 +53,8 @@ API_VERSION = b"2020-10-01"
 STATUSES_WITHOUT_BODY = (204, 304)
 # Has a body, which must be empty.
 RESET_CONTENT = 205
+# The beginning of the names of the proxy's own fields for rate limits.
+OWN_RATE_LIMITS = b"x-ratelimit-"
 
 Explain: TypeAlias = Callable[[int, bytes], ApiError | None]
 
@@ -92,6 +94,20 @@ class Reply:
     def add_header(self, name: bytes, value: bytes) -> None:
         """Add a header; must be called before the response start is sent."""
         self._headers.append((name, value))
+
+    def forward(self, head: Head | None) -> None:
+        """Add the header fields of the engine's response.
+
+        The rate limits of an upstream take the place of the proxy's, so that no two numbers of
+        different limits stand together.
+        """
+        if head is None or not head.fields:
+            return
+        if any(name.startswith(OWN_RATE_LIMITS) for name, _ in head.fields):
+            self._headers = [
+                field for field in self._headers if not field[0].startswith(OWN_RATE_LIMITS)
+            ]
+        self._headers += head.fields
 
     async def whole(
         self,
@@ -235,6 +251,8 @@ class Relay:
         mailbox.left = True
         self._active_at = self._clock()
         mailbox.writing(self._active_at)
+        if not self._reply.has_begun:
+            self._reply.forward(mailbox.response_head)
         await self._reply.events(data)
         mailbox.writing(None)
         self._last.feed(data, more=mailbox.is_mid_event)
@@ -298,6 +316,7 @@ class Relay:
         if error is not None:
             await reply.error(error)
         elif not reply.is_stream:
+            reply.forward(head)
             await reply.whole(head.status, head.content_type.encode(), body)
         else:
             # A heartbeat has begun an event stream, but the engine has returned a JSON body.

@@ -18,6 +18,7 @@ from proxy.service.json_text import in_thread_if_large, is_value
 from proxy.service.ports import OfferedJob, SinkVerdict, WorkerPort
 from proxy.service.recorder import ELEMENT_OVERHEAD_BYTES, OUTPUT_MAX_BYTES
 from proxy.wire import frames
+from proxy.wire.fields import for_client
 from proxy.wire.outbox import Outbox
 
 log = structlog.get_logger()
@@ -58,6 +59,8 @@ class Connection:
         self._ended = asyncio.Event()
         # The worker keeps the frames of its runs until they are acknowledged.
         self._resends = False
+        # The worker knows the header fields in a `Job`.
+        self._knows_fields = False
 
     @property
     def backlog(self) -> int:
@@ -76,6 +79,7 @@ class Connection:
                 size=len(request.body),
                 light=job.submission.light,
                 input=isinstance(work, Input),
+                fields=request.fields if self._knows_fields else (),
             )
         )
         self._outbox.put_in_lane(frames.Body(job.id, job.attempt, request.body))
@@ -95,9 +99,11 @@ class Connection:
 
     def welcome(self, features: Sequence[str]) -> None:
         """Agree on the features that a worker and this proxy have. The first call."""
-        self._resends = frames.RESEND in features
-        if self._resends:
-            self._put(frames.Welcome([frames.RESEND]))
+        common = [feature for feature in frames.FEATURES if feature in features]
+        self._resends = frames.RESEND in common
+        self._knows_fields = frames.FIELDS in common
+        if common:
+            self._put(frames.Welcome(common))
 
     def acknowledge(self, job_id: JobId, attempt: int, confirmed: int) -> None:
         if self._resends:
@@ -219,7 +225,8 @@ class Reader:
             self._cut(frame, JobError(ENGINE_ERROR, fault))
         else:
             hold.has_head = True
-            head = Head(frame.status, frame.content_type)
+            fields = for_client(frame.fields) if frame.fields else ()
+            head = Head(frame.status, frame.content_type, fields)
             self._judge(frame, hold.sink.head(frame.attempt, head))
 
     async def _output(self, frame: frames.Output, hold: Hold) -> None:

@@ -1,0 +1,50 @@
+"""Keep the request ids that engines receive apart.
+
+An engine derives the id of its answer from `X-Request-Id`, and vLLM ends by this id all requests
+that have it. So no two running calls may have the same one.
+"""
+
+import asyncio
+from collections.abc import Callable
+
+from proxy.wire.fields import REQUEST_ID, Fields
+
+# The time in which a worker has ended a run that it was asked to stop.
+STOPPING_SECONDS = 15.0
+SUFFIX_CHARACTERS = 8
+# As in `wire.fields`.
+ID_MAX_CHARACTERS = 128
+
+
+class RequestIds:
+    """The request ids of the running calls. `new_id` returns random characters."""
+
+    def __init__(self, new_id: Callable[[], str]) -> None:
+        self._new_id = new_id
+        self._running: set[bytes] = set()
+
+    def enter(self, fields: Fields) -> Fields:
+        """Return the header fields of a new call, with a suffix to a request id that another
+        running call has.
+        """
+        return tuple(
+            (name, self._unique(value) if name == REQUEST_ID else value) for name, value in fields
+        )
+
+    def leave(self, fields: Fields, *, is_over: bool) -> None:
+        """Note that a call with these fields has ended. `is_over`: its run has ended too."""
+        for name, value in fields:
+            if name != REQUEST_ID:
+                continue
+            if is_over:
+                self._running.discard(value)
+            else:
+                loop = asyncio.get_running_loop()
+                loop.call_later(STOPPING_SECONDS, self._running.discard, value)
+
+    def _unique(self, request_id: bytes) -> bytes:
+        while request_id in self._running:
+            suffix = b"-" + self._new_id()[:SUFFIX_CHARACTERS].encode()
+            request_id = request_id[: ID_MAX_CHARACTERS - len(suffix)] + suffix
+        self._running.add(request_id)
+        return request_id
