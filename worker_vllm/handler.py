@@ -19,6 +19,8 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import NamedTuple, Protocol
 
+from proxy.wire.fields import RETRY_AFTER
+from proxy.wire.frames import FULL_STATUSES, QUOTA_CODE, RETRY_AFTER_SECONDS
 from worker_vllm.asgi import CutShortError, Head, Request, call
 from worker_vllm.engine.base import Engine
 
@@ -35,11 +37,15 @@ ERROR_SEARCH_BYTES = 64 * 1024
 
 
 class EngineFailedError(Exception):
-    """The engine responded with an error, which has been forwarded to the client."""
+    """The engine responded with an error, which has been forwarded to the client.
 
-    def __init__(self, code: str, message: str) -> None:
+    `retry_after`: see `End`.
+    """
+
+    def __init__(self, code: str, message: str, retry_after: float = 0.0) -> None:
         super().__init__(message)
         self.code = code
+        self.retry_after = retry_after
 
 
 class RunLostError(Exception):
@@ -220,6 +226,8 @@ async def handle(engine: Engine, request: Request) -> AsyncGenerator[Head | Part
                     outcome = _by_status(piece, engine)
                     yield piece
                     continue
+                if outcome is not None and QUOTA_CODE in piece:
+                    outcome.retry_after = 0.0
                 for part in cutter.feed(piece):
                     outcome = outcome or _by_event(part, route, engine)
                     yield part
@@ -238,8 +246,16 @@ def _by_status(head: Head, engine: Engine) -> EngineFailedError | None:
         return None
     _check_alive(engine)
     return EngineFailedError(
-        f"http_{head.status}", f"the engine responded with status {head.status}"
+        f"http_{head.status}",
+        f"the engine responded with status {head.status}",
+        _retry_after(head) if head.status in FULL_STATUSES else 0.0,
     )
+
+
+def _retry_after(head: Head) -> float:
+    """Return the seconds of `Retry-After`, or the default if it is missing or is a date."""
+    value = dict(head.fields).get(RETRY_AFTER, b"")
+    return max(float(value), RETRY_AFTER_SECONDS) if value.isdigit() else RETRY_AFTER_SECONDS
 
 
 def _by_event(part: Part, route: Route, engine: Engine) -> EngineFailedError | None:

@@ -290,9 +290,12 @@ class Run:
         """True if this run waits for the engine, and not for the receiver of its output."""
         return self.phase in IN_ENGINE and self.may_continue.is_set()
 
-    def end(self, ending: Ending, code: str = "", message: str = "") -> End:
+    def end(
+        self, ending: Ending, code: str = "", message: str = "", retry_after: float = 0.0
+    ) -> End:
         """Return the last frame of this run."""
-        return End(self.job.job, self.job.attempt, ending, code, message[:MESSAGE_CHARACTERS])
+        message = message[:MESSAGE_CHARACTERS]
+        return End(self.job.job, self.job.attempt, ending, code, message, retry_after)
 
     def add(self, part: Body) -> bool:
         """Append a part of the body; return True when it is complete. Raises `BadBodyError`."""

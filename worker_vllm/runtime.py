@@ -287,7 +287,8 @@ class Runtime:
                 raise
             end = run.verdict
         except (EngineFailedError, InputFailedError) as error:
-            end = run.end("failed", error.code, str(error))
+            retry_after = error.retry_after if run.knows_fields else 0.0
+            end = run.end("failed", error.code, str(error), retry_after)
         except RunLostError as error:
             if self._engine.dead:
                 self._refuse_new_jobs()

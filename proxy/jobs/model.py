@@ -24,18 +24,16 @@ FIRST_ERROR_STATUS = 400
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """Work of a worker: one call of the engine's HTTP API, with the client's unchanged body."""
+    """Work of a worker: one call of the engine's HTTP API, with the client's unchanged body.
+
+    `fields`: further header fields, with names in lower case.
+    """
 
     method: str
     path: str
     content_type: str
     body: bytes
-    # Further header fields for the engine, with names in lower case.
     fields: tuple[tuple[bytes, bytes], ...] = ()
-
-    def without_body(self) -> "Request":
-        """Return a copy without the values that can be large."""
-        return Request(self.method, self.path, self.content_type, b"")
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,19 +42,13 @@ class Input:
 
     body: bytes
 
-    def without_body(self) -> "Input":
-        """Return a copy without the text."""
-        return Input(b"")
-
 
 Work: TypeAlias = Request | Input
 
 
 @dataclass(frozen=True, slots=True)
 class Head:
-    """Status and Content-Type of the engine's response, and its other header fields for the
-    client.
-    """
+    """Status and header fields of the engine's response."""
 
     status: int
     content_type: str
@@ -138,8 +130,10 @@ class Submission:
         return Receiver(self.owner, receiver_address(self.webhook))
 
     def without_body(self) -> "Submission":
-        """Return a copy without the request body and `s3_config`."""
-        return replace(self, work=self.work.without_body(), s3_config=None)
+        """Return a copy without the request body, its header fields and `s3_config`."""
+        work = self.work
+        work = Input(b"") if isinstance(work, Input) else replace(work, body=b"", fields=())
+        return replace(self, work=work, s3_config=None)
 
 
 class JobState(Protocol):
@@ -321,20 +315,14 @@ class InteractiveJob:
 
 @dataclass(frozen=True, slots=True)
 class Delivery:
-    """A pending webhook: the notification that this attempt of a job has ended.
-
-    `tries` is the number of deliveries that have failed so far.
-    """
+    """A pending webhook: this attempt of a job has ended. `tries`: deliveries that have failed."""
 
     job: Job
     tries: int
 
 
 class Cursor(NamedTuple):
-    """A reader's position in the output of one attempt of a durable job.
-
-    An attempt of 0 means the current one.
-    """
+    """A reader's position in the output of one attempt of a durable job; 0: the current one."""
 
     attempt: int
     position: int

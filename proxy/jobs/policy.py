@@ -5,7 +5,7 @@ from enum import Enum, auto
 from typing import NamedTuple
 
 from proxy.jobs.lifecycle import Event, Status, advance
-from proxy.jobs.model import Delivery, Job, JobError, JobState, Millis
+from proxy.jobs.model import Delivery, Job, JobError, JobState, Millis, Request, Work
 
 # A job of low priority that has waited this long is served like a job of normal priority.
 LOW_PRIORITY_WAIT_MILLIS = Millis(60_000)
@@ -30,6 +30,8 @@ class Ending(Enum):
     FAILED = auto()
     # A usable answer is missing, and another run would end in the same way.
     REFUSED = auto()
+    # The engine's answer is complete and says that it takes no further request at present.
+    FULL = auto()
     # The worker has returned the job, or the job did not reach it.
     RELEASED = auto()
     # The run will not be answered.
@@ -47,13 +49,15 @@ class RunEnd(NamedTuple):
     """The end of a run. `output`: the output of a durable job, if it was sent as a whole.
 
     `correction`: the output log is wrong. If a reader has received output of it already, the log
-    cannot be corrected, and the run has failed with `error`.
+    cannot be corrected, and the run has failed with `error`. `retry_after`: the seconds for which
+    a full engine takes no further request.
     """
 
     ending: Ending
     error: JobError | None = None
     output: bytes | None = None
     correction: Correction | None = None
+    retry_after: float = 0.0
 
 
 class Verdict(NamedTuple):
@@ -135,12 +139,19 @@ def is_body_needed(job: Job) -> bool:
 
 
 def after_run(
-    end: RunEnd, failures: int = 0, *, output_left: bool = False, is_whole: bool = False
+    end: RunEnd,
+    failures: int = 0,
+    *,
+    output_left: bool = False,
+    is_whole: bool = False,
+    may_wait: bool = True,
 ) -> Verdict:
     """Return the verdict on a job whose run has ended.
 
     `failures`: the runs that were lost before. `output_left`: output of this run has been sent to
     the client; `is_whole`: all of it. They matter only for a run that was released or lost.
+    `may_wait`: a job that a full engine has refused waits for another worker, or for this one.
+    Otherwise its client gets the engine's refusal.
 
     A released job returns to the queue. So does a lost one if no byte of its output has been sent:
     the client sees only a delay. If output has been sent, the job fails, because a second run would
@@ -153,6 +164,10 @@ def after_run(
             return Verdict(Event.FAIL, end.error, answered=True)
         case Ending.REFUSED:
             return Verdict(Event.FAIL, end.error)
+        case Ending.FULL if may_wait and not output_left:
+            return Verdict(Event.RELEASE)
+        case Ending.FULL:
+            return Verdict(Event.FAIL, end.error, answered=True)
         case Ending.RELEASED if not output_left:
             return Verdict(Event.RELEASE)
     if is_whole:
@@ -165,6 +180,11 @@ def after_run(
         message = f"Given up after {failures + 1} runs were lost. Cause of the last: {why.message}"
         return Verdict(Event.FAIL, JobError("gave_up", message))
     return Verdict(Event.RELEASE, counts=True)
+
+
+def is_form(work: Work) -> bool:
+    """Return True if the body of a request is multipart/form-data."""
+    return isinstance(work, Request) and work.content_type.lower().startswith("multipart/")
 
 
 def share_credit(

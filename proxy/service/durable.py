@@ -35,6 +35,7 @@ from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, log_loss
 from proxy.service.job_view import JobView, ReadLimits
 from proxy.service.recorder import Recorder, Recording
+from proxy.service.refusals import Refusals
 from proxy.store.base import JobStore
 from proxy.store.errors import StoreGoneError
 
@@ -67,6 +68,7 @@ class DurableRuns:
         self._clock = clock
         # Running jobs that were ended while no worker held them, and the numbers of their runs.
         self._ended_early: OrderedDict[JobId, int] = OrderedDict()
+        self._refusals = Refusals(fleet)
         self.on_delivery: Callable[[], None] = _nothing
         """Called when a job with a webhook has ended."""
 
@@ -124,6 +126,9 @@ class DurableRuns:
     # The ends of runs and jobs
 
     def _start_end(self, recording: Recording, end: RunEnd) -> asyncio.Task[None]:
+        is_refused = end.ending is Ending.FULL
+        if is_refused and not self._refusals.may_wait(recording.endpoint, recording.job_id):
+            end = end._replace(ending=Ending.FAILED)
         # In the background, so that a write to the disk does not block the worker's other jobs.
         task = self._background.start(self._write_end(recording, end), f"end {recording.job_id}")
         # Also if the end could not be written.
@@ -153,7 +158,7 @@ class DurableRuns:
                 correction = end.correction
                 if correction and not await self._recorder.correct(recording, correction):
                     verdict = after_run(end._replace(ending=Ending.FAILED))
-            case Ending.RELEASED | Ending.LOST:
+            case Ending.RELEASED | Ending.LOST | Ending.FULL:
                 job = await self._store.find(job_id)
                 if job is not None and job.run == run and not job.is_terminal:
                     verdict = after_run(end, job.failures, output_left=job.delivered)

@@ -26,6 +26,8 @@ OVERFLOW = JobError("answer_too_large", "The answer is larger than this endpoint
 UNHEALTHY_MAX_WORKERS = 1_000
 # Bytes of request bodies on their way to one worker. Slots alone would not bound the memory.
 UNSENT_MAX_BYTES = 32 * 1024 * 1024
+# A full engine gets no job for at most this long.
+FULL_MAX_SECONDS = 60.0
 # From this attempt on, a run that did not reach its worker counts as lost. Three lost runs fail a
 # job, so a job whose connections always break is sent at most 12 times.
 UNDELIVERED_MAX_ATTEMPTS = 10
@@ -88,7 +90,8 @@ class Worker:
     `reserved`, `light_reserved`: slots for jobs that the store is being asked for. `unwritten`: the
     attempts of runs whose ends are being written to the store. `ignored`: the
     number of its frames about runs that it does not hold. `is_ending`: its provider is ending it.
-    `has_exited`: its process has ended, so no message can follow.
+    `has_exited`: its process has ended, so no message can follow. `full_at`: the number of runs
+    with which its engine was full, until the event loop's time `full_until`.
     """
 
     id: WorkerId
@@ -109,6 +112,8 @@ class Worker:
     ignored: int = 0
     is_ending: bool = False
     has_exited: bool = False
+    full_at: int | None = None
+    full_until: float = 0.0
 
     @property
     def is_open(self) -> bool:
@@ -128,14 +133,20 @@ class Worker:
     @property
     def credit(self) -> int:
         """The free slots that are not reserved."""
-        free = self.slots - self.held - self.reserved
+        slots = self.slots if self.full_at is None else min(self.slots, self.full_at)
+        free = slots - self.held - self.reserved
         return max(0, free) if self.is_writable else 0
 
     @property
     def light_credit(self) -> int:
         """The free slots for light jobs that are not reserved."""
         free = self.light_slots - self.light_held - self.light_reserved
-        return max(0, free) if self.is_writable else 0
+        return max(0, free) if self.is_writable and not self.is_full else 0
+
+    @property
+    def is_full(self) -> bool:
+        """True if its engine has refused a job, and none of its runs has ended since then."""
+        return self.full_at is not None and self.held >= self.full_at
 
     @property
     def is_ready(self) -> bool:
@@ -145,6 +156,13 @@ class Worker:
     def load(self, *, light: bool) -> Load:
         """Return the occupied slots and all slots for jobs of this kind."""
         return Load(self.light_held, self.light_slots) if light else Load(self.held, self.slots)
+
+    def could_take(self, *, is_form: bool) -> bool:  # noqa: ARG002 - for Runpod workers
+        """Return True if it can run such a job, now or when one of its runs has ended.
+
+        `is_form`: the request of the job is a multipart form.
+        """
+        return self.is_ready and not self.is_full
 
     def reserve(self, number: int, *, light: bool) -> None:
         """Keep slots free for jobs that the store is being asked for; a negative number gives them
@@ -258,8 +276,31 @@ class Fleet:
         if hold is None or hold.attempt != attempt:
             return None
         worker.release(job_id)
+        if end.ending is Ending.FULL:
+            self._note_full(worker, end.retry_after)
         self.wake(worker.endpoint)
         return hold.sink.end(attempt, end)
+
+    def _note_full(self, worker: Worker, seconds: float) -> None:
+        """Give a worker no more jobs than it holds now, for `seconds`: its engine is full.
+
+        As soon as one of its runs has ended, it gets one job in its place.
+        """
+        wait = min(seconds, FULL_MAX_SECONDS)
+        worker.full_at = worker.held
+        worker.full_until = asyncio.get_running_loop().time() + wait
+        log.info("worker.full", worker=worker.id, runs=worker.held, seconds=wait)
+
+    def end_full(self, now: float) -> None:
+        """Let the workers have jobs again whose engines were full; `now`: the event loop's time."""
+        for worker in self._workers.values():
+            if worker.full_at is not None and now >= worker.full_until:
+                worker.full_at = None
+                self.wake(worker.endpoint)
+
+    def could_take(self, endpoint: EndpointId, *, is_form: bool = False) -> bool:
+        """Return True if a connected worker can run such a job: see `Worker.could_take`."""
+        return any(worker.could_take(is_form=is_form) for worker in self.of(endpoint))
 
     def cut_run(self, worker: Worker, job_id: JobId, attempt: int, end: RunEnd) -> None:
         """End a run of which no more output is wanted, and stop it.

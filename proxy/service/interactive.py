@@ -29,7 +29,7 @@ from proxy.jobs.model import (
     Submission,
     WorkerId,
 )
-from proxy.jobs.policy import CANCELLED, RunEnd, after_run, overdue
+from proxy.jobs.policy import CANCELLED, Ending, RunEnd, after_run, is_form, overdue
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
@@ -265,7 +265,14 @@ class InteractiveJobs:
     def _end_run(self, mailbox: Mailbox, end: RunEnd) -> None:
         """Carry out the end of a run: its job ends, or returns to the queue."""
         job = mailbox.job
-        verdict = after_run(end, job.failures, output_left=mailbox.left, is_whole=mailbox.is_whole)
+        verdict = after_run(
+            end,
+            job.failures,
+            output_left=mailbox.left,
+            is_whole=mailbox.is_whole,
+            may_wait=end.ending is Ending.FULL
+            and self._fleet.could_take(job.endpoint, is_form=is_form(job.submission.work)),
+        )
         log_loss(job, end, verdict)
         if verdict.event is not Event.RELEASE:
             self._end(mailbox, verdict.event, Outcome(verdict.answered, verdict.error))

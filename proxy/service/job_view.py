@@ -299,6 +299,8 @@ def _limit(ready: Sequence[Worker], *, light: bool) -> str:
     """Return the limit that is reached, or an empty text. A Runpod worker can have a free slot
     between two polls.
     """
+    if all(worker.is_full for worker in ready):
+        return f"the engine of {_count(len(ready), 'worker')} takes no further job at present"
     loads = [worker.load(light=light) for worker in ready]
     taken, slots = sum(load.taken for load in loads), sum(load.slots for load in loads)
     if not slots or taken < slots:

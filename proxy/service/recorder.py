@@ -44,6 +44,7 @@ class Recording:
         self, recorder: "Recorder", job: Job, on_run_end: OnRunEnd, position: int = 0
     ) -> None:
         self.job_id = job.id
+        self.endpoint = job.endpoint
         self.attempt = job.attempt
         self.run = job.run
         self.whole: bytes | None = None

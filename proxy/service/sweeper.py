@@ -43,6 +43,7 @@ class Sweeper:
             self._interactive.end_overdue()
             self._stuck.end(now)
             self._fleet.end_leases(now, self._lease)
+            self._fleet.end_full(now)
 
 
 class DurableSweeper:

@@ -43,7 +43,7 @@ see `Acknowledge`.
 """
 
 FIELDS = "fields"
-"""The feature of a peer that knows the header fields in `Job` and `Head`."""
+"""The feature of a peer that knows `fields` in `Job` and `Head`, and `retry_after` in `End`."""
 
 FEATURES = (RESEND, FIELDS)
 
@@ -67,6 +67,17 @@ failure (the engine died or hung, or its output was cut short). `released`: a dr
 returns the job without having started it; this does not count as a failure.
 """
 
+
+FULL_STATUSES = (429, 503)
+"""The statuses with which an engine refuses a request because it is full."""
+
+QUOTA_CODE = b'"insufficient_quota"'
+"""Part of the body of a refusal with status 429 that does not mean that the engine is full."""
+
+RETRY_AFTER_SECONDS = 1.0
+"""The time for which a full engine takes no further request, if its response has no
+`Retry-After`; also the least such time.
+"""
 
 UNKNOWN_RUN = "unknown_run"
 """The code of the `End` with which a worker answers a `Stop` for a run that it does not have."""
@@ -255,6 +266,9 @@ class End(JobFrame, frozen=True, tag=15, gc=False):
     # An error code such as `engine_dead` or `engine_hung`; empty if the run is completed.
     code: str = ""
     message: str = ""
+    # Seconds for which the engine takes no further request, if the run has failed only because the
+    # engine is full; otherwise 0. Only for a peer with `FIELDS`.
+    retry_after: float = 0.0
 
 
 class Log(Frame, frozen=True, tag=16, gc=False):

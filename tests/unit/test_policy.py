@@ -121,8 +121,10 @@ VERDICTS: list[tuple[list[Case], Verdict]] = [
     (cases(Ending.REFUSED), FAILED),
     # The client has seen nothing of the run.
     (cases(Ending.RELEASED, [False]), Verdict(Event.RELEASE)),
+    (cases(Ending.FULL, [False]), Verdict(Event.RELEASE)),
     (cases(Ending.LOST, [False], [False], [0, 1]), Verdict(Event.RELEASE, counts=True)),
     (cases(Ending.LOST, [False], [False], [2]), Verdict(Event.FAIL, GAVE_UP)),
+    (cases(Ending.FULL, [True]), Verdict(Event.FAIL, GONE, answered=True)),
     # The client has everything.
     (cases(Ending.RELEASED, [True], [True]), COMPLETED),
     (cases(Ending.LOST, BOTH, [True]), COMPLETED),
@@ -152,6 +154,11 @@ def test_a_lost_run_without_an_error_names_the_worker() -> None:
     last = after_run(RunEnd(Ending.LOST), MAX_LOST_RUNS - 1)
     assert last.error is not None
     assert last.error.message.endswith(WORKER_LOST.message)
+
+
+def test_a_job_that_cannot_wait_for_room_fails_with_the_answer_of_its_engine() -> None:
+    verdict = after_run(RunEnd(Ending.FULL, GONE), may_wait=False)
+    assert verdict == Verdict(Event.FAIL, GONE, answered=True)
 
 
 def test_the_output_of_a_run_does_not_change_its_verdict() -> None:

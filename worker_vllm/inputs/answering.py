@@ -22,11 +22,19 @@ class InputFailedError(Exception):
     """The job has failed and would fail again. The text is for the client.
 
     `status` and `body` are those of the engine's response; `body` is empty unless the input of the
-    job named a route.
+    job named a route. `retry_after`: see `End`.
     """
 
-    def __init__(self, code: str, message: str, status: int = 0, body: str = "") -> None:
+    def __init__(
+        self,
+        code: str,
+        message: str,
+        status: int = 0,
+        body: str = "",
+        retry_after: float = 0.0,
+    ) -> None:
         super().__init__(message)
+        self.retry_after = retry_after
         self.code = code
         self.status = status
         self.body = body
@@ -110,5 +118,9 @@ def _failed(error: EngineFailedError, rendering: Renderer, *, is_native: bool) -
     else:
         sentence = error_text(answer.get("error", answer) if isinstance(answer, dict) else answer)
     return InputFailedError(
-        error.code, sentence or str(error), rendering.status, "" if is_native else body
+        error.code,
+        sentence or str(error),
+        rendering.status,
+        "" if is_native else body,
+        error.retry_after,
     )

@@ -287,6 +287,9 @@ def run_end(end: frames.End) -> RunEnd:
     """Return the end of a run, with defaults for a missing code or message of its error."""
     ending = _ENDINGS[end.ending]
     match ending:
+        case Ending.FAILED if end.retry_after > 0:
+            error = _worker_error(end, JobError(ENGINE_ERROR, ""))
+            return RunEnd(Ending.FULL, error, retry_after=end.retry_after)
         case Ending.FAILED:
             return RunEnd(ending, _worker_error(end, JobError(ENGINE_ERROR, "")))
         case Ending.LOST:

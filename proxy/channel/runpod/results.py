@@ -31,7 +31,7 @@ from proxy.service.json_text import in_thread_if_large
 from proxy.service.mailbox import STALL_SECONDS, STREAM_MAX_BYTES
 from proxy.service.ports import Sink, SinkVerdict
 from proxy.service.recorder import OUTPUT_MAX_BYTES, Recorder, element
-from proxy.wire.frames import PART_BYTES
+from proxy.wire.frames import FULL_STATUSES, PART_BYTES, QUOTA_CODE, RETRY_AFTER_SECONDS
 
 log = structlog.get_logger()
 
@@ -291,6 +291,8 @@ def _failed(sink: Sink, run: Run, failure: Failure) -> RunEnd:
         and sink.head(run.attempt, Head(failure.status, JSON)) is SinkVerdict.ACCEPTED
     ):
         sink.chunk(run.attempt, failure.body, more=False)
+        if failure.status in FULL_STATUSES and QUOTA_CODE not in failure.body:
+            return RunEnd(Ending.FULL, error, retry_after=RETRY_AFTER_SECONDS)
         return RunEnd(Ending.FAILED, error)
     return RunEnd(Ending.REFUSED, error)
 

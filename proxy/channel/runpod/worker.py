@@ -20,7 +20,8 @@ from proxy.channel.runpod.tracking import (
     VanishedRun,
     WatchedConnection,
 )
-from proxy.jobs.model import EndpointId, JobId, Request, Work, WorkerId
+from proxy.jobs.model import EndpointId, JobId, Request, WorkerId
+from proxy.jobs.policy import is_form
 from proxy.service.fleet import Load, Worker
 from proxy.service.ports import OfferedJob
 
@@ -90,7 +91,8 @@ class PollingWorker(Worker):
 
     @property
     def credit(self) -> int:
-        return max(0, self.room - self.reserved) if self.is_writable else 0
+        room = self.room if self.full_at is None else min(self.room, self.full_at - self.held)
+        return max(0, room - self.reserved) if self.is_writable else 0
 
     @property
     def light_credit(self) -> int:
@@ -102,6 +104,10 @@ class PollingWorker(Worker):
 
     def load(self, *, light: bool) -> Load:  # noqa: ARG002 - all jobs count the same
         return Load(len(self.holds), max(self.slots, len(self.holds)))
+
+    def could_take(self, *, is_form: bool) -> bool:
+        """Return as `Worker.could_take`; no Runpod worker can run a multipart form."""
+        return self.is_ready and not self.is_full and not is_form
 
 
 class RunListener(Protocol):
@@ -164,14 +170,14 @@ class RunpodWorker:
             poll is not None
             and poll.room > 0
             and self.tracked.may_have(job.id)
-            and not _is_form(work)
+            and not is_form(work)
         ):
             answer = Answer(work.body) if isinstance(work, Request) else None
             self.tracked.give(job.id, Run(job.attempt, answer))
             poll.give(job)
         else:
             self._rests_until = self._clock() + REST_SECONDS
-            (self._listener.refuse if _is_form(work) else self._listener.give_back)(self, job)
+            (self._listener.refuse if is_form(work) else self._listener.give_back)(self, job)
         self.refresh()
 
     def stop(self, job_id: JobId, attempt: int) -> None:
@@ -357,7 +363,3 @@ class RunpodWorker:
         log.debug(
             "stock.line_closed", worker=self.id, lines=self.life.lines, abrupt=closing.is_abrupt
         )
-
-
-def _is_form(work: Work) -> bool:
-    return isinstance(work, Request) and work.content_type.lower().startswith("multipart/")

@@ -8,6 +8,7 @@ import pytest
 
 from proxy.wire.frames import (
     ALL_FRAMES,
+    FEATURES,
     PART_BYTES,
     RESEND,
     SENT_AGAIN,
@@ -53,7 +54,7 @@ async def holds(line: Line) -> list[Hold]:
 async def test_a_worker_names_its_features(proxy: FakeProxy, engine: ScriptedEngine) -> None:
     async with working(engine, proxy.url):
         hello = await (await proxy.next_line()).wait_for(Hello)
-        assert hello.features == [RESEND]
+        assert hello.features == list(FEATURES)
 
 
 async def test_frames_that_are_not_confirmed_are_sent_again(
