@@ -64,6 +64,7 @@ def main() -> None:
         "audit": ["--group", "audit"],
         "openai1": ["--group", "openai1"],
         "openai2": ["--group", "openai2"],
+        "runpod2": ["pyproject.toml", "--group", "runpod2"],
     }
     for name, arguments in locks.items():
         _compile([*compile_, *arguments], REQUIREMENTS / f"{name}.txt", env, b"")

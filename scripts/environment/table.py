@@ -41,6 +41,12 @@ BESIDE = (
     Environment(
         ".venv-sdk", "for tests: Runpod's SDK", ("requirements/sdk.txt",), has_project=True
     ),
+    Environment(
+        ".venv-runpod2",
+        "for tests: Runpod's SDK 2",
+        ("requirements/runpod2.txt",),
+        has_project=True,
+    ),
     Environment(".venv-openai1", "for tests: openai 1", ("requirements/openai1.txt",)),
     Environment(".venv-openai2", "for tests: openai 2", ("requirements/openai2.txt",)),
     Environment(
