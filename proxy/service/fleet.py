@@ -16,14 +16,12 @@ from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import EndpointId, JobError, JobId, JobState, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd, Verdict
 from proxy.service.ports import OfferedJob, Signal, Sink, WorkerPort
+from proxy.service.unhealthy import UnhealthyWorkers
 
 log = structlog.get_logger()
 
 OVERFLOW = JobError("answer_too_large", "The answer is larger than this endpoint passes on.")
 
-# Remembered reports of unhealthy workers. Runpod workers appear under ever new ids, and the reports
-# may never be read.
-UNHEALTHY_MAX_WORKERS = 1_000
 # Bytes of request bodies on their way to one worker. Slots alone would not bound the memory.
 UNSENT_MAX_BYTES = 32 * 1024 * 1024
 # A full engine gets no job for at most this long.
@@ -200,12 +198,15 @@ class Worker:
 
 
 class Fleet:
-    """All workers, by id and by endpoint. `signal` wakes the dispatcher of an endpoint."""
+    """All workers, by id and by endpoint. `signal` wakes the dispatcher of an endpoint.
+
+    `unhealthy`: reports about workers, most of which are not here any longer.
+    """
 
     def __init__(self, signal: Signal) -> None:
         self._signal = signal
         self._workers: dict[WorkerId, Worker] = {}
-        self._unhealthy: dict[WorkerId, tuple[EndpointId, float]] = {}
+        self.unhealthy = UnhealthyWorkers()
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -225,7 +226,7 @@ class Fleet:
     def add(self, worker: Worker) -> None:
         """Add a worker that has joined."""
         self._workers[worker.id] = worker
-        self._unhealthy.pop(worker.id, None)
+        self.unhealthy.forget(worker.id)
 
     def remove(self, worker: Worker, why: str) -> None:
         """Remove a worker that is lost or has left, and end every run that it held as lost."""
@@ -322,23 +323,6 @@ class Fleet:
             hold.sink.drop(hold.attempt)
             worker.stop(job.id, now=asyncio.get_running_loop().time())
         return hold is not None
-
-    def report(self, worker_id: WorkerId, endpoint: EndpointId, until: float) -> None:
-        """Show a worker as unhealthy until that time (the event loop's), or until it joins
-        again.
-        """
-        self._unhealthy.pop(worker_id, None)
-        self._unhealthy[worker_id] = (endpoint, until)
-        if len(self._unhealthy) > UNHEALTHY_MAX_WORKERS:
-            oldest = next(iter(self._unhealthy))
-            del self._unhealthy[oldest]
-
-    def unhealthy(self, endpoint: EndpointId, now: float) -> int:
-        """Return the number of unhealthy workers of an endpoint."""
-        self._unhealthy = {
-            worker_id: report for worker_id, report in self._unhealthy.items() if report[1] > now
-        }
-        return sum(reported == endpoint for reported, _ in self._unhealthy.values())
 
     def of(self, endpoint: EndpointId) -> list[Worker]:
         """Return the workers of an endpoint."""

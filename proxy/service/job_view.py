@@ -217,7 +217,13 @@ class JobView:
         if job.status is not Status.IN_QUEUE:
             return ""
         ahead = self._interactive.ahead(job)
-        return reason(job, self._fleet.of(job.endpoint), ahead, self._clock.now())
+        workers = self._fleet.of(job.endpoint)
+        found = reason(job, workers, ahead, self._clock.now())
+        if any(worker.is_ready for worker in workers):
+            return found
+        now = asyncio.get_running_loop().time()
+        unhealthy = self._fleet.unhealthy.reasons(job.endpoint, now)
+        return f"{found} Last failure: {unhealthy[-1]}." if unhealthy else found
 
     async def _look(
         self,

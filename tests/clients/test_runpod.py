@@ -12,6 +12,7 @@ import pytest
 import pytest_asyncio
 from harness.proxy.queue_api import QueueClient, long, prompt, said
 from harness.proxy.server import Proxy, serving
+from harness.runpod.sdk_worker import SDKS
 from harness.tools.environments import node_command, python
 from harness.tools.go import go_client
 from harness.worker.process import worker
@@ -45,13 +46,14 @@ async def run_client(*command: str, **variables: str) -> dict[str, Any]:
     return dict(json.loads(line.removeprefix("RESULT ")))
 
 
-async def python_client(proxy: Proxy, scenario: str) -> dict[str, Any]:
-    command = (python(".venv-sdk"), str(HERE / "runpod_client.py"), scenario)
+async def python_client(proxy: Proxy, sdk: str, scenario: str) -> dict[str, Any]:
+    command = (python(sdk), str(HERE / "runpod_client.py"), scenario)
     return await run_client(*command, RUNPOD_ENDPOINT_BASE_URL=f"{proxy.url}/v2")
 
 
-async def test_the_python_client(served: Proxy) -> None:
-    found = await python_client(served, "sync")
+@pytest.mark.parametrize("sdk", SDKS)
+async def test_the_python_client(served: Proxy, sdk: str) -> None:
+    found = await python_client(served, sdk, "sync")
     assert found["health"]["workers"]["ready"] == 1
     assert found["run_sync"] == found["output"] == PLAIN
     assert found["status"] == "COMPLETED"
@@ -67,8 +69,9 @@ async def test_the_python_client(served: Proxy) -> None:
     assert found["wrong"].startswith("RuntimeError: 401 Unauthorized")
 
 
-async def test_the_asyncio_client(served: Proxy) -> None:
-    found = await python_client(served, "asyncio")
+@pytest.mark.parametrize("sdk", SDKS)
+async def test_the_asyncio_client(served: Proxy, sdk: str) -> None:
+    found = await python_client(served, sdk, "asyncio")
     assert found["output"] == PLAIN
     assert found["status"] == "COMPLETED"
     assert "".join(piece["text"][0] for piece in found["stream"]) == PIECES
@@ -76,8 +79,11 @@ async def test_the_asyncio_client(served: Proxy) -> None:
     assert found["purge"]["status"] == "completed"
 
 
-async def test_the_python_client_ends_the_stream_of_a_cancelled_job(served: Proxy) -> None:
-    assert "404" in (await python_client(served, "cancelled"))["ended"]
+@pytest.mark.parametrize("sdk", SDKS)
+async def test_the_python_client_ends_the_stream_of_a_cancelled_job(
+    served: Proxy, sdk: str
+) -> None:
+    assert "404" in (await python_client(served, sdk, "cancelled"))["ended"]
 
 
 async def test_the_javascript_client(served: Proxy) -> None:

@@ -15,7 +15,7 @@ import pytest
 import pytest_asyncio
 from harness.data.jobs import HERE
 from harness.proxy.server import CHAT, Proxy, chat, frames
-from harness.runpod.sdk_worker import stock_proxy, stock_worker
+from harness.runpod.sdk_worker import SDKS, stock_proxy, stock_worker
 from harness.tools.environments import python
 from harness.tools.waiting import until
 from harness.worker.process import environment, worker, worker_process
@@ -28,13 +28,14 @@ from proxy.jobs.model import JobId
 GENERATIONS = ["old", "parsed", "new"]
 
 
-@pytest_asyncio.fixture(scope="module")
-async def proxy() -> AsyncIterator[Proxy]:
+@pytest_asyncio.fixture(scope="module", params=SDKS)
+async def proxy(request: pytest.FixtureRequest) -> AsyncIterator[Proxy]:
     """Run a proxy with one worker of each generation, each on the endpoint of that name."""
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(stock_proxy(endpoint=GENERATIONS))
         starting = [
-            stock_worker(proxy, "openai_calls.py", one, GENERATION=one) for one in GENERATIONS
+            stock_worker(proxy, "openai_calls.py", one, sdk=request.param, GENERATION=one)
+            for one in GENERATIONS
         ]
         await asyncio.gather(*(stack.enter_async_context(one) for one in starting))
         yield proxy

@@ -17,7 +17,7 @@ import pytest
 import pytest_asyncio
 from harness.proxy.queue_api import QueueClient, prompt
 from harness.proxy.server import CHAT, Proxy
-from harness.runpod.sdk_worker import stock_proxy
+from harness.runpod.sdk_worker import SDKS_OF_TORTURE, stock_proxy
 from harness.tools.environments import python as python_of
 from harness.tools.waiting import until
 from harness.worker.process import WorkerProcess, environment, worker_process
@@ -27,10 +27,10 @@ from proxy.cli import stock_worker
 ROUTE = "/v1/completions"
 
 
-@pytest.fixture(scope="module")
-def python() -> str:
+@pytest.fixture(scope="module", params=SDKS_OF_TORTURE)
+def python(request: pytest.FixtureRequest) -> str:
     """Return the Python that has the SDK."""
-    return python_of(".venv-sdk")
+    return python_of(request.param)
 
 
 @asynccontextmanager

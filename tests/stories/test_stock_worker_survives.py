@@ -3,14 +3,16 @@
 from contextlib import AsyncExitStack
 from pathlib import Path
 
-from harness.runpod.sdk_worker import stock_proxy, stock_worker
+import pytest
+from harness.runpod.sdk_worker import SDKS_OF_TORTURE, stock_proxy, stock_worker
 from harness.tools.waiting import until
 
 
-async def test_a_job_that_runs_while_the_proxy_restarts_runs_once(tmp_path: Path) -> None:
+@pytest.mark.parametrize("sdk", SDKS_OF_TORTURE)
+async def test_a_job_that_runs_while_the_proxy_restarts_runs_once(tmp_path: Path, sdk: str) -> None:
     async with AsyncExitStack() as workers:
         async with stock_proxy(data_dir=tmp_path) as proxy:
-            worker = await workers.enter_async_context(stock_worker(proxy, "plain.py"))
+            worker = await workers.enter_async_context(stock_worker(proxy, "plain.py", sdk=sdk))
             async with proxy.http.post(
                 "/v2/default/run", json={"input": {"do": "wait", "seconds": 6}}
             ) as response:

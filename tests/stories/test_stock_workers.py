@@ -7,11 +7,13 @@ import asyncio
 import json
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
+from functools import partial
 from typing import Any
 
+import pytest
 import pytest_asyncio
 from harness.proxy.server import Proxy
-from harness.runpod.sdk_worker import StockProcess, stock_proxy, stock_worker
+from harness.runpod.sdk_worker import SDKS, StockProcess, stock_proxy, stock_worker
 from harness.tools.waiting import until
 
 ENDPOINTS = ["plain", "wide", "generating", "aggregating"]
@@ -48,15 +50,16 @@ class Stock:
             return found
 
 
-@pytest_asyncio.fixture(scope="module")
-async def stock() -> AsyncIterator[Stock]:
+@pytest_asyncio.fixture(scope="module", params=SDKS)
+async def stock(request: pytest.FixtureRequest) -> AsyncIterator[Stock]:
+    start = partial(stock_worker, sdk=request.param)
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(stock_proxy(endpoint=ENDPOINTS))
         starting = {
-            "plain": stock_worker(proxy, "plain.py", "plain"),
-            "wide": stock_worker(proxy, "plain.py", "wide", CONCURRENCY="8"),
-            "generating": stock_worker(proxy, "generating.py", "generating"),
-            "aggregating": stock_worker(proxy, "generating.py", "aggregating", AGGREGATE="1"),
+            "plain": start(proxy, "plain.py", "plain"),
+            "wide": start(proxy, "plain.py", "wide", CONCURRENCY="8"),
+            "generating": start(proxy, "generating.py", "generating"),
+            "aggregating": start(proxy, "generating.py", "aggregating", AGGREGATE="1"),
         }
         workers = await asyncio.gather(
             *(stack.enter_async_context(one) for one in starting.values())

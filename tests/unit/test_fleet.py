@@ -11,7 +11,8 @@ from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import EndpointId, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.service.events import LocalSignal
-from proxy.service.fleet import UNHEALTHY_MAX_WORKERS, UNSENT_MAX_BYTES, Fleet, Worker
+from proxy.service.fleet import UNSENT_MAX_BYTES, Fleet, Worker
+from proxy.service.unhealthy import UNHEALTHY_MAX_WORKERS
 
 W = WorkerId("w")
 A = JobId("a")
@@ -283,14 +284,15 @@ async def test_a_worker_whose_process_ended_is_removed_at_once(
 def test_reports_of_unhealthy_workers_are_bounded_without_being_read(fleet: Fleet) -> None:
     """Each worker has its own name, like pods that are restarted repeatedly."""
     for number in range(UNHEALTHY_MAX_WORKERS + 10):
-        fleet.report(WorkerId(f"pod-{number}"), HERE, until=number)
-    assert len(fleet._unhealthy) == UNHEALTHY_MAX_WORKERS
-    assert fleet.unhealthy(HERE, now=UNHEALTHY_MAX_WORKERS) == 9, "the last ones are known"
+        fleet.unhealthy.report(WorkerId(f"pod-{number}"), HERE, number, "ill")
+    assert len(fleet.unhealthy.reasons(HERE, -1.0)) == UNHEALTHY_MAX_WORKERS
+    left = fleet.unhealthy.reasons(HERE, UNHEALTHY_MAX_WORKERS)
+    assert len(left) == 9, "the last ones are known"
 
 
 async def test_a_report_ends_when_the_worker_joins_again(fleet: Fleet) -> None:
     now = asyncio.get_running_loop().time()
-    fleet.report(W, HERE, until=now + 60)
-    assert fleet.unhealthy(HERE, now) == 1
+    fleet.unhealthy.report(W, HERE, now + 60, "ill")
+    assert fleet.unhealthy.reasons(HERE, now) == [f"{W}: ill"]
     joined(fleet, "w", 1)
-    assert fleet.unhealthy(HERE, now) == 0
+    assert fleet.unhealthy.reasons(HERE, now) == []

@@ -73,7 +73,7 @@ PARAMETERS: Node = {
     "x-request-id": _parameter(
         "header",
         "X-Request-Id",
-        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,80}$"},
+        {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
         "Returned with the response; an id that does not match the pattern is replaced.",
     ),
 }

@@ -98,7 +98,14 @@ SCHEMAS: Node = {
             "jobs": record(dict.fromkeys(_JOBS, COUNT)),
             "workers": record(dict.fromkeys(_WORKERS, COUNT)),
             "durable": {"type": "boolean"},
-        }
+        },
+        {
+            "unhealthy": {
+                "type": "array",
+                "items": TEXT,
+                "description": "Each unhealthy worker, with the reason.",
+            }
+        },
     ),
     "Requests": record(
         {

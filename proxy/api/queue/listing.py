@@ -42,19 +42,21 @@ class Listing:
             "inQueue": counts.in_queue,
             "retried": counts.retried,
         }
+        unhealthy = self._fleet.unhealthy.reasons(
+            context.endpoint.id, asyncio.get_running_loop().time()
+        )
         states = {
             "idle": sum(worker.is_ready and not worker.holds for worker in workers),
             "initializing": len(workers) - ready,
             "ready": ready,
             "running": running,
             "throttled": 0,
-            "unhealthy": self._fleet.unhealthy(
-                context.endpoint.id, asyncio.get_running_loop().time()
-            ),
+            "unhealthy": len(unhealthy),
         }
-        return msgspec.json.encode(
-            {"jobs": jobs, "workers": states, "durable": self._view.is_durable}
-        )
+        health = {"jobs": jobs, "workers": states, "durable": self._view.is_durable}
+        if unhealthy:
+            health["unhealthy"] = unhealthy
+        return msgspec.json.encode(health)
 
     async def requests(self, context: RequestContext, _: str) -> bytes:
         """List recent jobs, newest first: `?limit=`, `?before=` (`next` of a page), `?status=`."""

@@ -129,7 +129,7 @@ class WorkerRegistry:
         if worker is not None:
             worker.shunned_until = now + SHUN_SECONDS if shun else now
             self._fleet.remove(worker.member, why)
-        self._fleet.report(WorkerId(name), endpoint, now + ILL_SECONDS)
+        self._fleet.unhealthy.report(WorkerId(name), endpoint, now + ILL_SECONDS, why)
 
     # `RunListener`
 

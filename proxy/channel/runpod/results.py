@@ -21,6 +21,7 @@ from proxy.channel.runpod.openai import (
     error_text,
     find_failure,
 )
+from proxy.channel.runpod.prestart import Prestart, PrestartEvent, read_prestart
 from proxy.channel.runpod.registry import WorkerRegistry
 from proxy.channel.runpod.tracking import Run, WatchedConnection
 from proxy.channel.runpod.worker import RunpodWorker
@@ -184,6 +185,8 @@ class RunpodResults:
     ) -> None:
         if result is None:
             await self._end_run(worker, job_id, run, RunEnd(Ending.REFUSED, NO_JSON))
+        elif result.has_failed and (prestart := read_prestart(bytes(result.error))):
+            await self._end_prestart(worker, job_id, run, prestart)
         elif result.has_failed and SICK in error_text(bytes(result.error)):
             self._registry.fell_ill(worker.endpoint, worker.id, SICK, shun=True)
         elif run.answer is not None:
@@ -207,6 +210,20 @@ class RunpodResults:
                     log.warning("stock.differs", job=job_id, worker=worker.id)
                     end = _corrected(sink, run, end, difference)
             await self._end_run(worker, job_id, run, end)
+
+    async def _end_prestart(
+        self, worker: RunpodWorker, job_id: JobId, run: Run, prestart: Prestart
+    ) -> None:
+        """End a run that its worker has not begun. First, the worker gets no further job."""
+        if prestart.event is PrestartEvent.FAILED:
+            if worker.tracked.forget_loss(job_id):
+                # The SDK drops the response of its open poll, and then takes a job to post this.
+                released = RunEnd(Ending.RELEASED)
+                self._fleet.end_run(worker.member, job_id, run.attempt, released)
+            self._registry.fell_ill(worker.endpoint, worker.id, prestart.reason, shun=True)
+        else:
+            worker.refreshes()
+            await self._end_run(worker, job_id, run, RunEnd(Ending.RELEASED))
 
     async def _end_run(self, worker: RunpodWorker, job_id: JobId, run: Run, end: RunEnd) -> None:
         writing = self._fleet.end_run(worker.member, job_id, run.attempt, end)

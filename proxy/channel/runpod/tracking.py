@@ -155,8 +155,8 @@ class TrackedRuns:
         self._over: frozenset[str] = frozenset()
         # The jobs that the worker had when it was last lost.
         self._left: set[str] = set()
-        # The jobs that the worker has dropped before.
-        self._dropped: set[str] = set()
+        # The jobs that the worker has dropped before, and whether the last drop counted as a loss.
+        self._dropped: dict[str, bool] = {}
 
     def may_have(self, job_id: JobId) -> bool:
         """Return True if the job may be assigned to the worker.
@@ -170,6 +170,13 @@ class TrackedRuns:
         run.flow.set()
         self.runs[job_id] = run
         self._over -= {job_id}
+
+    def forget_loss(self, job_id: JobId) -> bool:
+        """Return True if a drop of this job by the worker has counted as a loss, once for each."""
+        counted = self._dropped.get(job_id, False)
+        if counted:
+            self._dropped[job_id] = False
+        return counted
 
     def restart(self, now: float) -> None:
         """Ignore the evidence so far about jobs that the worker may not have: after a pause of the
@@ -227,5 +234,6 @@ class TrackedRuns:
         has_run = run.has_arrived or run.given_at < died_at or job_id in self._dropped
         if len(self._dropped) >= MOST_DROPPED:
             self._dropped.clear()
-        self._dropped.add(job_id)
-        return VanishedRun(job_id, run, has_run and not run.is_stopped)
+        counts = has_run and not run.is_stopped
+        self._dropped[job_id] = counts
+        return VanishedRun(job_id, run, counts)

@@ -10,10 +10,22 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from harness.proxy.server import Proxy, serving
 from harness.tools.environments import python
 from harness.tools.waiting import until
 from proxy.cli.stock_worker import environment
+
+# The environments of the SDK's versions.
+SDK = ".venv-sdk"
+SDK2 = ".venv-runpod2"
+SDKS = (
+    pytest.param(SDK, id="runpod 1.12"),
+    pytest.param(SDK2, id="runpod 2.0", marks=pytest.mark.slow),
+)
+# Where most of the time would repeat what other tests of 2.0 show.
+SDKS_OF_TORTURE = (SDKS[0], pytest.param(SDK2, id="runpod 2.0", marks=pytest.mark.torture))
 
 HANDLERS = Path(__file__).parents[2] / "handlers"
 STOP_SECONDS = 20.0
@@ -55,18 +67,19 @@ async def stock_worker(
     handler: str,
     endpoint: str = "default",
     *,
+    sdk: str = SDK,
     pod: str = "",
     wait: bool = True,
     **more: str,
 ) -> AsyncIterator[StockProcess]:
-    """Run a stock worker of this proxy; `more` are variables of its environment.
+    """Run a stock worker of this proxy; `sdk` is the environment of its SDK, `more` are variables.
 
     All its processes are stopped when the context ends.
     """
     pod = pod or f"pod-{os.urandom(4).hex()}"
     told = environment(proxy.url, endpoint, proxy.parts.token, pod, ping_millis=1000)
     process = await asyncio.create_subprocess_exec(
-        *(python(".venv-sdk"), str(HANDLERS / handler)),
+        *(python(sdk), str(HANDLERS / handler)),
         cwd=HANDLERS, env=os.environ | told | more,
         stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
