@@ -5,11 +5,14 @@ import json
 from typing import Any
 
 import pytest
+from harness.data.jobs import HERE
 from harness.proxy.queue_api import QueueClient
 from harness.proxy.server import CHAT, Proxy, chat
 from harness.runpod.raw_worker import Raw
 from harness.runpod.sdk_worker import SDK2, stock_proxy, stock_worker
 from harness.tools.waiting import until
+
+from proxy.jobs.model import JobId
 
 EVENT = {
     "event": "prestart_failed",
@@ -118,7 +121,7 @@ async def test_the_sdk_posts_these_events() -> None:
         async with stock_worker(
             proxy, "starting.py", sdk=SDK2, wait=False, pod="slow", HOOK_SECONDS="60"
         ) as slow:
-            await until(lambda: _is(queue, job, "IN_PROGRESS"), 20, "it takes the job")
+            await until(lambda: _has(proxy, "slow", job), 20, "it has the job, while it loads")
             await slow.stop()
             await until(lambda: _is(queue, job, "IN_QUEUE"))
             assert (await queue.status(job))["retries"] == 0
@@ -133,6 +136,13 @@ async def test_the_sdk_posts_these_events() -> None:
             assert shown["reason"].endswith(f"crashing: {REASON}.")
         async with stock_worker(proxy, "starting.py", sdk=SDK2):
             assert (await queue.end(job))["output"] == {"echo": {"x": 1}}
+
+
+def _has(proxy: Proxy, pod: str, job: str) -> bool:
+    """Return True if a ping of the worker has listed the job."""
+    worker = proxy.parts.registry.find(HERE, pod)
+    run = worker and worker.tracked.runs.get(JobId(job))
+    return run is not None and run.has_arrived
 
 
 async def _is(queue: QueueClient, job: str, status: str) -> bool:
