@@ -19,6 +19,7 @@ from proxy.api.queue.request import OrderReader
 from proxy.channel.native.app import WorkerChannel
 from proxy.channel.native.membership import Membership
 from proxy.channel.runpod.app import RunpodChannel
+from proxy.channel.runpod.models import RunpodModels
 from proxy.channel.runpod.post_budget import PostBudget
 from proxy.channel.runpod.registry import WorkerRegistry
 from proxy.channel.runpod.results import RunpodResults
@@ -172,7 +173,15 @@ def compose(
         Budget(settings.body_budget, _share(settings.body_budget, settings)),
         Budget(ANSWERS_MAX_BYTES, _share(ANSWERS_MAX_BYTES, settings)),
     )
-    openai = OpenAi(endpoints, interactive, admission, limits, ids.request, settings.intervals())
+    openai = OpenAi(
+        endpoints,
+        interactive,
+        admission,
+        limits,
+        ids.request,
+        settings.intervals(),
+        RunpodModels(endpoints, fleet, interactive, background),
+    )
     operations = JobOperations(
         view,
         durable,

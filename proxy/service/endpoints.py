@@ -58,6 +58,8 @@ class Endpoints:
     def __init__(self, endpoints: Iterable[Endpoint]) -> None:
         self._endpoints = {endpoint.id: endpoint for endpoint in endpoints}
         self._announced: dict[EndpointId, dict[str, Model]] = {}
+        # The endpoints whose list comes from the answer of a worker that announces none.
+        self._learned: set[str] = set()
         self._models = {endpoint.id: _configured(endpoint) for endpoint in self._endpoints.values()}
 
     def __iter__(self) -> Iterator[Endpoint]:
@@ -134,8 +136,24 @@ class Endpoints:
             raise OtherModelError(
                 f"endpoint {endpoint.id} has more than {ENDPOINT_MAX_MODELS} models"
             )
-        self._announced[endpoint.id] = announced
-        self._models[endpoint.id] = _configured(endpoint) | self._announced[endpoint.id]
+        self._set(endpoint, announced)
+        self._learned.discard(endpoint.id)
+
+    def learn(self, endpoint: Endpoint, models: Sequence[Model]) -> None:
+        """Set the models of an endpoint whose workers announce none, as one of them has listed
+        them.
+        """
+        self._set(endpoint, {model.id: model for model in models})
+        self._learned.add(endpoint.id)
+
+    def forget_announced(self, endpoint: Endpoint) -> None:
+        """Forget the models that workers have announced: the present workers announce none."""
+        if endpoint.id not in self._learned:
+            self._set(endpoint, {})
+
+    def _set(self, endpoint: Endpoint, models: dict[str, Model]) -> None:
+        self._announced[endpoint.id] = models
+        self._models[endpoint.id] = _configured(endpoint) | models
 
 
 def _configured(endpoint: Endpoint) -> dict[str, Model]:

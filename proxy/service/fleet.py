@@ -114,6 +114,11 @@ class Worker:
     full_until: float = 0.0
 
     @property
+    def announces_models(self) -> bool:
+        """True if such a worker announces its models, at the latest when it is ready."""
+        return True
+
+    @property
     def is_open(self) -> bool:
         """True if jobs can be offered to it at all."""
         return self.port is not None and not self.is_ending

@@ -3,7 +3,7 @@
 """
 
 from asyncio import Task
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum, auto
@@ -11,6 +11,7 @@ from typing import Protocol
 
 from proxy.jobs.model import Head, JobId, Submission, WorkerId
 from proxy.jobs.policy import RunEnd
+from proxy.service.endpoints import Endpoint
 
 
 class Signal(Protocol):
@@ -150,6 +151,22 @@ class Sink(Protocol):
 
     def drop(self, attempt: int) -> None:
         """Discard what is kept of a run: its job has ended in another way."""
+        ...
+
+
+class ModelSource(Protocol):
+    """Knows the models of endpoints that only workers serve which announce none."""
+
+    def forget_stale(self, endpoint: Endpoint) -> None:
+        """Forget the models of an endpoint that earlier workers have announced, if the present ones
+        announce none.
+        """
+        ...
+
+    async def learn(self, endpoints: Iterable[Endpoint]) -> None:
+        """Ask such workers for their models, where the models may have changed; wait for the
+        answers, but not for long.
+        """
         ...
 
 

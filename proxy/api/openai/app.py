@@ -42,6 +42,7 @@ from proxy.jobs.model import Request
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.interactive import InteractiveJobs
+from proxy.service.ports import ModelSource
 from proxy.wire.fields import REQUEST_ID, TO_ENGINE, Fields
 
 log = structlog.get_logger()
@@ -59,7 +60,8 @@ MODEL_SHOWN_MAX_CHARACTERS = 200
 class OpenAi:
     """The ASGI application for the routes of `api.openai.routes`.
 
-    `new_id` returns the ids of requests that bring none.
+    `new_id` returns the ids of requests that bring none. `model_source`: for endpoints whose
+    workers do not announce their models.
     """
 
     def __init__(
@@ -70,12 +72,14 @@ class OpenAi:
         limits: ClientLimits,
         new_id: Callable[[], str],
         intervals: HeartbeatIntervals,
+        model_source: ModelSource,
     ) -> None:
         self._endpoints = endpoints
         self._interactive = interactive
         self._admission = admission
         self._limits = limits
         self._new_id = new_id
+        self._model_source = model_source
         self._request_ids = RequestIds(new_id)
         self._intervals = intervals
 
@@ -146,6 +150,7 @@ class OpenAi:
 
     async def _models(self, reply: Reply, wanted: str | None, endpoint: Endpoint | None) -> None:
         searched = [endpoint] if endpoint is not None else list(self._endpoints)
+        await self._model_source.learn(searched)
         known = [model for one in searched for model in self._endpoints.models(one)]
         if wanted is None:
             await reply.whole(200, JSON_TYPE, model_list(known))
@@ -188,12 +193,13 @@ class OpenAi:
                 else:
                     body = await read_json(receive, headers, JSON_BODY_MAX_BYTES, share)
                     seen = await peek(body)
-                if leave is None and (chosen := self._endpoints.having(seen.model)) is not None:
-                    leave = self._count(principal, chosen, reply)
-                if chosen is None or (
-                    seen.model is not None and not self._endpoints.serves(chosen, seen.model)
-                ):
+                found = self._find(chosen, seen.model)
+                if found is None:
+                    found = await self._find_unannounced(chosen, seen.model)
+                if found is None:
                     raise _unknown(seen.model or "", chosen)
+                chosen = found
+                leave = leave or self._count(principal, chosen, reply)
                 served = self._endpoints.routes(chosen, seen.model)
                 model = seen.model or self._endpoints.default_model(chosen)
                 if served and route.path not in served:
@@ -228,6 +234,26 @@ class OpenAi:
                 self._request_ids.leave(fields, is_over=is_over)
             if leave is not None:
                 leave()
+
+    def _find(self, chosen: Endpoint | None, model: str | None) -> Endpoint | None:
+        """Return the endpoint for a call with this model, or None if it is not served.
+
+        `chosen`: the endpoint, if it is known without the model.
+        """
+        if chosen is None:
+            return self._endpoints.having(model)
+        return chosen if model is None or self._endpoints.serves(chosen, model) else None
+
+    async def _find_unannounced(
+        self, chosen: Endpoint | None, model: str | None
+    ) -> Endpoint | None:
+        """Return as `_find`, after the models of workers that do not announce them are updated."""
+        if chosen is not None:
+            self._model_source.forget_stale(chosen)
+            if self._endpoints.serves(chosen, model or ""):
+                return chosen
+        await self._model_source.learn(self._endpoints if chosen is None else [chosen])
+        return self._find(chosen, model)
 
     def _count(self, principal: Principal, endpoint: Endpoint, reply: Reply) -> Callable[[], None]:
         """Count a call against the caller's limits and add the rate limit headers.

@@ -58,10 +58,11 @@ def check_hello(hello: frames.Hello) -> None:
             f"with job ids of at most {JOB_CHARACTERS} characters",
         )
     for model in hello.models:
-        _check_model(model)
+        check_model(model)
 
 
-def _check_model(model: frames.Model) -> None:
+def check_model(model: frames.Model) -> None:
+    """Validate the name and the card of a model. Raises `WorkerRefusedError`."""
     if not _MODEL.fullmatch(model.id):
         raise WorkerRefusedError(
             4400,

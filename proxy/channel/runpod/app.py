@@ -142,10 +142,9 @@ def _job(job: OfferedJob, unseal: Unseal) -> bytes:
     if isinstance(work, Input):
         given = work.body
     else:
-        given = b'{"openai_route":%b,"openai_input":%b}' % (
-            msgspec.json.encode(work.path),
-            work.body,
-        )
+        # worker-vllm sends a request without `openai_input` as GET.
+        body = b',"openai_input":' + work.body if work.body else b""
+        given = b'{"openai_route":%b%b}' % (msgspec.json.encode(work.path), body)
     more = b"" if sealed is None else b',"s3Config":' + unseal(sealed)
     return b'{"id":%b,"input":%b%b}' % (msgspec.json.encode(job.id), given, more)
 

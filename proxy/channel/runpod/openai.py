@@ -290,7 +290,8 @@ class Answer:
 
     def read(self, body: bytes) -> None:
         """Parse the request body. This must be called before any other method."""
-        self.is_stream = bytes(msgspec.json.decode(body, type=_Asked).stream) == b"true"
+        asked = msgspec.json.decode(body, type=_Asked) if body else _Asked()
+        self.is_stream = bytes(asked.stream) == b"true"
         self.unread = b""
 
     def put(self, element: bytes) -> bytes:

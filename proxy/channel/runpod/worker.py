@@ -90,6 +90,10 @@ class PollingWorker(Worker):
     room: int = 0
 
     @property
+    def announces_models(self) -> bool:
+        return False
+
+    @property
     def credit(self) -> int:
         room = self.room if self.full_at is None else min(self.room, self.full_at - self.held)
         return max(0, room - self.reserved) if self.is_writable else 0

@@ -1,0 +1,158 @@
+"""The models of endpoints that only Runpod workers serve.
+
+Such workers announce no models, but worker-vllm answers the route `/v1/models`. A worker is asked
+when a client needs to know the models. Other handlers answer with an error.
+"""
+
+import asyncio
+from collections.abc import Iterable
+from typing import NamedTuple
+
+import msgspec
+import structlog
+
+from proxy.channel.native.validation import (
+    MOST_MODELS,
+    WorkerRefusedError,
+    check_model,
+    public_card,
+)
+from proxy.jobs.model import EndpointId, Owner, Request
+from proxy.service.background import Background
+from proxy.service.endpoints import Endpoint, Endpoints, Model
+from proxy.service.fleet import Fleet
+from proxy.service.interactive import InteractiveJobs
+from proxy.wire import frames
+
+log = structlog.get_logger()
+
+MODELS_PATH = "/v1/models"
+# No client has this owner, so no client sees these calls.
+PROXY = Owner("the proxy itself")
+# The longest time for which a client waits. Clients give a list of models ten seconds.
+WAIT_SECONDS = 3.0
+# A worker that takes longer has another kind of handler, or is loading.
+ANSWER_SECONDS = 10.0
+# After a failure, the same workers are not asked again for this long.
+RETRY_SECONDS = 30.0
+OK = 200
+
+
+class _Asked(NamedTuple):
+    """The last question: the workers at that time, its time, and True if it was answered."""
+
+    workers: frozenset[str]
+    at: float
+    is_answered: bool
+
+
+class _List(msgspec.Struct):
+    data: list[msgspec.Raw]
+
+
+class _Card(msgspec.Struct):
+    id: str
+    parent: str | None = None
+
+
+class RunpodModels:
+    """`ModelSource` that asks Runpod workers, and records the answers."""
+
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        fleet: Fleet,
+        interactive: InteractiveJobs,
+        background: Background,
+    ) -> None:
+        self._endpoints = endpoints
+        self._fleet = fleet
+        self._interactive = interactive
+        self._background = background
+        self._asked: dict[EndpointId, _Asked] = {}
+        self._asking: dict[EndpointId, asyncio.Task[None]] = {}
+
+    def forget_stale(self, endpoint: Endpoint) -> None:
+        if self._workers(endpoint):
+            self._endpoints.forget_announced(endpoint)
+
+    async def learn(self, endpoints: Iterable[Endpoint]) -> None:
+        tasks = [task for one in endpoints if (task := self._task(one)) is not None]
+        if tasks:
+            await asyncio.wait(tasks, timeout=WAIT_SECONDS)
+
+    def _task(self, endpoint: Endpoint) -> asyncio.Task[None] | None:
+        """Return the task that asks a worker of an endpoint; None if no question is needed."""
+        workers = self._workers(endpoint)
+        if not workers:
+            return None
+        self._endpoints.forget_announced(endpoint)
+        task = self._asking.get(endpoint.id)
+        if task is None and self._may_ask(endpoint, workers):
+            work = self._ask(endpoint, workers)
+            task = self._background.start(work, f"ask for models of {endpoint.id}")
+            self._asking[endpoint.id] = task
+        return task
+
+    def _workers(self, endpoint: Endpoint) -> frozenset[str]:
+        """Return the workers of an endpoint; none if its models are configured or announced."""
+        workers = self._fleet.of(endpoint.id)
+        if endpoint.models or any(worker.announces_models for worker in workers):
+            return frozenset()
+        return frozenset(worker.id for worker in workers)
+
+    def _may_ask(self, endpoint: Endpoint, workers: frozenset[str]) -> bool:
+        asked = self._asked.get(endpoint.id)
+        if asked is None or workers - asked.workers:
+            return True
+        now = asyncio.get_running_loop().time()
+        return not asked.is_answered and now > asked.at + RETRY_SECONDS
+
+    async def _ask(self, endpoint: Endpoint, workers: frozenset[str]) -> None:
+        try:
+            models = await self._answer(endpoint)
+            if models:
+                self._endpoints.learn(endpoint, models)
+                log.info("models.learned", endpoint=endpoint.id, models=[one.id for one in models])
+            now = asyncio.get_running_loop().time()
+            self._asked[endpoint.id] = _Asked(workers, now, bool(models))
+        finally:
+            del self._asking[endpoint.id]
+
+    async def _answer(self, endpoint: Endpoint) -> list[Model]:
+        """Return the models that a worker lists; none if there was no such answer in time."""
+        mailbox = self._interactive.call(
+            endpoint,
+            PROXY,
+            Request("GET", MODELS_PATH, "", b""),
+            light=True,
+            patience=ANSWER_SECONDS,
+        )
+        try:
+            async with asyncio.timeout(ANSWER_SECONDS):
+                while mailbox.outcome is None:
+                    await mailbox.wait(None)
+        except TimeoutError:
+            return []
+        finally:
+            self._interactive.hang_up(mailbox)
+        head = mailbox.response_head
+        if head is None or head.status != OK or not mailbox.outcome.answered:
+            return []
+        return read_models(mailbox.consume(float("inf")))
+
+
+def read_models(body: bytes) -> list[Model]:
+    """Return the models of an OpenAI list; none if it is not a valid list."""
+    try:
+        cards = msgspec.json.decode(body, type=_List).data[:MOST_MODELS]
+        return [_model(bytes(card)) for card in cards]
+    except (msgspec.MsgspecError, RecursionError, WorkerRefusedError):
+        return []
+
+
+def _model(encoded: bytes) -> Model:
+    card = msgspec.json.decode(encoded, type=_Card)
+    model = frames.Model(card.id, encoded, base=not card.parent)
+    check_model(model)
+    return Model(card.id, public_card(model), model.base)
