@@ -100,7 +100,7 @@ class TestStamp:
             folder
             for folder, want in stamps().items()
             if not stamp.is_current(before[folder], want)
-        ] == [".venv-sdk"]
+        ] == [".venv-sdk", ".venv-runpod2"]
 
     def test_an_interrupted_install_is_repeated(self, root: Path, environment: Path) -> None:
         want = stamp.wanted(root, RUNTIME)
