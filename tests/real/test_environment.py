@@ -1,6 +1,7 @@
 """A worker that is configured only by the variables of the worker-vllm image."""
 
 import json
+import math
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -9,7 +10,9 @@ from pathlib import Path
 import openai
 import pytest
 import pytest_asyncio
-from harness.proxy.server import Proxy, serving
+from harness.proxy.queue_api import QueueClient
+from harness.proxy.server import CHAT, Proxy, serving
+from harness.tools.waiting import until
 from harness.worker.lora_adapter import write_adapter
 from harness.worker.process import ROOT, WorkerProcess, worker
 from harness.worker.real_vllm import START_SECONDS, ask
@@ -39,6 +42,7 @@ async def named(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Named
         "ENABLE_PREFIX_CACHING": "false",
         "MAX_NUM_BATCHED_TOKENS": "0",
         "MAX_CONCURRENCY": "3",
+        "MAX_NUM_QUEUED_REQS": "1",
         "ENABLE_LORA": "true",
         "MAX_LORA_RANK": "8",
         "LORA_MODULES": json.dumps([{"name": "pirate", "path": str(adapter)}]),
@@ -94,6 +98,29 @@ async def test_an_adapter_is_a_model_of_its_own(named: Named) -> None:
         )
     assert pirate != base
     assert streamed == pirate
+
+
+async def test_an_engine_with_a_limit_of_its_own_gets_its_jobs_one_by_one(named: Named) -> None:
+    """The worker has three slots, and vLLM accepts one request (`--max-num-queued-reqs`)."""
+    proxy = named.proxy
+    queue = QueueClient(proxy)
+    long = ask("Count.", model="a", stream=True, max_tokens=450, ignore_eos=True)
+    async with proxy.http.post(CHAT, json=long) as first:
+        await first.content.readuntil(b'"content":"')
+        job = await queue.run({"prompt": "x", "sampling_params": {"max_tokens": 2}})
+        [member] = proxy.parts.fleet
+        for stream in (True, False):
+            await until(lambda: member.is_full, what="it has refused the job")
+            proxy.parts.fleet.end_full(math.inf)
+            refused = ask(model="a", stream=stream)
+            async with proxy.http.post(CHAT, json=refused) as response:
+                assert response.status == 503
+                assert "currently busy" in (await response.json())["error"]["message"]
+        assert (await first.read()).endswith(b"data: [DONE]\n\n")
+    ended = await queue.end(job)
+    assert (ended["status"], ended["retries"]) == ("COMPLETED", 0)
+    async with proxy.http.post(CHAT, json=ask(model="a", max_tokens=1)) as response:
+        assert response.status == 200
 
 
 def test_no_secret_is_logged(named: Named) -> None:

@@ -182,6 +182,23 @@ async def test_the_engine_stops_when_the_client_leaves(real: Real, stream: bool)
     assert sum([await _made(real, one) for one in real.workers]) == sum(before) + 1
 
 
+@pytest.mark.parametrize(
+    ("path", "request_", "answer_id"),
+    [
+        (CHAT, ask(max_tokens=3), "chatcmpl-corr-77"),
+        ("/v1/completions", {"model": "demo", "prompt": "1 2", "max_tokens": 3}, "cmpl-corr-77"),
+    ],
+)
+async def test_the_id_of_an_answer_contains_that_of_the_request(
+    real: Real, path: str, request_: dict[str, Any], answer_id: str
+) -> None:
+    """`cases/request-id.http`."""
+    headers = {"X-Request-Id": "corr-77"}
+    async with real.proxy.http.post(path, json=request_, headers=headers) as response:
+        assert (await response.json())["id"] == answer_id
+        assert response.headers["x-request-id"] == "corr-77"
+
+
 async def test_the_engines_own_metrics_stay_on_loopback(real: Real) -> None:
     async with real.proxy.http.get("/metrics") as response:
         assert response.status == 404
