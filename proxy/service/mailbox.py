@@ -13,6 +13,7 @@ from proxy.jobs.model import Head, InteractiveJob, Outcome
 from proxy.jobs.policy import RunEnd
 from proxy.service.ports import SinkVerdict, WorkerPort
 from proxy.wire.flow import ReceiveFlow
+from proxy.wire.sse import EVENT_MAX_BYTES
 
 # Unread bytes of one stream. A worker that ignores `Pause` and exceeds this loses the run.
 STREAM_MAX_BYTES = 1024 * 1024
@@ -22,8 +23,6 @@ CHUNK_OVERHEAD_BYTES = 64
 # One write to a client. Bytes that it has not read wait in the mailbox and not in the buffer of the
 # socket.
 WRITE_BYTES = 64 * 1024
-# An event up to this size is passed on whole or not at all; a larger one is passed on in pieces.
-EVENT_MAX_BYTES = 256 * 1024
 # A client that does not read for this long is disconnected.
 STALL_SECONDS = 60.0
 

@@ -36,12 +36,15 @@ with atheris.instrument_imports(include=["proxy"]):
     from proxy.webhooks.addresses import is_public
     from proxy.webhooks.url_policy import Allowed, BadWebhookError, read_url
     from proxy.wire import frames
+    from proxy.wire.sse import read_events
 
 structlog.configure(wrapper_class=structlog.make_filtering_bound_logger(logging.ERROR))
 _loop = asyncio.new_event_loop()
 _connections = Parsed(socket.socket())
 NONE_ALLOWED = Allowed()
 STREAM_REQUEST = b'{"stream": true}'
+# A line ends in LF, CR or CRLF, and they may be mixed.
+BLANK_LINE_AT_END = re.compile(rb"(?:\r\n?+|\n)(?:\r\n?+|\n)\Z")
 CONTENT_TYPE = re.compile(r"[ -~]{0,200}")
 
 
@@ -80,8 +83,7 @@ def reframer(data: bytes) -> None:
     while start < len(text):
         size = sizes[answer.received % len(sizes)]
         piece = answer.put(msgspec.json.encode(text[start : start + size]))
-        # A line may end in LF or CRLF, and both may be mixed, so b"\n\r\n" ends an event.
-        assert not piece or piece.endswith((b"\n\n", b"\n\r\n"))
+        assert not piece or BLANK_LINE_AT_END.search(piece)
         sent += piece
         start += size
     rest = answer.finish(b"[]")
@@ -89,6 +91,7 @@ def reframer(data: bytes) -> None:
     assert whole.startswith(sent)
     assert rest in (b"", whole[len(sent) :] + b"\n\n")
     assert rest or not whole[len(sent) :].strip()
+    assert list(read_events(sent + rest)) == list(read_events(whole))
 
 
 def webhooks(data: bytes) -> None:

@@ -55,7 +55,7 @@ SEEDS = {
             ]
         ),
     ],
-    "reframer": [b"data: 1\n\ndata: 2\r\n\r\n: x\n\n"],
+    "reframer": [b"data: 1\n\ndata: 2\r\n\r\n: x\n\ndata:3\r\revent: error\n\r"],
     "webhooks": [
         b"https://example.com:8443/a?b#c",
         b"http://[2606:4700::1]/",

@@ -2,7 +2,7 @@
 
 import pytest
 
-from proxy.api.openai.relay import LastEvent
+from proxy.wire.sse import LastEvent
 
 FIRST = b'data: {"a": 1}\n\n'
 ENDS = [

@@ -6,9 +6,10 @@ from http import HTTPStatus
 
 import msgspec
 
+from proxy.wire.sse import Part
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
-from worker_vllm.handler import EngineFailedError, Part, handle
+from worker_vllm.handler import EngineFailedError, handle
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.inputs.reading import BadInputError, Call, read_input
 from worker_vllm.inputs.rendering import Output, Refusal, Renderer, error_text, renderer

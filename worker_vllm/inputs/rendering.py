@@ -8,12 +8,14 @@ model with separate reasoning there is a `reasoning` list in addition to `text`.
 """
 
 import codecs
+import sys
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Protocol
 
 import msgspec
 
+from proxy.wire.sse import DONE, Events, read_events
 from worker_vllm.asgi import Head
 from worker_vllm.handler import EVENT_STREAM
 from worker_vllm.inputs.gauges import Gauges, metrics
@@ -223,8 +225,8 @@ class Steps:
     choices: int
     # The message of an error event.
     error: str = ""
-    # The incomplete event at the end of the stream so far.
-    _rest: bytes = b""
+    # Holds the incomplete event at the end of the stream so far.
+    _events: Events = field(default_factory=lambda: Events(limit=sys.maxsize))
     # Input tokens that have not been reported in an element yet.
     _inputs: int = 0
     # All input tokens that the engine has reported.
@@ -234,14 +236,16 @@ class Steps:
 
     def feed(self, piece: bytes) -> list[Step]:
         """Return the elements of the events that are complete with this piece."""
-        *events, self._rest = (self._rest + piece).replace(b"\r\n", b"\n").split(b"\n\n")
-        steps = (self._step(event) for event in events)
+        steps = (
+            self._step(event.data)
+            for part in self._events.feed(piece)
+            for event in read_events(part.data)
+        )
         return [step for step in steps if step is not None]
 
-    def _step(self, event: bytes) -> Step | None:
-        lines = [line for line in event.split(b"\n") if line.startswith(b"data:")]
-        data = b"\n".join(line.removeprefix(b"data:").strip() for line in lines)
-        if not data or data == b"[DONE]":
+    def _step(self, data: bytes) -> Step | None:
+        data = data.strip()
+        if not data or data == DONE:
             return None
         answer = _decoder.decode(data)
         if answer.error is not None:

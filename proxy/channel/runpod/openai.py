@@ -28,7 +28,7 @@ from proxy.service.json_text import (
     in_thread_if_large,
     utf8_fault,
 )
-from proxy.service.mailbox import EVENT_MAX_BYTES
+from proxy.wire.sse import Events, Part, carries_error
 
 ABSENT = msgspec.Raw(b"")
 NULL = b"null"
@@ -249,16 +249,6 @@ DONE = b"data: [DONE]\n\n"
 QUOTE = b'"'
 # The maximum nesting of lists in a stream element. A deeper list is not a batch of events.
 DEPTH = 2
-# The terminators of an event.
-BLANK_LINES = (b"\n\n", b"\n\r\n")
-# A blank line may be split between two elements, so the last bytes are kept until the next one.
-EDGE_BYTES = 3
-# The prefixes of an error event.
-ERRORS = (
-    b'data: {"error"',
-    b"event: error",
-    b"event: response.failed",
-)
 
 
 class _Asked(msgspec.Struct):
@@ -280,13 +270,13 @@ class Answer:
         self.carries_error = False  # one of the events is an error
         self._kept: list[bytes] = []  # the elements of a complete response
         self._kept_bytes = 0
-        self._rest = b""  # the bytes after the last complete event
+        self._stream = Events()  # keeps the bytes after the last complete event
         self._was_parsed = False  # the events arrived as objects, without the final `[DONE]`
 
     @property
     def backlog(self) -> int:
         """The number of buffered bytes."""
-        return len(self._rest) + self._kept_bytes
+        return self._stream.backlog + self._kept_bytes
 
     def read(self, body: bytes) -> None:
         """Parse the request body. This must be called before any other method."""
@@ -312,11 +302,9 @@ class Answer:
             if self.received
             else b"".join(self._events(one, DEPTH) for one in elements(output) or [output])
         )
-        rest, self._rest = self._rest, b""
-        if rest.strip() or self.is_mid_event:
-            self._look_for_error(rest)
-            late += rest + b"\n\n"
-            self.is_mid_event = False
+        for part in self._stream.end():
+            if part.data.strip() or self.is_mid_event:
+                late += self._pass_on(part) + b"\n\n"
         return late + DONE if self._was_parsed else late
 
     def has_holes(self, output: bytes) -> bool:
@@ -351,32 +339,16 @@ class Answer:
         if element == NULL:
             return b""
         self.has_begun = self._was_parsed = True
-        event = b"data: %b\n\n" % element
-        self._look_for_error(event)
-        return event
+        return self._pass_on(Part(b"data: %b\n\n" % element, begins=True))
 
     def _whole_events(self, data: bytes) -> bytes:
         self.has_begun = True
-        begin = max(0, len(self._rest) - EDGE_BYTES)  # earlier bytes have been searched
-        data = self._rest + data
-        border, end = max((data.rfind(mark, begin), len(mark)) for mark in BLANK_LINES)
-        end = border + end if border >= 0 else 0
-        is_mid_event = self.is_mid_event and not end
-        if is_mid_event or len(data) - end > EVENT_MAX_BYTES:
-            end, is_mid_event = max(end, len(data) - EDGE_BYTES), True
-        passed, self._rest = data[:end], data[end:]
-        self._look_for_error(passed)
-        self.is_mid_event = is_mid_event
-        return passed
+        return b"".join(map(self._pass_on, self._stream.feed(data)))
 
-    def _look_for_error(self, events: bytes) -> None:
-        """Set `carries_error` if an event starts with one of `ERRORS`."""
-        starts = not self.is_mid_event
-        self.carries_error |= any(
-            (starts and events.startswith(error))
-            or any(mark + error in events for mark in BLANK_LINES)
-            for error in ERRORS
-        )
+    def _pass_on(self, part: Part) -> bytes:
+        self.carries_error |= carries_error(part)
+        self.is_mid_event = part.more
+        return part.data
 
 
 def _unwrapped(element: bytes) -> tuple[Head, bytes]:

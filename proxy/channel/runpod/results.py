@@ -10,7 +10,6 @@ import structlog
 from proxy.access.limits import Budget, BudgetError
 from proxy.channel.runpod.comparison import Difference, digest, find_difference
 from proxy.channel.runpod.openai import (
-    BLANK_LINES,
     EVENTS,
     JSON,
     SICK,
@@ -33,6 +32,7 @@ from proxy.service.mailbox import STALL_SECONDS, STREAM_MAX_BYTES
 from proxy.service.ports import Sink, SinkVerdict
 from proxy.service.recorder import OUTPUT_MAX_BYTES, Recorder, element
 from proxy.wire.frames import FULL_STATUSES, PART_BYTES, QUOTA_CODE, RETRY_AFTER_SECONDS
+from proxy.wire.sse import last_end
 
 log = structlog.get_logger()
 
@@ -326,9 +326,7 @@ def _pieces(events: bytes, *, more: bool) -> Iterator[tuple[bytes, bool]]:
     start = 0
     while len(events) - start > PART_BYTES:
         end = start + PART_BYTES
-        found = [
-            at + len(mark) for mark in BLANK_LINES if (at := events.rfind(mark, start, end)) >= 0
-        ]
-        yield events[start : max(found, default=end)], not found
-        start = max(found, default=end)
+        blank = last_end(events, start, end)
+        yield events[start : blank or end], not blank
+        start = blank or end
     yield events[start:], more

@@ -14,6 +14,7 @@ from aiohttp import web
 from harness.worker.process import environment, worker_process
 
 from proxy.wire.frames import PART_BYTES, STREAM_WINDOW, Chunk, End, Pause, Resume
+from proxy.wire.sse import EVENT_MAX_BYTES, Part
 from tests.unit.worker.support import (
     CHAT,
     AppEngine,
@@ -27,7 +28,7 @@ from tests.unit.worker.support import (
 )
 from worker_vllm.asgi import App, Head, Receive, Scope, Send
 from worker_vllm.engine.upstream import UpstreamEngine
-from worker_vllm.handler import EVENT_MAX_BYTES, Part, handle
+from worker_vllm.handler import handle
 from worker_vllm.inputs.answering import answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.run import OLD_PROXY_SECONDS
