@@ -15,6 +15,7 @@ from proxy.access.keys import Kind, StoredKey, parted, stored_key
 from proxy.access.limits import LIMITS, REQUESTS_PER_WORKER, Limit, read_limit
 from proxy.access.startup_check import refusal
 from proxy.api.openai.relay import HeartbeatIntervals
+from proxy.api.openai.stream_events import HeartbeatForm
 from proxy.channel.runpod.tracking import RunpodTimeouts
 from proxy.edge.connections import Pace
 from proxy.edge.head import Hosts, is_host
@@ -178,6 +179,9 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds after its process exits before a Runpod worker is declared lost.",
     )
+    heartbeat: Literal["auto", "chunk", "comment", "off"] = Field(
+        "auto", description="Form of the heartbeats of streams: auto, chunk, comment or off."
+    )
     heartbeat_first: float = Field(
         1.0, gt=0, description="Seconds until a queued stream receives its first heartbeat."
     )
@@ -297,7 +301,10 @@ class Settings(BaseSettings):
     def intervals(self) -> HeartbeatIntervals:
         """Return the intervals of the heartbeats that clients of streams receive."""
         return HeartbeatIntervals(
-            self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent
+            self.heartbeat_first,
+            self.heartbeat_queued,
+            self.heartbeat_silent,
+            HeartbeatForm(self.heartbeat),
         )
 
     def runpod_timeouts(self) -> RunpodTimeouts:

@@ -5,17 +5,19 @@ is answered from the registry of models.
 """
 
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
 import structlog
 
 from proxy.access.keys import Principal
-from proxy.access.limits import ClientLimits, limit_headers
+from proxy.access.limits import ClientLimits, Share, limit_headers
 from proxy.api.errors import CLIENT_ERRORS, ApiError, to_api_error
 from proxy.api.http import (
     FORM_TYPE,
     JSON_TYPE,
+    BodySummary,
     ClientGoneError,
     abort_of,
     peek,
@@ -37,6 +39,7 @@ from proxy.api.openai.routes import (
     OpenAiRoute,
     unknown_route,
 )
+from proxy.api.openai.stream_events import HeartbeatForm, StreamedCall
 from proxy.api.openai.unserved import explain, not_served
 from proxy.jobs.model import Request
 from proxy.service.admission import Admission
@@ -47,8 +50,10 @@ from proxy.wire.fields import REQUEST_ID, TO_ENGINE, Fields
 
 log = structlog.get_logger()
 
-# The header in which OpenAI's SDK for Python sends its own timeout, in seconds.
-READ_TIMEOUT_HEADER = b"x-stainless-read-timeout"
+# The headers in which OpenAI's SDKs for Python and Node send their own timeout, in seconds.
+READ_TIMEOUT_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
+# The header with the form of the heartbeats of one call.
+HEARTBEAT_HEADER = b"x-heartbeat"
 # The response must arrive this long before the client's timeout.
 READ_TIMEOUT_MARGIN_SECONDS = 5.0
 # One year: no job waits longer.
@@ -105,7 +110,7 @@ class OpenAi:
         except Exception:
             # A bug of the proxy: the client receives an error object, the log the traceback.
             log.exception("api.bug", path=scope["path"])
-            if reply.has_begun and not reply.is_stream:
+            if not reply.can_fail:
                 # Part of the response was sent. The only remaining signal is to close the
                 # connection, which uvicorn does after an exception.
                 raise
@@ -128,7 +133,7 @@ class OpenAi:
         principal = routing_of(scope).principal
         reply = Reply(
             send,
-            [(b"x-request-id", request_id)],
+            request_id,
             self._limits.answers.share("" if principal is None else principal.key_id),
             abort_of(scope),
             only_head=only_head,
@@ -178,6 +183,7 @@ class OpenAi:
         principal = routing_of(scope).caller
         content_type = headers.get(b"content-type", b"")
         require_type(content_type, FORM_TYPE if route.is_form else JSON_TYPE)
+        form = _heartbeat_form(headers)
         chosen = endpoint or self._endpoints.only()
         leave: Callable[[], None] | None = None
         fields: Fields = ()
@@ -187,21 +193,11 @@ class OpenAi:
                 leave = self._count(principal, chosen, reply)
                 self._admission.check(chosen)
             with self._limits.bodies.share(principal.key_id) as share:
-                if route.is_form:
-                    body = await read_body(receive, headers, FORM_BODY_MAX_BYTES, share)
-                    seen = peek_form(content_type, body)
-                else:
-                    body = await read_json(receive, headers, JSON_BODY_MAX_BYTES, share)
-                    seen = await peek(body)
-                found = self._find(chosen, seen.model)
-                if found is None:
-                    found = await self._find_unannounced(chosen, seen.model)
-                if found is None:
-                    raise _unknown(seen.model or "", chosen)
-                chosen = found
+                body, seen = await _read(route, receive, headers, share)
+                chosen = await self._serving(chosen, seen.model)
                 leave = leave or self._count(principal, chosen, reply)
-                served = self._endpoints.routes(chosen, seen.model)
                 model = seen.model or self._endpoints.default_model(chosen)
+                served = self._endpoints.routes(chosen, seen.model)
                 if served and route.path not in served:
                     raise not_served(model, route.path, served)
                 # Again, because reading the body took time.
@@ -210,16 +206,25 @@ class OpenAi:
                 if REQUEST_ID in headers:
                     fields = self._request_ids.enter(fields)
                 request = Request("POST", route.path, content_type.decode("latin-1"), body, fields)
+                timeout = _client_timeout(headers)
+                can_be_padded = scope["http_version"] != "1.0" and not route.is_form
+                intervals = self._heartbeats(
+                    form, timeout, is_streaming=seen.is_streaming, can_be_padded=can_be_padded
+                )
                 mailbox = self._interactive.call(
                     chosen,
                     principal.owner,
                     request,
                     light=route.is_light,
-                    patience=_client_timeout(headers),
+                    # Heartbeats keep the client from timing out.
+                    patience=_patience(timeout) if intervals is None else None,
                 )
                 reply.add_header(b"x-job-id", mailbox.job.id.encode())
                 mailbox.abort = abort_of(scope)
-                intervals = self._intervals if seen.is_streaming else None
+                if seen.is_streaming:
+                    created_at = mailbox.job.created_at // 1000
+                    call = StreamedCall(reply.request_id, seen.model or "", created_at)
+                    reply.expect_stream(intervals.form if intervals else HeartbeatForm.OFF, call)
                 relay = Relay(
                     self._interactive,
                     mailbox,
@@ -234,6 +239,13 @@ class OpenAi:
                 self._request_ids.leave(fields, is_over=is_over)
             if leave is not None:
                 leave()
+
+    async def _serving(self, chosen: Endpoint | None, model: str | None) -> Endpoint:
+        """Return the endpoint for a call with this model. Raises `ApiError` if none serves it."""
+        found = self._find(chosen, model) or await self._find_unannounced(chosen, model)
+        if found is None:
+            raise _unknown(model or "", chosen)
+        return found
 
     def _find(self, chosen: Endpoint | None, model: str | None) -> Endpoint | None:
         """Return the endpoint for a call with this model, or None if it is not served.
@@ -255,6 +267,28 @@ class OpenAi:
         await self._model_source.learn(self._endpoints if chosen is None else [chosen])
         return self._find(chosen, model)
 
+    def _heartbeats(
+        self,
+        form: HeartbeatForm | None,
+        timeout: float | None,
+        *,
+        is_streaming: bool,
+        can_be_padded: bool,
+    ) -> HeartbeatIntervals | None:
+        """Return the heartbeats of a call, or None if it has none.
+
+        Whitespace is for calls that are not streamed, every other form for streams.
+        """
+        intervals = self._intervals
+        is_padding = form is HeartbeatForm.WHITESPACE
+        if form is not None and not (is_padding and is_streaming):
+            intervals = replace(intervals, form=form)
+        if intervals.form is HeartbeatForm.OFF or not (
+            is_streaming or (is_padding and can_be_padded)
+        ):
+            return None
+        return intervals.within(timeout)
+
     def _count(self, principal: Principal, endpoint: Endpoint, reply: Reply) -> Callable[[], None]:
         """Count a call against the caller's limits and add the rate limit headers.
 
@@ -264,6 +298,17 @@ class OpenAi:
         for name, value in limit_headers(left):
             reply.add_header(name, value)
         return leave
+
+
+async def _read(
+    route: OpenAiRoute, receive: Any, headers: dict[bytes, bytes], share: Share
+) -> tuple[bytes, BodySummary]:
+    """Return the body of a request, and the fields of it that the proxy reads."""
+    if route.is_form:
+        body = await read_body(receive, headers, FORM_BODY_MAX_BYTES, share)
+        return body, peek_form(headers.get(b"content-type", b""), body)
+    body = await read_json(receive, headers, JSON_BODY_MAX_BYTES, share)
+    return body, await peek(body)
 
 
 def _engine_fields(headers: dict[bytes, bytes]) -> Fields:
@@ -276,15 +321,38 @@ def _engine_fields(headers: dict[bytes, bytes]) -> Fields:
 
 
 def _client_timeout(headers: dict[bytes, bytes]) -> float | None:
-    """Return the seconds after which the job must have been answered, from the SDK's own timeout.
+    """Return the seconds without a byte that the client accepts, from the SDK's own headers.
 
-    The result is shorter than the timeout by a margin. It is None if the header is missing or
-    its value is not a number in range.
+    The result is None if no header has a number in range.
     """
-    seconds = read_seconds(headers.get(READ_TIMEOUT_HEADER, b""), READ_TIMEOUT_MAX_SECONDS)
-    if seconds is None:
+    given = [
+        seconds
+        for name in READ_TIMEOUT_HEADERS
+        if (seconds := read_seconds(headers.get(name, b""), READ_TIMEOUT_MAX_SECONDS)) is not None
+    ]
+    return min(given, default=None)
+
+
+def _patience(timeout: float | None) -> float | None:
+    """Return the seconds after which a call without heartbeats must have been answered.
+
+    They are shorter than the client's timeout by a margin.
+    """
+    return timeout and max(timeout - READ_TIMEOUT_MARGIN_SECONDS, timeout / 2)
+
+
+def _heartbeat_form(headers: dict[bytes, bytes]) -> HeartbeatForm | None:
+    """Return the form of heartbeats that the client asks for. Raises `ApiError`."""
+    given = headers.get(HEARTBEAT_HEADER)
+    if given is None:
         return None
-    return max(seconds - READ_TIMEOUT_MARGIN_SECONDS, seconds / 2)
+    try:
+        return HeartbeatForm(given.decode("latin-1").strip().lower())
+    except ValueError:
+        known = ", ".join(HeartbeatForm)
+        raise ApiError(
+            "bad_request", f"`X-Heartbeat` has an unknown value: use one of {known}.", "x-heartbeat"
+        ) from None
 
 
 def _unknown(model: str, endpoint: Endpoint | None) -> ApiError:

@@ -1,20 +1,24 @@
-"""The formats of messages that the proxy itself sends: errors and heartbeats.
+"""The formats of messages that the proxy itself sends: errors, and its own events in a stream.
 
 vLLM has three dialects: OpenAI's chat and completions, OpenAI's responses, and Anthropic's
 messages. Output of the engine is never translated.
 """
 
 from collections.abc import Callable
-from contextlib import suppress
 from typing import NamedTuple
 
 import msgspec
 
 from proxy.api.errors import ApiError
-
-DONE_EVENT = b"data: [DONE]\n\n"
-# A larger error of an engine is not parsed.
-ENGINE_ERROR_MAX_BYTES = 64 * 1024
+from proxy.api.openai.stream_events import (
+    ChatEvents,
+    ChunkEvents,
+    HeartbeatForm,
+    MessagesEvents,
+    ResponsesEvents,
+    StreamedCall,
+    StreamEvents,
+)
 
 ANTHROPIC_TYPES = {
     400: "invalid_request_error",
@@ -35,10 +39,12 @@ class Dialect(NamedTuple):
 
     # The JSON body of an error response.
     error: Callable[[ApiError], bytes]
-    # The final events of a stream that fails with such a body.
-    last_events: Callable[[bytes], bytes]
-    # A heartbeat with a text, for the gap between two events of a stream.
-    heartbeat: Callable[[str], bytes]
+    # The maker of the proxy's own events in a stream.
+    events: Callable[[HeartbeatForm, StreamedCall], StreamEvents]
+    # The forms of heartbeats for which the engine's events have to be noted.
+    noted_forms: frozenset[HeartbeatForm] = frozenset()
+    # Errors that must not be retried are sent as events, because clients do not read the header.
+    has_late_errors: bool = False
 
 
 def _openai_error(error: ApiError) -> bytes:
@@ -51,21 +57,8 @@ def _openai_error(error: ApiError) -> bytes:
     return msgspec.json.encode({"error": fields})
 
 
-def _openai_last_events(body: bytes) -> bytes:
-    """Return the same events as vLLM for a failed stream."""
-    return b"data: %b\n\n" % _one_line(body) + DONE_EVENT
-
-
-def _responses_last_events(body: bytes) -> bytes:
-    """Return the `error` event of the Responses API: the fields of the error object, flattened."""
-    error: dict[str, object] = {}
-    # An engine's error is not necessarily JSON.
-    with suppress(msgspec.MsgspecError):
-        if len(body) <= ENGINE_ERROR_MAX_BYTES:
-            error = msgspec.json.decode(body, type=_ErrorBody).error
-    defaults = {"type": "error", "code": None, "message": "", "param": None}
-    event = defaults | error | {"type": "error", "sequence_number": 0}
-    return b"event: error\ndata: %b\n\n" % msgspec.json.encode(event)
+def _openai_events(form: HeartbeatForm, _: StreamedCall) -> StreamEvents:
+    return ChunkEvents() if form is HeartbeatForm.CHUNK else ChatEvents()
 
 
 def _anthropic_error(error: ApiError) -> bytes:
@@ -73,31 +66,6 @@ def _anthropic_error(error: ApiError) -> bytes:
     return msgspec.json.encode({"type": "error", "error": fields})
 
 
-def _anthropic_last_events(body: bytes) -> bytes:
-    return b"event: error\ndata: %b\n\n" % _one_line(body)
-
-
-def _comment(text: str) -> bytes:
-    """Return an SSE comment with one newline.
-
-    Several clients treat a comment with two newlines as an event without data.
-    """
-    return b": %b\n" % text.encode()
-
-
-def _ping(_: str) -> bytes:
-    return b'event: ping\ndata: {"type": "ping"}\n\n'
-
-
-def _one_line(body: bytes) -> bytes:
-    """Return a JSON text on one line. Newlines occur only outside of strings, as whitespace."""
-    return body.replace(b"\r", b" ").replace(b"\n", b" ")
-
-
-class _ErrorBody(msgspec.Struct):
-    error: dict[str, object] = {}
-
-
-OPENAI = Dialect(_openai_error, _openai_last_events, _comment)
-RESPONSES = Dialect(_openai_error, _responses_last_events, _comment)
-ANTHROPIC = Dialect(_anthropic_error, _anthropic_last_events, _ping)
+OPENAI = Dialect(_openai_error, _openai_events, frozenset({HeartbeatForm.CHUNK}))
+RESPONSES = Dialect(_openai_error, ResponsesEvents, frozenset(HeartbeatForm), has_late_errors=True)
+ANTHROPIC = Dialect(_anthropic_error, lambda form, _: MessagesEvents(form))

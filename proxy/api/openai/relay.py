@@ -10,18 +10,19 @@ is stopped.
 
 `Reply` writes the HTTP response. Its start (status and headers) is delayed until the status is
 known: it is sent with the first bytes of the engine's body, or, for a stream whose job is still
-queued, as `200` with the first heartbeat.
+queued, as `200` with the first heartbeat. A call that asked for whitespace gets `200` at once.
 """
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, TypeAlias
+from dataclasses import dataclass, replace
+from typing import Any, Self, TypeAlias
 
 from proxy.access.limits import Share
 from proxy.api.errors import ApiError
 from proxy.api.http import paid, send_body
 from proxy.api.openai.dialects import OPENAI, Dialect
+from proxy.api.openai.stream_events import HeartbeatForm, StreamedCall, StreamEvents
 from proxy.jobs.model import Head
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.mailbox import Mailbox
@@ -38,6 +39,12 @@ STREAM_HEADERS = [
     (b"x-accel-buffering", b"no"),
 ]
 API_VERSION = b"2020-10-01"
+PADDED_HEADERS = [(b"content-type", b"application/json"), *STREAM_HEADERS[1:]]
+# Clients and intermediaries with a timeout get a heartbeat in half of it, but not more often.
+HEARTBEAT_MIN_SECONDS = 1.0
+# Statuses of an engine's response for which a repetition of the call is useless.
+FINAL_SERVER_ERRORS = (500, 501)
+RETRIED_CLIENT_ERRORS = (408, 409, 425, 429)
 # A client parses bytes after such a response start as the next response.
 STATUSES_WITHOUT_BODY = (204, 304)
 # Has a body, which must be empty.
@@ -51,30 +58,40 @@ Explain: TypeAlias = Callable[[int, bytes], ApiError | None]
 class Reply:
     """The response to one request.
 
-    `headers` are sent with every kind of response. `only_head` suppresses the body, for HEAD
+    `request_id` is sent with every kind of response. `only_head` suppresses the body, for HEAD
     requests. `has_begun` is True once the response start was sent, `is_stream` if it was that of an
-    event stream.
+    event stream, and `is_padded` if blanks precede a JSON body that has not begun.
     """
 
     def __init__(
         self,
         send: Any,
-        headers: list[tuple[bytes, bytes]],
+        request_id: bytes,
         share: Share,
         abort: Callable[[], None],
         *,
         only_head: bool = False,
     ) -> None:
         self._send = send
+        self.request_id = request_id.decode()
         self._abort = abort
-        self._headers = headers
+        self._headers = [(b"x-request-id", request_id)]
         self._share = share
         self._clock = asyncio.get_running_loop().time
         self._begun = self._clock()
         self._only_head = only_head
         self._dialect = OPENAI
+        self._form = HeartbeatForm.OFF
+        self._call: StreamedCall | None = None
+        self._events: StreamEvents | None = None
         self.has_begun = False
         self.is_stream = False
+        self.is_padded = False
+
+    @property
+    def can_fail(self) -> bool:
+        """True if an error can still be sent."""
+        return not self.has_begun or self.is_stream or self.is_padded
 
     def set_dialect(self, dialect: Dialect) -> None:
         """Set the dialect of errors and heartbeats."""
@@ -98,6 +115,13 @@ class Reply:
             ]
         self._headers += head.fields
 
+    def expect_stream(self, form: HeartbeatForm, call: StreamedCall) -> None:
+        """Note that the client has asked for a stream, and the form of its heartbeats."""
+        self._form = form
+        self._call = call
+        if form in self._dialect.noted_forms:
+            self._events = self._dialect.events(form, call)
+
     async def whole(
         self,
         status: int,
@@ -117,38 +141,68 @@ class Reply:
         if self._only_head:
             body = b""
         with paid(body, self._share):
-            await self._start(status, own + (headers or []))
+            if not self.is_padded:
+                await self._start(status, own + (headers or []))
+            self.is_padded = False
             await send_body(self._send, body, self._abort)
 
     async def error(self, error: ApiError) -> None:
-        """Send an error of the proxy: with its status, or as the final event of a begun stream."""
+        """Send an error of the proxy: with its status, or as the last events of a stream."""
         body = self._dialect.error(error)
-        if self.is_stream:
-            await self.failed(body)
+        row = error.row
+        is_final = row.should_retry is False
+        if self.is_stream or (is_final and self.sends_late(row.status)):
+            await self.failed(body, is_final=is_final)
         else:
-            await self.whole(error.row.status, b"application/json", body, error.headers())
+            await self.whole(row.status, b"application/json", body, error.headers())
+
+    def sends_late(self, status: int) -> bool:
+        """Return True if a final error with this status is sent as events instead (see
+        `Dialect.has_late_errors`).
+        """
+        is_stream = self._call is not None and not self.has_begun
+        return is_stream and self._dialect.has_late_errors and status >= FINAL_SERVER_ERRORS[0]
 
     async def events(self, data: bytes) -> None:
         """Send bytes of an event stream; the first call also sends the response start."""
-        if not self.is_stream:
+        if not self.has_begun:
             self.is_stream = True
             await self._start(200, STREAM_HEADERS)
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
+    def note(self, data: bytes) -> None:
+        """Note bytes of the engine that were sent, if events of the proxy depend on them."""
+        if self._events is not None:
+            self._events.note(data)
+
+    async def begin_padding(self) -> None:
+        """Send the response start of a JSON body before the status of the call is known."""
+        self.is_padded = True
+        await self._start(200, PADDED_HEADERS)
+        await self.heartbeat("")
+
     async def heartbeat(self, text: str) -> None:
         """Send a heartbeat, which prevents timeouts of the client and of intermediaries."""
-        await self.events(self._dialect.heartbeat(text))
+        await self.events(b" " if self.is_padded else self._own_events().heartbeat(text))
 
-    async def failed(self, body: bytes) -> None:
-        """End a stream with the body of an error response as its final event."""
-        await self.events(self._dialect.last_events(body))
+    async def failed(self, body: bytes, *, is_final: bool) -> None:
+        """End a stream with the body of an error response as its last events.
+
+        `is_final`: the call must not be repeated.
+        """
+        await self.events(self._own_events().failure(body, is_final=is_final))
         await self.end()
 
     async def end(self) -> None:
         """Complete the stream; sends the response start if no event was sent."""
-        if not self.is_stream:
+        if not self.has_begun:
             await self.events(b"")
         await self._send({"type": "http.response.body", "body": b""})
+
+    def _own_events(self) -> StreamEvents:
+        if self._events is None:
+            self._events = self._dialect.events(self._form, self._call or StreamedCall("", "", 0))
+        return self._events
 
     async def _start(self, status: int, headers: list[tuple[bytes, bytes]]) -> None:
         self.has_begun = True
@@ -168,7 +222,7 @@ class Reply:
 
 @dataclass(frozen=True, slots=True)
 class HeartbeatIntervals:
-    """Seconds without output after which a stream sends a heartbeat."""
+    """Seconds without output after which a stream sends a heartbeat, and the heartbeat's form."""
 
     # Before the first heartbeat of a queued job.
     first: float = 1.0
@@ -176,13 +230,22 @@ class HeartbeatIntervals:
     queued: float = 5.0
     # For a running job.
     silent: float = 15.0
+    form: HeartbeatForm = HeartbeatForm.AUTO
+    # The longest time between two writes.
+    longest: float = NO_LIMIT
+
+    def within(self, timeout: float | None) -> Self:
+        """Return the intervals for a client that accepts this many seconds without a byte."""
+        if timeout is None:
+            return self
+        return replace(self, longest=max(HEARTBEAT_MIN_SECONDS, timeout / 2))
 
 
 class Relay:
     """Relays the output of one job to its client.
 
-    `intervals` is None for a request without `stream`, which receives no heartbeats. `explain`
-    returns the error that replaces an answer of the engine, by its status and body, or None.
+    `intervals` is None for a call without heartbeats. `explain` returns the error that replaces an
+    answer of the engine, by its status and body, or None.
     """
 
     def __init__(
@@ -200,8 +263,9 @@ class Relay:
         self._intervals = intervals
         self._explain = explain
         self._clock = asyncio.get_running_loop().time
+        self._written_at = self._clock()
         # The time of the last write, or of the change from queued to running.
-        self._active_at = self._clock()
+        self._active_at = self._written_at
         self._was_taken = False
         self._last = LastEvent()
 
@@ -213,6 +277,8 @@ class Relay:
         mailbox = self._mailbox
         watcher = asyncio.ensure_future(_watch(receive, mailbox))
         try:
+            if self._intervals is not None and self._intervals.form is HeartbeatForm.WHITESPACE:
+                await self._reply.begin_padding()
             while not mailbox.abandoned or mailbox.is_whole:
                 if (
                     (head := mailbox.response_head) is not None
@@ -224,7 +290,7 @@ class Relay:
                     await self._finish(head)
                     return
                 elif (
-                    mailbox.is_whole and self._clock() >= self._active_at + RUN_END_TIMEOUT_SECONDS
+                    mailbox.is_whole and self._clock() >= self._written_at + RUN_END_TIMEOUT_SECONDS
                 ):
                     self._interactive.passed_on(mailbox)
                     await self._reply.end()
@@ -238,12 +304,13 @@ class Relay:
     async def _write(self, data: bytes) -> None:
         mailbox = self._mailbox
         mailbox.left = True
-        self._active_at = self._clock()
-        mailbox.writing(self._active_at)
+        self._written_at = self._active_at = self._clock()
+        mailbox.writing(self._written_at)
         if not self._reply.has_begun:
             self._reply.forward(mailbox.response_head)
         await self._reply.events(data)
         mailbox.writing(None)
+        self._reply.note(data)
         self._last.feed(data, more=mailbox.is_mid_event)
         mailbox.is_whole = self._last.has_come and (mailbox.is_whole or not mailbox.abandoned)
 
@@ -253,7 +320,7 @@ class Relay:
         Heartbeats are sent only between two events of a stream.
         """
         if self._mailbox.is_whole:
-            await self._mailbox.wait(self._active_at + RUN_END_TIMEOUT_SECONDS)
+            await self._mailbox.wait(self._written_at + RUN_END_TIMEOUT_SECONDS)
             return
         if self._intervals is None or self._mailbox.is_mid_event:
             await self._mailbox.wait(None)
@@ -262,22 +329,24 @@ class Relay:
         if self._mailbox.is_taken != self._was_taken:
             self._was_taken = self._mailbox.is_taken
             self._active_at = now
-        if self._was_taken:
-            interval = self._intervals.silent
-        elif self._reply.is_stream:
-            interval = self._intervals.queued
-        else:
-            interval = self._intervals.first
-        due = self._active_at + interval
+        due = min(
+            self._active_at + self._interval(self._intervals),
+            self._written_at + self._intervals.longest,
+        )
         if now < due:
             await self._mailbox.wait(due)
             return
-        self._active_at = now
+        self._written_at = self._active_at = now
         if self._was_taken:
             await self._reply.heartbeat("running")
         else:
             position = self._interactive.ahead(self._mailbox.job) + 1
             await self._reply.heartbeat(f"queued position={position}")
+
+    def _interval(self, intervals: HeartbeatIntervals) -> float:
+        if self._was_taken or self._reply.is_padded:
+            return intervals.silent
+        return intervals.queued if self._reply.is_stream else intervals.first
 
     async def _finish(self, head: Head | None) -> None:
         outcome = self._mailbox.outcome
@@ -302,14 +371,22 @@ class Relay:
         """Send an answer of the engine that is not a stream."""
         reply = self._reply
         error = self._explain(head.status, body)
+        is_final = _is_final(head.status)
         if error is not None:
             await reply.error(error)
-        elif not reply.is_stream:
+        elif reply.is_stream or (is_final and reply.sends_late(head.status)):
+            # A JSON body of the engine, and a heartbeat has begun an event stream.
+            await reply.failed(body, is_final=is_final)
+        else:
             reply.forward(head)
             await reply.whole(head.status, head.content_type.encode(), body)
-        else:
-            # A heartbeat has begun an event stream, but the engine has returned a JSON body.
-            await reply.failed(body)
+
+
+def _is_final(status: int) -> bool:
+    """Return True if the engine would answer a repetition of the call with the same error."""
+    if status < FINAL_SERVER_ERRORS[0]:
+        return status not in RETRIED_CLIENT_ERRORS
+    return status in FINAL_SERVER_ERRORS
 
 
 async def _watch(receive: Any, mailbox: Mailbox) -> None:
