@@ -42,6 +42,7 @@ from proxy.service.job_view import JobView
 from proxy.service.orphans import Orphans
 from proxy.service.pauses import Pauses
 from proxy.service.ports import WorkerExit
+from proxy.service.queue_watch import QueueWatch
 from proxy.service.recorder import Recorder
 from proxy.service.stuck import StuckWorkers
 from proxy.service.sweeper import DurableSweeper, Sweeper
@@ -100,6 +101,7 @@ class Parts:
     stuck: StuckWorkers
     clock_check: ClockCheck
     sweeper: Sweeper
+    queue_watch: QueueWatch
     durable_sweeper: DurableSweeper
     deliveries: Deliveries
     registry: WorkerRegistry
@@ -144,11 +146,13 @@ def compose(
     orphans = Orphans(store, runs, ids)
     admission = Admission(store, interactive)
     view = JobView(store, interactive, recorder, events, fleet, clock)
+    interactive.reason_of = view.reason
     durable = DurableJobs(store, runs, view, clock, ids)
     stuck = StuckWorkers(fleet, settings.stop_grace)
     pauses = Pauses()
     clock_check = ClockCheck(store, clock, Millis(int(settings.clock_grace * 1000)))
     sweeper = Sweeper(interactive, fleet, stuck, pauses, settings.lease)
+    queue_watch = QueueWatch(endpoints, fleet, clock, (interactive, store))
     durable_sweeper = DurableSweeper(runs, orphans, pauses, clock_check, settings.lease)
 
     # Webhooks
@@ -159,7 +163,8 @@ def compose(
     runs.on_delivery = deliveries.wake
 
     # Channels of workers
-    native = WorkerChannel(endpoints, fleet, Membership(endpoints, fleet, orphans, settings.lease))
+    membership = Membership(endpoints, fleet, orphans, settings.lease)
+    native = WorkerChannel(endpoints, fleet, membership, clock)
     registry = WorkerRegistry(fleet, orphans, pauses, settings.runpod_timeouts())
     for restart in (fleet.restart_leases, orphans.restart_lease, registry.restart_leases):
         pauses.then(restart)
@@ -230,6 +235,7 @@ def compose(
         stuck=stuck,
         clock_check=clock_check,
         sweeper=sweeper,
+        queue_watch=queue_watch,
         durable_sweeper=durable_sweeper,
         deliveries=deliveries,
         registry=registry,

@@ -128,6 +128,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
         "connections": parts.edge.connections.serve,
         "heap": trim_heap,
         "sweeper": parts.sweeper.serve,
+        "queue watch": parts.queue_watch.serve,
         "durable jobs": parts.durable_sweeper.serve,
         "retention": parts.durable_sweeper.serve_forgetting,
         "registry": parts.registry.serve,

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import structlog
 
 from proxy.jobs.lifecycle import Event
-from proxy.jobs.model import EndpointId, JobError, JobId, JobState, WorkerId
+from proxy.jobs.model import EndpointId, JobError, JobId, JobState, Millis, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd, Verdict
 from proxy.service.ports import OfferedJob, Signal, Sink, WorkerPort
 from proxy.service.unhealthy import UnhealthyWorkers
@@ -72,6 +72,13 @@ class Hold:
         return self.is_delivered or not self.is_unsent
 
 
+class LoadingStage(NamedTuple):
+    """The stage of a worker that is not ready yet, in words for clients, and when it began."""
+
+    text: str
+    since: Millis
+
+
 class Load(NamedTuple):
     """The occupied slots and all slots of a worker."""
 
@@ -87,9 +94,10 @@ class Worker:
     `heard`: that of its last message. `instance`: the identity of its process, or an empty string.
     `reserved`, `light_reserved`: slots for jobs that the store is being asked for. `unwritten`: the
     attempts of runs whose ends are being written to the store. `ignored`: the
-    number of its frames about runs that it does not hold. `is_ending`: its provider is ending it.
-    `has_exited`: its process has ended, so no message can follow. `full_at`: the number of runs
-    with which its engine was full, until the event loop's time `full_until`.
+    number of its frames about runs that it does not hold. `stage`: what it has reported last of its
+    start, until it has slots. `is_ending`: its provider is ending it. `has_exited`: its process has
+    ended, so no message can follow. `full_at`: the number of runs with which its engine was full,
+    until the event loop's time `full_until`.
     """
 
     id: WorkerId
@@ -108,6 +116,7 @@ class Worker:
     light_reserved: int = 0
     unwritten: dict[JobId, int] = field(default_factory=dict)
     ignored: int = 0
+    stage: LoadingStage | None = None
     is_ending: bool = False
     has_exited: bool = False
     full_at: int | None = None

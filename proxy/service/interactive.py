@@ -9,7 +9,7 @@ none depends on the disk. The record is dropped when its job ends; an outline of
 import asyncio
 import sys
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
 from proxy.jobs.lifecycle import Event, Status
@@ -46,6 +46,8 @@ ENDED_MAX_BYTES = 32 * 1024 * 1024
 # Approximate size of an ended job in memory, without its texts.
 JOB_OVERHEAD_BYTES = 1024
 
+# The reason why a job is queued that no other job and no limit holds back.
+NEXT_IN_LINE = "Next in line."
 CLIENT_LEFT = JobError("client_left", "The client closed its connection.")
 DRAINING = JobError("server_draining", "The server is shutting down.")
 
@@ -69,6 +71,8 @@ class InteractiveJobs:
         self._ended = EndedJobs()
         self._empty = asyncio.Event()
         self._empty.set()
+        self.reason_of: Callable[[JobState], str] = _no_reason
+        """Returns the reason why a job is queued; see `JobView.reason`."""
 
     def __len__(self) -> int:
         return len(self._mailboxes)
@@ -231,14 +235,13 @@ class InteractiveJobs:
         self._ended.forget(now)
         for job_id in self._index.due(now, len(self._mailboxes)):
             mailbox = self._mailboxes[job_id]
-            verdict = overdue(mailbox.job, now)
             if mailbox.is_whole:
                 # Only the end of its run is late.
                 self.passed_on(mailbox)
-            elif verdict is not None and self._end(
-                mailbox, verdict.event, Outcome(answered=False, error=verdict.error)
-            ):
-                self._fleet.stop_run(mailbox.job)
+            elif (verdict := overdue(mailbox.job, now)) is not None:
+                error = self._with_reason(mailbox.job, verdict.error)
+                if self._end(mailbox, verdict.event, Outcome(answered=False, error=error)):
+                    self._fleet.stop_run(mailbox.job)
 
     # Called when the proxy shuts down
 
@@ -261,6 +264,13 @@ class InteractiveJobs:
             self._withdraw(mailbox, DRAINING)
 
     # The ends of jobs
+
+    def _with_reason(self, job: InteractiveJob, error: JobError | None) -> JobError | None:
+        """Add the reason why a job is queued to the error with which it ends."""
+        why = self.reason_of(job)
+        if error is None or why in ("", NEXT_IN_LINE):
+            return error
+        return JobError(error.code, f"{error.message} {why}")
 
     def _end_run(self, mailbox: Mailbox, end: RunEnd) -> None:
         """Carry out the end of a run: its job ends, or returns to the queue."""
@@ -344,6 +354,10 @@ class EndedJobs:
     def _evict(self) -> None:
         _, job = self._jobs.popitem(last=False)
         self._bytes -= _size_bytes(job)
+
+
+def _no_reason(_: JobState) -> str:
+    return ""
 
 
 def _size_bytes(job: Job) -> int:

@@ -8,13 +8,13 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import NamedTuple, TypeAlias
 
 from proxy.jobs.lifecycle import Status
-from proxy.jobs.model import Counts, Cursor, EndpointId, Job, JobId, Millis, Owner
+from proxy.jobs.model import Counts, Cursor, EndpointId, Job, JobId, JobState, Millis, Owner
 from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS, yields
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, Worker
-from proxy.service.interactive import InteractiveJobs
+from proxy.service.interactive import NEXT_IN_LINE, InteractiveJobs
 from proxy.service.recorder import Recorder
 from proxy.store.base import JobStore
 
@@ -212,7 +212,7 @@ class JobView:
         recording = None if job.is_terminal else self._recorder.get(job.id)
         return None if recording is None else recording.progress
 
-    def reason(self, job: Job) -> str:
+    def reason(self, job: JobState) -> str:
         """Return the reason why the job is still queued; empty if it is not queued."""
         if job.status is not Status.IN_QUEUE:
             return ""
@@ -281,13 +281,13 @@ class JobView:
             paid = size
 
 
-def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
-    """Return the reason: no workers, no ready workers, jobs before it, or no free slot."""
-    if not workers:
-        return "No worker is connected."
-    ready = [worker for worker in workers if worker.is_ready]
-    if not ready:
-        return f"{_count(len(workers), 'worker')} connected, none of them ready yet."
+def reason(job: JobState, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
+    """Return the reason: no workers, no ready workers, jobs before it, or no free slot.
+
+    `ahead`: the number of jobs before it in the queue.
+    """
+    if missing := without_workers(workers, now):
+        return missing
     later = (
         " Jobs of normal priority go first until it has waited for "
         f"{LOW_PRIORITY_WAIT_MILLIS // 1000} s."
@@ -296,9 +296,29 @@ def reason(job: Job, workers: Sequence[Worker], ahead: int, now: Millis) -> str:
     )
     if ahead:
         return f"Behind {_count(ahead, 'job')} in the queue.{later}"
-    if limit := _limit(ready, light=job.submission.light):
-        return f"Held by a limit: {limit}.{later}"
-    return "Next in line."
+    if limit := without_slots(workers, light=job.submission.light):
+        return f"{limit}{later}"
+    return NEXT_IN_LINE
+
+
+def without_workers(workers: Sequence[Worker], now: Millis) -> str:
+    """Return the reason why no job can run, or an empty text if a worker is ready."""
+    if not workers:
+        return "No worker is connected."
+    if any(worker.is_ready for worker in workers):
+        return ""
+    text = f"{_count(len(workers), 'worker')} connected, none of them ready yet"
+    stage = next((worker.stage for worker in workers if worker.stage is not None), None)
+    if stage is None:
+        return f"{text}."
+    which = "it" if len(workers) == 1 else "one"
+    return f"{text}: {which} is loading ({stage.text}, {(now - stage.since) // 1000} s)."
+
+
+def without_slots(workers: Sequence[Worker], *, light: bool) -> str:
+    """Return the reason if all slots of the ready workers are taken, or an empty text."""
+    limit = _limit([worker for worker in workers if worker.is_ready], light=light)
+    return f"Held by a limit: {limit}." if limit else ""
 
 
 def _limit(ready: Sequence[Worker], *, light: bool) -> str:

@@ -340,8 +340,10 @@ class Relay:
         if self._was_taken:
             await self._reply.heartbeat("running")
         else:
-            position = self._interactive.ahead(self._mailbox.job) + 1
-            await self._reply.heartbeat(f"queued position={position}")
+            job = self._mailbox.job
+            position = self._interactive.ahead(job) + 1
+            reason = self._interactive.reason_of(job)
+            await self._reply.heartbeat(f"queued position={position}\n{reason}")
 
     def _interval(self, intervals: HeartbeatIntervals) -> float:
         if self._was_taken or self._reply.is_padded:

@@ -252,11 +252,11 @@ class ResponsesEvents:
 
 
 def comment(text: str) -> bytes:
-    """Return an SSE comment with one newline.
+    """Return each line of a text as an SSE comment with one newline.
 
     Several clients treat a comment with two newlines as an event without data.
     """
-    return b": %b\n" % text.encode()
+    return b"".join(b": %b\n" % line.encode() for line in text.splitlines())
 
 
 def one_line(body: bytes) -> bytes:

@@ -14,9 +14,15 @@ import structlog
 
 from proxy.channel.native.connection import Connection, Reader
 from proxy.channel.native.membership import Membership
-from proxy.channel.native.validation import LOG_CHARACTERS, WorkerRefusedError, check_hello
+from proxy.channel.native.validation import (
+    LOG_CHARACTERS,
+    WorkerRefusedError,
+    check_hello,
+    public_stage,
+)
+from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoints
-from proxy.service.fleet import Fleet, Worker
+from proxy.service.fleet import Fleet, LoadingStage, Worker
 from proxy.wire import frames
 
 log = structlog.get_logger()
@@ -32,10 +38,13 @@ MOST_TALK = 100
 class WorkerChannel:
     """Accepts worker connections and processes their frames."""
 
-    def __init__(self, endpoints: Endpoints, fleet: Fleet, membership: Membership) -> None:
+    def __init__(
+        self, endpoints: Endpoints, fleet: Fleet, membership: Membership, clock: Clock
+    ) -> None:
         self._endpoints = endpoints
         self._fleet = fleet
         self._membership = membership
+        self._clock = clock
 
     async def refuse(
         self, _scope: Any, receive: Any, send: Any, status: int, sentence: str
@@ -98,9 +107,7 @@ class WorkerChannel:
                     case frames.Chunk() | frames.Output() | frames.Head() | frames.End():
                         await reader.take(frame)
                     case frames.Credit(slots=slots, light=light):
-                        worker.slots = min(max(slots, 0), MAX_SLOTS)
-                        worker.light_slots = min(max(light, 0), MAX_SLOTS)
-                        self._fleet.wake(worker.endpoint)
+                        self._set_slots(worker, slots, light)
                     case frames.Hello():
                         if not talk.may_go_on(worker.seen):
                             raise WorkerRefusedError(4400, "too many hello frames")
@@ -108,7 +115,7 @@ class WorkerChannel:
                         self._membership.announce(worker, frame)
                     case frames.Log(text=text):
                         if talk.may_go_on(worker.seen):
-                            log.info("worker.says", worker=worker.id, text=text[:LOG_CHARACTERS])
+                            self._log(worker, text)
                         else:
                             worker.ignored += 1
                     case frames.Heartbeat():
@@ -116,6 +123,19 @@ class WorkerChannel:
             # Yield, so that a flooding worker does not delay the `Pause` frames sent to it.
             await asyncio.sleep(0)
             batch = await _frames(receive)
+
+    def _set_slots(self, worker: Worker, slots: int, light: int) -> None:
+        worker.slots = min(max(slots, 0), MAX_SLOTS)
+        worker.light_slots = min(max(light, 0), MAX_SLOTS)
+        if worker.slots:
+            worker.stage = None
+        self._fleet.wake(worker.endpoint)
+
+    def _log(self, worker: Worker, text: str) -> None:
+        """Log a line of a worker; if the worker is not ready yet, it is a stage of its start."""
+        log.info("worker.says", worker=worker.id, text=text[:LOG_CHARACTERS])
+        if not worker.slots:
+            worker.stage = LoadingStage(public_stage(text), self._clock.now())
 
 
 class ChatterLimit:

@@ -24,6 +24,16 @@ ROUTE_CHARACTERS = 128
 ENGINE_CHARACTERS = 200
 LOG_CHARACTERS = 500
 
+# The stages of a starting worker, by the first words of what it says for its operator, in words for
+# clients: those of the worker can contain a path or an address of its machine.
+STAGES = {
+    "importing": "importing vLLM",
+    "loading": "loading the model",
+    "warming": "warming up",
+    "waiting": "waiting for its upstream server",
+}
+OTHER_STAGE = "starting the engine"
+
 _WORKER = re.compile(r"[A-Za-z0-9_-]{1,80}")
 _INSTANCE = re.compile(r"[A-Za-z0-9_-]{0,80}")
 _MODEL = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MODEL_CHARACTERS}}}")
@@ -98,3 +108,8 @@ def public_card(model: frames.Model) -> bytes:
         return model.card
     card["root"] = msgspec.Raw(msgspec.json.encode(model.id))
     return msgspec.json.encode(card)
+
+
+def public_stage(text: str) -> str:
+    """Return the stage of a starting worker, from its `Log` frame, as clients may read it."""
+    return STAGES.get(text.partition(" ")[0], OTHER_STAGE)
