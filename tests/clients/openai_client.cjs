@@ -22,6 +22,19 @@ async function call(client, asked, result) {
   }
 }
 
+// Reads a response with the client's helper, which checks the order of events, or without it.
+async function respond(client, asked, result) {
+  const { model, input } = asked.request;
+  const events = asked.helper ? client.responses.stream({ model, input }) : await client.responses.create(asked.request);
+  result.types = [];
+  for await (const event of events) {
+    if (!result.types.includes(event.type)) result.types.push(event.type);
+    if (event.type === "response.output_text.delta") result.text += event.delta;
+    if (event.type === "error") result.code = event.code;
+    if (event.type === "response.failed") result.failed = { id: event.response.id, code: event.response.error.code };
+  }
+}
+
 function noteChunk(result, chunk) {
   result.events = (result.events ?? 0) + 1;
   for (const choice of chunk.choices) {
@@ -40,7 +53,7 @@ async function main() {
     clients[url] ??= new OpenAI({ baseURL: url, apiKey: "none", maxRetries: 0 });
     const result = { text: "" };
     try {
-      await call(clients[url], asked, result);
+      await (asked.request.input === undefined ? call : respond)(clients[url], asked, result);
     } catch (error) {
       if (!(error instanceof APIError)) throw error;
       Object.assign(result, { error: error.constructor.name, says: error.message, status: error.status, code: error.code });

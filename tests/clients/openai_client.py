@@ -40,6 +40,44 @@ async def call_async(
     await answer.close()
 
 
+def respond(client: openai.OpenAI, request: Result, result: Result, *, has_helper: bool) -> None:
+    """Read a response with the client's helper, which checks the order of events, or without it."""
+    if has_helper:
+        asked = {"model": request["model"], "input": request["input"]}
+        with client.responses.stream(**asked) as stream:
+            for event in stream:
+                note_event(result, event)
+        return
+    for event in client.responses.create(**request):
+        note_event(result, event)
+
+
+async def respond_async(
+    client: openai.AsyncOpenAI, request: Result, result: Result, *, has_helper: bool
+) -> None:
+    if has_helper:
+        asked = {"model": request["model"], "input": request["input"]}
+        async with client.responses.stream(**asked) as stream:
+            async for event in stream:
+                note_event(result, event)
+        return
+    async for event in await client.responses.create(**request):
+        note_event(result, event)
+
+
+def note_event(result: Result, event: Any) -> None:
+    """Note the types of a response's events, its text, and why it failed."""
+    result.setdefault("types", [])
+    if event.type not in result["types"]:
+        result["types"].append(event.type)
+    if event.type == "response.output_text.delta":
+        result["text"] += event.delta
+    elif event.type == "error":
+        result["code"] = event.code
+    elif event.type == "response.failed":
+        result["failed"] = {"id": event.response.id, "code": event.response.error.code}
+
+
 def note_message(result: Result, answer: Any) -> None:
     [choice] = answer.choices
     result |= {
@@ -75,9 +113,14 @@ async def main() -> None:
             make = openai.AsyncOpenAI if is_async else openai.OpenAI
             clients[url] = make(base_url=url, api_key="none", max_retries=0)
         result: Result = {"text": ""}
+        helper = asked["helper"]
         request = asked["request"] | {"extra_body": asked["extra"], "timeout": asked["timeout"]}
         try:
-            if is_async:
+            if "input" in request and is_async:
+                await respond_async(clients[url], request, result, has_helper=helper)
+            elif "input" in request:
+                respond(clients[url], request, result, has_helper=helper)
+            elif is_async:
                 await call_async(clients[url], request, result, leaves=asked["leaves"])
             else:
                 call(clients[url], request, result, leaves=asked["leaves"])

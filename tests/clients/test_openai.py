@@ -11,14 +11,17 @@ from typing import Any
 
 import pytest
 import pytest_asyncio
+from harness.data import responses
 from harness.proxy.client_process import Client, client
-from harness.proxy.server import CHAT, chat, serving
+from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.proxy.shared import Line
 from harness.tools.environments import node_command, python
 from harness.tools.waiting import until
 from harness.worker.process import worker
+from harness.worker.puppet import puppet
 
 from proxy.jobs.model import EndpointId
+from proxy.wire.frames import Chunk, End, Head, Job
 
 HERE = Path(__file__).parent
 SCRIPT = str(HERE / "openai_client.py")
@@ -32,6 +35,8 @@ CLIENTS = {
 LONG: dict[str, Any] = {"max_tokens": 100_000, "seed": 2_000}
 IDLE_TIMEOUT_SECONDS = 1.0
 FULL = {"text": "hello 0 hello 1 hello 2 hello 3 hello 4 ", "finish": "length"}
+RESPONSE = {"model": "small", "input": "hi", "stream": True}
+KEEPALIVE = b"event: keepalive\n"
 USAGE = {"stream_options": {"include_usage": True}}
 ERROR_EVENT = {"stream": True, "fault": "error_event:2"}
 CASES: dict[str, tuple[dict[str, Any], dict[str, Any]]] = {
@@ -74,6 +79,13 @@ async def other(request: pytest.FixtureRequest) -> AsyncIterator[Client]:
     async with client(command, variables) as running:
         assert running.version.startswith(version)
         yield running
+
+
+@pytest_asyncio.fixture(scope="module")
+async def silent() -> AsyncIterator[Proxy]:
+    """A proxy that sends a heartbeat at each opportunity once a job runs, and none before."""
+    async with serving(heartbeat_silent=0.01, heartbeat_first=30.0) as proxy:
+        yield proxy
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -133,10 +145,65 @@ async def test_heartbeats_break_no_client(other: Client) -> None:
         async with proxy.http.post(CHAT, json=chat(stream=True)) as beside:
             for _ in range(2):
                 assert await beside.content.readline() == b": queued position=2\n"
+                assert await beside.content.readline() == b": No worker is connected.\n"
             async with worker(proxy):
                 result = await call
                 await beside.read()
     assert result == {"text": "hello 0 hello 1 ", "finish": "length", "events": 3}
+
+
+@pytest.mark.parametrize("helper", [False, True])
+async def test_a_response_survives_a_long_prefill(
+    silent: Proxy, other: Client, helper: bool
+) -> None:
+    """The same heartbeats go to the client and to a second connection, which sees them."""
+    async with (
+        puppet(silent, slots=2) as engine,
+        silent.http.post("/v1/responses", json=RESPONSE) as beside,
+    ):
+        jobs = [await engine.job()]
+        call = asyncio.create_task(other.call(f"{silent.url}/v1", RESPONSE, helper=helper))
+        jobs.append(await engine.job())
+        for job in jobs:
+            await engine.say(Head(*job_of(job), 200, "text/event-stream"))
+            await engine.say(Chunk(*job_of(job), responses.beginning()))
+        await beside.content.readuntil(KEEPALIVE)
+        rest = responses.tokens("hello") + responses.end("hello")
+        for job in jobs:
+            await engine.say(Chunk(*job_of(job), rest), End(*job_of(job), "completed"))
+        result = await call
+    assert (result["text"], result["types"][-1]) == ("hello", "response.completed"), result
+    assert "error" not in result
+
+
+@pytest.mark.parametrize("helper", [False, True])
+@pytest.mark.parametrize("begun", [False, True])
+async def test_a_failed_response_names_its_reason(
+    silent: Proxy, other: Client, begun: bool, helper: bool
+) -> None:
+    """Clients for Python yield both events. The one for Node raises an exception at the first."""
+    async with puppet(silent, slots=1) as engine:
+        call = asyncio.create_task(other.call(f"{silent.url}/v1", RESPONSE, helper=helper))
+        for _ in range(1 if begun else 3):
+            job = await engine.job()
+            if begun:
+                await engine.say(Head(*job_of(job), 200, "text/event-stream"))
+                await engine.say(Chunk(*job_of(job), responses.beginning()))
+                await until(lambda: all(one.left for one in silent.parts.interactive))
+            await engine.say(End(*job_of(job), "lost", "engine_dead", "the engine died"))
+        result = await call
+    assert result["code"] == ("engine_dead" if begun else "gave_up")
+    if "failed" in result:
+        assert result["failed"]["code"] == "invalid_prompt"
+        assert (result["failed"]["id"] == responses.ID) is begun
+        assert result["types"][0] == "response.created"
+    else:
+        assert result["error"] == "APIError"
+        assert "the engine died" in result["says"]
+
+
+def job_of(job: Job) -> tuple[str, int]:
+    return job.job, job.attempt
 
 
 async def _is_idle(line: Line) -> bool:

@@ -30,11 +30,13 @@ class Client:
         request: Mapping[str, Any],
         *,
         leaves: bool = False,
+        helper: bool = False,
         patience: float = 60.0,
     ) -> dict[str, Any]:
         """Call, and return the result.
 
-        A client that disconnects reads only the first text of a stream.
+        A client that disconnects reads only the first text of a stream. `helper`: it reads a
+        response with `responses.stream`.
         """
         known = {name: value for name, value in request.items() if name != "fault"}
         extra = {name: value for name, value in request.items() if name == "fault"}
@@ -43,6 +45,7 @@ class Client:
             "request": known,
             "extra": extra,
             "leaves": leaves,
+            "helper": helper,
             "timeout": patience,
         }
         assert self.process.stdin is not None
