@@ -42,17 +42,17 @@ async def test_a_messages_stream_receives_pings_and_ends_with_an_error_event() -
     assert b"[DONE]" not in b"".join(events)
 
 
-async def test_a_responses_stream_ends_with_an_error_event() -> None:
+async def test_a_responses_stream_ends_with_its_failure() -> None:
     async with (
-        serving(queue_timeout=2.0) as proxy,
+        serving(queue_timeout=1.5) as proxy,
         proxy.http.post(RESPONSES, json=BODY) as response,
     ):
         events = await frames(response)
-    [(name, _, data)] = [event.partition(b"\ndata: ") for event in events]
-    assert name == b"event: error"
-    told = json.loads(data)
-    assert (told["type"], told["code"]) == ("error", "no_workers")
-    assert "No worker was free" in told["message"]
+    names = [event.partition(b"\ndata: ")[0] for event in events]
+    assert names == [b"event: response.created", b"event: error", b"event: response.failed"]
+    error = json.loads(events[1].partition(b"\ndata: ")[2])
+    assert (error["type"], error["code"]) == ("error", "no_workers")
+    assert error["message"].endswith(" No worker is connected.")
 
 
 @pytest.mark.parametrize(

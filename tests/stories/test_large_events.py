@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
@@ -117,7 +118,7 @@ async def sender(worker: Puppet, *, patient: bool = True) -> AsyncIterator[Sende
 
 
 def without_heartbeats(body: bytes) -> bytes:
-    return body.replace(b": running\n", b"").replace(b": queued position=1\n", b"")
+    return re.sub(rb"(?m)^: [^\n]*\n", b"", body)
 
 
 @asynccontextmanager

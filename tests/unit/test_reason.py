@@ -5,10 +5,11 @@ from harness.data.jobs import HERE, submission
 from harness.worker.port import Port
 from harness.worker.sink import RecordingSink
 
+from proxy.channel.native.validation import public_stage
 from proxy.channel.runpod.worker import PollingWorker
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job, Millis, WorkerId
-from proxy.service.fleet import Worker
+from proxy.service.fleet import LoadingStage, Worker
 from proxy.service.job_view import reason
 
 LATER = " Jobs of normal priority go first until it has waited for 60 s."
@@ -65,6 +66,45 @@ def test_a_job_waits_for_workers_or_other_jobs_or_slots(
     workers: list[Worker], ahead: int, said: str
 ) -> None:
     assert reason(queued(), workers, ahead, Millis(0)) == said
+
+
+def loading(since: int, text: str = "importing vLLM") -> Worker:
+    found = busy(0, 0)
+    found.stage = LoadingStage(text, Millis(since))
+    return found
+
+
+@pytest.mark.parametrize(
+    ("workers", "said"),
+    [
+        (
+            [loading(1_000)],
+            "1 worker connected, none of them ready yet: it is loading (importing vLLM, 8 s).",
+        ),
+        (
+            [busy(0, 0), loading(0, "warming up"), loading(5_000)],
+            "3 workers connected, none of them ready yet: one is loading (warming up, 9 s).",
+        ),
+        ([busy(1, 1), loading(0)], "Held by a limit: the only slot of 1 worker is taken."),
+    ],
+)
+def test_a_worker_that_loads_names_its_stage(workers: list[Worker], said: str) -> None:
+    assert reason(queued(), workers, 0, Millis(9_900)) == said
+
+
+@pytest.mark.parametrize(
+    ("text", "stage"),
+    [
+        ("importing vLLM", "importing vLLM"),
+        ("loading /srv/models/secret", "loading the model"),
+        ("waiting for http://10.0.0.5:8000", "waiting for its upstream server"),
+        ("warming up", "warming up"),
+        ("starting the scripted engine", "starting the engine"),
+        ("\n: data", "starting the engine"),
+    ],
+)
+def test_clients_read_no_path_and_no_address_of_a_worker(text: str, stage: str) -> None:
+    assert public_stage(text) == stage
 
 
 def test_a_light_job_has_slots_of_its_own() -> None:
