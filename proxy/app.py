@@ -44,6 +44,7 @@ from proxy.service.pauses import Pauses
 from proxy.service.ports import WorkerExit
 from proxy.service.queue_watch import QueueWatch
 from proxy.service.recorder import Recorder
+from proxy.service.served_models import ServedModels
 from proxy.service.stuck import StuckWorkers
 from proxy.service.sweeper import DurableSweeper, Sweeper
 from proxy.settings import Settings
@@ -102,6 +103,7 @@ class Parts:
     clock_check: ClockCheck
     sweeper: Sweeper
     queue_watch: QueueWatch
+    served_models: ServedModels
     durable_sweeper: DurableSweeper
     deliveries: Deliveries
     registry: WorkerRegistry
@@ -135,6 +137,8 @@ def compose(
     token = settings.token()
     endpoints = Endpoints(settings.endpoints())
     background = Background()
+    served_models = ServedModels(endpoints, store)
+    endpoints.on_change = served_models.note
 
     # Jobs and workers
     fleet = Fleet(LocalSignal())
@@ -236,6 +240,7 @@ def compose(
         clock_check=clock_check,
         sweeper=sweeper,
         queue_watch=queue_watch,
+        served_models=served_models,
         durable_sweeper=durable_sweeper,
         deliveries=deliveries,
         registry=registry,

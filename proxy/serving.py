@@ -87,6 +87,7 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
             await _check_new_seal_key(parts)
         await parts.clock_check.start()
         parts.orphans.find(await parts.store.running())
+        await parts.served_models.restore()
         async with _serving(parts, listener):
             yield
 
@@ -129,6 +130,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
         "heap": trim_heap,
         "sweeper": parts.sweeper.serve,
         "queue watch": parts.queue_watch.serve,
+        "served models": parts.served_models.serve,
         "durable jobs": parts.durable_sweeper.serve,
         "retention": parts.durable_sweeper.serve_forgetting,
         "registry": parts.registry.serve,

@@ -15,7 +15,7 @@ from proxy.access.keys import Kind, StoredKey, parted, stored_key
 from proxy.access.limits import LIMITS, REQUESTS_PER_WORKER, Limit, read_limit
 from proxy.access.startup_check import refusal
 from proxy.api.openai.relay import HeartbeatIntervals
-from proxy.api.openai.stream_events import HeartbeatForm
+from proxy.api.openai.stream_events import HeartbeatForm, StreamForm
 from proxy.channel.runpod.tracking import RunpodTimeouts
 from proxy.edge.connections import Pace
 from proxy.edge.head import Hosts, is_host
@@ -126,9 +126,7 @@ class Settings(BaseSettings):
         ),
     )
     limit_per_worker: int = Field(
-        REQUESTS_PER_WORKER,
-        ge=0,
-        description="Requests per 10 s and running worker, if above the limit.",
+        REQUESTS_PER_WORKER, ge=0, description="Requests per 10 s and worker, if above the limit."
     )
     allowed_host: Annotated[list[str], NoDecode] = Field(
         [],
@@ -179,9 +177,7 @@ class Settings(BaseSettings):
         gt=0,
         description="Seconds after its process exits before a Runpod worker is declared lost.",
     )
-    heartbeat: Literal["auto", "chunk", "comment", "off"] = Field(
-        "auto", description="Form of the heartbeats of streams: auto, chunk, comment or off."
-    )
+    heartbeat: StreamForm = Field("auto", description="Heartbeats: auto, chunk, comment or off.")
     heartbeat_first: float = Field(
         1.0, gt=0, description="Seconds until a queued stream receives its first heartbeat."
     )
@@ -300,12 +296,8 @@ class Settings(BaseSettings):
 
     def intervals(self) -> HeartbeatIntervals:
         """Return the intervals of the heartbeats that clients of streams receive."""
-        return HeartbeatIntervals(
-            self.heartbeat_first,
-            self.heartbeat_queued,
-            self.heartbeat_silent,
-            HeartbeatForm(self.heartbeat),
-        )
+        seconds = (self.heartbeat_first, self.heartbeat_queued, self.heartbeat_silent)
+        return HeartbeatIntervals(*seconds, HeartbeatForm(self.heartbeat))
 
     def runpod_timeouts(self) -> RunpodTimeouts:
         return RunpodTimeouts(self.poll_hold, self.ping_lease, self.line_gap)

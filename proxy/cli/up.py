@@ -167,6 +167,18 @@ class LocalWorkers:
         }
         return environment(**self._flags | own)
 
+    def _forget_other_model(self) -> None:
+        """Forget the models of the last start if this one serves another model.
+
+        Otherwise calls of the new model would be rejected until its worker is ready.
+        """
+        if self._flags.get("upstream"):
+            return
+        name = self._flags.get("served_model_name") or self._flags.get("model") or DEMO
+        endpoint = next(iter(self._parts.endpoints))
+        if name not in [model.id for model in self._parts.endpoints.announced(endpoint.id)]:
+            self._parts.endpoints.forget_announced(endpoint)
+
     def exited(self, worker_exit: WorkerExit) -> None:
         """Handle the exit of a worker; if it exited during the start, the whole command fails.
 
@@ -188,6 +200,7 @@ class LocalWorkers:
         """
         failed = asyncio.create_task(self._failed.wait())
         ready = asyncio.create_task(self._until_ready())
+        self._forget_other_model()
         self._progress.begin()
         try:
             self.provider.scale(self._number)

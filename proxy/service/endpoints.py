@@ -1,25 +1,10 @@
 """The endpoints and the models that they serve."""
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from proxy.jobs.model import EndpointId, Millis
-
-
-@dataclass(frozen=True, slots=True)
-class Model:
-    """A model by its public name, with the engine's model card (a JSON object) if a worker has sent
-    one.
-
-    `base` is False for an adapter on a base model. `routes` are the paths of the engine that serve
-    the model; empty if they are unknown.
-    """
-
-    id: str
-    card: bytes | None = None
-    base: bool = True
-    routes: frozenset[str] = frozenset()
-
+from proxy.jobs.served_model import Model
 
 # Models that all workers of one endpoint may announce together. The list of them is one response.
 ENDPOINT_MAX_MODELS = 1_000
@@ -61,6 +46,8 @@ class Endpoints:
         # The endpoints whose list comes from the answer of a worker that announces none.
         self._learned: set[str] = set()
         self._models = {endpoint.id: _configured(endpoint) for endpoint in self._endpoints.values()}
+        self.on_change: Callable[[EndpointId], None] = _ignore
+        """Called when the announced models of an endpoint have changed."""
 
     def __iter__(self) -> Iterator[Endpoint]:
         return iter(self._endpoints.values())
@@ -136,24 +123,47 @@ class Endpoints:
             raise OtherModelError(
                 f"endpoint {endpoint.id} has more than {ENDPOINT_MAX_MODELS} models"
             )
-        self._set(endpoint, announced)
         self._learned.discard(endpoint.id)
+        self._change(endpoint, announced)
+
+    def announced(self, endpoint_id: EndpointId) -> Sequence[Model]:
+        """Return the models of an endpoint that workers have announced."""
+        return list(self._announced.get(endpoint_id, {}).values())
+
+    def restore(self, endpoint: Endpoint, models: Sequence[Model]) -> None:
+        """Set the models of an endpoint to those that were announced before the proxy was started,
+        unless others are configured. The first worker that announces models replaces them.
+        """
+        bases = {model.id for model in models if model.base}
+        if not endpoint.models or bases == set(endpoint.models):
+            self._set(endpoint, {model.id: model for model in models})
 
     def learn(self, endpoint: Endpoint, models: Sequence[Model]) -> None:
         """Set the models of an endpoint whose workers announce none, as one of them has listed
         them.
         """
-        self._set(endpoint, {model.id: model for model in models})
         self._learned.add(endpoint.id)
+        self._change(endpoint, {model.id: model for model in models})
 
     def forget_announced(self, endpoint: Endpoint) -> None:
-        """Forget the models that workers have announced: the present workers announce none."""
+        """Forget the models that workers have announced, or that were restored: the present workers
+        announce none.
+        """
         if endpoint.id not in self._learned:
-            self._set(endpoint, {})
+            self._change(endpoint, {})
+
+    def _change(self, endpoint: Endpoint, models: dict[str, Model]) -> None:
+        if models != self._announced.get(endpoint.id, {}):
+            self._set(endpoint, models)
+            self.on_change(endpoint.id)
 
     def _set(self, endpoint: Endpoint, models: dict[str, Model]) -> None:
         self._announced[endpoint.id] = models
         self._models[endpoint.id] = _configured(endpoint) | models
+
+
+def _ignore(_: EndpointId) -> None:
+    pass
 
 
 def _configured(endpoint: Endpoint) -> dict[str, Model]:

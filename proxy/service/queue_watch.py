@@ -3,12 +3,13 @@
 import asyncio
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 import structlog
 
 from proxy.jobs.model import EndpointId
 from proxy.service.clock import Clock
-from proxy.service.endpoints import Endpoints, JobQueue
+from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet, Worker
 from proxy.service.job_view import without_slots, without_workers
 
@@ -19,6 +20,14 @@ LOOK_SECONDS = 1.0
 WAIT_MIN_SECONDS = 2.0
 # Between two lines about the same endpoint.
 PAUSE_SECONDS = 10.0
+
+
+class JobQueue(Protocol):
+    """Jobs of one kind that wait for a worker."""
+
+    def queued(self, endpoint: EndpointId, *, light: bool) -> int:
+        """Return the number of queued jobs."""
+        ...
 
 
 @dataclass(slots=True)

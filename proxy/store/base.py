@@ -3,7 +3,7 @@
 These docstrings are the specification. `tests/contract/` checks every implementation against it.
 """
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import NamedTuple, Protocol
 
@@ -22,6 +22,7 @@ from proxy.jobs.model import (
     Submission,
     WorkerId,
 )
+from proxy.jobs.served_model import Model
 from proxy.store.outputs import LogPage, StoredResult
 
 
@@ -253,6 +254,17 @@ class JobStore(Protocol):
 
     async def newest(self) -> Millis | None:
         """Return the latest time at which a job was created, taken or ended, or None."""
+        ...
+
+    async def served_models(self) -> Mapping[EndpointId, Sequence[Model]]:
+        """Return the models that were set last for each endpoint, in their order.
+
+        The proxy calls this when it starts. They are not jobs, and no job depends on them.
+        """
+        ...
+
+    async def set_served_models(self, endpoint: EndpointId, models: Sequence[Model]) -> None:
+        """Replace the models of an endpoint, all in one write."""
         ...
 
     async def append(

@@ -4,7 +4,7 @@ Its jobs are lost when the process ends. Tests use it as the reference for other
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import replace
 
@@ -23,6 +23,7 @@ from proxy.jobs.model import (
     Submission,
     WorkerId,
 )
+from proxy.jobs.served_model import Model
 from proxy.store import changes
 from proxy.store.base import Adopted
 from proxy.store.delivery_index import DeliveryIndex
@@ -53,6 +54,7 @@ class MemoryStore:
         self._jobs: dict[JobId, Job] = {}
         self._logs = OutputLogs()
         self._retentions = DeadlineIndex()
+        self._served: dict[EndpointId, Sequence[Model]] = {}
         self._deliveries = DeliveryIndex(lambda job_id: self._jobs[job_id].submission.receiver)
         self._tries: dict[JobId, int] = {}
 
@@ -222,6 +224,12 @@ class MemoryStore:
             if moment is not None
         )
         return max(moments, default=None)
+
+    async def served_models(self) -> Mapping[EndpointId, Sequence[Model]]:
+        return dict(self._served)
+
+    async def set_served_models(self, endpoint: EndpointId, models: Sequence[Model]) -> None:
+        self._served[endpoint] = tuple(models)
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         job_id = delivery.job.id

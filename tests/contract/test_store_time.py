@@ -6,7 +6,8 @@ from harness.data.jobs import ALICE, HERE
 from harness.data.store_steps import MINUTE, T0, WHY, Submit, ended, found, ids, purge, settle, take
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Delivery, JobId, Millis, Owner, Receiver
+from proxy.jobs.model import Delivery, EndpointId, JobId, Millis, Owner, Receiver
+from proxy.jobs.served_model import Model
 from proxy.store.base import JobStore
 
 HOOK = "https://example.com/hook"
@@ -292,3 +293,21 @@ async def test_the_newest_time_is_that_of_any_event(store: JobStore, submit: Sub
     assert await store.newest() == T0 + 5
     await settle(store, job, Event.COMPLETE, now=T0 + 9)
     assert await store.newest() == T0 + 9
+
+
+async def test_the_models_of_an_endpoint_are_kept_in_their_order(store: JobStore) -> None:
+    assert await store.served_models() == {}
+    models = [
+        Model("z", b'{"id": "z"}'),
+        Model("a", None, base=False, routes=frozenset({"/v1/score", "/score"})),
+        Model("\u00fc/1", b"{}"),
+    ]
+    await store.set_served_models(HERE, models)
+    await store.set_served_models(EndpointId("other"), [Model("x")])
+    found = await store.served_models()
+    assert {endpoint: list(found[endpoint]) for endpoint in found} == {
+        HERE: models,
+        "other": [Model("x")],
+    }
+    await store.set_served_models(HERE, models[1:])
+    assert list((await store.served_models())[HERE]) == models[1:]

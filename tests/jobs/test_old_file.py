@@ -20,6 +20,7 @@ from harness.worker.process import environment, worker_process
 from proxy.access.encryption import Seal
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import EndpointId, Input, Job, JobError, JobId, Millis, Owner
+from proxy.jobs.served_model import Model
 from proxy.store.sqlite.store import SqliteStore
 from proxy.system import SystemDisk, ThreadRunner
 
@@ -65,6 +66,12 @@ async def find(store: SqliteStore, job_id: str) -> Job:
     job = await store.find(JobId(job_id))
     assert job is not None
     return job
+
+
+async def test_no_model_is_known_until_one_is_announced(store: SqliteStore) -> None:
+    assert await store.served_models() == {}
+    await store.set_served_models(HERE, [Model("small")])
+    assert await store.served_models() == {HERE: [Model("small")]}
 
 
 async def test_every_job_is_there_with_its_fields(store: SqliteStore) -> None:

@@ -1,6 +1,7 @@
 """Models, and the health routes, with and without workers."""
 
 import json
+from pathlib import Path
 
 import openai
 import pytest
@@ -9,6 +10,7 @@ from harness.proxy.shared import Line
 from harness.tools.waiting import until
 from harness.worker.puppet import hello, puppet
 
+from proxy.api.openai.models import unknown_model
 from proxy.wire.frames import Model
 
 BASE_CARD = b'{"id":"base","root":"/srv/weights","parent":null,"max_model_len":8192,"x":1e400}'
@@ -67,6 +69,52 @@ async def test_configured_models_are_listed_without_a_worker() -> None:
             assert await response.read() == b""
         with pytest.raises(openai.NotFoundError):
             await client.models.retrieve("nobody")
+
+
+async def test_models_are_known_after_a_restart(tmp_path: Path) -> None:
+    """They are listed, and any other name is rejected at once, also before a worker connects."""
+    models = [Model("base", BASE_CARD), Model("pirate", ADAPTER_CARD, base=False)]
+    async with serving(data_dir=tmp_path) as proxy, puppet(proxy, hello(models=models)):
+        await until(lambda: _announced(proxy), what="the models are announced")
+        async with proxy.http.get("/v1/models") as response:
+            listed = await response.read()
+        await until(lambda: _stored(proxy), what="the models are stored")
+    async with serving(data_dir=tmp_path) as proxy, proxy.openai() as client:
+        async with proxy.http.get("/v1/models") as response:
+            assert await response.read() == listed
+        with pytest.raises(openai.NotFoundError) as wrong:
+            await client.chat.completions.create(model="gpt-4o", messages=[])
+        assert wrong.value.body == {
+            "message": "The model `gpt-4o` is not served by endpoint default."
+            " Available: `base`, `pirate`.",
+            "type": "invalid_request_error",
+            "param": "model",
+            "code": "model_not_found",
+        }
+        async with puppet(proxy, hello("w-2", models=[Model("other", CARD_WITHOUT_ROOT)])):
+            await until(lambda: _serves(proxy, "other"), what="another model replaces them")
+            async with proxy.http.get("/v1/models/base") as response:
+                assert response.status == 404
+
+
+async def _stored(proxy: Proxy) -> bool:
+    return bool(await proxy.parts.store.served_models())
+
+
+async def _serves(proxy: Proxy, model: str) -> bool:
+    async with proxy.http.get(f"/v1/models/{model}") as response:
+        return response.status == 200
+
+
+def test_the_error_for_an_unknown_model_names_few_others() -> None:
+    short = unknown_model("x", None, [])
+    assert short.message == (
+        "The model `x` is not served by any endpoint. See /v1/models for the available models."
+    )
+    long = unknown_model("x" * 999, "e", [f"m{number}" for number in range(11)])
+    assert long.message.startswith(f"The model `{'x' * 200}` is not served by endpoint e.")
+    assert "`m9`. See /v1/models" in long.message
+    assert "m10" not in long.message
 
 
 async def test_health_routes_answer_get_and_head(line: Line) -> None:

@@ -3,7 +3,8 @@
 import pytest
 
 from proxy.jobs.model import EndpointId
-from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
+from proxy.jobs.served_model import Model
+from proxy.service.endpoints import Endpoint, Endpoints, OtherModelError
 
 FIRST = Endpoint(EndpointId("first"))
 SECOND = Endpoint(EndpointId("second"), models=("big",))
@@ -56,6 +57,34 @@ def test_a_model_that_differs_from_the_other_workers_is_refused(endpoints: Endpo
     with pytest.raises(OtherModelError):
         endpoints.announce(FIRST, [Model("other")], others=True)
     endpoints.announce(FIRST, [Model("small"), Model("adapter", base=False)], others=True)
+
+
+def test_restored_models_are_known_until_a_worker_announces_others(endpoints: Endpoints) -> None:
+    endpoints.restore(FIRST, [Model("small", b"{}"), Model("adapter", base=False)])
+    assert names(endpoints, FIRST) == ["small", "adapter"]
+    assert not endpoints.serves(FIRST, "big")
+    assert endpoints.having("adapter") is FIRST
+    endpoints.announce(FIRST, [Model("other")], others=False)
+    assert names(endpoints, FIRST) == ["other"]
+
+
+def test_restored_models_do_not_replace_configured_ones(endpoints: Endpoints) -> None:
+    endpoints.restore(SECOND, [Model("small")])
+    assert names(endpoints, SECOND) == ["big"]
+    endpoints.restore(SECOND, [Model("big", b"{}"), Model("adapter", base=False)])
+    assert names(endpoints, SECOND) == ["big", "adapter"]
+
+
+def test_only_changes_of_announced_models_are_reported(endpoints: Endpoints) -> None:
+    changed: list[EndpointId] = []
+    endpoints.on_change = changed.append
+    endpoints.restore(FIRST, [Model("small")])
+    endpoints.announce(FIRST, [Model("small")], others=False)
+    assert changed == []
+    for _ in range(2):
+        endpoints.announce(FIRST, [Model("small", b"{}")], others=False)
+    assert changed == [FIRST.id]
+    assert list(endpoints.announced(FIRST.id)) == [Model("small", b"{}")]
 
 
 def test_a_new_model_is_accepted_after_all_workers_have_left(endpoints: Endpoints) -> None:

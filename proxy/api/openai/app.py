@@ -29,7 +29,7 @@ from proxy.api.http import (
 )
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.form import peek_form
-from proxy.api.openai.models import model_card, model_list
+from proxy.api.openai.models import model_card, model_list, unknown_model
 from proxy.api.openai.relay import HeartbeatIntervals, Relay, Reply
 from proxy.api.openai.request_ids import RequestIds
 from proxy.api.openai.routes import (
@@ -58,8 +58,6 @@ HEARTBEAT_HEADER = b"x-heartbeat"
 READ_TIMEOUT_MARGIN_SECONDS = 5.0
 # One year: no job waits longer.
 READ_TIMEOUT_MAX_SECONDS = 31_536_000.0
-# Error messages show this much of an unknown model's name.
-MODEL_SHOWN_MAX_CHARACTERS = 200
 
 
 class OpenAi:
@@ -164,7 +162,7 @@ class OpenAi:
             if model.id == wanted:
                 await reply.whole(200, JSON_TYPE, model_card(model))
                 return
-        raise _unknown(wanted, endpoint)
+        raise self._unknown(wanted, endpoint)
 
     async def _call(
         self,
@@ -244,7 +242,7 @@ class OpenAi:
         """Return the endpoint for a call with this model. Raises `ApiError` if none serves it."""
         found = self._find(chosen, model) or await self._find_unannounced(chosen, model)
         if found is None:
-            raise _unknown(model or "", chosen)
+            raise self._unknown(model or "", chosen)
         return found
 
     def _find(self, chosen: Endpoint | None, model: str | None) -> Endpoint | None:
@@ -266,6 +264,15 @@ class OpenAi:
                 return chosen
         await self._model_source.learn(self._endpoints if chosen is None else [chosen])
         return self._find(chosen, model)
+
+    def _unknown(self, model: str, endpoint: Endpoint | None) -> ApiError:
+        """Return the error for a model that is not served by this endpoint, or by any."""
+        searched = list(self._endpoints) if endpoint is None else [endpoint]
+        return unknown_model(
+            model,
+            None if endpoint is None else endpoint.id,
+            [one.id for each in searched for one in self._endpoints.models(each)],
+        )
 
     def _heartbeats(
         self,
@@ -353,13 +360,3 @@ def _heartbeat_form(headers: dict[bytes, bytes]) -> HeartbeatForm | None:
         raise ApiError(
             "bad_request", f"`X-Heartbeat` has an unknown value: use one of {known}.", "x-heartbeat"
         ) from None
-
-
-def _unknown(model: str, endpoint: Endpoint | None) -> ApiError:
-    where = f"endpoint {endpoint.id}" if endpoint is not None else "any endpoint"
-    shown = model[:MODEL_SHOWN_MAX_CHARACTERS]
-    return ApiError(
-        "model_not_found",
-        f"The model `{shown}` is not served by {where}. See /v1/models for the available models.",
-        "model",
-    )

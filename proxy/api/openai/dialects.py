@@ -42,7 +42,7 @@ class Dialect(NamedTuple):
     # The maker of the proxy's own events in a stream.
     events: Callable[[HeartbeatForm, StreamedCall], StreamEvents]
     # The forms of heartbeats for which the engine's events have to be noted.
-    noted_forms: frozenset[HeartbeatForm] = frozenset()
+    noted_forms: tuple[HeartbeatForm, ...] = ()
     # Errors that must not be retried are sent as events, because clients do not read the header.
     has_late_errors: bool = False
 
@@ -66,6 +66,6 @@ def _anthropic_error(error: ApiError) -> bytes:
     return msgspec.json.encode({"type": "error", "error": fields})
 
 
-OPENAI = Dialect(_openai_error, _openai_events, frozenset({HeartbeatForm.CHUNK}))
-RESPONSES = Dialect(_openai_error, ResponsesEvents, frozenset(HeartbeatForm), has_late_errors=True)
+OPENAI = Dialect(_openai_error, _openai_events, (HeartbeatForm.CHUNK,))
+RESPONSES = Dialect(_openai_error, ResponsesEvents, tuple(HeartbeatForm), has_late_errors=True)
 ANTHROPIC = Dialect(_anthropic_error, lambda form, _: MessagesEvents(form))

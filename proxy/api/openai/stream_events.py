@@ -7,7 +7,7 @@ the events of tokens cost nothing more.
 
 import re
 from enum import StrEnum
-from typing import NamedTuple, Protocol
+from typing import Literal, NamedTuple, Protocol, TypeAlias
 
 import msgspec
 
@@ -44,6 +44,10 @@ class HeartbeatForm(StrEnum):
     """No heartbeats."""
     WHITESPACE = "whitespace"
     """Blanks before the JSON body of a call that is not streamed."""
+
+
+StreamForm: TypeAlias = Literal["auto", "chunk", "comment", "off"]
+"""The forms for streams, as the setting names them."""
 
 
 class StreamedCall(NamedTuple):

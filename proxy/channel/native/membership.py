@@ -13,7 +13,8 @@ from proxy.channel.native.validation import (
 )
 from proxy.jobs.model import JobError, JobId, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
-from proxy.service.endpoints import Endpoint, Endpoints, Model, OtherModelError
+from proxy.jobs.served_model import Model
+from proxy.service.endpoints import Endpoint, Endpoints, OtherModelError
 from proxy.service.fleet import Fleet, Worker
 from proxy.service.orphans import Orphans
 from proxy.service.ports import SinkVerdict

@@ -18,8 +18,9 @@ from proxy.channel.native.validation import (
     public_card,
 )
 from proxy.jobs.model import EndpointId, Owner, Request
+from proxy.jobs.served_model import Model
 from proxy.service.background import Background
-from proxy.service.endpoints import Endpoint, Endpoints, Model
+from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.fleet import Fleet
 from proxy.service.interactive import InteractiveJobs
 from proxy.wire import frames

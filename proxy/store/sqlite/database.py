@@ -25,6 +25,7 @@ from proxy.store.sqlite.disk import Disk, HeldFile, LockedError
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.due_deliveries import RECEIVERS_MIGRATION
 from proxy.store.sqlite.log_check import HEADER_BYTES, find_damage
+from proxy.store.sqlite.served_models import SERVED_MODELS_MIGRATION
 from proxy.store.sqlite.writer import (
     FILE_ERRORS,
     FileWatch,
@@ -107,6 +108,7 @@ MIGRATIONS = (
     # the run is adopted.
     "ALTER TABLE jobs ADD COLUMN run INTEGER NOT NULL DEFAULT 0",
     RECEIVERS_MIGRATION,
+    SERVED_MODELS_MIGRATION,
 )
 
 

@@ -8,7 +8,7 @@ applied to the index after the commit. Only a queue key leaves the index before 
 that two takes never ask for the same job.
 """
 
-from collections.abc import AsyncIterator, Collection, Iterable, Sequence
+from collections.abc import AsyncIterator, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from pathlib import Path
@@ -32,11 +32,12 @@ from proxy.jobs.model import (
     WorkerId,
 )
 from proxy.jobs.policy import deadline
+from proxy.jobs.served_model import Model
 from proxy.store.base import Adopted
 from proxy.store.errors import StoreError
 from proxy.store.job_index import JobIndex, QueueKey
 from proxy.store.outputs import LogPage, StoredResult
-from proxy.store.sqlite import due_deliveries, reads, writes
+from proxy.store.sqlite import due_deliveries, reads, served_models, writes
 from proxy.store.sqlite.database import Database
 from proxy.store.sqlite.disk import Disk
 from proxy.store.sqlite.writer import StartRunner
@@ -228,6 +229,12 @@ class SqliteStore:
 
     async def newest(self) -> Millis | None:
         return await self._database.read(reads.newest)
+
+    async def served_models(self) -> Mapping[EndpointId, Sequence[Model]]:
+        return await self._database.read(served_models.served_models)
+
+    async def set_served_models(self, endpoint: EndpointId, models: Sequence[Model]) -> None:
+        await self._database.write(lambda db: served_models.set_served_models(db, endpoint, models))
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         await self._database.write(lambda db: writes.tried(db, delivery, again_at))
