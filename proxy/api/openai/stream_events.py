@@ -51,7 +51,7 @@ StreamForm: TypeAlias = Literal["auto", "chunk", "comment", "off"]
 
 
 class StreamedCall(NamedTuple):
-    """What is known of a call before the engine answers: request id, model and creation time."""
+    """The request id, model and creation time of a call, known before its engine answers."""
 
     id: str
     model: str
