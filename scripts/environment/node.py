@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from .console import Stages
-from .table import NODE_FILES, ROOT
+from .table import ROOT
 
 HINT = (
     "npm reads its registry, certificates and proxy from its own settings;"
@@ -30,9 +30,11 @@ def npm(packages: Path) -> list[str]:
     ]
 
 
-def fill(place: Path, runtime: Path, environ: Mapping[str, str], stages: Stages) -> None:
+def fill(
+    npm_files: str, place: Path, runtime: Path, environ: Mapping[str, str], stages: Stages
+) -> None:
     """Install the packages of the lock. Raises UnavailableError if the registry lacks them."""
-    files = ROOT / NODE_FILES
+    files = ROOT / npm_files
     for name in ("package.json", "package-lock.json"):
         shutil.copyfile(files / name, place / name)
     packages = next(runtime.glob("lib/python*/site-packages"))

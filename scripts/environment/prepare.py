@@ -126,14 +126,14 @@ def _install_all(
 
     def runtime_and_npm() -> None:
         for row in rows:
-            if row.is_npm or not row.is_beside:
+            if row.npm_files or not row.is_beside:
                 install(row, home, uv, os.environ, stages)
 
     jobs: list[Callable[[], None]] = [runtime_and_npm]
     jobs += [
         partial(install, row, home, uv, os.environ, stages)
         for row in rows
-        if row.is_beside and not row.is_npm
+        if row.is_beside and not row.npm_files
     ]
     if tools:
         jobs.append(partial(system.install, tools, os.environ, stages))

@@ -8,7 +8,9 @@ from .hardware import Build
 
 ROOT = Path(__file__).resolve().parents[2]
 RUNTIME = ".venv"
-NODE_FILES = "tests/clients/node"
+# The folder of the lock of aider. It is not in `requirements`, because aider pins all of its
+# dependencies itself: an audit could find vulnerable releases, but not replace them.
+AIDER_FILES = "tests/clients/aider"
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +18,8 @@ class Environment:
     """A folder of packages, and the locks from which it is installed (paths in the checkout).
 
     Environments beside the runtime (`is_beside`) are for tests only. With `has_project`, the code
-    of the checkout is installed in editable mode. `title` is the title of the stage.
+    of the checkout is installed in editable mode. `title` is the title of the stage. `npm_files` is
+    the folder of `package.json` and `package-lock.json` for npm packages, and empty for Python's.
     """
 
     folder: str
@@ -25,12 +28,16 @@ class Environment:
     build: Build = Build.NONE
     has_project: bool = False
     is_beside: bool = True
-    is_npm: bool = False
+    npm_files: str = ""
 
     @property
     def proof(self) -> str:
         """The path below the folder that exists if the environment does."""
-        return "node_modules" if self.is_npm else "bin/python"
+        return "node_modules" if self.npm_files else "bin/python"
+
+
+def _npm(folder: str, title: str, files: str) -> Environment:
+    return Environment(folder, title, (f"{files}/package-lock.json",), npm_files=files)
 
 
 AUDIT = Environment(
@@ -49,9 +56,10 @@ BESIDE = (
     ),
     Environment(".venv-openai1", "for tests: openai 1", ("requirements/openai1.txt",)),
     Environment(".venv-openai2", "for tests: openai 2", ("requirements/openai2.txt",)),
-    Environment(
-        ".node", "for tests: npm packages", (f"{NODE_FILES}/package-lock.json",), is_npm=True
-    ),
+    _npm(".node", "for tests: npm packages", "tests/clients/node"),
+    _npm(".node-codex", "for tests: Codex", "tests/clients/codex"),
+    _npm(".node-qwen", "for tests: Qwen Code", "tests/clients/qwen"),
+    Environment(".venv-aider", "for tests: aider", (f"{AIDER_FILES}/requirements.txt",)),
     AUDIT,
 )
 

@@ -20,7 +20,7 @@ from environment.console import Stages, StoppedError
 from environment.hardware import Build
 from environment.stamp import Stamp
 from environment.table import ROOT
-from lock import tidy
+from lock import tidy, tidy_npm
 
 REQUIREMENTS = ROOT / "requirements"
 # Every dependency adds a maintainer whose account can be compromised.
@@ -179,9 +179,13 @@ class TestStages:
         assert re.match(r"\[1/3\] first \.+ [0-9.]+ s$", shown.getvalue().strip())
 
 
+def python_locks() -> list[Path]:
+    return [*REQUIREMENTS.glob("*.txt"), ROOT / table.AIDER_FILES / "requirements.txt"]
+
+
 class TestLocks:
     def test_locks_name_no_place(self) -> None:
-        for path in REQUIREMENTS.glob("*.txt"):
+        for path in python_locks():
             lines = path.read_text(encoding="utf-8").splitlines()
             assert not [line for line in lines if re.search(r"://|^\s*-(?!-hash=)|\s/", line)], path
 
@@ -189,12 +193,8 @@ class TestLocks:
         pinned = re.compile(
             r"[A-Za-z0-9][\w.-]*==[^\s;]+( ; [^\n\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
         )
-        locks = {
-            path.name: path
-            for path in REQUIREMENTS.glob("*.txt")
-            if path.name != "cpu-overrides.txt"
-        }
-        assert "base.txt" in locks
+        locks = {path.name: path for path in python_locks() if path.name != "cpu-overrides.txt"}
+        assert {"base.txt", "requirements.txt"} <= locks.keys()
         for name, path in locks.items():
             text = re.sub(r"^#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
             lines = [
@@ -210,8 +210,9 @@ class TestLocks:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
         assert 0 < len(project["dependencies"]) <= MAX_DEPENDENCIES
 
-    def test_the_lock_of_npm_has_hashes_and_names_no_place(self) -> None:
-        folder = ROOT / table.NODE_FILES
+    @pytest.mark.parametrize("files", [row.npm_files for row in table.BESIDE if row.npm_files])
+    def test_a_lock_of_npm_has_hashes_and_names_no_place(self, files: str) -> None:
+        folder = ROOT / files
         lock = json.loads((folder / "package-lock.json").read_text(encoding="utf-8"))["packages"]
         wanted = json.loads((folder / "package.json").read_text(encoding="utf-8"))["dependencies"]
         assert lock.pop("")["dependencies"] == wanted
@@ -221,10 +222,9 @@ class TestLocks:
     def test_every_environment_has_its_locks(self) -> None:
         rows = [*table.BESIDE, *(table.runtime(build, tests=True) for build in Build)]
         assert all((ROOT / lock).is_file() for row in rows for lock in row.locks)
-        used = {Path(lock).name for row in rows for lock in row.locks if lock.endswith(".txt")}
-        assert used | {"uv.txt", "cpu-overrides.txt"} == {
-            path.name for path in REQUIREMENTS.glob("*.txt")
-        }
+        used = {ROOT / lock for row in rows for lock in row.locks if lock.endswith(".txt")}
+        others = {REQUIREMENTS / "uv.txt", REQUIREMENTS / "cpu-overrides.txt"}
+        assert used | others == set(python_locks())
 
     def test_the_environments_beside_hold_what_the_project_names(self) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
@@ -264,3 +264,9 @@ class TestLocks:
             "# c\ntorch==1+cpu ; x == 'y' \\\n    --hash=sha256:a \\\n    --hash=sha256:b\n" + tqdm
         )
         assert tidy(text) == "torch==1+cpu ; x == 'y'\n" + tqdm
+
+    def test_an_optional_package_that_the_registry_does_not_have_is_not_locked(self) -> None:
+        wanted = {"optionalDependencies": {"here": "1", "nowhere": "1"}}
+        text = json.dumps({"packages": {"": {}, "node_modules/a": wanted, "node_modules/here": {}}})
+        found = json.loads(tidy_npm(text))["packages"]
+        assert found["node_modules/a"] == {"optionalDependencies": {"here": "1"}}
