@@ -4,22 +4,33 @@
 from the request's last message: `"<message> 0 "`, `"<message> 1 "`, ... so that every stream has a
 text of its own. The extra field `fault` injects a fault: `error_event:N`, `cut:N`, `die:N`,
 `engine_dead:N`, `hang:N` (after N tokens, 0 by default; `deaf:N` hangs and ignores cancellation),
-`status:CODE`, `big:BYTES` (a response of that size), `head_delay:MILLISECONDS`.
+`status:CODE`, `big:BYTES` (a response of that size), `head_delay:MILLISECONDS`, and
+`prefill:MILLISECONDS` (between the response head and the first token).
+
+`answer` replaces the text: this text, in `max_tokens` pieces. `tool` is a tool to call, with `name`
+and `arguments`; the request that contains its result is answered with text. All fields can also be
+given in the prompt: see `conversation.py`.
 """
 
 import json
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
+
+from worker_vllm.engine.conversation import Conversation, Json, read_conversation
 
 DEFAULT_TOKENS = 16
 # Requests with more tokens are rejected with vLLM's message.
 CONTEXT_MAX_TOKENS = 1_048_576
 # Longest message about an invalid field.
 MESSAGE_MAX_LENGTH = 200
-FAULTS = ("error_event", "cut", "die", "engine_dead", "hang", "deaf", "status", "big", "head_delay")
+FAULTS = (
+    "error_event", "cut", "die", "engine_dead", "hang", "deaf", "status", "big", "head_delay",
+    "prefill",
+)  # fmt: skip
+# The fields of a request that limit the number of tokens, in order of precedence.
+TOKEN_FIELDS = ("max_completion_tokens", "max_output_tokens", "max_tokens")
 
-Kind = Literal["chat", "completion"]
-Json: TypeAlias = dict[str, Any]
+Kind = Literal["chat", "completion", "response"]
 
 
 class BadRequestError(ValueError):
@@ -27,8 +38,16 @@ class BadRequestError(ValueError):
 
 
 @dataclass(frozen=True, slots=True)
+class ToolCall:
+    """A call of one of the client's tools. `arguments` is a JSON text."""
+
+    name: str
+    arguments: str
+
+
+@dataclass(frozen=True, slots=True)
 class Script:
-    """A response: its text, length, pace and fault."""
+    """A response: its text or tool call, length, pace and fault."""
 
     kind: Kind
     model: str
@@ -44,13 +63,19 @@ class Script:
     usage_each: bool = False
     fault: str = ""
     fault_at: int = 0
+    # The text of the response; None if it is derived from `text`.
+    answer: str | None = None
+    tool: ToolCall | None = None
 
     @property
     def prompt_tokens(self) -> int:
         return len(self.text.split())
 
     def token(self, index: int) -> str:
-        return f"{self.text} {index} "
+        if self.answer is None:
+            return f"{self.text} {index} "
+        size = len(self.answer)
+        return self.answer[index * size // self.tokens : (index + 1) * size // self.tokens]
 
     def full_text(self) -> str:
         if self.fault == "big":
@@ -71,11 +96,14 @@ def read_script(body: bytes, kind: Kind, default_model: str, answer_id: str) -> 
         ) from None
     if not isinstance(request, dict):
         raise BadRequestError("Input should be a valid dictionary")
-    tokens = _natural(
-        request, "max_completion_tokens", _natural(request, "max_tokens", DEFAULT_TOKENS)
-    )
-    text = _last_message(request) if kind == "chat" else _prompt(request)
-    script_text = text or "token"
+    said = _conversation(request, kind)
+    # The fields in the prompt are first, and replace those of the request.
+    request = said.script | {name: request[name] for name in request if name not in said.script}
+    answer = request.get("answer")
+    is_answer = isinstance(answer, str)
+    tokens = _tokens(request, said.script, 1 if is_answer else DEFAULT_TOKENS)
+    tool = None if said.has_tool_result else _tool(request.get("tool"))
+    script_text = said.text or "token"
     if tokens + len(script_text.split()) > CONTEXT_MAX_TOKENS:
         raise BadRequestError(
             f"This model's maximum context length is {CONTEXT_MAX_TOKENS} tokens. However, you "
@@ -93,13 +121,15 @@ def read_script(body: bytes, kind: Kind, default_model: str, answer_id: str) -> 
         id=answer_id,
         model=str(request.get("model") or default_model),
         text=script_text,
-        tokens=tokens,
+        tokens=0 if tool else tokens,
         pace=_natural(request, "seed", 0) / 1e6,
         stream=request.get("stream") is True,
         usage=options.get("include_usage") is True,
         usage_each=options.get("continuous_usage_stats") is True,
         fault=fault,
         fault_at=int(value) if value.isdigit() else 0,
+        answer=answer if is_answer else None,
+        tool=tool,
     )
 
 
@@ -130,26 +160,37 @@ def _natural(request: Json, name: str, default: int) -> int:
     return value
 
 
-def _last_message(request: Json) -> str:
-    messages = request.get("messages")
-    if messages is None:
-        raise BadRequestError(_invalid("missing", "Field required"))
-    if not isinstance(messages, list) or not messages:
-        raise BadRequestError(_invalid("list_type", "Input should be a valid list"))
-    users = [
-        message
-        for message in messages
-        if isinstance(message, dict) and message.get("role") == "user"
-    ]
-    content = (users or [{}])[-1].get("content")
-    if isinstance(content, list):
-        parts = [part.get("text", "") for part in content if isinstance(part, dict)]
-        return " ".join(str(part) for part in parts if part)
-    return str(content or "")
+def _tokens(request: Json, script: Json, default: int) -> int:
+    if "max_tokens" in script:
+        return _natural(script, "max_tokens", default)
+    for name in TOKEN_FIELDS:
+        if request.get(name) is not None:
+            return _natural(request, name, default)
+    return default
 
 
-def _invalid(kind: str, message: str) -> str:
-    detail = f"{{'type': '{kind}', 'loc': ('body', 'messages'), 'msg': '{message}'}}"
+def _tool(given: Any) -> ToolCall | None:
+    if not isinstance(given, dict):
+        return None
+    return ToolCall(str(given.get("name")), json.dumps(given.get("arguments") or {}))
+
+
+def _conversation(request: Json, kind: Kind) -> Conversation:
+    if kind == "completion":
+        return Conversation(_prompt(request), {}, has_tool_result=False)
+    name = "messages" if kind == "chat" else "input"
+    items = request.get(name)
+    if items is None:
+        raise BadRequestError(_invalid("missing", name, "Field required"))
+    if isinstance(items, str) and kind == "response":
+        items = [{"role": "user", "content": items}]
+    if not isinstance(items, list) or not items:
+        raise BadRequestError(_invalid("list_type", name, "Input should be a valid list"))
+    return read_conversation(items)
+
+
+def _invalid(kind: str, name: str, message: str) -> str:
+    detail = f"{{'type': '{kind}', 'loc': ('body', '{name}'), 'msg': '{message}'}}"
     return f"1 validation error:\n  {detail}"
 
 

@@ -14,8 +14,9 @@ from uuid import uuid4
 
 from proxy.wire.fields import REQUEST_ID
 from worker_vllm.asgi import App, Receive, Scope, Send
+from worker_vllm.engine import responses
 from worker_vllm.engine.base import Reading
-from worker_vllm.engine.events import STREAM_END, answer, error_event, stream_frame
+from worker_vllm.engine.events import Frame, answer, frame
 from worker_vllm.engine.script import (
     BadRequestError,
     Kind,
@@ -33,7 +34,11 @@ TOKENS_PER_YIELD = 64
 # Tokens that are due within this time are sent together, because timers are not more precise.
 TIMER_RESOLUTION_SECONDS = 0.0005
 SERVED_NAME = "scripted"
-_GENERATE: dict[str, Kind] = {"/v1/chat/completions": "chat", "/v1/completions": "completion"}
+_GENERATE: dict[str, Kind] = {
+    "/v1/chat/completions": "chat",
+    "/v1/completions": "completion",
+    "/v1/responses": "response",
+}
 _ENGINE_GONE = "EngineCore encountered an issue. See stack trace (above) for the root cause."
 
 
@@ -182,26 +187,27 @@ class ScriptedEngine:
             await asyncio.sleep(script.fault_at / 1000)
         if not script.stream:
             await self._tokens(script, None)
-            await _reply(send, 200, answer(script))
+            is_response = script.kind == "response"
+            await _reply(send, 200, responses.answer(script) if is_response else answer(script))
             return
         await _send_head(send, 200, "text/event-stream; charset=utf-8")
-        if await self._tokens(script, send):
-            await _send_part(send, STREAM_END)
+        await self._tokens(script, send)
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _tokens(self, script: Script, send: Send | None) -> bool:
-        """Generate the tokens at the script's pace, and send them if this is a stream.
-
-        Returns False if an error event ended the stream.
-        """
-        frame = stream_frame(script)
+    async def _tokens(self, script: Script, send: Send | None) -> None:
+        """Generate the tokens at the script's pace, and send them if this is a stream."""
+        events = responses.frame(script) if script.kind == "response" else frame(script)
+        if send is not None and events.opening:
+            await _send_part(send, events.opening)
+        if script.fault == "prefill":
+            await asyncio.sleep(script.fault_at / 1000)
         if send is not None:
-            await _send_part(send, frame.first)
+            await _send_part(send, events.first)
         due = self.clock()
         for index in range(script.tokens):
             is_faulty = script.fault and index == script.fault_at
-            if is_faulty and not await self._inject_fault(script.fault, send):
-                return False
+            if is_faulty and not await self._inject_fault(script.fault, events, send):
+                return
             due += script.pace
             if script.pace and (early := due - self.clock()) > TIMER_RESOLUTION_SECONDS:
                 await asyncio.sleep(early)
@@ -209,12 +215,11 @@ class ScriptedEngine:
                 await asyncio.sleep(0)
             self.generation_tokens += 1
             if send is not None:
-                await _send_part(send, frame.token(index))
-        if send is not None and script.usage:
-            await _send_part(send, frame.usage)
-        return True
+                await _send_part(send, events.token(index))
+        if send is not None:
+            await _send_part(send, events.closing)
 
-    async def _inject_fault(self, fault: str, send: Send | None) -> bool:
+    async def _inject_fault(self, fault: str, events: Frame, send: Send | None) -> bool:
         """Perform a fault. Returns False if an error event was sent, which ends the response."""
         match fault:
             case "cut":
@@ -232,7 +237,7 @@ class ScriptedEngine:
                 if send is None:
                     raise _CutError("the engine failed")
                 message = _ENGINE_GONE if self.dead else "scripted failure"
-                await _send_part(send, error_event(message) + STREAM_END)
+                await _send_part(send, events.error(message))
                 return False
         return True
 
