@@ -48,7 +48,11 @@ class Command:
         """Send a signal to the process, but not to its children; return its exit status."""
         if self.process.returncode is None:
             self.process.send_signal(number)
-        return await asyncio.wait_for(self.process.wait(), STOP_SECONDS)
+        return await self.ends(STOP_SECONDS)
+
+    async def ends(self, seconds: float) -> int:
+        """Wait until the process has exited; return its exit status."""
+        return await asyncio.wait_for(self.process.wait(), seconds)
 
 
 @asynccontextmanager
