@@ -22,6 +22,8 @@ SETTINGS: dict[str, Any] = {
     # The package's program for searching cannot be executed after an installation without scripts.
     "tools": {"useRipgrep": False},
 }
+# This timer counts only parsed events, so comments do not reset it.
+TIMERS = {"streamIdleTimeoutMs": 0}
 
 
 @dataclass(frozen=True)
@@ -31,10 +33,7 @@ class Qwen:
     def invocation(
         self, home: Path, base_url: str, prompt: str, silence: float | None
     ) -> Invocation:
-        # This timer counts only parsed events, so comments do not reset it.
-        timers: dict[str, Any] = {"streamIdleTimeoutMs": 0}
-        if silence is not None:
-            timers["timeout"] = round(silence * 1000)
+        timers = TIMERS if silence is None else TIMERS | {"timeout": round(silence * 1000)}
         folder = home / ".qwen"
         folder.mkdir(exist_ok=True)
         settings = SETTINGS | {"model": {"generationConfig": timers}}
