@@ -88,7 +88,7 @@ def _response(script: Script, status: str) -> dict[str, Any]:
     is_over = status == "completed"
     usage = {
         "input_tokens": script.prompt_tokens,
-        "input_tokens_details": {"cached_tokens": 0},
+        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
         "output_tokens": script.tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": script.prompt_tokens + script.tokens,
