@@ -34,6 +34,9 @@ class Agent(Protocol):
     default is to be replaced.
     """
 
+    def command(self) -> list[str]:
+        """Return the command without arguments; skip the test if the program is missing."""
+
     def invocation(
         self, home: Path, base_url: str, prompt: str, silence: float | None
     ) -> Invocation:

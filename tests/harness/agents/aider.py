@@ -31,6 +31,9 @@ FLAGS = (
 class Aider:
     """See `Agent`."""
 
+    def command(self) -> list[str]:
+        return [tool(".venv-aider", "aider")]
+
     def invocation(
         self, home: Path, base_url: str, prompt: str, silence: float | None
     ) -> Invocation:
@@ -45,4 +48,4 @@ class Aider:
             # Otherwise LiteLLM downloads a list of prices.
             "LITELLM_LOCAL_MODEL_COST_MAP": "True",
         }
-        return Invocation([tool(".venv-aider", "aider"), *flags, "--message", prompt], variables)
+        return Invocation([*self.command(), *flags, "--message", prompt], variables)

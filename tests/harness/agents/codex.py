@@ -35,6 +35,9 @@ class Codex:
 
     more: str = ""
 
+    def command(self) -> list[str]:
+        return codex_command()
+
     def invocation(
         self, home: Path, base_url: str, prompt: str, silence: float | None
     ) -> Invocation:
@@ -46,4 +49,4 @@ class Codex:
         (folder / "config.toml").write_text(CONFIG.format(base_url=base_url, more=more))
         flags = ("exec", "--json", "--skip-git-repo-check", "--sandbox", "danger-full-access")
         variables = {"CODEX_HOME": str(folder), "VLLM_SERVERLESS_KEY": KEY}
-        return Invocation([*codex_command(), *flags, prompt], variables)
+        return Invocation([*self.command(), *flags, prompt], variables)

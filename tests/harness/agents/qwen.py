@@ -30,6 +30,9 @@ TIMERS = {"streamIdleTimeoutMs": 0}
 class Qwen:
     """See `Agent`."""
 
+    def command(self) -> list[str]:
+        return npm_command(".node-qwen", "@qwen-code/qwen-code/cli-entry.js")
+
     def invocation(
         self, home: Path, base_url: str, prompt: str, silence: float | None
     ) -> Invocation:
@@ -44,5 +47,4 @@ class Qwen:
             "OPENAI_MODEL": "scripted",
             "QWEN_CODE_SUPPRESS_YOLO_WARNING": "1",
         }
-        command = npm_command(".node-qwen", "@qwen-code/qwen-code/cli-entry.js")
-        return Invocation([*command, "--yolo", prompt], variables)
+        return Invocation([*self.command(), "--yolo", prompt], variables)

@@ -87,6 +87,7 @@ class AgentStories:
     @pytest_asyncio.fixture(scope="class")
     @classmethod
     async def place(cls) -> AsyncIterator[Place]:
+        cls.agent.command()
         async with place(cls.agent) as found:
             yield found
 
