@@ -41,3 +41,4 @@ async def _wait(proxy: Proxy, name: str, home: Path) -> None:
         assert await running.ends(PREFILL_SECONDS + SLACK_SECONDS) == 0, running.text
     assert "at last" in running.text
     assert [word for word in REPEATS if word in running.text] == []
+    assert watched.requests == []
