@@ -17,7 +17,7 @@ def error_event(message: str) -> bytes:
     return b"data: " + error_body(message, "InternalServerError", 500) + b"\n\n"
 
 
-class Frame(Protocol):
+class StreamEvents(Protocol):
     """The events of one stream."""
 
     @property
@@ -39,7 +39,7 @@ class Frame(Protocol):
         """Return the last events of a stream that fails."""
 
 
-class _ChatEnd:
+class _ChatEvents:
     """The parts that are equal in all streams of chats and completions."""
 
     __slots__ = ()
@@ -53,7 +53,7 @@ class _ChatEnd:
 
 
 @dataclass(frozen=True, slots=True)
-class StreamFrame(_ChatEnd):
+class StreamFrame(_ChatEvents):
     """The parts of a stream's events that are the same for all tokens."""
 
     first: bytes
@@ -81,7 +81,7 @@ class StreamFrame(_ChatEnd):
 
 
 @dataclass(frozen=True, slots=True)
-class AnswerFrame(_ChatEnd):
+class AnswerEvents(_ChatEvents):
     """The events of a stream with the text that the script contains, or with a tool call."""
 
     script: Script
@@ -107,10 +107,10 @@ class AnswerFrame(_ChatEnd):
         return call + _closing(self.script)
 
 
-def frame(script: Script) -> Frame:
+def stream_events(script: Script) -> StreamEvents:
     """Return the events of the stream of a chat or of a completion."""
     if script.answer is not None or script.tool is not None:
-        return AnswerFrame(script)
+        return AnswerEvents(script)
     return stream_frame(script)
 
 

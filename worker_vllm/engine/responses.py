@@ -5,16 +5,16 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from worker_vllm.engine.events import Frame
+from worker_vllm.engine.events import StreamEvents
 from worker_vllm.engine.script import Script, ToolCall
 
 # The events before the first token: created, in_progress, output_item.added, content_part.added.
 _FIRST_TOKEN_NUMBER = 4
 
 
-def frame(script: Script) -> Frame:
+def stream_events(script: Script) -> StreamEvents:
     """Return the events of the stream of a response."""
-    return ResponseFrame(script)
+    return ResponseEvents(script)
 
 
 def answer(script: Script) -> bytes:
@@ -23,7 +23,7 @@ def answer(script: Script) -> bytes:
 
 
 @dataclass(frozen=True, slots=True)
-class ResponseFrame:
+class ResponseEvents:
     """The events of the stream of a response: a message with one text, or a function call."""
 
     script: Script

@@ -16,7 +16,7 @@ from proxy.wire.fields import REQUEST_ID
 from worker_vllm.asgi import App, Receive, Scope, Send
 from worker_vllm.engine import responses
 from worker_vllm.engine.base import Reading
-from worker_vllm.engine.events import Frame, answer, frame
+from worker_vllm.engine.events import StreamEvents, answer, stream_events
 from worker_vllm.engine.script import (
     BadRequestError,
     Kind,
@@ -196,7 +196,9 @@ class ScriptedEngine:
 
     async def _tokens(self, script: Script, send: Send | None) -> None:
         """Generate the tokens at the script's pace, and send them if this is a stream."""
-        events = responses.frame(script) if script.kind == "response" else frame(script)
+        events = (
+            responses.stream_events(script) if script.kind == "response" else stream_events(script)
+        )
         if send is not None and events.opening:
             await _send_part(send, events.opening)
         if script.fault == "prefill":
@@ -219,7 +221,7 @@ class ScriptedEngine:
         if send is not None:
             await _send_part(send, events.closing)
 
-    async def _inject_fault(self, fault: str, events: Frame, send: Send | None) -> bool:
+    async def _inject_fault(self, fault: str, events: StreamEvents, send: Send | None) -> bool:
         """Perform a fault. Returns False if an error event was sent, which ends the response."""
         match fault:
             case "cut":
