@@ -141,7 +141,7 @@ async def test_a_client_that_disconnects_stops_its_job(proxy: Proxy) -> None:
     await until(lambda: not worker_of.holds, 10, "the run has been released")
 
 
-async def test_a_worker_without_its_engine_receives_no_further_jobs(proxy: Proxy) -> None:
+async def test_a_worker_without_its_engine_receives_no_further_jobs() -> None:
     async with stock_proxy(queue_timeout=3.0) as own, stock_worker(own, "openai_calls.py"):
         status, body = await post(own, "default", ask(user="no engine"))
         assert (status, body["error"]["code"]) == (502, "worker_lost")

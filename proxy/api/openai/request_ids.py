@@ -1,7 +1,7 @@
 """Keep the request ids that engines receive apart.
 
-An engine derives the id of its answer from `X-Request-Id`, and vLLM ends by this id all requests
-that have it. So no two running calls may have the same one.
+An engine derives the id of its answer from `X-Request-Id`. Logs and traces name it, and older
+releases of vLLM abort every request that has it. So no two running calls may have the same one.
 """
 
 import asyncio
