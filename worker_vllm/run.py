@@ -23,7 +23,7 @@ from dataclasses import dataclass, field
 from enum import Enum, auto
 from typing import NamedTuple
 
-from proxy.wire.flow import SendFlow
+from proxy.wire.flow import Outbox, SendFlow
 from proxy.wire.frames import (
     PART_BYTES,
     SENT_AGAIN,
@@ -37,7 +37,6 @@ from proxy.wire.frames import (
     Job,
     Output,
 )
-from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Request
 
 MESSAGE_CHARACTERS = 2_000

@@ -17,6 +17,7 @@ from contextlib import aclosing
 import structlog
 
 from proxy.wire import frames
+from proxy.wire.flow import Outbox
 from proxy.wire.frames import (
     ALL_FRAMES,
     FEATURES,
@@ -40,7 +41,6 @@ from proxy.wire.frames import (
     ToWorker,
     Welcome,
 )
-from proxy.wire.outbox import Outbox
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
 from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle

@@ -1,17 +1,38 @@
-"""Flow control of one run's output: what the receiver asks for, and what the sender may send.
+"""Flow control of a worker's connection: the output of each run, and the queue of unsent frames.
 
-The receiver (the proxy) counts the bytes that wait for their reader. Above the high watermark it
-asks the sender to pause; below the low watermark it asks it to resume. A pause can arrive late, so
-the sender (the worker) also keeps a window: at most `STREAM_WINDOW` bytes that the receiver has not
-acknowledged. The receiver therefore sends `Resume` after each half window that its reader has
-taken, even if it never paused the sender. See docs/flow-control.md.
+**A run's output.** The receiver (the proxy) counts the bytes that wait for their reader. Above the
+high watermark it asks the sender to pause; below the low watermark it asks it to resume. A pause
+can arrive late, so the sender (the worker) also keeps a window: at most `STREAM_WINDOW` bytes that
+the receiver has not acknowledged. The receiver therefore sends `Resume` after each half window that
+its reader has taken, even if it never paused the sender. See docs/flow-control.md.
 
-Both classes only count. Their owner sends the frames.
+**The outbox.** All frames that are added during one turn of the event loop are sent in one message.
+Control frames are sent first. Each job has its own FIFO lane; lanes take turns in round-robin
+order, one part at a time, so that a large body of one job does not delay other jobs.
+
+The classes only count and order. Their owner sends the frames.
 """
 
-from dataclasses import dataclass
+from collections import OrderedDict, deque
+from dataclasses import dataclass, field
 
-from proxy.wire.frames import STREAM_WINDOW, WHOLE_WINDOW
+import msgspec
+
+from proxy.wire.frames import (
+    MESSAGE_BYTES,
+    PART_BYTES,
+    STREAM_WINDOW,
+    WHOLE_WINDOW,
+    Body,
+    Chunk,
+    End,
+    Frame,
+    Head,
+    Job,
+    JobFrame,
+    Output,
+    encode,
+)
 
 HIGH_WATERMARK_BYTES = 128 * 1024
 LOW_WATERMARK_BYTES = 32 * 1024
@@ -102,3 +123,123 @@ class SendFlow:
             self.unacknowledged = 0
         else:
             self.unacknowledged = max(0, self.unacknowledged - acknowledged)
+
+
+PAYLOAD_FRAMES = (Chunk, Body, Output)
+
+# Size of a frame without its payload: tag, job id, attempt.
+FRAME_OVERHEAD_BYTES = 64
+
+
+@dataclass(slots=True)
+class Lane:
+    """The unsent frames of one job."""
+
+    frames: deque[JobFrame] = field(default_factory=deque)
+    # Payload bytes of the first frame that have been sent already.
+    offset: int = 0
+    # Payload bytes of all frames that have not been sent.
+    backlog: int = 0
+
+
+class Outbox:
+    """A queue without I/O: its owner adds frames and writes the messages of `next_message`.
+
+    Attributes:
+        size: payload bytes of all lanes that are not yet in a message.
+
+    """
+
+    def __init__(self) -> None:
+        self._control: deque[Frame] = deque()
+        self._lanes: OrderedDict[str, Lane] = OrderedDict()
+        self.size = 0
+
+    def put(self, frame: Frame) -> None:
+        """Add a control frame, which is sent before all lanes."""
+        self._control.append(frame)
+
+    def put_in_lane(self, frame: JobFrame) -> None:
+        """Add a frame of a job after its earlier ones."""
+        lane = self._lanes.get(frame.job)
+        if lane is None:
+            lane = self._lanes[frame.job] = Lane()
+        lane.frames.append(frame)
+        if isinstance(frame, PAYLOAD_FRAMES):
+            lane.backlog += len(frame.data)
+            self.size += len(frame.data)
+
+    def backlog(self, job: str) -> int:
+        """Return the payload bytes of a job that are not yet in a message."""
+        lane = self._lanes.get(job)
+        return lane.backlog if lane else 0
+
+    def has_unsent(self, job: str) -> bool:
+        """Return True if a frame of a job is not yet, or not completely, in a message."""
+        return job in self._lanes
+
+    def drop(self, job: str) -> None:
+        """Discard the unsent frames of a job."""
+        lane = self._lanes.pop(job, None)
+        if lane is not None:
+            self.size -= lane.backlog
+
+    def clear_control(self) -> None:
+        """Discard the unsent control frames; a new connection begins with its own."""
+        self._control.clear()
+
+    def next_message(self) -> tuple[bytes, list[Frame]] | None:
+        """Return the next message to write and the frames in it, or None if the queue is empty."""
+        if not self._control and not self._lanes:
+            return None
+        frames: list[Frame] = list(self._control)
+        self._control.clear()
+        available = MESSAGE_BYTES - FRAME_OVERHEAD_BYTES * len(frames)
+        while self._lanes and available > 0:
+            job, lane = self._lanes.popitem(last=False)
+            available -= self._take_turn(lane, frames, available)
+            if lane.frames:
+                # Append the lane at the end, so that the other lanes are next.
+                self._lanes[job] = lane
+        return encode(frames), frames
+
+    def _take_turn(self, lane: Lane, frames: list[Frame], available: int) -> int:
+        """Move frames with up to one part of payload into the message; return the bytes used."""
+        used = 0
+        turn = min(available, PART_BYTES)
+        while lane.frames and used < turn:
+            frame = lane.frames[0]
+            used += FRAME_OVERHEAD_BYTES + _text_bytes(frame)
+            if isinstance(frame, PAYLOAD_FRAMES):
+                rest = len(frame.data) - lane.offset
+                if rest > PART_BYTES:
+                    part = frame.data[lane.offset : lane.offset + PART_BYTES]
+                    frames.append(msgspec.structs.replace(frame, data=part, more=True))
+                    lane.offset += PART_BYTES
+                    lane.backlog -= PART_BYTES
+                    self.size -= PART_BYTES
+                    return used + PART_BYTES
+                if lane.offset:
+                    frame = msgspec.structs.replace(frame, data=frame.data[lane.offset :])
+                lane.offset = 0
+                lane.backlog -= rest
+                self.size -= rest
+                used += rest
+            frames.append(frame)
+            lane.frames.popleft()
+        return used
+
+
+def _text_bytes(frame: JobFrame) -> int:
+    """Return the bytes of a frame that are neither its payload nor of a fixed size."""
+    match frame:
+        case Chunk() | Body():
+            return 0
+        case Job(fields=fields) | Head(fields=fields):
+            return sum(len(name) + len(value) for name, value in fields)
+        case Output(metrics=metrics):
+            return len(metrics)
+        case End(message=message):
+            return len(message.encode())
+        case _:
+            return 0

@@ -23,7 +23,7 @@ MESSAGE_BYTES = 256 * 1024
 # Bodies and chunks that are longer than this are sent in parts, in round-robin order between jobs.
 PART_BYTES = 64 * 1024
 
-# With the overhead that `wire.outbox` counts for each frame, a message of `MESSAGE_BYTES` has at
+# With the overhead that `wire.flow` counts for each frame, a message of `MESSAGE_BYTES` has at
 # most half this number of frames.
 MESSAGE_MAX_FRAMES = 8 * 1024
 

@@ -1,5 +1,6 @@
 """The order and the size of frames that leave an outbox."""
 
+from proxy.wire.flow import Outbox
 from proxy.wire.frames import (
     MESSAGE_BYTES,
     PART_BYTES,
@@ -12,7 +13,6 @@ from proxy.wire.frames import (
     Output,
     decode_to_proxy,
 )
-from proxy.wire.outbox import Outbox
 
 
 def everything(outbox: Outbox) -> list[Frame]:

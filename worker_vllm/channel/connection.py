@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 from websockets.asyncio.client import ClientConnection
 
+from proxy.wire.flow import Outbox
 from proxy.wire.frames import (
     BadFrameError,
     Credit,
@@ -24,7 +25,6 @@ from proxy.wire.frames import (
     ToWorker,
     decode_to_worker,
 )
-from proxy.wire.outbox import Outbox
 from worker_vllm.channel.dial import (
     OPEN_TIMEOUT_SECONDS,
     STALL_SECONDS,

@@ -13,8 +13,8 @@ import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 
+from proxy.wire.flow import Outbox
 from proxy.wire.frames import PROTOCOL, Credit, Frame, Hello, Log, ToWorker
-from proxy.wire.outbox import Outbox
 from worker_vllm.channel.connection import Channel, ChannelTimeouts, OrphanedError
 from worker_vllm.channel.dial import Dialler, DialRefusedError, Link
 

@@ -19,7 +19,7 @@ from proxy.service.ports import OfferedJob, SinkVerdict, WorkerPort
 from proxy.service.recorder import ELEMENT_OVERHEAD_BYTES, OUTPUT_MAX_BYTES
 from proxy.wire import frames
 from proxy.wire.fields import for_client
-from proxy.wire.outbox import Outbox
+from proxy.wire.flow import Outbox
 
 log = structlog.get_logger()
 

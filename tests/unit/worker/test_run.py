@@ -2,8 +2,8 @@ from itertools import product
 
 import pytest
 
+from proxy.wire.flow import Outbox
 from proxy.wire.frames import Body, Job
-from proxy.wire.outbox import Outbox
 from worker_vllm.run import TRANSITIONS, BadBodyError, Phase, Run, RunEvent
 
 

@@ -10,8 +10,8 @@ from websockets.asyncio.server import ServerConnection, serve
 from websockets.http11 import Request as HandshakeRequest
 from websockets.http11 import Response
 
+from proxy.wire.flow import Outbox
 from proxy.wire.frames import PROTOCOL, Chunk, Credit, Frame, Heartbeat, Hello, Log, ToWorker
-from proxy.wire.outbox import Outbox
 from tests.unit.worker.support import DEADLINE, DIALLER, fake_proxy, until
 from worker_vllm.channel.connection import (
     Channel,
