@@ -219,7 +219,7 @@ class JobView:
         ahead = self._interactive.ahead(job)
         workers = self._fleet.of(job.endpoint)
         found = reason(job, workers, ahead, self._clock.now())
-        if any(worker.is_ready for worker in workers):
+        if any(worker.is_ready for worker in workers) or not self._fleet.unhealthy:
             return found
         now = asyncio.get_running_loop().time()
         unhealthy = self._fleet.unhealthy.reasons(job.endpoint, now)

@@ -20,6 +20,9 @@ class UnhealthyWorkers:
     def __init__(self) -> None:
         self._reports: dict[WorkerId, _Report] = {}
 
+    def __len__(self) -> int:
+        return len(self._reports)
+
     def report(self, worker_id: WorkerId, endpoint: EndpointId, until: float, why: str) -> None:
         """Remember a worker as unhealthy until that time."""
         self.forget(worker_id)

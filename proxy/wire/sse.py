@@ -267,8 +267,12 @@ def _is_plain(data: bytes) -> bool:
     """
     if data.startswith(b"data:"):
         return not (DONE in data or b'"error"' in data or b"event:" in data)
-    line = data[:LINE_SEARCH_BYTES].splitlines()[0] if data.startswith(b"event:") else b""
-    return bool(line) and line[6:].removeprefix(b" ") not in FINAL_TYPES
+    if not data.startswith(b"event:"):
+        return False
+    name, *rest = data[:LINE_SEARCH_BYTES].splitlines()
+    # Without data it is not an event.
+    has_data = bool(rest) and rest[0].startswith(b"data:")
+    return has_data and name[6:].removeprefix(b" ") not in FINAL_TYPES
 
 
 def _after(data: bytes, at: int, stop: int) -> int:
