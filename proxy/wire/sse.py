@@ -267,7 +267,7 @@ def _is_plain(data: bytes) -> bool:
     """
     if data.startswith(b"data:"):
         return not (DONE in data or b'"error"' in data or b"event:" in data)
-    if not data.startswith(b"event:"):
+    if not data.startswith(b"event:") or b"\nevent" in data or b"\revent" in data:
         return False
     name, *rest = data[:LINE_SEARCH_BYTES].splitlines()
     # Without data it is not an event.

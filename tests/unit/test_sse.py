@@ -92,6 +92,7 @@ def test_events_do_not_depend_on_line_ends_and_pieces(
 @given(stream=STREAMS, cuts=CUTS)
 @example(stream=[(b"data: [DONE]", b"\n"), (b"", b"\n"), (b": error", b"\n")], cuts=[])
 @example(stream=[(b"data: [DONE]", b"\n"), (b"", b"\n"), (b"event: ping", b"\n")], cuts=[])
+@example(stream=[(b"event: ping", b"\n"), (b"data: 1", b"\n"), (b"event: error", b"\n")], cuts=[])
 def test_the_last_event_decides_in_every_write(
     stream: list[tuple[bytes, bytes]], cuts: list[int]
 ) -> None:
