@@ -1,14 +1,13 @@
 """All settings of the proxy, read from `PROXY_*` variables. A flag overrides its variable."""
 
 import os
-import re
 import secrets
 from collections.abc import Callable
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Self
 
-from pydantic import BeforeValidator, Field, SecretStr, field_validator, model_validator
-from pydantic_settings import BaseSettings, NoDecode, SettingsConfigDict
+from pydantic import Field, SecretStr, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from proxy.access.encryption import is_key, new_key
 from proxy.access.keys import Kind, StoredKey, parted, stored_key
@@ -18,17 +17,29 @@ from proxy.api.openai.relay import HeartbeatIntervals
 from proxy.api.openai.stream_events import HeartbeatForm, StreamForm
 from proxy.channel.runpod.tracking import RunpodTimeouts
 from proxy.edge.connections import Pace
-from proxy.edge.head import Hosts, is_host
-from proxy.edge.origins import ANY_ORIGIN, read_origin
+from proxy.edge.head import Hosts
 from proxy.jobs.model import EndpointId, Millis
 from proxy.service.endpoints import Endpoint
 from proxy.service.stuck import GRACE_SECONDS
-from proxy.webhooks.signature import KEY_BYTES, format_secret, read_secret
+from proxy.setting_types import (
+    MEMORY,
+    SQLITE,
+    ApiKeys,
+    ApiKeysInFile,
+    CorsOrigins,
+    EndpointIds,
+    HostNames,
+    Limits,
+    LogLevel,
+    Receivers,
+    Store,
+    TokenInFile,
+    WebhookSecret,
+)
+from proxy.webhooks.signature import KEY_BYTES, format_secret
 from proxy.webhooks.url_policy import Allowed
 from proxy.wire.frames import LEASE_SECONDS
 from proxy.wire.secret_file import SecretFileError, stored_secret
-from proxy.wire.secret_file import read_secret as read_token
-from proxy.wire.secret_file import read_secrets as read_keys
 
 PROXY_SECRETS = (
     *("PROXY_API_KEY", "PROXY_API_KEY_FILE", "PROXY_WORKER_TOKEN", "PROXY_WORKER_TOKEN_FILE"),
@@ -40,26 +51,6 @@ WORKER_TOKEN_FILE_NAME = "worker-token"  # noqa: S105 - the name of a file in th
 TIMEOUT_MAX_SECONDS = 31_536_000
 BODY_BUDGET_DEFAULT_BYTES = 256 * 1024 * 1024
 BODY_BUDGET_MIN_BYTES = 32 * 1024 * 1024
-MEMORY = "memory:"
-SQLITE = "sqlite:///"
-_ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
-
-
-def _keys_in(path: Any) -> Any:
-    """Return the keys in a file. An empty path is a ValueError: a missing file, not "no keys"."""
-    if not isinstance(path, str | Path):
-        return path
-    return [SecretStr(key) for key in read_keys(_named(path))]
-
-
-def _token_in(path: Any) -> Any:
-    return SecretStr(read_token(_named(path))) if isinstance(path, str | Path) else path
-
-
-def _named(path: str | Path) -> Path:
-    if not str(path):
-        raise ValueError("the path is empty; set it to the path of a file, or unset it")
-    return Path(path)
 
 
 class Settings(BaseSettings):
@@ -74,36 +65,34 @@ class Settings(BaseSettings):
         description="Address to listen on. Every address but loopback requires an API key.",
     )
     port: int = Field(8000, ge=0, le=65535, description="Port to listen on; 0 selects a free port.")
-    api_key: Annotated[list[SecretStr], NoDecode] = Field(
-        [], description="API key of clients, as [OWNER=]KEY."
-    )
-    api_key_file: Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_keys_in)] = Field(
+    api_key: ApiKeys = Field([], description="API key of clients, as [OWNER=]KEY.")
+    api_key_file: ApiKeysInFile = Field(
         (),
         description="File with one [OWNER=]KEY per line; must be readable only by its owner.",
     )
     worker_token: SecretStr | None = Field(
         None, description="Token of workers (default: generated, stored in the data directory)."
     )
-    worker_token_file: Annotated[SecretStr | None, BeforeValidator(_token_in)] = Field(
+    worker_token_file: TokenInFile = Field(
         None, description="File with the worker token; must be readable only by its owner."
     )
-    endpoint: Annotated[list[str], NoDecode] = Field(
+    endpoint: EndpointIds = Field(
         ["default"], description="Endpoint to serve, as ID or ID=MODEL,..."
     )
     data_dir: Path = Field(
         Path(".data"), description="Directory of jobs, generated secrets and logs of local workers."
     )
-    store: str = Field(
+    store: Store = Field(
         "",
         description="Job store: sqlite:///PATH or memory: (default: jobs.db in --data-dir).",
     )
-    cors_origin: Annotated[list[str], NoDecode] = Field(
+    cors_origin: CorsOrigins = Field(
         [], description="Origin whose web pages may call the proxy, or * for all origins."
     )
-    webhook_secret: SecretStr | None = Field(
+    webhook_secret: WebhookSecret = Field(
         None, description="Secret that signs webhooks (default: generated and stored)."
     )
-    webhook_allow: Annotated[list[str], NoDecode] = Field(
+    webhook_allow: Receivers = Field(
         [], description="Private host or network that webhooks may be sent to."
     )
     queue_timeout: float = Field(
@@ -118,7 +107,7 @@ class Settings(BaseSettings):
     max_queued: int = Field(
         10_000, gt=0, description="Queued jobs per endpoint; further jobs are rejected with 429."
     )
-    limit: Annotated[list[str], NoDecode] = Field(
+    limit: Limits = Field(
         [],
         description=(
             "Rate limit per key, as OPERATION=REQUESTS[/CONCURRENT]: requests per 10 seconds, and"
@@ -128,7 +117,7 @@ class Settings(BaseSettings):
     limit_per_worker: int = Field(
         REQUESTS_PER_WORKER, ge=0, description="Requests per 10 s and worker, if above the limit."
     )
-    allowed_host: Annotated[list[str], NoDecode] = Field(
+    allowed_host: HostNames = Field(
         [],
         description=(
             "Host name that clients may use (default: any name if an API key is required,"
@@ -187,25 +176,7 @@ class Settings(BaseSettings):
     heartbeat_silent: float = Field(
         15.0, gt=0, description="Seconds without output until a running stream gets a heartbeat."
     )
-    log_level: Literal["debug", "info", "warning", "error"] = Field(
-        "info", description="Log level: debug, info, warning or error."
-    )
-
-    @field_validator("limit")
-    @classmethod
-    def _known_limits(cls, value: list[str]) -> list[str]:
-        for text in value:
-            read_limit(text)
-        return value
-
-    @field_validator("api_key", mode="before")
-    @classmethod
-    def _keys(cls, value: Any) -> Any:
-        """Split a variable into keys; an empty variable is one empty key, which is rejected later.
-
-        A variable that is set to an empty value is a missing key, not a request for none.
-        """
-        return (value.split() or [""]) if isinstance(value, str) else value
+    log_level: LogLevel = Field("info", description="Log level: debug, info, warning or error.")
 
     @model_validator(mode="after")
     def _one_token(self) -> Self:
@@ -214,57 +185,6 @@ class Settings(BaseSettings):
                 "PROXY_WORKER_TOKEN and PROXY_WORKER_TOKEN_FILE are both set: unset one of them"
             )
         return self
-
-    @field_validator(
-        "endpoint", "cors_origin", "limit", "webhook_allow", "allowed_host", mode="before"
-    )
-    @classmethod
-    def _words(cls, value: Any) -> Any:
-        return value.split() if isinstance(value, str) else value
-
-    @field_validator("cors_origin")
-    @classmethod
-    def _origins(cls, value: list[str]) -> list[str]:
-        """Return the origins in the form that browsers send, because CORS compares strings."""
-        return [_origin(text) for text in value]
-
-    @field_validator("endpoint")
-    @classmethod
-    def _endpoint_ids(cls, value: list[str]) -> list[str]:
-        for text in value:
-            if not _ENDPOINT.fullmatch(text.partition("=")[0]):
-                message = f"{text!r}: an endpoint id has 1 to 80 letters, digits, '-' and '_'"
-                raise ValueError(message)
-        return value
-
-    @field_validator("webhook_secret")
-    @classmethod
-    def _secret(cls, value: SecretStr | None) -> SecretStr | None:
-        if value is not None:
-            read_secret(value.get_secret_value())
-        return value
-
-    @field_validator("webhook_allow")
-    @classmethod
-    def _receivers(cls, value: list[str]) -> list[str]:
-        Allowed.read(value)
-        return value
-
-    @field_validator("allowed_host")
-    @classmethod
-    def _host_names(cls, value: list[str]) -> list[str]:
-        for text in value:
-            if not is_host(text):
-                raise ValueError(f"{text!r}: use a host name or an address, without a port")
-        return value
-
-    @field_validator("store")
-    @classmethod
-    def _known_store(cls, value: str) -> str:
-        is_file = value.startswith(SQLITE) and value != SQLITE
-        if value not in ("", MEMORY) and not is_file:
-            raise ValueError(f"{value!r}: use {SQLITE}PATH or {MEMORY}")
-        return value
 
     def endpoints(self) -> list[Endpoint]:
         return [self._endpoint(text) for text in self.endpoint]
@@ -374,18 +294,6 @@ class Settings(BaseSettings):
         if configured is not None:
             return configured.get_secret_value()
         return stored_secret(self.data_dir / name, make)
-
-
-def _origin(text: str) -> str:
-    if text in (ANY_ORIGIN, "null"):
-        return text
-    origin = read_origin(text.removesuffix("/"))
-    if origin is None:
-        raise ValueError(
-            f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path,"
-            f" or {ANY_ORIGIN}"
-        )
-    return str(origin)
 
 
 def worker_environment(overrides: dict[str, str]) -> dict[str, str]:
