@@ -22,6 +22,8 @@ from proxy.wire.secret_file import read_secrets as read_keys
 MEMORY = "memory:"
 SQLITE = "sqlite:///"
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_ASCII_BLANKS = " \t\r\n"
+_KEY_SEPARATOR = re.compile(f"[{_ASCII_BLANKS}]+")
 
 
 def _words(value: Any) -> Any:
@@ -31,9 +33,10 @@ def _words(value: Any) -> Any:
 def _keys(value: Any) -> Any:
     """Split a variable into keys; an empty variable is one empty key, which is rejected later.
 
-    A variable that is set to an empty value is a missing key, not a request for none.
+    A variable that is set to an empty value is a missing key, not a request for none. Other blanks
+    than those of ASCII are not separators: they come from a paste, and are rejected later.
     """
-    return (value.split() or [""]) if isinstance(value, str) else value
+    return _KEY_SEPARATOR.split(value.strip(_ASCII_BLANKS)) if isinstance(value, str) else value
 
 
 def _keys_in(path: Any) -> Any:

@@ -245,7 +245,7 @@ class Settings(BaseSettings):
         Raises OSError if the stored worker token cannot be read.
         """
         path = self.data_dir / WORKER_TOKEN_FILE_NAME
-        stored = path.read_text().strip() if path.exists() else ""
+        stored = path.read_text(errors="surrogateescape").strip() if path.exists() else ""
         configured = self._configured_token()
         token = (stored or None) if configured is None else configured.get_secret_value()
         return refusal(self.host, [parted(key) for key in self.client_keys()], token)

@@ -7,7 +7,7 @@ import structlog
 
 from proxy.wire.escaping import escape_controls
 from worker_vllm import worker
-from worker_vllm.ending import EX_USAGE, Ended
+from worker_vllm.ending import Ended
 from worker_vllm.log import configure_logging
 from worker_vllm.runpod_sdk import flags, runtime
 from worker_vllm.settings import SettingsError, read_settings
@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
         ended = _run(arguments)
     except SettingsError as error:
         print(escape_controls(str(error)), file=sys.stderr)
-        return EX_USAGE
+        return error.status
     if ended.line:
         print(escape_controls(ended.line), file=sys.stderr)
     structlog.get_logger().info("worker.ended", code=ended.code)

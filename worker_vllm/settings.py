@@ -21,10 +21,12 @@ from pydantic import (
     field_validator,
     model_validator,
 )
+from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from proxy.wire.frames import HEARTBEAT_SECONDS
-from proxy.wire.secret_file import read_secret
+from proxy.wire.secret_file import UnsendableSecretError, check_secret, read_secret
+from worker_vllm.ending import EX_CONFIG, EX_USAGE
 
 EngineKind = Literal["vllm", "scripted", "upstream"]
 LogLevel = Literal["debug", "info", "warning", "error"]
@@ -37,7 +39,14 @@ NO_PROXY_MESSAGE = (
 
 
 class SettingsError(ValueError):
-    """A setting is invalid. The text is one line that names the variable and the remedy."""
+    """A setting is invalid. The text is one line that names the variable and the remedy.
+
+    `status` is the exit status of the worker.
+    """
+
+    def __init__(self, message: str, status: int = EX_USAGE) -> None:
+        super().__init__(message)
+        self.status = status
 
 
 def _secret_in(path: Any) -> Any:
@@ -167,6 +176,12 @@ class Settings(BaseSettings):
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value
 
+    @field_validator("token", "upstream_key", "vllm_api_key")
+    @classmethod
+    def _sendable(cls, value: SecretStr) -> SecretStr:
+        check_secret(value.get_secret_value())
+        return value
+
     @field_validator("connect", "upstream")
     @classmethod
     def _http_url(cls, value: str) -> str:
@@ -212,11 +227,17 @@ def read_settings() -> Settings:
         settings = Settings()
         return Settings() if _take_baked_model(settings.baked_model) else settings
     except ValidationError as error:
-        raise SettingsError(_line(error)) from None
+        raise _settings_error(error) from None
 
 
-def _line(error: ValidationError) -> str:
+def _settings_error(error: ValidationError) -> SettingsError:
     first = error.errors(include_url=False, include_input=False)[0]
+    cause = first.get("ctx", {}).get("error")
+    status = EX_CONFIG if isinstance(cause, UnsendableSecretError) else EX_USAGE
+    return SettingsError(_line(first), status)
+
+
+def _line(first: ErrorDetails) -> str:
     text = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return text

@@ -7,6 +7,8 @@ runs as, the data directory and the models make no difference.
 from collections.abc import Sequence
 from ipaddress import IPv6Address, ip_address
 
+from proxy.wire.secret_file import unsendable_character
+
 # Applies to keys and the worker token if they can be guessed over a network.
 MIN_KEY_CHARACTERS = 8
 
@@ -48,6 +50,8 @@ def refusal(host: str, keys: Sequence[tuple[str, str]], token: str | None) -> st
             "--worker-token-file (PROXY_WORKER_TOKEN): the token is empty. "
             "Give a token, or omit the setting to have one generated."
         )
+    if fault := _unsendable(keys, token):
+        return fault
     if token is not None and token in [key for _, key in keys]:
         return (
             "--api-key-file (PROXY_API_KEY): a key is also the worker token. "
@@ -80,3 +84,23 @@ def _is_missing(owner: str, key: str) -> bool:
     if not key.strip():
         return True
     return not owner and key.endswith("=") and len(key) < MIN_PADDED_KEY_CHARACTERS
+
+
+def _unsendable(keys: Sequence[tuple[str, str]], token: str | None) -> str:
+    """Return the reason why a key, an owner or the token cannot be used, or an empty string."""
+    for owner, key in keys:
+        for name, text in (("an owner", owner), ("a key", key)):
+            if position := unsendable_character(text):
+                return _unsendable_message("--api-key-file (PROXY_API_KEY)", position, name)
+    if position := unsendable_character(token or ""):
+        return _unsendable_message(
+            "--worker-token-file (PROXY_WORKER_TOKEN)", position, "the token"
+        )
+    return ""
+
+
+def _unsendable_message(setting: str, position: int, name: str) -> str:
+    return (
+        f"{setting}: character {position} of {name} is not a visible ASCII character, and cannot be"
+        " sent in a header field. Use a key without blanks, accents and invisible characters."
+    )

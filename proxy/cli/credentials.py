@@ -7,9 +7,15 @@ from typing import Annotated, Any
 import typer
 
 from proxy.cli.console import say
-from proxy.wire.secret_file import SecretFileError, read_secrets
+from proxy.wire.secret_file import (
+    SecretFileError,
+    UnsendableSecretError,
+    check_secret,
+    read_secrets,
+)
 
 EX_USAGE = 2
+EX_CONFIG = 78
 
 Token = Annotated[str | None, typer.Option(envvar="WORKER_TOKEN", hidden=True)]
 TokenFile = Annotated[
@@ -60,20 +66,28 @@ def secret_of(context: typer.Context, name: str, variable: str) -> str:
     """Return the secret from the parameter `name` or `{name}_file`, or an empty string.
 
     A flag overrides a variable, and a file overrides a value. Exits with status 2 if the file
-    cannot be used.
+    cannot be used, and with 78 if the secret cannot be sent in a header field.
     """
     value: str | None = context.params[name]
     path: Path | None = context.params[f"{name}_file"]
     is_flag = from_command_line(context, name)
     if value is not None and is_flag:
         warn_of_flag(name, variable)
-    if path is None or (is_flag and not from_command_line(context, f"{name}_file")):
-        return value or ""
+    source = f"{flag_of(name)}-file"
     try:
+        if path is None or (is_flag and not from_command_line(context, f"{name}_file")):
+            source = flag_of(name) if is_flag else variable
+            check_secret(value or "")
+            return value or ""
         return read_secrets(path)[0]
     except SecretFileError as error:
-        say(f"vllm-serverless: {flag_of(name)}-file: {error}")
-        sys.exit(EX_USAGE)
+        say(f"vllm-serverless: {source}: {error}")
+        sys.exit(status_of(error))
+
+
+def status_of(error: object) -> int:
+    """Return the exit status for an invalid setting: 78 for a secret that cannot be sent, else 2."""
+    return EX_CONFIG if isinstance(error, UnsendableSecretError) else EX_USAGE
 
 
 def worker_token_flags(context: typer.Context) -> dict[str, object]:

@@ -8,7 +8,7 @@ import typer
 from pydantic import ValidationError
 
 from proxy.cli.console import say
-from proxy.cli.credentials import EX_USAGE, flag_of, overridden, warn_of_flag
+from proxy.cli.credentials import flag_of, overridden, status_of, warn_of_flag
 from proxy.settings import Settings
 
 
@@ -66,7 +66,7 @@ MaxConcurrency = Annotated[
 def settings(**flags: Any) -> Settings:
     """Return the settings of the environment and of the flags that are not None or empty.
 
-    Exits with status 2 if one is invalid, after a line for each that is.
+    Exits with `status_of` the error if one is invalid, after a line for each that is.
     """
     given = {name: value for name, value in flags.items() if value not in (None, [])}
     for name, variable in (("api_key", "PROXY_API_KEY"), ("worker_token", "PROXY_WORKER_TOKEN")):
@@ -79,4 +79,4 @@ def settings(**flags: Any) -> Settings:
             name = str(wrong["loc"][0]) if wrong["loc"] else ""
             where = f"{flag_of(name)} (PROXY_{name.upper()}): " if name else ""
             say(f"vllm-serverless: {where}{wrong['msg'].removeprefix('Value error, ')}")
-        sys.exit(EX_USAGE)
+        sys.exit(max(status_of(wrong.get("ctx", {}).get("error")) for wrong in error.errors()))

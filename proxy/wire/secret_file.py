@@ -13,11 +13,34 @@ from pathlib import Path
 SECRET_FILE_MAX_BYTES = 64 * 1024
 
 # Other characters cannot be sent in an `Authorization` field without an encoding.
-_SECRET = re.compile(r"[!-~]+")
+_UNSENDABLE = re.compile(r"[^!-~]")
 
 
 class SecretFileError(ValueError):
     """A file of secrets is unusable. The message has the reason and the remedy, never a secret."""
+
+
+class UnsendableSecretError(SecretFileError):
+    """A secret has a character that cannot be sent in a header field."""
+
+
+def unsendable_character(secret: str) -> int:
+    """Return the position of the first character that no header field can carry, from 1; else 0.
+
+    Visible ASCII characters can be sent. A blank, a zero-width character or a letter with an accent
+    in a key would reject every client that presents the key, without a visible reason.
+    """
+    found = _UNSENDABLE.search(secret)
+    return 0 if found is None else found.start() + 1
+
+
+def check_secret(secret: str) -> None:
+    """Raise UnsendableSecretError if a secret cannot be sent in a header field."""
+    if position := unsendable_character(secret):
+        raise UnsendableSecretError(
+            f"character {position} cannot be sent in a header field."
+            " Use only visible ASCII characters, without blanks"
+        )
 
 
 def read_secrets(path: Path) -> tuple[str, ...]:
@@ -33,8 +56,8 @@ def read_secrets(path: Path) -> tuple[str, ...]:
         secret = line.strip(" \t\r")
         if not secret or secret.startswith("#"):
             continue
-        if not _SECRET.fullmatch(secret):
-            raise SecretFileError(
+        if unsendable_character(secret):
+            raise UnsendableSecretError(
                 f"{path}, line {number}: only visible ASCII characters without blanks are allowed"
                 " in a key. Put comments on lines of their own."
             )
@@ -100,7 +123,7 @@ def _text(path: Path) -> str:
     try:
         return data.decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        raise SecretFileError(
+        raise UnsendableSecretError(
             f"{path} is not UTF-8 text (byte {error.start}). Save it as UTF-8."
         ) from None
 

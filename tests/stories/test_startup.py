@@ -31,6 +31,7 @@ EXPOSED, SHORT, EMPTY, SAME, NO_TOKEN = (
     "a key is also the worker token",
     r"\(PROXY_WORKER_TOKEN\): the token is empty",
 )
+UNSENDABLE = r"\(PROXY_API_KEY\): character 3 of a key is not a visible ASCII character"
 REFUSED: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
     (EXPOSED, "proxy", ("--host", "0.0.0.0"), {}),
     (EXPOSED, "up", ("--host", "::", "--store", "memory:"), {"PROXY_WORKER_TOKEN": "t" * 24}),
@@ -43,6 +44,7 @@ REFUSED: tuple[tuple[str, str, tuple[str, ...], dict[str, str]], ...] = (
         {"PROXY_API_KEY": "k" * 24, "PROXY_WORKER_TOKEN": "k" * 24},
     ),
     (NO_TOKEN, "proxy", (), {"PROXY_WORKER_TOKEN": ""}),
+    (UNSENDABLE, "proxy", (), {"PROXY_API_KEY": "clé-secrète-1234"}),
 )
 
 

@@ -73,6 +73,30 @@ def test_an_unusable_file_is_reported_in_one_line(tmp_path: Path, command: str) 
     assert KEY not in text
 
 
+@pytest.mark.parametrize(
+    ("arguments", "variable"),
+    [
+        (("proxy", "--api-key-file", "{file}"), ""),
+        (("proxy", "--worker-token-file", "{file}"), ""),
+        (("chat", "--api-key-file", "{file}"), ""),
+        (("chat",), "OPENAI_API_KEY"),
+        (("doctor", "--connect", "http://127.0.0.1:9"), "WORKER_TOKEN"),
+    ],
+)
+def test_a_secret_that_no_header_can_carry_is_refused_in_one_line(
+    tmp_path: Path, arguments: tuple[str, ...], variable: str
+) -> None:
+    path = tmp_path / "keys"
+    path.touch(mode=0o600)
+    path.write_text("clé-secrète-1234")
+    given = [argument.format(file=path) for argument in arguments]
+    environment = {variable: "clé-secrète-1234"} if variable else {}
+    status, text = run(*given, **environment)
+    assert status == 78
+    assert re.fullmatch(r"vllm-serverless: .*(ASCII characters).*\n", text)
+    assert "1234" not in text
+
+
 def test_only_the_other_source_is_overridden() -> None:
     assert overridden("token", {"token": "x"}) == {"token_file": None}
     assert overridden("token", {"token_file": "x"}) == {"token": None}

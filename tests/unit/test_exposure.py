@@ -98,5 +98,30 @@ def test_without_a_key_exposed_hosts_are_refused() -> None:
     ] == []
 
 
+@pytest.mark.parametrize(
+    ("keys", "token", "says"),
+    [
+        (["clé-secrète-1234"], None, "character 3 of a key"),
+        ([f"{GOOD}\u200b"], None, "character 25 of a key"),
+        ([GOOD, f"bob=\ufeff{GOOD}"], None, "character 1 of a key"),
+        ([f"two words {GOOD}"], None, "character 4 of a key"),
+        ([f"{GOOD}\u00a0"], None, "character 25 of a key"),
+        ([f"élise={GOOD}"], None, "character 1 of an owner"),
+        ([f"al ice={GOOD}"], None, "character 3 of an owner"),
+        ([GOOD], "tök" * 8, "character 2 of the token"),
+        ([], f" {TOKEN}", "character 1 of the token"),
+        ([], f"{TOKEN}\udce9", "character 25 of the token"),
+    ],
+)
+def test_a_secret_that_no_header_can_carry_is_refused(
+    keys: list[str], token: str | None, says: str
+) -> None:
+    refused = refusal("127.0.0.1", [parted(text) for text in keys], token)
+    assert refused is not None
+    assert says in refused
+    assert "\n" not in refused
+    assert not [secret for secret in (GOOD, TOKEN, "secr", "words") if secret in refused]
+
+
 def test_a_long_key_may_end_in_padding() -> None:
     assert refusal("0.0.0.0", [parted("c2VjcmV0LXNlY3JldA==")], None) is None

@@ -23,6 +23,13 @@ def test_lists_are_words_in_the_environment(monkeypatch: pytest.MonkeyPatch) -> 
     assert [key.get_secret_value() for key in Settings().api_key] == ["alice=one", "two"]
 
 
+def test_only_ascii_blanks_separate_keys(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A blank of another kind comes from a paste; two halves of a key would both be wrong."""
+    monkeypatch.setenv("PROXY_API_KEY", " one\ttwo\nhalf\u00a0half ")
+    assert Settings().client_keys() == ["one", "two", "half\u00a0half"]
+    assert "character 5 of a key" in (Settings().refusal() or "")
+
+
 @pytest.mark.parametrize(
     ("store", "file"),
     [

@@ -136,3 +136,13 @@ def test_an_invalid_setting_is_named_in_one_line(
     line = str(caught.value)
     assert "\n" not in line
     assert name.removeprefix("WORKER_") in line or "WORKER_UPSTREAM" in line
+
+
+@pytest.mark.parametrize("name", ["WORKER_TOKEN", "WORKER_UPSTREAM_KEY", "VLLM_API_KEY"])
+def test_a_secret_that_no_header_can_carry_is_refused(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^{name} is wrong: character 3 ") as refused:
+        read(monkeypatch, **{name: "clé-secrète-1234"})
+    assert refused.value.status == 78
+    assert "1234" not in str(refused.value)
