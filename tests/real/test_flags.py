@@ -6,8 +6,9 @@ import sys
 from typing import Any
 
 import pytest
-from harness.worker.process import ROOT
+from harness.worker.process import ROOT, environment, worker_process
 
+from worker_vllm.engine.flag_names import installed_flags, is_flag
 from worker_vllm.engine.flags import ALIASES, RESERVED_NAMES, SERVER_FLAG_NAMES
 
 CASES: list[tuple[dict[str, str], dict[str, Any] | str]] = [
@@ -69,6 +70,22 @@ def test_every_flag_has_a_variable_unless_its_name_is_reserved(parsed: dict[str,
     names = {option[2:].replace("-", "_").upper() for option in positive}
     assert len(names) > 250
     assert set(parsed["variables"]) == (names - RESERVED_NAMES - SERVER_FLAG_NAMES) | set(ALIASES)
+
+
+def test_the_flags_in_the_source_files_are_those_of_the_parser(parsed: dict[str, Any]) -> None:
+    known = installed_flags()
+    options = {option for options in parsed["options"] for option in options}
+    assert [option for option in sorted(options) if not is_flag(option, known)] == []
+    assert known - options == {"-O"}
+
+
+async def test_a_misspelt_flag_ends_the_worker_before_vllm_is_imported() -> None:
+    variables = environment(engine="vllm", model="demo", connect="http://127.0.0.1:9")
+    async with worker_process("--max-model-length", "100", told=variables) as worker:
+        assert await worker.process.wait() == 1
+    text = "\n".join(worker.lines)
+    assert "vLLM has no flag --max-model-length. Did you mean --max-model-len?" in text
+    assert "importing vLLM" not in text
 
 
 @pytest.mark.parametrize(

@@ -47,7 +47,7 @@ def parse(
     actions = parser._actions  # noqa: SLF001 - argparse has no public list of them
     for name, reason in ignored(variables, actions).items():
         structlog.get_logger().warning("worker.variable_ignored", variable=name, reason=reason)
-    extra = _split(variables.get(EXTRA_ARGUMENTS, ""))
+    extra = extra_arguments(variables)
     raw = [*extra, *arguments]
     flags = [
         flag
@@ -63,9 +63,10 @@ def parse(
     return _parse(parser, [*words, *raw], COMMAND_LINE)
 
 
-def _split(text: str) -> list[str]:
+def extra_arguments(variables: Mapping[str, str]) -> list[str]:
+    """Return the flags in VLLM_EXTRA_ARGS. Raises `EngineError` if a quotation mark is missing."""
     try:
-        return shlex.split(text)
+        return shlex.split(variables.get(EXTRA_ARGUMENTS, ""))
     except ValueError as error:
         raise EngineError(f"{EXTRA_ARGUMENTS} is wrong: {error}") from None
 

@@ -23,9 +23,10 @@ from prometheus_client import REGISTRY
 from prometheus_client.samples import Sample
 
 from worker_vllm.asgi import App, Request, fetch
-from worker_vllm.engine.arguments import parse, strict
+from worker_vllm.engine.arguments import extra_arguments, parse, strict
 from worker_vllm.engine.base import READING_METRICS, EngineError, Reading, reading_of
 from worker_vllm.engine.compiler import DISABLE_VARIABLE, decide, include_folder, kernel_cache
+from worker_vllm.engine.flag_names import check_spelling, flag_of, installed_flags, plain_name
 from worker_vllm.engine.processes import kill_children, pin_children
 from worker_vllm.foreign import ForeignErrors
 from worker_vllm.log import Stage
@@ -95,7 +96,7 @@ class VllmEngine:
         stage: Stage,
     ) -> None:
         self._defaults = _environment(settings, variables)
-        self._variables = _with_model(settings, variables)
+        self._variables = _with_model(settings, variables, arguments)
         self._arguments = arguments
         self._api_key = settings.vllm_api_key.get_secret_value()
         self._stage = stage
@@ -185,6 +186,9 @@ class VllmEngine:
 
     async def _start(self, stack: AsyncExitStack) -> None:
         set_default_environment(self._defaults)
+        words = [*extra_arguments(self._variables), *self._arguments]
+        if words:
+            check_spelling(words, installed_flags())
         self._stage("importing vLLM")
         vllm = _vllm_names()
         set_default_environment(_cpu_environment())
@@ -247,10 +251,13 @@ def _samples(names: Sequence[str]) -> Iterator[Sample]:
         yield from metric.samples
 
 
-def _with_model(settings: Settings, variables: Mapping[str, str]) -> dict[str, str]:
+def _with_model(
+    settings: Settings, variables: Mapping[str, str], arguments: Sequence[str]
+) -> dict[str, str]:
     """Return the variables with the model and its name from the settings.
 
-    For the demo model its flags are added, with the lowest precedence.
+    For the demo model its flags are added, with the lowest precedence. A flag that `arguments` set
+    is not added, because vLLM warns of duplicate flags.
     """
     own = {
         "MODEL_NAME": settings.model,
@@ -259,7 +266,9 @@ def _with_model(settings: Settings, variables: Mapping[str, str]) -> dict[str, s
     if settings.model != DEMO:
         return {**variables, **own}
     given = {name: value for name, value in variables.items() if value}
-    return {**DEMO_FLAGS, **given, **own, "MODEL_NAME": str(DEMO_FOLDER)}
+    words = {plain_name(word) for word in arguments}
+    demo = {name: value for name, value in DEMO_FLAGS.items() if flag_of(name) not in words}
+    return {**demo, **given, **own, "MODEL_NAME": str(DEMO_FOLDER)}
 
 
 def _environment(settings: Settings, variables: Mapping[str, str]) -> dict[str, str]:

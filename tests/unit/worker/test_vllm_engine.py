@@ -17,17 +17,26 @@ def settings(monkeypatch: pytest.MonkeyPatch, **variables: str) -> Settings:
 def test_variables_override_the_flags_of_the_demo(monkeypatch: pytest.MonkeyPatch) -> None:
     configured = settings(monkeypatch, WORKER_MODEL="demo")
     variables = _with_model(
-        configured, {"MAX_MODEL_LEN": "512", "DTYPE": "", "MODEL_NAME": "org/other"}
+        configured, {"MAX_MODEL_LEN": "512", "DTYPE": "", "MODEL_NAME": "org/other"}, []
     )
     assert variables["MODEL_NAME"] == str(DEMO_FOLDER)
     assert (variables["MAX_MODEL_LEN"], variables["DTYPE"]) == ("512", "bfloat16")
     assert variables["SERVED_MODEL_NAME"] == "demo"
 
 
+def test_a_flag_on_the_command_line_replaces_the_one_of_the_demo(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    configured = settings(monkeypatch, WORKER_MODEL="demo")
+    variables = _with_model(configured, {}, ["--max_model_len", "512", "--dtype=float32"])
+    assert not {"MAX_MODEL_LEN", "DTYPE"} & variables.keys()
+    assert variables["ENFORCE_EAGER"] == "true"
+
+
 def test_our_names_override_those_of_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
     configured = settings(monkeypatch, WORKER_MODEL="org/ours", WORKER_SERVED_MODEL_NAME="ours")
     theirs = {"MODEL_NAME": "org/theirs", "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "theirs"}
-    assert _with_model(configured, theirs) == {
+    assert _with_model(configured, theirs, []) == {
         "MODEL_NAME": "org/ours",
         "OPENAI_SERVED_MODEL_NAME_OVERRIDE": "ours",
     }
