@@ -1,3 +1,3 @@
-from proxy.cli.commands import main
+from proxy.cli import main
 
 main()
