@@ -16,8 +16,8 @@ from proxy.edge.head import is_host
 from proxy.edge.origins import ANY_ORIGIN, read_origin
 from proxy.webhooks.signature import read_secret
 from proxy.webhooks.url_policy import Allowed
-from proxy.wire.secret_file import read_secret as read_token
-from proxy.wire.secret_file import read_secrets as read_keys
+from proxy.wire.secret_file import read_secret as read_one
+from proxy.wire.secret_file import read_secrets as read_all
 
 MEMORY = "memory:"
 SQLITE = "sqlite:///"
@@ -43,11 +43,11 @@ def _keys_in(path: Any) -> Any:
     """Return the keys in a file. An empty path is a ValueError: a missing file, not "no keys"."""
     if not isinstance(path, str | Path):
         return path
-    return [SecretStr(key) for key in read_keys(_named(path))]
+    return [SecretStr(key) for key in read_all(_named(path))]
 
 
-def _token_in(path: Any) -> Any:
-    return SecretStr(read_token(_named(path))) if isinstance(path, str | Path) else path
+def _secret_in(path: Any) -> Any:
+    return SecretStr(read_one(_named(path))) if isinstance(path, str | Path) else path
 
 
 def _named(path: str | Path) -> Path:
@@ -113,8 +113,11 @@ def _host_names(value: list[str]) -> list[str]:
 
 ApiKeys = Annotated[list[SecretStr], NoDecode, BeforeValidator(_keys)]
 ApiKeysInFile = Annotated[tuple[SecretStr, ...], NoDecode, BeforeValidator(_keys_in)]
-TokenInFile = Annotated[SecretStr | None, BeforeValidator(_token_in)]
+TokenInFile = Annotated[SecretStr | None, BeforeValidator(_secret_in)]
 WebhookSecret = Annotated[SecretStr | None, AfterValidator(_webhook_secret)]
+WebhookSecretInFile = Annotated[
+    SecretStr | None, BeforeValidator(_secret_in), AfterValidator(_webhook_secret)
+]
 EndpointIds = Annotated[list[str], NoDecode, BeforeValidator(_words), AfterValidator(_endpoints)]
 Store = Annotated[str, AfterValidator(_store)]
 CorsOrigins = Annotated[list[str], NoDecode, BeforeValidator(_words), AfterValidator(_origins)]

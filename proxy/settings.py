@@ -2,7 +2,7 @@
 
 import os
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Self
 
@@ -35,17 +35,23 @@ from proxy.setting_types import (
     Store,
     TokenInFile,
     WebhookSecret,
+    WebhookSecretInFile,
 )
 from proxy.webhooks.signature import KEY_BYTES, format_secret
 from proxy.webhooks.url_policy import Allowed
 from proxy.wire.frames import LEASE_SECONDS
+from proxy.wire.misspelling import unknown_variables
 from proxy.wire.secret_file import SecretFileError, stored_secret
 
 PROXY_SECRETS = (
     *("PROXY_API_KEY", "PROXY_API_KEY_FILE", "PROXY_WORKER_TOKEN", "PROXY_WORKER_TOKEN_FILE"),
-    "PROXY_WEBHOOK_SECRET",
+    *("PROXY_WEBHOOK_SECRET", "PROXY_WEBHOOK_SECRET_FILE"),
 )
-WORKER_TOKENS = ("WORKER_TOKEN", "WORKER_TOKEN_FILE")
+# Each secret of a worker has two variables, of which a worker accepts one.
+WORKER_SECRETS = (
+    ("WORKER_TOKEN", "WORKER_TOKEN_FILE"),
+    ("WORKER_UPSTREAM_KEY", "WORKER_UPSTREAM_KEY_FILE"),
+)
 WORKER_TOKEN_FILE_NAME = "worker-token"  # noqa: S105 - the name of a file in the data directory
 # Every store can represent a timeout of this length in milliseconds.
 TIMEOUT_MAX_SECONDS = 31_536_000
@@ -91,6 +97,9 @@ class Settings(BaseSettings):
     )
     webhook_secret: WebhookSecret = Field(
         None, description="Secret that signs webhooks (default: generated and stored)."
+    )
+    webhook_secret_file: WebhookSecretInFile = Field(
+        None, description="File with the secret that signs webhooks; readable only by its owner."
     )
     webhook_allow: Receivers = Field(
         [], description="Private host or network that webhooks may be sent to."
@@ -179,11 +188,15 @@ class Settings(BaseSettings):
     log_level: LogLevel = Field("info", description="Log level: debug, info, warning or error.")
 
     @model_validator(mode="after")
-    def _one_token(self) -> Self:
-        if self.worker_token is not None and self.worker_token_file is not None:
-            raise ValueError(
-                "PROXY_WORKER_TOKEN and PROXY_WORKER_TOKEN_FILE are both set: unset one of them"
-            )
+    def _one_source(self) -> Self:
+        """Reject a secret that is given both as a value and as a file."""
+        for name in ("worker_token", "webhook_secret"):
+            if getattr(self, name) is not None and getattr(self, f"{name}_file") is not None:
+                variable = f"PROXY_{name.upper()}"
+                flag = f"--{name.replace('_', '-')}-file"
+                raise ValueError(
+                    f"{variable} and {flag} ({variable}_FILE) are both set: unset one of them"
+                )
         return self
 
     def endpoints(self) -> list[Endpoint]:
@@ -263,7 +276,7 @@ class Settings(BaseSettings):
         """Return the secret that signs webhooks, in the format that receivers configure."""
         return self._stored_secret(
             "webhook-secret",
-            self.webhook_secret,
+            self.webhook_secret if self.webhook_secret is not None else self.webhook_secret_file,
             lambda: format_secret(secrets.token_bytes(KEY_BYTES)),
         )
 
@@ -299,9 +312,21 @@ class Settings(BaseSettings):
 def worker_environment(overrides: dict[str, str]) -> dict[str, str]:
     """Return the environment of a worker process: this one without the proxy's secrets, updated.
 
-    If `overrides` has one of the two variables of the worker token, the other one is removed.
+    If `overrides` has one of the two variables of a secret, the other one is removed.
     """
-    replaced = WORKER_TOKENS if any(name in overrides for name in WORKER_TOKENS) else ()
-    removed = (*PROXY_SECRETS, *replaced)
+    removed = {*PROXY_SECRETS}
+    for pair in WORKER_SECRETS:
+        if any(name in overrides for name in pair):
+            removed.update(pair)
     inherited = {name: value for name, value in os.environ.items() if name not in removed}
     return inherited | overrides
+
+
+def unknown_settings(prefix: str, known: Iterable[str]) -> dict[str, str]:
+    """Return the variables with this prefix that are not settings; see `unknown_variables`."""
+    return unknown_variables(os.environ, prefix, known)
+
+
+def was_started_by_make() -> bool:
+    """Return True if the user's command is `make up`, which sets this variable."""
+    return os.environ.get("VLLM_SERVERLESS_COMMAND") == "make up"

@@ -10,7 +10,7 @@ from worker_vllm import worker
 from worker_vllm.ending import Ended
 from worker_vllm.log import configure_logging
 from worker_vllm.runpod_sdk import flags, runtime
-from worker_vllm.settings import SettingsError, read_settings
+from worker_vllm.settings import SettingsError, read_settings, unknown_settings
 
 
 def main(arguments: Sequence[str]) -> int:
@@ -29,5 +29,8 @@ def main(arguments: Sequence[str]) -> int:
 def _run(arguments: Sequence[str]) -> Ended:
     settings = read_settings()
     configure_logging(settings.log_level)
+    for name, similar in unknown_settings().items():
+        reason = "it is not a setting" + (f"; did you mean {similar}?" if similar else "")
+        structlog.get_logger().warning("worker.variable_ignored", variable=name, reason=reason)
     wish = flags.read(settings, arguments)
     return worker.run(settings, arguments) if wish is None else runtime.run(settings, wish)

@@ -7,6 +7,7 @@ vLLM are read in `engine/flags`.
 
 import json
 import os
+import re
 import secrets
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -25,6 +26,7 @@ from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from proxy.wire.frames import HEARTBEAT_SECONDS
+from proxy.wire.misspelling import unknown_variables
 from proxy.wire.secret_file import UnsendableSecretError, check_secret, read_secret
 from worker_vllm.ending import EX_CONFIG, EX_USAGE
 
@@ -34,8 +36,13 @@ OutputFormat = Literal["seed", "worker-vllm"]
 # WORKER_MODEL=demo selects the small model that is part of the package.
 DEMO = "demo"
 NO_PROXY_MESSAGE = (
-    "WORKER_CONNECT is not set. Set it to the base URL of the proxy, such as http://127.0.0.1:8000"
+    "WORKER_CONNECT (--connect) is not set. Set it to the base URL of the proxy, such as"
+    " http://127.0.0.1:8000"
 )
+# The ends of URLs that clients use; a worker needs what precedes them.
+_CLIENT_PATH = re.compile(r"(((/v2/[^/]+)?/openai)?/v1|/v2(/[^/]+/worker)?)/?$")
+# Settings that only a variable can set: they belong to vLLM and to Runpod's platform.
+NO_FLAGS = frozenset({"vllm_api_key", "runpod_webhook_get_job", "runpod_realtime_port"})
 
 
 class SettingsError(ValueError):
@@ -114,6 +121,10 @@ class Settings(BaseSettings):
     upstream_key: SecretStr = Field(
         default=SecretStr(""), description="API key for the upstream server"
     )
+    upstream_key_file: Annotated[SecretStr | None, BeforeValidator(_secret_in)] = Field(
+        default=None,
+        description="file with the API key for the upstream server, readable by its owner only",
+    )
     max_concurrency: int | None = Field(
         default=None,
         ge=1,
@@ -190,13 +201,22 @@ class Settings(BaseSettings):
             raise ValueError("must be a URL such as http://127.0.0.1:8000")
         return value.rstrip("/")
 
+    @field_validator("connect")
+    @classmethod
+    def _base_url(cls, value: str) -> str:
+        if found := _CLIENT_PATH.search(urlsplit(value).path):
+            raise ValueError(f"leave out {found[0]} at the end of the URL")
+        return value
+
     @model_validator(mode="after")
     def _is_enough(self) -> Self:
-        if self.token_file is not None and self.token.get_secret_value():
-            raise ValueError("WORKER_TOKEN and WORKER_TOKEN_FILE are both set. Unset one of them")
+        for name in ("token", "upstream_key"):
+            if getattr(self, f"{name}_file") is not None and getattr(self, name).get_secret_value():
+                variable = f"WORKER_{name.upper()}"
+                raise ValueError(f"{variable} and {variable}_FILE are both set. Unset one of them")
         if self.engine == "upstream" and not self.upstream:
             raise ValueError(
-                "WORKER_UPSTREAM is not set. Set it to the URL of an OpenAI server, "
+                "WORKER_UPSTREAM (--upstream) is not set. Set it to the URL of an OpenAI server, "
                 "which WORKER_ENGINE=upstream requires"
             )
         return self
@@ -210,6 +230,11 @@ class Settings(BaseSettings):
     def worker_token(self) -> str:
         """The worker token, from `WORKER_TOKEN_FILE` or `WORKER_TOKEN`."""
         return (self.token_file or self.token).get_secret_value()
+
+    @property
+    def upstream_api_key(self) -> str:
+        """The upstream server's key, from `WORKER_UPSTREAM_KEY_FILE` or `WORKER_UPSTREAM_KEY`."""
+        return (self.upstream_key_file or self.upstream_key).get_secret_value()
 
     @property
     def worker_url(self) -> str:
@@ -241,11 +266,30 @@ def _line(first: ErrorDetails) -> str:
     text = first["msg"].removeprefix("Value error, ")
     if not first["loc"]:
         return text
-    name = str(first["loc"][0])
-    field = Settings.model_fields.get(name)
-    variable = name if field is None else f"WORKER_{name.upper()}"
-    meaning = f" ({field.description})" if field is not None else ""
-    return f"{variable} is wrong: {text}{meaning}"
+    location = str(first["loc"][0])
+    name = next(name for name in Settings.model_fields if location in (name, *variables_of(name)))
+    # The location is the first name of the setting, also if another one is set.
+    choices = variables_of(name)
+    variable = next((one for one in choices if os.environ.get(one)), choices[0])
+    meaning = Settings.model_fields[name].description
+    return f"{variable} is wrong: {text} ({meaning}{_flag_text(name)})"
+
+
+def variables_of(name: str) -> tuple[str, ...]:
+    """Return the variables of a setting in the order of their precedence."""
+    alias = Settings.model_fields[name].validation_alias
+    if isinstance(alias, AliasChoices):
+        return tuple(str(choice) for choice in alias.choices)
+    return (alias,) if isinstance(alias, str) else (f"WORKER_{name.upper()}",)
+
+
+def _flag_text(name: str) -> str:
+    """Return the flag of `vllm-serverless worker` that sets a setting, or the file of a secret."""
+    if name in NO_FLAGS:
+        return ""
+    is_secret = Settings.model_fields[name].annotation is SecretStr
+    flag = f"{name}_file" if is_secret else name
+    return f"; flag --{flag.replace('_', '-')}"
 
 
 def _take_baked_model(path: Path) -> bool:
@@ -266,6 +310,12 @@ def _take_baked_model(path: Path) -> bool:
         ) from None
     os.environ.update({**baked, "HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"})
     return True
+
+
+def unknown_settings() -> dict[str, str]:
+    """Return the `WORKER_*` variables that are not settings, each with the similar one or ""."""
+    known = [variable for name in Settings.model_fields for variable in variables_of(name)]
+    return unknown_variables(os.environ, "WORKER_", known)
 
 
 def read_environment() -> dict[str, str]:

@@ -2,7 +2,7 @@
 
 import os
 from secrets import token_hex
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 import uvloop
@@ -12,7 +12,11 @@ from proxy.cli import credentials, options, stock_worker
 from proxy.cli import worker as process
 from proxy.cli.chat import run as run_chat
 from proxy.cli.doctor import run as run_doctor
+from proxy.cli.flags import PROXY_VARIABLES, proxy_flags, with_flags
 from proxy.cli.up import run
+from proxy.cli.usage import VLLM_FLAGS, Command, program
+from proxy.cli.version import version_line
+from proxy.cli.worker_flags import LOCAL_WORKER_FLAGS, WORKER_FLAGS, WORKER_VARIABLES
 from proxy.log.lines import configure_logging
 
 cli = typer.Typer(
@@ -23,116 +27,96 @@ cli = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+# The deprecated, hidden flags of secrets are removed in the next release.
+DEPRECATED = ("api_key", "worker_token")
 VllmFlags = Annotated[
     list[str] | None,
     typer.Argument(
-        help="After `--`: flags for vLLM, the same as those of `vllm serve`.", show_default=False
+        metavar=VLLM_FLAGS,
+        help="Flags for vLLM, the same as those of `vllm serve`.",
+        show_default=False,
     ),
 ]
+UP_EXAMPLES = """Examples:
+
+vllm-serverless up --model Qwen/Qwen3-8B --port 8123 --workers 2 -- --max-model-len 8192
+
+vllm-serverless up --upstream http://127.0.0.1:30000"""
+PROXY_EXAMPLES = """Example:
+
+vllm-serverless proxy --host 0.0.0.0 --api-key-file keys --endpoint default"""
+WORKER_EXAMPLES = """Example:
+
+vllm-serverless worker --connect https://proxy.example --model Qwen/Qwen3-8B -- --seed 7"""
 
 
-@cli.command()
+def _print_version(is_given: bool) -> None:
+    if is_given:
+        typer.echo(version_line())
+        raise typer.Exit
+
+
+@cli.callback()
+def main_options(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version",
+            help="Print the versions of this program, of Python and of vLLM, and exit.",
+            callback=_print_version,
+            is_eager=True,
+        ),
+    ] = False,
+) -> None:
+    """Receive the options that precede the command."""
+
+
+@cli.command(cls=Command, epilog=UP_EXAMPLES)
+@with_flags("Options of the proxy", [*proxy_flags(), *proxy_flags(*DEPRECATED)])
+@with_flags("Options of the workers", LOCAL_WORKER_FLAGS)
 def up(
-    model: options.Model = None,
     workers: Annotated[int, typer.Option(help="Number of local workers.", min=0)] = 1,
-    port: options.Port = None,
-    host: options.Host = None,
-    api_key_file: options.ApiKeyFile = None,
-    api_key: options.ApiKey = None,
-    worker_token_file: options.WorkerTokenFile = None,
-    worker_token: options.WorkerToken = None,
-    served_model_name: options.ServedModelName = None,
-    upstream: options.Upstream = None,
-    endpoint: options.Endpoints = None,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
-    cors_origin: options.CorsOrigin = None,
-    webhook_allow: options.WebhookAllow = None,
-    allowed_host: options.AllowedHost = None,
-    queue_timeout: options.QueueTimeout = None,
-    drain: options.Drain = None,
-    metrics_port: options.MetricsPort = None,
-    max_concurrency: options.MaxConcurrency = None,
-    log_level: options.LogLevel = None,
     vllm_flags: VllmFlags = None,
+    **flags: Any,
 ) -> None:
     """Start the proxy and local workers. Without --model they serve a tiny demo model."""
-    settings = options.settings(
-        port=port, host=host, api_key_file=api_key_file, api_key=api_key,
-        worker_token_file=worker_token_file, worker_token=worker_token, endpoint=endpoint,
-        data_dir=data_dir, store=store, cors_origin=cors_origin, webhook_allow=webhook_allow,
-        allowed_host=allowed_host, queue_timeout=queue_timeout, drain=drain, log_level=log_level,
-    )  # fmt: skip
-    flags: dict[str, object] = {
-        "model": model, "served_model_name": served_model_name, "upstream": upstream,
-        "metrics_port": metrics_port, "max_concurrency": max_concurrency, "log_level": log_level,
-    }  # fmt: skip
-    # The terminal of `up` is for a person: without a flag it shows warnings only.
-    configure_logging("warning" if log_level is None else log_level)
-    raise SystemExit(uvloop.run(run(settings, workers, flags, vllm_flags or [])))
+    settings = options.settings(**flags)
+    options.warn_of_unknown_variables("PROXY_", PROXY_VARIABLES)
+    options.warn_of_unknown_variables("WORKER_", WORKER_VARIABLES)
+    names = [flag.name for flag in LOCAL_WORKER_FLAGS]
+    own = {name: flags[name] for name in (*names, "log_level")}
+    # The terminal of `up` is for a person: unless a level is set, it shows warnings only.
+    is_set = "log_level" in settings.model_fields_set
+    configure_logging(settings.log_level if is_set else "warning")
+    raise SystemExit(uvloop.run(run(settings, workers, own, vllm_flags or [])))
 
 
-@cli.command()
-def proxy(
-    port: options.Port = None,
-    host: options.Host = None,
-    api_key_file: options.ApiKeyFile = None,
-    api_key: options.ApiKey = None,
-    worker_token_file: options.WorkerTokenFile = None,
-    worker_token: options.WorkerToken = None,
-    endpoint: options.Endpoints = None,
-    data_dir: options.DataDir = None,
-    store: options.Store = None,
-    cors_origin: options.CorsOrigin = None,
-    webhook_allow: options.WebhookAllow = None,
-    allowed_host: options.AllowedHost = None,
-    queue_timeout: options.QueueTimeout = None,
-    execution_timeout: options.ExecutionTimeout = None,
-    lease: options.Lease = None,
-    drain: options.Drain = None,
-    log_level: options.LogLevel = None,
-) -> None:
+@cli.command(cls=Command, epilog=PROXY_EXAMPLES)
+@with_flags("Options", [*proxy_flags(), *proxy_flags(*DEPRECATED)])
+def proxy(**flags: Any) -> None:
     """Start only the proxy; workers dial in from any machine."""
-    settings = options.settings(
-        port=port, host=host, api_key_file=api_key_file, api_key=api_key,
-        worker_token_file=worker_token_file, worker_token=worker_token, endpoint=endpoint,
-        data_dir=data_dir, store=store, cors_origin=cors_origin, webhook_allow=webhook_allow,
-        allowed_host=allowed_host, queue_timeout=queue_timeout, lease=lease, drain=drain,
-        execution_timeout=execution_timeout, log_level=log_level,
-    )  # fmt: skip
+    settings = options.settings(**flags)
+    options.warn_of_unknown_variables("PROXY_", PROXY_VARIABLES)
     configure_logging(settings.log_level)
     raise SystemExit(uvloop.run(run(settings, 0, {}, [])))
 
 
-@cli.command()
+@cli.command(cls=Command, epilog=WORKER_EXAMPLES)
+@with_flags("Options", WORKER_FLAGS)
 def worker(
     context: typer.Context,
-    connect: Annotated[str | None, typer.Option(help="The proxy's URL. [WORKER_CONNECT]")] = None,
-    endpoint: Annotated[
-        str | None, typer.Option(help="The endpoint to serve. [WORKER_ENDPOINT]")
-    ] = None,
-    model: options.Model = None,
-    served_model_name: options.ServedModelName = None,
-    upstream: options.Upstream = None,
     token_file: credentials.TokenFile = None,  # noqa: ARG001 - read from the context, as `token` is
     token: credentials.Token = None,  # noqa: ARG001
-    metrics_port: options.MetricsPort = None,
-    max_concurrency: options.MaxConcurrency = None,
-    log_level: options.LogLevel = None,
     vllm_flags: VllmFlags = None,
+    **flags: Any,
 ) -> None:
     """Start a worker that dials in to a proxy and serves one of its endpoints."""
-    environment = process.environment(
-        connect=connect, endpoint=endpoint, model=model, served_model_name=served_model_name,
-        upstream=upstream, metrics_port=metrics_port, max_concurrency=max_concurrency,
-        log_level=log_level,
-        **credentials.worker_token_flags(context),
-    )  # fmt: skip
+    environment = process.environment(**flags, **credentials.worker_token_flags(context))
     arguments = process.arguments(vllm_flags or [])
     os.execve(arguments[0], arguments, environment)  # noqa: S606 - no shell is wanted
 
 
-@cli.command()
+@cli.command(cls=Command)
 def chat(
     context: typer.Context,
     base_url: Annotated[
@@ -150,7 +134,8 @@ def chat(
     raise SystemExit(run_chat(base_url, model, key or "none", system))
 
 
-@cli.command()
+@cli.command(cls=Command)
+@with_flags("Options", proxy_flags("port", "data_dir"))
 def doctor(
     context: typer.Context,
     connect: Annotated[
@@ -161,28 +146,30 @@ def doctor(
     ] = "default",
     token_file: credentials.TokenFile = None,  # noqa: ARG001 - read from the context, as `token` is
     token: credentials.Token = None,  # noqa: ARG001
-    port: options.Port = None,
-    data_dir: options.DataDir = None,
+    **flags: Any,
 ) -> None:
     """Check everything that a worker needs, and print how to fix what fails."""
-    settings = options.settings(port=port, data_dir=data_dir)
+    settings = options.settings(**flags)
     secret = credentials.secret_of(context, "token", "WORKER_TOKEN")
     raise SystemExit(run_doctor(connect, endpoint, secret, settings.port, settings.data_dir))
 
 
-@cli.command()
-def token(data_dir: options.DataDir = None) -> None:
+@cli.command(cls=Command)
+@with_flags("Options", proxy_flags("data_dir"))
+def token(**flags: Any) -> None:
     """Print the token that remote workers need (WORKER_TOKEN). It is generated at the first use."""
-    typer.echo(options.settings(data_dir=data_dir).token())
+    typer.echo(options.settings(**flags).token())
 
 
-@cli.command()
-def webhook_secret(data_dir: options.DataDir = None) -> None:
+@cli.command(cls=Command)
+@with_flags("Options", proxy_flags("data_dir"))
+def webhook_secret(**flags: Any) -> None:
     """Print the secret with which receivers verify webhooks. It is generated at the first use."""
-    typer.echo(options.settings(data_dir=data_dir).signing_secret())
+    typer.echo(options.settings(**flags).signing_secret())
 
 
-@cli.command()
+@cli.command(cls=Command)
+@with_flags("Options", proxy_flags("port", "worker_token_file", "worker_token", "data_dir"))
 def worker_env(
     endpoint: Annotated[str, typer.Argument(help="The endpoint to serve.")] = "default",
     connect: Annotated[
@@ -202,15 +189,10 @@ def worker_env(
             help="Print `-e` flags for `docker run`. Other users can read them; see --env-file.",
         ),
     ] = False,
-    port: options.Port = None,
-    worker_token_file: options.WorkerTokenFile = None,
-    worker_token: options.WorkerToken = None,
-    data_dir: options.DataDir = None,
+    **flags: Any,
 ) -> None:
     """Print the environment with which any Runpod worker image serves an endpoint of this proxy."""
-    settings = options.settings(
-        port=port, worker_token_file=worker_token_file, worker_token=worker_token, data_dir=data_dir
-    )
+    settings = options.settings(**flags)
     url = connect or f"http://127.0.0.1:{settings.port}"
     variables = stock_worker.environment(url, endpoint, settings.token(), f"pod-{token_hex(4)}")
     if env_file:
@@ -220,5 +202,5 @@ def worker_env(
 
 
 def main() -> None:
-    """Run the console script `vllm-serverless`."""
-    cli()
+    """Run the command line of this process."""
+    cli(prog_name=program())

@@ -86,7 +86,7 @@ def secret_of(context: typer.Context, name: str, variable: str) -> str:
 
 
 def status_of(error: object) -> int:
-    """Return the exit status for an invalid setting: 78 for a secret that cannot be sent, else 2."""
+    """Return the exit status for an invalid setting: 78 if a secret cannot be sent, else 2."""
     return EX_CONFIG if isinstance(error, UnsendableSecretError) else EX_USAGE
 
 

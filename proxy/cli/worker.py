@@ -3,6 +3,7 @@
 import sys
 from typing import Any
 
+from proxy.cli.worker_flags import WORKER_FLAGS
 from proxy.settings import worker_environment
 
 DEMO = "demo"
@@ -11,10 +12,13 @@ DEMO = "demo"
 def environment(**flags: Any) -> dict[str, str]:
     """Return the environment of a worker process: this one without the proxy's secrets, updated.
 
-    A flag that is not None sets `WORKER_<FLAG>`; for None, the variable stays as it is.
+    A flag that is not None sets its variable; for None, the variable stays as it is.
     """
+    variables = {flag.name: flag.variable for flag in WORKER_FLAGS}
     given = {
-        f"WORKER_{name.upper()}": str(value) for name, value in flags.items() if value is not None
+        variables.get(name, f"WORKER_{name.upper()}"): str(value)
+        for name, value in flags.items()
+        if value is not None
     }
     return worker_environment(given)
 

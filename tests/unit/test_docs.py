@@ -18,6 +18,20 @@ def test_every_setting_of_the_proxy_is_documented(name: str) -> None:
     assert f"`PROXY_{name.upper()}`" in (DOCS / "settings.md").read_text()
 
 
+def test_the_documented_defaults_are_those_of_the_settings() -> None:
+    page = (DOCS / "settings.md").read_text()
+    rows = re.findall(r"^\| `(PROXY_\w+)` \| (\S+) \|", page, re.MULTILINE)
+    documented = {name: "" if default == "-" else default for name, default in rows}
+    fields = ProxySettings.model_fields.items()
+    defaults = {
+        f"PROXY_{name.upper()}": " ".join(map(str, field.default))
+        if isinstance(field.default, list | tuple)
+        else str(field.default or "")
+        for name, field in fields
+    }
+    assert documented == defaults
+
+
 @pytest.mark.parametrize("name", WorkerSettings.model_fields)
 def test_every_setting_of_a_worker_is_documented(name: str) -> None:
     alias = WorkerSettings.model_fields[name].validation_alias

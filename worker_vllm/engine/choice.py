@@ -21,9 +21,7 @@ def make_engine(settings: Settings, arguments: Sequence[str], stage: Stage) -> E
         case "upstream":
             from worker_vllm.engine.upstream import UpstreamEngine
 
-            return UpstreamEngine(
-                settings.upstream, settings.upstream_key.get_secret_value(), stage
-            )
+            return UpstreamEngine(settings.upstream, settings.upstream_api_key, stage)
         case "vllm":
             from worker_vllm.engine.vllm import VllmEngine
 

@@ -366,7 +366,7 @@ def _parse(vllm: SimpleNamespace, variables: Mapping[str, str], arguments: Seque
     args = parse(parser, variables, arguments)
     if not args.model:
         raise EngineError(
-            "WORKER_MODEL (or MODEL_NAME) is not set. "
+            "WORKER_MODEL (--model, or MODEL_NAME) is not set. "
             "Set it to the folder or hub id of a model, or to `demo`"
         )
     vllm.validate_parsed_serve_args(args)

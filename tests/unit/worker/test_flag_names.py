@@ -66,8 +66,8 @@ def test_a_misspelt_flag_is_rejected_with_a_suggestion(word: str, says: str) -> 
 
 def test_other_words_are_left_to_the_parser_of_vllm() -> None:
     words = [
-        "--max-model-len", "--max_model_len=4", "--no-enforce-eager", "--max-m", "--compilation-config.mode",
-        "--nothing-like-any-of-them", "-tp", "2", '{"a": 1}',
+        "--max-model-len", "--max_model_len=4", "--no-enforce-eager", "--max-m",
+        "--compilation-config.mode", "--nothing-like-any-of-them", "-tp", "2", '{"a": 1}',
     ]  # fmt: skip
     check_spelling(words, KNOWN)
     check_spelling(["--max-model-length"], frozenset())
