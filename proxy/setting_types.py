@@ -5,6 +5,7 @@ what is wrong; the caller adds the names of the flag and of the variable.
 """
 
 import re
+from ipaddress import ip_address
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -21,7 +22,10 @@ from proxy.wire.secret_file import read_secrets as read_all
 
 MEMORY = "memory:"
 SQLITE = "sqlite:///"
+PORT_MAX = 65535
+SCHEMES_WITHOUT_PAGES = ("about", "blob", "data", "file", "ftp", "ws", "wss")
 _ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ASCII_BLANKS = " \t\r\n"
 _KEY_SEPARATOR = re.compile(f"[{_ASCII_BLANKS}]+")
 
@@ -76,15 +80,33 @@ def _origins(value: list[str]) -> list[str]:
 
 
 def _origin(text: str) -> str:
+    """Return an origin as browsers write it. Raises ValueError for one that they never send."""
     if text in (ANY_ORIGIN, "null"):
         return text
     origin = read_origin(text.removesuffix("/"))
     if origin is None:
         raise ValueError(
-            f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT, without a path,"
-            f" or {ANY_ORIGIN}"
+            f"{text!r}: an origin is SCHEME://HOST or SCHEME://HOST:PORT in ASCII, without a path"
+            f" and without wildcards, or {ANY_ORIGIN}"
         )
-    return str(origin)
+    if origin.scheme in SCHEMES_WITHOUT_PAGES:
+        raise ValueError(f"{text!r}: no web page has the scheme {origin.scheme}; use http or https")
+    if origin.port is not None and not 0 < origin.port <= PORT_MAX:
+        raise ValueError(f"{text!r}: a port is a number from 1 to {PORT_MAX}")
+    return str(origin._replace(host=_host(text, origin.host)))
+
+
+def _host(text: str, host: str) -> str:
+    """Return a host as browsers write it: they rewrite addresses, such as 127.1."""
+    address = host.strip("[]")
+    # Browsers read every host that ends in a number as an IPv4 address.
+    if host == address and not _NUMBER.fullmatch(host.rstrip(".").rpartition(".")[2]):
+        return host
+    try:
+        written = ip_address(address).compressed
+    except ValueError:
+        raise ValueError(f"{text!r}: {address} is not an IP address in its usual form") from None
+    return written if host == address else f"[{written}]"
 
 
 def _webhook_secret(value: SecretStr | None) -> SecretStr | None:

@@ -1,5 +1,6 @@
 """The settings of the proxy."""
 
+import re
 import stat
 from pathlib import Path
 
@@ -115,3 +116,35 @@ def test_secrets_do_not_show(tmp_path: Path) -> None:
         data_dir=tmp_path,
     )
     assert "hush" not in repr(settings)
+
+
+@pytest.mark.parametrize(
+    ("given", "sent"),
+    [
+        ("http://localhost:8669/", "http://localhost:8669"),
+        ("HTTPS://Chat.Example:443", "https://chat.example"),
+        ("http://chat.example:08080", "http://chat.example:8080"),
+        ("http://[0:0:0:0:0:0:0:1]:80", "http://[::1]"),
+        ("http://192.168.0.7:5173", "http://192.168.0.7:5173"),
+        ("chrome-extension://abcdefghij", "chrome-extension://abcdefghij"),
+        ("http://4.example", "http://4.example"),
+        ("null", "null"),
+        ("*", "*"),
+    ],
+)
+def test_origins_are_in_the_form_that_browsers_send(given: str, sent: str) -> None:
+    assert Settings(cors_origin=[given]).cors_origin == [sent]
+
+
+@pytest.mark.parametrize(
+    "never_sent",
+    [
+        "localhost:8669", "http://localhost:99999", "http://localhost:0", "ws://localhost:8669",
+        "file://host", "http://chat.example/path", "https://*.example", "http://user@host",
+        "http://127.1:8000", "http://1.2.3.400", "http://[::1", "http://[::g]", "http://bücher.example",
+        "http://chat.example?x", "http://", "",
+    ],
+)  # fmt: skip
+def test_an_origin_that_can_never_match_is_rejected(never_sent: str) -> None:
+    with pytest.raises(ValidationError, match=re.escape(repr(never_sent))):
+        Settings(cors_origin=[never_sent])
