@@ -202,9 +202,10 @@ def decode_object(
         raise ApiError(
             "invalid_body", f"The body has a value of the wrong type: {error}."
         ) from error
-    except (msgspec.DecodeError, RecursionError) as error:
-        detail = str(error) or "it is nested too deeply"
-        raise ApiError("invalid_json", f"The body is not valid JSON: {detail}.") from error
+    except msgspec.DecodeError as error:
+        raise ApiError("invalid_json", f"The body is not valid JSON: {error}.") from error
+    except RecursionError as error:
+        raise ApiError("invalid_json", "The body is nested too deeply.") from error
 
 
 def read_whole(text: str) -> int | None:

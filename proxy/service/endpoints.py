@@ -8,6 +8,9 @@ from proxy.jobs.served_model import Model
 
 # Models that all workers of one endpoint may announce together. The list of them is one response.
 ENDPOINT_MAX_MODELS = 1_000
+# A message lists this many names, each cut to this length.
+LISTED_NAMES = 10
+NAME_SHOWN_CHARACTERS = 100
 QUEUE_TIMEOUT = Millis(300_000)
 EXECUTION_TIMEOUT = Millis(600_000)
 
@@ -176,6 +179,13 @@ def _joined(model: Model, other: Model | None) -> Model:
         return model
     is_known = model.routes and other.routes
     return replace(model, routes=model.routes | other.routes if is_known else frozenset())
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names for a message: the first ones, and the number of the others."""
+    shown = ", ".join(name[:NAME_SHOWN_CHARACTERS] for name in names[:LISTED_NAMES])
+    others = len(names) - LISTED_NAMES
+    return f"{shown} and {others} others" if others > 0 else shown
 
 
 def _names(models: Iterable[str]) -> str:

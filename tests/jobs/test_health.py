@@ -40,4 +40,5 @@ async def _running(queue: QueueClient, wanted: int) -> bool:
 async def test_an_unknown_endpoint_is_404(queue: QueueClient) -> None:
     answer = await QueueClient(queue.proxy, endpoint="nowhere").call("GET", "health")
     assert answer.status == 404
-    assert answer.body == {"error": "Unknown endpoint 'nowhere'."}
+    served = queue.endpoint
+    assert answer.body == {"error": f"Unknown endpoint 'nowhere'. This proxy serves: {served}."}

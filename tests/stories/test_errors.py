@@ -46,6 +46,22 @@ REFUSED = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("path", "says"),
+    [
+        ("/v1", "The model `gpt-4o` is not served by endpoint default. Served: scripted."),
+        ("/v2/default/openai/v1", "is not served by endpoint default. Served: scripted."),
+        ("/v2/nowhere/openai/v1", "Unknown endpoint 'nowhere'. This proxy serves: default."),
+    ],
+)
+async def test_an_unknown_name_is_answered_with_those_that_are_served(
+    line: Line, path: str, says: str
+) -> None:
+    async with line.proxy.http.post(f"{path}/completions", json={"model": "gpt-4o"}) as response:
+        assert response.status == 404
+        assert says in (await response.json())["error"]["message"]
+
+
 @pytest.mark.parametrize(("method", "path", "body", "headers", "status", "code"), REFUSED)
 async def test_an_invalid_request_is_rejected_immediately(
     line: Line, method: str, path: str, body: Any, headers: dict[str, str], status: int, code: str

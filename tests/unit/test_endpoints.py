@@ -2,9 +2,10 @@
 
 import pytest
 
+from proxy.api.unknown import unknown_model
 from proxy.jobs.model import EndpointId
 from proxy.jobs.served_model import Model
-from proxy.service.endpoints import Endpoint, Endpoints, OtherModelError
+from proxy.service.endpoints import Endpoint, Endpoints, OtherModelError, listed
 
 FIRST = Endpoint(EndpointId("first"))
 SECOND = Endpoint(EndpointId("second"), models=("big",))
@@ -13,6 +14,21 @@ SECOND = Endpoint(EndpointId("second"), models=("big",))
 @pytest.fixture
 def endpoints() -> Endpoints:
     return Endpoints([FIRST, SECOND])
+
+
+def test_a_long_list_of_names_is_cut() -> None:
+    assert listed(["a", "b"]) == "a, b"
+    assert (
+        listed([str(number) for number in range(12)]) == "0, 1, 2, 3, 4, 5, 6, 7, 8, 9 and 2 others"
+    )
+    assert listed(["x" * 5_000]) == "x" * 100
+
+
+def test_an_unknown_model_is_answered_with_all_that_are_served(endpoints: Endpoints) -> None:
+    endpoints.announce(FIRST, [Model("small"), Model("adapter", base=False)], others=False)
+    error = unknown_model("x" * 5_000, None, endpoints)
+    assert str(error).endswith("` is not served by any endpoint. Served: small, adapter, big.")
+    assert len(str(error)) < 400
 
 
 def names(endpoints: Endpoints, endpoint: Endpoint) -> list[str]:

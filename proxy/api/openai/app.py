@@ -29,7 +29,7 @@ from proxy.api.http import (
 )
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.form import peek_form
-from proxy.api.openai.models import model_card, model_list, unknown_model
+from proxy.api.openai.models import model_card, model_list
 from proxy.api.openai.relay import HeartbeatIntervals, Relay, Reply
 from proxy.api.openai.request_ids import RequestIds
 from proxy.api.openai.routes import (
@@ -41,6 +41,7 @@ from proxy.api.openai.routes import (
 )
 from proxy.api.openai.stream_events import HeartbeatForm, StreamedCall
 from proxy.api.openai.unserved import explain, not_served
+from proxy.api.unknown import unknown_endpoint, unknown_model
 from proxy.jobs.model import Request
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
@@ -148,7 +149,7 @@ class OpenAi:
             return None
         endpoint = self._endpoints.get(name)
         if endpoint is None:
-            raise ApiError("endpoint_not_found", f"Unknown endpoint {name!r}.")
+            raise unknown_endpoint(name, self._endpoints)
         return endpoint
 
     async def _models(self, reply: Reply, wanted: str | None, endpoint: Endpoint | None) -> None:
@@ -162,7 +163,7 @@ class OpenAi:
             if model.id == wanted:
                 await reply.whole(200, JSON_TYPE, model_card(model))
                 return
-        raise self._unknown(wanted, endpoint)
+        raise unknown_model(wanted, endpoint, self._endpoints)
 
     async def _call(
         self,
@@ -242,7 +243,7 @@ class OpenAi:
         """Return the endpoint for a call with this model. Raises `ApiError` if none serves it."""
         found = self._find(chosen, model) or await self._find_unannounced(chosen, model)
         if found is None:
-            raise self._unknown(model or "", chosen)
+            raise unknown_model(model or "", chosen, self._endpoints)
         return found
 
     def _find(self, chosen: Endpoint | None, model: str | None) -> Endpoint | None:
@@ -264,15 +265,6 @@ class OpenAi:
                 return chosen
         await self._model_source.learn(self._endpoints if chosen is None else [chosen])
         return self._find(chosen, model)
-
-    def _unknown(self, model: str, endpoint: Endpoint | None) -> ApiError:
-        """Return the error for a model that is not served by this endpoint, or by any."""
-        searched = list(self._endpoints) if endpoint is None else [endpoint]
-        return unknown_model(
-            model,
-            None if endpoint is None else endpoint.id,
-            [one.id for each in searched for one in self._endpoints.models(each)],
-        )
 
     def _heartbeats(
         self,

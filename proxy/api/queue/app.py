@@ -31,6 +31,7 @@ from proxy.api.queue.request import (
 )
 from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import event_stream, start, wants_events
+from proxy.api.unknown import unknown_endpoint
 from proxy.jobs.model import Job, JobId, JobRequest
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
@@ -268,7 +269,7 @@ class JobsApi:
         name = routing.parameters.endpoint or ""
         endpoint = self._endpoints.get(name)
         if endpoint is None:
-            raise ApiError("endpoint_not_found", f"Unknown endpoint {name[:80]!r}.")
+            raise unknown_endpoint(name, self._endpoints)
         return RequestContext(request, endpoint, routing.caller, share, answer_share)
 
 

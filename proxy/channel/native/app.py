@@ -21,7 +21,7 @@ from proxy.channel.native.validation import (
     public_stage,
 )
 from proxy.service.clock import Clock
-from proxy.service.endpoints import Endpoints
+from proxy.service.endpoints import Endpoints, listed
 from proxy.service.fleet import Fleet, LoadingStage, Worker
 from proxy.wire import frames
 
@@ -59,10 +59,12 @@ class WorkerChannel:
         endpoint_id = scope["path"].split("/")[2]
         endpoint = self._endpoints.get(endpoint_id)
         if endpoint is None:
+            served = listed([one.id for one in self._endpoints])
             await _deny(
                 send,
                 404,
-                f"no endpoint {endpoint_id!r} here: start the proxy with --endpoint {endpoint_id}",
+                f"no endpoint {endpoint_id!r} here, only {served}:"
+                f" start the proxy with --endpoint {endpoint_id}",
             )
             return
         await send({"type": "websocket.accept"})

@@ -26,7 +26,7 @@ from proxy.channel.runpod.results import RunpodResults
 from proxy.channel.runpod.tracking import CONNECTION, WatchedConnection
 from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import EndpointId, Input, JobId
-from proxy.service.endpoints import Endpoints
+from proxy.service.endpoints import Endpoints, listed
 from proxy.service.ports import OfferedJob
 
 log = structlog.get_logger()
@@ -214,8 +214,11 @@ class RunpodChannel:
     def _check(self, call: Call) -> EndpointId:
         endpoint = self._endpoints.get(call.endpoint)
         if endpoint is None:
+            served = listed([one.id for one in self._endpoints])
             raise CallRefusedError(
-                404, f"no endpoint {call.endpoint!r} here: start the proxy with --endpoint"
+                404,
+                f"no endpoint {call.endpoint!r} here, only {served}:"
+                " start the proxy with --endpoint",
             )
         if call.fault:
             raise CallRefusedError(404, call.fault)
