@@ -132,8 +132,11 @@ async def read_models(engine: Engine) -> list[Model]:
         routes = sorted(engine.routes())
         return [_model(card, routes) for card in cards]
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        message = f"the engine's response to {MODELS_PATH} is not a list of models: {error!r}"
-        raise EngineError(message) from error
+        excerpt = body[:ERROR_EXCERPT_BYTES].decode(errors="replace")
+        raise EngineError(
+            f"{engine.name} is not an OpenAI-compatible server: its answer to GET {MODELS_PATH} is"
+            f" not a list of models: {excerpt}"
+        ) from error
 
 
 def _model(card: dict[str, Any], routes: list[str]) -> Model:

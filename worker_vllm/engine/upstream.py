@@ -16,6 +16,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.wire.fields import TO_ENGINE
 from worker_vllm.asgi import App, CutShortError, Receive, Request, Scope, Send, fetch
+from worker_vllm.engine import starting
 from worker_vllm.engine.base import MODELS_PATH, EngineError, Reading, reading_of
 from worker_vllm.engine.health import HEALTH_PATH, Health, Pace
 from worker_vllm.log import Stage
@@ -87,12 +88,7 @@ class UpstreamEngine:
         async with AsyncExitStack() as stack:
             self._session = await stack.enter_async_context(_session())
             health = Health(self._session, self._url, self.authorization, self._pace)
-            self._stage(f"waiting for {self._url}")
-            try:
-                await asyncio.wait_for(self._until_up(health), START_TIMEOUT_SECONDS)
-            except TimeoutError:
-                message = f"{self._url}{MODELS_PATH} does not respond; check WORKER_UPSTREAM"
-                raise EngineError(message) from None
+            await self._until_up(health)
             self._health = health
             stack.push_async_callback(_end, asyncio.create_task(health.watch()))
             self._stack = stack.pop_all()
@@ -167,15 +163,28 @@ class UpstreamEngine:
             await asyncio.sleep(CONNECT_RETRY_SECONDS)
 
     async def _until_up(self, health: Health) -> None:
-        """Wait until the server lists its models, or responds with an error that does not pass."""
-        while True:
-            with suppress(aiohttp.ClientError, OSError):
-                status = await health.status(MODELS_PATH)
-                if status == HTTPStatus.UNAUTHORIZED:
-                    raise EngineError(f"{self._url} rejects the API key; check WORKER_UPSTREAM_KEY")
-                if status < HTTPStatus.BAD_REQUEST:
-                    return
-            await asyncio.sleep(START_POLL_SECONDS)
+        """Wait until the server lists its models; report what it waits for.
+
+        Raises EngineError if the server responds with an error that does not pass, or if it has not
+        responded after `START_TIMEOUT_SECONDS`.
+        """
+        reason = ""
+        self._stage(f"waiting for {self._url}")
+        try:
+            async with asyncio.timeout(START_TIMEOUT_SECONDS):
+                while True:
+                    found = await starting.reason_to_wait(health, self._url)
+                    if not found:
+                        return
+                    if found != reason:
+                        reason = found
+                        self._stage(f"waiting for {self._url}: {reason}")
+                    await asyncio.sleep(START_POLL_SECONDS)
+        except TimeoutError:
+            raise EngineError(
+                f"{self._url}{MODELS_PATH} does not answer: {reason or 'no answer'}."
+                " Check WORKER_UPSTREAM (--upstream)"
+            ) from None
 
 
 def _session() -> aiohttp.ClientSession:

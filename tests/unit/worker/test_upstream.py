@@ -38,6 +38,9 @@ class Server:
         self.healths: list[Health] = [200]
         # The same for lists of models.
         self.lists: list[Health] = [200]
+        self.cards: dict[str, list[dict[str, str]]] = {
+            "data": [{"id": "base"}, {"id": "lora", "parent": "base"}]
+        }
         # The paths of all probes so far.
         self.probes: list[str] = []
         self._runner: web.AppRunner | None = None
@@ -64,9 +67,7 @@ class Server:
         if self.key and request.headers.get("authorization") != f"Bearer {self.key}":
             return web.Response(status=401)
         status = await self._probed(request, self.lists)
-        return web.json_response(
-            {"data": [{"id": "base"}, {"id": "lora", "parent": "base"}]}, status=status
-        )
+        return web.json_response(self.cards, status=status)
 
     async def health(self, request: web.Request) -> web.StreamResponse:
         return web.Response(status=await self._probed(request, self.healths))
@@ -135,6 +136,56 @@ async def test_models_come_from_the_server(server: Server) -> None:
     assert [model.routes for model in models] == [[], []]
 
 
+@pytest.mark.parametrize(
+    ("status", "says"),
+    [
+        (404, "is not an OpenAI-compatible server: it answers 404 to GET /v1/models"),
+        (302, "is not an OpenAI-compatible server: it answers 302"),
+        (501, "is not an OpenAI-compatible server: it answers 501"),
+        (401, r"rejects the API key with status 401\. Check WORKER_UPSTREAM_KEY"),
+        (403, "rejects the API key with status 403"),
+    ],
+)
+async def test_a_server_that_will_not_become_ready_is_named_at_once(
+    server: Server, status: int, says: str
+) -> None:
+    server.lists = [status]
+    with pytest.raises(EngineError, match=says):
+        async with engine_of(server):
+            pass
+    assert server.probes == ["/v1/models"]
+
+
+async def test_the_reason_of_waiting_is_reported_once(server: Server) -> None:
+    server.lists = [503, 503, 200]
+    stages: list[str] = []
+    async with UpstreamEngine(server.url, "", stages.append, FAST_PACE):
+        pass
+    begin = f"waiting for {server.url}"
+    assert stages == [begin, f"{begin}: it answers 503"]
+
+
+async def test_a_server_with_another_list_is_named(server: Server) -> None:
+    server.cards = {"models": []}
+    async with engine_of(server) as engine:
+        with pytest.raises(EngineError, match=r"is not an OpenAI-compatible server: .*models"):
+            await read_models(engine)
+
+
+async def test_a_server_that_does_not_use_http_is_named() -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"SSH-2.0-OpenSSH_9.2p1\r\n")
+        await writer.drain()
+        writer.close()
+
+    async with await asyncio.start_server(greet, "127.0.0.1", 0) as listener:
+        url = f"127.0.0.1:{listener.sockets[0].getsockname()[1]}"
+        for scheme, says in (("http", "does not answer with HTTP"), ("https", "with TLS")):
+            with pytest.raises(EngineError, match=says):
+                async with UpstreamEngine(f"{scheme}://{url}", "", lambda _: None):
+                    pass
+
+
 async def test_packets_become_whole_events(server: Server) -> None:
     async with engine_of(server) as engine:
         head, *parts = [part async for part in handle(engine, chat())]
@@ -163,6 +214,10 @@ async def test_an_incomplete_body_stays_incomplete(server: Server) -> None:
     async with engine_of(server) as engine:
         with pytest.raises(CutShortError):
             await fetch(engine.app, chat())
+        with pytest.raises(
+            RunLostError, match=r"^the engine closed the connection in the middle of its answer$"
+        ):
+            _ = [piece async for piece in handle(engine, chat())]
 
 
 async def test_a_call_waits_for_a_server_that_restarts(server: Server) -> None:
