@@ -19,13 +19,17 @@ from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Protocol
 
+import structlog
+
 from proxy.wire.fields import RETRY_AFTER
 from proxy.wire.frames import FULL_STATUSES, QUOTA_CODE, RETRY_AFTER_SECONDS
 from proxy.wire.sse import Events, Part, carries_error
 from worker_vllm.asgi import CutShortError, Head, Request, call
-from worker_vllm.engine.base import Engine
+from worker_vllm.engine.base import Engine, EngineError
 
 EVENT_STREAM = "text/event-stream"
+# The message of a run that a bug of the worker has ended.
+INTERNAL_ERROR = "the worker failed with an internal error; its log has the details"
 
 
 class EngineFailedError(Exception):
@@ -124,6 +128,7 @@ async def handle(engine: Engine, request: Request) -> AsyncGenerator[Head | Part
         yield body
         raise EngineFailedError("http_404", f"the route {request.path} does not exist")
     outcome: EngineFailedError | None = None
+    has_begun = False
     cutter: Cutter = Pieces()
     try:
         async with aclosing(call(engine.app, request, engine.authorization)) as answer:
@@ -131,6 +136,7 @@ async def handle(engine: Engine, request: Request) -> AsyncGenerator[Head | Part
                 if isinstance(piece, Head):
                     cutter = Events() if piece.content_type.startswith(EVENT_STREAM) else cutter
                     outcome = _by_status(piece, engine)
+                    has_begun = True
                     yield piece
                     continue
                 if outcome is not None and QUOTA_CODE in piece:
@@ -142,8 +148,11 @@ async def handle(engine: Engine, request: Request) -> AsyncGenerator[Head | Part
                 outcome = outcome or _by_event(part, engine)
                 yield part
     except CutShortError as error:
+        structlog.get_logger().warning(
+            "engine.answer_incomplete", path=request.path, error=repr(error.__cause__)
+        )
         _check_alive(engine)
-        raise RunLostError("worker_lost", _sentence(error)) from error
+        raise RunLostError("worker_lost", _sentence(error, has_begun=has_begun)) from error
     if outcome is not None:
         raise outcome
 
@@ -177,8 +186,11 @@ def _check_alive(engine: Engine) -> None:
         raise RunLostError("engine_dead", engine.failure)
 
 
-def _sentence(error: CutShortError) -> str:
-    return f"{error}: {error.__cause__!r}" if error.__cause__ is not None else str(error)
+def _sentence(error: CutShortError, *, has_begun: bool) -> str:
+    """Return the message for the client, which never contains the text of an exception."""
+    when = "in the middle of its answer" if has_begun else "before it answered"
+    is_closed = isinstance(error.__cause__, EngineError)
+    return f"the engine {'closed the connection' if is_closed else 'failed'} {when}"
 
 
 def _not_found(request: Request) -> tuple[Head, Part]:

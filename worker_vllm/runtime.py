@@ -43,7 +43,13 @@ from proxy.wire.frames import (
 )
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
-from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
+from worker_vllm.handler import (
+    EVENT_STREAM,
+    INTERNAL_ERROR,
+    EngineFailedError,
+    RunLostError,
+    handle,
+)
 from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.run import (
@@ -293,9 +299,9 @@ class Runtime:
             if self._engine.dead:
                 self._refuse_new_jobs()
             end = run.end("lost", error.code, str(error))
-        except Exception as error:  # noqa: BLE001 - task border: a bug fails this job, not the worker
+        except Exception:  # noqa: BLE001 - task border: a bug fails this job, not the worker
             self._log.exception("job.broke", job=job, attempt=attempt)
-            end = run.end("lost", "worker_error", repr(error))
+            end = run.end("lost", "worker_error", INTERNAL_ERROR)
         self._log.debug("job.ended", job=job, attempt=attempt, ending=end.ending, code=end.code)
         self._finish(run, run.verdict or end)
 

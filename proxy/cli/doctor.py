@@ -194,6 +194,14 @@ def _proxy(url: str, seconds: float) -> Finding:
 
 
 def _worker_token(url: str, endpoint: str, token: str, seconds: float) -> Finding:
+    if not token:
+        return Finding(
+            "worker token",
+            is_ok=False,
+            seen="no token given",
+            remedy="Set WORKER_TOKEN or --token-file to the token that `vllm-serverless token`"
+            " prints on the machine of the proxy.",
+        )
     parts = urlsplit(url.rstrip("/"))
     scheme = "wss" if parts.scheme == "https" else "ws"
     address = urlunsplit((scheme, parts.netloc, f"{parts.path}/v2/{endpoint}/worker", "", ""))

@@ -294,9 +294,11 @@ class Gate:
                 raise missing_host()
             return principal
         if route.kind is Kind.WORKER:
+            is_missing = all(value.strip().lower() in {b"", b"bearer"} for value in credentials)
             raise ApiError(
                 "invalid_api_key",
-                "Wrong or missing worker token: use the one that `vllm-serverless token` prints.",
+                f"{'Missing' if is_missing else 'Wrong'} worker token:"
+                " use the one that `vllm-serverless token` prints.",
             )
         raise ApiError(
             "invalid_api_key", "Wrong or missing API key: send `Authorization: Bearer KEY`."

@@ -31,7 +31,8 @@ async def test_all_checks_pass(proxy: Proxy) -> None:
 @pytest.mark.parametrize(
     ("token", "flags", "says"),
     [
-        ("wrong", (), "Wrong or missing worker token"),
+        ("wrong", (), "Wrong worker token"),
+        ("", (), "no token given"),
         ("{token}", ("--endpoint", "nowhere"), "no endpoint 'nowhere' here"),
     ],
 )

@@ -20,13 +20,18 @@ async def ended(one: WorkerProcess) -> str:
 
 async def test_a_wrong_token(proxy: Proxy) -> None:
     async with worker(proxy, wait=False, token="wrong") as one:
-        assert "worker token" in await ended(one)
+        assert "Wrong worker token" in await ended(one)
     assert not list(proxy.parts.fleet)
+
+
+async def test_a_missing_token(proxy: Proxy) -> None:
+    async with worker(proxy, wait=False, token="") as one:
+        assert "no worker token is given; set WORKER_TOKEN or --token-file" in await ended(one)
 
 
 async def test_an_unknown_endpoint(proxy: Proxy) -> None:
     async with worker(proxy, wait=False, endpoint="nowhere") as one:
-        assert "nowhere" in await ended(one)
+        assert "no endpoint 'nowhere' here, only default" in await ended(one)
 
 
 async def test_another_model_than_that_of_the_endpoint() -> None:

@@ -39,6 +39,11 @@ async def test_an_invalid_body_is_rejected_with_a_sentence(body: bytes, code: st
     assert refused.value.message.endswith(".")
 
 
+async def test_a_body_that_is_nested_too_deeply_is_rejected_without_text_of_python() -> None:
+    with pytest.raises(ApiError, match=r"^The body is nested too deeply\.$"):
+        await peek(b'{"x":' + b"[" * 1_500 + b"]" * 1_500 + b"}")
+
+
 @pytest.mark.parametrize(
     "content_type", [b"", b"text/plain", b"multipart/form-data; boundary=x", b"application/jsonx"]
 )

@@ -8,6 +8,7 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
+from http import HTTPStatus
 from typing import TypeAlias
 from urllib.parse import urlsplit
 
@@ -44,7 +45,10 @@ REMEDIES = {
     409: "this worker is not compatible with the endpoint of the proxy",
     426: "the proxy uses another version of the worker protocol; update the older of the two",
 }
-
+NOT_GIVEN_MESSAGE = (
+    "no worker token is given; set WORKER_TOKEN or --token-file to the token that"
+    " `vllm-serverless token` prints on the machine of the proxy"
+)
 
 Connect: TypeAlias = Callable[..., Awaitable[ClientConnection]]
 """Open a WebSocket, with the arguments of `websockets.asyncio.client.connect`."""
@@ -189,6 +193,8 @@ def _refusal_of_handshake(link: Link, error: BaseException | None) -> DialRefuse
         return None
     if error.response.status_code not in REFUSAL_STATUSES:
         return None
+    if error.response.status_code == HTTPStatus.UNAUTHORIZED and not link.token:
+        return DialRefusedError(f"{link.url} answered 401: {NOT_GIVEN_MESSAGE}", by_handshake=True)
     return DialRefusedError(f"{link.url} answered {_response_text(error)}", by_handshake=True)
 
 

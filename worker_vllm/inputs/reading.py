@@ -93,8 +93,10 @@ def read_input(raw: bytes, model: str, known: KnownFields) -> Call:
     """
     try:
         return _read(raw, model, known)
-    except (msgspec.MsgspecError, RecursionError) as error:
+    except msgspec.MsgspecError as error:
         raise BadInputError(f"input: {error}") from None
+    except RecursionError:
+        raise BadInputError("input is nested too deeply") from None
 
 
 def _read(raw: bytes, model: str, known: KnownFields) -> Call:

@@ -22,8 +22,8 @@ from worker_vllm.engine.choice import make_engine
 from worker_vllm.engine.metrics import serve_metrics
 from worker_vllm.engine.processes import kill_children
 from worker_vllm.engine.watchdog import watch
-from worker_vllm.handler import RunLostError
-from worker_vllm.inputs.answering import answer_input
+from worker_vllm.handler import INTERNAL_ERROR, RunLostError
+from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.inputs.rendering import Output
 from worker_vllm.log import stage_log
@@ -97,6 +97,12 @@ class EngineThread:
                 # The process is about to end; a job without an answer is run again.
                 await asyncio.Event().wait()
             raise
+        except InputFailedError:
+            raise
+        except Exception:  # a bug fails this job; the SDK would send its traceback to the client
+            log = structlog.get_logger()
+            log.exception("job.broke")
+            raise RunLostError("worker_error", INTERNAL_ERROR) from None
 
     async def _run_in_thread(self, coroutine: Coroutine[Any, Any, Value]) -> Value:
         return await asyncio.wrap_future(self._submit(coroutine))

@@ -1,7 +1,7 @@
 import pytest
 
 from tests.unit.worker.support import CHAT, AppEngine, app_of
-from worker_vllm.asgi import Head, Request
+from worker_vllm.asgi import Head, Receive, Request, Scope, Send
 from worker_vllm.engine.base import read_models
 from worker_vllm.handler import EngineFailedError, RunLostError, handle, route_of
 
@@ -80,8 +80,24 @@ async def test_an_incomplete_response_is_lost() -> None:
     pieces, error = await play(AppEngine(app_of(TOKEN, whole=False)), CHAT)
 
     assert isinstance(error, RunLostError)
-    assert error.code == "worker_lost"
+    assert (error.code, str(error)) == (
+        "worker_lost",
+        "the engine failed in the middle of its answer",
+    )
     assert pieces[-1] == TOKEN
+
+
+@pytest.mark.parametrize("has_begun", [True, False])
+async def test_a_client_does_not_receive_the_text_of_an_exception(has_begun: bool) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        if has_begun:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+        raise ValueError("secret")
+
+    _, error = await play(AppEngine(app), CHAT)
+    when = "in the middle of its answer" if has_begun else "before it answered"
+    assert isinstance(error, RunLostError)
+    assert str(error) == f"the engine failed {when}"
 
 
 ADMIN = (

@@ -146,5 +146,5 @@ def test_an_invalid_field_is_named(value: Any, sentence: str) -> None:
 
 
 def test_a_deeply_nested_input_is_rejected() -> None:
-    with pytest.raises(BadInputError):
+    with pytest.raises(BadInputError, match=r"^input is nested too deeply$"):
         read(b'{"prompt": ' + b"[" * 100_000 + b"]" * 100_000 + b"}")

@@ -23,6 +23,7 @@ from proxy.wire.frames import (
 from tests.unit.worker.support import CHAT, AppEngine, FakeProxy, chat, fake_proxy, until, working
 from worker_vllm.asgi import Receive, Request, Scope, Send
 from worker_vllm.engine.scripted import ScriptedEngine
+from worker_vllm.handler import INTERNAL_ERROR
 from worker_vllm.run import OUTBOX_HIGH_BYTES
 
 ENDLESS: dict[str, Any] = {"max_tokens": 1_000_000, "seed": 1000}
@@ -122,6 +123,18 @@ async def test_the_ending_of_a_run_is_reported(
 
         end = await line.wait_for(End, "j")
         assert (end.ending, end.code) == (ending, code)
+
+
+async def test_a_bug_of_the_worker_is_not_described_to_the_client(
+    proxy: FakeProxy, engine: ScriptedEngine
+) -> None:
+    async with working(engine, proxy.url) as worker:
+        line = await proxy.next_line()
+        worker.runtime._engine = AppEngine(None)  # type: ignore[arg-type]
+        await line.send_job("j", chat())
+
+        end = await line.wait_for(End, "j")
+        assert (end.ending, end.code, end.message) == ("lost", "worker_error", INTERNAL_ERROR)
 
 
 async def test_a_stopped_run_releases_the_engine_and_ends_once(

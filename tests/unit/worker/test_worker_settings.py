@@ -36,6 +36,49 @@ def test_the_address_to_dial(monkeypatch: pytest.MonkeyPatch, connect: str, url:
 
 
 @pytest.mark.parametrize(
+    ("end", "named"),
+    [
+        ("/v1", "/v1"),
+        ("/base/v1/", "/v1"),
+        ("/openai/v1", "/openai/v1"),
+        ("/v2/mine/openai/v1", "/v2/mine/openai/v1"),
+        ("/v2", "/v2"),
+        ("/v2/mine/worker", "/v2/mine/worker"),
+    ],
+)
+def test_the_path_of_clients_is_not_part_of_the_address(
+    monkeypatch: pytest.MonkeyPatch, end: str, named: str
+) -> None:
+    with pytest.raises(SettingsError, match=f"^WORKER_CONNECT is wrong: leave out {named}/? "):
+        read(monkeypatch, WORKER_CONNECT=f"http://127.0.0.1:8000{end}")
+
+
+def test_an_error_names_the_variable_that_is_set_and_the_flag(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    with pytest.raises(SettingsError, match=r"^MAX_CONCURRENCY is .*; flag --max-concurrency\)$"):
+        read(monkeypatch, MAX_CONCURRENCY="many")
+    with pytest.raises(SettingsError, match=r"^WORKER_ENDPOINT is .*--endpoint\)$"):
+        read(monkeypatch, MAX_CONCURRENCY="", WORKER_ENDPOINT="a b")
+    with pytest.raises(
+        SettingsError, match=r"^WORKER_UPSTREAM_KEY is .*; flag --upstream-key-file"
+    ):
+        read(monkeypatch, WORKER_ENDPOINT="", WORKER_UPSTREAM_KEY="a b")
+
+
+def test_the_key_of_the_upstream_can_be_in_a_file(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    path = tmp_path / "key"
+    path.touch(mode=0o600)
+    path.write_text("upstream-key")
+    settings = read(monkeypatch, WORKER_UPSTREAM_KEY_FILE=str(path))
+    assert settings.upstream_api_key == "upstream-key"
+    with pytest.raises(SettingsError, match=r"WORKER_UPSTREAM_KEY and .*_FILE are both set"):
+        read(monkeypatch, WORKER_UPSTREAM_KEY="another")
+
+
+@pytest.mark.parametrize(
     ("field", "ours", "theirs"),
     [
         ("max_concurrency", "WORKER_MAX_CONCURRENCY", "MAX_CONCURRENCY"),
