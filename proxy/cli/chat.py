@@ -46,8 +46,7 @@ def run(base_url: str, model: str | None, api_key: str, system: str | None) -> i
         import openai  # noqa: PLC0415 - only this command needs it
     except ImportError:
         console.print(
-            "The openai package is not installed, and `chat` requires it:"
-            " pip install 'vllm-serverless[chat]'"
+            "The openai package is not installed, and `chat` requires it: pip install openai"
         )
         return EX_CONFIG
     client = openai.OpenAI(base_url=base_url, api_key=api_key, max_retries=0)

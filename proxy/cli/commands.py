@@ -14,7 +14,7 @@ from proxy.cli.chat import run as run_chat
 from proxy.cli.doctor import run as run_doctor
 from proxy.cli.flags import PROXY_VARIABLES, proxy_flags, with_flags
 from proxy.cli.up import run
-from proxy.cli.usage import VLLM_FLAGS, Command, program
+from proxy.cli.usage import VLLM_FLAGS, ExplainingCommand, program
 from proxy.cli.version import version_line
 from proxy.cli.worker_flags import LOCAL_WORKER_FLAGS, WORKER_FLAGS, WORKER_VARIABLES
 from proxy.log.lines import configure_logging
@@ -71,7 +71,7 @@ def main_options(
     """Receive the options that precede the command."""
 
 
-@cli.command(cls=Command, epilog=UP_EXAMPLES)
+@cli.command(cls=ExplainingCommand, epilog=UP_EXAMPLES)
 @with_flags("Options of the proxy", [*proxy_flags(), *proxy_flags(*DEPRECATED)])
 @with_flags("Options of the workers", LOCAL_WORKER_FLAGS)
 def up(
@@ -91,7 +91,7 @@ def up(
     raise SystemExit(uvloop.run(run(settings, workers, own, vllm_flags or [])))
 
 
-@cli.command(cls=Command, epilog=PROXY_EXAMPLES)
+@cli.command(cls=ExplainingCommand, epilog=PROXY_EXAMPLES)
 @with_flags("Options", [*proxy_flags(), *proxy_flags(*DEPRECATED)])
 def proxy(**flags: Any) -> None:
     """Start only the proxy; workers dial in from any machine."""
@@ -101,7 +101,7 @@ def proxy(**flags: Any) -> None:
     raise SystemExit(uvloop.run(run(settings, 0, {}, [])))
 
 
-@cli.command(cls=Command, epilog=WORKER_EXAMPLES)
+@cli.command(cls=ExplainingCommand, epilog=WORKER_EXAMPLES)
 @with_flags("Options", WORKER_FLAGS)
 def worker(
     context: typer.Context,
@@ -116,7 +116,7 @@ def worker(
     os.execve(arguments[0], arguments, environment)  # noqa: S606 - no shell is wanted
 
 
-@cli.command(cls=Command)
+@cli.command(cls=ExplainingCommand)
 def chat(
     context: typer.Context,
     base_url: Annotated[
@@ -134,7 +134,7 @@ def chat(
     raise SystemExit(run_chat(base_url, model, key or "none", system))
 
 
-@cli.command(cls=Command)
+@cli.command(cls=ExplainingCommand)
 @with_flags("Options", proxy_flags("port", "data_dir"))
 def doctor(
     context: typer.Context,
@@ -154,21 +154,21 @@ def doctor(
     raise SystemExit(run_doctor(connect, endpoint, secret, settings.port, settings.data_dir))
 
 
-@cli.command(cls=Command)
+@cli.command(cls=ExplainingCommand)
 @with_flags("Options", proxy_flags("data_dir"))
 def token(**flags: Any) -> None:
     """Print the token that remote workers need (WORKER_TOKEN). It is generated at the first use."""
     typer.echo(options.settings(**flags).token())
 
 
-@cli.command(cls=Command)
+@cli.command(cls=ExplainingCommand)
 @with_flags("Options", proxy_flags("data_dir"))
 def webhook_secret(**flags: Any) -> None:
     """Print the secret with which receivers verify webhooks. It is generated at the first use."""
     typer.echo(options.settings(**flags).signing_secret())
 
 
-@cli.command(cls=Command)
+@cli.command(cls=ExplainingCommand)
 @with_flags("Options", proxy_flags("port", "worker_token_file", "worker_token", "data_dir"))
 def worker_env(
     endpoint: Annotated[str, typer.Argument(help="The endpoint to serve.")] = "default",

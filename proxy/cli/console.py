@@ -96,16 +96,19 @@ def address(host: str, port: int) -> str:
 
 
 def ready_text(
-    url: str, models: Sequence[str], *, seconds: float, needs_key: bool, is_demo: bool, logs: str
+    url: str, models: Sequence[str], *, seconds: float, needs_key: bool, other_model: str, logs: str
 ) -> str:
-    """Return what to print when the workers are ready: the URL, and examples that can be pasted."""
+    """Return what to print when the workers are ready: the URL, and examples that can be pasted.
+
+    `other_model` is the command that serves another model than the demo; empty if it is not served.
+    """
     models = [escape_controls(model) for model in models]
     model = models[0] if models else "MODEL"
     key = "YOUR_KEY" if needs_key else "none"
     header = " -H 'Authorization: Bearer YOUR_KEY'" if needs_key else ""
     toy = (
         "\n  This is a demo model of 3 MB that knows a few answers about this project."
-        '\n  To serve a real model:  make up ARGS="--model Qwen/Qwen3-0.6B"\n'
+        f"\n  To serve a real model:  {other_model}\n"
     )
     return f"""
 Ready after {seconds:.0f} s.
@@ -113,7 +116,7 @@ Ready after {seconds:.0f} s.
   base URL  {url}/v1
   model     {", ".join(models)}
   key       {"one of the API keys" if needs_key else "not required on this machine"}
-{toy if is_demo else ""}
+{toy if other_model else ""}
 With curl:
 
 curl {url}/v1/chat/completions -H 'Content-Type: application/json'{header} \

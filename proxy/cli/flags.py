@@ -26,7 +26,7 @@ PROXY_VARIABLES = [f"PROXY_{name.upper()}" for name in Settings.model_fields]
 _KINDS: dict[Any, str] = {int: "INTEGER", float: "NUMBER", Path: "PATH", str: "TEXT"}
 
 
-class Flag(NamedTuple):
+class SettingFlag(NamedTuple):
     """A flag, the variable that it overrides, its meaning, and the default as text.
 
     `kind` stands for the value in the help, such as INTEGER.
@@ -52,12 +52,12 @@ class Flag(NamedTuple):
         return f"{self.meaning}{repeatable} [{', '.join(notes)}]"
 
 
-def proxy_flag(name: str) -> Flag:
+def proxy_flag(name: str) -> SettingFlag:
     """Return the flag of one of the proxy's settings. It is hidden if its value is a secret."""
     field = Settings.model_fields[name]
     types = _types(field.annotation)
     is_file = name.endswith(FILE_SUFFIX)
-    return Flag(
+    return SettingFlag(
         name,
         f"PROXY_{name.upper()}",
         field.description or "",
@@ -68,13 +68,13 @@ def proxy_flag(name: str) -> Flag:
     )
 
 
-def proxy_flags(*names: str) -> list[Flag]:
+def proxy_flags(*names: str) -> list[SettingFlag]:
     """Return the flags of these settings of the proxy, or of all that are not secrets."""
     flags = [proxy_flag(name) for name in names or Settings.model_fields]
     return [flag for flag in flags if names or not flag.is_hidden]
 
 
-def option(flag: Flag, panel: str | None = None) -> Any:
+def option(flag: SettingFlag, panel: str | None = None) -> Any:
     """Return the annotation of the parameter of a command that receives the flag."""
     made = typer.Option(
         flag_of(flag.name),
@@ -87,7 +87,7 @@ def option(flag: Flag, panel: str | None = None) -> Any:
     return Annotated[list[str] | None, made] if flag.is_list else Annotated[str | None, made]
 
 
-def with_flags(panel: str, flags: Iterable[Flag]) -> Callable[[Function], Function]:
+def with_flags(panel: str, flags: Iterable[SettingFlag]) -> Callable[[Function], Function]:
     """Add flags to a command: its function receives them as keyword arguments, None if not given.
 
     They are listed under `panel` in the help.

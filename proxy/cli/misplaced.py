@@ -19,7 +19,7 @@ FLAG_NAMES_TIMEOUT_SECONDS = 30.0
 _NOT_SHOWN = re.compile(r"key|token|secret|[\"'$`\\!\s]", re.IGNORECASE)
 
 
-class Fault(NamedTuple):
+class Explanation(NamedTuple):
     """A message, and the arguments of the command line to show after it, if any."""
 
     text: str
@@ -39,7 +39,7 @@ def explain(
     args: Sequence[str],
     takes_value: Mapping[str, bool],
     vllm_flags: Callable[[], frozenset[str]],
-) -> Fault | None:
+) -> Explanation | None:
     """Explain the first argument before `--` that is not an option of the command.
 
     `takes_value` has the options of the command. Returns None without such an argument, or if
@@ -52,26 +52,26 @@ def explain(
     if not name.startswith("-"):
         if command not in VLLM_COMMANDS:
             return None
-        return Fault(
+        return Explanation(
             f"unexpected argument {name!r}. The model is given with --model, and flags of vLLM come"
             " after `--`."
         )
     if f"{name}-file" in takes_value:
-        return Fault(
+        return Explanation(
             f"{name} does not exist, because other users could read its value in the process list."
             f" Use {name}-file PATH, or a variable: see --help."
         )
     known = vllm_flags() if command in (*VLLM_COMMANDS, "proxy") else frozenset[str]()
     if _plain(name) in known:
-        return _vllm_fault(command, f"{name} is a flag of vLLM", parts)
+        return _vllm_explanation(command, f"{name} is a flag of vLLM", parts)
     close = get_close_matches(name, [*takes_value, *known], n=1)
     if not close:
         return None
     if close[0] in takes_value:
-        return Fault(f"unknown option {name}. Did you mean {close[0]}?")
+        return Explanation(f"unknown option {name}. Did you mean {close[0]}?")
     parts.others[0] = close[0] + parts.others[0].removeprefix(name)
     text = f"unknown option {name}. Did you mean {close[0]}? It is a flag of vLLM"
-    return _vllm_fault(command, text, parts)
+    return _vllm_explanation(command, text, parts)
 
 
 def flags_of_vllm() -> frozenset[str]:
@@ -89,9 +89,9 @@ def flags_of_vllm() -> frozenset[str]:
     return frozenset(ended.stdout.split())
 
 
-def _vllm_fault(command: str, text: str, parts: _Parts) -> Fault:
+def _vllm_explanation(command: str, text: str, parts: _Parts) -> Explanation:
     if command not in VLLM_COMMANDS:
-        return Fault(
+        return Explanation(
             f"{text}, and the proxy runs no model. Pass it to the worker:"
             " vllm-serverless worker …, after `--`."
         )
@@ -99,7 +99,9 @@ def _vllm_fault(command: str, text: str, parts: _Parts) -> Fault:
     if any(_NOT_SHOWN.search(word) for word in words):
         words = [parts.others[0].partition("=")[0], "…"]
     example = ["…"] if parts.own else []
-    return Fault(f"{text}. Flags of vLLM come after `--`: ", " ".join([*example, "--", *words]))
+    return Explanation(
+        f"{text}. Flags of vLLM come after `--`: ", " ".join([*example, "--", *words])
+    )
 
 
 def _parts(args: Sequence[str], takes_value: Mapping[str, bool]) -> _Parts:

@@ -10,6 +10,7 @@ from typing import IO
 
 from proxy.app import Parts, compose
 from proxy.cli import console
+from proxy.cli.usage import command_line
 from proxy.cli.worker import DEMO, arguments, environment
 from proxy.jobs.model import WorkerId
 from proxy.scaler.process import FINAL_STATUSES, Command, ProcessProvider
@@ -28,6 +29,8 @@ WORKER_ORPHAN_SECONDS = 60
 PROGRESS_REFRESH_SECONDS = 0.25
 # The logs of earlier starts of a local worker that are kept, beside the current one.
 EARLIER_LOGS = 3
+# The flags of an example that is shown with the demo model.
+OTHER_MODEL = "--model Qwen/Qwen3-0.6B"
 # If one of these is set, the workers do not serve the demo model.
 MODEL_VARIABLES = ("WORKER_MODEL", "MODEL_NAME", "WORKER_UPSTREAM", "WORKER_BAKED_MODEL")
 
@@ -246,7 +249,7 @@ class LocalWorkers:
                 [model.id for model in self._parts.endpoints.models(first)],
                 seconds=self._progress.seconds,
                 needs_key=bool(self._parts.settings.client_keys()),
-                is_demo=self._is_demo,
+                other_model=command_line("up", OTHER_MODEL) if self._is_demo else "",
                 logs=f"{self._logs}/",
             ),
             flush=True,

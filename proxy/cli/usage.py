@@ -29,7 +29,7 @@ def command_line(command: str, text: str) -> str:
     return f"{PROGRAM} {command} {text}"
 
 
-class Command(TyperCommand):
+class ExplainingCommand(TyperCommand):
     """A command that names itself as the user typed it, and explains arguments that are wrong."""
 
     def collect_usage_pieces(self, ctx: Any) -> list[str]:
@@ -50,10 +50,10 @@ class Command(TyperCommand):
             for name in (*one.opts, *one.secondary_opts)
         }
         command = str(ctx.info_name)
-        fault = explain(command, args, takes_value, flags_of_vllm)
-        if fault:
-            example = command_line(command, fault.example) if fault.example else ""
-            say(f"{PROGRAM}: {fault.text}{example}")
+        found = explain(command, args, takes_value, flags_of_vllm)
+        if found:
+            example = command_line(command, found.example) if found.example else ""
+            say(f"{PROGRAM}: {found.text}{example}")
             sys.exit(EX_USAGE)
         try:
             return super().parse_args(ctx, args)

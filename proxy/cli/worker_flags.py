@@ -4,102 +4,106 @@ The proxy's package does not import the worker's, so the names, variables and de
 here; a test compares them with the settings of the worker.
 """
 
-from proxy.cli.flags import Flag
+from proxy.cli.flags import SettingFlag
 
 WORKER_FLAGS = (
-    Flag("connect", "WORKER_CONNECT", "Base URL of the proxy, such as http://127.0.0.1:8000."),
-    Flag("endpoint", "WORKER_ENDPOINT", "Endpoint whose jobs the worker runs.", "default"),
-    Flag(
+    SettingFlag(
+        "connect", "WORKER_CONNECT", "Base URL of the proxy, such as http://127.0.0.1:8000."
+    ),
+    SettingFlag("endpoint", "WORKER_ENDPOINT", "Endpoint whose jobs the worker runs.", "default"),
+    SettingFlag(
         "model",
         "WORKER_MODEL",
         "Folder or hub id of a model; `demo` is the bundled one.",
     ),
-    Flag(
+    SettingFlag(
         "served_model_name",
         "WORKER_SERVED_MODEL_NAME",
         "Model names that clients use, separated by commas (default: the model).",
     ),
-    Flag(
+    SettingFlag(
         "upstream",
         "WORKER_UPSTREAM",
         "URL of an OpenAI-compatible server to use instead of vLLM.",
     ),
-    Flag(
+    SettingFlag(
         "upstream_key_file",
         "WORKER_UPSTREAM_KEY_FILE",
         "File with the API key of that server; must be readable only by its owner.",
         kind="PATH",
     ),
-    Flag(
+    SettingFlag(
         "max_concurrency",
         "WORKER_MAX_CONCURRENCY",
         "Concurrent jobs of a worker (default: as many as the engine runs at once).",
         kind="INTEGER",
     ),
-    Flag(
+    SettingFlag(
         "engine",
         "WORKER_ENGINE",
         "Engine of the worker; --upstream implies `upstream`, and `scripted` is for tests.",
         "vllm",
         "vllm|upstream|scripted",
     ),
-    Flag(
+    SettingFlag(
         "output_format",
         "WORKER_OUTPUT_FORMAT",
         "Shape of native outputs: that of the Runpod guide, or of the worker-vllm image.",
         "seed",
         "seed|worker-vllm",
     ),
-    Flag(
+    SettingFlag(
         "metrics_port",
         "WORKER_METRICS_PORT",
         "Loopback port of the engine's /metrics; 0 selects a free one, and further local workers"
         " use the ports after it.",
         kind="INTEGER",
     ),
-    Flag("id", "WORKER_ID", "Unique name of the worker (default: a random one)."),
-    Flag(
+    SettingFlag("id", "WORKER_ID", "Unique name of the worker (default: a random one)."),
+    SettingFlag(
         "drain_seconds",
         "WORKER_DRAIN_SECONDS",
         "Seconds that running jobs may take to finish after SIGTERM.",
         "30",
         "NUMBER",
     ),
-    Flag(
+    SettingFlag(
         "progress_seconds",
         "WORKER_PROGRESS_SECONDS",
         "Seconds without progress before vLLM counts as hung; not for an upstream.",
         "120",
         "NUMBER",
     ),
-    Flag(
+    SettingFlag(
         "orphan_seconds",
         "WORKER_ORPHAN_SECONDS",
         "Seconds without a proxy before the worker exits (default: no limit).",
         kind="NUMBER",
     ),
-    Flag(
+    SettingFlag(
         "heartbeat_seconds",
         "WORKER_HEARTBEAT_SECONDS",
         "Seconds between heartbeats, and at most between two attempts to connect.",
         "5",
         "NUMBER",
     ),
-    Flag(
+    SettingFlag(
         "baked_model",
         "WORKER_BAKED_MODEL",
         "File that describes the model in a container image.",
         "/local_model_args.json",
         "PATH",
     ),
-    Flag(
+    SettingFlag(
         "base_path",
         "BASE_PATH",
         "Folder under which models are downloaded, if it exists.",
         "/runpod-volume",
         "PATH",
     ),
-    Flag("log_level", "WORKER_LOG_LEVEL", "Level of the log.", "info", "debug|info|warning|error"),
+    SettingFlag(
+        "log_level", "WORKER_LOG_LEVEL", "Level of the log.", "info", "debug|info|warning|error"
+    ),
 )
 # `up` sets the others for each of its workers; the level of the log is one flag of `up`.
 LOCAL_WORKER_FLAGS = tuple(

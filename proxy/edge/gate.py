@@ -294,10 +294,9 @@ class Gate:
                 raise missing_host()
             return principal
         if route.kind is Kind.WORKER:
-            is_missing = all(value.strip().lower() in {b"", b"bearer"} for value in credentials)
             raise ApiError(
                 "invalid_api_key",
-                f"{'Missing' if is_missing else 'Wrong'} worker token:"
+                f"{'Wrong' if _has_key(values) else 'Missing'} worker token:"
                 " use the one that `vllm-serverless token` prints.",
             )
         raise ApiError(

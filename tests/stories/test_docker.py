@@ -108,6 +108,41 @@ def machine(tmp_path_factory: pytest.TempPathFactory) -> Machine:
     return made
 
 
+async def test_the_same_installation_runs_a_worker(machine: Machine) -> None:
+    """The image has the packages of `pip install .`, which suffice for a worker without vLLM."""
+    program = f"{machine.environment('proxy')['VENV']}/bin/vllm-serverless"
+    env = machine.environment("proxy") | {"PROXY_HOST": "127.0.0.1", "PROXY_PORT": "0"}
+    env["PROXY_DATA_DIR"] = str(machine.root / "other")
+
+    async def run(*words: str, **more: str) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            program, *words, cwd="/", env=env | more, stdout=PIPE, stderr=STDOUT
+        )
+
+    version, _ = await (await run("--version")).communicate()
+    assert b"no vLLM" in version
+    proxy = await run("proxy")
+    assert proxy.stdout is not None
+    line = (await asyncio.wait_for(proxy.stdout.readline(), 30)).decode()
+    [url] = re.findall(r"listens on (http://\S+)\.", line)
+    token = (machine.root / "other" / "worker-token").read_text().strip()
+    worker = await run(
+        "worker", "--upstream", "http://127.0.0.1:9", "--connect", url, WORKER_TOKEN=token
+    )
+    assert worker.stdout is not None
+    try:
+        async with asyncio.timeout(30):
+            while b"waiting for http://127.0.0.1:9" not in await worker.stdout.readline():
+                assert worker.returncode is None
+        worker.send_signal(signal.SIGTERM)
+        assert await asyncio.wait_for(worker.wait(), 30) == 0
+    finally:
+        for process in (worker, proxy):
+            if process.returncode is None:
+                process.kill()
+            await process.communicate()
+
+
 @pytest.mark.timeout(300)
 async def test_the_proxy_image_serves_reports_its_health_and_drains(machine: Machine) -> None:
     image = machine.stages["proxy"]

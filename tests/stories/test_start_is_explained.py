@@ -55,14 +55,14 @@ async def test_ctrl_c_during_the_imports_prints_no_traceback(module: str) -> Non
     assert b"Traceback" not in rest
 
 
-@pytest.mark.slow
 async def test_the_log_of_a_worker_that_crashed_survives_the_next_start(tmp_path: Path) -> None:
     place = ("--port", "0", "--data-dir", str(tmp_path), "--engine", "scripted")
-    for value in ("first", "second"):
-        async with command("up", *place, "--max-concurrency", value) as up:
-            assert await up.process.wait() == 2
-            assert "WORKER_MAX_CONCURRENCY is wrong: Input should be a valid integer" in up.text
-            assert "flag --max-concurrency" in up.text
     logs = tmp_path / "logs"
-    assert sorted(path.name for path in logs.iterdir()) == ["worker-1.log", "worker-1.log.1"]
-    assert all("is wrong" in path.read_text() for path in logs.iterdir())
+    logs.mkdir()
+    (logs / "worker-1.log").write_text("the crash")
+    async with command("up", *place, "--max-concurrency", "many") as up:
+        assert await up.process.wait() == 2
+        assert "WORKER_MAX_CONCURRENCY is wrong: Input should be a valid integer" in up.text
+        assert "flag --max-concurrency" in up.text
+    assert (logs / "worker-1.log.1").read_text() == "the crash"
+    assert "WORKER_MAX_CONCURRENCY is wrong" in (logs / "worker-1.log").read_text()

@@ -4,6 +4,7 @@ A server that loads its model refuses connections or responds with 5xx. Every ot
 that the address, the key or the kind of server is wrong, which waiting does not change.
 """
 
+import os
 from http import HTTPStatus
 
 import aiohttp
@@ -30,8 +31,11 @@ async def reason_to_wait(health: Health, url: str) -> str:
         raise EngineError(
             f"{url} does not answer with TLS; use http:// if it has none. {CHECK}"
         ) from None
+    except aiohttp.ClientConnectorDNSError:
+        return "its host name is unknown"
     except aiohttp.ClientConnectorError as error:
-        return error.strerror or "no connection"
+        number = error.os_error.errno
+        return os.strerror(number).lower() if number else "no connection"
     except aiohttp.ClientResponseError:
         raise EngineError(f"{url} does not answer with HTTP. {CHECK}") from None
     except (aiohttp.ClientError, OSError):

@@ -28,7 +28,7 @@ from worker_vllm.settings import Settings
 
 NO_SDK_MESSAGE = (
     "the Runpod SDK is requested, but `runpod` is not installed. "
-    "Install it with: pip install 'vllm-serverless[sdk]'"
+    "Install it with: pip install 'runpod>=1.10,<2'"
 )
 
 

@@ -57,15 +57,20 @@ class Command:
 
 @asynccontextmanager
 async def command(
-    *arguments: str, python: str = sys.executable, through: Sequence[str] = (), **environment: str
+    *arguments: str,
+    python: str = sys.executable,
+    through: Sequence[str] = (),
+    cwd: Path = ROOT,
+    **environment: str,
 ) -> AsyncIterator[Command]:
     """Run `vllm-serverless ARGUMENTS` with `python`, and stop it when the context ends.
 
-    `through` is a prefix that executes the command, such as setpriv with its arguments.
+    `through` is a prefix that executes the command, such as setpriv with its arguments. In another
+    folder than the checkout, the package that is installed for `python` runs.
     """
     process = await asyncio.create_subprocess_exec(
         *(*through, python, "-m", "proxy.cli", *arguments),
-        cwd=ROOT, env=os.environ | environment, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+        cwd=cwd, env=os.environ | environment, stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     async with stopped_at_end(Command(process)) as running:
         yield running
