@@ -28,8 +28,6 @@ from worker_vllm.asgi import CutShortError, Head, Request, call
 from worker_vllm.engine.base import Engine, EngineError
 
 EVENT_STREAM = "text/event-stream"
-# The message of a run that a bug of the worker has ended.
-INTERNAL_ERROR = "the worker failed with an internal error; its log has the details"
 
 
 class EngineFailedError(Exception):

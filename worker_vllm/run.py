@@ -40,6 +40,8 @@ from proxy.wire.frames import (
 from worker_vllm.asgi import Request
 
 MESSAGE_CHARACTERS = 2_000
+# The message of a run that a bug of the worker has ended.
+INTERNAL_ERROR = "the worker failed with an internal error; its log has the details"
 # The limits of the proxy for request bodies are lower.
 BODY_MAX_BYTES = 64 * 1024 * 1024
 # Watermarks of a run's bytes that wait to be sent. Above the first one its output waits, below the

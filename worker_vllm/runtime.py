@@ -43,17 +43,12 @@ from proxy.wire.frames import (
 )
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
-from worker_vllm.handler import (
-    EVENT_STREAM,
-    INTERNAL_ERROR,
-    EngineFailedError,
-    RunLostError,
-    handle,
-)
+from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
 from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.run import (
     BODY_MAX_BYTES,
+    INTERNAL_ERROR,
     NOT_BEGUN,
     BadBodyError,
     EndedRuns,

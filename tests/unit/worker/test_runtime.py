@@ -23,8 +23,7 @@ from proxy.wire.frames import (
 from tests.unit.worker.support import CHAT, AppEngine, FakeProxy, chat, fake_proxy, until, working
 from worker_vllm.asgi import Receive, Request, Scope, Send
 from worker_vllm.engine.scripted import ScriptedEngine
-from worker_vllm.handler import INTERNAL_ERROR
-from worker_vllm.run import OUTBOX_HIGH_BYTES
+from worker_vllm.run import INTERNAL_ERROR, OUTBOX_HIGH_BYTES
 
 ENDLESS: dict[str, Any] = {"max_tokens": 1_000_000, "seed": 1000}
 
