@@ -100,8 +100,8 @@ async def test_doctor_and_a_worker_escape_the_text_of_a_refusal() -> None:
     async with hostile() as url:
         worker = ("worker", "--connect", url, "--upstream", url)
         async with (
-            command("doctor", "--connect", url, COLUMNS="300") as doctor,
-            command(*worker) as refused,
+            command("doctor", "--connect", url, COLUMNS="300", WORKER_TOKEN="wrong") as doctor,
+            command(*worker, WORKER_TOKEN="wrong") as refused,
         ):
             assert await doctor.process.wait() == 1
             assert await refused.process.wait() == 78
