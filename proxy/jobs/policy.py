@@ -18,6 +18,8 @@ DELIVERY_RETRY_MILLIS = Millis(10_000)
 
 
 CANCELLED = JobError("job_cancelled", "The job was cancelled.")
+# The code of a job that no worker has taken in time.
+NO_WORKERS = "no_workers"
 WORKER_LOST = JobError("worker_lost", "The worker that ran this was lost.")
 
 
@@ -112,9 +114,7 @@ def _queue_timeout_error(job: JobState, seconds: float) -> JobError:
     A job that has run gets `worker_lost`, which does not invite a retry (see `api.errors`).
     """
     if not job.failures:
-        return JobError(
-            "no_workers", f"No worker was free to take this job within {seconds:.0f} s."
-        )
+        return JobError(NO_WORKERS, f"No worker was free to take this job within {seconds:.0f} s.")
     lost = "1 run of this job was" if job.failures == 1 else f"{job.failures} runs of this job were"
     return JobError(
         "worker_lost",

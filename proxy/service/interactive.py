@@ -29,7 +29,7 @@ from proxy.jobs.model import (
     Submission,
     WorkerId,
 )
-from proxy.jobs.policy import CANCELLED, Ending, RunEnd, after_run, is_form, overdue
+from proxy.jobs.policy import CANCELLED, NO_WORKERS, Ending, RunEnd, after_run, is_form, overdue
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
@@ -266,11 +266,11 @@ class InteractiveJobs:
     # The ends of jobs
 
     def _with_reason(self, job: InteractiveJob, error: JobError | None) -> JobError | None:
-        """Add the reason why a job is queued to the error with which it ends."""
-        why = self.reason_of(job)
-        if error is None or why in ("", NEXT_IN_LINE):
+        """Add the reason why a job is queued to the error of one that no worker has taken."""
+        if error is None or error.code != NO_WORKERS:
             return error
-        return JobError(error.code, f"{error.message} {why}")
+        why = self.reason_of(job)
+        return error if why == NEXT_IN_LINE else JobError(error.code, f"{error.message} {why}")
 
     def _end_run(self, mailbox: Mailbox, end: RunEnd) -> None:
         """Carry out the end of a run: its job ends, or returns to the queue."""
@@ -357,7 +357,7 @@ class EndedJobs:
 
 
 def _no_reason(_: JobState) -> str:
-    return ""
+    return NEXT_IN_LINE
 
 
 def _size_bytes(job: Job) -> int:
