@@ -195,10 +195,8 @@ class OpenAi:
                 body, seen = await _read(route, receive, headers, share)
                 chosen = await self._serving(chosen, seen.model)
                 leave = leave or self._count(principal, chosen, reply)
+                self._check_route(chosen, seen.model, route)
                 model = seen.model or self._endpoints.default_model(chosen)
-                served = self._endpoints.routes(chosen, seen.model)
-                if served and route.path not in served:
-                    raise not_served(model, route.path, served)
                 # Again, because reading the body took time.
                 self._admission.check(chosen)
                 fields = _engine_fields(headers)
@@ -287,6 +285,15 @@ class OpenAi:
         ):
             return None
         return intervals.within(timeout)
+
+    def _check_route(self, chosen: Endpoint, model: str | None, route: OpenAiRoute) -> None:
+        """Raise `ApiError` if the engines of an endpoint certainly do not serve a route."""
+        served = self._endpoints.routes(chosen, model)
+        if served and route.path not in served:
+            self._model_source.forget_stale(chosen)
+            served = self._endpoints.routes(chosen, model)
+        if served and route.path not in served:
+            raise not_served(model or self._endpoints.default_model(chosen), route.path, served)
 
     def _count(self, principal: Principal, endpoint: Endpoint, reply: Reply) -> Callable[[], None]:
         """Count a call against the caller's limits and add the rate limit headers.
