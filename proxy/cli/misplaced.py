@@ -64,7 +64,9 @@ def explain(
     known = vllm_flags() if command in (*VLLM_COMMANDS, "proxy") else frozenset[str]()
     if _plain(name) in known:
         return _vllm_explanation(command, f"{name} is a flag of vLLM", parts)
-    close = get_close_matches(name, [*takes_value, *known], n=1)
+    # A flag that takes a secret is deprecated, and has another one for a file.
+    own = [option for option in takes_value if f"{option}-file" not in takes_value]
+    close = get_close_matches(name, [*own, *known], n=1)
     if not close:
         return None
     if close[0] in takes_value:

@@ -46,8 +46,10 @@ async def test_up_serves_and_ctrl_c_leaves_no_processes(tmp_path: Path) -> None:
 
 
 async def test_up_reports_that_it_stops_its_worker(tmp_path: Path) -> None:
-    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED) as up:
+    named = {"WORKER_MODEL": "org/model"}
+    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **SCRIPTED | named) as up:
         await base_url(up)
+        assert "demo model" not in up.text, "the variable names a model"
         assert "Stopping" not in up.text
         assert await up.stop(signal.SIGINT) == 0
     assert up.lines[-2].startswith("Shutting down: ")

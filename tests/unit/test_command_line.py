@@ -22,7 +22,14 @@ from worker_vllm.settings import NO_FLAGS, variables_of
 from worker_vllm.settings import Settings as WorkerSettings
 
 MAKE = {"VLLM_SERVERLESS_COMMAND": "make up"}
-OPTIONS = {"--model": True, "--port": True, "--help": False, "--queue-timeout": True}
+OPTIONS = {
+    "--api-key": True,
+    "--api-key-file": True,
+    "--model": True,
+    "--port": True,
+    "--help": False,
+    "--queue-timeout": True,
+}
 AFTER = "is a flag of vLLM. "
 VLLM = frozenset({"--max-model-len", "--enforce-eager", "--compilation-config", "--hf-token"})
 
@@ -172,6 +179,7 @@ def test_the_secret_of_webhooks_can_be_in_a_file(tmp_path: Path) -> None:
         ("up", "--hf-token hush", f"--hf-token {AFTER}", "-- --hf-token …"),
         ("proxy", "--max-model-len 100", "the proxy runs no model. Pass it to the worker", ""),
         ("up", "--queuetimeout 3", "--queuetimeout. Did you mean --queue-timeout?", ""),
+        ("up", "--api-keys k", "--api-keys. Did you mean --api-key-file?", ""),
         ("up", "org/model", "The model is given with --model", ""),
     ],
 )  # fmt: skip
