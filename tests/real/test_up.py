@@ -59,7 +59,7 @@ async def test_up_from_nothing_to_an_answer_on_a_machine_without_a_compiler(tmp_
         await up.says(r"^Ready after \d+ s\.", START_SECONDS)
         await up.says("Ctrl-C")
         assert "demo model" in up.text
-        assert "make up ARGS=" in up.text
+        assert "vllm-serverless up --model Qwen/Qwen3-0.6B" in up.text
         curl = next(line for line in up.lines if line.startswith("curl "))
         answer = await run("bash", "-c", curl.replace("curl ", "curl -sS ", 1))
         assert "vllm-serverless is a serverless endpoint for vLLM" in answer

@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from environment import stamp, table
+from environment.hardware import Build
+
 ROOT = Path(__file__).parents[2]
 OLD = ("2.7", "3.6", "3.8", "3.10")
 
@@ -41,6 +44,31 @@ def old_python(version: str) -> str:
     kept = sorted(pyenv.glob(f"versions/{version}.*/bin/python"))
     found = str(kept[0]) if kept else shutil.which(f"python{version}")
     return found or pytest.skip(f"needs Python {version}, in PATH or from pyenv")
+
+
+def linked_environment(home: Path) -> None:
+    """Let the set-up find the packages of this Python in another home, as an environment of it."""
+    row = table.runtime(Build.CPU, tests=False)
+    place = home / row.folder
+    place.mkdir()
+    for path in Path(sys.prefix).iterdir():
+        if path.name != stamp.NAME:
+            (place / path.name).symlink_to(path)
+    stamp.write(place, stamp.wanted(ROOT, row))
+
+
+async def test_usage_lines_of_make_show_make(tmp_path: Path) -> None:
+    linked_environment(tmp_path)
+    variables = {
+        "VLLM_SERVERLESS_BUILD": "cpu",
+        "VLLM_SERVERLESS_ENVIRONMENTS": str(tmp_path),
+        "VLLM_SERVERLESS_UNCHECKED": "1",
+        "PYTHONPATH": str(ROOT),
+    }
+    status, text = await set_up("--port", "0", "--workers", "many", **variables)
+    assert status == 2
+    assert 'Usage: make up ARGS="[OPTIONS] [-- VLLM_FLAGS]"' in text
+    assert "Try 'make up ARGS=--help' for help." in text
 
 
 async def test_a_port_in_use(tmp_path: Path) -> None:
