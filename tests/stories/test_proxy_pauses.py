@@ -159,6 +159,8 @@ async def _is(queue: QueueClient, job: str, status: str) -> bool:
 
 def _text(events: list[bytes]) -> str:
     payloads = [event.removeprefix(b"data: ") for event in events if event.startswith(b"data: {")]
+    errors = [payload for payload in payloads if payload.startswith(b'{"error"')]
+    assert not errors
     deltas = [json.loads(payload)["choices"][0]["delta"] for payload in payloads]
     return "".join(delta.get("content", "") for delta in deltas)
 

@@ -26,6 +26,8 @@ from proxy.wire.frames import (
     decode_to_worker,
 )
 from worker_vllm.channel.dial import (
+    CLOSE_CODE_LOST,
+    CLOSE_CODE_NORMAL,
     OPEN_TIMEOUT_SECONDS,
     STALL_SECONDS,
     ConnectionLostError,
@@ -215,7 +217,8 @@ class Channel:
             self._socket = None
             self.connected.clear()
             self._peer.disconnected(self.outbox)
-            await hang_up(socket)
+            is_leaving = self._closing.is_set()
+            await hang_up(socket, CLOSE_CODE_NORMAL if is_leaving else CLOSE_CODE_LOST)
         refusal = refusal_of_close(socket)
         self._log.info("channel.closed", code=socket.close_code, reason=socket.close_reason)
         if refusal is not None:

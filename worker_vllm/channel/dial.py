@@ -32,6 +32,8 @@ STALL_SECONDS = PING_INTERVAL_SECONDS + PING_TIMEOUT_SECONDS
 # High watermark of the socket's write buffer. The rest waits in the outbox, where lanes take turns.
 WRITE_BUFFER_BYTES = 64 * 1024
 CLOSE_CODE_NORMAL = 1000
+# A connection that is given up, while the worker goes on: its runs continue on the next one.
+CLOSE_CODE_LOST = 1011
 # Longest part of a server's response that a message quotes.
 RESPONSE_EXCERPT_LENGTH = 200
 REDIRECT_STATUSES = range(300, 400)

@@ -20,7 +20,7 @@ from worker_vllm.channel.connection import (
     WakingOutbox,
     pause_before_dialling,
 )
-from worker_vllm.channel.dial import Dialler, DialRefusedError, Link
+from worker_vllm.channel.dial import CLOSE_CODE_LOST, Dialler, DialRefusedError, Link
 
 
 class QuietPeer:
@@ -243,23 +243,27 @@ async def test_a_channel_uses_the_dialler_that_it_is_given() -> None:
 async def test_a_connection_that_accepts_no_data_is_lost() -> None:
     """As behind a network that drops everything: pings wait behind the data."""
     connections: asyncio.Queue[ServerConnection] = asyncio.Queue()
-    over = asyncio.Event()
+    may_read = asyncio.Event()
 
     async def accept(socket: ServerConnection) -> None:
         connections.put_nowait(socket)
-        # Without reading.
-        await over.wait()
+        await may_read.wait()
+        async for _ in socket:
+            pass
 
     timeouts = ChannelTimeouts(5.0, stall=0.3)
     async with serve(accept, "127.0.0.1", 0, max_queue=1) as server, asyncio.TaskGroup() as group:
         port = server.sockets[0].getsockname()[1]
         channel, outbox, peer = channel_to(f"ws://127.0.0.1:{port}", timeouts)
         running = group.create_task(channel.run())
-        await connections.get()
+        first = await connections.get()
         for number in range(400):
             outbox.put_in_lane(Chunk(f"j{number}", 1, bytes(64 * 1024)))
         async with asyncio.timeout(20):
+            await until(lambda: peer.disconnects == 1)
+            may_read.set()
             await connections.get()
-        assert peer.disconnects == 1
-        over.set()
+            await first.wait_closed()
+        # The proxy would take a normal close code for the end of the worker, and end its runs.
+        assert first.close_code == CLOSE_CODE_LOST
         running.cancel()
