@@ -1,5 +1,6 @@
 """The parameters of the operations in the OpenAPI document."""
 
+from proxy.api.openai.stream_events import HeartbeatForm
 from proxy.api.openapi.components import CURSOR_PATTERN, Node, integer, ref, schema
 from proxy.api.queue.app import STREAM_WAIT_SECONDS
 from proxy.api.queue.listing import PAGE_MAX_ROWS, PAGE_ROWS
@@ -75,6 +76,12 @@ PARAMETERS: Node = {
         "X-Request-Id",
         {"type": "string", "pattern": "^[A-Za-z0-9._-]{1,128}$"},
         "Returned with the response; an id that does not match the pattern is replaced.",
+    ),
+    "x-heartbeat": _parameter(
+        "header",
+        "X-Heartbeat",
+        {"type": "string", "enum": list(HeartbeatForm)},
+        "The form of the heartbeats; `whitespace` is for calls that are not streamed.",
     ),
 }
 
