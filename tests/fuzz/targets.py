@@ -67,7 +67,8 @@ def decoder(data: bytes) -> None:
                 assert CONTENT_TYPE.fullmatch(frame.content_type)
             elif isinstance(frame, frames.End):
                 end = run_end(frame)
-                assert end.ending.name.lower() == frame.ending
+                is_full = frame.ending == "failed" and frame.retry_after > 0
+                assert end.ending.name.lower() == ("full" if is_full else frame.ending)
                 assert (end.error is not None) == (frame.ending in {"failed", "lost"})
                 assert end.error is None or re.fullmatch(r"[a-z0-9_]+", end.error.code)
 

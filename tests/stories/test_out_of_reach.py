@@ -65,13 +65,11 @@ ROUTES = (
         "version",
         "tokenizer_info",
         "kv_event_sources",
-        "classify",
         "generative_scoring",
         "systemone",
     ),
     *("realtime", "cohere/v2/chat", "docs", "redoc", "openapi.json", "docs/oauth2-redirect"),
     *(
-        "chat/completions/batch",
         "chat/completions/render",
         "completions/render",
         "responses/resp_1",

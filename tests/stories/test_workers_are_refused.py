@@ -71,7 +71,7 @@ async def test_malformed_first_messages_close_the_channel(
     ("/v2/default/worker", "wrong", 401),
     ("/v2/nowhere/worker", None, 404),
     ("/v2/default/other", None, 404),
-    ("/v1/chat/completions", None, 404),
+    ("/v1/chat/completions", None, 426),
 ])  # fmt: skip
 async def test_a_handshake_that_is_refused(
     proxy: Proxy, path: str, token: str | None, status: int

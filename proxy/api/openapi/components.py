@@ -88,6 +88,9 @@ STATUS_DESCRIPTIONS = {
 }
 
 TEXT: Node = {"type": "string"}
+# OpenAPI 3.1 cannot describe the events of a stream: some tools validate each event as an object,
+# others the whole stream as a text.
+EVENTS: Node = {"schema": {"description": "Server-sent events."}}
 COUNT: Node = {"type": "integer", "minimum": 0}
 ANYTHING: Node = {}
 OBJECT: Node = {"type": "object"}

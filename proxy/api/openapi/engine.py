@@ -15,6 +15,7 @@ from proxy.api.openai.routes import (
 )
 from proxy.api.openapi.components import (
     ENGINE_HEADERS,
+    EVENTS,
     NOT_FOUND,
     OBJECT,
     TOO_MANY_REQUESTS,
@@ -82,7 +83,7 @@ def _path(base: str, path: str, route: OpenAiRoute) -> Node:
 def _call(method: str, base: str, path: str, route: OpenAiRoute) -> Node:
     content = as_json(OBJECT) | _MORE.get(route.path, {})
     if not route.is_light:
-        content[EVENT_STREAM] = _TEXT
+        content[EVENT_STREAM] = EVENTS
     api = "anthropic" if route.dialect is ANTHROPIC else "openai"
     sent: Node = {"multipart/form-data": {"schema": _FORM}} if route.is_form else as_json(_CALL)
     answer = success(content, "The engine's response.", names=ENGINE_HEADERS, limited=True)

@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 from proxy.api.openapi.components import (
+    EVENTS,
     NOT_FOUND,
     TOO_MANY_REQUESTS,
     UNAUTHORIZED,
@@ -73,7 +74,7 @@ def _path(path: str, methods: tuple[str, ...]) -> Node:
 def _operation(method: str, path: str, shape: Shape) -> Node:
     content = as_json(schema(shape.answer))
     if shape.has_events:
-        content[EVENT_STREAM] = {"schema": {"type": "string"}}
+        content[EVENT_STREAM] = EVENTS
     answer = success(content, "Success.", limited=True)
     if shape.has_order:
         answer["links"] = _links()
