@@ -43,7 +43,7 @@ class Idle(asyncio.Protocol):
         if self._heard_at:
             self.longest_silence = max(self.longest_silence, now - self._heard_at)
         self._heard_at = now
-        self.heartbeats += data.count(b"\n: ")
+        self.heartbeats += data.count(b"\n: queued")
         self.tail = (self.tail + data)[-TAIL:]
 
     def connection_lost(self, _: Exception | None) -> None:
