@@ -12,6 +12,7 @@ from proxy.access.keys import Keys
 from proxy.access.limits import Budget, ClientLimits, Limits
 from proxy.api.app import StatusApp
 from proxy.api.openai.app import OpenAi
+from proxy.api.openai.retries import KEPT_BUDGET_BYTES, Retries
 from proxy.api.queue import response
 from proxy.api.queue.app import JobOperations, JobsApi
 from proxy.api.queue.listing import Listing
@@ -110,6 +111,7 @@ class Parts:
     bodies: Budget
     answers: Budget
     passing: Budget
+    retries: Retries
     edge: EdgeContext
     app: Any
 
@@ -190,6 +192,11 @@ def compose(
         ids.request,
         settings.intervals(),
         RunpodModels(endpoints, fleet, interactive, background),
+        Retries(
+            interactive,
+            Budget(KEPT_BUDGET_BYTES, _share(KEPT_BUDGET_BYTES, settings)),
+            settings.retry_grace,
+        ),
     )
     operations = JobOperations(
         view,
@@ -247,6 +254,7 @@ def compose(
         bodies=limits.bodies,
         answers=limits.answers,
         passing=passing,
+        retries=openai.retries,
         edge=edge,
         app=_guarded(gate, table, settings),
     )

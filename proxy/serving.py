@@ -156,6 +156,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
 async def drain(parts: Parts) -> None:
     """Stop accepting work, wait for running calls or end them, close workers, write all data."""
     parts.admission.close()
+    parts.retries.close()
     parts.interactive.end_waiting()
     # If the store is gone, `until_store_is_gone` has used the other half.
     seconds = parts.settings.drain / 2 if parts.store.gone else parts.settings.drain

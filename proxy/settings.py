@@ -113,6 +113,9 @@ class Settings(BaseSettings):
     execution_timeout: float = Field(
         600.0, gt=0, le=TIMEOUT_MAX_SECONDS, description="Seconds that one call may run."
     )
+    retry_grace: float = Field(
+        15.0, ge=0, description="Seconds that a call runs on without its client, for a retry."
+    )
     max_queued: int = Field(
         10_000, gt=0, description="Queued jobs per endpoint; further jobs are rejected with 429."
     )
@@ -143,9 +146,7 @@ class Settings(BaseSettings):
         ge=BODY_BUDGET_MIN_BYTES,
         description="Bytes of memory for all request bodies; further ones are rejected with 503.",
     )
-    head_timeout: float = Field(
-        10.0, gt=0, description="Seconds in which the head of a request must arrive."
-    )
+    head_timeout: float = Field(10.0, gt=0, description="Seconds for a request's head to arrive.")
     body_grace: float = Field(
         10.0, gt=0, description="Window, in seconds, for the minimum upload rate of 1 KB/s."
     )
@@ -153,9 +154,7 @@ class Settings(BaseSettings):
         120.0, gt=0, description="Seconds in which the body of a request must arrive."
     )
     clock_grace: float = Field(600.0, ge=0, description="Seconds until a jumped clock is trusted.")
-    drain: float = Field(
-        30.0, ge=0, description="Seconds that in-flight calls have to finish at shutdown."
-    )
+    drain: float = Field(30.0, ge=0, description="Seconds for calls to finish at shutdown.")
     lease: float = Field(
         LEASE_SECONDS, gt=0, description="Seconds without a heartbeat until a worker is lost."
     )

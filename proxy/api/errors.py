@@ -39,6 +39,8 @@ ERRORS: dict[str, Row] = {
     "route_not_served": Row(404, REQUEST_ERROR),
     "job_not_found": Row(404, REQUEST_ERROR),
     "not_retriable": Row(409, REQUEST_ERROR, should_retry=False),
+    "idempotency_key_reused": Row(409, REQUEST_ERROR, should_retry=False),
+    "idempotency_key_in_use": Row(409, REQUEST_ERROR, should_retry=True, retry_after=1),
     "method_not_allowed": Row(405, REQUEST_ERROR),
     "request_timeout": Row(408, REQUEST_ERROR),
     "request_too_large": Row(413, REQUEST_ERROR),

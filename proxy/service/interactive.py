@@ -122,9 +122,15 @@ class InteractiveJobs:
 
     def hang_up(self, mailbox: Mailbox) -> None:
         """Close the mailbox of a call. If its job has not ended, it ends now; `Relay` describes
-        how.
+        how. Harmless if the mailbox has been closed before.
+
+        A mailbox with `on_leave` is given to that instead, once: the call can be repeated.
         """
-        del self._mailboxes[mailbox.job.id]
+        if (leave := mailbox.on_leave) is not None:
+            mailbox.on_leave = None
+            leave()
+            return
+        self._mailboxes.pop(mailbox.job.id, None)
         if not self._mailboxes:
             self._empty.set()
         self._withdraw(mailbox, CLIENT_LEFT)

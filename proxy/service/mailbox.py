@@ -11,15 +11,13 @@ from typing import TypeAlias
 
 from proxy.jobs.model import Head, InteractiveJob, Outcome
 from proxy.jobs.policy import RunEnd
+from proxy.service.kept import CHUNK_OVERHEAD_BYTES, KeptAnswer
 from proxy.service.ports import SinkVerdict, WorkerPort
 from proxy.wire.flow import ReceiveFlow
 from proxy.wire.sse import EVENT_MAX_BYTES
 
 # Unread bytes of one stream. A worker that ignores `Pause` and exceeds this loses the run.
 STREAM_MAX_BYTES = 1024 * 1024
-# The memory that a chunk takes in addition to its bytes, so that a million chunks of one byte are
-# bounded too.
-CHUNK_OVERHEAD_BYTES = 64
 # One write to a client. Bytes that it has not read wait in the mailbox and not in the buffer of the
 # socket.
 WRITE_BYTES = 64 * 1024
@@ -38,7 +36,9 @@ class Mailbox:
     sent to the client: the run is then the only one whose output the client may see. `is_whole`
     becomes True when the last event of a stream has been written. `is_mid_event`: the bytes
     consumed last end inside an event. `abandoned`: the client has left. `abort` closes the client's
-    connection.
+    connection. `kept`: what has been consumed, for a retry of the call. `on_change` is called at
+    each change while no relay waits for it, `on_leave` in place of the end of the job when its
+    relay has ended (see `InteractiveJobs.hang_up`).
     """
 
     takes_values = False
@@ -52,6 +52,9 @@ class Mailbox:
         self.is_mid_event = False
         self.abandoned = False
         self.abort: Callable[[], None] = _nothing
+        self.kept: KeptAnswer | None = None
+        self.on_change: Callable[[], None] | None = None
+        self.on_leave: Callable[[], None] | None = None
         self._max_answer = max_answer
         self._on_run_end = on_run_end
         # Each chunk, and True if it ends inside an event.
@@ -131,8 +134,10 @@ class Mailbox:
                 self._pass_on(data, more=more)
             else:
                 self._resume_if_possible()
+                self._notify()
         else:
             self._pass_on(data, more=False)
+        # Many chunks of one byte are bounded too.
         cost = self.backlog + CHUNK_OVERHEAD_BYTES * (len(self._chunks) + len(self._parts))
         fits = cost <= (STREAM_MAX_BYTES if self._is_stream else self._max_answer)
         return SinkVerdict.ACCEPTED if fits else SinkVerdict.TOO_LARGE
@@ -170,6 +175,20 @@ class Mailbox:
         self.abandoned = True
         self._wake()
 
+    def attach(self) -> None:
+        """Let a new client receive the answer from its first byte."""
+        self.on_change = None
+        self.abandoned = False
+        self.is_whole = False
+        if self.kept is not None:
+            self.kept.rewind()
+
+    def detach(self, on_change: Callable[[], None]) -> None:
+        """Note that no client waits any longer, but the run continues."""
+        self.abort = _nothing
+        self.writing(None)
+        self.on_change = on_change
+
     async def wait(self, alarm: float | None) -> None:
         """Wait until something has changed, or until about `alarm` (the event loop's time)."""
         self._alarm = alarm
@@ -182,6 +201,9 @@ class Mailbox:
 
     def consume(self, limit: float = WRITE_BYTES) -> bytes:
         """Remove and return whole chunks of up to about `limit` bytes; empty if there are none."""
+        if self.kept is not None and (again := self.kept.consume(limit)) is not None:
+            data, self.is_mid_event = again
+            return data
         if self._flow.backlog <= limit:
             taken = self._chunks
             self._chunks = []
@@ -196,6 +218,8 @@ class Mailbox:
         if taken:
             self.is_mid_event = taken[-1][1]
         data = taken[0][0] if len(taken) == 1 else b"".join([chunk for chunk, _ in taken])
+        if self.kept is not None and taken:
+            self.kept.add(data, is_mid_event=self.is_mid_event)
         self._flow.consumed(len(data))
         self._resume_if_possible()
         return data
@@ -226,6 +250,8 @@ class Mailbox:
         self._in_pieces = False
         self._frames = 0
         self._flow = ReceiveFlow()
+        if self.kept is not None:
+            self.kept.forget()
 
     @property
     def _is_stream(self) -> bool:
@@ -255,6 +281,11 @@ class Mailbox:
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+        self._notify()
+
+    def _notify(self) -> None:
+        if self.on_change is not None:
+            self.on_change()
 
 
 def _nothing() -> None:

@@ -27,11 +27,13 @@ from proxy.api.http import (
     require_type,
     routing_of,
 )
+from proxy.api.idempotency import REPETITION_HEADERS, read_repetition
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
 from proxy.api.openai.relay import HeartbeatIntervals, Relay, Reply
 from proxy.api.openai.request_ids import RequestIds
+from proxy.api.openai.retries import Retries, identify
 from proxy.api.openai.routes import (
     FORM_BODY_MAX_BYTES,
     JSON_BODY_MAX_BYTES,
@@ -42,10 +44,11 @@ from proxy.api.openai.routes import (
 from proxy.api.openai.stream_events import HeartbeatForm, StreamedCall
 from proxy.api.openai.unserved import explain, not_served
 from proxy.api.unknown import unknown_endpoint, unknown_model
-from proxy.jobs.model import Request
+from proxy.jobs.model import Owner, Request
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.interactive import InteractiveJobs
+from proxy.service.mailbox import Mailbox
 from proxy.service.ports import ModelSource
 from proxy.wire.fields import REQUEST_ID, TO_ENGINE, Fields
 
@@ -77,6 +80,7 @@ class OpenAi:
         new_id: Callable[[], str],
         intervals: HeartbeatIntervals,
         model_source: ModelSource,
+        retries: Retries,
     ) -> None:
         self._endpoints = endpoints
         self._interactive = interactive
@@ -86,6 +90,7 @@ class OpenAi:
         self._model_source = model_source
         self._request_ids = RequestIds(new_id)
         self._intervals = intervals
+        self.retries = retries
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle a request that the gate has authorized."""
@@ -183,6 +188,7 @@ class OpenAi:
         content_type = headers.get(b"content-type", b"")
         require_type(content_type, FORM_TYPE if route.is_form else JSON_TYPE)
         form = _heartbeat_form(headers)
+        repetition = None if REPETITION_HEADERS.isdisjoint(headers) else read_repetition(headers)
         chosen = endpoint or self._endpoints.only()
         leave: Callable[[], None] | None = None
         fields: Fields = ()
@@ -197,8 +203,6 @@ class OpenAi:
                 leave = leave or self._count(principal, chosen, reply)
                 self._check_route(chosen, seen.model, route)
                 model = seen.model or self._endpoints.default_model(chosen)
-                # Again, because reading the body took time.
-                self._admission.check(chosen)
                 fields = _engine_fields(headers)
                 if REQUEST_ID in headers:
                     fields = self._request_ids.enter(fields)
@@ -208,7 +212,8 @@ class OpenAi:
                 intervals = self._heartbeats(
                     form, timeout, is_streaming=seen.is_streaming, can_be_padded=can_be_padded
                 )
-                mailbox = self._interactive.call(
+                start = partial(
+                    self._start,
                     chosen,
                     principal.owner,
                     request,
@@ -216,6 +221,11 @@ class OpenAi:
                     # Heartbeats keep the client from timing out.
                     patience=_patience(timeout) if intervals is None else None,
                 )
+                if repetition is None:
+                    mailbox = start()
+                else:
+                    identity = await identify(repetition, principal.owner, chosen.id, request)
+                    mailbox = self.retries.call(identity, start, reply)
                 reply.add_header(b"x-job-id", mailbox.job.id.encode())
                 mailbox.abort = abort_of(scope)
                 if seen.is_streaming:
@@ -294,6 +304,20 @@ class OpenAi:
             served = self._endpoints.routes(chosen, model)
         if served and route.path not in served:
             raise not_served(model or self._endpoints.default_model(chosen), route.path, served)
+
+    def _start(
+        self,
+        endpoint: Endpoint,
+        owner: Owner,
+        request: Request,
+        *,
+        light: bool,
+        patience: float | None,
+    ) -> Mailbox:
+        """Begin an interactive job."""
+        # Again, because reading the body took time.
+        self._admission.check(endpoint)
+        return self._interactive.call(endpoint, owner, request, light=light, patience=patience)
 
     def _count(self, principal: Principal, endpoint: Endpoint, reply: Reply) -> Callable[[], None]:
         """Count a call against the caller's limits and add the rate limit headers.

@@ -92,7 +92,7 @@ def _call(method: str, base: str, path: str, route: OpenAiRoute) -> Node:
         "summary": f"Call vLLM's {route.path}.",
         "tags": [api],
         "security": KEYS,
-        "parameters": parameters("x-request-id", "x-heartbeat"),
+        "parameters": parameters("x-request-id", "x-heartbeat", "idempotency-key"),
         "requestBody": {"required": True, "content": sent},
         "responses": {"200": answer} | refusals(api, FAILURES) | {"default": _ENGINE},
     }

@@ -1,5 +1,6 @@
 """The parameters of the operations in the OpenAPI document."""
 
+from proxy.api.idempotency import KEY_MAX_CHARACTERS
 from proxy.api.openai.stream_events import HeartbeatForm
 from proxy.api.openapi.components import CURSOR_PATTERN, Node, integer, ref, schema
 from proxy.api.queue.app import STREAM_WAIT_SECONDS
@@ -71,6 +72,12 @@ PARAMETERS: Node = {
     ),
     "before": _query("before", {"type": "string"}, "`next` of the previous page."),
     "status": _query("status", schema("Status"), "List only jobs with this status."),
+    "idempotency-key": _parameter(
+        "header",
+        "Idempotency-Key",
+        {"type": "string", "pattern": f"^[ -~]{{1,{KEY_MAX_CHARACTERS}}}$"},
+        "A repetition of the request with the same key and body returns the result of the first.",
+    ),
     "x-request-id": _parameter(
         "header",
         "X-Request-Id",
