@@ -10,7 +10,7 @@ from typing import NamedTuple, TypeAlias
 from proxy.access.limits import BudgetError, LimitedError, limit_headers
 from proxy.service.admission import DrainingError, QueueFullError
 from proxy.service.durable import NotRetriableError
-from proxy.store.errors import StoreBusyError, StoreFullError, StoreGoneError
+from proxy.store.errors import OtherSubmissionError, StoreBusyError, StoreFullError, StoreGoneError
 
 REQUEST_ERROR = "invalid_request_error"
 SERVER_ERROR = "server_error"
@@ -117,6 +117,7 @@ _CODES: dict[type[Exception], str] = {
     QueueFullError: "queue_full",
     DrainingError: "server_draining",
     NotRetriableError: "not_retriable",
+    OtherSubmissionError: "idempotency_key_reused",
     BudgetError: "overloaded",
     StoreFullError: "store_full",
     StoreBusyError: "store_busy",

@@ -71,25 +71,6 @@ class JobError:
     message: str
 
 
-TTL = Millis(24 * 3600_000)
-"""The time to live of a job that names none."""
-
-
-@dataclass(frozen=True, slots=True)
-class JobRequest:
-    """The content and the policy of a new job. `sync_wait`: the client waits for its end this long
-    (`runsync`).
-    """
-
-    input: bytes
-    execution_timeout: Millis | None = None
-    ttl: Millis = TTL
-    low_priority: bool = False
-    webhook: str | None = None
-    s3_config: bytes | None = None
-    sync_wait: Millis | None = None
-
-
 class Receiver(NamedTuple):
     """The program that acknowledges an owner's webhooks at one address (see `receiver_address`).
 
@@ -98,6 +79,15 @@ class Receiver(NamedTuple):
 
     owner: Owner
     address: str
+
+
+class SubmissionKey(NamedTuple):
+    """The key under which a client may submit a job again: the operation and its
+    `Idempotency-Key`, and the SHA-256 of the request body.
+    """
+
+    name: str
+    digest: bytes
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +113,8 @@ class Submission:
     webhook: str | None = None
     # For the worker only. Encrypted; the plain text is never stored.
     s3_config: bytes | None = None
+    # No other job of the endpoint and owner has a key with this name.
+    key: SubmissionKey | None = None
 
     @property
     def receiver(self) -> Receiver:

@@ -12,6 +12,7 @@ from functools import partial
 
 import structlog
 
+from proxy.jobs.job_request import KEY_RETENTION, RETENTION, SYNC_RETENTION, JobRequest
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import (
     EndpointId,
@@ -20,7 +21,6 @@ from proxy.jobs.model import (
     Job,
     JobError,
     JobId,
-    JobRequest,
     Millis,
     Owner,
     Submission,
@@ -264,11 +264,6 @@ def _nothing() -> None:
     pass
 
 
-RETENTION = Millis(30 * 60_000)
-# The least retention of a job that was submitted with `runsync`.
-SYNC_RETENTION = Millis(60_000)
-
-
 class NotRetriableError(Exception):
     """The job cannot be retried in its present status."""
 
@@ -288,12 +283,13 @@ class DurableJobs:
 
     async def submit(self, endpoint: Endpoint, owner: Owner, order: JobRequest) -> Job:
         """Put a job into the queue. It is in the store when this returns; the returned job omits
-        the request body.
+        the request body. With a key it may be an earlier job.
 
-        Raises the store's `StoreFullError`.
+        Raises the store's `StoreFullError` and `OtherSubmissionError`.
         """
         now = self._clock.now()
         retention = RETENTION if order.sync_wait is None else max(SYNC_RETENTION, order.sync_wait)
+        retention = retention if order.key is None else KEY_RETENTION
         submission = Submission(
             id=self._ids.durable_job(is_sync=order.sync_wait is not None),
             endpoint=endpoint.id,
@@ -307,6 +303,7 @@ class DurableJobs:
             retention=Millis(retention),
             webhook=order.webhook,
             s3_config=order.s3_config,
+            key=order.key,
         )
         job = await self._store.submit(submission, now)
         self._runs.queued_again(job)

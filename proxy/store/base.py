@@ -91,8 +91,10 @@ class JobStore(Protocol):
     async def submit(self, submission: Submission, now: Millis) -> Job:
         """Append a new job to the queue of its endpoint, IN_QUEUE and with attempt 0.
 
-        Idempotent: if a job with this id exists, it is returned unchanged. Raises `StoreFullError`,
-        without any effect, if the job does not fit.
+        Idempotent: if a job with this id exists, it is returned unchanged. If a job of this
+        endpoint and owner has a `key` with the same name, an outline of it is returned; if the
+        digest is another one, the call raises `OtherSubmissionError`. A key exists as long as its
+        job. Raises `StoreFullError`, without any effect, if the job does not fit.
         """
         ...
 

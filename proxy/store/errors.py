@@ -23,5 +23,15 @@ class StoreGoneError(StoreError):
     """
 
 
+class OtherSubmissionError(Exception):
+    """A job with the same key was submitted with another request body. The call had no effect."""
+
+    def __init__(self) -> None:
+        super().__init__(
+            "This `Idempotency-Key` was used with another request body. Send a new key with a new"
+            " request."
+        )
+
+
 class StoreUnavailableError(Exception):
     """The store cannot be opened. The message names the reason and the remedy."""

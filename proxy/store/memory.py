@@ -27,7 +27,7 @@ from proxy.jobs.served_model import Model
 from proxy.store import changes
 from proxy.store.base import Adopted
 from proxy.store.delivery_index import DeliveryIndex
-from proxy.store.errors import StoreFullError
+from proxy.store.errors import OtherSubmissionError, StoreFullError
 from proxy.store.job_index import DeadlineIndex, JobIndex
 from proxy.store.output_logs import OutputLogs
 from proxy.store.outputs import LogPage, StoredResult, first_outputs
@@ -52,6 +52,7 @@ class MemoryStore:
         # Of jobs, without their logs.
         self._bytes = 0
         self._jobs: dict[JobId, Job] = {}
+        self._keyed: dict[tuple[EndpointId, Owner, str], JobId] = {}
         self._logs = OutputLogs()
         self._retentions = DeadlineIndex()
         self._served: dict[EndpointId, Sequence[Model]] = {}
@@ -81,12 +82,19 @@ class MemoryStore:
     async def submit(self, submission: Submission, now: Millis) -> Job:
         if (known := self._jobs.get(submission.id)) is not None:
             return known
+        if (job_id := self._keyed.get(_key_of(submission))) is not None:
+            keyed = self._jobs[job_id]
+            if keyed.submission.key != submission.key:
+                raise OtherSubmissionError
+            return keyed.outline()
         used = self._bytes + self._logs.bytes
         if used + JOB_OVERHEAD_BYTES + len(submission.work.body) > self._max_bytes:
             raise StoreFullError(f"durable jobs use more than {self._max_bytes} bytes of memory")
         job = Job(
             submission, sequence=self._index.next_sequence(), status=Status.IN_QUEUE, created_at=now
         )
+        if submission.key is not None:
+            self._keyed[_key_of(submission)] = job.id
         return self._note(job)
 
     async def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
@@ -357,7 +365,10 @@ class MemoryStore:
         return self._keep(job)
 
     def _drop(self, job_id: JobId) -> None:
-        self._bytes -= _size_bytes(self._jobs.pop(job_id))
+        job = self._jobs.pop(job_id)
+        self._bytes -= _size_bytes(job)
+        if job.submission.key is not None:
+            del self._keyed[_key_of(job.submission)]
         self._logs.drop(job_id)
         self._retentions.set(job_id, None)
 
@@ -375,3 +386,9 @@ class MemoryStore:
 def _size_bytes(job: Job) -> int:
     """Return the size of a job that counts towards `JOBS_MAX_BYTES`."""
     return JOB_OVERHEAD_BYTES + len(job.submission.work.body) + len(job.output or b"")
+
+
+def _key_of(submission: Submission) -> tuple[EndpointId, Owner, str]:
+    """Return the key in its scope; the name is empty if the submission has none."""
+    name = "" if submission.key is None else submission.key.name
+    return submission.endpoint, submission.owner, name

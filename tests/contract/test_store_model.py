@@ -26,9 +26,10 @@ from hypothesis.stateful import (
 )
 
 from proxy.jobs.lifecycle import Event, Status
-from proxy.jobs.model import Counts, Delivery, Job, JobId, Millis
+from proxy.jobs.model import Counts, Delivery, Job, JobId, Millis, Submission, SubmissionKey
 from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS
 from proxy.store.base import JobStore
+from proxy.store.errors import OtherSubmissionError
 
 pytestmark = pytest.mark.slow
 
@@ -37,6 +38,7 @@ RETENTION_MILLIS = 5_000
 EXECUTION_MILLIS = 60_000
 HOOK = "https://example.com"
 NO_LIMIT = 10_000
+KEYS = [SubmissionKey(name, body) for name in "xy" for body in (b"1", b"2")]
 ENDS = {
     Event.COMPLETE: Status.COMPLETED,
     Event.FAIL: Status.FAILED,
@@ -67,6 +69,7 @@ class Row:
     finished: int = 0
     retention: int = RETENTION_MILLIS
     expires: int | None = None
+    key: SubmissionKey | None = None
     consumed_cursor: int = 0
     delivered: bool = False
     output: bytes | None = None
@@ -165,8 +168,11 @@ class StoreModel(RuleBasedStateMachine):
         light=st.booleans(),
         webhook=st.booleans(),
         ttl=st.sampled_from([None, 999, EXECUTION_MILLIS // 2]),
+        key=st.sampled_from([None, *KEYS]),
     )
-    def submit(self, low: bool, light: bool, webhook: bool, ttl: int | None) -> str:
+    def submit(
+        self, low: bool, light: bool, webhook: bool, ttl: int | None, key: SubmissionKey | None
+    ) -> str:
         self.sequence += 1
         job_id = f"job-{self.sequence}"
         expires = None if ttl is None else self.now + ttl
@@ -177,11 +183,28 @@ class StoreModel(RuleBasedStateMachine):
             retention=Millis(RETENTION_MILLIS),
             expires_at=expires,
             webhook=HOOK if webhook else None,
+            key=key,
         )
+        for other, row in self.rows.items():
+            if key is not None and row.key is not None and row.key.name == key.name:
+                # No sequence is used.
+                self.sequence -= 1
+                self.submit_again(wanted, other, row)
+                return other
         job = self.run(self.store.submit(wanted, Millis(self.now)))
-        self.rows[job_id] = Row(self.sequence, low, light, webhook, self.now, expires=expires)
+        row = Row(self.sequence, low, light, webhook, self.now, expires=expires, key=key)
+        self.rows[job_id] = row
         self.agree(job, job_id)
         return job_id
+
+    def submit_again(self, wanted: Submission, job_id: str, row: Row) -> None:
+        """Submit a job under the key of another one."""
+        if row.key != wanted.key:
+            with pytest.raises(OtherSubmissionError):
+                self.run(self.store.submit(wanted, Millis(self.now)))
+        else:
+            again = self.run(self.store.submit(wanted, Millis(self.now)))
+            assert again == self.run(self.store.get(HERE, ALICE, JobId(job_id)))
 
     @rule(job_id=jobs)
     def a_client_submits_again(self, job_id: str) -> None:

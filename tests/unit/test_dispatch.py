@@ -11,8 +11,9 @@ from harness.data.jobs import ALICE, HERE, REQUEST, submission
 from harness.tools.waiting import until
 
 from proxy.app import Parts, compose
+from proxy.jobs.job_request import JobRequest
 from proxy.jobs.lifecycle import Status
-from proxy.jobs.model import EndpointId, Job, JobId, JobRequest, WorkerId
+from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.jobs.policy import Ending, RunEnd
 from proxy.service.fleet import Worker
 from proxy.service.ports import OfferedJob

@@ -6,7 +6,8 @@ from random import Random
 from secrets import token_bytes
 
 from proxy.app import compose
-from proxy.jobs.model import Ids, JobRequest, Owner
+from proxy.jobs.job_request import JobRequest
+from proxy.jobs.model import Ids, Owner
 from proxy.settings import MEMORY, Settings
 from proxy.system import System
 

@@ -21,6 +21,7 @@ from proxy.api.queue.sse import EVENT_STREAM
 
 PREFIX = "/v2/{endpoint}"
 KEYS: list[Node] = [{"bearer": []}, {"key": []}]
+KEYED = ("idempotency-key",)
 _LINKED = ("/status/{job}", "/status-sync/{job}", "/stream/{job}", "/cancel/{job}", "/retry/{job}")
 
 
@@ -42,9 +43,13 @@ class Shape:
 
 
 SHAPES: dict[str, Shape] = {
-    "run": Shape("JobBrief", JobOperations.run.__doc__, has_order=True, refuses=(413,)),
+    "run": Shape("JobBrief", JobOperations.run.__doc__, KEYED, has_order=True, refuses=(409, 413)),
     "runsync": Shape(
-        "Job", JobOperations.runsync.__doc__, ("wait",), has_order=True, refuses=(413,)
+        "Job",
+        JobOperations.runsync.__doc__,
+        ("wait", *KEYED),
+        has_order=True,
+        refuses=(409, 413),
     ),
     "status": Shape("Job", JobOperations.status.__doc__, ("ttl",)),
     "status-sync": Shape("Job", JobOperations.status_sync.__doc__, ("poll",)),

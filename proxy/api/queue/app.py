@@ -6,6 +6,7 @@ asyncio client ignores the status and treats every object with an `id` as a job.
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import replace
 from typing import TypeVar
 
 import msgspec
@@ -32,7 +33,8 @@ from proxy.api.queue.request import (
 from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import event_stream, start, wants_events
 from proxy.api.unknown import unknown_endpoint
-from proxy.jobs.model import Job, JobId, JobRequest
+from proxy.jobs.job_request import JobRequest
+from proxy.jobs.model import Job, JobId
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
 from proxy.service.durable import DurableJobs
@@ -97,16 +99,21 @@ class JobOperations:
     async def run(self, context: RequestContext, _: str) -> bytes:
         """Submit a job to the queue."""
         self._admission.check(context.endpoint)
-        order = await self._orders.read(await context.body(RUN_BODY_MAX_BYTES))
-        return response.brief(await self._submit(context, order))
+        body = await context.body(RUN_BODY_MAX_BYTES)
+        order = await self._orders.read(body)
+        key = await context.submission_key("run", body)
+        del body
+        return response.brief(await self._submit(context, replace(order, key=key)))
 
     async def runsync(self, context: RequestContext, _: str) -> bytes:
         """Submit a job and wait for its end, at most `?wait=` milliseconds."""
         wait = read_wait(context.query("wait")) or DEFAULT_WAIT_MS
         self._admission.check(context.endpoint)
-        order = await self._orders.read(await context.body(RUNSYNC_BODY_MAX_BYTES), wait)
-        job = await self._submit(context, order)
-        del order
+        body = await context.body(RUNSYNC_BODY_MAX_BYTES)
+        order = await self._orders.read(body, wait)
+        key = await context.submission_key("runsync", body)
+        job = await self._submit(context, replace(order, key=key))
+        del order, body
         context.drop_body()
         ended = await context.unless_gone(
             self._view.wait_end(context.endpoint, context.owner, job.id, wait / 1000, context.pay)

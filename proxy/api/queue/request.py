@@ -6,6 +6,7 @@ Runpod's clients send some.
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
@@ -25,7 +26,9 @@ from proxy.api.http import (
     read_whole,
     require_type,
 )
-from proxy.jobs.model import TTL, Cursor, JobRequest, Millis
+from proxy.api.idempotency import KEY_HEADER, body_digest, read_key
+from proxy.jobs.job_request import TTL, JobRequest
+from proxy.jobs.model import Cursor, Millis, SubmissionKey
 from proxy.service.endpoints import Endpoint
 from proxy.service.json_text import in_thread_if_large
 
@@ -257,6 +260,14 @@ class RequestContext:
         self._share = share
         self.answer = answer
         self.leave: Callable[[], None] = nothing
+
+    async def submission_key(self, operation: str, body: bytes) -> SubmissionKey | None:
+        """Return the key of a submission, or None if it has no `Idempotency-Key`."""
+        headers = dict(self.request.scope["headers"])
+        if KEY_HEADER not in headers or (key := read_key(headers)) is None:
+            return None
+        digest = await in_thread_if_large(partial(body_digest, ""), body)
+        return SubmissionKey(f"{operation} {key}", digest)
 
     def drop_body(self) -> None:
         """Give the body's bytes back to the budget, once the job is in the store."""

@@ -109,6 +109,13 @@ MIGRATIONS = (
     "ALTER TABLE jobs ADD COLUMN run INTEGER NOT NULL DEFAULT 0",
     RECEIVERS_MIGRATION,
     SERVED_MODELS_MIGRATION,
+    # A job of an older version has no key.
+    """
+    ALTER TABLE jobs ADD COLUMN key_name TEXT;
+    ALTER TABLE jobs ADD COLUMN key_digest BLOB;
+    CREATE UNIQUE INDEX jobs_by_key ON jobs (endpoint, owner, key_name)
+        WHERE key_name IS NOT NULL;
+    """,
 )
 
 

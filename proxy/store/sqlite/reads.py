@@ -11,7 +11,8 @@ from sqlite3 import Connection
 from typing import Any
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
-from proxy.jobs.model import EndpointId, Job, JobId, Millis, Owner
+from proxy.jobs.model import EndpointId, Job, JobId, Millis, Owner, Submission
+from proxy.store.errors import OtherSubmissionError
 from proxy.store.outputs import LogPage, StoredResult, first_outputs
 from proxy.store.sqlite.rows import Row, read_job
 
@@ -34,6 +35,21 @@ def find(db: Connection, job_id: JobId) -> Job | None:
              LEFT JOIN works ON works.job = number LEFT JOIN results ON results.job = number
              WHERE id = ?"""
     return _first(_with_values(db.execute(sql, (job_id,))))
+
+
+def keyed(db: Connection, submission: Submission) -> Job | None:
+    """Return an outline of the job that was submitted with the same key.
+
+    Raises `OtherSubmissionError` if its request body was another one.
+    """
+    if submission.key is None:
+        return None
+    sql = "SELECT * FROM jobs WHERE endpoint = ? AND owner = ? AND key_name = ?"
+    parameters = (submission.endpoint, submission.owner, submission.key.name)
+    job = _first(_outlines(db.execute(sql, parameters)))
+    if job is not None and job.submission.key != submission.key:
+        raise OtherSubmissionError
+    return job
 
 
 def has_secrets(db: Connection) -> bool:

@@ -14,6 +14,7 @@ from proxy.jobs.model import (
     Owner,
     Request,
     Submission,
+    SubmissionKey,
     WorkerId,
 )
 
@@ -53,6 +54,8 @@ class Row(NamedTuple):
     delivered: int = 0
     run: int = 0
     receiver: str | None = None
+    key_name: str | None = None
+    key_digest: bytes | None = None
 
 
 def new_row(job: Job) -> Row:
@@ -90,6 +93,8 @@ def new_row(job: Job) -> Row:
         deliver_at=None,
         tries=0,
         receiver=None if submission.webhook is None else submission.receiver.address,
+        key_name=None if submission.key is None else submission.key.name,
+        key_digest=None if submission.key is None else submission.key.digest,
     )
 
 
@@ -114,6 +119,9 @@ def read_job(
             retention=Millis(row.retention),
             webhook=row.webhook,
             s3_config=s3_config,
+            key=None
+            if row.key_name is None
+            else SubmissionKey(row.key_name, row.key_digest or b""),
         ),
         sequence=row.sequence,
         status=Status(row.status),

@@ -147,11 +147,11 @@ class Settlement:
 
 
 def submit(db: Connection, job: Job, disk_space: DiskSpace) -> Job:
-    """Insert a new job and return it; if its id exists, return the existing job.
+    """Insert a new job and return it; if its id or its key exists, return the existing job.
 
-    Raises `StoreFullError`.
+    Raises `StoreFullError` and `OtherSubmissionError`.
     """
-    known = reads.find(db, job.id)
+    known = reads.find(db, job.id) or reads.keyed(db, job.submission)
     if known is not None:
         return known
     work = job.submission.work
