@@ -4,7 +4,7 @@ A call can be repeated under a key: its `Idempotency-Key`, or, by the SDKs that 
 the digest of its body. If its connection ends too early, the run continues for a while
 without a client (the call is *detached*). A retry with the same key claims the call, and receives
 the bytes that its mailbox has kept and then those that follow. A complete answer is kept too. See
-docs/decisions/0016.
+docs/decisions/0018.
 
 A key belongs to one owner, one endpoint and one path. Only the digest of a large body takes time.
 """
