@@ -52,7 +52,7 @@ class RunEnd(NamedTuple):
 
     `correction`: the output log is wrong. If a reader has received output of it already, the log
     cannot be corrected, and the run has failed with `error`. `retry_after`: the seconds for which
-    a full engine takes no further request.
+    a full engine takes no further request. `was_alone`: that engine had no other run.
     """
 
     ending: Ending
@@ -60,6 +60,7 @@ class RunEnd(NamedTuple):
     output: bytes | None = None
     correction: Correction | None = None
     retry_after: float = 0.0
+    was_alone: bool = False
 
 
 class Verdict(NamedTuple):

@@ -126,8 +126,8 @@ class DurableRuns:
     # The ends of runs and jobs
 
     def _start_end(self, recording: Recording, end: RunEnd) -> asyncio.Task[None]:
-        is_refused = end.ending is Ending.FULL
-        if is_refused and not self._refusals.may_wait(recording.endpoint, recording.job_id):
+        was_refused = end.ending is Ending.FULL and end.was_alone
+        if was_refused and not self._refusals.may_wait(recording.endpoint, recording.job_id):
             end = end._replace(ending=Ending.FAILED)
         # In the background, so that a write to the disk does not block the worker's other jobs.
         task = self._background.start(self._write_end(recording, end), f"end {recording.job_id}")

@@ -293,6 +293,7 @@ class Fleet:
         worker.release(job_id)
         if end.ending is Ending.FULL:
             self._note_full(worker, end.retry_after)
+            end = end._replace(was_alone=not worker.held)
         self.wake(worker.endpoint)
         return hold.sink.end(attempt, end)
 

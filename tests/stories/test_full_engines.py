@@ -188,6 +188,28 @@ async def test_a_job_that_an_idle_engine_always_refuses_fails(proxy: Proxy) -> N
         assert (ended["status"], ended["error"], ended["retries"]) == ("FAILED", "full", 0)
 
 
+async def test_a_job_that_all_idle_engines_refuse_fails(proxy: Proxy) -> None:
+    """Otherwise it would go from one to the other until its time to live is over."""
+    queue = QueueClient(proxy)
+    refusals = 0
+
+    async def refuse_all(worker: Puppet) -> None:
+        nonlocal refusals
+        while True:
+            run = await worker.job()
+            # Before the next refusal, the other engine is not full any more.
+            proxy.parts.fleet.end_full(math.inf)
+            refusals += 1
+            await worker.say(End(run.job, run.attempt, "failed", "http_503", "full", 30.0))
+
+    async with engine(proxy, "a", 2) as first, engine(proxy, "b", 2) as second:
+        refusing = [asyncio.create_task(refuse_all(one)) for one in (first, second)]
+        ended = await queue.end(await queue.run({"prompt": "a"}))
+        assert (ended["status"], ended["error"], refusals) == ("FAILED", "full", 6)
+        for task in refusing:
+            task.cancel()
+
+
 async def _is_queued(queue: QueueClient, job_id: str) -> bool:
     return bool((await queue.status(job_id))["status"] == "IN_QUEUE")
 
