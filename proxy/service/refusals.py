@@ -20,7 +20,8 @@ class Refusals:
         self._counts: OrderedDict[JobId, int] = OrderedDict()
 
     def may_wait(self, endpoint: EndpointId, job_id: JobId) -> bool:
-        """Return True if a job goes back to the queue that an engine without other runs has refused.
+        """Return True if a job goes back to the queue, which an engine without other runs has
+        refused.
 
         Such engines may refuse the job always, and it must not keep others from running.
         """
