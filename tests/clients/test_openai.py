@@ -145,7 +145,7 @@ async def test_heartbeats_break_no_client(other: Client) -> None:
         async with proxy.http.post(CHAT, json=chat(stream=True)) as beside:
             for _ in range(2):
                 assert await beside.content.readline() == b": queued position=2\n"
-                assert await beside.content.readline() == b": No worker is connected.\n"
+                assert await beside.content.readline() == b":No worker is connected.\n"
             async with worker(proxy):
                 result = await call
                 await beside.read()

@@ -50,7 +50,7 @@ async def test_the_default_heartbeat_intervals() -> None:
         ) as response:
             assert await response.content.readline() == b": queued position=1\n"
             assert 0.9 < time.monotonic() - began < 2.0
-            assert await response.content.readline() == b": No worker is connected.\n"
+            assert await response.content.readline() == b":No worker is connected.\n"
             assert await response.content.readline() == b": queued position=1\n"
             assert 5.9 < time.monotonic() - began < 7.0
             async with worker(proxy):

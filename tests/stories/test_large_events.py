@@ -118,7 +118,7 @@ async def sender(worker: Puppet, *, patient: bool = True) -> AsyncIterator[Sende
 
 
 def without_heartbeats(body: bytes) -> bytes:
-    return re.sub(rb"(?m)^: [^\n]*\n", b"", body)
+    return re.sub(rb"(?m)^:[^\n]*\n", b"", body)
 
 
 @asynccontextmanager

@@ -22,13 +22,13 @@ async def test_heartbeats_and_status_name_the_same_reason() -> None:
     async with serving(heartbeat_first=0.01, heartbeat_queued=0.01) as proxy:
         async with proxy.http.post(CHAT, json=chat(stream=True)) as waiting:
             job = waiting.headers["x-job-id"]
-            await waiting.content.readuntil(b": queued position=1\n: No worker is connected.\n")
+            await waiting.content.readuntil(b": queued position=1\n:No worker is connected.\n")
             assert await reason_of(proxy, job) == "No worker is connected."
             said = Log("loading /srv/secret/weights")
             async with puppet(proxy, hello(), Credit(0, 0), said) as worker:
                 await until(lambda: any(one.stage for one in proxy.parts.fleet))
                 line = (await waiting.content.readuntil(b" s).\n")).splitlines()[-1]
-                assert LOADING.fullmatch(line.decode().removeprefix(": "))
+                assert LOADING.fullmatch(line.decode().removeprefix(":"))
                 assert LOADING.fullmatch(await reason_of(proxy, job))
                 await worker.say(Credit(1, 0))
                 await worker.job()
@@ -36,9 +36,9 @@ async def test_heartbeats_and_status_name_the_same_reason() -> None:
                     proxy.http.post(CHAT, json=chat(stream=True)) as second,
                     proxy.http.post(CHAT, json=chat(stream=True)) as third,
                 ):
-                    taken = b": Held by a limit: the only slot of 1 worker is taken.\n"
+                    taken = b":Held by a limit: the only slot of 1 worker is taken.\n"
                     await second.content.readuntil(taken)
-                    await third.content.readuntil(b": Behind 1 job in the queue.\n")
+                    await third.content.readuntil(b":Behind 1 job in the queue.\n")
 
 
 async def test_the_final_error_names_the_reason() -> None:

@@ -258,9 +258,10 @@ class ResponsesEvents:
 def comment(text: str) -> bytes:
     """Return each line of a text as an SSE comment with one newline.
 
-    Several clients treat a comment with two newlines as an event without data.
+    Several clients treat a comment with two newlines as an event without data. Only the first line
+    has a space after the colon: programs that look for `: ` find one line for each heartbeat.
     """
-    return b"".join(b": %b\n" % line.encode() for line in text.splitlines())
+    return b": %b\n" % text.replace("\n", "\n:").encode()
 
 
 def one_line(body: bytes) -> bytes:
