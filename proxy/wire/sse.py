@@ -256,11 +256,8 @@ def last_start(data: bytes) -> int:
 
 
 def _may_be_error(data: bytes) -> bool:
-    """Return False if no event in `data` is an error; cheap, for the events of tokens.
-
-    The data of a `response.failed` contains `error` too, so that one search is enough for most.
-    """
-    return b"error" in data or (b"failed" in data and not data.startswith(b"data:"))
+    """Return False if no event in `data` is an error; cheap, for the events of tokens."""
+    return b"error" in data or b"failed" in data
 
 
 def _is_plain(data: bytes) -> bool:
