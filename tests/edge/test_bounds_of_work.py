@@ -33,7 +33,11 @@ QUEUED_JOBS = 200_000
 DUE_WEBHOOKS = 60_000
 WATCH_SECONDS = 10.0
 BATCH = 10_000
-SETTINGS = {"limit": "run=0 status=0 stream=0 purge-queue=0", "log_level": "warning"}
+SETTINGS = {
+    "limit": "run=0 status=0 stream=0 purge-queue=0",
+    "log_level": "warning",
+    "webhook_allow": "127.0.0.1",
+}
 
 Prepare = Callable[[SqliteStore, Millis], Awaitable[None]]
 
