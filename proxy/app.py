@@ -291,13 +291,13 @@ def _notice(view: JobView, seal: Seal, clock: Clock) -> Callable[[Job], Awaitabl
         webhook = seal.open_webhook(job.submission.webhook or "")
         elements: Sequence[bytes] = ()
         if job.output is None:
-            found = await view.result(job.endpoint, job.submission.owner, job.id, _pay)
+            found = await view.result(job.endpoint, job.submission.owner, job.id, _reserve)
             if found is None or found[0].retry_count != job.retry_count:
                 return b""
             elements = found[1]
         return response.notice(job, elements, clock.now(), webhook)
 
-    async def _pay(_: int) -> None:
+    async def _reserve(_: int) -> None:
         """Reserve nothing: the deliveries have their own limit of bytes."""
 
     return notice

@@ -20,10 +20,10 @@ from proxy.store.base import JobStore
 
 # Elements in one page of output.
 PAGE_ELEMENTS = 1_000
-# Output of this size is read without being paid for.
-UNPAID_MAX_BYTES = 256 * 1024
+# Output up to this size is read without a reservation of memory.
+UNRESERVED_MAX_BYTES = 256 * 1024
 
-Pay: TypeAlias = Callable[[int], Awaitable[None]]
+Reserve: TypeAlias = Callable[[int], Awaitable[None]]
 """Reserves memory for output before it is read: the number of bytes that the caller has to hold in
 all. It waits, or raises an error.
 """
@@ -33,13 +33,13 @@ class ReadLimits(NamedTuple):
     """The form of output for one caller: pages of `page_bytes`; with `whole`, all of the output at
     once if the job has ended.
 
-    `pay` is called before more than `page_bytes` are read. A page is larger only if it has a single
-    element.
+    `reserve` is called before more than `page_bytes` are read. A page is larger only if it has a
+    single element.
     """
 
     page_bytes: int
     whole: bool
-    pay: Pay
+    reserve: Reserve
 
 
 class OutputPage(NamedTuple):
@@ -93,7 +93,7 @@ class JobView:
         return call or await self._store.get(endpoint.id, owner, JobId(job_id))
 
     async def result(
-        self, endpoint: EndpointId, owner: Owner, job_id: str, pay: Pay
+        self, endpoint: EndpointId, owner: Owner, job_id: str, reserve: Reserve
     ) -> tuple[Job, Sequence[bytes]] | None:
         """Return the job with its output: `output`, or the elements of its log if it has none.
 
@@ -103,16 +103,16 @@ class JobView:
         call = self._interactive.get(endpoint, owner, JobId(job_id))
         if call is not None:
             return call, ()
-        return await self._result(endpoint, owner, JobId(job_id), pay)
+        return await self._result(endpoint, owner, JobId(job_id), reserve)
 
     async def wait_end(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float, pay: Pay
+        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float, reserve: Reserve
     ) -> tuple[Job, Sequence[bytes]] | None:
         """Wait up to `seconds` for the job to end; return its last state as `result` does."""
         deadline = asyncio.get_running_loop().time() + seconds
         with self._events.subscribe(JobId(job_id)) as subscription:
             while True:
-                found = await self.result(endpoint.id, owner, job_id, pay)
+                found = await self.result(endpoint.id, owner, job_id, reserve)
                 left = deadline - asyncio.get_running_loop().time()
                 if found is None or found[0].is_terminal or left <= 0 or self.is_over:
                     return found
@@ -253,11 +253,11 @@ class JobView:
                 return job, (), start
             has_more = bool(needed) or len(elements) == PAGE_ELEMENTS
             if has_more and job.is_terminal and limits.whole:
-                found = await self._result(endpoint, owner, job_id, limits.pay, start)
+                found = await self._result(endpoint, owner, job_id, limits.reserve, start)
                 return None if found is None else (*found, start + len(found[1]))
             if elements or not needed:
                 return job, elements, following
-            await limits.pay(needed)
+            await limits.reserve(needed)
             max_bytes = needed
 
     async def _result(
@@ -265,20 +265,22 @@ class JobView:
         endpoint: EndpointId,
         owner: Owner,
         job_id: JobId,
-        pay: Pay,
+        reserve: Reserve,
         cursor: int | None = None,
     ) -> tuple[Job, Sequence[bytes]] | None:
-        """Return `JobStore.result`, paid for before it is read."""
-        paid = UNPAID_MAX_BYTES
+        """Return `JobStore.result`, with memory reserved before it is read."""
+        reserved = UNRESERVED_MAX_BYTES
         while True:
-            found = await self._store.result(endpoint, owner, job_id, max_bytes=paid, cursor=cursor)
+            found = await self._store.result(
+                endpoint, owner, job_id, max_bytes=reserved, cursor=cursor
+            )
             if found is None:
                 return None
             job, outputs, size = found
-            if size <= paid:
+            if size <= reserved:
                 return job, outputs
-            await pay(size)
-            paid = size
+            await reserve(size)
+            reserved = size
 
 
 def reason(job: JobState, workers: Sequence[Worker], ahead: int, now: Millis) -> str:

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from harness.data.clock import FakeClock
 from harness.data.jobs import ALICE, HERE, REQUEST, submission
-from harness.data.read_limits import ALL, pay
+from harness.data.read_limits import ALL, reserve
 from harness.data.store_steps import sqlite_store
 from harness.tools.waiting import until
 from harness.worker.port import Port
@@ -691,7 +691,9 @@ async def test_jobs_of_both_kinds_share_one_order_after_a_restart(tmp_path: Path
 
 async def test_the_end_of_a_job_ends_the_wait_for_it(parts: Parts, endpoint: Endpoint) -> None:
     mailbox = started(parts)
-    waiting = asyncio.create_task(parts.view.wait_end(endpoint, ALICE, mailbox.job.id, 10.0, pay))
+    waiting = asyncio.create_task(
+        parts.view.wait_end(endpoint, ALICE, mailbox.job.id, 10.0, reserve)
+    )
     await until(lambda: len(parts.events) > 0, what="the client waits")
     mailbox.end(1, COMPLETED)
     async with asyncio.timeout(5):
@@ -717,7 +719,7 @@ async def test_an_interactive_job_has_no_output_to_read(parts: Parts, endpoint: 
     start = Cursor(0, 0)
     page = await parts.view.read(endpoint, ALICE, job_id, start, 0.0, ALL)
     assert page == (outline, (), Cursor(1, 0), False)
-    assert await parts.view.result(endpoint.id, ALICE, job_id, pay) == (outline, ())
+    assert await parts.view.result(endpoint.id, ALICE, job_id, reserve) == (outline, ())
     assert await parts.view.read(endpoint, BOB, job_id, start, 0.0, ALL) is None
     mailbox.end(1, COMPLETED)
     assert await parts.durable.consume(endpoint, ALICE, job_id, 10.0, ALL) == (

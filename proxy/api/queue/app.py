@@ -40,7 +40,7 @@ from proxy.service.clock import Clock
 from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoints
 from proxy.service.interactive import InteractiveJobs
-from proxy.service.job_view import UNPAID_MAX_BYTES, JobView, ReadLimits
+from proxy.service.job_view import UNRESERVED_MAX_BYTES, JobView, ReadLimits
 from proxy.service.json_text import INLINE_MAX_BYTES
 
 log = structlog.get_logger()
@@ -116,7 +116,9 @@ class JobOperations:
         del order, body
         context.drop_body()
         ended = await context.unless_gone(
-            self._view.wait_end(context.endpoint, context.owner, job.id, wait / 1000, context.pay)
+            self._view.wait_end(
+                context.endpoint, context.owner, job.id, wait / 1000, context.reserve
+            )
         )
         return await self._shown(*(ended or (job, ())))
 
@@ -126,14 +128,16 @@ class JobOperations:
         if ttl is not None:
             job = await self._view.get(context.endpoint, context.owner, job_id)
             await self._durable.limit_life(_found(job, job_id), ttl)
-        found = await self._view.result(context.endpoint.id, context.owner, job_id, context.pay)
+        found = await self._view.result(context.endpoint.id, context.owner, job_id, context.reserve)
         return await self._shown(*_found(found, job_id))
 
     async def status_sync(self, context: RequestContext, job_id: str) -> bytes:
         """Return the state of a job when it has ended, or after `?wait=` milliseconds."""
         wait = read_poll_wait(context.query("wait")) or DEFAULT_WAIT_MS
         found = await context.unless_gone(
-            self._view.wait_end(context.endpoint, context.owner, job_id, wait / 1000, context.pay)
+            self._view.wait_end(
+                context.endpoint, context.owner, job_id, wait / 1000, context.reserve
+            )
         )
         return await self._shown(*_found(found, job_id))
 
@@ -153,7 +157,7 @@ class JobOperations:
                 self._view, context.endpoint, context.owner, job_id, place, context.answer, leave
             )
         seconds = STREAM_WAIT_SECONDS if wait is None else min(wait, DEFAULT_WAIT_MS) / 1000
-        limits = ReadLimits(UNPAID_MAX_BYTES, True, context.pay)
+        limits = ReadLimits(UNRESERVED_MAX_BYTES, True, context.reserve)
         if after is None:
             consumed = await context.unless_gone(
                 self._durable.consume(context.endpoint, context.owner, job_id, seconds, limits)

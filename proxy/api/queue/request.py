@@ -292,9 +292,9 @@ class RequestContext:
             gone.cancel()
             waiting.cancel()
 
-    async def pay(self, size: int) -> None:
+    async def reserve(self, size: int) -> None:
         """Reserve `size` bytes in all for the response. Raises `BudgetError` (see
-        `job_view.Pay`).
+        `job_view.Reserve`).
         """
         self.answer.grow_to(size)
 

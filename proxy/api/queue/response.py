@@ -20,8 +20,8 @@ from proxy.jobs.model import Cursor, Input, Job, Millis
 class JsonAnswer(Response):
     """A complete JSON response. The share of its bytes is given back once it has been sent.
 
-    Large output was paid for before it was read. The rest is small, so that it is charged even if
-    it exceeds the budget: output that was consumed must reach its client.
+    Memory for large output was reserved before it was read. The rest is small, so it is charged
+    even if it exceeds the budget: output that was consumed must reach its client.
     """
 
     media_type = "application/json"

@@ -3,9 +3,9 @@
 from proxy.service.job_view import ReadLimits
 
 
-async def pay(_: int) -> None:
-    """Reserve nothing (see `job_view.Pay`)."""
+async def reserve(_: int) -> None:
+    """Reserve nothing (see `job_view.Reserve`)."""
 
 
-ALL = ReadLimits(2**40, True, pay)
+ALL = ReadLimits(2**40, True, reserve)
 """Reads whole results."""

@@ -17,10 +17,10 @@ from harness.tools.waiting import until
 from harness.worker.puppet import puppet
 
 from proxy.access.limits import Budget
-from proxy.service.job_view import UNPAID_MAX_BYTES
+from proxy.service.job_view import UNRESERVED_MAX_BYTES
 from proxy.wire.frames import End, Output
 
-SIZE = UNPAID_MAX_BYTES + 100_000
+SIZE = UNRESERVED_MAX_BYTES + 100_000
 TEXT = msgspec.json.encode("x" * SIZE)
 EVENTS = {"Accept": "text/event-stream"}
 
@@ -82,7 +82,7 @@ async def test_output_is_not_read_without_memory_for_it(scene: Scene, operation:
         others.grow(scene.answers.limit - SIZE)
         refused = await scene.queue.call("GET", path)
         assert (refused.status, refused.headers["retry-after"]) == (503, "5")
-        assert scene.limits_of_reads() == {UNPAID_MAX_BYTES}
+        assert scene.limits_of_reads() == {UNRESERVED_MAX_BYTES}
         assert scene.answers.used == others.held
     answer = await scene.queue.call("GET", path)
     assert len(texts(answer)) == (2 if "after" in path else 3 if scene.streamed in path else 1)
