@@ -44,8 +44,9 @@ PACE_MICROSECONDS = 40_000
 # Requests at the same time.
 CLIENTS = 60
 QUIET_SECONDS = 90.0
-# Kills that have to find a running job.
-HITS = 0.7
+# Requests that are sent before a kill if no job is under way, and the time for the first of them.
+FRESH_REQUESTS = 8
+FRESH_SECONDS = 60.0
 TORTURE_SECONDS = 1_200
 
 
@@ -61,12 +62,20 @@ class Storm:
         self._chance = chance
         self.done: Counter[str] = Counter()
         self.requests = requests
+        # One permit for each request that may be sent; the SDK's requests need none.
+        self.permits = asyncio.Semaphore(0)
+        self._held_back = sum(asked.kind != "sdk" for asked in requests)
 
     async def rage(self, deeds: list[str], pause: float, stop_seconds: tuple[float, float]) -> None:
-        """Kill and stop processes and cut connections, about one in `pause` seconds."""
+        """Kill and stop processes and cut connections, about one in `pause` seconds.
+
+        Each of them lets an equal share of the requests go, so that the requests last as long as
+        the storm, on a machine of any speed.
+        """
         self._chance.shuffle(deeds)
         async with asyncio.TaskGroup() as group:
-            for deed in deeds:
+            for left, deed in zip(range(len(deeds), 0, -1), deeds, strict=True):
+                self._permit(self._held_back // (left + 1))
                 await asyncio.sleep(self._chance.uniform(0.5, 1.5) * pause)
                 self.done[deed] += 1
                 # The proxy is the most frequent victim.
@@ -78,12 +87,23 @@ class Storm:
                         group.create_task(_stop(victim, self._chance.uniform(*stop_seconds)))
                     case _:
                         await self._kill(victim)
+        self._permit(self._held_back)
 
     async def _kill(self, victim: Node) -> None:
         assert victim.is_running, f"{victim.name} has ended by itself: see {victim.log}"
-        self.done["hits"] += any(asked.job and not asked.ends for asked in self.requests)
+        if not self._has_work():
+            self._permit(min(FRESH_REQUESTS, self._held_back))
+            await until(self._has_work, FRESH_SECONDS, "a job is under way before the kill")
         await victim.kill()
         await victim.start()
+
+    def _has_work(self) -> bool:
+        return any(asked.job and not asked.ends for asked in self.requests)
+
+    def _permit(self, requests: int) -> None:
+        self._held_back -= requests
+        for _ in range(requests):
+            self.permits.release()
 
 
 async def _stop(victim: Node, seconds: float) -> None:
@@ -93,7 +113,7 @@ async def _stop(victim: Node, seconds: float) -> None:
 
 
 @asynccontextmanager
-async def storm(
+async def started(
     folder: Path, chance: random.Random, requests: list[Asked]
 ) -> AsyncIterator[tuple[Storm, str, Cable]]:
     """Run a proxy with native and stock workers; yield it, its URL, and the clients' cable."""
@@ -131,7 +151,7 @@ async def play(
     chance = random.Random(seed)
     wishes = [Asked(f"p{number}", TOKENS, chance.choice(KINDS)) for number in range(jobs)]
     async with (
-        storm(folder, chance, wishes) as (running, url, near),
+        started(folder, chance, wishes) as (running, url, near),
         receiver() as hook,
         aiohttp.ClientSession(url, connector=aiohttp.TCPConnector(limit=0)) as http,
     ):
@@ -140,7 +160,7 @@ async def play(
         lines = [Clients(each, http, PACE_MICROSECONDS, hook.url) for each in (url, near.url)]
         async with asyncio.TaskGroup() as group:
             group.create_task(running.rage(deeds, pause, stop_seconds))
-            group.create_task(_send_all(wishes, lines, url))
+            group.create_task(_send_all(running, lines, url))
         await until(lambda: _is_quiet(queue), QUIET_SECONDS, "no job waits or runs")
         await until(lambda: _has_webhooks(hook, wishes), QUIET_SECONDS, "webhooks arrive")
         ended = {
@@ -151,25 +171,25 @@ async def play(
         await _check_slots(queue)
         for line in lines:
             await line.close()
-    kills = deeds.count("kill")
     outcomes = Counter(f"{asked.kind} {'/'.join(asked.ends)}" for asked in wishes)
     tell("requests of the storm", jobs, "", f"seed {seed}")
-    tell("kills", kills, "", str(dict(running.done)))
+    tell("kills", deeds.count("kill"), "", str(dict(running.done)))
     tell("final answers", sum(outcomes.values()), "", str(dict(outcomes.most_common())))
-    assert running.done["hits"] >= HITS * kills
     found = findings(wishes, ended)
     tell("findings", len(found), "0", " | ".join(found[:20]))
     return found
 
 
-async def _send_all(wishes: list[Asked], lines: list[Clients], url: str) -> None:
-    """Send the requests, a limited number at a time."""
+async def _send_all(storm: Storm, lines: list[Clients], url: str) -> None:
+    """Send the requests as they are permitted, a limited number at a time."""
+    wishes = storm.requests
     sdk = [asked for asked in wishes if asked.kind == "sdk"]
     for asked in sdk[1::2]:
         asked.consumes = True
     places = asyncio.Semaphore(CLIENTS)
 
     async def send(number: int, asked: Asked) -> None:
+        await storm.permits.acquire()
         async with places:
             await lines[number % 2].send(asked)
 
