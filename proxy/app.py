@@ -27,6 +27,7 @@ from proxy.channel.runpod.results import RunpodResults
 from proxy.edge.connections import ConnectionLimiter, max_client_connections
 from proxy.edge.gate import Backend, BackendApp, Gate, Table, WorkerBackend
 from proxy.edge.guard import EdgeContext
+from proxy.edge.memory import Heap
 from proxy.edge.origins import Origins
 from proxy.jobs.model import Ids, Job, Millis, WorkerId
 from proxy.service.admission import Admission
@@ -112,6 +113,7 @@ class Parts:
     answers: Budget
     passing: Budget
     retries: Retries
+    heap: Heap
     edge: EdgeContext
     app: Any
 
@@ -198,6 +200,7 @@ def compose(
             settings.retry_grace,
         ),
     )
+    heap = Heap(clock)
     operations = JobOperations(
         view,
         durable,
@@ -205,6 +208,7 @@ def compose(
         admission,
         clock,
         OrderReader(partial(check_url, allowed=receivers), seal),
+        heap.note_cycle,
     )
     jobs = JobsApi(endpoints, limits, operations, Listing(view, fleet, clock, seal))
     table = Table()
@@ -219,13 +223,6 @@ def compose(
         Backend.CHANNEL: WorkerBackend(native),
     }
     gate = Gate(Keys(settings.keys(token)), table, backends)
-    edge = EdgeContext(
-        settings.hosts(),
-        settings.pace(),
-        ConnectionLimiter(max_client_connections(settings.max_connections)),
-        table.render_error,
-        gate.is_worker,
-    )
     return Parts(
         settings=settings,
         is_seal_key_new=is_seal_key_new,
@@ -255,7 +252,14 @@ def compose(
         answers=limits.answers,
         passing=passing,
         retries=openai.retries,
-        edge=edge,
+        heap=heap,
+        edge=EdgeContext(
+            settings.hosts(),
+            settings.pace(),
+            ConnectionLimiter(max_client_connections(settings.max_connections)),
+            table.render_error,
+            gate.is_worker,
+        ),
         app=_guarded(gate, table, settings),
     )
 

@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 
 from proxy.app import Parts
-from proxy.edge.memory import return_large_blocks, trim_heap
+from proxy.edge.memory import return_large_blocks
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 from proxy.service.background import keep
 from proxy.settings import Settings
@@ -127,7 +127,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
     server = Server(config)
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "connections": parts.edge.connections.serve,
-        "heap": trim_heap,
+        "heap": parts.heap.serve,
         "sweeper": parts.sweeper.serve,
         "queue watch": parts.queue_watch.serve,
         "served models": parts.served_models.serve,

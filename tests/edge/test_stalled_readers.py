@@ -75,7 +75,6 @@ async def stalled(proxy: Alone, name: str, path: str, accept: str, clients: int)
     )
     peak = proxy.most_memory() - before
     tell(f"{name}: memory", round(held / MB, 1), f"<= {GROWTH_MAX_BYTES // MB}", "MB")
-    # An answer is read from the store before its bytes are reserved.
     tell(f"{name}: memory at its most", round(peak / MB, 1), "", "MB")
     tell(f"{name}: memory that stays", round((proxy.memory() - before) / MB, 1), "<= 64", "MB")
     tell(f"{name}: other clients, p99", round(waits.p99() * 1000, 1), "", "ms")

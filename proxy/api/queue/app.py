@@ -78,6 +78,8 @@ class JobOperations:
     """The operations on jobs, one method each.
 
     A method takes the context and the id of the job, or "" for an operation without one.
+    `on_stream_end` is called at the end of each event stream, whose tasks leave reference cycles
+    with the latest events.
     """
 
     def __init__(
@@ -88,6 +90,7 @@ class JobOperations:
         admission: Admission,
         clock: Clock,
         orders: OrderReader,
+        on_stream_end: Callable[[], None],
     ) -> None:
         self._view = view
         self._durable = durable
@@ -95,6 +98,7 @@ class JobOperations:
         self._admission = admission
         self._clock = clock
         self._orders = orders
+        self._on_stream_end = on_stream_end
 
     async def run(self, context: RequestContext, _: str) -> bytes:
         """Submit a job to the queue."""
@@ -153,8 +157,13 @@ class JobOperations:
             # The request ends with its event stream, not with this method.
             leave = context.leave
             context.leave = nothing
+
+            def end() -> None:
+                leave()
+                self._on_stream_end()
+
             return event_stream(
-                self._view, context.endpoint, context.owner, job_id, place, context.answer, leave
+                self._view, context.endpoint, context.owner, job_id, place, context.answer, end
             )
         seconds = STREAM_WAIT_SECONDS if wait is None else min(wait, DEFAULT_WAIT_MS) / 1000
         limits = ReadLimits(UNRESERVED_MAX_BYTES, True, context.reserve)

@@ -75,11 +75,11 @@ def event_stream(
     job_id: str,
     cursor: Cursor,
     share: Share,
-    leave: Callable[[], None],
+    end: Callable[[], None],
 ) -> EventStream:
     """Return the response. `share`: the bytes that are reserved for elements that exceed a page.
 
-    `leave` is called when the stream has ended.
+    `end` is called when the stream has ended.
     """
 
     async def events() -> AsyncIterator[ServerSentEvent]:
@@ -114,7 +114,7 @@ def event_stream(
             log.warning("stream.cut", job=job_id, why=str(error))
         finally:
             share.give_back()
-            leave()
+            end()
 
     headers = {"Cache-Control": "no-cache, no-transform"}
     return EventStream(
