@@ -12,6 +12,7 @@ from harness.runpod.raw_worker import Raw
 from harness.tools.waiting import until
 from harness.worker.puppet import hello, puppet
 
+from proxy.channel.runpod.models import WAIT_SECONDS
 from proxy.wire.frames import Credit, Model
 
 CARD = {"id": "org/Small", "object": "model", "owned_by": "vllm", "root": "/weights/small"}
@@ -88,6 +89,18 @@ async def test_another_handler_is_not_asked_again_and_gets_every_call() -> None:
         calling = asyncio.create_task(call(proxy, "any"))
         await answer(stock, {"id": "chatcmpl-1"})
         assert await calling == (200, {"id": "chatcmpl-1"})
+
+
+async def test_a_worker_that_does_not_answer_delays_only_the_first_clients() -> None:
+    async with serving(poll_hold=2.0) as proxy, connected(proxy) as stock:
+        asking = asyncio.create_task(names(proxy))
+        job = await stock.next_job()
+        assert await asking == []
+        async with asyncio.timeout(WAIT_SECONDS / 2):
+            assert await names(proxy) == []
+        # A late answer still counts.
+        await stock.done(job["id"], {"output": listing("late")})
+        await until(lambda: _has_models(proxy, ["late"]))
 
 
 async def test_a_list_of_own_workers_does_not_outlive_them() -> None:

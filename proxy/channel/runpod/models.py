@@ -30,7 +30,7 @@ log = structlog.get_logger()
 MODELS_PATH = "/v1/models"
 # No client has this owner, so no client sees these calls.
 PROXY = Owner("the proxy itself")
-# The longest time for which a client waits. Clients give a list of models ten seconds.
+# Clients wait for this time after a worker was asked. Clients give a list of models ten seconds.
 WAIT_SECONDS = 3.0
 # A worker that takes longer has another kind of handler, or is loading.
 ANSWER_SECONDS = 10.0
@@ -45,6 +45,13 @@ class _Asked(NamedTuple):
     workers: frozenset[str]
     at: float
     is_answered: bool
+
+
+class _Question(NamedTuple):
+    """A question that is not answered yet, and the time until which clients wait for it."""
+
+    task: asyncio.Task[None]
+    wait_until: float
 
 
 class _List(msgspec.Struct):
@@ -71,29 +78,32 @@ class RunpodModels:
         self._interactive = interactive
         self._background = background
         self._asked: dict[EndpointId, _Asked] = {}
-        self._asking: dict[EndpointId, asyncio.Task[None]] = {}
+        self._asking: dict[EndpointId, _Question] = {}
 
     def forget_stale(self, endpoint: Endpoint) -> None:
         if self._workers(endpoint):
             self._endpoints.forget_announced(endpoint)
 
     async def learn(self, endpoints: Iterable[Endpoint]) -> None:
-        tasks = [task for one in endpoints if (task := self._task(one)) is not None]
-        if tasks:
-            await asyncio.wait(tasks, timeout=WAIT_SECONDS)
+        questions = [found for one in endpoints if (found := self._question(one)) is not None]
+        if questions:
+            now = asyncio.get_running_loop().time()
+            seconds = max(0.0, max(one.wait_until for one in questions) - now)
+            await asyncio.wait([one.task for one in questions], timeout=seconds)
 
-    def _task(self, endpoint: Endpoint) -> asyncio.Task[None] | None:
-        """Return the task that asks a worker of an endpoint; None if no question is needed."""
+    def _question(self, endpoint: Endpoint) -> _Question | None:
+        """Ask a worker of an endpoint if needed; return the question that is under way."""
         workers = self._workers(endpoint)
         if not workers:
             return None
         self._endpoints.forget_announced(endpoint)
-        task = self._asking.get(endpoint.id)
-        if task is None and self._may_ask(endpoint, workers):
+        question = self._asking.get(endpoint.id)
+        if question is None and self._may_ask(endpoint, workers):
             work = self._ask(endpoint, workers)
             task = self._background.start(work, f"ask for models of {endpoint.id}")
-            self._asking[endpoint.id] = task
-        return task
+            question = _Question(task, asyncio.get_running_loop().time() + WAIT_SECONDS)
+            self._asking[endpoint.id] = question
+        return question
 
     def _workers(self, endpoint: Endpoint) -> frozenset[str]:
         """Return the workers of an endpoint; none if its models are configured or announced."""
