@@ -3,6 +3,7 @@
 import asyncio
 from contextvars import Context
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -35,6 +36,26 @@ class Result:
     handles: int
     seconds: float
     errors: int
+
+
+def _limit_seconds(plan: Plan) -> float:
+    """Return the longest time from the last fault until everything is quiet."""
+    limit = LIMIT_SECONDS
+    # A run of a hanging engine has its slot until its time limit; a retry is a second such run.
+    full_runs = sum(
+        2 if client.kind == "retry" else 1
+        for client in plan.clients
+        if client.fault.startswith("hang")
+    )
+    # So has an endless job that is not cancelled because the response with its id was lost.
+    full_runs += any(client.kind in ("retry", "cancel") for client in plan.clients)
+    # The worker with the most slots may be the one that is down.
+    slots = sum(plan.slots) - max(plan.slots)
+    limit += EXECUTION_SECONDS * ceil(full_runs / slots)
+    if any(fault.kind == "silence" for fault in plan.faults):
+        # A write to a client whose network drops everything fails after this time.
+        limit += STALL_SECONDS
+    return limit
 
 
 class Scenario:
@@ -74,14 +95,7 @@ class Scenario:
         ]
         for fault in self._plan.faults:
             loop.call_at(fault.at, self._inject, fault, context=Context())
-        limit = LIMIT_SECONDS
-        if any(client.kind in ("retry", "cancel") for client in self._plan.clients):
-            # A second run can reach its time limit too. So can an endless job that is not cancelled
-            # because the response with its id was lost.
-            limit += EXECUTION_SECONDS
-        if any(fault.kind == "silence" for fault in self._plan.faults):
-            # A write to a client whose network drops everything fails after this time.
-            limit += STALL_SECONDS
+        limit = _limit_seconds(self._plan)
         last = max([PLAY_SECONDS, *(fault.end for fault in self._plan.faults)])
         why = ["not begun"]
         while loop.time() < last or (why and loop.time() < last + limit):
