@@ -32,11 +32,13 @@ async def lose(worker: Puppet, times: int) -> None:
         await worker.say(End(job.job, job.attempt, "lost", "engine_dead", "the engine died"))
 
 
-async def refuse(worker: Puppet, status: int, body: bytes) -> None:
+async def refuse(
+    worker: Puppet, status: int, body: bytes, fields: tuple[tuple[bytes, bytes], ...] = ()
+) -> None:
     """Answer the next job with an error of the engine."""
     job = await worker.job()
     await worker.say(
-        Head(job.job, job.attempt, status, "application/json"),
+        Head(job.job, job.attempt, status, "application/json", fields),
         Chunk(job.job, job.attempt, body),
         End(job.job, job.attempt, "failed", f"http_{status}", ""),
     )
@@ -97,6 +99,18 @@ async def test_only_final_errors_of_the_engine_become_events(
         _, error, failed = split(body)
         assert (error["message"], error["code"]) == ("no", "1")
         assert failed["response"]["error"]["code"] == "invalid_prompt"
+
+
+@pytest.mark.parametrize(("word", "status"), [(b"true", 500), (b"false", 200)])
+async def test_the_engine_can_say_if_its_error_is_final(
+    shared: Proxy, word: bytes, status: int
+) -> None:
+    """A final error is sent as events; without the header, an engine's 500 is final."""
+    message = b'{"error": {"message": "no", "type": "server_error", "code": 1}}'
+    async with puppet(shared, slots=1) as worker:
+        engine = refuse(worker, status=500, body=message, fields=((b"x-should-retry", word),))
+        seen, _, _ = await call(shared, engine, STREAM)
+    assert seen == status
 
 
 async def test_the_engines_refusal_after_a_heartbeat_is_a_failed_response(shared: Proxy) -> None:

@@ -44,7 +44,7 @@ PACE_MICROSECONDS = 40_000
 # Requests at the same time.
 CLIENTS = 60
 QUIET_SECONDS = 90.0
-# Requests that are sent before a kill if no job is under way, and the time for the first of them.
+# Requests that are sent before a kill if no job is in progress, and the time for the first of them.
 FRESH_REQUESTS = 8
 FRESH_SECONDS = 60.0
 TORTURE_SECONDS = 1_200
@@ -93,7 +93,7 @@ class Storm:
         assert victim.is_running, f"{victim.name} has ended by itself: see {victim.log}"
         if not self._has_work():
             self._permit(min(FRESH_REQUESTS, self._held_back))
-            await until(self._has_work, FRESH_SECONDS, "a job is under way before the kill")
+            await until(self._has_work, FRESH_SECONDS, "a job is in progress before the kill")
         await victim.kill()
         await victim.start()
 

@@ -69,7 +69,7 @@ async def test_a_worker_killed_in_a_stream_ends_it_with_an_error(proxy: Proxy) -
             events = [event for event in (seen + await response.read()).split(b"\n\n") if event]
     assert events[-1] == b"data: [DONE]"
     error = json.loads(events[-2].removeprefix(b"data: "))["error"]
-    assert (error["code"], error["type"]) == ("worker_lost", "server_error")
+    assert (error["code"], error["type"]) == ("worker_lost", "invalid_request_error")
     text = _text_of(events[:-2])
     # Nothing is duplicated, and nothing is missing.
     assert text == "".join(f"half {number} " for number in range(text.count("half")))

@@ -8,6 +8,7 @@ from harness.data import responses
 from openai.types.responses import ResponseCreatedEvent, ResponseErrorEvent, ResponseFailedEvent
 
 from proxy.api.openai.stream_events import (
+    ChatEvents,
     ChunkEvents,
     HeartbeatForm,
     ResponsesEvents,
@@ -85,6 +86,24 @@ def test_the_reason_tells_clients_if_they_may_repeat_the_call(
     assert failed["response"]["error"]["code"] == reason
     assert failed["response"]["error"]["message"] == problem["message"] != ""
     assert problem["code"] is None or isinstance(problem["code"], str)
+
+
+@pytest.mark.parametrize(
+    ("kind", "is_final", "shown"),
+    [
+        ("server_error", True, "invalid_request_error"),
+        ("server_error", False, "server_error"),
+        ("InternalServerError", True, "InternalServerError"),
+    ],
+)
+def test_the_type_of_a_final_error_in_chat_is_not_that_of_a_repeated_call(
+    kind: str, is_final: bool, shown: str
+) -> None:
+    given = {"message": "lost\n", "type": kind, "param": None, "code": "worker_lost"}
+    body = json.dumps({"error": given}).encode()
+    event, done, _ = ChatEvents().failure(body, is_final=is_final).split(b"\n\n")
+    assert done == b"data: [DONE]"
+    assert json.loads(event.removeprefix(b"data: ")) == {"error": given | {"type": shown}}
 
 
 def test_the_identity_is_found_in_a_beginning_that_is_sent_in_parts() -> None:

@@ -44,6 +44,7 @@ PADDED_HEADERS = [(b"content-type", b"application/json"), *STREAM_HEADERS[1:]]
 HEARTBEAT_MIN_SECONDS = 1.0
 # Statuses of an engine's response for which a repetition of the call is useless.
 FINAL_SERVER_ERRORS = (500, 501)
+SHOULD_RETRY = b"x-should-retry"
 RETRIED_CLIENT_ERRORS = (408, 409, 425, 429)
 # A client parses bytes after such a response start as the next response.
 STATUSES_WITHOUT_BODY = (204, 304)
@@ -373,7 +374,7 @@ class Relay:
         """Send an answer of the engine that is not a stream."""
         reply = self._reply
         error = self._explain(head.status, body)
-        is_final = _is_final(head.status)
+        is_final = _is_final(head)
         if error is not None:
             await reply.error(error)
         elif reply.is_stream or (is_final and reply.sends_late(head.status)):
@@ -384,8 +385,15 @@ class Relay:
             await reply.whole(head.status, head.content_type.encode(), body)
 
 
-def _is_final(status: int) -> bool:
-    """Return True if the engine would answer a repetition of the call with the same error."""
+def _is_final(head: Head) -> bool:
+    """Return True if the engine would answer a repetition of the call with the same error.
+
+    An engine can say so itself, in the header that the OpenAI SDKs obey.
+    """
+    said = dict(head.fields).get(SHOULD_RETRY, b"").lower()
+    if said in (b"true", b"false"):
+        return said == b"false"
+    status = head.status
     if status < FINAL_SERVER_ERRORS[0]:
         return status not in RETRIED_CLIENT_ERRORS
     return status in FINAL_SERVER_ERRORS

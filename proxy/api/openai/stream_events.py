@@ -23,6 +23,8 @@ KEPT_WRITE_BYTES = 4096
 CONTEXT_TOO_LONG = "context_length_exceeded"
 NOT_AGAIN = "invalid_prompt"
 AGAIN = "server_error"
+# The type of an error that programs with chat completions do not repeat.
+NOT_AGAIN_IN_CHAT = "invalid_request_error"
 # The words of engines for a prompt that does not fit; only some of them send a code.
 _CONTEXT = re.compile(
     r"context[ _](?:length|size|window)|max_model_len|maximum (?:model|input) length", re.IGNORECASE
@@ -83,7 +85,16 @@ class ChatEvents:
     def heartbeat(self, text: str) -> bytes:
         return comment(text)
 
-    def failure(self, body: bytes, *, is_final: bool) -> bytes:  # noqa: ARG002 - the body says so
+    def failure(self, body: bytes, *, is_final: bool) -> bytes:
+        """Return the error object and `[DONE]`.
+
+        The type of a final error is not `server_error`, because several programs repeat a call
+        whose stream ends with that type. No header can tell them not to.
+        """
+        if is_final:
+            error = _error_of(body)
+            if error.get("type") == AGAIN:
+                body = msgspec.json.encode({"error": error | {"type": NOT_AGAIN_IN_CHAT}})
         return b"data: %b\n\n" % one_line(body) + DONE_EVENT
 
 

@@ -92,7 +92,7 @@ class RunpodModels:
             await asyncio.wait([one.task for one in questions], timeout=seconds)
 
     def _question(self, endpoint: Endpoint) -> _Question | None:
-        """Ask a worker of an endpoint if needed; return the question that is under way."""
+        """Ask a worker of an endpoint if needed; return the open question."""
         workers = self._workers(endpoint)
         if not workers:
             return None
