@@ -12,6 +12,8 @@ from proxy.access.keys import Keys
 from proxy.access.limits import Budget, ClientLimits, Limits
 from proxy.api.app import StatusApp
 from proxy.api.openai.app import OpenAi
+from proxy.api.openai.checks import CallChecks
+from proxy.api.openai.fast_lane import FastLane
 from proxy.api.openai.retries import KEPT_BUDGET_BYTES, Retries
 from proxy.api.queue import response
 from proxy.api.queue.app import JobOperations, JobsApi
@@ -186,14 +188,18 @@ def compose(
         Budget(settings.body_budget, _share(settings.body_budget, settings)),
         Budget(ANSWERS_MAX_BYTES, _share(ANSWERS_MAX_BYTES, settings)),
     )
+    checks = CallChecks(
+        endpoints,
+        admission,
+        limits,
+        settings.intervals(),
+        RunpodModels(endpoints, fleet, interactive, background),
+    )
     openai = OpenAi(
         endpoints,
         interactive,
-        admission,
-        limits,
+        checks,
         ids.request,
-        settings.intervals(),
-        RunpodModels(endpoints, fleet, interactive, background),
         Retries(
             interactive,
             Budget(KEPT_BUDGET_BYTES, _share(KEPT_BUDGET_BYTES, settings)),
@@ -210,9 +216,15 @@ def compose(
         OrderReader(partial(check_url, allowed=receivers), seal),
         heap.note_cycle,
     )
-    jobs = JobsApi(endpoints, limits, operations, Listing(view, fleet, clock, seal))
     table = Table()
-    status = StatusApp(endpoints, fleet, admission, view, jobs, table.render_error)
+    status = StatusApp(
+        endpoints,
+        fleet,
+        admission,
+        view,
+        JobsApi(endpoints, limits, operations, Listing(view, fleet, clock, seal)),
+        table.render_error,
+    )
 
     # The edge
     backends: dict[Backend, BackendApp] = {
@@ -259,6 +271,10 @@ def compose(
             ConnectionLimiter(max_client_connections(settings.max_connections)),
             table.render_error,
             gate.is_worker,
+            # Responses to web pages have further header fields.
+            FastLane(gate.admit, checks, dispatch, interactive, ids.request, openai.resume)
+            if settings.fast_lane and not settings.cors_origin
+            else None,
         ),
         app=_guarded(gate, table, settings),
     )

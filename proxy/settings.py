@@ -184,6 +184,9 @@ class Settings(BaseSettings):
     heartbeat_silent: float = Field(
         15.0, gt=0, description="Seconds without output until a running stream gets a heartbeat."
     )
+    fast_lane: bool = Field(
+        True, description="Answer plain OpenAI calls without the application's overhead."
+    )
     log_level: LogLevel = Field("info", description="Log level: debug, info, warning or error.")
 
     @model_validator(mode="after")

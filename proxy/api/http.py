@@ -154,10 +154,11 @@ async def peek(body: bytes) -> BodySummary:
 
     Raises `ApiError`.
     """
-    return await in_thread_if_large(_peek, body)
+    return await in_thread_if_large(peek_small, body)
 
 
-def _peek(body: bytes) -> BodySummary:
+def peek_small(body: bytes) -> BodySummary:
+    """Do the work of `peek` at once."""
     found = decode_object(body, _decoder, "The body must be a JSON object.")
     for name in _RETIRED:
         if getattr(found, name) != _NULL:

@@ -249,6 +249,19 @@ class Gate:
         backend = self._backends[_refusing_backend(scope, found)]
         await backend.refuse(scope, receive, send, error)
 
+    def admit(self, path: str, fields: Fields) -> Routing | None:
+        """Return the routing of a POST request to the OpenAI API; None if it is another request or
+        would be refused.
+        """
+        found = self._table.find(path)
+        if found is None or found.route.openai is None or "POST" not in found.route.methods:
+            return None
+        try:
+            principal = self._authenticate(found.route, fields)
+        except ApiError:
+            return None
+        return Routing(found.parameters, found.route.openai, principal)
+
     def is_worker(self, path: str, fields: Fields) -> bool:
         """Return True for a request with a valid worker token: it may use a reserved connection."""
         found = self._table.find(path)

@@ -25,13 +25,13 @@ import httptools
 import structlog
 from uvicorn.protocols.http.httptools_impl import (
     STATUS_LINE,
-    HttpToolsProtocol,
     RequestResponseCycle,
 )
 
 from proxy.access.keys import Kind
 from proxy.api.errors import ApiError, RenderError
 from proxy.api.http import routing_of
+from proxy.api.openai.fast_lane import FastLane
 from proxy.edge.connections import RESERVED_HEAD_SECONDS, ConnectionLimiter, Pace
 from proxy.edge.head import (
     HEAD_MAX_BYTES,
@@ -45,6 +45,7 @@ from proxy.edge.head import (
     too_large_head,
     without_upgrade,
 )
+from proxy.edge.lane import LaneProtocol
 
 log = structlog.get_logger()
 
@@ -97,13 +98,15 @@ class EdgeContext:
     connections: ConnectionLimiter
     render_error: RenderError
     is_worker: IsWorker
+    # None: it is switched off.
+    lane: FastLane | None = None
 
 
-class GuardProtocol(HttpToolsProtocol):
+class GuardProtocol(LaneProtocol):
     """The protocol of one client connection; limits what it receives before uvicorn handles it."""
 
     def __init__(self, edge: EdgeContext, **uvicorn_arguments: Any) -> None:
-        super().__init__(**uvicorn_arguments)
+        super().__init__(edge.lane, **uvicorn_arguments)
         self._edge = edge
         self._stage = IDLE
         self._refusal: ApiError | None = None
@@ -157,8 +160,10 @@ class GuardProtocol(HttpToolsProtocol):
                     return
                 data = self._without_upgrade() + data[upgrade.args[0] :]
             except httptools.HttpParserError:
+                self.use_application()
                 self._refuse(self._refusal or ApiError("bad_request", "Malformed HTTP request."))
             else:
+                self.use_application()
                 self._check_unfinished(stage)
                 return
 
@@ -308,7 +313,7 @@ class GuardProtocol(HttpToolsProtocol):
         return principal is not None and principal.kind is Kind.WORKER
 
     def _is_answering(self) -> bool:
-        return self._active is not None and not self._active.response_complete
+        return self.is_in_lane or (self._active is not None and not self._active.response_complete)
 
     def _time_out(self, sentence: str) -> None:
         self._refuse(ApiError("request_timeout", sentence))

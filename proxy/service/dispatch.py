@@ -25,6 +25,7 @@ from proxy.service.background import Background
 from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Fleet, Worker
 from proxy.service.interactive import InteractiveJobs
+from proxy.service.mailbox import Mailbox
 from proxy.service.ports import OfferedJob, Sink
 from proxy.store.base import JobStore
 
@@ -75,6 +76,21 @@ class Dispatch:
             await self._fleet.wait(endpoint, RETRY_SECONDS)
             for light in (False, True):
                 self._hand_out(endpoint, light=light)
+
+    def free_worker(self, endpoint: EndpointId, *, light: bool) -> Worker | None:
+        """Return the worker for a new job that need not wait; None if jobs of any kind and class
+        wait, or no worker has a free slot.
+        """
+        if self._interactive.queued(endpoint, light=light) or self._store.queued(
+            endpoint, light=light
+        ):
+            return None
+        free = self._fleet.next_free(endpoint, light=light)
+        return None if free is None else free[0]
+
+    def offer(self, worker: Worker, mailbox: Mailbox) -> None:
+        """Send a worker a job that was taken for it in this turn of the event loop."""
+        _offer(worker, mailbox.job, mailbox, asyncio.get_running_loop().time())
 
     def _hand_out(self, endpoint: EndpointId, *, light: bool) -> None:
         credit = self._fleet.credit(endpoint, light=light)

@@ -96,6 +96,29 @@ class InteractiveJobs:
         `patience`: the seconds that the client itself waits, if it has announced them; the job
         waits at most that long for a worker. The caller returns the mailbox with `hang_up`.
         """
+        mailbox = self._new(endpoint, owner, request, light=light, patience=patience)
+        self._index.note(mailbox.job)
+        self._fleet.wake(endpoint.id)
+        return mailbox
+
+    def begin(
+        self, endpoint: Endpoint, owner: Owner, request: Request, worker: WorkerId, *, light: bool
+    ) -> Mailbox:
+        """Add a job that this worker gets at once, because no other job waits; like `call`."""
+        mailbox = self._new(endpoint, owner, request, light=light, patience=None)
+        mailbox.job.take(worker, mailbox.job.created_at)
+        self._index.note_taken(mailbox.job)
+        return mailbox
+
+    def _new(
+        self,
+        endpoint: Endpoint,
+        owner: Owner,
+        request: Request,
+        *,
+        light: bool,
+        patience: float | None,
+    ) -> Mailbox:
         now = self._clock.now()
         wait = endpoint.queue_timeout
         if patience is not None:
@@ -116,8 +139,6 @@ class InteractiveJobs:
         mailbox = Mailbox(job, endpoint.max_answer, self._end_run)
         self._mailboxes[job.id] = mailbox
         self._empty.clear()
-        self._index.note(job)
-        self._fleet.wake(endpoint.id)
         return mailbox
 
     def hang_up(self, mailbox: Mailbox) -> None:

@@ -189,6 +189,12 @@ class Mailbox:
         self.writing(None)
         self.on_change = on_change
 
+    def alarm_at(self, alarm: float | None) -> None:
+        """Call `on_change` at about `alarm` (the event loop's time), and then until it is changed;
+        None: not at all.
+        """
+        self._alarm = alarm
+
     async def wait(self, alarm: float | None) -> None:
         """Wait until something has changed, or until about `alarm` (the event loop's time)."""
         self._alarm = alarm

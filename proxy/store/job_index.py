@@ -299,6 +299,11 @@ class JobIndex:
             self._ended[job.endpoint, job.last_event] += 1
         self.watch(job)
 
+    def note_taken(self, job: JobState) -> None:
+        """Record a new job that was taken without having been queued."""
+        self._unfinished[job.endpoint, job.status] += 1
+        self.watch(job)
+
     def watch(self, job: JobState) -> None:
         """Update the deadline of a job after a change."""
         self._deadlines.set(job.id, deadline(job))

@@ -4,15 +4,14 @@ The gate has found the route of a request. The request becomes an interactive jo
 is answered from the registry of models.
 """
 
-from collections.abc import Callable
-from dataclasses import replace
+from collections.abc import Callable, Coroutine
 from functools import partial
 from typing import Any
 
 import structlog
 
 from proxy.access.keys import Principal
-from proxy.access.limits import ClientLimits, Share, limit_headers
+from proxy.access.limits import Share
 from proxy.api.errors import CLIENT_ERRORS, ApiError, to_api_error
 from proxy.api.http import (
     FORM_TYPE,
@@ -28,10 +27,12 @@ from proxy.api.http import (
     routing_of,
 )
 from proxy.api.idempotency import REPETITION_HEADERS, read_repetition
+from proxy.api.openai.checks import CallChecks, engine_fields
 from proxy.api.openai.dialects import ANTHROPIC
+from proxy.api.openai.fast_lane import FastCall
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
-from proxy.api.openai.relay import HeartbeatIntervals, Relay, Reply
+from proxy.api.openai.relay import Relay, Reply
 from proxy.api.openai.request_ids import RequestIds
 from proxy.api.openai.retries import Retries, identify
 from proxy.api.openai.routes import (
@@ -42,14 +43,12 @@ from proxy.api.openai.routes import (
     unknown_route,
 )
 from proxy.api.openai.stream_events import HeartbeatForm, StreamedCall
-from proxy.api.openai.unserved import explain, not_served
-from proxy.api.unknown import unknown_endpoint, unknown_model
+from proxy.api.openai.unserved import explain
+from proxy.api.unknown import unknown_model
 from proxy.jobs.model import Owner, Request
-from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.mailbox import Mailbox
-from proxy.service.ports import ModelSource
 from proxy.wire.fields import REQUEST_ID, TO_ENGINE, Fields
 
 log = structlog.get_logger()
@@ -67,29 +66,22 @@ READ_TIMEOUT_MAX_SECONDS = 31_536_000.0
 class OpenAi:
     """The ASGI application for the routes of `api.openai.routes`.
 
-    `new_id` returns the ids of requests that bring none. `model_source`: for endpoints whose
-    workers do not announce their models.
+    `new_id` returns the ids of requests that bring none.
     """
 
     def __init__(
         self,
         endpoints: Endpoints,
         interactive: InteractiveJobs,
-        admission: Admission,
-        limits: ClientLimits,
+        checks: CallChecks,
         new_id: Callable[[], str],
-        intervals: HeartbeatIntervals,
-        model_source: ModelSource,
         retries: Retries,
     ) -> None:
         self._endpoints = endpoints
         self._interactive = interactive
-        self._admission = admission
-        self._limits = limits
+        self._checks = checks
         self._new_id = new_id
-        self._model_source = model_source
         self._request_ids = RequestIds(new_id)
-        self._intervals = intervals
         self.retries = retries
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -101,12 +93,39 @@ class OpenAi:
             await self.refuse(scope, receive, send, unknown_route(scope["path"]))
             return
         reply = self._reply(scope, headers, route, send)
+        await self._answer(scope, reply, self._handle(scope, receive, reply, headers, route))
+
+    async def resume(self, call: FastCall, scope: Any, receive: Any, send: Any) -> None:
+        """Continue a call that has left the fast lane."""
+        share = self._checks.limits.answers.share(call.key_id)
+        reply = Reply(send, call.request_id, share, abort_of(scope))
+        reply.set_dialect(call.route.dialect)
+        # The first one is the id of the request.
+        for name, value in call.headers[1:]:
+            reply.add_header(name, value)
+        if call.is_streaming:
+            form = call.intervals.form if call.intervals else HeartbeatForm.OFF
+            created_at = call.mailbox.job.created_at // 1000
+            reply.expect_stream(form, StreamedCall(reply.request_id, call.named_model, created_at))
+        if call.has_begun:
+            reply.continue_stream()
+        relay = Relay(
+            self._interactive,
+            call.mailbox,
+            reply,
+            intervals=call.intervals,
+            explain=partial(explain, call.model, call.route.path),
+        )
+        relay.continue_from(call.written_at, call.last)
         try:
-            endpoint = self._named_endpoint(routing.parameters.endpoint)
-            if route.answered_by is AnsweredBy.MODELS:
-                await self._models(reply, routing.parameters.model, endpoint)
-            else:
-                await self._call(scope, receive, reply, headers, route, endpoint)
+            await self._answer(scope, reply, relay.run(receive))
+        finally:
+            call.on_end()
+
+    async def _answer(self, scope: Any, reply: Reply, work: Coroutine[Any, Any, None]) -> None:
+        """Carry out the work for a request; send the error in which it ends."""
+        try:
+            await work
         except CLIENT_ERRORS as error:
             await reply.error(to_api_error(error))
         except ClientGoneError:
@@ -121,6 +140,21 @@ class OpenAi:
             await reply.error(
                 ApiError("internal_error", "Internal error of the proxy; see the proxy's log.")
             )
+
+    async def _handle(
+        self,
+        scope: Any,
+        receive: Any,
+        reply: Reply,
+        headers: dict[bytes, bytes],
+        route: OpenAiRoute,
+    ) -> None:
+        routing = routing_of(scope)
+        endpoint = self._checks.named_endpoint(routing.parameters.endpoint)
+        if route.answered_by is AnsweredBy.MODELS:
+            await self._models(reply, routing.parameters.model, endpoint)
+        else:
+            await self._call(scope, receive, reply, headers, route, endpoint)
 
     async def refuse(self, scope: Any, _: Any, send: Any, error: ApiError) -> None:
         """Send `error`, in the path's dialect, for a request that the gate has rejected."""
@@ -138,7 +172,7 @@ class OpenAi:
         reply = Reply(
             send,
             request_id,
-            self._limits.answers.share("" if principal is None else principal.key_id),
+            self._checks.limits.answers.share("" if principal is None else principal.key_id),
             abort_of(scope),
             only_head=only_head,
         )
@@ -149,17 +183,9 @@ class OpenAi:
                 reply.add_header(b"request-id", request_id)
         return reply
 
-    def _named_endpoint(self, name: str | None) -> Endpoint | None:
-        if name is None:
-            return None
-        endpoint = self._endpoints.get(name)
-        if endpoint is None:
-            raise unknown_endpoint(name, self._endpoints)
-        return endpoint
-
     async def _models(self, reply: Reply, wanted: str | None, endpoint: Endpoint | None) -> None:
         searched = [endpoint] if endpoint is not None else list(self._endpoints)
-        await self._model_source.learn(searched)
+        await self._checks.learn(searched)
         known = [model for one in searched for model in self._endpoints.models(one)]
         if wanted is None:
             await reply.whole(200, JSON_TYPE, model_list(known))
@@ -189,27 +215,27 @@ class OpenAi:
         require_type(content_type, FORM_TYPE if route.is_form else JSON_TYPE)
         form = _heartbeat_form(headers)
         repetition = None if REPETITION_HEADERS.isdisjoint(headers) else read_repetition(headers)
-        chosen = endpoint or self._endpoints.only()
+        chosen = endpoint or self._checks.only_endpoint()
         leave: Callable[[], None] | None = None
         fields: Fields = ()
         is_over = False
         try:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
-                self._admission.check(chosen)
-            with self._limits.bodies.share(principal.key_id) as share:
+                self._checks.admit(chosen)
+            with self._checks.limits.bodies.share(principal.key_id) as share:
                 body, seen = await _read(route, receive, headers, share)
-                chosen = await self._serving(chosen, seen.model)
+                chosen = await self._checks.serving(chosen, seen.model)
                 leave = leave or self._count(principal, chosen, reply)
-                self._check_route(chosen, seen.model, route)
-                model = seen.model or self._endpoints.default_model(chosen)
-                fields = _engine_fields(headers)
+                self._checks.check_route(chosen, seen.model, route)
+                model = self._checks.model_of(chosen, seen.model)
+                fields = engine_fields(headers)
                 if REQUEST_ID in headers:
                     fields = self._request_ids.enter(fields)
                 request = Request("POST", route.path, content_type.decode("latin-1"), body, fields)
                 timeout = _client_timeout(headers)
                 can_be_padded = scope["http_version"] != "1.0" and not route.is_form
-                intervals = self._heartbeats(
+                intervals = self._checks.heartbeats(
                     form, timeout, is_streaming=seen.is_streaming, can_be_padded=can_be_padded
                 )
                 start = partial(
@@ -247,64 +273,6 @@ class OpenAi:
             if leave is not None:
                 leave()
 
-    async def _serving(self, chosen: Endpoint | None, model: str | None) -> Endpoint:
-        """Return the endpoint for a call with this model. Raises `ApiError` if none serves it."""
-        found = self._find(chosen, model) or await self._find_unannounced(chosen, model)
-        if found is None:
-            raise unknown_model(model or "", chosen, self._endpoints)
-        return found
-
-    def _find(self, chosen: Endpoint | None, model: str | None) -> Endpoint | None:
-        """Return the endpoint for a call with this model, or None if it is not served.
-
-        `chosen`: the endpoint, if it is known without the model.
-        """
-        if chosen is None:
-            return self._endpoints.having(model)
-        return chosen if model is None or self._endpoints.serves(chosen, model) else None
-
-    async def _find_unannounced(
-        self, chosen: Endpoint | None, model: str | None
-    ) -> Endpoint | None:
-        """Return as `_find`, after the models of workers that do not announce them are updated."""
-        if chosen is not None:
-            self._model_source.forget_stale(chosen)
-            if self._endpoints.serves(chosen, model or ""):
-                return chosen
-        await self._model_source.learn(self._endpoints if chosen is None else [chosen])
-        return self._find(chosen, model)
-
-    def _heartbeats(
-        self,
-        form: HeartbeatForm | None,
-        timeout: float | None,
-        *,
-        is_streaming: bool,
-        can_be_padded: bool,
-    ) -> HeartbeatIntervals | None:
-        """Return the heartbeats of a call, or None if it has none.
-
-        Whitespace is for calls that are not streamed, every other form for streams.
-        """
-        intervals = self._intervals
-        is_padding = form is HeartbeatForm.WHITESPACE
-        if form is not None and not (is_padding and is_streaming):
-            intervals = replace(intervals, form=form)
-        if intervals.form is HeartbeatForm.OFF or not (
-            is_streaming or (is_padding and can_be_padded)
-        ):
-            return None
-        return intervals.within(timeout)
-
-    def _check_route(self, chosen: Endpoint, model: str | None, route: OpenAiRoute) -> None:
-        """Raise `ApiError` if the engines of an endpoint certainly do not serve a route."""
-        served = self._endpoints.routes(chosen, model)
-        if served and route.path not in served:
-            self._model_source.forget_stale(chosen)
-            served = self._endpoints.routes(chosen, model)
-        if served and route.path not in served:
-            raise not_served(model or self._endpoints.default_model(chosen), route.path, served)
-
     def _start(
         self,
         endpoint: Endpoint,
@@ -316,7 +284,7 @@ class OpenAi:
     ) -> Mailbox:
         """Begin an interactive job."""
         # Again, because reading the body took time.
-        self._admission.check(endpoint)
+        self._checks.admit(endpoint)
         return self._interactive.call(endpoint, owner, request, light=light, patience=patience)
 
     def _count(self, principal: Principal, endpoint: Endpoint, reply: Reply) -> Callable[[], None]:
@@ -324,8 +292,8 @@ class OpenAi:
 
         Returns the function that ends the call. Raises `LimitedError`.
         """
-        leave, left = self._limits.requests.enter(principal.key_id, endpoint.id, "openai")
-        for name, value in limit_headers(left):
+        leave, headers = self._checks.count(principal, endpoint)
+        for name, value in headers:
             reply.add_header(name, value)
         return leave
 
@@ -339,15 +307,6 @@ async def _read(
         return body, peek_form(headers.get(b"content-type", b""), body)
     body = await read_json(receive, headers, JSON_BODY_MAX_BYTES, share)
     return body, await peek(body)
-
-
-def _engine_fields(headers: dict[bytes, bytes]) -> Fields:
-    """Return the header fields of a request that its engine receives."""
-    return tuple(
-        (name, headers[name])
-        for name, pattern in TO_ENGINE.items()
-        if name in headers and pattern.fullmatch(headers[name])
-    )
 
 
 def _client_timeout(headers: dict[bytes, bytes]) -> float | None:

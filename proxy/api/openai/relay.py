@@ -116,6 +116,11 @@ class Reply:
             ]
         self._headers += head.fields
 
+    def continue_stream(self) -> None:
+        """Note that the response is an event stream whose beginning was sent."""
+        self.has_begun = True
+        self.is_stream = True
+
     def expect_stream(self, form: HeartbeatForm, call: StreamedCall) -> None:
         """Note that the client has asked for a stream, and the form of its heartbeats."""
         self._form = form
@@ -269,6 +274,15 @@ class Relay:
         self._active_at = self._written_at
         self._was_taken = False
         self._last = LastEvent()
+
+    def continue_from(self, written_at: float, last: LastEvent) -> None:
+        """Continue a response whose last write was at `written_at` (the event loop's time), and
+        whose last event is `last`.
+        """
+        self._written_at = written_at
+        self._active_at = written_at
+        self._was_taken = self._mailbox.is_taken
+        self._last = last
 
     async def run(self, receive: Any) -> None:
         """Relay until the response is complete or the client has disconnected.
