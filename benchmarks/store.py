@@ -17,11 +17,11 @@ import tempfile
 import time
 from collections.abc import Awaitable, Callable
 from contextlib import closing
-from dataclasses import replace
 from pathlib import Path
 from secrets import token_bytes
 
 import uvloop
+from msgspec.structs import replace
 
 from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import (

@@ -179,7 +179,11 @@ class GuardProtocol(LaneProtocol):
 
     def on_headers_complete(self) -> None:
         edge = self._edge
-        fault = check_head(self.url, self.parser.get_http_version(), self.headers, edge.hosts)
+        fault = (
+            None
+            if self.has_same_head()
+            else check_head(self.url, self.parser.get_http_version(), self.headers, edge.hosts)
+        )
         upgrades = self.parser.should_upgrade()
         if upgrades:
             fault = self._check_upgrade() or fault

@@ -11,9 +11,12 @@ from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
-from proxy.api.openai.fast_lane import FastCall, FastLane
+from proxy.api.openai.fast_call import FastCall
+from proxy.api.openai.fast_lane import BODY_MAX_BYTES, Admitted, FastLane
 
 POST = b"POST"
+CONTENT_LENGTH = b"content-length"
+LENGTH_MAX_DIGITS = 5
 HTTP_VERSION = "1.1"
 
 
@@ -23,9 +26,13 @@ class LaneProtocol(HttpToolsProtocol):
     def __init__(self, lane: FastLane | None, **uvicorn_arguments: Any) -> None:
         super().__init__(**uvicorn_arguments)
         self._lane = lane
-        # The parts of the body of a request that may use the lane, and the header fields.
+        # The parts of the body of a request that may use the lane.
         self._collected: list[bytes] | None = None
-        self._fields: list[tuple[bytes, bytes]] = []
+        # The last head that was checked and admitted: most requests of a connection have the same.
+        self._target = b""
+        self._before_length: list[tuple[bytes, bytes]] = []
+        self._after_length: list[tuple[bytes, bytes]] = []
+        self._admitted: Admitted | None = None
         # The call in the lane, its scope, and False if the connection is to be closed after it.
         self._call: FastCall | None = None
         self._call_scope: Any = None
@@ -42,9 +49,8 @@ class LaneProtocol(HttpToolsProtocol):
         if self._call is not None:
             # A pipelined request: the application puts both into their order.
             self._call.leave_lane()
-        if self._lane is not None and self._may_use_lane(self._lane):
+        if self._may_use_lane():
             self._collected = []
-            self._fields = self.headers
         else:
             super().on_headers_complete()
 
@@ -55,10 +61,12 @@ class LaneProtocol(HttpToolsProtocol):
             self._collected.append(body)
 
     def on_message_complete(self) -> None:
-        if self._collected is None or self._lane is None:
+        collected = self._collected
+        if collected is None or self._lane is None or self._admitted is None:
             super().on_message_complete()
             return
-        call = self._lane.begin(self, self.url, self._fields, b"".join(self._collected))
+        body = collected[0] if len(collected) == 1 else b"".join(collected)
+        call = self._lane.begin(self, self._admitted, body)
         if call is None:
             self.use_application()
             super().on_message_complete()
@@ -149,18 +157,60 @@ class LaneProtocol(HttpToolsProtocol):
             self.cycle.chunked_encoding = True
         self._start_asgi_task(self.cycle, call.resume)
 
-    def _may_use_lane(self, lane: FastLane) -> bool:
+    def has_same_head(self) -> bool:
+        """Return True if the head that was just read differs from the last admitted one at most in
+        its method and its `Content-Length`, which is valid and small.
+        """
+        if (
+            self._admitted is None
+            or self.url != self._target
+            or self.parser.get_http_version() != HTTP_VERSION
+        ):
+            return False
+        fields = self.headers
+        place = len(self._before_length)
+        if (
+            len(fields) != place + 1 + len(self._after_length)
+            or fields[:place] != self._before_length
+            or fields[place + 1 :] != self._after_length
+        ):
+            return False
+        name, value = fields[place]
+        return name == CONTENT_LENGTH and _is_small(value)
+
+    def _may_use_lane(self) -> bool:
         parser = self.parser
-        return (
-            parser.get_method() == POST
-            and parser.get_http_version() == HTTP_VERSION
-            and not parser.should_upgrade()
-            and not self._is_in_application()
-            and not self.pipeline
-            and parser.should_keep_alive()
-            and lane.takes(self.url, self.headers)
-        )
+        if (
+            self._lane is None
+            or parser.get_method() != POST
+            or parser.get_http_version() != HTTP_VERSION
+            or parser.should_upgrade()
+            or not parser.should_keep_alive()
+            or self._is_in_application()
+            or self.pipeline
+        ):
+            return False
+        return self.has_same_head() or self._admit(self._lane)
+
+    def _admit(self, lane: FastLane) -> bool:
+        """Admit the head that was just read, which has been checked."""
+        fields = self.headers
+        self._admitted = lane.admit(self.url, fields)
+        if self._admitted is None:
+            return False
+        place = next(at for at, field in enumerate(fields) if field[0] == CONTENT_LENGTH)
+        self._target = self.url
+        self._before_length = fields[:place]
+        self._after_length = fields[place + 1 :]
+        return _is_small(fields[place][1])
 
     def _is_in_application(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
+
+
+def _is_small(length: bytes) -> bool:
+    """Return True if a `Content-Length` is that of a body which the lane takes."""
+    return (
+        length.isdigit() and len(length) <= LENGTH_MAX_DIGITS and 0 < int(length) <= BODY_MAX_BYTES
+    )

@@ -3,10 +3,12 @@ interactive job are immutable.
 """
 
 from collections.abc import Callable
-from dataclasses import astuple, dataclass, replace
+from dataclasses import astuple, dataclass
 from operator import add
 from typing import NamedTuple, NewType, Protocol, TypeAlias
-from uuid import UUID
+
+from msgspec import Struct
+from msgspec.structs import replace
 
 from proxy.jobs.lifecycle import TERMINAL, Event, Status, advance
 from proxy.jobs.webhook import receiver_address
@@ -22,8 +24,7 @@ EVENT_STREAM = "text/event-stream"
 FIRST_ERROR_STATUS = 400
 
 
-@dataclass(frozen=True, slots=True)
-class Request:
+class Request(Struct, frozen=True, gc=False):
     """Work of a worker: one call of the engine's HTTP API, with the client's unchanged body.
 
     `fields`: further header fields, with names in lower case.
@@ -36,8 +37,7 @@ class Request:
     fields: tuple[tuple[bytes, bytes], ...] = ()
 
 
-@dataclass(frozen=True, slots=True)
-class Input:
+class Input(Struct, frozen=True, gc=False):
     """Work of a worker's handler: the client's `input`, as its unchanged JSON text."""
 
     body: bytes
@@ -46,8 +46,7 @@ class Input:
 Work: TypeAlias = Request | Input
 
 
-@dataclass(frozen=True, slots=True)
-class Head:
+class Head(Struct, frozen=True, gc=False):
     """Status and header fields of the engine's response."""
 
     status: int
@@ -63,8 +62,7 @@ class Head:
         return self.content_type.startswith(EVENT_STREAM) and self.status < FIRST_ERROR_STATUS
 
 
-@dataclass(frozen=True, slots=True)
-class JobError:
+class JobError(Struct, frozen=True, gc=False):
     """The reason that a job has no result: a code for programs and a message for people."""
 
     code: str
@@ -90,8 +88,7 @@ class SubmissionKey(NamedTuple):
     digest: bytes
 
 
-@dataclass(frozen=True, slots=True)
-class Submission:
+class Submission(Struct, frozen=True, gc=False):
     """The content and the limits of a new job; they do not change while it runs."""
 
     id: JobId
@@ -157,8 +154,7 @@ class JobState(Protocol):
     def last_event(self) -> Event | None: ...
 
 
-@dataclass(frozen=True, slots=True)
-class Job:
+class Job(Struct, frozen=True, gc=False):
     """A durable job in the store, or an outline of an interactive job.
 
     Only a store creates new versions, as the lifecycle table allows.
@@ -305,8 +301,7 @@ class InteractiveJob:
         return True
 
 
-@dataclass(frozen=True, slots=True)
-class Delivery:
+class Delivery(Struct, frozen=True, gc=False):
     """A pending webhook: this attempt of a job has ended. `tries`: deliveries that have failed."""
 
     job: Job
@@ -343,8 +338,7 @@ class Counts:
         return Counts(*map(add, astuple(self), astuple(other)))
 
 
-@dataclass(frozen=True, slots=True)
-class Outcome:
+class Outcome(Struct, frozen=True, gc=False):
     """The end of an interactive job, as reported to its client. Every job has exactly one."""
 
     # True if the client gets the complete response of the engine, which may be an error response.
@@ -388,5 +382,10 @@ class Ids:
         """Return the random part of a new request id: 24 hexadecimal digits."""
         return self._random_bytes(REQUEST_ID_BYTES).hex()
 
-    def _uuid(self) -> UUID:
-        return UUID(bytes=self._random_bytes(UUID_BYTES), version=4)
+    def _uuid(self) -> str:
+        """Return a UUID of version 4 (RFC 9562, section 5.4)."""
+        digits = self._random_bytes(UUID_BYTES).hex()
+        variant = "89ab"[int(digits[16], 16) & 3]
+        return (
+            f"{digits[:8]}-{digits[8:12]}-4{digits[13:16]}-{variant}{digits[17:20]}-{digits[20:]}"
+        )

@@ -40,11 +40,7 @@ class Admission:
         """
         if self._is_draining:
             raise DrainingError("The server is shutting down. Retry in a moment.")
-        queued = sum(
-            queue.queued(endpoint.id, light=light)
-            for queue in (self._interactive, self._store)
-            for light in (False, True)
-        )
+        queued = self._interactive.all_queued(endpoint.id) + self._store.all_queued(endpoint.id)
         if queued >= endpoint.max_queued:
             raise QueueFullError(
                 f"The queue of endpoint {endpoint.id} is full ({endpoint.max_queued} jobs). "

@@ -370,10 +370,10 @@ class Fleet:
         free = [worker for worker in self.of(endpoint) if worker.credit]
         if not free:
             return None
+        if len(free) == 1:
+            return free[0], free[0].credit
         free.sort(key=lambda worker: worker.held + worker.reserved)
         first = free[0]
-        if len(free) == 1:
-            return first, first.credit
         gap = free[1].held + free[1].reserved - first.held - first.reserved
         return first, min(first.credit, max(1, gap))
 

@@ -173,6 +173,10 @@ class InteractiveJobs:
         """Return the sequences of the first queued jobs."""
         return [key.sequence for key in self._index.first(endpoint, limit, light=light)]
 
+    def all_queued(self, endpoint: EndpointId) -> int:
+        """Return the number of queued jobs that need credit of either kind."""
+        return self._index.all_queued(endpoint)
+
     def queued(self, endpoint: EndpointId, *, light: bool) -> int:
         """Return the number of queued jobs."""
         return self._index.queued(endpoint, light=light)

@@ -368,6 +368,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def all_queued(self, endpoint: EndpointId) -> int:
+        """Return the number of all queued jobs, as a hint like `ahead`."""
+        ...
+
     def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
         """Return the number of queued jobs that need this kind of credit.
 

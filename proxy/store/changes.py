@@ -3,7 +3,7 @@
 They do not check that the event applies in the job's status.
 """
 
-from dataclasses import replace
+from msgspec.structs import replace
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event
 from proxy.jobs.model import Job, JobError, Millis, Submission, WorkerId

@@ -364,6 +364,10 @@ class JobIndex:
         """Return the keys of the first jobs of normal priority."""
         return self._ready[endpoint, light].first(limit)
 
+    def all_queued(self, endpoint: EndpointId) -> int:
+        """Return the number of queued jobs that need credit of either kind."""
+        return self._unfinished[endpoint, Status.IN_QUEUE]
+
     def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
         """Return the number of queued jobs, or of those of normal priority before a sequence."""
         queue = self._ready[endpoint, light]

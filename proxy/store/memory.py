@@ -6,7 +6,8 @@ Its jobs are lost when the process ends. Tests use it as the reference for other
 import asyncio
 from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import replace
+
+from msgspec.structs import replace
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status, advance
 from proxy.jobs.model import (
@@ -341,6 +342,9 @@ class MemoryStore:
 
     def ahead(self, job: JobState) -> int:
         return self._index.ahead(job)
+
+    def all_queued(self, endpoint: EndpointId) -> int:
+        return self._index.all_queued(endpoint)
 
     def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
         return self._index.queued(endpoint, light=light, before=before)

@@ -1,7 +1,6 @@
 """The contract of `JobStore`: submission, queue order and events of jobs."""
 
 import asyncio
-from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -21,6 +20,7 @@ from harness.data.store_steps import (
     settle,
     take,
 )
+from msgspec.structs import replace
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import (

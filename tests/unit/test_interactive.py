@@ -12,6 +12,7 @@ from harness.data.read_limits import ALL, reserve
 from harness.data.store_steps import sqlite_store
 from harness.tools.waiting import until
 from harness.worker.port import Port
+from msgspec import structs
 
 from proxy.app import Parts, compose
 from proxy.jobs.lifecycle import Event, Status
@@ -645,7 +646,7 @@ async def test_listed_jobs_omit_large_values(parts: Parts, endpoint: Endpoint) -
     assert len(jobs) == 6
     for job in jobs:
         assert job is not None
-        assert (job.submission.work, job.output) == (replace(REQUEST, body=b""), None)
+        assert (job.submission.work, job.output) == (structs.replace(REQUEST, body=b""), None)
 
 
 async def test_a_queue_position_counts_jobs_of_both_kinds(parts: Parts, clock: FakeClock) -> None:

@@ -1,7 +1,6 @@
 """Deadlines, ends of runs, shares of credit, deliveries and stuck workers, as pure functions."""
 
 from collections.abc import Iterable
-from dataclasses import replace
 from itertools import product
 from typing import NamedTuple, TypeAlias
 
@@ -9,6 +8,7 @@ import pytest
 from harness.data.jobs import submission
 from hypothesis import given
 from hypothesis import strategies as st
+from msgspec.structs import replace
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Delivery, InteractiveJob, Job, JobError, Millis, WorkerId

@@ -29,7 +29,7 @@ from proxy.api.http import (
 from proxy.api.idempotency import REPETITION_HEADERS, read_repetition
 from proxy.api.openai.checks import CallChecks, engine_fields
 from proxy.api.openai.dialects import ANTHROPIC
-from proxy.api.openai.fast_lane import FastCall
+from proxy.api.openai.fast_call import FastCall
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
 from proxy.api.openai.relay import Relay, Reply

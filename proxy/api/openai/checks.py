@@ -135,7 +135,9 @@ class CallChecks:
 def engine_fields(headers: dict[bytes, bytes]) -> Fields:
     """Return the header fields of a request that its engine receives."""
     return tuple(
-        (name, headers[name])
-        for name, pattern in TO_ENGINE.items()
-        if name in headers and pattern.fullmatch(headers[name])
+        [
+            (name, headers[name])
+            for name, pattern in TO_ENGINE.items()
+            if name in headers and pattern.fullmatch(headers[name])
+        ]
     )

@@ -16,32 +16,23 @@ Everything unusual falls through to the application, with the same result for th
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeAlias
+from typing import Any, NamedTuple
 
-import structlog
-
-from proxy.access.limits import BudgetError, LimitedError, Share
+from proxy.access.keys import Principal
+from proxy.access.limits import BudgetError, LimitedError
 from proxy.api.errors import ApiError
-from proxy.api.http import ANSWER_PART_BYTES, BYTE_ORDER_MARK, JSON_TYPE, Routing, peek_small
+from proxy.api.http import BYTE_ORDER_MARK, JSON_TYPE, Routing, peek_small
 from proxy.api.openai.checks import CallChecks, engine_fields
 from proxy.api.openai.dialects import ANTHROPIC
-from proxy.api.openai.relay import (
-    API_VERSION,
-    RUN_END_TIMEOUT_SECONDS,
-    STREAM_HEADERS,
-    HeartbeatIntervals,
-)
+from proxy.api.openai.fast_call import FastCall, LaneConnection, Turn
 from proxy.api.openai.routes import AnsweredBy, OpenAiRoute
-from proxy.jobs.model import Head, Outcome, Request
+from proxy.jobs.model import Request
 from proxy.service.admission import DrainingError, QueueFullError
 from proxy.service.dispatch import Dispatch
 from proxy.service.interactive import InteractiveJobs
-from proxy.service.mailbox import Mailbox
-from proxy.wire.sse import LastEvent
-
-log = structlog.get_logger()
+from proxy.wire.fields import Fields
 
 BODY_MAX_BYTES = 64 * 1024
 # Without a meaning for the proxy, or handled here. A request with any other field falls through.
@@ -56,242 +47,19 @@ FIELDS = frozenset(
     )
 )  # fmt: skip
 KEEP_ALIVE = b"keep-alive"
-OK = 200
 REFUSALS = (ApiError, LimitedError, BudgetError, DrainingError, QueueFullError)
-LAST_CHUNK = b"0\r\n\r\n"
-NEVER = float("inf")
-
-Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI application."""
-
-_STREAM_HEAD = b"".join(b"%b: %b\r\n" % field for field in STREAM_HEADERS)
 
 
-class LaneConnection(Protocol):
-    """The connection of one call in the fast lane."""
+class Admitted(NamedTuple):
+    """The meaning of the head of a call: its caller, its route, the endpoint that its path names,
+    and what its engine receives of it.
+    """
 
-    @property
-    def can_write(self) -> bool:
-        """False while the client does not read what was written."""
-        ...
-
-    @property
-    def default_headers(self) -> list[tuple[bytes, bytes]]:
-        """The header fields of every response of the server, such as `date`."""
-        ...
-
-    def write(self, data: bytes) -> None:
-        """Write bytes of the response."""
-        ...
-
-    def abort(self) -> None:
-        """Close the connection at once."""
-        ...
-
-    def end_call(self) -> None:
-        """Note that the response is complete."""
-        ...
-
-    def leave_lane(self, call: "FastCall") -> None:
-        """Let the application continue the call (`OpenAi.resume`)."""
-        ...
-
-
-class Turn:
-    """The calls whose mailbox has changed in this turn of the event loop."""
-
-    def __init__(self) -> None:
-        self._calls: list[FastCall] = []
-
-    def add(self, call: "FastCall") -> None:
-        """Let a call write at the end of this turn."""
-        if not self._calls:
-            asyncio.get_running_loop().call_soon(self._end)
-        self._calls.append(call)
-
-    def _end(self) -> None:
-        calls = self._calls
-        self._calls = []
-        for call in calls:
-            try:
-                call.proceed()
-            except Exception:
-                # A bug of the proxy: only this client is disconnected.
-                log.exception("lane.bug", job=call.mailbox.job.id)
-                call.connection.abort()
-
-
-class FastCall:
-    """One call: the reader of its mailbox, and what has been written."""
-
-    def __init__(
-        self,
-        mailbox: Mailbox,
-        connection: LaneConnection,
-        route: OpenAiRoute,
-        model: str,
-        named_model: str,
-        share: Share,
-    ) -> None:
-        self.mailbox = mailbox
-        self.connection = connection
-        self.route = route
-        self.model = model
-        self.named_model = named_model
-        self.share = share
-        self.key_id = ""
-        self.request_id = b""
-        # Header fields of the response, after its content type.
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.intervals: HeartbeatIntervals | None = None
-        self.is_streaming = False
-        self.has_begun = False
-        self.last = LastEvent()
-        self.begun_at = 0.0
-        self.written_at = 0.0
-        self.on_end: Callable[[], None] = _nothing
-        """Ends the call: its job, and its place in the caller's limits."""
-        self.resume: Application = _refuse
-        """The application that continues a call which has left the lane."""
-        self._turn: Turn | None = None
-        self._is_changed = False
-        self._alarm = NEVER
-
-    def start(self, turn: Turn, now: float) -> None:
-        """Begin to read the mailbox."""
-        self._turn = turn
-        self.begun_at = now
-        self.written_at = now
-        self._set_alarm()
-        self.mailbox.abort = self.connection.abort
-        self.mailbox.on_change = self.on_change
-
-    def on_change(self) -> None:
-        """Note a change of the mailbox, or that the client reads again."""
-        if self._turn is not None and not self._is_changed:
-            self._is_changed = True
-            self._turn.add(self)
-
-    def proceed(self) -> None:
-        """Write what has arrived; end the call, or leave the lane."""
-        self._is_changed = False
-        if self._turn is None:
-            return
-        mailbox = self.mailbox
-        head = mailbox.response_head
-        data = b""
-        if head is not None and (head.fields or head.status != OK):
-            self.leave_lane()
-            return
-        if head is not None and head.is_stream:
-            if not self.connection.can_write:
-                return
-            data = self._consume()
-            if mailbox.backlog:
-                self.connection.write(data)
-                self.on_change()
-                return
-        if mailbox.outcome is not None:
-            self._finish(head, data, mailbox.outcome)
-            return
-        if data:
-            self.connection.write(data)
-        if not mailbox.is_taken or self._is_late():
-            self.leave_lane()
-
-    def _finish(self, head: Head | None, data: bytes, outcome: Outcome) -> None:
-        """End the response, after the last bytes of a stream."""
-        mailbox = self.mailbox
-        if head is not None and (mailbox.is_whole or outcome.answered):
-            if head.is_stream and self.has_begun:
-                self.connection.write(data + LAST_CHUNK)
-                self._end()
-                return
-            if not head.is_stream and mailbox.backlog <= ANSWER_PART_BYTES:
-                self.connection.write(self._answer(head, mailbox.consume(NEVER)))
-                self._end()
-                return
-        if data:
-            self.connection.write(data)
-        self.leave_lane()
-
-    def leave_lane(self) -> None:
-        """Let the application continue the call."""
-        self._stop_reading()
-        self.connection.leave_lane(self)
-
-    def lose(self) -> None:
-        """End the call, because the client has left."""
-        self.mailbox.abandoned = True
-        self._stop_reading()
-        self.on_end()
-
-    def pause(self, now: float | None) -> None:
-        """Note the time at which the client stopped reading; None: it reads again."""
-        self.mailbox.writing(now)
-        if now is None:
-            self.on_change()
-
-    def _stop_reading(self) -> None:
-        self._turn = None
-        self.mailbox.on_change = None
-        self.mailbox.alarm_at(None)
-        self.mailbox.writing(None)
-
-    def _end(self) -> None:
-        self._stop_reading()
-        self.on_end()
-        self.connection.end_call()
-
-    def _consume(self) -> bytes:
-        """Return the bytes to write for what has arrived of a stream; empty if nothing has."""
-        mailbox = self.mailbox
-        data = mailbox.consume()
-        if not data:
-            return b""
-        mailbox.left = True
-        self.written_at = asyncio.get_running_loop().time()
-        self.last.feed(data, more=mailbox.is_mid_event)
-        chunk = b"%x\r\n%b\r\n" % (len(data), data)
-        if self.has_begun:
-            return chunk
-        self.has_begun = True
-        return self._head(_STREAM_HEAD, b"transfer-encoding: chunked\r\n\r\n") + chunk
-
-    def _answer(self, head: Head, body: bytes) -> bytes:
-        content = b"content-type: %b\r\ncontent-length: %d\r\n"
-        content %= (head.content_type.encode(), len(body))
-        return self._head(content, b"\r\n") + body
-
-    def _head(self, content: bytes, framing: bytes) -> bytes:
-        elapsed_ms = round((asyncio.get_running_loop().time() - self.begun_at) * 1000)
-        fields = [b"%b: %b\r\n" % field for field in self.connection.default_headers]
-        fields.append(content)
-        fields += [b"%b: %b\r\n" % field for field in self.headers]
-        fields.append(b"openai-processing-ms: %d\r\nopenai-version: " % elapsed_ms)
-        return b"HTTP/1.1 200 OK\r\n" + b"".join(fields) + API_VERSION + b"\r\n" + framing
-
-    def _set_alarm(self) -> None:
-        self._alarm = self._due()
-        self.mailbox.alarm_at(None if self._alarm == NEVER else self._alarm)
-
-    def _due(self) -> float:
-        """Return the time at which the call leaves the lane if nothing is written until then."""
-        if self.mailbox.is_whole:
-            return self.written_at + RUN_END_TIMEOUT_SECONDS
-        if self.intervals is None:
-            return NEVER
-        return self.written_at + min(self.intervals.silent, self.intervals.longest)
-
-    def _is_late(self) -> bool:
-        if self.mailbox.is_whole and self._alarm > self._due():
-            self._set_alarm()
-            return False
-        now = asyncio.get_running_loop().time()
-        if now < self._alarm:
-            return False
-        self._set_alarm()
-        return now >= self._alarm
+    principal: Principal
+    route: OpenAiRoute
+    endpoint: str | None
+    content_type: str
+    fields: Fields
 
 
 class FastLane:
@@ -301,7 +69,7 @@ class FastLane:
 
     def __init__(
         self,
-        admit: Callable[[str, list[tuple[bytes, bytes]]], Routing | None],
+        admit: Callable[[str, Sequence[tuple[bytes, bytes]]], Routing | None],
         checks: CallChecks,
         dispatch: Dispatch,
         interactive: InteractiveJobs,
@@ -316,38 +84,46 @@ class FastLane:
         self._new_id = new_id
         self._turn = Turn()
 
-    def takes(self, target: bytes, fields: list[tuple[bytes, bytes]]) -> bool:
-        """Return True if the head of a POST request is plain."""
-        seen = dict(fields)
-        if len(seen) != len(fields) or not FIELDS.issuperset(seen):
-            return False
-        return (
-            int(seen.get(b"content-length", b"0")) in range(1, BODY_MAX_BYTES + 1)
-            and seen.get(b"connection", KEEP_ALIVE).lower() == KEEP_ALIVE
-            and seen.get(b"content-type", b"").partition(b";")[0].strip().lower() == JSON_TYPE
-            and b"?" not in target
-            and b"%" not in target
-        )
+    def admit(self, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> Admitted | None:
+        """Return the meaning of the head of a POST request, or None if it is not plain.
 
-    def begin(
-        self,
-        connection: LaneConnection,
-        target: bytes,
-        fields: list[tuple[bytes, bytes]],
-        body: bytes,
-    ) -> FastCall | None:
-        """Start a call whose head `takes` has accepted; None: the application has to handle it."""
+        It does not depend on the value of `Content-Length`.
+        """
+        seen = dict(fields)
+        content_type = seen.get(b"content-type", b"")
+        if (
+            len(seen) != len(fields)
+            or not FIELDS.issuperset(seen)
+            or b"content-length" not in seen
+            or seen.get(b"connection", KEEP_ALIVE).lower() != KEEP_ALIVE
+            or content_type.partition(b";")[0].strip().lower() != JSON_TYPE
+            or b"?" in target
+            or b"%" in target
+        ):
+            return None
         routing = self._admit(target.decode("latin-1"), fields)
         if routing is None or routing.openai is None or routing.principal is None:
             return None
         route = routing.openai
         if route.is_form or route.answered_by is not AnsweredBy.WORKER:
             return None
+        return Admitted(
+            routing.principal,
+            route,
+            routing.parameters.endpoint,
+            content_type.decode("latin-1"),
+            engine_fields(seen),
+        )
+
+    def begin(self, connection: LaneConnection, admitted: Admitted, body: bytes) -> FastCall | None:
+        """Start a call with this head; None: the application has to handle it."""
+        principal = admitted.principal
+        route = admitted.route
         checks = self._checks
-        share = checks.limits.bodies.share(routing.principal.key_id)
+        share = checks.limits.bodies.share(principal.key_id)
         leave: Callable[[], None] = _nothing
         try:
-            chosen = checks.named_endpoint(routing.parameters.endpoint) or checks.only_endpoint()
+            chosen = checks.named_endpoint(admitted.endpoint) or checks.only_endpoint()
             if chosen is None:
                 return None
             share.grow(len(body))
@@ -365,12 +141,10 @@ class FastLane:
             worker = self._dispatch.free_worker(chosen.id, light=route.is_light)
             if worker is None:
                 return None
-            leave, limits = checks.count(routing.principal, chosen)
-            by_name = dict(fields)
-            content_type = by_name[b"content-type"].decode("latin-1")
-            request = Request("POST", route.path, content_type, body, engine_fields(by_name))
+            leave, limits = checks.count(principal, chosen)
+            request = Request("POST", route.path, admitted.content_type, body, admitted.fields)
             mailbox = self._interactive.begin(
-                chosen, routing.principal.owner, request, worker.id, light=route.is_light
+                chosen, principal.owner, request, worker.id, light=route.is_light
             )
         except REFUSALS:
             leave()
@@ -386,7 +160,7 @@ class FastLane:
             seen.model or "",
             share,
         )
-        call.key_id = routing.principal.key_id
+        call.key_id = principal.key_id
         call.request_id = b"req_" + self._new_id().encode()
         call.headers = [(b"x-request-id", call.request_id)]
         if route.dialect is ANTHROPIC:
@@ -410,7 +184,3 @@ class FastLane:
 
 def _nothing() -> None:
     pass
-
-
-async def _refuse(_scope: Any, _receive: Any, _send: Any) -> None:
-    raise RuntimeError("The call was not started by the fast lane.")

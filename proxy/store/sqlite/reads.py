@@ -6,9 +6,10 @@ The size of an output is read before its value, and values only up to a limit.
 import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from sqlite3 import Connection
 from typing import Any
+
+from msgspec.structs import replace
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
 from proxy.jobs.model import EndpointId, Job, JobId, Millis, Owner, Submission

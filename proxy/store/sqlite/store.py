@@ -300,6 +300,9 @@ class SqliteStore:
     def ahead(self, job: JobState) -> int:
         return self._index.ahead(job)
 
+    def all_queued(self, endpoint: EndpointId) -> int:
+        return self._index.all_queued(endpoint)
+
     def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
         return self._index.queued(endpoint, light=light, before=before)
 

@@ -2,10 +2,10 @@
 
 import asyncio
 import json
-from dataclasses import replace
 
 import pytest
 from harness.data.jobs import ALICE, HERE, REQUEST
+from msgspec.structs import replace
 
 from proxy.app import Parts
 from proxy.channel.runpod.results import RunpodResults
