@@ -27,8 +27,8 @@ from proxy.channel.runpod.post_budget import PostBudget
 from proxy.channel.runpod.registry import WorkerRegistry
 from proxy.channel.runpod.results import RunpodResults
 from proxy.edge.connections import ConnectionLimiter, max_client_connections
+from proxy.edge.context import EdgeContext
 from proxy.edge.gate import Backend, BackendApp, Gate, Table, WorkerBackend
-from proxy.edge.guard import EdgeContext
 from proxy.edge.memory import Heap
 from proxy.edge.origins import Origins
 from proxy.jobs.model import Ids, Job, Millis, WorkerId

@@ -16,10 +16,8 @@ connection is in one of four stages:
 """
 
 import asyncio
-from collections.abc import Callable
-from dataclasses import dataclass
 from enum import Enum, auto
-from typing import Any, TypeAlias, cast
+from typing import Any, cast
 
 import httptools
 import structlog
@@ -29,14 +27,12 @@ from uvicorn.protocols.http.httptools_impl import (
 )
 
 from proxy.access.keys import Kind
-from proxy.api.errors import ApiError, RenderError
+from proxy.api.errors import ApiError
 from proxy.api.http import routing_of
-from proxy.api.openai.fast_lane import FastLane
-from proxy.edge.connections import RESERVED_HEAD_SECONDS, ConnectionLimiter, Pace
+from proxy.edge.connections import RESERVED_HEAD_SECONDS
+from proxy.edge.context import EdgeContext
 from proxy.edge.head import (
     HEAD_MAX_BYTES,
-    Fields,
-    Hosts,
     check_head,
     head_size,
     longest_line,
@@ -69,9 +65,6 @@ HANDSHAKE_LINE_MAX_BYTES = 8_000
 # Requests on one connection that may wait for the response to an earlier one.
 MAX_PIPELINED_REQUESTS = 32
 
-IsWorker: TypeAlias = Callable[[str, Fields], bool]
-"""Returns True if a request (path and fields) comes from a worker with a valid token."""
-
 
 class Stage(Enum):
     """The stage of a connection; see the module's docstring."""
@@ -87,19 +80,6 @@ IDLE, HEAD, BODY, OVER = Stage
 
 class RequestRefusedError(Exception):
     """Ends parsing from a parser callback; the reason is in `GuardProtocol._refusal`."""
-
-
-@dataclass(frozen=True, slots=True)
-class EdgeContext:
-    """The configuration and the state that all connections share."""
-
-    hosts: Hosts
-    pace: Pace
-    connections: ConnectionLimiter
-    render_error: RenderError
-    is_worker: IsWorker
-    # None: it is switched off.
-    lane: FastLane | None = None
 
 
 class GuardProtocol(LaneProtocol):

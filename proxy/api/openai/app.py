@@ -32,7 +32,8 @@ from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.fast_call import FastCall
 from proxy.api.openai.form import peek_form
 from proxy.api.openai.models import model_card, model_list
-from proxy.api.openai.relay import Relay, Reply
+from proxy.api.openai.relay import Relay
+from proxy.api.openai.reply import Reply
 from proxy.api.openai.request_ids import RequestIds
 from proxy.api.openai.retries import Retries, identify
 from proxy.api.openai.routes import (

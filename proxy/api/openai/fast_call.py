@@ -8,12 +8,8 @@ import structlog
 
 from proxy.access.limits import Share
 from proxy.api.http import ANSWER_PART_BYTES
-from proxy.api.openai.relay import (
-    API_VERSION,
-    RUN_END_TIMEOUT_SECONDS,
-    STREAM_HEADERS,
-    HeartbeatIntervals,
-)
+from proxy.api.openai.relay import RUN_END_TIMEOUT_SECONDS, HeartbeatIntervals
+from proxy.api.openai.reply import API_VERSION, STREAM_HEADERS
 from proxy.api.openai.routes import OpenAiRoute
 from proxy.jobs.model import Head, Outcome
 from proxy.service.mailbox import Mailbox

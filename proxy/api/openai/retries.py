@@ -17,7 +17,7 @@ from typing import NamedTuple
 
 from proxy.access.limits import Budget
 from proxy.api.idempotency import Repetition, body_digest, key_in_use, key_reused
-from proxy.api.openai.relay import Reply
+from proxy.api.openai.reply import Reply
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import FIRST_ERROR_STATUS, EndpointId, Owner, Request
 from proxy.service.interactive import InteractiveJobs
