@@ -273,7 +273,7 @@ def compose(
             gate.is_worker,
             # Responses to web pages have further header fields.
             FastLane(gate.admit, checks, dispatch, interactive, ids.request, openai.resume)
-            if settings.fast_lane and not settings.cors_origin
+            if settings.fast_lane == "on" and not settings.cors_origin
             else None,
         ),
         app=_guarded(gate, table, settings),

@@ -4,7 +4,7 @@ import os
 import secrets
 from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Self
+from typing import Literal, Self
 
 from pydantic import Field, SecretStr, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -184,8 +184,8 @@ class Settings(BaseSettings):
     heartbeat_silent: float = Field(
         15.0, gt=0, description="Seconds without output until a running stream gets a heartbeat."
     )
-    fast_lane: bool = Field(
-        True, description="Answer plain OpenAI calls without the application's overhead."
+    fast_lane: Literal["on", "off"] = Field(
+        "on", description="The fast lane for plain OpenAI calls: on or off."
     )
     log_level: LogLevel = Field("info", description="Log level: debug, info, warning or error.")
 

@@ -1,4 +1,4 @@
-"""What all connections share."""
+"""The configuration and the state that all connections share."""
 
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -4,8 +4,6 @@ import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, Protocol, TypeAlias
 
-import structlog
-
 from proxy.access.limits import Share
 from proxy.api.http import ANSWER_PART_BYTES
 from proxy.api.openai.relay import RUN_END_TIMEOUT_SECONDS, HeartbeatIntervals
@@ -15,16 +13,13 @@ from proxy.jobs.model import Head, Outcome
 from proxy.service.mailbox import Mailbox
 from proxy.wire.sse import LastEvent
 
-log = structlog.get_logger()
-
 OK = 200
+CHUNKED = (b"transfer-encoding", b"chunked")
 LAST_CHUNK = b"0\r\n\r\n"
 NEVER = float("inf")
 
 Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
 """An ASGI application."""
-
-_STREAM_HEAD = b"".join(b"%b: %b\r\n" % field for field in STREAM_HEADERS)
 
 
 class LaneConnection(Protocol):
@@ -72,13 +67,17 @@ class Turn:
     def _end(self) -> None:
         calls = self._calls
         self._calls = []
-        for call in calls:
-            try:
+        ended = 0
+        try:
+            for call in calls:
                 call.proceed()
-            except Exception:
-                # A bug of the proxy: only this client is disconnected.
-                log.exception("lane.bug", job=call.mailbox.job.id)
-                call.connection.abort()
+                ended += 1
+        finally:
+            if ended < len(calls):
+                # A bug of the proxy, which the event loop logs: only this client is disconnected.
+                calls[ended].connection.abort()
+                for call in calls[ended + 1 :]:
+                    self.add(call)
 
 
 class FastCall:
@@ -216,20 +215,26 @@ class FastCall:
         if self.has_begun:
             return chunk
         self.has_begun = True
-        return self._head(_STREAM_HEAD, b"transfer-encoding: chunked\r\n\r\n") + chunk
+        return self._head([*STREAM_HEADERS, *self.headers, CHUNKED]) + chunk
 
     def _answer(self, head: Head, body: bytes) -> bytes:
-        content = b"content-type: %b\r\ncontent-length: %d\r\n"
-        content %= (head.content_type.encode(), len(body))
-        return self._head(content, b"\r\n") + body
+        content = [
+            (b"content-type", head.content_type.encode()),
+            (b"content-length", b"%d" % len(body)),
+        ]
+        return self._head(content + self.headers) + body
 
-    def _head(self, content: bytes, framing: bytes) -> bytes:
+    def _head(self, headers: list[tuple[bytes, bytes]]) -> bytes:
+        """Return the start of a response with the status 200, like `Reply`."""
         elapsed_ms = round((asyncio.get_running_loop().time() - self.begun_at) * 1000)
-        fields = [b"%b: %b\r\n" % field for field in self.connection.default_headers]
-        fields.append(content)
-        fields += [b"%b: %b\r\n" % field for field in self.headers]
-        fields.append(b"openai-processing-ms: %d\r\nopenai-version: " % elapsed_ms)
-        return b"HTTP/1.1 200 OK\r\n" + b"".join(fields) + API_VERSION + b"\r\n" + framing
+        own = [
+            (b"openai-processing-ms", b"%d" % elapsed_ms),
+            (b"openai-version", API_VERSION),
+        ]
+        fields = [
+            b"%b: %b\r\n" % field for field in (*self.connection.default_headers, *headers, *own)
+        ]
+        return b"HTTP/1.1 200 OK\r\n" + b"".join(fields) + b"\r\n"
 
     def _set_alarm(self) -> None:
         self._alarm = self._due()

@@ -16,8 +16,8 @@ import uvicorn
 from uvicorn.server import ServerState
 
 from proxy.edge.connections import ConnectionLimiter, Pace
+from proxy.edge.context import EdgeContext
 from proxy.edge.gate import Table
-from proxy.edge.guard import EdgeContext
 from proxy.edge.head import Hosts
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 
