@@ -272,7 +272,15 @@ def compose(
             table.render_error,
             gate.is_worker,
             # Responses to web pages have further header fields.
-            FastLane(gate.admit, checks, dispatch, interactive, ids.request, openai.resume)
+            FastLane(
+                gate.admit,
+                checks,
+                dispatch,
+                interactive,
+                ids.request,
+                openai.retries,
+                openai.resume,
+            )
             if settings.fast_lane == "on" and not settings.cors_origin
             else None,
         ),

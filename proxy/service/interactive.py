@@ -102,10 +102,17 @@ class InteractiveJobs:
         return mailbox
 
     def begin(
-        self, endpoint: Endpoint, owner: Owner, request: Request, worker: WorkerId, *, light: bool
+        self,
+        endpoint: Endpoint,
+        owner: Owner,
+        request: Request,
+        worker: WorkerId,
+        *,
+        light: bool,
+        patience: float | None,
     ) -> Mailbox:
         """Add a job that this worker gets at once, because no other job waits; like `call`."""
-        mailbox = self._new(endpoint, owner, request, light=light, patience=None)
+        mailbox = self._new(endpoint, owner, request, light=light, patience=patience)
         mailbox.job.take(worker, mailbox.job.created_at)
         self._index.note_taken(mailbox.job)
         return mailbox

@@ -22,12 +22,11 @@ from proxy.api.http import (
     peek,
     read_body,
     read_json,
-    read_seconds,
     require_type,
     routing_of,
 )
 from proxy.api.idempotency import REPETITION_HEADERS, read_repetition
-from proxy.api.openai.checks import CallChecks, engine_fields
+from proxy.api.openai.checks import CallChecks, client_timeout, engine_fields, patience_of
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.fast_call import FastCall
 from proxy.api.openai.form import peek_form
@@ -54,14 +53,8 @@ from proxy.wire.fields import REQUEST_ID, TO_ENGINE, Fields
 
 log = structlog.get_logger()
 
-# The headers in which OpenAI's SDKs for Python and Node send their own timeout, in seconds.
-READ_TIMEOUT_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
 # The header with the form of the heartbeats of one call.
 HEARTBEAT_HEADER = b"x-heartbeat"
-# The response must arrive this long before the client's timeout.
-READ_TIMEOUT_MARGIN_SECONDS = 5.0
-# One year: no job waits longer.
-READ_TIMEOUT_MAX_SECONDS = 31_536_000.0
 
 
 class OpenAi:
@@ -118,6 +111,8 @@ class OpenAi:
             explain=partial(explain, call.model, call.route.path),
         )
         relay.continue_from(call.written_at, call.last)
+        if call.identity is not None:
+            self.retries.adopt(call.identity, call.mailbox, reply)
         try:
             await self._answer(scope, reply, relay.run(receive))
         finally:
@@ -234,7 +229,7 @@ class OpenAi:
                 if REQUEST_ID in headers:
                     fields = self._request_ids.enter(fields)
                 request = Request("POST", route.path, content_type.decode("latin-1"), body, fields)
-                timeout = _client_timeout(headers)
+                timeout = client_timeout(headers)
                 can_be_padded = scope["http_version"] != "1.0" and not route.is_form
                 intervals = self._checks.heartbeats(
                     form, timeout, is_streaming=seen.is_streaming, can_be_padded=can_be_padded
@@ -246,7 +241,7 @@ class OpenAi:
                     request,
                     light=route.is_light,
                     # Heartbeats keep the client from timing out.
-                    patience=_patience(timeout) if intervals is None else None,
+                    patience=patience_of(timeout) if intervals is None else None,
                 )
                 if repetition is None:
                     mailbox = start()
@@ -308,27 +303,6 @@ async def _read(
         return body, peek_form(headers.get(b"content-type", b""), body)
     body = await read_json(receive, headers, JSON_BODY_MAX_BYTES, share)
     return body, await peek(body)
-
-
-def _client_timeout(headers: dict[bytes, bytes]) -> float | None:
-    """Return the seconds without a byte that the client accepts, from the SDK's own headers.
-
-    The result is None if no header has a number in range.
-    """
-    given = [
-        seconds
-        for name in READ_TIMEOUT_HEADERS
-        if (seconds := read_seconds(headers.get(name, b""), READ_TIMEOUT_MAX_SECONDS)) is not None
-    ]
-    return min(given, default=None)
-
-
-def _patience(timeout: float | None) -> float | None:
-    """Return the seconds after which a call without heartbeats must have been answered.
-
-    They are shorter than the client's timeout by a margin.
-    """
-    return timeout and max(timeout - READ_TIMEOUT_MARGIN_SECONDS, timeout / 2)
 
 
 def _heartbeat_form(headers: dict[bytes, bytes]) -> HeartbeatForm | None:

@@ -6,9 +6,11 @@ method waits, except for workers that do not announce their models.
 
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from typing import TypeAlias
 
 from proxy.access.keys import Principal
 from proxy.access.limits import ClientLimits, limit_headers
+from proxy.api.http import read_seconds
 from proxy.api.openai.relay import HeartbeatIntervals
 from proxy.api.openai.routes import OpenAiRoute
 from proxy.api.openai.stream_events import HeartbeatForm
@@ -19,7 +21,15 @@ from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.ports import ModelSource
 from proxy.wire.fields import TO_ENGINE, Fields
 
-Headers = list[tuple[bytes, bytes]]
+# The headers in which OpenAI's SDKs for Python and Node send their own timeout, in seconds.
+READ_TIMEOUT_HEADERS = (b"x-stainless-read-timeout", b"x-stainless-timeout")
+# The response must arrive this long before the client's timeout.
+READ_TIMEOUT_MARGIN_SECONDS = 5.0
+# One year: no job waits longer.
+READ_TIMEOUT_MAX_SECONDS = 31_536_000.0
+
+Headers: TypeAlias = list[tuple[bytes, bytes]]
+"""Header fields of a response."""
 
 
 class CallChecks:
@@ -141,3 +151,24 @@ def engine_fields(headers: dict[bytes, bytes]) -> Fields:
             if name in headers and pattern.fullmatch(headers[name])
         ]
     )
+
+
+def client_timeout(headers: dict[bytes, bytes]) -> float | None:
+    """Return the seconds without a byte that the client accepts, from the SDK's own headers.
+
+    The result is None if no header has a number in range.
+    """
+    given = [
+        seconds
+        for name in READ_TIMEOUT_HEADERS
+        if (seconds := read_seconds(headers.get(name, b""), READ_TIMEOUT_MAX_SECONDS)) is not None
+    ]
+    return min(given, default=None)
+
+
+def patience_of(timeout: float | None) -> float | None:
+    """Return the seconds after which a call without heartbeats must have been answered.
+
+    They are shorter than the client's timeout by a margin.
+    """
+    return timeout and max(timeout - READ_TIMEOUT_MARGIN_SECONDS, timeout / 2)

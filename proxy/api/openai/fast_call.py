@@ -8,6 +8,7 @@ from proxy.access.limits import Share
 from proxy.api.http import ANSWER_PART_BYTES
 from proxy.api.openai.relay import RUN_END_TIMEOUT_SECONDS, HeartbeatIntervals
 from proxy.api.openai.reply import API_VERSION, STREAM_HEADERS
+from proxy.api.openai.retries import CallIdentity
 from proxy.api.openai.routes import OpenAiRoute
 from proxy.jobs.model import Head, Outcome
 from proxy.service.mailbox import Mailbox
@@ -104,12 +105,16 @@ class FastCall:
         self.headers: list[tuple[bytes, bytes]] = []
         self.intervals: HeartbeatIntervals | None = None
         self.is_streaming = False
+        # None: no client repeats the call.
+        self.identity: CallIdentity | None = None
         self.has_begun = False
         self.last = LastEvent()
         self.begun_at = 0.0
         self.written_at = 0.0
         self.on_end: Callable[[], None] = _nothing
         """Ends the call: its job, and its place in the caller's limits."""
+        self.on_lose: Callable[[], None] = _nothing
+        """Called before `on_end` if the client has left."""
         self.resume: Application = _refuse
         """The application that continues a call which has left the lane."""
         self._turn: Turn | None = None
@@ -183,6 +188,7 @@ class FastCall:
         """End the call, because the client has left."""
         self.mailbox.abandoned = True
         self._stop_reading()
+        self.on_lose()
         self.on_end()
 
     def pause(self, now: float | None) -> None:

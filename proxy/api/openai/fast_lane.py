@@ -24,9 +24,17 @@ from proxy.access.keys import Principal
 from proxy.access.limits import BudgetError, LimitedError
 from proxy.api.errors import ApiError
 from proxy.api.http import BYTE_ORDER_MARK, JSON_TYPE, Routing, peek_small
-from proxy.api.openai.checks import CallChecks, engine_fields
+from proxy.api.idempotency import RETRY_COUNT_HEADER, Repetition
+from proxy.api.openai.checks import (
+    READ_TIMEOUT_HEADERS,
+    CallChecks,
+    client_timeout,
+    engine_fields,
+    patience_of,
+)
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.fast_call import FastCall, LaneConnection, Turn
+from proxy.api.openai.retries import CallIdentity, Retries
 from proxy.api.openai.routes import AnsweredBy, OpenAiRoute
 from proxy.jobs.model import Request
 from proxy.service.admission import DrainingError, QueueFullError
@@ -43,10 +51,16 @@ FIELDS = frozenset(
         b"tracestate", b"cache-control", b"pragma", b"priority", b"dnt", b"via", b"forwarded",
         b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"x-forwarded-port",
         b"x-real-ip", b"openai-organization", b"openai-project", b"openai-beta",
-        b"anthropic-version", b"anthropic-beta",
+        b"anthropic-version", b"anthropic-beta", b"sec-fetch-mode", b"x-stainless-lang",
+        b"x-stainless-package-version", b"x-stainless-os", b"x-stainless-arch",
+        b"x-stainless-runtime", b"x-stainless-runtime-version", b"x-stainless-async",
+        b"x-stainless-raw-response", b"x-stainless-helper-method", b"x-stainless-retry-count",
+        *READ_TIMEOUT_HEADERS,
     )
 )  # fmt: skip
 KEEP_ALIVE = b"keep-alive"
+# The first attempt of an SDK that counts its retries, without a key.
+FIRST_ATTEMPT = Repetition(None, 0)
 REFUSALS = (ApiError, LimitedError, BudgetError, DrainingError, QueueFullError)
 
 
@@ -60,6 +74,10 @@ class Admitted(NamedTuple):
     endpoint: str | None
     content_type: str
     fields: Fields
+    # The seconds without a byte that the client accepts.
+    timeout: float | None
+    # None: no client repeats the call.
+    repetition: Repetition | None
 
 
 class FastLane:
@@ -74,8 +92,10 @@ class FastLane:
         dispatch: Dispatch,
         interactive: InteractiveJobs,
         new_id: Callable[[], str],
+        retries: Retries,
         resume: Callable[[FastCall, Any, Any, Any], Awaitable[None]],
     ) -> None:
+        self._retries = retries
         self._resume = resume
         self._admit = admit
         self._checks = checks
@@ -97,6 +117,7 @@ class FastLane:
             or b"content-length" not in seen
             or seen.get(b"connection", KEEP_ALIVE).lower() != KEEP_ALIVE
             or content_type.partition(b";")[0].strip().lower() != JSON_TYPE
+            or seen.get(RETRY_COUNT_HEADER, b"0") != b"0"
             or b"?" in target
             or b"%" in target
         ):
@@ -113,6 +134,8 @@ class FastLane:
             routing.parameters.endpoint,
             content_type.decode("latin-1"),
             engine_fields(seen),
+            client_timeout(seen),
+            None if RETRY_COUNT_HEADER not in seen else FIRST_ATTEMPT,
         )
 
     def begin(self, connection: LaneConnection, admitted: Admitted, body: bytes) -> FastCall | None:
@@ -133,7 +156,7 @@ class FastLane:
                 return None
             checks.check_route(chosen, seen.model, route)
             intervals = checks.heartbeats(
-                None, None, is_streaming=seen.is_streaming, can_be_padded=False
+                None, admitted.timeout, is_streaming=seen.is_streaming, can_be_padded=False
             )
             if seen.is_streaming and intervals and intervals.form in route.dialect.noted_forms:
                 return None
@@ -144,7 +167,12 @@ class FastLane:
             leave, limits = checks.count(principal, chosen)
             request = Request("POST", route.path, admitted.content_type, body, admitted.fields)
             mailbox = self._interactive.begin(
-                chosen, principal.owner, request, worker.id, light=route.is_light
+                chosen,
+                principal.owner,
+                request,
+                worker.id,
+                light=route.is_light,
+                patience=patience_of(admitted.timeout) if intervals is None else None,
             )
         except REFUSALS:
             leave()
@@ -176,6 +204,10 @@ class FastLane:
             leave()
 
         call.on_end = end
+        if admitted.repetition is not None:
+            identity = CallIdentity(principal.owner, chosen.id, request, admitted.repetition)
+            call.identity = identity
+            call.on_lose = partial(self._retries.adopt, identity, mailbox, call)
         call.resume = partial(self._resume, call)
         self._dispatch.offer(worker, mailbox)
         call.start(self._turn, asyncio.get_running_loop().time())

@@ -13,11 +13,10 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
-from typing import NamedTuple
+from typing import NamedTuple, Protocol
 
 from proxy.access.limits import Budget
 from proxy.api.idempotency import Repetition, body_digest, key_in_use, key_reused
-from proxy.api.openai.reply import Reply
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import FIRST_ERROR_STATUS, EndpointId, Owner, Request
 from proxy.service.interactive import InteractiveJobs
@@ -37,6 +36,13 @@ CALL_OVERHEAD_BYTES = 2048
 FIRST_SERVER_ERROR_STATUS = 500
 # Errors of an engine that another run can avoid: timeout, conflict, too early, too many requests.
 PASSING_STATUSES = (408, 409, 425, 429)
+
+
+class Response(Protocol):
+    """The response to one request."""
+
+    has_begun: bool
+    """True once its start was sent."""
 
 
 class RetryKey(NamedTuple):
@@ -126,7 +132,9 @@ class Retries:
     def __len__(self) -> int:
         return sum(map(len, self._calls.values()))
 
-    def call(self, identity: CallIdentity, start: Callable[[], Mailbox], reply: Reply) -> Mailbox:
+    def call(
+        self, identity: CallIdentity, start: Callable[[], Mailbox], reply: Response
+    ) -> Mailbox:
         """Return the mailbox of the earlier call that this request repeats, or of a new one.
 
         `start` begins the job of a new call, `reply` is the response to this request. Raises
@@ -135,9 +143,16 @@ class Retries:
         call = self._claimed(identity)
         if call is None:
             call = self._new(identity, start())
+        self._attach(call, identity, reply)
+        return call.mailbox
+
+    def adopt(self, identity: CallIdentity, mailbox: Mailbox, reply: Response) -> None:
+        """Note that a call without a key, which has begun already, can be repeated."""
+        self._attach(self._new(identity, mailbox), identity, reply)
+
+    def _attach(self, call: RepeatableCall, identity: CallIdentity, reply: Response) -> None:
         call.is_first_attempt = not call.is_named and not identity.repetition.retries
         call.mailbox.on_leave = partial(self._leave, call, reply)
-        return call.mailbox
 
     def close(self) -> None:
         """End the detached calls and forget all answers: the proxy shuts down."""
@@ -146,7 +161,7 @@ class Retries:
             if not call.is_attached:
                 self._end(call)
 
-    def _leave(self, call: RepeatableCall, reply: Reply) -> None:
+    def _leave(self, call: RepeatableCall, reply: Response) -> None:
         """Close the mailbox of a call whose relay has ended, or let its run continue.
 
         The digest of the body is a key until the response start is sent: no SDK repeats a stream
