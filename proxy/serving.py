@@ -13,7 +13,7 @@ import structlog
 import uvicorn
 
 from proxy.app import Parts
-from proxy.edge.memory import return_large_blocks, tune_collector
+from proxy.edge.memory import return_large_blocks
 from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
 from proxy.service.background import keep
 from proxy.settings import Settings
@@ -142,7 +142,6 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
     tasks = [asyncio.create_task(keep(serve, name), name=name) for name, serve in loops.items()]
     serving = asyncio.create_task(server.serve(sockets=[listener]), name="server")
     await server.listens.wait()
-    tune_collector()
     try:
         yield
     finally:

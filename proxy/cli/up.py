@@ -12,6 +12,7 @@ from proxy.app import Parts, compose
 from proxy.cli import console
 from proxy.cli.usage import command_line
 from proxy.cli.worker import DEMO, arguments, environment
+from proxy.edge.memory import tune_collector
 from proxy.jobs.model import WorkerId
 from proxy.scaler.process import FINAL_STATUSES, Command, ProcessProvider
 from proxy.service.ports import WorkerExit
@@ -87,6 +88,7 @@ async def run(
         except StoreUnavailableError as error:
             console.say(f"vllm-serverless: {error}")
             return EX_UNAVAILABLE
+        tune_collector()
         if local is None:
             console.say(
                 f"The proxy listens on {url}. To start a worker:"
