@@ -1,0 +1,236 @@
+"""The fast lane and the application give the same answers; the lane creates no task."""
+
+import asyncio
+import json
+import re
+from collections import Counter
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+import pytest_asyncio
+from harness.network.raw_http import Answer, wire
+from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.tools.waiting import until
+from harness.worker.process import worker
+from harness.worker.puppet import puppet
+
+from proxy.jobs.model import EndpointId
+from proxy.wire.frames import Chunk, End, Head, Job
+
+EVENT = b'data: {"choices": []}\n\n'
+DONE = b"data: [DONE]\n\n"
+# What differs between two answers to one request.
+VARIABLE_FIELDS = (b"date", b"x-request-id", b"request-id", b"x-job-id", b"openai-processing-ms")
+VARIABLE_FIELDS += (b"x-ratelimit-reset-requests",)
+SDK = {
+    "x-stainless-lang": "python",
+    "x-stainless-retry-count": "0",
+    "x-stainless-read-timeout": "600",
+    "user-agent": "AsyncOpenAI/Python 3.57",
+}
+
+
+def request(
+    body: Any, path: str = CHAT, version: str = "1.1", method: str = "POST", **fields: str
+) -> bytes:
+    """Return a request; `_` in the name of a field stands for a hyphen."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {"host": "localhost", "content-type": "application/json"}
+    named |= {name.replace("_", "-"): value for name, value in fields.items()}
+    if "transfer-encoding" not in named:
+        named["content-length"] = str(len(content))
+    head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return f"{method} {path} HTTP/{version}\r\n{head}\r\n".encode() + content
+
+
+PLAIN = chat("x", max_tokens=3)
+STREAM = chat("x", max_tokens=3, stream=True)
+REQUESTS = {
+    "whole": request(PLAIN),
+    "stream": request(STREAM),
+    "SDK": request(STREAM, **SDK),
+    "completions": request({"model": "scripted", "prompt": "x"}, "/v1/completions"),
+    "messages": request(PLAIN | {"max_tokens": 2}, "/v1/messages"),
+    "responses": request({"model": "scripted", "input": "x"}, "/v1/responses"),
+    "endpoint": request(PLAIN, "/v2/default/openai/v1/chat/completions"),
+    "byte order mark": request(b"\xef\xbb\xbf" + json.dumps(PLAIN).encode()),
+    "no model": request({"messages": PLAIN["messages"], "max_tokens": 2}),
+    "unknown model": request(PLAIN | {"model": "other"}),
+    "unknown endpoint": request(PLAIN, "/v2/other/openai/v1/chat/completions"),
+    "no JSON": request(b"{"),
+    "retired field": request(PLAIN | {"guided_json": {}}),
+    "other type": request(PLAIN, content_type="text/plain"),
+    "query": request(PLAIN, f"{CHAT}?api-version=1"),
+    "request id": request(PLAIN, x_request_id="mine"),
+    "whitespace": request(PLAIN, x_heartbeat="whitespace"),
+    "error of the engine": request(PLAIN | {"fault": "status:500"}),
+    "late error of the engine": request(STREAM | {"fault": "error_event:1"}),
+    "lost connection of the engine": request(STREAM | {"fault": "cut:2"}),
+    "chunked": request(
+        b"%x\r\n%b\r\n0\r\n\r\n" % (len(json.dumps(PLAIN)), json.dumps(PLAIN).encode()),
+        transfer_encoding="chunked",
+    ),
+    "expect": request(PLAIN, connection="keep-alive", accept="*/*"),
+    "GET": request(b"", method="GET"),
+    "unknown path": request(PLAIN, "/v1/unknown"),
+}
+
+
+@pytest_asyncio.fixture(scope="module")
+async def pair() -> AsyncIterator[tuple[Proxy, Proxy]]:
+    """A proxy with the lane and one without it, each with a worker."""
+    async with serving() as fast, serving(fast_lane="off") as slow, worker(fast), worker(slow):
+        yield fast, slow
+
+
+@pytest_asyncio.fixture
+async def proxy() -> AsyncIterator[Proxy]:
+    async with serving(heartbeat_silent=0.05) as one:
+        yield one
+
+
+@pytest.mark.parametrize("raw", REQUESTS.values(), ids=REQUESTS)
+async def test_both_ways_give_the_same_answer(pair: tuple[Proxy, Proxy], raw: bytes) -> None:
+    fast, slow = [await answers(proxy, [raw, raw]) for proxy in pair]
+    assert fast == slow
+    assert len(fast) == 2
+
+
+async def test_pipelined_requests_are_answered_in_order(pair: tuple[Proxy, Proxy]) -> None:
+    batch = [request(chat(f"p{number}", stream=number % 2 == 0)) for number in range(6)]
+    async with wire(pair[0]) as one:
+        await one.send(b"".join(batch))
+        for number in range(6):
+            assert f"p{number} 0".encode() in (await one.answer()).body
+
+
+async def test_a_plain_call_creates_no_task(proxy: Proxy) -> None:
+    async with puppet(proxy, slots=1) as one, wire(proxy) as client:
+        for fields, tasks in (({}, 0), ({"x_unknown": "1"}, 1)):
+            with counted_tasks() as created:
+                await client.send(request(PLAIN, **fields))
+                job = await one.job()
+                await one.say(*whole(job))
+                assert (await client.answer()).status == 200
+            assert created["RequestResponseCycle.run_asgi"] == tasks
+
+
+async def test_a_stream_of_the_lane_gets_heartbeats(proxy: Proxy) -> None:
+    async with puppet(proxy, slots=1) as one, wire(proxy) as client:
+        await client.send(request(STREAM))
+        job = await one.job()
+        await one.say(*begin(job))
+        assert EVENT in await client.heard(EVENT)
+        await client.heard(b": running\n")
+        await one.say(Chunk(job.job, job.attempt, DONE), End(job.job, job.attempt, "completed"))
+        assert (await client.heard(b"0\r\n\r\n")).endswith(DONE + b"\r\n0\r\n\r\n")
+
+
+async def test_a_run_that_is_lost_early_is_done_again(proxy: Proxy) -> None:
+    async with puppet(proxy, slots=1) as one, wire(proxy) as client:
+        await client.send(request(PLAIN))
+        job = await one.job()
+        await one.say(End(job.job, job.attempt, "lost", "engine_dead", "the engine died"))
+        again = await one.job()
+        assert (again.job, again.attempt) == (job.job, 2)
+        await one.say(*whole(again))
+        assert (await client.answer()).body == b"{}"
+
+
+@pytest.mark.parametrize("has_begun", [False, True])
+async def test_a_client_that_leaves_cancels_its_run(proxy: Proxy, has_begun: bool) -> None:
+    async with puppet(proxy, slots=1) as one:
+        async with wire(proxy) as client:
+            await client.send(request(STREAM))
+            job = await one.job()
+            if has_begun:
+                await one.say(*begin(job))
+                await client.heard(EVENT)
+        stop = await one.stopped()
+        assert (stop.job, stop.attempt) == (job.job, 1)
+        await one.say(End(job.job, job.attempt, "completed"))
+        await until(lambda: _ended(proxy, "cancelled"), what="the job is cancelled")
+    assert not len(proxy.parts.interactive)
+    assert proxy.parts.bodies.used == 0
+
+
+async def test_a_client_that_leaves_after_the_last_event_has_a_complete_answer(
+    proxy: Proxy,
+) -> None:
+    async with puppet(proxy, slots=1) as one:
+        async with wire(proxy) as client:
+            await client.send(request(STREAM))
+            job = await one.job()
+            await one.say(*begin(job), Chunk(job.job, job.attempt, DONE))
+            await client.heard(DONE)
+        await until(lambda: _ended(proxy, "completed"), what="the job is completed")
+
+
+async def test_a_job_that_has_to_wait_uses_the_application(proxy: Proxy) -> None:
+    async with wire(proxy) as client:
+        await client.send(request(STREAM))
+        await until(lambda: len(proxy.parts.interactive) == 1)
+        async with puppet(proxy, slots=1) as one:
+            job = await one.job()
+            await one.say(*begin(job), Chunk(job.job, job.attempt, DONE))
+            await client.heard(DONE)
+
+
+async def answers(proxy: Proxy, requests: list[bytes]) -> list[tuple[int, Any, bytes]]:
+    """Send requests one after the other on one connection; return what does not vary."""
+    found = []
+    async with wire(proxy) as one:
+        for raw in requests:
+            await one.send(raw)
+            found.append(comparable(await one.answer()))
+    return found
+
+
+def comparable(answer: Answer) -> tuple[int, Any, bytes]:
+    headers = {
+        name: value
+        for name, value in answer.headers.items()
+        if name not in (*VARIABLE_FIELDS, b"x-ratelimit-remaining-requests")
+    }
+    # Ids, and times of creation.
+    body = re.sub(rb"[0-9a-f]{24,32}|(?<=_at\": )\d+", b"ID", answer.body)
+    return answer.status, (headers, sorted(answer.headers)), body
+
+
+def begin(job: Job) -> tuple[Head, Chunk]:
+    return (
+        Head(job.job, job.attempt, 200, "text/event-stream"),
+        Chunk(job.job, job.attempt, EVENT),
+    )
+
+
+def whole(job: Job) -> tuple[Head, Chunk, End]:
+    return (
+        Head(job.job, job.attempt, 200, "application/json"),
+        Chunk(job.job, job.attempt, b"{}"),
+        End(job.job, job.attempt, "completed"),
+    )
+
+
+@contextmanager
+def counted_tasks() -> Iterator[Counter[str]]:
+    """Count the tasks that are created, by the name of their coroutine."""
+    loop = asyncio.get_running_loop()
+    created: Counter[str] = Counter()
+
+    def factory(loop: asyncio.AbstractEventLoop, work: Any, **more: Any) -> asyncio.Task[Any]:
+        created[work.__qualname__] += 1
+        return asyncio.Task(work, loop=loop, **more)
+
+    loop.set_task_factory(factory)
+    try:
+        yield created
+    finally:
+        loop.set_task_factory(None)
+
+
+async def _ended(proxy: Proxy, status: str) -> bool:
+    counts = await proxy.parts.view.counts(EndpointId("default"))
+    return bool(getattr(counts, status) == 1)
