@@ -151,6 +151,7 @@ class FastCall:
             if not self.connection.can_write:
                 return
             data = self._consume()
+            mailbox.is_whole = self.last.has_come
             if mailbox.backlog:
                 self.connection.write(data)
                 self.on_change()
