@@ -93,8 +93,11 @@ class LaneProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         call = self._call
-        self._call = None
-        if call is not None:
+        if call is not None and call.mailbox.is_whole:
+            # The end of the run decides how the job ends; the application waits for it.
+            call.leave_lane()
+        elif call is not None:
+            self._call = None
             call.lose()
         super().connection_lost(exc)
 
