@@ -120,10 +120,6 @@ class LaneProtocol(HttpToolsProtocol):
     # `LaneConnection`
 
     @property
-    def can_write(self) -> bool:
-        return not self.flow.write_paused
-
-    @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
         return self.server_state.default_headers
 

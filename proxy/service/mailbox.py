@@ -60,6 +60,8 @@ class Mailbox:
         # Each chunk, and True if it ends inside an event.
         self._chunks: list[tuple[bytes, bool]] = []
         self._flow = ReceiveFlow()
+        # The response that has begun is an event stream.
+        self._is_stream = False
         # The parts of an incomplete event that is held back until it is complete.
         self._parts: list[bytes] = []
         self._parts_size = 0
@@ -76,6 +78,11 @@ class Mailbox:
     def backlog(self) -> int:
         """Bytes that wait for the client."""
         return self._flow.backlog + self._parts_size
+
+    @property
+    def is_readable(self) -> bool:
+        """True if `consume` returns bytes."""
+        return bool(self._chunks)
 
     @property
     def is_taken(self) -> bool:
@@ -107,6 +114,7 @@ class Mailbox:
         if self.response_head is not None:
             return SinkVerdict.REPEATED
         self.response_head = head
+        self._is_stream = head.is_stream
         self._frames += 1
         self._wake()
         return SinkVerdict.ACCEPTED
@@ -246,10 +254,12 @@ class Mailbox:
 
     def _is_current(self, attempt: int) -> bool:
         # A job that is queued again keeps its attempt until the next take.
-        return attempt == self.job.attempt and self.is_taken and self.outcome is None
+        job = self.job
+        return attempt == job.attempt and job.taken_at is not None and self.outcome is None
 
     def _forget(self) -> None:
         self.response_head = None
+        self._is_stream = False
         self._chunks = []
         self._parts = []
         self._parts_size = 0
@@ -258,10 +268,6 @@ class Mailbox:
         self._flow = ReceiveFlow()
         if self.kept is not None:
             self.kept.forget()
-
-    @property
-    def _is_stream(self) -> bool:
-        return self.response_head is not None and self.response_head.is_stream
 
     def _pass_on(self, data: bytes, *, more: bool) -> None:
         """Make bytes available to the relay; `more` means that they end inside an event."""

@@ -27,11 +27,6 @@ class LaneConnection(Protocol):
     """The connection of one call in the fast lane."""
 
     @property
-    def can_write(self) -> bool:
-        """False while the client does not read what was written."""
-        ...
-
-    @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
         """The header fields of every response of the server, such as `date`."""
         ...
@@ -119,6 +114,8 @@ class FastCall:
         """The application that continues a call which has left the lane."""
         self._turn: Turn | None = None
         self._is_changed = False
+        # The client does not read what was written.
+        self._is_paused = False
         self._alarm = NEVER
 
     def start(self, turn: Turn, now: float) -> None:
@@ -147,12 +144,12 @@ class FastCall:
         if head is not None and (head.fields or head.status != OK):
             self.leave_lane()
             return
-        if head is not None and head.is_stream:
-            if not self.connection.can_write:
+        is_stream = self.has_begun or (head is not None and head.is_stream)
+        if is_stream:
+            if self._is_paused:
                 return
             data = self._consume()
-            mailbox.is_whole = self.last.has_come
-            if mailbox.backlog:
+            if mailbox.is_readable:
                 self.connection.write(data)
                 self.on_change()
                 return
@@ -161,7 +158,9 @@ class FastCall:
             return
         if data:
             self.connection.write(data)
-        if not mailbox.is_taken or self._is_late():
+            if mailbox.is_whole:
+                self._set_alarm()
+        elif not mailbox.is_taken or self._is_late():
             self.leave_lane()
 
     def _finish(self, head: Head | None, data: bytes, outcome: Outcome) -> None:
@@ -195,6 +194,7 @@ class FastCall:
     def pause(self, now: float | None) -> None:
         """Note the time at which the client stopped reading; None: it reads again."""
         self.mailbox.writing(now)
+        self._is_paused = now is not None
         if now is None:
             self.on_change()
 
@@ -218,6 +218,7 @@ class FastCall:
         mailbox.left = True
         self.written_at = asyncio.get_running_loop().time()
         self.last.feed(data, more=mailbox.is_mid_event)
+        mailbox.is_whole = self.last.has_come
         chunk = b"%x\r\n%b\r\n" % (len(data), data)
         if self.has_begun:
             return chunk
@@ -256,9 +257,6 @@ class FastCall:
         return self.written_at + min(self.intervals.silent, self.intervals.longest)
 
     def _is_late(self) -> bool:
-        if self.mailbox.is_whole and self._alarm > self._due():
-            self._set_alarm()
-            return False
         now = asyncio.get_running_loop().time()
         if now < self._alarm:
             return False
