@@ -6,6 +6,7 @@ held any longer and change nothing.
 """
 
 import asyncio
+from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -220,6 +221,7 @@ class Fleet:
     def __init__(self, signal: Signal) -> None:
         self._signal = signal
         self._workers: dict[WorkerId, Worker] = {}
+        self._by_endpoint: defaultdict[EndpointId, dict[WorkerId, Worker]] = defaultdict(dict)
         self.unhealthy = UnhealthyWorkers()
 
     def __iter__(self) -> Iterator[Worker]:
@@ -239,7 +241,11 @@ class Fleet:
 
     def add(self, worker: Worker) -> None:
         """Add a worker that has joined."""
+        before = self._workers.get(worker.id)
+        if before is not None and before.endpoint != worker.endpoint:
+            del self._by_endpoint[before.endpoint][before.id]
         self._workers[worker.id] = worker
+        self._by_endpoint[worker.endpoint][worker.id] = worker
         self.unhealthy.forget(worker.id)
 
     def remove(self, worker: Worker, why: str) -> None:
@@ -247,6 +253,7 @@ class Fleet:
         if self._workers.get(worker.id) is not worker:
             return
         del self._workers[worker.id]
+        del self._by_endpoint[worker.endpoint][worker.id]
         log.info(
             "worker.gone",
             worker=worker.id,
@@ -341,7 +348,7 @@ class Fleet:
 
     def of(self, endpoint: EndpointId) -> list[Worker]:
         """Return the workers of an endpoint."""
-        return [worker for worker in self._workers.values() if worker.endpoint == endpoint]
+        return list(self._by_endpoint[endpoint].values())
 
     def is_ready(self, endpoint: EndpointId) -> bool:
         """Return True if a worker of the endpoint can serve."""
