@@ -33,6 +33,8 @@ class LaneProtocol(HttpToolsProtocol):
         self._before_length: list[tuple[bytes, bytes]] = []
         self._after_length: list[tuple[bytes, bytes]] = []
         self._admitted: Admitted | None = None
+        # The head that was just read has the same meaning.
+        self._is_same_head = False
         # The call in the lane, its scope, and False if the connection is to be closed after it.
         self._call: FastCall | None = None
         self._call_scope: Any = None
@@ -160,6 +162,10 @@ class LaneProtocol(HttpToolsProtocol):
         """Return True if the head that was just read differs from the last admitted one at most in
         its method and its `Content-Length`, which is valid and small.
         """
+        self._is_same_head = self._compare_heads()
+        return self._is_same_head
+
+    def _compare_heads(self) -> bool:
         if (
             self._admitted is None
             or self.url != self._target
@@ -189,7 +195,7 @@ class LaneProtocol(HttpToolsProtocol):
             or self.pipeline
         ):
             return False
-        return self.has_same_head() or self._admit(self._lane)
+        return self._is_same_head or self._admit(self._lane)
 
     def _admit(self, lane: FastLane) -> bool:
         """Admit the head that was just read, which has been checked."""

@@ -79,6 +79,12 @@ class Turn:
 class FastCall:
     """One call: the reader of its mailbox, and what has been written."""
 
+    __slots__ = (
+        "_alarm", "_is_changed", "_is_paused", "_turn", "begun_at", "connection", "has_begun",
+        "headers", "identity", "intervals", "is_streaming", "key_id", "last", "mailbox", "model",
+        "named_model", "on_end", "on_lose", "request_id", "resume", "route", "share", "written_at",
+    )  # fmt: skip
+
     def __init__(
         self,
         mailbox: Mailbox,
