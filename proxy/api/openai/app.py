@@ -91,32 +91,30 @@ class OpenAi:
 
     async def resume(self, call: FastCall, scope: Any, receive: Any, send: Any) -> None:
         """Continue a call that has left the fast lane."""
-        share = self._checks.limits.answers.share(call.key_id)
-        reply = Reply(send, call.request_id, share, abort_of(scope))
-        reply.set_dialect(call.route.dialect)
+        facts = call.facts
+        share = self._checks.limits.answers.share(facts.key_id)
+        reply = Reply(send, facts.request_id, share, abort_of(scope))
+        reply.set_dialect(facts.route.dialect)
         # The first one is the id of the request.
-        for name, value in call.headers[1:]:
+        for name, value in facts.headers[1:]:
             reply.add_header(name, value)
-        if call.is_streaming:
-            form = call.intervals.form if call.intervals else HeartbeatForm.OFF
+        if facts.is_streaming:
+            form = facts.intervals.form if facts.intervals else HeartbeatForm.OFF
             created_at = call.mailbox.job.created_at // 1000
-            reply.expect_stream(form, StreamedCall(reply.request_id, call.named_model, created_at))
+            reply.expect_stream(form, StreamedCall(reply.request_id, facts.named_model, created_at))
         if call.has_begun:
             reply.continue_stream()
         relay = Relay(
             self._interactive,
             call.mailbox,
             reply,
-            intervals=call.intervals,
-            explain=partial(explain, call.model, call.route.path),
+            intervals=facts.intervals,
+            explain=partial(explain, facts.model, facts.route.path),
         )
         relay.continue_from(call.written_at, call.last)
-        if call.identity is not None:
-            self.retries.adopt(call.identity, call.mailbox, reply)
-        try:
-            await self._answer(scope, reply, relay.run(receive))
-        finally:
-            call.on_end()
+        if facts.identity is not None:
+            self.retries.adopt(facts.identity, call.mailbox, reply)
+        await self._answer(scope, reply, relay.run(receive))
 
     async def _answer(self, scope: Any, reply: Reply, work: Coroutine[Any, Any, None]) -> None:
         """Carry out the work for a request; send the error in which it ends."""

@@ -1,8 +1,8 @@
 """One call in the fast lane: the reader of its mailbox, which writes to the connection."""
 
 import asyncio
-from collections.abc import Awaitable, Callable
-from typing import Any, Protocol, TypeAlias
+from collections.abc import Callable
+from typing import Any, NamedTuple, Protocol
 
 from proxy.access.limits import Share
 from proxy.api.http import ANSWER_PART_BYTES
@@ -18,9 +18,6 @@ OK = 200
 CHUNKED = (b"transfer-encoding", b"chunked")
 LAST_CHUNK = b"0\r\n\r\n"
 NEVER = float("inf")
-
-Application: TypeAlias = Callable[[Any, Any, Any], Awaitable[None]]
-"""An ASGI application."""
 
 
 class LaneConnection(Protocol):
@@ -71,53 +68,69 @@ class Turn:
         finally:
             if ended < len(calls):
                 # A bug of the proxy, which the event loop logs: only this client is disconnected.
-                calls[ended].connection.abort()
+                calls[ended].abort()
                 for call in calls[ended + 1 :]:
                     self.add(call)
 
 
+class CallFacts(NamedTuple):
+    """The facts about a call that do not change.
+
+    `model`: for messages, also if the call names none (`named_model` is then empty). `headers`:
+    fields of the response, after its content type; the first one is the id of the request.
+    `identity`: None if no client repeats the call. `leave`: counts the end of the call.
+    """
+
+    route: OpenAiRoute
+    model: str
+    named_model: str
+    key_id: str
+    request_id: bytes
+    headers: list[tuple[bytes, bytes]]
+    intervals: HeartbeatIntervals | None
+    is_streaming: bool
+    identity: CallIdentity | None
+    share: Share
+    leave: Callable[[], None]
+
+
+class CallEnds(Protocol):
+    """The ways in which a call leaves the lane."""
+
+    def end(self, call: "FastCall") -> None:
+        """End a call: its job, its memory, and its place in the caller's limits."""
+        ...
+
+    def lose(self, call: "FastCall") -> None:
+        """End a call whose client has left, or let its run continue for a retry."""
+        ...
+
+    async def resume(self, call: "FastCall", scope: Any, receive: Any, send: Any) -> None:
+        """Continue the call, as an ASGI application."""
+        ...
+
+
 class FastCall:
-    """One call: the reader of its mailbox, and what has been written."""
+    """One call: the reader of its mailbox. `has_begun` is True once the response start was sent,
+    `last` knows the last event that was written, at `written_at` (the event loop's time).
+    """
 
     __slots__ = (
-        "_alarm", "_is_changed", "_is_paused", "_turn", "begun_at", "connection", "has_begun",
-        "headers", "identity", "intervals", "is_streaming", "key_id", "last", "mailbox", "model",
-        "named_model", "on_end", "on_lose", "request_id", "resume", "route", "share", "written_at",
+        "_alarm", "_begun_at", "_connection", "_ends", "_is_changed", "_is_paused", "_turn",
+        "facts", "has_begun", "last", "mailbox", "written_at",
     )  # fmt: skip
 
     def __init__(
-        self,
-        mailbox: Mailbox,
-        connection: LaneConnection,
-        route: OpenAiRoute,
-        model: str,
-        named_model: str,
-        share: Share,
+        self, facts: CallFacts, mailbox: Mailbox, connection: LaneConnection, ends: CallEnds
     ) -> None:
+        self.facts = facts
         self.mailbox = mailbox
-        self.connection = connection
-        self.route = route
-        self.model = model
-        self.named_model = named_model
-        self.share = share
-        self.key_id = ""
-        self.request_id = b""
-        # Header fields of the response, after its content type.
-        self.headers: list[tuple[bytes, bytes]] = []
-        self.intervals: HeartbeatIntervals | None = None
-        self.is_streaming = False
-        # None: no client repeats the call.
-        self.identity: CallIdentity | None = None
         self.has_begun = False
         self.last = LastEvent()
-        self.begun_at = 0.0
         self.written_at = 0.0
-        self.on_end: Callable[[], None] = _nothing
-        """Ends the call: its job, and its place in the caller's limits."""
-        self.on_lose: Callable[[], None] = _nothing
-        """Called before `on_end` if the client has left."""
-        self.resume: Application = _refuse
-        """The application that continues a call which has left the lane."""
+        self._connection = connection
+        self._ends = ends
+        self._begun_at = 0.0
         self._turn: Turn | None = None
         self._is_changed = False
         # The client does not read what was written.
@@ -127,10 +140,10 @@ class FastCall:
     def start(self, turn: Turn, now: float) -> None:
         """Begin to read the mailbox."""
         self._turn = turn
-        self.begun_at = now
+        self._begun_at = now
         self.written_at = now
         self._set_alarm()
-        self.mailbox.abort = self.connection.abort
+        self.mailbox.abort = self._connection.abort
         self.mailbox.on_change = self.on_change
 
     def on_change(self) -> None:
@@ -156,14 +169,14 @@ class FastCall:
                 return
             data = self._consume()
             if mailbox.is_readable:
-                self.connection.write(data)
+                self._connection.write(data)
                 self.on_change()
                 return
         if mailbox.outcome is not None:
             self._finish(head, data, mailbox.outcome)
             return
         if data:
-            self.connection.write(data)
+            self._connection.write(data)
             if mailbox.is_whole:
                 self._set_alarm()
         elif not mailbox.is_taken or self._is_late():
@@ -174,28 +187,35 @@ class FastCall:
         mailbox = self.mailbox
         if head is not None and (mailbox.is_whole or outcome.answered):
             if head.is_stream and self.has_begun:
-                self.connection.write(data + LAST_CHUNK)
+                self._connection.write(data + LAST_CHUNK)
                 self._end()
                 return
             if not head.is_stream and mailbox.backlog <= ANSWER_PART_BYTES:
-                self.connection.write(self._answer(head, mailbox.consume(NEVER)))
+                self._connection.write(self._answer(head, mailbox.consume(NEVER)))
                 self._end()
                 return
         if data:
-            self.connection.write(data)
+            self._connection.write(data)
         self.leave_lane()
 
     def leave_lane(self) -> None:
         """Let the application continue the call."""
         self._stop_reading()
-        self.connection.leave_lane(self)
+        self._connection.leave_lane(self)
 
     def lose(self) -> None:
         """End the call, because the client has left."""
         self.mailbox.abandoned = True
         self._stop_reading()
-        self.on_lose()
-        self.on_end()
+        self._ends.lose(self)
+
+    def abort(self) -> None:
+        """Close the connection."""
+        self._connection.abort()
+
+    async def resume(self, scope: Any, receive: Any, send: Any) -> None:
+        """Continue the call, as an ASGI application."""
+        await self._ends.resume(self, scope, receive, send)
 
     def pause(self, now: float | None) -> None:
         """Note the time at which the client stopped reading; None: it reads again."""
@@ -212,8 +232,8 @@ class FastCall:
 
     def _end(self) -> None:
         self._stop_reading()
-        self.on_end()
-        self.connection.end_call()
+        self._ends.end(self)
+        self._connection.end_call()
 
     def _consume(self) -> bytes:
         """Return the bytes to write for what has arrived of a stream; empty if nothing has."""
@@ -229,24 +249,24 @@ class FastCall:
         if self.has_begun:
             return chunk
         self.has_begun = True
-        return self._head([*STREAM_HEADERS, *self.headers, CHUNKED]) + chunk
+        return self._head([*STREAM_HEADERS, *self.facts.headers, CHUNKED]) + chunk
 
     def _answer(self, head: Head, body: bytes) -> bytes:
         content = [
             (b"content-type", head.content_type.encode()),
             (b"content-length", b"%d" % len(body)),
         ]
-        return self._head(content + self.headers) + body
+        return self._head(content + self.facts.headers) + body
 
     def _head(self, headers: list[tuple[bytes, bytes]]) -> bytes:
         """Return the start of a response with the status 200, like `Reply`."""
-        elapsed_ms = round((asyncio.get_running_loop().time() - self.begun_at) * 1000)
+        elapsed_ms = round((asyncio.get_running_loop().time() - self._begun_at) * 1000)
         own = [
             (b"openai-processing-ms", b"%d" % elapsed_ms),
             (b"openai-version", API_VERSION),
         ]
         fields = [
-            b"%b: %b\r\n" % field for field in (*self.connection.default_headers, *headers, *own)
+            b"%b: %b\r\n" % field for field in (*self._connection.default_headers, *headers, *own)
         ]
         return b"HTTP/1.1 200 OK\r\n" + b"".join(fields) + b"\r\n"
 
@@ -258,9 +278,9 @@ class FastCall:
         """Return the time at which the call leaves the lane if nothing is written until then."""
         if self.mailbox.is_whole:
             return self.written_at + RUN_END_TIMEOUT_SECONDS
-        if self.intervals is None:
+        if self.facts.intervals is None:
             return NEVER
-        return self.written_at + min(self.intervals.silent, self.intervals.longest)
+        return self.written_at + min(self.facts.intervals.silent, self.facts.intervals.longest)
 
     def _is_late(self) -> bool:
         now = asyncio.get_running_loop().time()
@@ -268,11 +288,3 @@ class FastCall:
             return False
         self._set_alarm()
         return now >= self._alarm
-
-
-def _nothing() -> None:
-    pass
-
-
-async def _refuse(_scope: Any, _receive: Any, _send: Any) -> None:
-    raise RuntimeError("The call was not started by the fast lane.")

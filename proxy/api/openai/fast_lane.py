@@ -17,11 +17,10 @@ Everything unusual falls through to the application, with the same result for th
 
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 from proxy.access.keys import Principal
-from proxy.access.limits import BudgetError, LimitedError
+from proxy.access.limits import BudgetError, LimitedError, Share
 from proxy.api.errors import ApiError
 from proxy.api.http import BYTE_ORDER_MARK, JSON_TYPE, Routing, peek_small
 from proxy.api.idempotency import RETRY_COUNT_HEADER, Repetition
@@ -33,7 +32,7 @@ from proxy.api.openai.checks import (
     patience_of,
 )
 from proxy.api.openai.dialects import ANTHROPIC
-from proxy.api.openai.fast_call import FastCall, LaneConnection, Turn
+from proxy.api.openai.fast_call import CallFacts, FastCall, LaneConnection, Turn
 from proxy.api.openai.retries import CallIdentity, Retries
 from proxy.api.openai.routes import AnsweredBy, OpenAiRoute
 from proxy.jobs.model import Request
@@ -81,8 +80,10 @@ class Admitted(NamedTuple):
 
 
 class FastLane:
-    """Starts the calls. `admit` returns the routing of a path with these header fields, or None if
-    it has no call of the OpenAI API or is refused.
+    """Starts the calls. Implements `CallEnds`.
+
+    `admit` returns the routing of a path with these header fields, or None if it has no call of
+    the OpenAI API or is refused. `resume` continues a call in the application.
     """
 
     def __init__(
@@ -95,13 +96,13 @@ class FastLane:
         retries: Retries,
         resume: Callable[[FastCall, Any, Any, Any], Awaitable[None]],
     ) -> None:
-        self._retries = retries
-        self._resume = resume
         self._admit = admit
         self._checks = checks
         self._dispatch = dispatch
         self._interactive = interactive
         self._new_id = new_id
+        self._retries = retries
+        self._resume = resume
         self._turn = Turn()
 
     def admit(self, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> Admitted | None:
@@ -140,79 +141,92 @@ class FastLane:
 
     def begin(self, connection: LaneConnection, admitted: Admitted, body: bytes) -> FastCall | None:
         """Start a call with this head; None: the application has to handle it."""
+        share = self._checks.limits.bodies.share(admitted.principal.key_id)
+        call = None
+        try:
+            share.grow(len(body))
+            call = self._start(connection, admitted, body.removeprefix(BYTE_ORDER_MARK), share)
+        except REFUSALS:
+            # The application answers with the error.
+            pass
+        finally:
+            if call is None:
+                share.give_back()
+        return call
+
+    # `CallEnds`
+
+    def end(self, call: FastCall) -> None:
+        self._interactive.hang_up(call.mailbox)
+        call.facts.share.give_back()
+        call.facts.leave()
+
+    def lose(self, call: FastCall) -> None:
+        if call.facts.identity is not None:
+            self._retries.adopt(call.facts.identity, call.mailbox, call)
+        self.end(call)
+
+    async def resume(self, call: FastCall, scope: Any, receive: Any, send: Any) -> None:
+        try:
+            await self._resume(call, scope, receive, send)
+        finally:
+            self.end(call)
+
+    def _start(
+        self, connection: LaneConnection, admitted: Admitted, body: bytes, share: Share
+    ) -> FastCall | None:
+        """Check a call and hand its job out; None, or one of `REFUSALS`, if that is not possible
+        at once.
+        """
+        checks = self._checks
         principal = admitted.principal
         route = admitted.route
-        checks = self._checks
-        share = checks.limits.bodies.share(principal.key_id)
-        leave: Callable[[], None] = _nothing
-        try:
-            chosen = checks.named_endpoint(admitted.endpoint) or checks.only_endpoint()
-            if chosen is None:
-                return None
-            share.grow(len(body))
-            body = body.removeprefix(BYTE_ORDER_MARK)
-            seen = peek_small(body)
-            if checks.find(chosen, seen.model) is None:
-                return None
-            checks.check_route(chosen, seen.model, route)
-            intervals = checks.heartbeats(
-                None, admitted.timeout, is_streaming=seen.is_streaming, can_be_padded=False
-            )
-            if seen.is_streaming and intervals and intervals.form in route.dialect.noted_forms:
-                return None
-            checks.admit(chosen)
-            worker = self._dispatch.free_worker(chosen.id, light=route.is_light)
-            if worker is None:
-                return None
-            leave, limits = checks.count(principal, chosen)
-            request = Request("POST", route.path, admitted.content_type, body, admitted.fields)
-            mailbox = self._interactive.begin(
-                chosen,
-                principal.owner,
-                request,
-                worker.id,
-                light=route.is_light,
-                patience=patience_of(admitted.timeout) if intervals is None else None,
-            )
-        except REFUSALS:
-            leave()
+        seen = peek_small(body)
+        named = checks.named_endpoint(admitted.endpoint) or checks.only_endpoint()
+        endpoint = checks.find(named, seen.model)
+        if endpoint is None:
             return None
-        finally:
-            if leave is _nothing:
-                share.give_back()
-        call = FastCall(
-            mailbox,
-            connection,
-            route,
-            checks.model_of(chosen, seen.model),
-            seen.model or "",
-            share,
+        checks.check_route(endpoint, seen.model, route)
+        intervals = checks.heartbeats(
+            None, admitted.timeout, is_streaming=seen.is_streaming, can_be_padded=False
         )
-        call.key_id = principal.key_id
-        call.request_id = b"req_" + self._new_id().encode()
-        call.headers = [(b"x-request-id", call.request_id)]
+        if intervals is not None and intervals.form in route.dialect.noted_forms:
+            return None
+        checks.admit(endpoint)
+        worker = self._dispatch.free_worker(endpoint.id, light=route.is_light)
+        if worker is None:
+            return None
+        leave, limits = checks.count(principal, endpoint)
+        request = Request("POST", route.path, admitted.content_type, body, admitted.fields)
+        mailbox = self._interactive.begin(
+            endpoint,
+            principal.owner,
+            request,
+            worker.id,
+            light=route.is_light,
+            patience=patience_of(admitted.timeout) if intervals is None else None,
+        )
+        request_id = b"req_" + self._new_id().encode()
+        headers = [(b"x-request-id", request_id)]
         if route.dialect is ANTHROPIC:
-            call.headers.append((b"request-id", call.request_id))
-        call.headers += limits
-        call.headers.append((b"x-job-id", mailbox.job.id.encode()))
-        call.intervals = intervals
-        call.is_streaming = seen.is_streaming
-
-        def end() -> None:
-            self._interactive.hang_up(mailbox)
-            share.give_back()
-            leave()
-
-        call.on_end = end
+            headers.append((b"request-id", request_id))
+        identity = None
         if admitted.repetition is not None:
-            identity = CallIdentity(principal.owner, chosen.id, request, admitted.repetition)
-            call.identity = identity
-            call.on_lose = partial(self._retries.adopt, identity, mailbox, call)
-        call.resume = partial(self._resume, call)
+            identity = CallIdentity(principal.owner, endpoint.id, request, admitted.repetition)
+        facts = CallFacts(
+            route,
+            checks.model_of(endpoint, seen.model),
+            seen.model or "",
+            principal.key_id,
+            request_id,
+            [*headers, *limits, (b"x-job-id", mailbox.job.id.encode())],
+            intervals,
+            seen.is_streaming,
+            identity,
+            share,
+            leave,
+        )
+        call = FastCall(facts, mailbox, connection, self)
         self._dispatch.offer(worker, mailbox)
         call.start(self._turn, asyncio.get_running_loop().time())
         return call
-
-
-def _nothing() -> None:
-    pass
