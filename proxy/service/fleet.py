@@ -241,9 +241,8 @@ class Fleet:
 
     def add(self, worker: Worker) -> None:
         """Add a worker that has joined."""
-        before = self._workers.get(worker.id)
-        if before is not None and before.endpoint != worker.endpoint:
-            del self._by_endpoint[before.endpoint][before.id]
+        if (old := self._workers.get(worker.id)) and old.endpoint != worker.endpoint:
+            del self._by_endpoint[old.endpoint][old.id]
         self._workers[worker.id] = worker
         self._by_endpoint[worker.endpoint][worker.id] = worker
         self.unhealthy.forget(worker.id)

@@ -7,8 +7,6 @@ none depends on the disk. The record is dropped when its job ends; an outline of
 """
 
 import asyncio
-import sys
-from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 
@@ -31,20 +29,13 @@ from proxy.jobs.model import (
 )
 from proxy.jobs.policy import CANCELLED, NO_WORKERS, Ending, RunEnd, after_run, is_form, overdue
 from proxy.service.clock import Clock
+from proxy.service.ended_jobs import RETENTION_MILLIS, EndedJobs
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, log_loss
 from proxy.service.mailbox import Mailbox
 from proxy.store.base import JobStore
 from proxy.store.job_index import JobIndex
-
-RETENTION_MILLIS = Millis(60_000)
-# Ended jobs: at 333 a second, each can be read until its retention expires.
-ENDED_MAX_JOBS = 20_000
-# An error message can have 64 KB.
-ENDED_MAX_BYTES = 32 * 1024 * 1024
-# Approximate size of an ended job in memory, without its texts.
-JOB_OVERHEAD_BYTES = 1024
 
 # The reason why a job is queued that no other job and no limit holds back.
 NEXT_IN_LINE = "Next in line."
@@ -352,56 +343,5 @@ class InteractiveJobs:
         return True
 
 
-class EndedJobs:
-    """Outlines of ended jobs. The oldest ones are evicted, so that memory is bounded at any rate.
-
-    Iteration yields them in the order of their ends.
-    """
-
-    def __init__(self, max_jobs: int = ENDED_MAX_JOBS, max_bytes: int = ENDED_MAX_BYTES) -> None:
-        self._max_jobs = max_jobs
-        self._max_bytes = max_bytes
-        self._jobs: OrderedDict[JobId, Job] = OrderedDict()
-        self._bytes = 0
-
-    def __len__(self) -> int:
-        return len(self._jobs)
-
-    def __iter__(self) -> Iterator[Job]:
-        return iter(self._jobs.values())
-
-    def get(self, job_id: JobId) -> Job | None:
-        """Return the outline of an ended job."""
-        return self._jobs.get(job_id)
-
-    def add(self, job: Job) -> None:
-        """Add a job that has just ended."""
-        self._jobs[job.id] = job
-        self._bytes += _size_bytes(job)
-        while len(self._jobs) > self._max_jobs or self._bytes > self._max_bytes:
-            self._evict()
-
-    def forget(self, now: Millis) -> None:
-        """Drop the jobs whose retention has ended."""
-        while self._jobs:
-            oldest = next(iter(self._jobs.values()))
-            if oldest.finished_at is None or oldest.finished_at + RETENTION_MILLIS > now:
-                return
-            self._evict()
-
-    def _evict(self) -> None:
-        _, job = self._jobs.popitem(last=False)
-        self._bytes -= _size_bytes(job)
-
-
 def _no_reason(_: JobState) -> str:
     return NEXT_IN_LINE
-
-
-def _size_bytes(job: Job) -> int:
-    """Return the approximate size of an outline in memory."""
-    work = job.submission.work
-    texts = [job.error.message] if job.error is not None else []
-    if isinstance(work, Request):
-        texts += [work.path, work.content_type]
-    return JOB_OVERHEAD_BYTES + sum(map(sys.getsizeof, texts))

@@ -21,12 +21,7 @@ from proxy.jobs.model import (
     Request,
 )
 from proxy.jobs.policy import Ending, RunEnd
-from proxy.service.interactive import (
-    ENDED_MAX_JOBS,
-    JOB_OVERHEAD_BYTES,
-    RETENTION_MILLIS,
-    EndedJobs,
-)
+from proxy.service.ended_jobs import ENDED_MAX_JOBS, JOB_OVERHEAD_BYTES, RETENTION_MILLIS, EndedJobs
 from proxy.service.mailbox import Mailbox
 
 # Of the smaller collection of these tests.

@@ -58,8 +58,6 @@ FIELDS = frozenset(
     )
 )  # fmt: skip
 KEEP_ALIVE = b"keep-alive"
-# The first attempt of an SDK that counts its retries, without a key.
-FIRST_ATTEMPT = Repetition(None, 0)
 REFUSALS = (ApiError, LimitedError, BudgetError, DrainingError, QueueFullError)
 
 
@@ -136,7 +134,7 @@ class FastLane:
             content_type.decode("latin-1"),
             engine_fields(seen),
             client_timeout(seen),
-            None if RETRY_COUNT_HEADER not in seen else FIRST_ATTEMPT,
+            Repetition(None, 0) if RETRY_COUNT_HEADER in seen else None,
         )
 
     def begin(self, connection: LaneConnection, admitted: Admitted, body: bytes) -> FastCall | None:

@@ -1,0 +1,66 @@
+"""The interactive jobs that have ended: they can still be read for a while."""
+
+import sys
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from proxy.jobs.model import Job, JobId, Millis, Request
+
+RETENTION_MILLIS = Millis(60_000)
+# Ended jobs: at 333 a second, each can be read until its retention expires.
+ENDED_MAX_JOBS = 20_000
+# An error message can have 64 KB.
+ENDED_MAX_BYTES = 32 * 1024 * 1024
+# Approximate size of an ended job in memory, without its texts.
+JOB_OVERHEAD_BYTES = 1024
+
+
+class EndedJobs:
+    """Outlines of ended jobs. The oldest ones are evicted, so that memory is bounded at any rate.
+
+    Iteration yields them in the order of their ends.
+    """
+
+    def __init__(self, max_jobs: int = ENDED_MAX_JOBS, max_bytes: int = ENDED_MAX_BYTES) -> None:
+        self._max_jobs = max_jobs
+        self._max_bytes = max_bytes
+        self._jobs: OrderedDict[JobId, Job] = OrderedDict()
+        self._bytes = 0
+
+    def __len__(self) -> int:
+        return len(self._jobs)
+
+    def __iter__(self) -> Iterator[Job]:
+        return iter(self._jobs.values())
+
+    def get(self, job_id: JobId) -> Job | None:
+        """Return the outline of an ended job."""
+        return self._jobs.get(job_id)
+
+    def add(self, job: Job) -> None:
+        """Add a job that has just ended."""
+        self._jobs[job.id] = job
+        self._bytes += _size_bytes(job)
+        while len(self._jobs) > self._max_jobs or self._bytes > self._max_bytes:
+            self._evict()
+
+    def forget(self, now: Millis) -> None:
+        """Drop the jobs whose retention has ended."""
+        while self._jobs:
+            oldest = next(iter(self._jobs.values()))
+            if oldest.finished_at is None or oldest.finished_at + RETENTION_MILLIS > now:
+                return
+            self._evict()
+
+    def _evict(self) -> None:
+        _, job = self._jobs.popitem(last=False)
+        self._bytes -= _size_bytes(job)
+
+
+def _size_bytes(job: Job) -> int:
+    """Return the approximate size of an outline in memory."""
+    work = job.submission.work
+    texts = [job.error.message] if job.error is not None else []
+    if isinstance(work, Request):
+        texts += [work.path, work.content_type]
+    return JOB_OVERHEAD_BYTES + sum(map(sys.getsizeof, texts))
