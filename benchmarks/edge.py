@@ -21,9 +21,9 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from proxy.access.keys import Keys, Kind, stored_key
 from proxy.edge.connections import ConnectionLimiter, Pace
 from proxy.edge.gate import Backend, Gate, Table
-from proxy.edge.guard import EdgeContext
+from proxy.edge.guard import EdgeContext, GuardProtocol
 from proxy.edge.head import Hosts
-from proxy.edge.protocol import EdgeProtocol, HttpProtocol, WatchedProtocol
+from proxy.edge.protocol import HttpProtocol, WatchedProtocol
 
 ROUNDS = 15
 REQUESTS_PER_ROUND = 2_000
@@ -106,8 +106,8 @@ async def main() -> None:
     makers: dict[str, tuple[Any, Any]] = {
         "uvicorn": (HttpToolsProtocol, answer),
         "without the guard": (Unguarded, answer),
-        "guard": (partial(EdgeProtocol, edge), answer),
-        "guard and gate": (partial(EdgeProtocol, edge), gate),
+        "guard": (partial(GuardProtocol, edge), answer),
+        "guard and gate": (partial(GuardProtocol, edge), gate),
     }
     found: dict[str, list[float]] = {name: [] for name in makers}
     for _ in range(ROUNDS):

@@ -13,8 +13,9 @@ import structlog
 import uvicorn
 
 from proxy.app import Parts
+from proxy.edge.guard import GuardProtocol
 from proxy.edge.memory import return_large_blocks
-from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
+from proxy.edge.protocol import WorkerProtocol
 from proxy.service.background import keep
 from proxy.settings import Settings
 from proxy.store.errors import StoreError, StoreUnavailableError
@@ -107,7 +108,7 @@ async def _check_new_seal_key(parts: Parts) -> None:
 async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     config = uvicorn.Config(
         parts.app,
-        http=cast("type[EdgeProtocol]", partial(EdgeProtocol, parts.edge)),
+        http=cast("type[GuardProtocol]", partial(GuardProtocol, parts.edge)),
         ws=WorkerProtocol,
         ws_max_size=SOCKET_BYTES,
         ws_per_message_deflate=False,

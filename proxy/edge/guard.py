@@ -41,7 +41,7 @@ from proxy.edge.head import (
     too_large_head,
     without_upgrade,
 )
-from proxy.edge.lane import LaneProtocol
+from proxy.edge.protocol import HttpProtocol, LaneProtocol, WatchedProtocol
 
 log = structlog.get_logger()
 
@@ -82,7 +82,7 @@ class RequestRefusedError(Exception):
     """Ends parsing from a parser callback; the reason is in `GuardProtocol._refusal`."""
 
 
-class GuardProtocol(LaneProtocol):
+class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
     """The protocol of one client connection; limits what it receives before uvicorn handles it."""
 
     def __init__(self, edge: EdgeContext, **uvicorn_arguments: Any) -> None:

@@ -18,42 +18,38 @@ JOB_OVERHEAD_BYTES = 1024
 class EndedJobs:
     """Outlines of ended jobs. The oldest ones are evicted, so that memory is bounded at any rate.
 
-    Iteration yields them in the order of their ends.
+    `jobs` has them by id, in the order of their ends; to read. Iteration yields them.
     """
 
     def __init__(self, max_jobs: int = ENDED_MAX_JOBS, max_bytes: int = ENDED_MAX_BYTES) -> None:
         self._max_jobs = max_jobs
         self._max_bytes = max_bytes
-        self._jobs: OrderedDict[JobId, Job] = OrderedDict()
+        self.jobs: OrderedDict[JobId, Job] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
-        return len(self._jobs)
+        return len(self.jobs)
 
     def __iter__(self) -> Iterator[Job]:
-        return iter(self._jobs.values())
-
-    def get(self, job_id: JobId) -> Job | None:
-        """Return the outline of an ended job."""
-        return self._jobs.get(job_id)
+        return iter(self.jobs.values())
 
     def add(self, job: Job) -> None:
         """Add a job that has just ended."""
-        self._jobs[job.id] = job
+        self.jobs[job.id] = job
         self._bytes += _size_bytes(job)
-        while len(self._jobs) > self._max_jobs or self._bytes > self._max_bytes:
+        while len(self.jobs) > self._max_jobs or self._bytes > self._max_bytes:
             self._evict()
 
     def forget(self, now: Millis) -> None:
         """Drop the jobs whose retention has ended."""
-        while self._jobs:
-            oldest = next(iter(self._jobs.values()))
+        while self.jobs:
+            oldest = next(iter(self.jobs.values()))
             if oldest.finished_at is None or oldest.finished_at + RETENTION_MILLIS > now:
                 return
             self._evict()
 
     def _evict(self) -> None:
-        _, job = self._jobs.popitem(last=False)
+        _, job = self.jobs.popitem(last=False)
         self._bytes -= _size_bytes(job)
 
 

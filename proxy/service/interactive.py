@@ -198,7 +198,7 @@ class InteractiveJobs:
     def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
         """Return an outline of a job, or None if this owner has no such job on this endpoint."""
         mailbox = self._mailboxes.get(job_id)
-        job = self._ended.get(job_id) if mailbox is None else mailbox.job.outline()
+        job = self._ended.jobs.get(job_id) if mailbox is None else mailbox.job.outline()
         is_theirs = job is not None and job.endpoint == endpoint and job.submission.owner == owner
         return job if is_theirs else None
 

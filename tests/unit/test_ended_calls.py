@@ -135,8 +135,8 @@ def test_memory_is_bounded_at_any_rate(small: EndedJobs) -> None:
         small.add(ended(number, T0 + number))
         assert len(small) == min(MAX_JOBS, number + 1)
     assert [job.id for job in small] == [f"{number}" for number in range(6_000, 8_000)]
-    assert small.get(JobId("5999")) is None
-    assert small.get(JobId("6000")) is not None
+    assert small.jobs.get(JobId("5999")) is None
+    assert small.jobs.get(JobId("6000")) is not None
 
 
 def test_the_size_of_errors_is_bounded(small: EndedJobs) -> None:
@@ -145,7 +145,7 @@ def test_the_size_of_errors_is_bounded(small: EndedJobs) -> None:
     for number in range(last + 1):
         small.add(ended(number, message=long + str(number)))
     assert MAX_BYTES // 2 < len(small) * len(long) <= MAX_BYTES
-    assert small.get(JobId(f"{last}")) is not None
+    assert small.jobs.get(JobId(f"{last}")) is not None
 
 
 @pytest.mark.parametrize("name", ["path", "content_type"])

@@ -128,7 +128,7 @@ class CallChecks:
             is_streaming or (is_padding and can_be_padded)
         ):
             return None
-        return intervals.within(timeout)
+        return intervals if timeout is None else intervals.within(timeout)
 
     async def _find_unannounced(
         self, chosen: Endpoint | None, model: str | None

@@ -18,8 +18,9 @@ from uvicorn.server import ServerState
 from proxy.edge.connections import ConnectionLimiter, Pace
 from proxy.edge.context import EdgeContext
 from proxy.edge.gate import Table
+from proxy.edge.guard import GuardProtocol
 from proxy.edge.head import Hosts
-from proxy.edge.protocol import EdgeProtocol, WorkerProtocol
+from proxy.edge.protocol import WorkerProtocol
 
 # Turns of the event loop without a new byte, after which the application has finished its output.
 QUIET_TURNS = 3
@@ -97,7 +98,7 @@ class Parsed:
             lambda _path, _fields: False,
         )
         self._config = uvicorn.Config(
-            echo, http=cast("type[EdgeProtocol]", partial(EdgeProtocol, edge)), ws=WorkerProtocol,
+            echo, http=cast("type[GuardProtocol]", partial(GuardProtocol, edge)), ws=WorkerProtocol,
             ws_ping_interval=None, lifespan="off", log_config=None, access_log=False,
             server_header=False, date_header=False,
         )  # fmt: skip
