@@ -1,0 +1,135 @@
+"""The declarations of which the table of rows consists."""
+
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from enum import StrEnum
+from pathlib import Path
+from typing import Any, NamedTuple, TypeAlias
+
+Figures: TypeAlias = dict[str, float]
+"""What one round has measured of one side, by name. Names end in the unit."""
+
+
+class Unit(StrEnum):
+    """What CPU time is divided by."""
+
+    REQUEST = "request"
+    EVENT = "event"
+
+
+class Kind(StrEnum):
+    """How a goal compares our figure with that of a peer."""
+
+    RATIO = "ratio"
+    DIFFERENCE = "difference"
+    ABSOLUTE = "absolute"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Load:
+    """What the load generator sends during one round.
+
+    `rate` is in requests per second, independent of the responses; with 0 each connection sends its
+    next request when the response to the last one is complete.
+    """
+
+    connections: int
+    seconds: float
+    body: Mapping[str, Any] | None
+    path: str = "/v1/chat/completions"
+    is_stream: bool = False
+    rate: float = 0.0
+    warm_up_seconds: float = 0.5
+    ramp_seconds: float = 0.0
+    drain_seconds: float = 5.0
+
+
+@dataclass(frozen=True, slots=True)
+class Goal:
+    """A bound for a figure of ours.
+
+    `figure` is compared with the same figure of `peer`, as `kind` says. With `is_minimum`, the
+    value must not be below `limit`; otherwise it must not be above it. A value that misses a
+    maximum counts as met if the figure itself is at most `or_at_most`.
+    """
+
+    figure: str
+    limit: float
+    peer: str = ""
+    kind: Kind = Kind.RATIO
+    is_minimum: bool = False
+    stretch: float | None = None
+    or_at_most: float | None = None
+    # `bench-quick` compares this value with the committed one.
+    is_checked: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A running server to measure: its port, and its processes by role.
+
+    The CPU time of the process `server` and its descendants is reported as `cpu_us`, that of each
+    other one as `NAME_cpu_us`. `headers` are added to every request.
+    """
+
+    port: int
+    pids: Mapping[str, int]
+    headers: tuple[str, ...] = ()
+
+
+class NotInstalledError(Exception):
+    """A peer is not installed. The text is the command that installs it."""
+
+
+@dataclass(slots=True)
+class Rig:
+    """The programs and folders of a run. `folder` is temporary."""
+
+    folder: Path
+    loadgen: Path
+    mock: Path
+    # The folder of the peers' environments.
+    environments: Path
+
+
+Opening: TypeAlias = Callable[[Rig], AbstractAsyncContextManager[Target]]
+Measure: TypeAlias = Callable[[Rig, Target, "Row"], Awaitable[Figures]]
+
+
+class Side(NamedTuple):
+    """A server to measure, and the function that starts it. NotInstalledError if it cannot."""
+
+    name: str
+    open: Opening
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Row:
+    """One row of the table: a load, the sides that receive it in turns, and the goals.
+
+    The first side is the one whose figures the goals concern. `worker` says what answers the
+    requests behind our proxy.
+    """
+
+    name: str
+    title: str
+    worker: str
+    load: Load
+    sides: Sequence[Side]
+    measure: Measure
+    goals: Sequence[Goal] = ()
+    unit: Unit = Unit.REQUEST
+    rounds: int = 5
+    # The servers are started for each round again, because memory is measured.
+    is_fresh: bool = False
+    # Runs only if it is named in ONLY, because it takes long.
+    is_optional: bool = False
+
+
+@dataclass(slots=True)
+class Measured:
+    """The figures of a row, by side; one element per round. `not_run` has the reasons by side."""
+
+    rounds: dict[str, list[Figures]] = field(default_factory=dict)
+    not_run: dict[str, str] = field(default_factory=dict)
