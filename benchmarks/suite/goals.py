@@ -1,0 +1,85 @@
+"""The comparison of measured figures with the goals of their row."""
+
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+from .model import Figures, Goal, Kind
+from .statistics import Spread, spread
+
+NAMES = {
+    "cpu_us": "CPU µs per unit",
+    "worker_cpu_us": "worker's CPU µs per unit",
+    "requests_per_second": "requests/s",
+    "events_per_second": "events/s",
+    "latency_p50_ms": "p50 ms",
+    "latency_p99_ms": "p99 ms",
+    "latency_p999_ms": "p99.9 ms",
+    "first_p50_ms": "first event p50 ms",
+    "first_p99_ms": "first event p99 ms",
+    "gap_p99_ms": "gap p99 ms",
+    "gap_max_ms": "longest gap ms",
+    "rss_mb": "memory MB",
+    "idle_rss_mb": "idle memory MB",
+    "stream_kb": "memory KB per open stream",
+    "probe_p99_ms": "new request p99 ms",
+    "delay_ms": "delay of running streams ms",
+    "growth_mb": "growth of memory MB",
+}
+
+
+class Verdict(NamedTuple):
+    """A goal with the values of all rounds, and whether their median meets it."""
+
+    goal: Goal
+    values: Spread
+    is_met: bool
+
+
+def title(goal: Goal) -> str:
+    """Return a goal in words, such as `CPU µs per unit ≤ 1.15 × nginx`."""
+    name = NAMES.get(goal.figure, goal.figure)
+    sign = "≥" if goal.is_minimum else "≤"
+    match goal.kind:
+        case Kind.RATIO:
+            bound = f"{goal.limit:g} × {goal.peer}"
+        case Kind.DIFFERENCE:
+            bound = f"{goal.peer} + {goal.limit:g}"
+        case Kind.ABSOLUTE:
+            bound = f"{goal.limit:,g}"
+    other = f" or ≤ {goal.or_at_most:g}" if goal.or_at_most is not None else ""
+    return f"{name} {sign} {bound}{other}"
+
+
+def values(goal: Goal, rounds: Mapping[str, Sequence[Figures]], side: str) -> list[float] | None:
+    """Return the value of a goal in each round, or None if one of its sides was not measured.
+
+    `side` is the side that the goal concerns.
+    """
+    ours = rounds.get(side)
+    theirs = rounds.get(goal.peer) if goal.peer else ours
+    if ours is None or theirs is None:
+        return None
+    found = []
+    for mine, other in zip(ours, theirs, strict=True):
+        value = mine[goal.figure]
+        match goal.kind:
+            case Kind.RATIO:
+                value /= other[goal.figure]
+            case Kind.DIFFERENCE:
+                value -= other[goal.figure]
+            case Kind.ABSOLUTE:
+                pass
+        found.append(value)
+    return found
+
+
+def judge(goal: Goal, rounds: Mapping[str, Sequence[Figures]], side: str) -> Verdict | None:
+    """Return the verdict on a goal, or None if one of its sides was not measured."""
+    found = values(goal, rounds, side)
+    if found is None:
+        return None
+    middle = spread(found)
+    is_met = middle.median >= goal.limit if goal.is_minimum else middle.median <= goal.limit
+    if not is_met and goal.or_at_most is not None:
+        is_met = spread([each[goal.figure] for each in rounds[side]]).median <= goal.or_at_most
+    return Verdict(goal, middle, is_met)

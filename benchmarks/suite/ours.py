@@ -1,0 +1,102 @@
+"""Our proxy as a side of a comparison, with the frame pump or with our worker behind it."""
+
+import secrets
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from proxy.access.limits import LIMITS
+
+from .mock import mock_upstream
+from .model import Opening, Rig, Target
+from .ports import free_port
+from .processes import LOAD_CORE, SERVER_CORE, pinned, until_ready
+
+PUMP = Path(__file__).resolve().parents[1] / "pump.py"
+# Rows add to the queue until they end.
+MAX_QUEUED = 10_000_000
+PUMP_SLOTS = 12_000
+WORKER_SLOTS = 2_000
+
+
+@asynccontextmanager
+async def proxy(
+    rig: Rig, prepare: Callable[[Path], None] | None = None, ready_seconds: float = 60.0
+) -> AsyncIterator[tuple[Target, str, Path]]:
+    """Run the proxy with all its features: an API key, raised limits, and a store on disk.
+
+    `prepare` receives the empty data directory before the start. Yield the target, the worker
+    token, and a folder for the logs of workers.
+    """
+    token = secrets.token_hex()
+    key = secrets.token_hex()
+    port = free_port()
+    variables = {
+        "PROXY_API_KEY": f"bench={key}",
+        "PROXY_WORKER_TOKEN": token,
+        "PROXY_LIMIT": " ".join(f"{name}=0" for name in LIMITS),
+        "PROXY_MAX_QUEUED": str(MAX_QUEUED),
+        "PROXY_LOG_LEVEL": "warning",
+    }
+    with TemporaryDirectory(dir=rig.folder, prefix="proxy-") as name:
+        folder = Path(name)
+        data = folder / "data"
+        data.mkdir()
+        if prepare is not None:
+            prepare(data)
+        log = folder / "proxy.log"
+        flags = ("--port", str(port), "--data-dir", str(data))
+        command = (sys.executable, "-m", "proxy.cli", "proxy", *flags)
+        async with pinned(SERVER_CORE, *command, log=log, environment=variables) as process:
+            url = f"http://127.0.0.1:{port}/livez"
+            await until_ready(process, log, url, seconds=ready_seconds)
+            headers = (f"Authorization: Bearer {key}",)
+            yield Target(port, {"server": process.pid}, headers), token, folder
+
+
+@asynccontextmanager
+async def _with_pump(rig: Rig, connections: int) -> AsyncIterator[Target]:
+    async with proxy(rig) as (target, token, folder):
+        url = f"ws://127.0.0.1:{target.port}/v2/default/worker"
+        slots = ("--slots", str(PUMP_SLOTS), "--connections", str(connections))
+        log = folder / "pump.log"
+        command = (sys.executable, str(PUMP), url, token, *slots)
+        async with pinned(LOAD_CORE, *command, log=log) as process:
+            await until_ready(process, log, f"http://127.0.0.1:{target.port}/readyz")
+            yield target
+
+
+@asynccontextmanager
+async def _with_worker(rig: Rig) -> AsyncIterator[Target]:
+    async with proxy(rig) as (target, token, folder), mock_upstream(rig) as upstream:
+        variables = {
+            "WORKER_CONNECT": f"http://127.0.0.1:{target.port}",
+            "WORKER_TOKEN": token,
+            "WORKER_UPSTREAM": f"http://127.0.0.1:{upstream}",
+            "WORKER_MAX_CONCURRENCY": str(WORKER_SLOTS),
+            "WORKER_LOG_LEVEL": "warning",
+        }
+        log = folder / "worker.log"
+        command = (sys.executable, "-m", "worker_vllm")
+        async with pinned(LOAD_CORE, *command, log=log, environment=variables) as process:
+            await until_ready(process, log, f"http://127.0.0.1:{target.port}/readyz")
+            pids = {**target.pids, "worker": process.pid}
+            yield Target(target.port, pids, target.headers)
+
+
+@asynccontextmanager
+async def _alone(rig: Rig) -> AsyncIterator[Target]:
+    async with proxy(rig) as (target, _, _):
+        yield target
+
+
+def with_pump(connections: int = 1) -> Opening:
+    """Return the opening of a proxy whose requests are answered by the frame pump."""
+    return partial(_with_pump, connections=connections)
+
+
+with_worker: Opening = _with_worker
+alone: Opening = _alone

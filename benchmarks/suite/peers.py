@@ -1,0 +1,103 @@
+"""The peers: other proxies for OpenAI-compatible servers, each as one process on one core.
+
+All of them forward to the mock upstream. Their access logs are off, as ours is.
+"""
+
+import json
+import shutil
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from .mock import mock_upstream
+from .model import NotInstalledError, Rig, Side, Target
+from .ports import free_port
+from .processes import SERVER_CORE, pinned, until_ready
+
+CONFIGURATIONS = Path(__file__).resolve().parents[1] / "peers"
+REQUEST = {"model": "mock", "max_tokens": 1, "messages": [{"role": "user", "content": "Hello"}]}
+
+
+@asynccontextmanager
+async def _served(
+    folder: Path, port: int, *command: str, environment: dict[str, str] | None = None
+) -> AsyncIterator[Target]:
+    """Run a peer, and yield it as soon as it forwards requests."""
+    log = folder / "log"
+    async with pinned(SERVER_CORE, *command, log=log, environment=environment) as process:
+        url = f"http://127.0.0.1:{port}/v1/chat/completions"
+        await until_ready(process, log, url, body=REQUEST)
+        yield Target(port, {"server": process.pid})
+
+
+@asynccontextmanager
+async def _nginx(rig: Rig) -> AsyncIterator[Target]:
+    program = shutil.which("nginx")
+    if program is None:
+        raise NotInstalledError("apt-get install nginx-light")
+    port = free_port()
+    async with mock_upstream(rig) as upstream:
+        with TemporaryDirectory(dir=rig.folder, prefix="nginx-") as name:
+            folder = Path(name)
+            text = (CONFIGURATIONS / "nginx.conf").read_text()
+            text = text.replace("@PORT@", str(port)).replace("@UPSTREAM@", str(upstream))
+            (folder / "nginx.conf").write_text(text)
+            # The worker process may run as another user.
+            folder.chmod(0o755)
+            arguments = ("-p", name, "-c", "nginx.conf", "-g", "daemon off;")
+            async with _served(folder, port, program, *arguments) as target:
+                yield target
+
+
+@asynccontextmanager
+async def _vllm_router(rig: Rig) -> AsyncIterator[Target]:
+    program = _program(rig, "vllm-router")
+    port = free_port()
+    async with mock_upstream(rig) as upstream:
+        with TemporaryDirectory(dir=rig.folder, prefix="vllm-router-") as name:
+            arguments = (
+                *("--host", "127.0.0.1", "--port", str(port)),
+                *("--worker-urls", f"http://127.0.0.1:{upstream}"),
+                *("--policy", "round_robin", "--log-level", "error"),
+                *("--prometheus-port", str(free_port())),
+            )
+            async with _served(Path(name), port, program, *arguments) as target:
+                yield target
+
+
+@asynccontextmanager
+async def _litellm(rig: Rig) -> AsyncIterator[Target]:
+    program = _program(rig, "litellm")
+    port = free_port()
+    async with mock_upstream(rig) as upstream:
+        with TemporaryDirectory(dir=rig.folder, prefix="litellm-") as name:
+            folder = Path(name)
+            model = {
+                "model": "openai/mock",
+                "api_base": f"http://127.0.0.1:{upstream}/v1",
+                "api_key": "unused",
+            }
+            # JSON is valid YAML.
+            text = json.dumps({"model_list": [{"model_name": "mock", "litellm_params": model}]})
+            (folder / "config.yaml").write_text(text)
+            arguments = (
+                *("--config", str(folder / "config.yaml"), "--host", "127.0.0.1"),
+                *("--port", str(port), "--num_workers", "1", "--telemetry", "False"),
+            )
+            # Without this, it downloads its table of prices at each start.
+            environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
+            async with _served(folder, port, program, *arguments, environment=environment) as it:
+                yield it
+
+
+def _program(rig: Rig, name: str) -> str:
+    program = rig.environments / f".venv-{name}" / "bin" / name
+    if not program.exists():
+        raise NotInstalledError("make bench")
+    return str(program)
+
+
+NGINX = Side("nginx", _nginx)
+VLLM_ROUTER = Side("vllm-router", _vllm_router)
+LITELLM = Side("LiteLLM", _litellm)

@@ -1,0 +1,90 @@
+"""The files in `benchmarks/results`: JSON for programs, a table and a plot for readers."""
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from .goals import judge, title
+from .model import Measured, Row
+from .plot import svg
+from .report import page, section
+from .statistics import spread
+
+FOLDER = Path(__file__).resolve().parents[1] / "results"
+QUICK = FOLDER / "quick.json"
+
+
+def summary(row: Row, found: Measured, place: Mapping[str, str], load: float) -> dict[str, Any]:
+    """Return the result of a row, as it is written to a file.
+
+    Each figure is a list: median, minimum, maximum, and the values of all rounds.
+    """
+    sides = {
+        side: {name: _all([one[name] for one in rounds]) for name in rounds[0]}
+        for side, rounds in found.rounds.items()
+    }
+    verdicts = [judge(goal, found.rounds, row.sides[0].name) for goal in row.goals]
+    return {
+        "name": row.name,
+        "title": row.title,
+        "worker": row.worker,
+        "unit": row.unit.value,
+        "rounds": max(map(len, found.rounds.values()), default=0),
+        **place,
+        "load_before": load,
+        "sides": sides,
+        "goals": [
+            {
+                "goal": title(verdict.goal),
+                "stretch": verdict.goal.stretch,
+                "values": list(verdict.values),
+                "is_met": verdict.is_met,
+            }
+            for verdict in verdicts
+            if verdict is not None
+        ],
+        "not_run": found.not_run,
+    }
+
+
+def _all(values: Sequence[float]) -> list[float]:
+    return [float(f"{value:.5g}") for value in (*spread(values), *values)]
+
+
+def text(result: Mapping[str, Any]) -> str:
+    return section(result)
+
+
+def write(result: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+    """Write the result of one row, and then table and plot of all rows that have a file."""
+    FOLDER.mkdir(exist_ok=True)
+    _dump(FOLDER / f"row-{result['name']}.json", {**result, "versions": versions})
+    results = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("row-*.json"))]
+    (FOLDER / "table.md").write_text(page(results, versions), encoding="utf-8")
+    (FOLDER / "plot.svg").write_text(svg(results), encoding="utf-8")
+
+
+def committed_ratios() -> dict[str, float] | None:
+    """Return the ratios that `bench-quick` compares with; None if there are none yet."""
+    if not QUICK.exists():
+        return None
+    ratios: dict[str, float] = json.loads(QUICK.read_text())["ratios"]
+    return ratios
+
+
+def write_quick(
+    results: Sequence[Mapping[str, Any]],
+    ratios: Mapping[str, Sequence[float]],
+    versions: Mapping[str, str],
+) -> None:
+    """Write the results of `bench-quick`, with the median of each checked ratio."""
+    FOLDER.mkdir(exist_ok=True)
+    medians = {name: float(f"{spread(each).median:.4g}") for name, each in ratios.items()}
+    _dump(QUICK, {"ratios": medians, "versions": versions, "rows": results})
+    (FOLDER / "quick.md").write_text(page(results, versions), encoding="utf-8")
+    (FOLDER / "quick.svg").write_text(svg(results), encoding="utf-8")
+
+
+def _dump(path: Path, value: Any) -> None:
+    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
