@@ -60,6 +60,9 @@ static double histogram_quantile(const histogram *h, double quantile) {
         seen += h->buckets[i];
         if (seen > wanted) {
             double value = value_of(i);
+            if (value < h->min) {
+                return h->min;
+            }
             return value > h->max ? h->max : value;
         }
     }

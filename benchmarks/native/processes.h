@@ -7,6 +7,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <time.h>
 #include <unistd.h>
 
 #define WATCHED_MAX 16
@@ -25,8 +26,8 @@ typedef struct {
 static tree watched[WATCHED_MAX];
 static int watched_count;
 
-/* Read the parent and the CPU seconds of a process. Return 0 if it does not exist. */
-static int read_stat(int pid, int *parent, double *cpu) {
+/* Read the parent of a process. Return 0 if the process does not exist. */
+static int read_parent(int pid, int *parent) {
     char path[64];
     char text[1024];
     snprintf(path, sizeof path, "/proc/%d/stat", pid);
@@ -39,19 +40,18 @@ static int read_stat(int pid, int *parent, double *cpu) {
     text[size] = 0;
     /* The name of the program is in parentheses, and may contain anything. */
     char *fields = strrchr(text, ')');
-    if (!fields) {
+    return fields && sscanf(fields + 2, "%*c %d", parent) == 1;
+}
+
+/* Return the CPU seconds of all threads of a process; 0 if it does not exist. Its clock counts
+ * nanoseconds, and /proc only ticks of 10 ms. */
+static double cpu_seconds(int pid) {
+    clockid_t clock;
+    struct timespec used;
+    if (clock_getcpuclockid(pid, &clock) || clock_gettime(clock, &used)) {
         return 0;
     }
-    unsigned long user = 0;
-    unsigned long kernel = 0;
-    char state;
-    int found = sscanf(fields + 2, "%c %d %*d %*d %*d %*d %*u %*u %*u %*u %*u %lu %lu", &state,
-                       parent, &user, &kernel);
-    if (found < 4) {
-        return 0;
-    }
-    *cpu = (double)(user + kernel) / sysconf(_SC_CLK_TCK);
-    return 1;
+    return used.tv_sec + used.tv_nsec / 1e9;
 }
 
 static long rss_kb(int pid) {
@@ -84,10 +84,9 @@ static void find_members(void) {
     DIR *folder = opendir("/proc");
     struct dirent *entry;
     while ((entry = readdir(folder)) && count < PROCESSES_MAX) {
-        double cpu;
         if (isdigit((unsigned char)entry->d_name[0])) {
             pids[count] = atoi(entry->d_name);
-            count += read_stat(pids[count], &parents[count], &cpu);
+            count += read_parent(pids[count], &parents[count]);
         }
     }
     closedir(folder);
@@ -106,12 +105,8 @@ static void find_members(void) {
 
 static double tree_cpu(const tree *t) {
     double sum = 0;
-    double cpu;
-    int parent;
     for (int i = 0; i < t->size; i++) {
-        if (read_stat(t->members[i], &parent, &cpu)) {
-            sum += cpu;
-        }
+        sum += cpu_seconds(t->members[i]);
     }
     return sum;
 }
@@ -133,7 +128,7 @@ static void note_memory(void) {
 static void print_watched(void) {
     printf("\"watched\":[");
     for (tree *t = watched; t < watched + watched_count; t++) {
-        printf("%s{\"pid\":%d,\"processes\":%d,\"cpu_s\":%.3f,\"rss_mb\":%.3f}",
+        printf("%s{\"pid\":%d,\"processes\":%d,\"cpu_s\":%.6f,\"rss_mb\":%.3f}",
                t == watched ? "" : ",", t->root, t->size, t->cpu_at_end - t->cpu_at_start,
                t->max_rss_kb * 1024 / 1e6);
     }

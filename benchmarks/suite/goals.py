@@ -23,6 +23,7 @@ NAMES = {
     "stream_kb": "memory KB per open stream",
     "probe_p99_ms": "new request p99 ms",
     "delay_ms": "delay of running streams ms",
+    "start_s": "start s",
     "growth_mb": "growth of memory MB",
 }
 

@@ -61,8 +61,16 @@ class Goal:
     is_minimum: bool = False
     stretch: float | None = None
     or_at_most: float | None = None
-    # `bench-quick` compares this value with the committed one.
-    is_checked: bool = False
+
+
+class Check(NamedTuple):
+    """A ratio that `bench-quick` compares with the committed one: our figure to that of a peer.
+
+    Smaller figures are better.
+    """
+
+    figure: str
+    peer: str
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,12 +78,13 @@ class Target:
     """A running server to measure: its port, and its processes by role.
 
     The CPU time of the process `server` and its descendants is reported as `cpu_us`, that of each
-    other one as `NAME_cpu_us`. `headers` are added to every request.
+    other one as `NAME_cpu_us`. `headers` are added to every request. `started_seconds` is the time from its start until it served requests.
     """
 
     port: int
     pids: Mapping[str, int]
     headers: tuple[str, ...] = ()
+    started_seconds: float = 0.0
 
 
 class NotInstalledError(Exception):
@@ -119,6 +128,7 @@ class Row:
     sides: Sequence[Side]
     measure: Measure
     goals: Sequence[Goal] = ()
+    checks: Sequence[Check] = ()
     unit: Unit = Unit.REQUEST
     rounds: int = 5
     # The servers are started for each round again, because memory is measured.

@@ -1,15 +1,19 @@
 """Our proxy as a side of a comparison, with the frame pump or with our worker behind it."""
 
+import asyncio
 import secrets
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from proxy.access.limits import LIMITS
 
+from . import queued
 from .mock import mock_upstream
 from .model import Opening, Rig, Target
 from .ports import free_port
@@ -20,11 +24,13 @@ PUMP = Path(__file__).resolve().parents[1] / "pump.py"
 MAX_QUEUED = 10_000_000
 PUMP_SLOTS = 12_000
 WORKER_SLOTS = 2_000
+# A start with a million jobs takes long.
+READY_SECONDS = 120.0
 
 
 @asynccontextmanager
 async def proxy(
-    rig: Rig, prepare: Callable[[Path], None] | None = None, ready_seconds: float = 60.0
+    rig: Rig, prepare: Callable[[Path], None] | None = None
 ) -> AsyncIterator[tuple[Target, str, Path]]:
     """Run the proxy with all its features: an API key, raised limits, and a store on disk.
 
@@ -46,15 +52,18 @@ async def proxy(
         data = folder / "data"
         data.mkdir()
         if prepare is not None:
-            prepare(data)
+            # It may run an event loop of its own.
+            await asyncio.to_thread(prepare, data)
         log = folder / "proxy.log"
         flags = ("--port", str(port), "--data-dir", str(data))
         command = (sys.executable, "-m", "proxy.cli", "proxy", *flags)
         async with pinned(SERVER_CORE, *command, log=log, environment=variables) as process:
             url = f"http://127.0.0.1:{port}/livez"
-            await until_ready(process, log, url, seconds=ready_seconds)
+            began = time.monotonic()
+            await until_ready(process, log, url, seconds=READY_SECONDS)
             headers = (f"Authorization: Bearer {key}",)
-            yield Target(port, {"server": process.pid}, headers), token, folder
+            started = time.monotonic() - began
+            yield Target(port, {"server": process.pid}, headers, started), token, folder
 
 
 @asynccontextmanager
@@ -84,18 +93,25 @@ async def _with_worker(rig: Rig) -> AsyncIterator[Target]:
         async with pinned(LOAD_CORE, *command, log=log, environment=variables) as process:
             await until_ready(process, log, f"http://127.0.0.1:{target.port}/readyz")
             pids = {**target.pids, "worker": process.pid}
-            yield Target(target.port, pids, target.headers)
+            yield replace(target, pids=pids)
 
 
 @asynccontextmanager
-async def _alone(rig: Rig) -> AsyncIterator[Target]:
-    async with proxy(rig) as (target, _, _):
+async def _alone(
+    rig: Rig, prepare: Callable[[Path], None] | None = None
+) -> AsyncIterator[Target]:
+    async with proxy(rig, prepare) as (target, _, _):
         yield target
 
 
 def with_pump(connections: int = 1) -> Opening:
     """Return the opening of a proxy whose requests are answered by the frame pump."""
     return partial(_with_pump, connections=connections)
+
+
+def with_queue(jobs: int) -> Opening:
+    """Return the opening of a proxy without workers that starts with this many queued jobs."""
+    return partial(_alone, prepare=partial(queued.fill, jobs=jobs))
 
 
 with_worker: Opening = _with_worker

@@ -4,6 +4,7 @@ All of them forward to the mock upstream. Their access logs are off, as ours is.
 """
 
 import json
+import secrets
 import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -21,14 +22,21 @@ REQUEST = {"model": "mock", "max_tokens": 1, "messages": [{"role": "user", "cont
 
 @asynccontextmanager
 async def _served(
-    folder: Path, port: int, *command: str, environment: dict[str, str] | None = None
+    folder: Path,
+    port: int,
+    *command: str,
+    environment: dict[str, str] | None = None,
+    key: str = "",
 ) -> AsyncIterator[Target]:
-    """Run a peer, and yield it as soon as it forwards requests."""
+    """Run a peer, and yield it as soon as it forwards requests. `key`: an API key, if it has one.
+    """
     log = folder / "log"
     async with pinned(SERVER_CORE, *command, log=log, environment=environment) as process:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
-        await until_ready(process, log, url, body=REQUEST)
-        yield Target(port, {"server": process.pid})
+        headers = {"Authorization": f"Bearer {key}"} if key else {}
+        await until_ready(process, log, url, headers=headers, body=REQUEST)
+        lines = tuple(f"{name}: {value}" for name, value in headers.items())
+        yield Target(port, {"server": process.pid}, lines)
 
 
 @asynccontextmanager
@@ -85,10 +93,17 @@ async def _litellm(rig: Rig) -> AsyncIterator[Target]:
                 *("--config", str(folder / "config.yaml"), "--host", "127.0.0.1"),
                 *("--port", str(port), "--num_workers", "1", "--telemetry", "False"),
             )
-            # Without this, it downloads its table of prices at each start.
-            environment = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR"}
-            async with _served(folder, port, program, *arguments, environment=environment) as it:
-                yield it
+            key = f"sk-{secrets.token_hex()}"
+            environment = {
+                # It does not start without a key.
+                "LITELLM_MASTER_KEY": key,
+                # Otherwise it downloads its table of prices at each start.
+                "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+                "LITELLM_LOG": "ERROR",
+            }
+            served = _served(folder, port, program, *arguments, environment=environment, key=key)
+            async with served as target:
+                yield target
 
 
 def _program(rig: Rig, name: str) -> str:

@@ -2,12 +2,13 @@
 
 import asyncio
 import os
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import aiohttp
 
+ROOT = Path(__file__).resolve().parents[2]
 # The server under test has a core for itself; all others share the second one.
 SERVER_CORE = "0"
 LOAD_CORE = "1"
@@ -29,6 +30,7 @@ async def pinned(
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
             *("taskset", "-c", core, *command),
+            cwd=ROOT,
             env={**os.environ, **(environment or {})},
             stdout=output,
             stderr=output,
@@ -85,7 +87,17 @@ def tail(log: Path) -> str:
     return log.read_bytes()[-LOG_EXCERPT_BYTES:].decode(errors="replace")
 
 
-def resident_mb(pid: int) -> float:
-    """Return the resident memory of a process in units of 1,000,000 bytes."""
-    pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
+def descendants(pid: int) -> Iterator[int]:
+    """Yield all processes that a process has started, directly or not."""
+    for children in Path(f"/proc/{pid}/task").glob("*/children"):
+        for child in children.read_text().split():
+            yield int(child)
+            yield from descendants(int(child))
+
+
+def tree_mb(pid: int) -> float:
+    """Return the resident memory of a process and its descendants, in units of 1,000,000 bytes."""
+    pages = 0
+    for each in (pid, *descendants(pid)):
+        pages += int(Path(f"/proc/{each}/statm").read_text().split()[1])
     return pages * os.sysconf("SC_PAGE_SIZE") / 1e6

@@ -2,8 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 
-from .goals import title, values
+from .goals import NAMES
 from .model import Figures, Row
+from .statistics import paired_ratios
 
 # A ratio may be this many times the committed one.
 TOLERANCE = 1.5
@@ -11,11 +12,14 @@ TOLERANCE = 1.5
 
 def ratios(row: Row, rounds: Mapping[str, Sequence[Figures]]) -> dict[str, list[float]]:
     """Return the checked ratios of a row in each round, by title. Smaller ones are better."""
+    ours = rounds.get(row.sides[0].name, ())
     found = {}
-    for goal in row.goals:
-        each = values(goal, rounds, row.sides[0].name) if goal.is_checked else None
-        if each is not None:
-            found[f"{row.name}: {title(goal)}"] = each
+    for check in row.checks:
+        if theirs := rounds.get(check.peer):
+            name = f"{row.name}: {NAMES[check.figure]}, ours to {check.peer}"
+            found[name] = paired_ratios(
+                [one[check.figure] for one in ours], [one[check.figure] for one in theirs]
+            )
     return found
 
 

@@ -5,10 +5,12 @@ The load of each row is described in README.md.
 
 from typing import Any
 
-from . import ours
+from . import ours, queued
 from .generator import one_load
-from .model import Goal, Kind, Load, Row, Side, Unit
+from .model import Check, Goal, Kind, Load, Row, Side, Unit
+from .open_streams import open_streams
 from .peers import LITELLM, NGINX, VLLM_ROUTER
+from .queue_api import status, submits
 
 PUMP = "frame pump"
 OUR_WORKER = "our worker"
@@ -18,6 +20,7 @@ CONTENT = (
 )
 OURS = Side("ours", ours.with_pump())
 PEERS = (OURS, NGINX, VLLM_ROUTER)
+CPU = (Check("cpu_us", "nginx"), Check("cpu_us", "vllm-router"))
 
 
 def _body(**fields: Any) -> dict[str, Any]:
@@ -45,9 +48,8 @@ def _whole_answers(connections: int, *, with_litellm: bool, rounds: int) -> Row:
                 if with_litellm
                 else ()
             ),
-            Goal("cpu_us", 2.0, "nginx", is_checked=True),
-            Goal("cpu_us", 1.0, "vllm-router", is_checked=True),
         ),
+        checks=CPU,
     )
 
 
@@ -94,11 +96,12 @@ C = Row(
     measure=one_load,
     unit=Unit.EVENT,
     goals=(
-        Goal("cpu_us", 1.15, "nginx", stretch=1.0, is_checked=True),
-        Goal("cpu_us", 0.8, "vllm-router", is_checked=True),
-        Goal("first_p99_ms", 2.0, "nginx", or_at_most=6.0, stretch=1.0, is_checked=True),
+        Goal("cpu_us", 1.15, "nginx", stretch=1.0),
+        Goal("cpu_us", 0.8, "vllm-router"),
+        Goal("first_p99_ms", 2.0, "nginx", or_at_most=6.0, stretch=1.0),
         Goal("gap_p99_ms", 1.0, "nginx", kind=Kind.DIFFERENCE),
     ),
+    checks=(*CPU, Check("first_p99_ms", "nginx")),
 )
 
 TEN = Row(
@@ -113,9 +116,125 @@ TEN = Row(
     unit=Unit.EVENT,
     goals=(
         Goal("first_p50_ms", 0.4, "nginx", kind=Kind.DIFFERENCE, stretch=0.25),
-        Goal("first_p50_ms", 3.0, "nginx", is_checked=True),
+    ),
+    checks=(Check("first_p50_ms", "nginx"),),
+)
+
+OPEN = Row(
+    name="open",
+    title="9,000 open streams, opened at 1,800/s",
+    worker=PUMP,
+    # An event every two seconds; the window is as long as the probes of `open_streams` take.
+    load=Load(
+        connections=9_000,
+        seconds=10.0,
+        warm_up_seconds=0.0,
+        ramp_seconds=5.0,
+        drain_seconds=0.0,
+        is_stream=True,
+        body=_stream(60, 2_000_000),
+    ),
+    sides=(OURS, NGINX),
+    measure=open_streams,
+    unit=Unit.EVENT,
+    is_fresh=True,
+    goals=(
+        Goal("stream_kb", 12.0, kind=Kind.ABSOLUTE, stretch=8.0),
+        Goal("probe_p99_ms", 50.0, kind=Kind.ABSOLUTE),
+        Goal("idle_rss_mb", 60.0, kind=Kind.ABSOLUTE),
+        Goal("delay_ms", 50.0, kind=Kind.ABSOLUTE),
     ),
 )
 
-ROWS = (A, A256, A_OPEN, B, C, TEN)
+UPSTREAM = Side("ours, our worker", ours.with_worker)
+UPSTREAM_A = Row(
+    name="upstream-a",
+    title="whole answers, 64 connections, through our worker with --upstream",
+    worker=OUR_WORKER,
+    load=A.load,
+    sides=(UPSTREAM, Side("ours, frame pump", ours.with_pump())),
+    measure=one_load,
+    goals=(
+        Goal("cpu_us", 1.2, "ours, frame pump"),
+        Goal("worker_cpu_us", 150.0, kind=Kind.ABSOLUTE, stretch=100.0),
+        Goal("requests_per_second", 4_000.0, kind=Kind.ABSOLUTE, is_minimum=True, stretch=8_000.0),
+    ),
+)
+UPSTREAM_C = Row(
+    name="upstream-c",
+    title="500 paced streams through our worker with --upstream",
+    worker=OUR_WORKER,
+    load=C.load,
+    sides=UPSTREAM_A.sides,
+    measure=one_load,
+    unit=Unit.EVENT,
+    goals=(
+        Goal("cpu_us", 1.2, "ours, frame pump"),
+        Goal("worker_cpu_us", 12.0, kind=Kind.ABSOLUTE),
+    ),
+)
+
+SUBMIT: dict[str, Any] = {"input": {"prompt": "x" * 980}}
+EMPTY = Side("ours", ours.alone)
+RUN = Row(
+    name="run",
+    title="durable `run`, 64 clients, bodies of 1 KB, SQLite with fsync",
+    worker="none: the jobs stay queued",
+    load=Load(connections=64, seconds=4.0, path="/v2/default/run", body=SUBMIT),
+    sides=(EMPTY,),
+    measure=submits,
+    goals=(Goal("requests_per_second", 3_000.0, kind=Kind.ABSOLUTE, is_minimum=True),),
+)
+RUN_MILLION = Row(
+    name="run-million",
+    title="durable `run`, 64 clients, with 1,000,000 queued jobs",
+    worker=RUN.worker,
+    load=RUN.load,
+    sides=(Side("1,000,000 queued", ours.with_queue(queued.JOBS)), Side("empty", ours.alone)),
+    measure=submits,
+    is_optional=True,
+    goals=(
+        Goal("cpu_us", 1.2, "empty", stretch=1.0),
+        # In MB, so that it is 400 bytes for each of a million jobs.
+        Goal("idle_rss_mb", 400.0, "empty", kind=Kind.DIFFERENCE, stretch=250.0),
+        Goal("start_s", 8.0, kind=Kind.ABSOLUTE),
+    ),
+)
+RUNSYNC = Row(
+    name="runsync",
+    title="`runsync`, 64 clients",
+    worker=PUMP,
+    load=Load(connections=64, seconds=3.0, path="/v2/default/runsync", body=SUBMIT),
+    sides=(OURS,),
+    measure=one_load,
+    goals=(Goal("requests_per_second", 3_000.0, kind=Kind.ABSOLUTE, is_minimum=True),),
+)
+STATUS = Row(
+    name="status",
+    title="`status` of a completed job, 64 clients",
+    worker=PUMP,
+    load=Load(connections=64, seconds=3.0, path="/v2/default/status", body=None),
+    sides=(OURS,),
+    measure=status,
+    goals=(Goal("requests_per_second", 6_000.0, kind=Kind.ABSOLUTE, is_minimum=True),),
+)
+
+WORKERS = Row(
+    name="workers",
+    title="1, 8 and 32 workers, 1,500 requests/s offered",
+    worker=PUMP,
+    load=Load(connections=64, seconds=4.0, rate=1_500.0, body=_body(max_tokens=64)),
+    sides=(
+        Side("32 workers", ours.with_pump(32)),
+        Side("8 workers", ours.with_pump(8)),
+        Side("1 worker", ours.with_pump(1)),
+    ),
+    measure=one_load,
+    goals=(Goal("cpu_us", 1.2, "1 worker", stretch=1.0),),
+)
+
+ROWS = (
+    *(A, C, TEN, B, A_OPEN, A256, OPEN, RUN, UPSTREAM_A, UPSTREAM_C),
+    *(STATUS, RUNSYNC, WORKERS, RUN_MILLION),
+)
 QUICK = (A, C, TEN)
