@@ -73,7 +73,7 @@ async def full(rig: Rig, chosen: list[Row], number: int | None) -> None:
         load = machine.load()
         found = await rounds.measure(rig, row, number or row.rounds, say)
         result = results.summary(row, found, machine.place(command), load)
-        results.write(result, machine.versions(rig))
+        results.write(results.FOLDER, result, machine.versions(rig))
         say(f"{row.name}: {time.monotonic() - started:.0f} s")
         print(results.text(result), flush=True)
 
@@ -90,10 +90,10 @@ async def quick(rig: Rig, *, accept: bool) -> int:
         found |= ratios(row, measured.rounds)
         rows.append(results.summary(row, measured, machine.place(command), load))
         print(results.text(rows[-1]), flush=True)
-    committed = results.committed_ratios()
+    committed = results.committed_ratios(results.FOLDER)
     say(f"{time.monotonic() - started:.0f} s")
     if accept or committed is None:
-        results.write_quick(rows, found, machine.versions(rig))
+        results.write_quick(results.FOLDER, rows, found, machine.versions(rig))
         return 0
     bad = regressions(found, committed)
     print("\n".join(bad) if bad else "No ratio is above the tolerance.")

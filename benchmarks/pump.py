@@ -3,10 +3,10 @@
     .venv/bin/python benchmarks/pump.py URL TOKEN [--slots 12000] [--connections 1]
 
 URL is that of the proxy's channel, such as ws://127.0.0.1:8000/v2/default/worker. Each connection
-is one worker. The answers are those of `native/mock_upstream.c`: a body of 600 bytes, or a stream of
-`max_tokens` events that are `seed` microseconds apart, of which the first one is sent at once. With
-a `seed` of 0, 16 events are one chunk. As in an engine's step, all events that are due at the same
-time leave in one message. Each event contains `@` and the time (CLOCK_MONOTONIC in ns) of its
+is one worker. The answers are those of `native/mock_upstream.c`: a body of 600 bytes, or a stream
+of `max_tokens` events that are `seed` microseconds apart, of which the first one is sent at once.
+With a `seed` of 0, 16 events are one chunk. As in an engine's step, all events that are due at the
+same time leave in one message. Each event contains `@` and the time (CLOCK_MONOTONIC in ns) of its
 creation, from which the load generator computes its transit time.
 """
 
@@ -28,7 +28,7 @@ from websockets.asyncio.client import ClientConnection, connect
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 # The import follows the change of the path, to use this repository and not an installed package.
-from proxy.wire import frames  # noqa: E402
+from proxy.wire import frames
 
 BURST_EVENTS = 16
 # Events that are due within this time leave together: the timers of libuv have steps of 1 ms.
@@ -37,21 +37,23 @@ FRAMES_PER_MESSAGE = 4_000
 # What a frame adds to its data in a message, at most.
 FRAME_BYTES = 64
 MODEL = json.dumps({"id": "mock", "object": "model", "created": 0, "owned_by": "vllm"}).encode()
-WHOLE = json.dumps({
-    "id": "chatcmpl-mock0123456789",
-    "object": "chat.completion",
-    "created": 1_700_000_000,
-    "model": "mock",
-    "choices": [
-        {
-            "index": 0,
-            "message": {"role": "assistant", "content": "lorem ipsum " * 27},
-            "logprobs": None,
-            "finish_reason": "stop",
-        }
-    ],
-    "usage": {"prompt_tokens": 75, "completion_tokens": 64, "total_tokens": 139},
-}).encode()
+WHOLE = json.dumps(
+    {
+        "id": "chatcmpl-mock0123456789",
+        "object": "chat.completion",
+        "created": 1_700_000_000,
+        "model": "mock",
+        "choices": [
+            {
+                "index": 0,
+                "message": {"role": "assistant", "content": "lorem ipsum " * 27},
+                "logprobs": None,
+                "finish_reason": "stop",
+            }
+        ],
+        "usage": {"prompt_tokens": 75, "completion_tokens": 64, "total_tokens": 139},
+    }
+).encode()
 EVENT = (
     b'data: {"id":"chatcmpl-mock0123456789","object":"chat.completion.chunk","created":1700000000,'
     b'"model":"mock","choices":[{"index":0,"delta":{"content":"tok @%d "},"logprobs":null,'

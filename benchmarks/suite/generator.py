@@ -44,11 +44,7 @@ async def generate(rig: Rig, target: Target, load: Load) -> dict[str, Any]:
         stderr=asyncio.subprocess.PIPE,
     )
     limit = (
-        load.warm_up_seconds
-        + load.ramp_seconds
-        + load.seconds
-        + load.drain_seconds
-        + GRACE_SECONDS
+        load.warm_up_seconds + load.ramp_seconds + load.seconds + load.drain_seconds + GRACE_SECONDS
     )
     try:
         async with asyncio.timeout(limit):

@@ -37,18 +37,16 @@ class Verdict(NamedTuple):
 
 
 def title(goal: Goal) -> str:
-    """Return a goal in words, such as `CPU µs per unit ≤ 1.15 × nginx`."""
+    """Return a goal in words, such as `CPU µs per unit ≤ 1.15 x nginx`."""
     name = NAMES.get(goal.figure, goal.figure)
     sign = "≥" if goal.is_minimum else "≤"
-    match goal.kind:
-        case Kind.RATIO:
-            bound = f"{goal.limit:g} × {goal.peer}"
-        case Kind.DIFFERENCE:
-            bound = f"{goal.peer} + {goal.limit:g}"
-        case Kind.ABSOLUTE:
-            bound = f"{goal.limit:,g}"
+    bounds = {
+        Kind.RATIO: f"{goal.limit:g} x {goal.peer}",
+        Kind.DIFFERENCE: f"{goal.peer} + {goal.limit:g}",
+        Kind.ABSOLUTE: f"{goal.limit:,g}",
+    }
     other = f" or ≤ {goal.or_at_most:g}" if goal.or_at_most is not None else ""
-    return f"{name} {sign} {bound}{other}"
+    return f"{name} {sign} {bounds[goal.kind]}{other}"
 
 
 def values(goal: Goal, rounds: Mapping[str, Sequence[Figures]], side: str) -> list[float] | None:

@@ -62,7 +62,16 @@ def _commit() -> str:
     if head.returncode:
         return "unknown"
     changes = subprocess.run(
-        [*git, "status", "--porcelain", "--", "proxy", "worker_vllm", "benchmarks", ":!benchmarks/results"],
+        [
+            *git,
+            "status",
+            "--porcelain",
+            "--",
+            "proxy",
+            "worker_vllm",
+            "benchmarks",
+            ":!benchmarks/results",
+        ],
         capture_output=True,
         text=True,
         check=False,

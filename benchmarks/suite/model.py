@@ -78,7 +78,8 @@ class Target:
     """A running server to measure: its port, and its processes by role.
 
     The CPU time of the process `server` and its descendants is reported as `cpu_us`, that of each
-    other one as `NAME_cpu_us`. `headers` are added to every request. `started_seconds` is the time from its start until it served requests.
+    other one as `NAME_cpu_us`. `headers` are added to every request. `started_seconds` is the time
+    from the start of the server until it served requests.
     """
 
     port: int

@@ -97,9 +97,7 @@ async def _with_worker(rig: Rig) -> AsyncIterator[Target]:
 
 
 @asynccontextmanager
-async def _alone(
-    rig: Rig, prepare: Callable[[Path], None] | None = None
-) -> AsyncIterator[Target]:
+async def _alone(rig: Rig, prepare: Callable[[Path], None] | None = None) -> AsyncIterator[Target]:
     async with proxy(rig, prepare) as (target, _, _):
         yield target
 

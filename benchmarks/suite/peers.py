@@ -28,8 +28,7 @@ async def _served(
     environment: dict[str, str] | None = None,
     key: str = "",
 ) -> AsyncIterator[Target]:
-    """Run a peer, and yield it as soon as it forwards requests. `key`: an API key, if it has one.
-    """
+    """Run a peer, and yield it as soon as it forwards requests. `key`: its API key, if any."""
     log = folder / "log"
     async with pinned(SERVER_CORE, *command, log=log, environment=environment) as process:
         url = f"http://127.0.0.1:{port}/v1/chat/completions"
@@ -51,8 +50,6 @@ async def _nginx(rig: Rig) -> AsyncIterator[Target]:
             text = (CONFIGURATIONS / "nginx.conf").read_text()
             text = text.replace("@PORT@", str(port)).replace("@UPSTREAM@", str(upstream))
             (folder / "nginx.conf").write_text(text)
-            # The worker process may run as another user.
-            folder.chmod(0o755)
             arguments = ("-p", name, "-c", "nginx.conf", "-g", "daemon off;")
             async with _served(folder, port, program, *arguments) as target:
                 yield target

@@ -36,7 +36,6 @@ def _submission(number: int, now: Millis) -> Submission:
         endpoint=EndpointId("default"),
         owner=Owner("bench"),
         work=Input(BODY),
-        durable=True,
         light=False,
         low_priority=False,
         queued_until=None,

@@ -23,9 +23,7 @@ def ratios(row: Row, rounds: Mapping[str, Sequence[Figures]]) -> dict[str, list[
     return found
 
 
-def regressions(
-    found: Mapping[str, Sequence[float]], committed: Mapping[str, float]
-) -> list[str]:
+def regressions(found: Mapping[str, Sequence[float]], committed: Mapping[str, float]) -> list[str]:
     """Return a line for each ratio whose best try is above the tolerance.
 
     A ratio that was committed and not measured is one, too. New ratios are not compared.

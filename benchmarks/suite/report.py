@@ -12,6 +12,14 @@ COLUMNS = (
     *("idle_rss_mb", "stream_kb", "probe_p99_ms", "delay_ms", "start_s", "growth_mb", "errors"),
 )
 
+HEADER = """\
+# Results
+
+Written by `make bench`: do not edit. Cells are medians of the rounds, with minimum and maximum in
+parentheses. The server under test is pinned to one core; the load generator, and the upstream or
+worker, share the other one.
+"""
+
 
 def number(value: float) -> str:
     """Return a number with three significant digits, or without decimals if it is large."""
@@ -52,12 +60,11 @@ def section(result: Mapping[str, Any]) -> str:
         ]
         for goal in result["goals"]
     ]
-    parts = [
-        f"## {result['name']}: {result['title']}\n",
+    place = (
         f"Behind our proxy: {result['worker']}. {result['rounds']} rounds, {result['date']},"
-        f" commit {result['commit']}, {result['machine']}. `{result['command']}`\n",
-        table(header, lines),
-    ]
+        f" commit {result['commit']}, {result['machine']}. `{result['command']}`\n"
+    )
+    parts = [f"## {result['name']}: {result['title']}\n", place, table(header, lines)]
     if goals:
         parts.append(table(["goal", "stretch", "measured", "met"], goals))
     parts += [f"Not run: {side} (`{why}`)\n" for side, why in result["not_run"].items()]
@@ -65,12 +72,6 @@ def section(result: Mapping[str, Any]) -> str:
 
 
 def page(results: Sequence[Mapping[str, Any]], versions: Mapping[str, str]) -> str:
-    """Return the page of all rows. Cells are medians of the rounds (minimum-maximum)."""
-    return "\n".join([
-        "# Results\n",
-        "Written by `make bench`: do not edit. Cells are medians of the rounds, with minimum and"
-        " maximum in parentheses. The server under test is pinned to one core; the load generator,"
-        " and the upstream or worker, share the other one.\n",
-        "Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".\n",
-        *map(section, results),
-    ])
+    """Return the page of all rows."""
+    packages = ", ".join(f"{name} {version}" for name, version in versions.items())
+    return "\n".join([HEADER, f"Versions: {packages}.\n", *map(section, results)])

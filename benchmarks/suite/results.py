@@ -12,7 +12,7 @@ from .report import page, section
 from .statistics import spread
 
 FOLDER = Path(__file__).resolve().parents[1] / "results"
-QUICK = FOLDER / "quick.json"
+QUICK = "quick.json"
 
 
 def summary(row: Row, found: Measured, place: Mapping[str, str], load: float) -> dict[str, Any]:
@@ -56,34 +56,36 @@ def text(result: Mapping[str, Any]) -> str:
     return section(result)
 
 
-def write(result: Mapping[str, Any], versions: Mapping[str, str]) -> None:
+def write(folder: Path, result: Mapping[str, Any], versions: Mapping[str, str]) -> None:
     """Write the result of one row, and then table and plot of all rows that have a file."""
-    FOLDER.mkdir(exist_ok=True)
-    _dump(FOLDER / f"row-{result['name']}.json", {**result, "versions": versions})
-    results = [json.loads(path.read_text()) for path in sorted(FOLDER.glob("row-*.json"))]
-    (FOLDER / "table.md").write_text(page(results, versions), encoding="utf-8")
-    (FOLDER / "plot.svg").write_text(svg(results), encoding="utf-8")
+    folder.mkdir(exist_ok=True)
+    _dump(folder / f"row-{result['name']}.json", {**result, "versions": versions})
+    results = [json.loads(path.read_text()) for path in sorted(folder.glob("row-*.json"))]
+    (folder / "table.md").write_text(page(results, versions), encoding="utf-8")
+    (folder / "plot.svg").write_text(svg(results), encoding="utf-8")
 
 
-def committed_ratios() -> dict[str, float] | None:
+def committed_ratios(folder: Path) -> dict[str, float] | None:
     """Return the ratios that `bench-quick` compares with; None if there are none yet."""
-    if not QUICK.exists():
+    path = folder / QUICK
+    if not path.exists():
         return None
-    ratios: dict[str, float] = json.loads(QUICK.read_text())["ratios"]
+    ratios: dict[str, float] = json.loads(path.read_text())["ratios"]
     return ratios
 
 
 def write_quick(
+    folder: Path,
     results: Sequence[Mapping[str, Any]],
     ratios: Mapping[str, Sequence[float]],
     versions: Mapping[str, str],
 ) -> None:
     """Write the results of `bench-quick`, with the median of each checked ratio."""
-    FOLDER.mkdir(exist_ok=True)
+    folder.mkdir(exist_ok=True)
     medians = {name: float(f"{spread(each).median:.4g}") for name, each in ratios.items()}
-    _dump(QUICK, {"ratios": medians, "versions": versions, "rows": results})
-    (FOLDER / "quick.md").write_text(page(results, versions), encoding="utf-8")
-    (FOLDER / "quick.svg").write_text(svg(results), encoding="utf-8")
+    _dump(folder / QUICK, {"ratios": medians, "versions": versions, "rows": results})
+    (folder / "quick.md").write_text(page(results, versions), encoding="utf-8")
+    (folder / "quick.svg").write_text(svg(results), encoding="utf-8")
 
 
 def _dump(path: Path, value: Any) -> None:

@@ -3,6 +3,7 @@
 The load of each row is described in README.md.
 """
 
+from dataclasses import replace
 from typing import Any
 
 from . import ours, queued
@@ -114,9 +115,7 @@ TEN = Row(
     sides=PEERS,
     measure=one_load,
     unit=Unit.EVENT,
-    goals=(
-        Goal("first_p50_ms", 0.4, "nginx", kind=Kind.DIFFERENCE, stretch=0.25),
-    ),
+    goals=(Goal("first_p50_ms", 0.4, "nginx", kind=Kind.DIFFERENCE, stretch=0.25),),
     checks=(Check("first_p50_ms", "nginx"),),
 )
 
@@ -237,4 +236,5 @@ ROWS = (
     *(A, C, TEN, B, A_OPEN, A256, OPEN, RUN, UPSTREAM_A, UPSTREAM_C),
     *(STATUS, RUNSYNC, WORKERS, RUN_MILLION),
 )
-QUICK = (A, C, TEN)
+# Without LiteLLM, whose start takes too long.
+QUICK = (replace(A, sides=PEERS), C, TEN)

@@ -62,6 +62,15 @@ BESIDE = (
     Environment(".venv-aider", "for tests: aider", (f"{AIDER_FILES}/requirements.txt",)),
     AUDIT,
 )
+# The peers of benchmarks, which only `make bench` and `make bench-quick` install. Their locks are
+# not in `requirements` for the reason that aider's is not.
+PEER_FILES = "benchmarks/peers"
+PEERS = tuple(
+    Environment(
+        f".venv-{name}", f"for benchmarks: {name}", (f"{PEER_FILES}/{name}/requirements.txt",)
+    )
+    for name in ("vllm-router", "litellm")
+)
 
 
 def runtime(build: Build, *, tests: bool) -> Environment:
