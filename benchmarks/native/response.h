@@ -5,6 +5,7 @@
 
 #include <strings.h>
 
+#include "common.h"
 #include "options.h"
 
 #define HEAD_MAX_BYTES 8192

@@ -8,18 +8,18 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeAlias
 
 Figures: TypeAlias = dict[str, float]
-"""What one round has measured of one side, by name. Names end in the unit."""
+"""The values that one round has measured of one side. Their names end in the unit."""
 
 
 class Unit(StrEnum):
-    """What CPU time is divided by."""
+    """The unit by which CPU time is divided."""
 
     REQUEST = "request"
     EVENT = "event"
 
 
 class Kind(StrEnum):
-    """How a goal compares our figure with that of a peer."""
+    """The comparison of our figure with that of a peer."""
 
     RATIO = "ratio"
     DIFFERENCE = "difference"
@@ -28,7 +28,7 @@ class Kind(StrEnum):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Load:
-    """What the load generator sends during one round.
+    """The requests of the load generator in one round.
 
     `rate` is in requests per second, independent of the responses; with 0 each connection sends its
     next request when the response to the last one is complete.
