@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from .model import Figures, Load, Rig, Row, Target, Unit
+from .model import Figures, Load, Rig, Row, RunningSide, Unit
 from .processes import LOAD_CORE
 
 NATIVE = Path(__file__).resolve().parents[1] / "native"
@@ -36,7 +36,7 @@ def compile_programs(folder: Path) -> tuple[Path, Path]:
     return programs[0], programs[1]
 
 
-async def generate(rig: Rig, target: Target, load: Load) -> dict[str, Any]:
+async def generate(rig: Rig, target: RunningSide, load: Load) -> dict[str, Any]:
     """Run the load generator, and return its result. Raises LoadError if no request succeeds."""
     process = await asyncio.create_subprocess_exec(
         *("taskset", "-c", LOAD_CORE, str(rig.loadgen), *arguments(target, load)),
@@ -61,7 +61,7 @@ async def generate(rig: Rig, target: Target, load: Load) -> dict[str, Any]:
     return result
 
 
-def arguments(target: Target, load: Load) -> list[str]:
+def arguments(target: RunningSide, load: Load) -> list[str]:
     """Return the arguments of the load generator."""
     flags = {
         "--port": target.port,
@@ -83,7 +83,7 @@ def arguments(target: Target, load: Load) -> list[str]:
     return [*given, "--stream"] if load.is_stream else given
 
 
-def figures(result: dict[str, Any], target: Target, unit: Unit) -> Figures:
+def figures(result: dict[str, Any], target: RunningSide, unit: Unit) -> Figures:
     """Return the figures of one run. Times are in the unit that ends the name."""
     units = result["events" if unit is Unit.EVENT else "ok"]
     failed = sum(count for kind, count in result["errors"].items() if kind != "last_status")
@@ -97,6 +97,8 @@ def figures(result: dict[str, Any], target: Target, unit: Unit) -> Figures:
         "first_p99_ms": result["ttfb"]["p99"],
         "gap_p99_ms": result["gap"]["p99"],
         "gap_max_ms": result["gap"]["max"],
+        "transit_p99_ms": result["transit"]["p99"],
+        "transit_max_ms": result["transit"]["max"],
         "errors": failed + (not result["drained"]) * result["in_flight_at_end"],
         "generator_cpu": result["self_cpu_s"] / result["window_s"],
     }
@@ -108,6 +110,6 @@ def figures(result: dict[str, Any], target: Target, unit: Unit) -> Figures:
     return found
 
 
-async def one_load(rig: Rig, target: Target, row: Row) -> Figures:
+async def one_load(rig: Rig, target: RunningSide, row: Row) -> Figures:
     """Measure the row's load once; the usual `measure` of a row."""
     return figures(await generate(rig, target, row.load), target, row.unit)

@@ -3,7 +3,7 @@
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
-from .model import Figures, Goal, Kind
+from .model import Comparison, Figures, Goal
 from .statistics import Spread, spread
 
 NAMES = {
@@ -18,17 +18,22 @@ NAMES = {
     "first_p99_ms": "first event p99 ms",
     "gap_p99_ms": "gap p99 ms",
     "gap_max_ms": "longest gap ms",
+    "transit_p99_ms": "event's way p99 ms",
+    "transit_max_ms": "longest way of an event ms",
     "rss_mb": "memory MB",
     "idle_rss_mb": "idle memory MB",
     "stream_kb": "memory KB per open stream",
     "probe_p99_ms": "new request p99 ms",
     "delay_ms": "delay of running streams ms",
     "start_s": "start s",
+    "lag_p999_ms": "`/livez` p99.9 ms",
+    "lag_max_ms": "longest `/livez` ms",
+    "control_lag_max_ms": "longest request to an idle process ms",
     "growth_mb": "growth of memory MB",
 }
 
 
-class Verdict(NamedTuple):
+class GoalVerdict(NamedTuple):
     """A goal with the values of all rounds, and whether their median meets it."""
 
     goal: Goal
@@ -41,9 +46,9 @@ def title(goal: Goal) -> str:
     name = NAMES.get(goal.figure, goal.figure)
     sign = "≥" if goal.is_minimum else "≤"
     bounds = {
-        Kind.RATIO: f"{goal.limit:g} x {goal.peer}",
-        Kind.DIFFERENCE: f"{goal.peer} + {goal.limit:g}",
-        Kind.ABSOLUTE: f"{goal.limit:,g}",
+        Comparison.RATIO: f"{goal.limit:g} x {goal.peer}",
+        Comparison.DIFFERENCE: f"{goal.peer} + {goal.limit:g}",
+        Comparison.ABSOLUTE: f"{goal.limit:,g}",
     }
     other = f" or ≤ {goal.or_at_most:g}" if goal.or_at_most is not None else ""
     return f"{name} {sign} {bounds[goal.kind]}{other}"
@@ -62,17 +67,17 @@ def values(goal: Goal, rounds: Mapping[str, Sequence[Figures]], side: str) -> li
     for mine, other in zip(ours, theirs, strict=True):
         value = mine[goal.figure]
         match goal.kind:
-            case Kind.RATIO:
+            case Comparison.RATIO:
                 value /= other[goal.figure]
-            case Kind.DIFFERENCE:
+            case Comparison.DIFFERENCE:
                 value -= other[goal.figure]
-            case Kind.ABSOLUTE:
+            case Comparison.ABSOLUTE:
                 pass
         found.append(value)
     return found
 
 
-def judge(goal: Goal, rounds: Mapping[str, Sequence[Figures]], side: str) -> Verdict | None:
+def judge(goal: Goal, rounds: Mapping[str, Sequence[Figures]], side: str) -> GoalVerdict | None:
     """Return the verdict on a goal, or None if one of its sides was not measured."""
     found = values(goal, rounds, side)
     if found is None:
@@ -81,4 +86,4 @@ def judge(goal: Goal, rounds: Mapping[str, Sequence[Figures]], side: str) -> Ver
     is_met = middle.median >= goal.limit if goal.is_minimum else middle.median <= goal.limit
     if not is_met and goal.or_at_most is not None:
         is_met = spread([each[goal.figure] for each in rounds[side]]).median <= goal.or_at_most
-    return Verdict(goal, middle, is_met)
+    return GoalVerdict(goal, middle, is_met)

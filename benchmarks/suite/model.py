@@ -18,7 +18,7 @@ class Unit(StrEnum):
     EVENT = "event"
 
 
-class Kind(StrEnum):
+class Comparison(StrEnum):
     """The comparison of our figure with that of a peer."""
 
     RATIO = "ratio"
@@ -57,7 +57,7 @@ class Goal:
     figure: str
     limit: float
     peer: str = ""
-    kind: Kind = Kind.RATIO
+    kind: Comparison = Comparison.RATIO
     is_minimum: bool = False
     stretch: float | None = None
     or_at_most: float | None = None
@@ -74,7 +74,7 @@ class Check(NamedTuple):
 
 
 @dataclass(frozen=True, slots=True)
-class Target:
+class RunningSide:
     """A running server to measure: its port, and its processes by role.
 
     The CPU time of the process `server` and its descendants is reported as `cpu_us`, that of each
@@ -103,8 +103,8 @@ class Rig:
     environments: Path
 
 
-Opening: TypeAlias = Callable[[Rig], AbstractAsyncContextManager[Target]]
-Measure: TypeAlias = Callable[[Rig, Target, "Row"], Awaitable[Figures]]
+Opening: TypeAlias = Callable[[Rig], AbstractAsyncContextManager[RunningSide]]
+Measure: TypeAlias = Callable[[Rig, RunningSide, "Row"], Awaitable[Figures]]
 
 
 class Side(NamedTuple):

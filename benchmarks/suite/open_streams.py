@@ -4,7 +4,7 @@ import asyncio
 from typing import Any
 
 from .generator import generate
-from .model import Figures, Load, Rig, Row, Target
+from .model import Figures, Load, Rig, Row, RunningSide
 from .processes import tree_mb
 
 # Streams whose events show whether the opening of others delays them.
@@ -17,7 +17,7 @@ PROBE_SECONDS = 5.0
 SETTLE_SECONDS = 1.0
 
 
-async def open_streams(rig: Rig, target: Target, row: Row) -> Figures:
+async def open_streams(rig: Rig, target: RunningSide, row: Row) -> Figures:
     """Open the streams of the row's load, and probe the server meanwhile and afterwards."""
     server = target.pids["server"]
     idle_mb = tree_mb(server)

@@ -5,21 +5,24 @@ import secrets
 import sys
 import time
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from proxy.access.limits import LIMITS
+from proxy.cli.stock_worker import environment as stock_environment
 
 from . import queued
 from .mock import mock_upstream
-from .model import Opening, Rig, Target
+from .model import NotInstalledError, Opening, Rig, RunningSide
 from .ports import free_port
 from .processes import LOAD_CORE, SERVER_CORE, pinned, until_ready
 
 PUMP = Path(__file__).resolve().parents[1] / "pump.py"
+RUNPOD_HANDLER = PUMP.with_name("runpod_handler.py")
+RUNPOD_WORKERS = 2
 # Rows add to the queue until they end.
 MAX_QUEUED = 10_000_000
 PUMP_SLOTS = 12_000
@@ -31,7 +34,7 @@ READY_SECONDS = 120.0
 @asynccontextmanager
 async def proxy(
     rig: Rig, prepare: Callable[[Path], None] | None = None
-) -> AsyncIterator[tuple[Target, str, Path]]:
+) -> AsyncIterator[tuple[RunningSide, str, Path]]:
     """Run the proxy with all its features: an API key, raised limits, and a store on disk.
 
     `prepare` receives the empty data directory before the start. Yield the target, the worker
@@ -63,11 +66,11 @@ async def proxy(
             await until_ready(process, log, url, seconds=READY_SECONDS)
             headers = (f"Authorization: Bearer {key}",)
             started = time.monotonic() - began
-            yield Target(port, {"server": process.pid}, headers, started), token, folder
+            yield RunningSide(port, {"server": process.pid}, headers, started), token, folder
 
 
 @asynccontextmanager
-async def _with_pump(rig: Rig, connections: int) -> AsyncIterator[Target]:
+async def _with_pump(rig: Rig, connections: int) -> AsyncIterator[RunningSide]:
     async with proxy(rig) as (target, token, folder):
         url = f"ws://127.0.0.1:{target.port}/v2/default/worker"
         slots = ("--slots", str(PUMP_SLOTS), "--connections", str(connections))
@@ -79,7 +82,7 @@ async def _with_pump(rig: Rig, connections: int) -> AsyncIterator[Target]:
 
 
 @asynccontextmanager
-async def _with_worker(rig: Rig) -> AsyncIterator[Target]:
+async def _with_worker(rig: Rig) -> AsyncIterator[RunningSide]:
     async with proxy(rig) as (target, token, folder), mock_upstream(rig) as upstream:
         variables = {
             "WORKER_CONNECT": f"http://127.0.0.1:{target.port}",
@@ -97,7 +100,36 @@ async def _with_worker(rig: Rig) -> AsyncIterator[Target]:
 
 
 @asynccontextmanager
-async def _alone(rig: Rig, prepare: Callable[[Path], None] | None = None) -> AsyncIterator[Target]:
+async def _with_runpod(rig: Rig) -> AsyncIterator[RunningSide]:
+    python = rig.environments / ".venv-sdk" / "bin" / "python"
+    if not python.exists():
+        raise NotInstalledError("make test ARGS=tests/unit/test_benchmarks.py")
+    async with proxy(rig) as (target, token, folder), AsyncExitStack() as stack:
+        url = f"http://127.0.0.1:{target.port}"
+        log = folder / "runpod.log"
+        workers = [
+            await stack.enter_async_context(
+                pinned(
+                    LOAD_CORE,
+                    str(python),
+                    str(RUNPOD_HANDLER),
+                    log=log,
+                    environment=stock_environment(url, "default", token, f"pod-{number}"),
+                )
+            )
+            for number in range(RUNPOD_WORKERS)
+        ]
+        headers = dict(line.split(": ", 1) for line in target.headers)
+        body = {"model": "mock", "max_tokens": 1, "seed": 0, "stream": True, "messages": []}
+        ready = f"{url}/v1/chat/completions"
+        await until_ready(workers[0], log, ready, headers=headers, body=body)
+        yield target
+
+
+@asynccontextmanager
+async def _alone(
+    rig: Rig, prepare: Callable[[Path], None] | None = None
+) -> AsyncIterator[RunningSide]:
     async with proxy(rig, prepare) as (target, _, _):
         yield target
 
@@ -113,4 +145,5 @@ def with_queue(jobs: int) -> Opening:
 
 
 with_worker: Opening = _with_worker
+with_runpod: Opening = _with_runpod
 alone: Opening = _alone

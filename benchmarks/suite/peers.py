@@ -12,7 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from .mock import mock_upstream
-from .model import NotInstalledError, Rig, Side, Target
+from .model import NotInstalledError, Rig, RunningSide, Side
 from .ports import free_port
 from .processes import SERVER_CORE, pinned, until_ready
 
@@ -27,7 +27,7 @@ async def _served(
     *command: str,
     environment: dict[str, str] | None = None,
     key: str = "",
-) -> AsyncIterator[Target]:
+) -> AsyncIterator[RunningSide]:
     """Run a peer, and yield it as soon as it forwards requests. `key`: its API key, if any."""
     log = folder / "log"
     async with pinned(SERVER_CORE, *command, log=log, environment=environment) as process:
@@ -35,11 +35,11 @@ async def _served(
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         await until_ready(process, log, url, headers=headers, body=REQUEST)
         lines = tuple(f"{name}: {value}" for name, value in headers.items())
-        yield Target(port, {"server": process.pid}, lines)
+        yield RunningSide(port, {"server": process.pid}, lines)
 
 
 @asynccontextmanager
-async def _nginx(rig: Rig) -> AsyncIterator[Target]:
+async def _nginx(rig: Rig) -> AsyncIterator[RunningSide]:
     program = shutil.which("nginx")
     if program is None:
         raise NotInstalledError("apt-get install nginx-light")
@@ -56,7 +56,7 @@ async def _nginx(rig: Rig) -> AsyncIterator[Target]:
 
 
 @asynccontextmanager
-async def _vllm_router(rig: Rig) -> AsyncIterator[Target]:
+async def _vllm_router(rig: Rig) -> AsyncIterator[RunningSide]:
     program = _program(rig, "vllm-router")
     port = free_port()
     async with mock_upstream(rig) as upstream:
@@ -72,7 +72,7 @@ async def _vllm_router(rig: Rig) -> AsyncIterator[Target]:
 
 
 @asynccontextmanager
-async def _litellm(rig: Rig) -> AsyncIterator[Target]:
+async def _litellm(rig: Rig) -> AsyncIterator[RunningSide]:
     program = _program(rig, "litellm")
     port = free_port()
     async with mock_upstream(rig) as upstream:

@@ -9,7 +9,8 @@ from .goals import NAMES
 COLUMNS = (
     *("requests_per_second", "events_per_second", "cpu_us", "worker_cpu_us"),
     *("latency_p50_ms", "latency_p99_ms", "first_p50_ms", "first_p99_ms", "gap_p99_ms", "rss_mb"),
-    *("idle_rss_mb", "stream_kb", "probe_p99_ms", "delay_ms", "start_s", "growth_mb", "errors"),
+    *("transit_max_ms", "idle_rss_mb", "stream_kb", "probe_p99_ms", "delay_ms", "start_s"),
+    *("growth_mb", "lag_p999_ms", "lag_max_ms", "control_lag_max_ms", "errors"),
 )
 
 HEADER = """\

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AsyncExitStack
 from typing import TypeVar
 
-from .model import Figures, Measured, NotInstalledError, Rig, Row, Side, Target
+from .model import Figures, Measured, NotInstalledError, Rig, Row, RunningSide, Side
 
 T = TypeVar("T")
 
@@ -20,7 +20,7 @@ def order(sides: Sequence[T], number: int) -> list[T]:
 async def measure(rig: Rig, row: Row, rounds: int, report: Callable[[str], None]) -> Measured:
     """Measure all sides of a row. `report` receives a line for each measurement."""
     found = Measured()
-    targets: dict[str, Target] = {}
+    targets: dict[str, RunningSide] = {}
     async with AsyncExitStack() as stack:
         if not row.is_fresh:
             for side in row.sides:
@@ -42,7 +42,7 @@ async def measure(rig: Rig, row: Row, rounds: int, report: Callable[[str], None]
     return found
 
 
-async def _once(rig: Rig, row: Row, side: Side, target: Target | None) -> Figures:
+async def _once(rig: Rig, row: Row, side: Side, target: RunningSide | None) -> Figures:
     if target is not None:
         return await row.measure(rig, target, row)
     async with side.open(rig) as fresh:

@@ -8,10 +8,11 @@ from typing import Any
 
 from . import ours, queued
 from .generator import one_load
-from .model import Check, Goal, Kind, Load, Row, Side, Unit
+from .model import Check, Comparison, Goal, Load, Row, Side, Unit
 from .open_streams import open_streams
 from .peers import LITELLM, NGINX, VLLM_ROUTER
 from .queue_api import status, submits
+from .soak import soak
 
 PUMP = "frame pump"
 OUR_WORKER = "our worker"
@@ -65,8 +66,8 @@ A_OPEN = Row(
     sides=PEERS,
     measure=one_load,
     goals=(
-        Goal("requests_per_second", 4_950.0, kind=Kind.ABSOLUTE, is_minimum=True),
-        Goal("latency_p99_ms", 5.0, kind=Kind.ABSOLUTE),
+        Goal("requests_per_second", 4_950.0, kind=Comparison.ABSOLUTE, is_minimum=True),
+        Goal("latency_p99_ms", 5.0, kind=Comparison.ABSOLUTE),
         Goal("cpu_us", 1.8, "nginx", stretch=1.4),
         Goal("cpu_us", 1.0, "vllm-router", stretch=0.8),
     ),
@@ -100,7 +101,7 @@ C = Row(
         Goal("cpu_us", 1.15, "nginx", stretch=1.0),
         Goal("cpu_us", 0.8, "vllm-router"),
         Goal("first_p99_ms", 2.0, "nginx", or_at_most=6.0, stretch=1.0),
-        Goal("gap_p99_ms", 1.0, "nginx", kind=Kind.DIFFERENCE),
+        Goal("gap_p99_ms", 1.0, "nginx", kind=Comparison.DIFFERENCE),
     ),
     checks=(*CPU, Check("first_p99_ms", "nginx")),
 )
@@ -115,7 +116,7 @@ TEN = Row(
     sides=PEERS,
     measure=one_load,
     unit=Unit.EVENT,
-    goals=(Goal("first_p50_ms", 0.4, "nginx", kind=Kind.DIFFERENCE, stretch=0.25),),
+    goals=(Goal("first_p50_ms", 0.4, "nginx", kind=Comparison.DIFFERENCE, stretch=0.25),),
     checks=(Check("first_p50_ms", "nginx"),),
 )
 
@@ -138,10 +139,10 @@ OPEN = Row(
     unit=Unit.EVENT,
     is_fresh=True,
     goals=(
-        Goal("stream_kb", 12.0, kind=Kind.ABSOLUTE, stretch=8.0),
-        Goal("probe_p99_ms", 50.0, kind=Kind.ABSOLUTE),
-        Goal("idle_rss_mb", 60.0, kind=Kind.ABSOLUTE),
-        Goal("delay_ms", 50.0, kind=Kind.ABSOLUTE),
+        Goal("stream_kb", 12.0, kind=Comparison.ABSOLUTE, stretch=8.0),
+        Goal("probe_p99_ms", 50.0, kind=Comparison.ABSOLUTE),
+        Goal("idle_rss_mb", 60.0, kind=Comparison.ABSOLUTE),
+        Goal("delay_ms", 50.0, kind=Comparison.ABSOLUTE),
     ),
 )
 
@@ -155,8 +156,14 @@ UPSTREAM_A = Row(
     measure=one_load,
     goals=(
         Goal("cpu_us", 1.2, "ours, frame pump"),
-        Goal("worker_cpu_us", 150.0, kind=Kind.ABSOLUTE, stretch=100.0),
-        Goal("requests_per_second", 4_000.0, kind=Kind.ABSOLUTE, is_minimum=True, stretch=8_000.0),
+        Goal("worker_cpu_us", 150.0, kind=Comparison.ABSOLUTE, stretch=100.0),
+        Goal(
+            "requests_per_second",
+            4_000.0,
+            kind=Comparison.ABSOLUTE,
+            is_minimum=True,
+            stretch=8_000.0,
+        ),
     ),
 )
 UPSTREAM_C = Row(
@@ -169,7 +176,7 @@ UPSTREAM_C = Row(
     unit=Unit.EVENT,
     goals=(
         Goal("cpu_us", 1.2, "ours, frame pump"),
-        Goal("worker_cpu_us", 12.0, kind=Kind.ABSOLUTE),
+        Goal("worker_cpu_us", 12.0, kind=Comparison.ABSOLUTE),
     ),
 )
 
@@ -182,7 +189,7 @@ RUN = Row(
     load=Load(connections=64, seconds=4.0, path="/v2/default/run", body=SUBMIT),
     sides=(EMPTY,),
     measure=submits,
-    goals=(Goal("requests_per_second", 3_000.0, kind=Kind.ABSOLUTE, is_minimum=True),),
+    goals=(Goal("requests_per_second", 3_000.0, kind=Comparison.ABSOLUTE, is_minimum=True),),
 )
 RUN_MILLION = Row(
     name="run-million",
@@ -195,8 +202,8 @@ RUN_MILLION = Row(
     goals=(
         Goal("cpu_us", 1.2, "empty", stretch=1.0),
         # In MB, so that it is 400 bytes for each of a million jobs.
-        Goal("idle_rss_mb", 400.0, "empty", kind=Kind.DIFFERENCE, stretch=250.0),
-        Goal("start_s", 8.0, kind=Kind.ABSOLUTE),
+        Goal("idle_rss_mb", 400.0, "empty", kind=Comparison.DIFFERENCE, stretch=250.0),
+        Goal("start_s", 8.0, kind=Comparison.ABSOLUTE),
     ),
 )
 RUNSYNC = Row(
@@ -206,7 +213,7 @@ RUNSYNC = Row(
     load=Load(connections=64, seconds=3.0, path="/v2/default/runsync", body=SUBMIT),
     sides=(OURS,),
     measure=one_load,
-    goals=(Goal("requests_per_second", 3_000.0, kind=Kind.ABSOLUTE, is_minimum=True),),
+    goals=(Goal("requests_per_second", 3_000.0, kind=Comparison.ABSOLUTE, is_minimum=True),),
 )
 STATUS = Row(
     name="status",
@@ -215,7 +222,7 @@ STATUS = Row(
     load=Load(connections=64, seconds=3.0, path="/v2/default/status", body=None),
     sides=(OURS,),
     measure=status,
-    goals=(Goal("requests_per_second", 6_000.0, kind=Kind.ABSOLUTE, is_minimum=True),),
+    goals=(Goal("requests_per_second", 6_000.0, kind=Comparison.ABSOLUTE, is_minimum=True),),
 )
 
 WORKERS = Row(
@@ -232,9 +239,40 @@ WORKERS = Row(
     goals=(Goal("cpu_us", 1.2, "1 worker", stretch=1.0),),
 )
 
+STOCK = Row(
+    name="stock",
+    title="8 jobs of workers with Runpod's SDK, each posting 100 chunks/s",
+    worker="2 workers with Runpod's SDK",
+    # The time of an event's way contains the SDK's.
+    load=Load(
+        connections=8, seconds=6.0, ramp_seconds=1.0, is_stream=True, body=_stream(200, 10_000)
+    ),
+    sides=(Side("ours", ours.with_runpod),),
+    measure=one_load,
+    unit=Unit.EVENT,
+    goals=(
+        Goal("cpu_us", 250.0, kind=Comparison.ABSOLUTE),
+        Goal("transit_max_ms", 5.0, kind=Comparison.ABSOLUTE),
+    ),
+)
+
+SOAK = Row(
+    name="soak",
+    title="10 minutes at 3,000 requests/s",
+    worker=PUMP,
+    load=Load(connections=64, seconds=600.0, rate=3_000.0, body=_body(max_tokens=64)),
+    sides=(OURS,),
+    measure=soak,
+    rounds=1,
+    goals=(
+        Goal("growth_mb", 10.0, kind=Comparison.ABSOLUTE),
+        Goal("lag_p999_ms", 20.0, kind=Comparison.ABSOLUTE),
+    ),
+)
+
 ROWS = (
     *(A, C, TEN, B, A_OPEN, A256, OPEN, RUN, UPSTREAM_A, UPSTREAM_C),
-    *(STATUS, RUNSYNC, WORKERS, RUN_MILLION),
+    *(STATUS, RUNSYNC, WORKERS, STOCK, SOAK, RUN_MILLION),
 )
 # Without LiteLLM, whose start takes too long.
 QUICK = (replace(A, sides=PEERS), C, TEN)

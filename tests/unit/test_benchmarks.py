@@ -10,7 +10,7 @@ import pytest
 
 from benchmarks.suite import plot, report, results, rows
 from benchmarks.suite.goals import judge, title
-from benchmarks.suite.model import Check, Figures, Goal, Kind, Load, Measured, Row, Side
+from benchmarks.suite.model import Check, Comparison, Figures, Goal, Load, Measured, Row, Side
 from benchmarks.suite.quick import ratios, regressions
 from benchmarks.suite.rounds import order
 from benchmarks.suite.statistics import Spread, median_interval, paired_ratios, spread
@@ -81,7 +81,7 @@ class TestRounds:
         for each in (*rows.ROWS, *rows.QUICK):
             sides = {side.name for side in each.sides}
             for goal in each.goals:
-                assert (goal.kind is Kind.ABSOLUTE) == (not goal.peer), each.name
+                assert (goal.kind is Comparison.ABSOLUTE) == (not goal.peer), each.name
                 assert not goal.peer or goal.peer in sides or goal.peer == "LiteLLM", each.name
             assert all(check.peer in sides for check in each.checks), each.name
 
@@ -99,8 +99,8 @@ class TestGoals:
 
     def test_a_difference_and_an_absolute_bound(self) -> None:
         measured = found([3.0], [1.0]).rounds
-        near = judge(Goal("cpu_us", 1.0, "nginx", kind=Kind.DIFFERENCE), measured, "ours")
-        high = judge(Goal("cpu_us", 3.0, kind=Kind.ABSOLUTE), measured, "ours")
+        near = judge(Goal("cpu_us", 1.0, "nginx", kind=Comparison.DIFFERENCE), measured, "ours")
+        high = judge(Goal("cpu_us", 3.0, kind=Comparison.ABSOLUTE), measured, "ours")
         assert near is not None
         assert (near.values.median, near.is_met) == (2.0, False)
         assert high is not None
@@ -125,7 +125,7 @@ class TestGoals:
 
     def test_titles(self) -> None:
         assert title(Goal("cpu_us", 1.15, "nginx")) == "CPU µs per unit ≤ 1.15 x nginx"
-        goal = Goal("requests_per_second", 3_000.0, kind=Kind.ABSOLUTE, is_minimum=True)
+        goal = Goal("requests_per_second", 3_000.0, kind=Comparison.ABSOLUTE, is_minimum=True)
         assert title(goal) == "requests/s ≥ 3,000"
         goal = Goal("first_p99_ms", 2.0, "nginx", or_at_most=6.0)
         assert title(goal) == "first event p99 ms ≤ 2 x nginx or ≤ 6"
