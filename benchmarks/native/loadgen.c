@@ -16,6 +16,7 @@
  *   --rate R               requests per second (0: as many as the connections can)
  *   --warmup S (0.5)       excluded from all figures, as is the ramp
  *   -d, --duration S (5)   the measured time
+ *   -n, --count N          end after N requests instead; ramp and warm-up are not excluded
  *   --drain S (5)          time for requests in flight at the end, which are not counted
  *   --timeout S (30)       of each request
  *   --stream               the response is an event stream, and must contain "[DONE]"
@@ -78,10 +79,15 @@ static void disconnect(connection *c) {
     c->is_reused = 0;
 }
 
+static int is_enough(ns_t now) {
+    return options.count ? next_number >= options.count : now >= window_end;
+}
+
 /* A request has ended, well or badly. */
 static void end_request(connection *c, ns_t now) {
     in_flight--;
-    if (options.rate > 0 || is_closing || now >= window_end) {
+    ended++;
+    if (options.rate > 0 || is_closing || is_enough(now)) {
         c->state = IDLE;
         idle[idle_count++] = c - connections;
     } else {
@@ -253,14 +259,14 @@ static void on_readable(connection *c) {
 }
 
 static void start_due_requests(ns_t now) {
-    while (opened < options.connections) {
+    while (opened < options.connections && !is_enough(now)) {
         double due = started_at + options.ramp_ms * NS_PER_MS * opened / options.connections;
         if (now < due) {
             break;
         }
         start_request(&connections[opened++], now);
     }
-    while (options.rate > 0 && idle_count && next_due <= now && !is_closing) {
+    while (options.rate > 0 && idle_count && next_due <= now && !is_closing && !is_enough(now)) {
         start_request(&connections[idle[--idle_count]], (ns_t)next_due);
         next_due += NS_PER_SECOND / options.rate;
     }
@@ -294,9 +300,9 @@ static void update_window(ns_t now) {
         bytes_at_start = bytes_received;
         is_in_window = 1;
         window_start = now_ns();
-        window_end = window_start + (ns_t)(options.seconds * NS_PER_SECOND);
+        window_end = window_start + window_size();
     }
-    int is_over = is_in_window && now >= window_end;
+    int is_over = is_in_window && (options.count ? ended >= options.count : now >= window_end);
     if (is_in_window && !is_closing && (is_over || now >= next_memory)) {
         note_memory();
         next_memory = now + MEMORY_INTERVAL;
@@ -360,9 +366,9 @@ static void prepare(void) {
     idle = calloc(options.connections, sizeof *idle);
     epoll = epoll_create1(EPOLL_CLOEXEC);
     started_at = now_ns();
-    double before = options.warm_up_seconds + options.ramp_ms / 1000;
+    double before = options.count ? 0 : options.warm_up_seconds + options.ramp_ms / 1000;
     window_start = started_at + (ns_t)(before * NS_PER_SECOND);
-    window_end = window_start + (ns_t)(options.seconds * NS_PER_SECOND);
+    window_end = window_start + window_size();
     for (int i = 0; i < options.connections; i++) {
         connections[i].fd = -1;
     }

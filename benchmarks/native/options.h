@@ -28,6 +28,7 @@ static struct {
     double ramp_ms;
     double rate;
     double seconds;
+    uint64_t count;
     double warm_up_seconds;
     double drain_seconds;
     double timeout_seconds;
@@ -83,13 +84,14 @@ static void read_options(int count, char **arguments) {
                                           {"duration", required_argument, 0, 'd'},
                                           {"warmup", required_argument, 0, 'w'},
                                           {"drain", required_argument, 0, 'D'},
-                                          {"timeout", required_argument, 0, 't'},
+                                          {"count", required_argument, 0, 'n'},
+        {"timeout", required_argument, 0, 't'},
                                           {"stream", no_argument, 0, 's'},
                                           {"watch-pid", required_argument, 0, 'W'},
                                           {"dump", no_argument, 0, 'x'},
                                           {0, 0, 0, 0}};
     int option;
-    while ((option = getopt_long(count, arguments, "c:d:", known, NULL)) != -1) {
+    while ((option = getopt_long(count, arguments, "c:d:n:", known, NULL)) != -1) {
         switch (option) {
         case 'H':
             options.host = optarg;
@@ -120,6 +122,9 @@ static void read_options(int count, char **arguments) {
             break;
         case 'd':
             options.seconds = atof(optarg);
+            break;
+        case 'n':
+            options.count = strtoull(optarg, NULL, 10);
             break;
         case 'w':
             options.warm_up_seconds = atof(optarg);

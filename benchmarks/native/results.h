@@ -13,6 +13,7 @@ static ns_t window_end;
 static int is_in_window;
 
 static int in_flight;
+static uint64_t ended;
 static histogram latencies;
 static histogram first_bytes;
 static histogram gaps;
@@ -30,6 +31,11 @@ static struct {
     uint64_t proto;
     uint64_t incomplete;
 } errors;
+
+static ns_t window_size(void) {
+    /* A count ends it earlier. */
+    return options.count ? INT64_MAX / 4 : (ns_t)(options.seconds * NS_PER_SECOND);
+}
 
 static int counts(ns_t t) {
     return is_in_window && t >= window_start && t < window_end;

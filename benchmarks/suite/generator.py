@@ -76,6 +76,8 @@ def arguments(target: RunningSide, load: Load) -> list[str]:
     given = [part for flag, value in flags.items() for part in (flag, str(value))]
     if load.body is not None:
         given += ["--data", json.dumps(load.body)]
+    if load.requests:
+        given += ["--count", str(load.requests)]
     for header in target.headers:
         given += ["--header", header]
     for pid in target.pids.values():

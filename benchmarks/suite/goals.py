@@ -4,7 +4,7 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 from .model import Comparison, Figures, Goal
-from .statistics import Spread, spread
+from .statistics import Interval, Spread, median_interval, spread
 
 NAMES = {
     "cpu_us": "CPU µs per unit",
@@ -25,6 +25,9 @@ NAMES = {
     "stream_kb": "memory KB per open stream",
     "probe_p99_ms": "new request p99 ms",
     "delay_ms": "delay of running streams ms",
+    "tokens_per_second": "tokens/s",
+    "first_per_second": "1 / first event p50",
+    "api_cpu_ms_per_1000_tokens": "CPU ms outside the engine per 1,000 tokens",
     "start_s": "start s",
     "lag_p999_ms": "`/livez` p99.9 ms",
     "lag_max_ms": "longest `/livez` ms",
@@ -34,10 +37,11 @@ NAMES = {
 
 
 class GoalVerdict(NamedTuple):
-    """A goal with the values of all rounds, and whether their median meets it."""
+    """A goal with the values of all rounds, the interval of their median, and the result."""
 
     goal: Goal
     values: Spread
+    interval: Interval
     is_met: bool
 
 
@@ -50,8 +54,9 @@ def title(goal: Goal) -> str:
         Comparison.DIFFERENCE: f"{goal.peer} + {goal.limit:g}",
         Comparison.ABSOLUTE: f"{goal.limit:,g}",
     }
+    part = "95 % interval of " if goal.is_by_interval else ""
     other = f" or ≤ {goal.or_at_most:g}" if goal.or_at_most is not None else ""
-    return f"{name} {sign} {bounds[goal.kind]}{other}"
+    return f"{part}{name} {sign} {bounds[goal.kind]}{other}"
 
 
 def values(goal: Goal, rounds: Mapping[str, Sequence[Figures]], side: str) -> list[float] | None:
@@ -83,7 +88,11 @@ def judge(goal: Goal, rounds: Mapping[str, Sequence[Figures]], side: str) -> Goa
     if found is None:
         return None
     middle = spread(found)
-    is_met = middle.median >= goal.limit if goal.is_minimum else middle.median <= goal.limit
+    interval = median_interval(found)
+    value = middle.median
+    if goal.is_by_interval:
+        value = interval.low if goal.is_minimum else interval.high
+    is_met = value >= goal.limit if goal.is_minimum else value <= goal.limit
     if not is_met and goal.or_at_most is not None:
         is_met = spread([each[goal.figure] for each in rounds[side]]).median <= goal.or_at_most
-    return GoalVerdict(goal, middle, is_met)
+    return GoalVerdict(goal, middle, interval, is_met)

@@ -35,11 +35,13 @@ class Load:
     """
 
     connections: int
-    seconds: float
+    seconds: float = 0.0
     body: Mapping[str, Any] | None
     path: str = "/v1/chat/completions"
     is_stream: bool = False
     rate: float = 0.0
+    # Ends the load instead of `seconds`, if it is not 0.
+    requests: int = 0
     warm_up_seconds: float = 0.5
     ramp_seconds: float = 0.0
     drain_seconds: float = 5.0
@@ -61,6 +63,8 @@ class Goal:
     is_minimum: bool = False
     stretch: float | None = None
     or_at_most: float | None = None
+    # Not the median must meet the limit, but the near end of the 95 % interval of the median.
+    is_by_interval: bool = False
 
 
 class Check(NamedTuple):

@@ -33,7 +33,7 @@ READY_SECONDS = 120.0
 
 @asynccontextmanager
 async def proxy(
-    rig: Rig, prepare: Callable[[Path], None] | None = None
+    rig: Rig, prepare: Callable[[Path], None] | None = None, cores: str = SERVER_CORE
 ) -> AsyncIterator[tuple[RunningSide, str, Path]]:
     """Run the proxy with all its features: an API key, raised limits, and a store on disk.
 
@@ -60,7 +60,7 @@ async def proxy(
         log = folder / "proxy.log"
         flags = ("--port", str(port), "--data-dir", str(data))
         command = (sys.executable, "-m", "proxy.cli", "proxy", *flags)
-        async with pinned(SERVER_CORE, *command, log=log, environment=variables) as process:
+        async with pinned(cores, *command, log=log, environment=variables) as process:
             url = f"http://127.0.0.1:{port}/livez"
             began = time.monotonic()
             await until_ready(process, log, url, seconds=READY_SECONDS)

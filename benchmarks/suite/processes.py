@@ -24,12 +24,15 @@ class StartError(Exception):
 
 @asynccontextmanager
 async def pinned(
-    core: str, *command: str, log: Path, environment: Mapping[str, str] | None = None
+    cores: str, *command: str, log: Path, environment: Mapping[str, str] | None = None
 ) -> AsyncIterator[asyncio.subprocess.Process]:
-    """Run a command on one core, and stop it at the end. Its output goes to the file `log`."""
+    """Run a command on a core, or on several separated by commas, and stop it at the end.
+
+    Its output goes to the file `log`.
+    """
     with log.open("ab") as output:
         process = await asyncio.create_subprocess_exec(
-            *("taskset", "-c", core, *command),
+            *("taskset", "-c", cores, *command),
             cwd=ROOT,
             env={**os.environ, **(environment or {})},
             stdout=output,

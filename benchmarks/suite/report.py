@@ -7,10 +7,17 @@ from .goals import NAMES
 
 # The figures that a table shows, in this order, if a side has them.
 COLUMNS = (
-    *("requests_per_second", "events_per_second", "cpu_us", "worker_cpu_us"),
+    *("requests_per_second", "events_per_second", "tokens_per_second", "cpu_us", "worker_cpu_us"),
     *("latency_p50_ms", "latency_p99_ms", "first_p50_ms", "first_p99_ms", "gap_p99_ms", "rss_mb"),
     *("transit_max_ms", "idle_rss_mb", "stream_kb", "probe_p99_ms", "delay_ms", "start_s"),
-    *("growth_mb", "lag_p999_ms", "lag_max_ms", "control_lag_max_ms", "errors"),
+    *(
+        "api_cpu_ms_per_1000_tokens",
+        "growth_mb",
+        "lag_p999_ms",
+        "lag_max_ms",
+        "control_lag_max_ms",
+        "errors",
+    ),
 )
 
 HEADER = """\
@@ -57,6 +64,7 @@ def section(result: Mapping[str, Any]) -> str:
             goal["goal"],
             f"{goal['stretch']:g}" if goal["stretch"] is not None else "",
             cell(goal["values"]),
+            "-".join(map(number, goal["interval"])),
             "yes" if goal["is_met"] else "no",
         ]
         for goal in result["goals"]
@@ -67,7 +75,7 @@ def section(result: Mapping[str, Any]) -> str:
     )
     parts = [f"## {result['name']}: {result['title']}\n", place, table(header, lines)]
     if goals:
-        parts.append(table(["goal", "stretch", "measured", "met"], goals))
+        parts.append(table(["goal", "stretch", "measured", "95 % interval", "met"], goals))
     parts += [f"Not run: {side} (`{why}`)\n" for side, why in result["not_run"].items()]
     return "\n".join(parts)
 

@@ -39,6 +39,7 @@ def summary(row: Row, found: Measured, place: Mapping[str, str], load: float) ->
                 "goal": title(verdict.goal),
                 "stretch": verdict.goal.stretch,
                 "values": list(verdict.values),
+                "interval": list(verdict.interval),
                 "is_met": verdict.is_met,
             }
             for verdict in verdicts

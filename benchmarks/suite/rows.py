@@ -12,6 +12,7 @@ from .model import Check, Comparison, Goal, Load, Row, Side, Unit
 from .open_streams import open_streams
 from .peers import LITELLM, NGINX, VLLM_ROUTER
 from .queue_api import status, submits
+from .real import real, sides
 from .soak import soak
 
 PUMP = "frame pump"
@@ -270,9 +271,45 @@ SOAK = Row(
     ),
 )
 
+
+def _real(name: str, title: str, *, is_pinned: bool, **load: Any) -> Row:
+    state = "pinned to one CPU" if is_pinned else "not pinned"
+    ratios = ("tokens_per_second", "first_per_second")
+    return Row(
+        name=f"{name}-{'pinned' if is_pinned else 'free'}",
+        title=f"real vLLM on the CPU, {title}, engines {state}",
+        worker="our worker with vLLM and the demo model",
+        load=Load(**load),
+        sides=sides(is_pinned=is_pinned),
+        measure=real,
+        rounds=10,
+        goals=(
+            *(
+                Goal(figure, 1.0, "vLLM", is_minimum=True, is_by_interval=True, stretch=1.1)
+                for figure in ratios
+            ),
+            Goal("api_cpu_ms_per_1000_tokens", 0.8, "vLLM"),
+        ),
+    )
+
+
+def _tokens(number: int) -> dict[str, Any]:
+    body = _body(stream=True, max_tokens=number, min_tokens=number, ignore_eos=True)
+    return body | {"model": "demo"}
+
+
+REAL = tuple(
+    _real(name, title, is_pinned=is_pinned, is_stream=True, connections=64, **load)
+    for is_pinned in (True, False)
+    for name, title, load in (
+        ("real", "64 streams of 128 tokens", {"requests": 128, "body": _tokens(128)}),
+        ("real-short", "64 clients, 16 tokens", {"requests": 1_000, "body": _tokens(16)}),
+    )
+)
+
 ROWS = (
     *(A, C, TEN, B, A_OPEN, A256, OPEN, RUN, UPSTREAM_A, UPSTREAM_C),
-    *(STATUS, RUNSYNC, WORKERS, STOCK, SOAK, RUN_MILLION),
+    *(STATUS, RUNSYNC, WORKERS, STOCK, *REAL, SOAK, RUN_MILLION),
 )
 # Without LiteLLM, whose start takes too long.
 QUICK = (replace(A, sides=PEERS), C, TEN)

@@ -2,6 +2,7 @@
 
 import json
 import random
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -120,6 +121,14 @@ class TestGoals:
             assert verdict is not None
             assert verdict.is_met == is_met
 
+    def test_the_near_end_of_the_interval_must_meet_a_goal_by_interval(self) -> None:
+        measured = found([1.0, 1.1, 0.9, 1.2, 1.1], [1.0] * 5).rounds
+        by_median = Goal("cpu_us", 1.0, "nginx", is_minimum=True)
+        by_interval = replace(by_median, is_by_interval=True)
+        verdicts = [judge(goal, measured, "ours") for goal in (by_median, by_interval)]
+        assert [verdict and verdict.is_met for verdict in verdicts] == [True, False]
+        assert title(by_interval) == "95 % interval of CPU µs per unit ≥ 1 x nginx"
+
     def test_a_goal_against_a_peer_that_did_not_run_has_no_verdict(self) -> None:
         assert judge(Goal("cpu_us", 2.0, "missing"), found([1.0], [1.0]).rounds, "ours") is None
 
@@ -159,7 +168,7 @@ class TestReports:
         text = report.section(results.summary(row(goals=goals), measured, PLACE, 0.5))
         assert "| per request | CPU µs per unit |\n| --- | --- |\n" in text
         assert "| ours | 30 (20-40) |\n| nginx | 10 |\n" in text
-        assert "| CPU µs per unit ≤ 2 x nginx | 1.5 | 3 (2-4) | no |" in text
+        assert "| CPU µs per unit ≤ 2 x nginx | 1.5 | 3 (2-4) | 2-4 | no |" in text
         assert "Not run: missing (`make bench`)" in text
         assert "Behind our proxy: frame pump. 3 rounds, 2026-01-02, commit abc1234" in text
 
