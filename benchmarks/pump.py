@@ -92,8 +92,8 @@ class Pump:
         self._slots = slots
         self._out: list[frames.Frame] = []
         self._has_output = asyncio.Event()
-        self._has_streams = asyncio.Event()
         self._streams: list[Stream] = []
+        self._timer: asyncio.TimerHandle | None = None
         self._running: set[tuple[str, int]] = set()
         self._jobs: dict[str, tuple[frames.Job, list[bytes]]] = {}
         self._request = msgspec.json.Decoder(Request)
@@ -123,7 +123,6 @@ class Pump:
             async with asyncio.TaskGroup() as group:
                 group.create_task(self._read(socket))
                 group.create_task(self._write(socket))
-                group.create_task(self._tick())
                 group.create_task(self._beat())
 
     async def _read(self, socket: ClientConnection) -> None:
@@ -171,8 +170,10 @@ class Pump:
             gap = request.seed * 1000
             due = time.monotonic_ns() + gap
             self._running.add(run)
-            heapq.heappush(self._streams, Stream(due, *run, request.max_tokens - 1, gap))
-            self._has_streams.set()
+            stream = Stream(due, *run, request.max_tokens - 1, gap)
+            heapq.heappush(self._streams, stream)
+            if self._streams[0] is stream:
+                self._schedule()
         else:
             for events in _bursts(request.max_tokens):
                 data = b"".join([event() for _ in range(events)])
@@ -192,19 +193,23 @@ class Pump:
         else:
             self._out.append(frames.End(*run, "released", frames.UNKNOWN_RUN))
 
-    async def _tick(self) -> None:
-        """Create the events of paced streams when they are due."""
-        while True:
-            if not self._streams:
-                self._has_streams.clear()
-                await self._has_streams.wait()
-            horizon = time.monotonic_ns() + TICK_NANOSECONDS
-            while self._streams and self._streams[0].due <= horizon:
-                self._step(self._streams[0])
-            if self._out:
-                self._has_output.set()
-            wait = self._streams[0].due - time.monotonic_ns() if self._streams else 0
-            await asyncio.sleep(max(wait, 0) / 1e9)
+    def _schedule(self) -> None:
+        """Set the timer for the stream that is due first."""
+        if self._timer is not None:
+            self._timer.cancel()
+            self._timer = None
+        if self._streams:
+            wait = (self._streams[0].due - time.monotonic_ns()) / 1e9
+            loop = asyncio.get_running_loop()
+            self._timer = loop.call_later(max(wait, 0.0), self._tick)
+
+    def _tick(self) -> None:
+        """Create the events of paced streams that are due."""
+        horizon = time.monotonic_ns() + TICK_NANOSECONDS
+        while self._streams and self._streams[0].due <= horizon:
+            self._step(self._streams[0])
+        self._has_output.set()
+        self._schedule()
 
     def _step(self, stream: Stream) -> None:
         """Create the next event of the stream that is due first."""

@@ -5,6 +5,7 @@ Both run at the same time, so that a pair of measurements is as close in time as
 for ours; otherwise those of both may use two CPUs.
 """
 
+import importlib.util
 import os
 import sys
 import time
@@ -16,7 +17,7 @@ from pathlib import Path
 from worker_vllm.engine.vllm import DEMO_FLAGS
 
 from .generator import figures, generate
-from .model import Figures, Rig, Row, RunningSide, Side
+from .model import Figures, NotInstalledError, Rig, Row, RunningSide, Side
 from .ours import proxy
 from .ports import free_port
 from .processes import LOAD_CORE, SERVER_CORE, descendants, pinned, until_ready
@@ -52,6 +53,7 @@ def _pin(pid: int, *, is_pinned: bool) -> None:
 
 @asynccontextmanager
 async def _vllm(rig: Rig, *, is_pinned: bool) -> AsyncIterator[RunningSide]:
+    _require_vllm()
     port = free_port()
     log = rig.folder / f"vllm-{port}.log"
     command = (sys.executable, "-m", VLLM, "--model", str(MODEL), "--port", str(port), *FLAGS)
@@ -65,6 +67,7 @@ async def _vllm(rig: Rig, *, is_pinned: bool) -> AsyncIterator[RunningSide]:
 
 @asynccontextmanager
 async def _ours(rig: Rig, *, is_pinned: bool) -> AsyncIterator[RunningSide]:
+    _require_vllm()
     async with proxy(rig, cores=BOTH_CORES) as (target, token, folder):
         url = f"http://127.0.0.1:{target.port}"
         variables = {
@@ -88,6 +91,11 @@ def sides(*, is_pinned: bool) -> tuple[Side, Side]:
         Side("ours", partial(_ours, is_pinned=is_pinned)),
         Side("vLLM", partial(_vllm, is_pinned=is_pinned)),
     )
+
+
+def _require_vllm() -> None:
+    if importlib.util.find_spec("vllm") is None:
+        raise NotInstalledError("make up")
 
 
 def _cpu_seconds(pid: int) -> float:
