@@ -30,6 +30,8 @@ from suite.rows import QUICK, ROWS  # noqa: E402
 
 QUICK_TRIES = 3
 CORES = 2
+# Above what a row itself leaves behind.
+BUSY_LOAD = 2.5
 
 
 def main() -> None:
@@ -70,7 +72,7 @@ async def full(rig: Rig, chosen: list[Row], number: int | None) -> None:
     command = f"python {shlex.join(sys.argv)}"
     for row in chosen:
         started = time.monotonic()
-        load = machine.load()
+        load = _load()
         found = await rounds.measure(rig, row, number or row.rounds, say)
         result = results.summary(row, found, machine.place(command), load)
         results.write(results.FOLDER, result, machine.versions(rig))
@@ -85,7 +87,7 @@ async def quick(rig: Rig, *, accept: bool) -> int:
     found: dict[str, list[float]] = {}
     rows = []
     for row in QUICK:
-        load = machine.load()
+        load = _load()
         measured = await rounds.measure(rig, row, QUICK_TRIES, say)
         found |= ratios(row, measured.rounds)
         rows.append(results.summary(row, measured, machine.place(command), load))
@@ -98,6 +100,14 @@ async def quick(rig: Rig, *, accept: bool) -> int:
     bad = regressions(found, committed)
     print("\n".join(bad) if bad else "No ratio is above the tolerance.")
     return 1 if bad else 0
+
+
+def _load() -> float:
+    """Return the load average of the last minute, and warn if other work distorts the results."""
+    load = machine.load()
+    if load > BUSY_LOAD:
+        say(f"The load average is {load:.1f}: other work, or the last row, distorts the results.")
+    return load
 
 
 def say(line: str) -> None:

@@ -7,8 +7,8 @@ ONLY=row selects rows, separated by spaces or commas. All other arguments are pa
 import argparse
 import os
 
-from environment.prepare import prepare, prepare_peers
-from environment.table import ROOT
+from environment.prepare import prepare, prepare_beside
+from environment.table import LITELLM, ROOT, SDK, VLLM_ROUTER
 
 
 def main() -> None:
@@ -17,8 +17,9 @@ def main() -> None:
     parser.add_argument("--quick", action="store_true")
     parser.add_argument("--only", default=os.environ.get("ONLY", ""))
     options, given = parser.parse_known_args()
-    python = prepare(vllm=not options.quick, tests=False)
-    prepare_peers()
+    # With the test tools, vLLM is optional.
+    python = prepare(vllm=not options.quick, tests=True)
+    prepare_beside([VLLM_ROUTER] if options.quick else [VLLM_ROUTER, LITELLM, SDK])
     os.chdir(ROOT)
     chosen = ["--quick"] if options.quick else options.only.replace(",", " ").split()
     arguments = [python, "benchmarks/bench.py", *chosen, *given]

@@ -78,7 +78,8 @@ async def _with_pump(rig: Rig, connections: int) -> AsyncIterator[RunningSide]:
         command = (sys.executable, str(PUMP), url, token, *slots)
         async with pinned(LOAD_CORE, *command, log=log) as process:
             await until_ready(process, log, f"http://127.0.0.1:{target.port}/readyz")
-            yield target
+            # Its share of a core shows if the pump was the bottleneck.
+            yield replace(target, pids={**target.pids, "pump": process.pid})
 
 
 @asynccontextmanager
@@ -103,7 +104,7 @@ async def _with_worker(rig: Rig) -> AsyncIterator[RunningSide]:
 async def _with_runpod(rig: Rig) -> AsyncIterator[RunningSide]:
     python = rig.environments / ".venv-sdk" / "bin" / "python"
     if not python.exists():
-        raise NotInstalledError("make test ARGS=tests/unit/test_benchmarks.py")
+        raise NotInstalledError("make bench")
     async with proxy(rig) as (target, token, folder), AsyncExitStack() as stack:
         url = f"http://127.0.0.1:{target.port}"
         log = folder / "runpod.log"

@@ -57,12 +57,12 @@ def prepare_one(row: Environment) -> str:
     return str(home / row.folder / row.proof)
 
 
-def prepare_peers() -> None:
-    """Update the environments of the benchmarks' peers. One that is unavailable is left out; its
-    stage has printed the reason.
+def prepare_beside(rows: Sequence[Environment]) -> None:
+    """Update some environments beside the runtime. One that is unavailable is left out; its stage
+    has printed the reason.
     """
     with _locked_home() as home:
-        _update(table.PEERS, home, ())
+        _update(rows, home, ())
 
 
 @contextmanager

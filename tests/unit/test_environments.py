@@ -221,7 +221,12 @@ class TestLocks:
         assert not [name for name, package in lock.items() if "resolved" in package]
 
     def test_every_environment_has_its_locks(self) -> None:
-        rows = [*table.BESIDE, *table.PEERS, *(table.runtime(build, tests=True) for build in Build)]
+        rows = [
+            *table.BESIDE,
+            table.VLLM_ROUTER,
+            table.LITELLM,
+            *(table.runtime(build, tests=True) for build in Build),
+        ]
         assert all((ROOT / lock).is_file() for row in rows for lock in row.locks)
         used = {ROOT / lock for row in rows for lock in row.locks if lock.endswith(".txt")}
         others = {REQUIREMENTS / "uv.txt", REQUIREMENTS / "cpu-overrides.txt"}
