@@ -23,8 +23,9 @@ sys.path.insert(0, str(ROOT))
 
 # The imports follow the change of the path, to use this repository and not an installed package.
 from suite import machine, results, rounds  # noqa: E402
-from suite.generator import compile_programs  # noqa: E402
+from suite.generator import LoadError, compile_programs  # noqa: E402
 from suite.model import Rig, Row  # noqa: E402
+from suite.processes import StartError  # noqa: E402
 from suite.quick import ratios, regressions  # noqa: E402
 from suite.rows import QUICK, ROWS  # noqa: E402
 
@@ -64,20 +65,32 @@ def main() -> None:
         rig = Rig(folder, *compile_programs(folder), environments)
         if options.quick:
             sys.exit(asyncio.run(quick(rig, accept=options.accept)))
-        asyncio.run(full(rig, chosen, options.rounds))
+        sys.exit(asyncio.run(full(rig, chosen, options.rounds)))
 
 
-async def full(rig: Rig, chosen: list[Row], number: int | None) -> None:
-    """Measure rows, and write each result as soon as it is complete."""
+async def full(rig: Rig, chosen: list[Row], number: int | None) -> int:
+    """Measure rows, and write each result as soon as it is complete. Return the exit status.
+
+    The other rows are measured if one fails.
+    """
     command = f"python {shlex.join(sys.argv)}"
+    failed = []
     for row in chosen:
         started = time.monotonic()
         load = _load()
-        found = await rounds.measure(rig, row, number or row.rounds, say)
+        try:
+            found = await rounds.measure(rig, row, number or row.rounds, say)
+        except (StartError, LoadError) as error:
+            say(f"{row.name} failed: {error}")
+            failed.append(row.name)
+            continue
         result = results.summary(row, found, machine.place(command), load)
         results.write(results.FOLDER, result, machine.versions(rig))
         say(f"{row.name}: {time.monotonic() - started:.0f} s")
         print(results.text(result), flush=True)
+    if failed:
+        say(f"Failed rows: {', '.join(failed)}")
+    return 1 if failed else 0
 
 
 async def quick(rig: Rig, *, accept: bool) -> int:

@@ -220,6 +220,7 @@ static void on_closed(connection *c, int is_clean, ns_t now) {
         /* The server has closed a kept connection while it was idle, which is not an error. */
         disconnect(c);
         in_flight--;
+        next_number--;
         start_request(c, c->due_at);
     } else {
         fail(c, &errors.io, now);

@@ -76,7 +76,7 @@ def section(result: Mapping[str, Any]) -> str:
     parts = [f"## {result['name']}: {result['title']}\n", place, table(header, lines)]
     if goals:
         parts.append(table(["goal", "stretch", "measured", "95 % interval", "met"], goals))
-    parts += [f"Not run: {side} (`{why}`)\n" for side, why in result["not_run"].items()]
+    parts += [f"Not run: {side} ({why})\n" for side, why in result["not_run"].items()]
     return "\n".join(parts)
 
 

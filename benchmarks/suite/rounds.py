@@ -27,7 +27,7 @@ async def measure(rig: Rig, row: Row, rounds: int, report: Callable[[str], None]
                 try:
                     targets[side.name] = await stack.enter_async_context(side.open(rig))
                 except NotInstalledError as error:
-                    found.not_run[side.name] = str(error)
+                    found.not_run[side.name] = f"not installed: {error}"
         for number in range(rounds):
             for side in order(row.sides, number):
                 if side.name in found.not_run:
@@ -35,7 +35,7 @@ async def measure(rig: Rig, row: Row, rounds: int, report: Callable[[str], None]
                 try:
                     figures = await _once(rig, row, side, targets.get(side.name))
                 except NotInstalledError as error:
-                    found.not_run[side.name] = str(error)
+                    found.not_run[side.name] = f"not installed: {error}"
                     continue
                 found.rounds.setdefault(side.name, []).append(figures)
                 report(f"{row.name} round {number + 1}/{rounds} {side.name}: {_short(figures)}")

@@ -14,6 +14,7 @@ from benchmarks.suite.goals import judge, title
 from benchmarks.suite.model import Check, Comparison, Figures, Goal, Load, Measured, Row, Side
 from benchmarks.suite.quick import ratios, regressions
 from benchmarks.suite.rounds import order
+from benchmarks.suite.soak import growth
 from benchmarks.suite.statistics import Spread, median_interval, paired_ratios, spread
 
 PLACE = {"command": "bench.py a", "machine": "2 CPUs", "commit": "abc1234", "date": "2026-01-02"}
@@ -40,7 +41,7 @@ def found(ours: list[float], nginx: list[float], figure: str = "cpu_us") -> Meas
         name: [{figure: value, "errors": 0.0} for value in values]
         for name, values in (("ours", ours), ("nginx", nginx))
     }
-    return Measured(sides, {"missing": "make bench"})
+    return Measured(sides, {"missing": "not installed: make bench"})
 
 
 class TestStatistics:
@@ -140,6 +141,15 @@ class TestGoals:
         assert title(goal) == "first event p99 ms ≤ 2 x nginx or ≤ 6"
 
 
+class TestGrowth:
+    def test_the_memory_at_the_end_is_compared_with_the_end_of_the_first_tenth(
+        self,
+    ) -> None:
+        samples = [float(number) for number in range(100)]
+        assert growth(samples) == 99.0 - 10.0
+        assert growth([50.0] * 90 + [40.0] * 10) == -10.0
+
+
 class TestQuick:
     def test_the_best_try_counts(self) -> None:
         measured = found([20.0, 14.9, 30.0], [1.0, 1.0, 1.0])
@@ -169,7 +179,7 @@ class TestReports:
         assert "| per request | CPU µs per unit |\n| --- | --- |\n" in text
         assert "| ours | 30 (20-40) |\n| nginx | 10 |\n" in text
         assert "| CPU µs per unit ≤ 2 x nginx | 1.5 | 3 (2-4) | 2-4 | no |" in text
-        assert "Not run: missing (`make bench`)" in text
+        assert "Not run: missing (not installed: make bench)" in text
         assert "Behind our proxy: frame pump. 3 rounds, 2026-01-02, commit abc1234" in text
 
     def test_errors_are_shown(self) -> None:
