@@ -23,7 +23,8 @@ from .ports import free_port
 from .processes import LOAD_CORE, SERVER_CORE, descendants, pinned, until_ready
 
 MODEL = Path(__file__).resolve().parents[2] / "worker_vllm" / "demo"
-VLLM = "vllm.entrypoints.launchers.api_server.entry"
+VLLM = "vllm.entrypoints.cli.main"
+RUST_FRONT_END = "vllm-rs"
 BOTH_CORES = f"{SERVER_CORE},{LOAD_CORE}"
 START_SECONDS = 300.0
 # Part of the id of a process's CPU clock: see CPUCLOCK_SCHED in linux/posix-timers.h.
@@ -32,6 +33,14 @@ FLAGS = tuple(
     f"--{name.lower().replace('_', '-')}{'' if value == 'true' else f'={value}'}"
     for name, value in DEMO_FLAGS.items()
 )
+
+
+def _vllm_folder() -> Path:
+    """Return the folder of the package `vllm`."""
+    found = importlib.util.find_spec("vllm")
+    if found is None or found.origin is None:
+        raise NotInstalledError("make up")
+    return Path(found.origin).parent
 
 
 def _environment(*, is_pinned: bool) -> dict[str, str]:
@@ -52,22 +61,28 @@ def _pin(pid: int, *, is_pinned: bool) -> None:
 
 
 @asynccontextmanager
-async def _vllm(rig: Rig, *, is_pinned: bool) -> AsyncIterator[RunningSide]:
-    _require_vllm()
+async def _vllm(rig: Rig, *, is_pinned: bool, is_rust: bool) -> AsyncIterator[RunningSide]:
+    folder = _vllm_folder()
+    if is_rust and not (folder / RUST_FRONT_END).exists():
+        raise NotInstalledError("this build of vLLM does not contain its Rust front end")
     port = free_port()
     log = rig.folder / f"vllm-{port}.log"
-    command = (sys.executable, "-m", VLLM, "--model", str(MODEL), "--port", str(port), *FLAGS)
-    environment = _environment(is_pinned=is_pinned)
+    command = (sys.executable, "-m", VLLM, "serve", str(MODEL), "--port", str(port), *FLAGS)
+    environment = _environment(is_pinned=is_pinned) | {"VLLM_USE_RUST_FRONTEND": str(int(is_rust))}
     async with pinned(BOTH_CORES, *command, log=log, environment=environment) as process:
         url = f"http://127.0.0.1:{port}/health"
         await until_ready(process, log, url, seconds=START_SECONDS)
         _pin(process.pid, is_pinned=is_pinned)
-        yield RunningSide(port, {"server": process.pid})
+        pids = {"server": process.pid}
+        for child in descendants(process.pid):
+            if RUST_FRONT_END in Path(f"/proc/{child}/cmdline").read_text():
+                pids["front_end"] = child
+        yield RunningSide(port, pids)
 
 
 @asynccontextmanager
 async def _ours(rig: Rig, *, is_pinned: bool) -> AsyncIterator[RunningSide]:
-    _require_vllm()
+    _vllm_folder()
     async with proxy(rig, cores=BOTH_CORES) as (target, token, folder):
         url = f"http://127.0.0.1:{target.port}"
         variables = {
@@ -85,17 +100,13 @@ async def _ours(rig: Rig, *, is_pinned: bool) -> AsyncIterator[RunningSide]:
             yield RunningSide(target.port, pids, target.headers)
 
 
-def sides(*, is_pinned: bool) -> tuple[Side, Side]:
-    """Return our side and vLLM's own server."""
+def sides(*, is_pinned: bool) -> tuple[Side, ...]:
+    """Return our side and vLLM's own server, which has two front ends."""
     return (
         Side("ours", partial(_ours, is_pinned=is_pinned)),
-        Side("vLLM", partial(_vllm, is_pinned=is_pinned)),
+        Side("vLLM", partial(_vllm, is_pinned=is_pinned, is_rust=False)),
+        Side("vLLM, Rust front end", partial(_vllm, is_pinned=is_pinned, is_rust=True)),
     )
-
-
-def _require_vllm() -> None:
-    if importlib.util.find_spec("vllm") is None:
-        raise NotInstalledError("make up")
 
 
 def _cpu_seconds(pid: int) -> float:
