@@ -60,6 +60,12 @@ def _pin(pid: int, *, is_pinned: bool) -> None:
             os.sched_setaffinity(int(task.name), cores)
 
 
+def _front_end(pid: int) -> dict[str, int]:
+    """Return the process of the Rust front end, if there is one among the descendants."""
+    commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in descendants(pid)}
+    return {"front_end": child for child, text in commands.items() if RUST_FRONT_END in text}
+
+
 @asynccontextmanager
 async def _vllm(rig: Rig, *, is_pinned: bool, is_rust: bool) -> AsyncIterator[RunningSide]:
     folder = _vllm_folder()
@@ -73,11 +79,7 @@ async def _vllm(rig: Rig, *, is_pinned: bool, is_rust: bool) -> AsyncIterator[Ru
         url = f"http://127.0.0.1:{port}/health"
         await until_ready(process, log, url, seconds=START_SECONDS)
         _pin(process.pid, is_pinned=is_pinned)
-        pids = {"server": process.pid}
-        for child in descendants(process.pid):
-            if RUST_FRONT_END in Path(f"/proc/{child}/cmdline").read_text():
-                pids["front_end"] = child
-        yield RunningSide(port, pids)
+        yield RunningSide(port, {"server": process.pid, **_front_end(process.pid)})
 
 
 @asynccontextmanager
