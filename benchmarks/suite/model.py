@@ -136,6 +136,8 @@ class Row:
     checks: Sequence[Check] = ()
     unit: Unit = Unit.REQUEST
     rounds: int = 5
+    # Rounds before the first one, whose figures are discarded.
+    warm_up_rounds: int = 0
     # The servers are started for each round again, because memory is measured.
     is_fresh: bool = False
     # Runs only if it is named in ONLY, because it takes long.

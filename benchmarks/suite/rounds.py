@@ -28,7 +28,7 @@ async def measure(rig: Rig, row: Row, rounds: int, report: Callable[[str], None]
                     targets[side.name] = await stack.enter_async_context(side.open(rig))
                 except NotInstalledError as error:
                     found.not_run[side.name] = f"not installed: {error}"
-        for number in range(rounds):
+        for number in range(-row.warm_up_rounds, rounds):
             for side in order(row.sides, number):
                 if side.name in found.not_run:
                     continue
@@ -37,7 +37,8 @@ async def measure(rig: Rig, row: Row, rounds: int, report: Callable[[str], None]
                 except NotInstalledError as error:
                     found.not_run[side.name] = f"not installed: {error}"
                     continue
-                found.rounds.setdefault(side.name, []).append(figures)
+                if number >= 0:
+                    found.rounds.setdefault(side.name, []).append(figures)
                 report(f"{row.name} round {number + 1}/{rounds} {side.name}: {_short(figures)}")
     return found
 

@@ -72,6 +72,7 @@ def _real(name: str, title: str, *, is_pinned: bool, **load: Any) -> Row:
         sides=sides(is_pinned=is_pinned),
         measure=real,
         rounds=10,
+        warm_up_rounds=1,
         goals=(
             *(
                 Goal(figure, 1.0, "vLLM", is_minimum=True, is_by_interval=True, stretch=1.1)
