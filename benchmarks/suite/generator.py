@@ -86,7 +86,11 @@ def arguments(target: RunningSide, load: Load) -> list[str]:
 
 
 def figures(result: dict[str, Any], target: RunningSide, unit: Unit) -> Figures:
-    """Return the figures of one run. Times are in the unit that ends the name."""
+    """Return the figures of one run. Times are in the unit that ends the name.
+
+    `cpu` is the load of the server's core, and `load_core` that of the other one: if it is near 1,
+    the server was not the bottleneck.
+    """
     units = result["events" if unit is Unit.EVENT else "ok"]
     failed = sum(count for kind, count in result["errors"].items() if kind != "last_status")
     found = {
@@ -102,13 +106,15 @@ def figures(result: dict[str, Any], target: RunningSide, unit: Unit) -> Figures:
         "transit_p99_ms": result["transit"]["p99"],
         "transit_max_ms": result["transit"]["max"],
         "errors": failed + (not result["drained"]) * result["in_flight_at_end"],
-        "generator_cpu": result["self_cpu_s"] / result["window_s"],
+        "load_core": result["self_cpu_s"] / result["window_s"],
     }
     for name, watched in zip(target.pids, result["watched"], strict=True):
         prefix = "" if name == "server" else f"{name}_"
         found[f"{prefix}cpu_us"] = watched["cpu_s"] * 1e6 / units if units else 0.0
         found[f"{prefix}cpu"] = watched["cpu_s"] / result["window_s"]
         found[f"{prefix}rss_mb"] = watched["rss_mb"]
+        if name != "server":
+            found["load_core"] += watched["cpu_s"] / result["window_s"]
     return found
 
 

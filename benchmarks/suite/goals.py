@@ -8,6 +8,8 @@ from .statistics import Interval, Spread, median_interval, spread
 
 NAMES = {
     "cpu_us": "CPU µs per unit",
+    "cpu": "load of its core",
+    "load_core": "load of the other core",
     "worker_cpu_us": "worker's CPU µs per unit",
     "requests_per_second": "requests/s",
     "events_per_second": "events/s",

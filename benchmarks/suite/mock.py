@@ -3,7 +3,7 @@
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
-from .model import Rig
+from .model import Rig, RunningSide
 from .ports import free_port
 from .processes import LOAD_CORE, pinned, until_ready
 
@@ -12,11 +12,11 @@ COALESCED_EVENTS = 16
 
 
 @asynccontextmanager
-async def mock_upstream(rig: Rig) -> AsyncIterator[int]:
-    """Run the mock upstream, and yield its port."""
+async def mock_upstream(rig: Rig) -> AsyncIterator[RunningSide]:
+    """Run the mock upstream."""
     port = free_port()
     log = rig.folder / f"mock-{port}.log"
     flags = ("--port", str(port), "--coalesce", str(COALESCED_EVENTS))
     async with pinned(LOAD_CORE, str(rig.mock), *flags, log=log) as process:
         await until_ready(process, log, f"http://127.0.0.1:{port}/v1/models")
-        yield port
+        yield RunningSide(port, {"mock": process.pid})

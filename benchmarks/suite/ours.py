@@ -78,7 +78,6 @@ async def _with_pump(rig: Rig, connections: int) -> AsyncIterator[RunningSide]:
         command = (sys.executable, str(PUMP), url, token, *slots)
         async with pinned(LOAD_CORE, *command, log=log) as process:
             await until_ready(process, log, f"http://127.0.0.1:{target.port}/readyz")
-            # Its share of a core shows if the pump was the bottleneck.
             yield replace(target, pids={**target.pids, "pump": process.pid})
 
 
@@ -88,7 +87,7 @@ async def _with_worker(rig: Rig) -> AsyncIterator[RunningSide]:
         variables = {
             "WORKER_CONNECT": f"http://127.0.0.1:{target.port}",
             "WORKER_TOKEN": token,
-            "WORKER_UPSTREAM": f"http://127.0.0.1:{upstream}",
+            "WORKER_UPSTREAM": f"http://127.0.0.1:{upstream.port}",
             "WORKER_MAX_CONCURRENCY": str(WORKER_SLOTS),
             "WORKER_LOG_LEVEL": "warning",
         }
@@ -96,7 +95,7 @@ async def _with_worker(rig: Rig) -> AsyncIterator[RunningSide]:
         command = (sys.executable, "-m", "worker_vllm")
         async with pinned(LOAD_CORE, *command, log=log, environment=variables) as process:
             await until_ready(process, log, f"http://127.0.0.1:{target.port}/readyz")
-            pids = {**target.pids, "worker": process.pid}
+            pids = {**target.pids, "worker": process.pid, **upstream.pids}
             yield replace(target, pids=pids)
 
 

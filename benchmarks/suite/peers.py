@@ -24,6 +24,7 @@ REQUEST = {"model": "mock", "max_tokens": 1, "messages": [{"role": "user", "cont
 async def _served(
     folder: Path,
     port: int,
+    upstream: RunningSide,
     *command: str,
     environment: dict[str, str] | None = None,
     key: str = "",
@@ -35,7 +36,7 @@ async def _served(
         headers = {"Authorization": f"Bearer {key}"} if key else {}
         await until_ready(process, log, url, headers=headers, body=REQUEST)
         lines = tuple(f"{name}: {value}" for name, value in headers.items())
-        yield RunningSide(port, {"server": process.pid}, lines)
+        yield RunningSide(port, {"server": process.pid, **upstream.pids}, lines)
 
 
 @asynccontextmanager
@@ -48,10 +49,10 @@ async def _nginx(rig: Rig) -> AsyncIterator[RunningSide]:
         with TemporaryDirectory(dir=rig.folder, prefix="nginx-") as name:
             folder = Path(name)
             text = (CONFIGURATIONS / "nginx.conf").read_text()
-            text = text.replace("@PORT@", str(port)).replace("@UPSTREAM@", str(upstream))
+            text = text.replace("@PORT@", str(port)).replace("@UPSTREAM@", str(upstream.port))
             (folder / "nginx.conf").write_text(text)
             arguments = ("-p", name, "-c", "nginx.conf", "-g", "daemon off;")
-            async with _served(folder, port, program, *arguments) as target:
+            async with _served(folder, port, upstream, program, *arguments) as target:
                 yield target
 
 
@@ -63,11 +64,11 @@ async def _vllm_router(rig: Rig) -> AsyncIterator[RunningSide]:
         with TemporaryDirectory(dir=rig.folder, prefix="vllm-router-") as name:
             arguments = (
                 *("--host", "127.0.0.1", "--port", str(port)),
-                *("--worker-urls", f"http://127.0.0.1:{upstream}"),
+                *("--worker-urls", f"http://127.0.0.1:{upstream.port}"),
                 *("--policy", "round_robin", "--log-level", "error"),
                 *("--prometheus-port", str(free_port())),
             )
-            async with _served(Path(name), port, program, *arguments) as target:
+            async with _served(Path(name), port, upstream, program, *arguments) as target:
                 yield target
 
 
@@ -80,7 +81,7 @@ async def _litellm(rig: Rig) -> AsyncIterator[RunningSide]:
             folder = Path(name)
             model = {
                 "model": "openai/mock",
-                "api_base": f"http://127.0.0.1:{upstream}/v1",
+                "api_base": f"http://127.0.0.1:{upstream.port}/v1",
                 "api_key": "unused",
             }
             # JSON is valid YAML.
@@ -98,7 +99,9 @@ async def _litellm(rig: Rig) -> AsyncIterator[RunningSide]:
                 "LITELLM_LOCAL_MODEL_COST_MAP": "True",
                 "LITELLM_LOG": "ERROR",
             }
-            served = _served(folder, port, program, *arguments, environment=environment, key=key)
+            served = _served(
+                folder, port, upstream, program, *arguments, environment=environment, key=key
+            )
             async with served as target:
                 yield target
 

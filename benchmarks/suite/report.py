@@ -7,7 +7,8 @@ from .goals import NAMES
 
 # The figures that a table shows, in this order, if a side has them.
 COLUMNS = (
-    *("requests_per_second", "events_per_second", "tokens_per_second", "cpu_us", "worker_cpu_us"),
+    *("requests_per_second", "events_per_second", "tokens_per_second", "cpu_us", "cpu"),
+    *("load_core", "worker_cpu_us"),
     *("latency_p50_ms", "latency_p99_ms", "first_p50_ms", "first_p99_ms", "gap_p99_ms", "rss_mb"),
     *("transit_max_ms", "idle_rss_mb", "stream_kb", "probe_p99_ms", "delay_ms", "start_s"),
     *(

@@ -1,6 +1,7 @@
 """The files in `benchmarks/results`: JSON for programs, a table and a plot for readers."""
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -90,4 +91,11 @@ def write_quick(
 
 
 def _dump(path: Path, value: Any) -> None:
-    path.write_text(json.dumps(value, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    """Write a value as JSON, with each list of numbers on one line."""
+    text = json.dumps(value, indent=1, ensure_ascii=False)
+    text = re.sub(r"\[\s+([-\d.,e\s]+?)\s+\]", lambda found: f"[{_line(found[1])}]", text)
+    path.write_text(text + "\n", encoding="utf-8")
+
+
+def _line(numbers: str) -> str:
+    return " ".join(numbers.split())

@@ -2,7 +2,6 @@
 
 import asyncio
 import statistics
-from dataclasses import replace
 from typing import Any
 
 from .generator import figures, generate
@@ -30,11 +29,10 @@ async def soak(rig: Rig, target: RunningSide, row: Row) -> Figures:
         rate=PROBES_PER_SECOND,
         warm_up_seconds=row.load.warm_up_seconds,
     )
-    async with mock_upstream(rig) as port, asyncio.TaskGroup() as group:
-        control = replace(target, port=port, pids={})
+    async with mock_upstream(rig) as idle, asyncio.TaskGroup() as group:
         sampling = group.create_task(_memory(target.pids["server"], row.load.seconds))
         probing = group.create_task(generate(rig, target, probes))
-        controlling = group.create_task(generate(rig, control, probes))
+        controlling = group.create_task(generate(rig, idle, probes))
         result = await generate(rig, target, row.load)
     return figures(result, target, row.unit) | {
         "growth_mb": growth(sampling.result()),

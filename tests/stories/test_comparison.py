@@ -22,8 +22,8 @@ EVENTS = 40
 @asynccontextmanager
 async def direct(rig: Rig) -> AsyncIterator[RunningSide]:
     """Yield the mock upstream itself."""
-    async with mock_upstream(rig) as port:
-        yield RunningSide(port, {})
+    async with mock_upstream(rig) as upstream:
+        yield upstream
 
 
 @pytest.mark.slow
