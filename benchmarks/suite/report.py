@@ -36,9 +36,9 @@ def number(value: float) -> str:
 
 
 def cell(values: Sequence[float]) -> str:
-    """Return median, minimum and maximum, as `median (minimum-maximum)`."""
+    """Return median, minimum and maximum, as `median (minimum to maximum)`."""
     middle, low, high = (number(each) for each in values)
-    return middle if low == high else f"{middle} ({low}-{high})"
+    return middle if low == high else f"{middle} ({low} to {high})"
 
 
 def table(header: Sequence[str], lines: Iterable[Sequence[str]]) -> str:
@@ -65,7 +65,7 @@ def section(result: Mapping[str, Any]) -> str:
             goal["goal"],
             f"{goal['stretch']:g}" if goal["stretch"] is not None else "",
             cell(goal["values"]),
-            "-".join(map(number, goal["interval"])),
+            " to ".join(map(number, goal["interval"])),
             "yes" if goal["is_met"] else "no",
         ]
         for goal in result["goals"]

@@ -177,8 +177,8 @@ class TestReports:
         measured = found([30.0, 20.0, 40.0], [10.0, 10.0, 10.0])
         text = report.section(results.summary(row(goals=goals), measured, PLACE, 0.5))
         assert "| per request | CPU µs per unit |\n| --- | --- |\n" in text
-        assert "| ours | 30 (20-40) |\n| nginx | 10 |\n" in text
-        assert "| CPU µs per unit ≤ 2 x nginx | 1.5 | 3 (2-4) | 2-4 | no |" in text
+        assert "| ours | 30 (20 to 40) |\n| nginx | 10 |\n" in text
+        assert "| CPU µs per unit ≤ 2 x nginx | 1.5 | 3 (2 to 4) | 2 to 4 | no |" in text
         assert "Not run: missing (not installed: make bench)" in text
         assert "Behind our proxy: frame pump. 3 rounds, 2026-01-02, commit abc1234" in text
 
