@@ -37,7 +37,6 @@ async def pinned(
             env={**os.environ, **(environment or {})},
             stdout=output,
             stderr=output,
-            start_new_session=True,
         )
     try:
         yield process
