@@ -1,4 +1,5 @@
-"""`make lock`: compile requirements/*.txt from pyproject.toml, and the locks in tests/clients.
+"""`make lock`: compile requirements/*.txt from pyproject.toml, and the locks in tests/clients and
+benchmarks/peers.
 
 Existing pins are kept, except with ARGS="--upgrade".
 """
@@ -14,7 +15,7 @@ from pathlib import Path
 
 from environment import node
 from environment.console import Stages
-from environment.table import AIDER_FILES, BESIDE, ROOT
+from environment.table import AIDER_FILES, BESIDE, PEER_FILES, ROOT
 from environment.uv import Uv
 
 REQUIREMENTS = ROOT / "requirements"
@@ -71,8 +72,9 @@ def main() -> None:
         _compile([*compile_, *arguments], REQUIREMENTS / f"{name}.txt", env, b"")
     [backend] = project["build-system"]["requires"]
     _compile([*compile_, "-"], pins, env, backend.replace("uv_build", "uv").encode())
-    aider = ROOT / AIDER_FILES
-    _compile([*compile_, str(aider / "requirements.in")], aider / "requirements.txt", env, b"")
+    for folder in (ROOT / AIDER_FILES, *sorted((ROOT / PEER_FILES).iterdir())):
+        if (source := folder / "requirements.in").exists():
+            _compile([*compile_, str(source)], folder / "requirements.txt", env, b"")
     _lock_npm(uv)
 
 

@@ -57,6 +57,14 @@ def prepare_one(row: Environment) -> str:
     return str(home / row.folder / row.proof)
 
 
+def prepare_beside(rows: Sequence[Environment]) -> None:
+    """Update some environments beside the runtime. One that is unavailable is left out; its stage
+    has printed the reason.
+    """
+    with _locked_home() as home:
+        _update(rows, home, ())
+
+
 @contextmanager
 def _locked_home() -> Iterator[Path]:
     """Lock the folder of the environments for this process, and exit with a message on errors."""

@@ -43,11 +43,12 @@ def _npm(folder: str, title: str, files: str) -> Environment:
 AUDIT = Environment(
     ".venv-audit", "for audits: pip-audit, cyclonedx-bom", ("requirements/audit.txt",)
 )
+# vLLM and the newest runpod require incompatible versions of FastAPI.
+SDK = Environment(
+    ".venv-sdk", "for tests: Runpod's SDK", ("requirements/sdk.txt",), has_project=True
+)
 BESIDE = (
-    # vLLM and the newest runpod require incompatible versions of FastAPI.
-    Environment(
-        ".venv-sdk", "for tests: Runpod's SDK", ("requirements/sdk.txt",), has_project=True
-    ),
+    SDK,
     Environment(
         ".venv-runpod2",
         "for tests: Runpod's SDK 2",
@@ -61,6 +62,17 @@ BESIDE = (
     _npm(".node-qwen", "for tests: Qwen Code", "tests/clients/qwen"),
     Environment(".venv-aider", "for tests: aider", (f"{AIDER_FILES}/requirements.txt",)),
     AUDIT,
+)
+# The peers of benchmarks, which only `make bench` and `make bench-quick` install. Their locks are
+# not in `requirements` for the reason that aider's is not.
+PEER_FILES = "benchmarks/peers"
+VLLM_ROUTER = Environment(
+    ".venv-vllm-router",
+    "for benchmarks: vllm-router",
+    (f"{PEER_FILES}/vllm-router/requirements.txt",),
+)
+LITELLM = Environment(
+    ".venv-litellm", "for benchmarks: LiteLLM", (f"{PEER_FILES}/litellm/requirements.txt",)
 )
 
 

@@ -180,7 +180,8 @@ class TestStages:
 
 
 def python_locks() -> list[Path]:
-    return [*REQUIREMENTS.glob("*.txt"), ROOT / table.AIDER_FILES / "requirements.txt"]
+    folders = [ROOT / table.AIDER_FILES, *(ROOT / table.PEER_FILES).glob("*/")]
+    return [*REQUIREMENTS.glob("*.txt"), *(folder / "requirements.txt" for folder in folders)]
 
 
 class TestLocks:
@@ -193,9 +194,9 @@ class TestLocks:
         pinned = re.compile(
             r"[A-Za-z0-9][\w.-]*==[^\s;]+( ; [^\n\\]+)?( \\\n    --hash=sha256:[0-9a-f]{64})+"
         )
-        locks = {path.name: path for path in python_locks() if path.name != "cpu-overrides.txt"}
-        assert {"base.txt", "requirements.txt"} <= locks.keys()
-        for name, path in locks.items():
+        locks = [path for path in python_locks() if path.name != "cpu-overrides.txt"]
+        assert {"base.txt", "requirements.txt"} <= {path.name for path in locks}
+        for path in locks:
             text = re.sub(r"^#.*\n", "", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
             lines = [
                 line
@@ -203,8 +204,8 @@ class TestLocks:
                 if not pinned.fullmatch(line)
             ]
             assert {line.partition("==")[0] for line in lines} == (
-                {"torch"} if name == "cpu.txt" else set()
-            ), name
+                {"torch"} if path.name == "cpu.txt" else set()
+            ), path
 
     def test_a_base_install_names_few_packages_itself(self) -> None:
         project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
@@ -220,7 +221,12 @@ class TestLocks:
         assert not [name for name, package in lock.items() if "resolved" in package]
 
     def test_every_environment_has_its_locks(self) -> None:
-        rows = [*table.BESIDE, *(table.runtime(build, tests=True) for build in Build)]
+        rows = [
+            *table.BESIDE,
+            table.VLLM_ROUTER,
+            table.LITELLM,
+            *(table.runtime(build, tests=True) for build in Build),
+        ]
         assert all((ROOT / lock).is_file() for row in rows for lock in row.locks)
         used = {ROOT / lock for row in rows for lock in row.locks if lock.endswith(".txt")}
         others = {REQUIREMENTS / "uv.txt", REQUIREMENTS / "cpu-overrides.txt"}

@@ -1,0 +1,1 @@
+"""The comparison of this project with its peers: rows, rounds, figures and reports."""
