@@ -3,10 +3,10 @@
 Most calls are plain: POST with a small JSON body over HTTP/1.1, header fields without a meaning for
 the proxy, a model that is served, a free slot at a worker, and a run that ends well. For those,
 ASGI costs more than everything else: a scope, a task, a future for each wait. So the protocol of
-the connection (`edge.protocol`) gives such a request to `FastLane`. The checks are those of every call
-(`CallChecks`), and the job is the same record with the same mailbox. Only the reader of the mailbox
-is another one: `FastCall` is called when the mailbox has changed, and writes at the end of the same
-turn of the event loop.
+the connection (`edge.protocol`) gives such a request to `FastLane`. The checks are those of every
+call (`CallChecks`), and the job is the same record with the same mailbox. Only the reader of the
+mailbox is another one: `FastCall` is called when the mailbox has changed, and writes at the end of
+the same turn of the event loop.
 
 Everything unusual falls through to the application, with the same result for the client:
   before the job exists   any other method, route, version or header field; a body above 64 KB; a
