@@ -7,14 +7,15 @@ loop, which a simulation replaces as a whole.
 
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from secrets import token_bytes
-from threading import Thread
+from threading import Thread, get_native_id
 from typing import BinaryIO
 
 from proxy.jobs.model import Millis, RandomBytes
@@ -27,6 +28,9 @@ FILE_MODE = 0o600
 
 # A byte behind those that SQLite locks (512 bytes from 1 GB on).
 PROBED_BYTE = 2 * 1024**3
+
+# The nice value of a thread that runs when no other does.
+LOWEST_PRIORITY = 19
 
 # Bytes per write where a file cannot be allocated by a system call.
 ALLOCATION_WRITE_BYTES = 1024 * 1024
@@ -110,6 +114,12 @@ class SystemDisk:
 
     def remove(self, path: Path) -> None:
         path.unlink()
+
+    def lower_priority(self) -> None:
+        # Elsewhere, the number of a thread could be that of another process.
+        if sys.platform == "linux":
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, get_native_id(), LOWEST_PRIORITY)
 
 
 class SystemFile:

@@ -132,7 +132,7 @@ class SortedKeys:
         return number
 
     def _find(self, sequence: int) -> tuple[int, int]:
-        """Return the block of a key and its position there, which is -1 if there is no such key."""
+        """Return the block of a key and its position there, which is -1 if the key is missing."""
         block = bisect_left(self._ends, sequence)
         if block == len(self._blocks):
             return block, -1

@@ -71,6 +71,9 @@ class SimDisk:
     def remove(self, path: Path) -> None:
         del self._files[path]
 
+    def lower_priority(self) -> None:
+        """Do nothing: a simulation has one thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class SimFile:

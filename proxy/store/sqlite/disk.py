@@ -84,3 +84,10 @@ class Disk(Protocol):
     def remove(self, path: Path) -> None:
         """Delete an existing file."""
         ...
+
+    def lower_priority(self) -> None:
+        """Let other threads use processor and disk before the current one, from now on.
+
+        Does nothing where a thread does not have its own priority.
+        """
+        ...
