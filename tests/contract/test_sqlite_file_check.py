@@ -1,10 +1,13 @@
 """The whole file is checked before it is used, unless its last process has closed it."""
 
 import asyncio
+import os
 import shutil
 import sqlite3
+import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
 from pathlib import Path
 from sqlite3 import Connection
@@ -181,3 +184,15 @@ async def test_a_file_that_could_not_be_checked_stays_in_use(path: Path) -> None
         await until(lambda: check.has_failed, what="the check has failed")
         await check.close()
         assert not watch.gone
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="other systems have no priority of threads")
+async def test_the_thread_of_the_check_has_the_lowest_priority() -> None:
+    def lowered() -> int:
+        SystemDisk().lower_priority()
+        return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
+
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    with ThreadPoolExecutor(1) as thread:
+        assert await asyncio.get_running_loop().run_in_executor(thread, lowered) == 19
+    assert os.getpriority(os.PRIO_PROCESS, 0) == before
