@@ -55,9 +55,15 @@ def delete_record(db: Connection) -> None:
 
 
 def write_record(db: Connection) -> None:
-    """Record that the file is closed. If that fails, the next start checks the file."""
+    """Record that the file is closed, or let the next start check the file.
+
+    Everything else is copied to the file before. The record could be in the file without it, if the
+    process ended while SQLite copies both, and someone deleted the log.
+    """
     with suppress(*FILE_ERRORS):
-        db.execute("INSERT INTO clean_close VALUES (1)")
+        [[is_busy, pages, copied]] = db.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchall()
+        if not is_busy and copied == pages:
+            db.execute("INSERT INTO clean_close VALUES (1)")
 
 
 class BackgroundCheck:
