@@ -29,8 +29,9 @@ FILE_MODE = 0o600
 # A byte behind those that SQLite locks (512 bytes from 1 GB on).
 PROBED_BYTE = 2 * 1024**3
 
-# The nice value of a thread that runs when no other does.
-LOWEST_PRIORITY = 19
+# The nice value of work in the background: a tenth of a busy core. With less, the check of a large
+# file would take minutes, in which SQLite's write-ahead log grows.
+BACKGROUND_NICE = 10
 
 # Bytes per write where a file cannot be allocated by a system call.
 ALLOCATION_WRITE_BYTES = 1024 * 1024
@@ -118,8 +119,10 @@ class SystemDisk:
     def lower_priority(self) -> None:
         # Elsewhere, the number of a thread could be that of another process.
         if sys.platform == "linux":
+            thread = get_native_id()
+            nice = max(BACKGROUND_NICE, os.getpriority(os.PRIO_PROCESS, thread))
             with suppress(OSError):
-                os.setpriority(os.PRIO_PROCESS, get_native_id(), LOWEST_PRIORITY)
+                os.setpriority(os.PRIO_PROCESS, thread, nice)
 
 
 class SystemFile:

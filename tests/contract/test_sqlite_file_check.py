@@ -187,12 +187,12 @@ async def test_a_file_that_could_not_be_checked_stays_in_use(path: Path) -> None
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="other systems have no priority of threads")
-async def test_the_thread_of_the_check_has_the_lowest_priority() -> None:
+async def test_the_thread_of_the_check_has_a_low_priority() -> None:
     def lowered() -> int:
         SystemDisk().lower_priority()
         return os.getpriority(os.PRIO_PROCESS, threading.get_native_id())
 
     before = os.getpriority(os.PRIO_PROCESS, 0)
     with ThreadPoolExecutor(1) as thread:
-        assert await asyncio.get_running_loop().run_in_executor(thread, lowered) == 19
+        assert await asyncio.get_running_loop().run_in_executor(thread, lowered) == max(10, before)
     assert os.getpriority(os.PRIO_PROCESS, 0) == before

@@ -86,7 +86,7 @@ class Disk(Protocol):
         ...
 
     def lower_priority(self) -> None:
-        """Let other threads use processor and disk before the current one, from now on.
+        """Let other threads use more of processor and disk than the current one, from now on.
 
         Does nothing where a thread does not have its own priority.
         """
