@@ -132,8 +132,8 @@ class SystemFile:
         self._path = path
         self._descriptor = descriptor
 
-    def head(self, size: int) -> bytes:
-        return os.pread(self._descriptor, size, 0)
+    def read(self, start: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, start)
 
     def loss(self) -> str:
         try:

@@ -116,7 +116,7 @@ def checking(path: Path) -> Iterator[tuple[BackgroundCheck, Connection, FileWatc
     with opened(path, SystemDisk()) as (_, file, is_checked), closing(reader(path)) as db:
         assert not is_checked
         watch.begin(file)
-        yield BackgroundCheck(watch, SystemDisk()), db, watch
+        yield BackgroundCheck(watch, SystemDisk(), file), db, watch
 
 
 async def test_damage_is_found_in_the_background(path: Path) -> None:
@@ -148,7 +148,7 @@ async def test_the_check_stops_at_once_when_the_store_is_closed(path: Path) -> N
     with checking(path) as (check, db, watch):
         db.set_progress_handler(progress, 1)
         may_go_on.set()
-        assert find_damage(db) == ""
+        assert find_damage(db, check._file) == ""
         calls_of_a_whole_check = calls
         calls = 0
         is_running.clear()

@@ -81,8 +81,8 @@ class SimFile:
 
     path: Path
 
-    def head(self, size: int) -> bytes:
-        return self.path.read_bytes()[:size]
+    def read(self, start: int, size: int) -> bytes:
+        return self.path.read_bytes()[start : start + size]
 
     def loss(self) -> str:
         return ""

@@ -44,7 +44,7 @@ class MemoryFile:
     def __init__(self) -> None:
         self.reason = ""
 
-    def head(self, size: int) -> bytes:  # noqa: ARG002 - a new file
+    def read(self, start: int, size: int) -> bytes:  # noqa: ARG002 - a new file
         return b""
 
     def loss(self) -> str:

@@ -165,7 +165,7 @@ def opened(
             db = stack.enter_context(closing(_connect(path)))
             _check_version(db, path)
             is_checked = has_log or not file_check.has_record(db)
-            if is_checked and (damage := file_check.find_damage(db)):
+            if is_checked and (damage := file_check.find_damage(db, file)):
                 raise _damaged(path, damage)
             _prepare(db, path)
             load(db)
@@ -218,7 +218,7 @@ def _check_log(path: Path, file: HeldFile, disk: Disk) -> bool:
     with suppress(FileNotFoundError), disk.read(Path(f"{disk.real_path(path)}-wal")) as log:
         has_frames = len(log.read(HEADER_BYTES + 1)) > HEADER_BYTES
         log.seek(0)
-        head = file.head(HEAD_BYTES)
+        head = file.read(0, HEAD_BYTES)
         if head:
             problem = find_damage(log, head)
         else:
@@ -349,7 +349,7 @@ class Database:
             self._writer = Writer(db, self.disk_space, self._watch, self._start_runner)
             self._writer.start()
             watching = asyncio.create_task(self._watch.serve(), name="file watch")
-            check = file_check.BackgroundCheck(self._watch, self._disk)
+            check = file_check.BackgroundCheck(self._watch, self._disk, file)
             if not is_checked:
                 check.start(stack.enter_context(closing(reader(self._path))))
             try:

@@ -12,6 +12,7 @@ also if someone has deleted the log of a process that crashed.
 """
 
 import asyncio
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from sqlite3 import Connection
@@ -19,7 +20,7 @@ from sqlite3 import Connection
 import structlog
 
 from proxy.store.errors import StoreGoneError
-from proxy.store.sqlite.disk import Disk
+from proxy.store.sqlite.disk import Disk, HeldFile
 from proxy.store.sqlite.writer import FILE_ERRORS, FileWatch, store_error
 
 log = structlog.get_logger()
@@ -29,12 +30,23 @@ CLEAN_CLOSE_MIGRATION = "CREATE TABLE clean_close (number INTEGER PRIMARY KEY) S
 # The start of the proxy reads the file too, and its workers reconnect.
 DELAY_SECONDS = 3.0
 
+READ_AHEAD_BYTES = 1024 * 1024
+
 # SQLite ignores an interrupt that comes before its statement has begun, so it is repeated.
 INTERRUPT_SECONDS = 0.05
 
 
-def find_damage(db: Connection) -> str:
-    """Check the structure of the whole file; return the first damage, or an empty string."""
+def find_damage(
+    db: Connection, file: HeldFile, is_stopped: Callable[[], bool] = lambda: False
+) -> str:
+    """Check the structure of the whole file; return the first damage, or an empty string.
+
+    `is_stopped`: returns True if the check may be left undone, and the connection is interrupted.
+    """
+    # SQLite reads the pages in another order. From a disk, that takes ten times as long as this.
+    start = 0
+    while not is_stopped() and (block := file.read(start, READ_AHEAD_BYTES)):
+        start += len(block)
     [[found]] = db.execute("PRAGMA quick_check(1)").fetchall()
     return "" if found == "ok" else str(found)
 
@@ -76,9 +88,10 @@ class BackgroundCheck:
 
     _db: Connection
 
-    def __init__(self, watch: FileWatch, disk: Disk) -> None:
+    def __init__(self, watch: FileWatch, disk: Disk, file: HeldFile) -> None:
         self._watch = watch
         self._disk = disk
+        self._file = file
         self._is_closing = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
         self.has_failed = False
@@ -108,7 +121,9 @@ class BackgroundCheck:
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(1, "store check", self._disk.lower_priority) as thread:
             try:
-                return await loop.run_in_executor(thread, find_damage, self._db)
+                return await loop.run_in_executor(
+                    thread, find_damage, self._db, self._file, self._is_closing.is_set
+                )
             except FILE_ERRORS as error:
                 found = store_error(error)
         if isinstance(found, StoreGoneError):
