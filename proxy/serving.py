@@ -18,7 +18,7 @@ from proxy.edge.memory import return_large_blocks
 from proxy.edge.protocol import WorkerProtocol
 from proxy.service.background import keep
 from proxy.settings import Settings
-from proxy.store.errors import StoreError, StoreUnavailableError
+from proxy.store.errors import StoreError, StoreGoneError, StoreUnavailableError
 from proxy.wire.frames import SOCKET_BYTES
 
 log = structlog.get_logger()
@@ -84,13 +84,20 @@ async def running(parts: Parts, listener: socket.socket) -> AsyncIterator[None]:
     sys.setswitchinterval(THREAD_SWITCH_SECONDS)
     return_large_blocks()
     async with parts.store.open():
-        if parts.is_seal_key_new:
-            await _check_new_seal_key(parts)
-        await parts.clock_check.start()
-        parts.orphans.find(await parts.store.running())
-        await parts.served_models.restore()
+        try:
+            await _read_store(parts)
+        except StoreGoneError as error:
+            raise StoreUnavailableError(f"{error}. See docs/durability.md.") from error
         async with _serving(parts, listener):
             yield
+
+
+async def _read_store(parts: Parts) -> None:
+    if parts.is_seal_key_new:
+        await _check_new_seal_key(parts)
+    await parts.clock_check.start()
+    parts.orphans.find(await parts.store.running())
+    await parts.served_models.restore()
 
 
 async def _check_new_seal_key(parts: Parts) -> None:

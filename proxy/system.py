@@ -7,14 +7,15 @@ loop, which a simulation replaces as a whole.
 
 import fcntl
 import os
+import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
 from secrets import token_bytes
-from threading import Thread
+from threading import Thread, get_native_id
 from typing import BinaryIO
 
 from proxy.jobs.model import Millis, RandomBytes
@@ -27,6 +28,10 @@ FILE_MODE = 0o600
 
 # A byte behind those that SQLite locks (512 bytes from 1 GB on).
 PROBED_BYTE = 2 * 1024**3
+
+# The nice value of work in the background: a tenth of a busy core. With less, the check of a large
+# file would take minutes, in which SQLite's write-ahead log grows.
+BACKGROUND_NICE = 10
 
 # Bytes per write where a file cannot be allocated by a system call.
 ALLOCATION_WRITE_BYTES = 1024 * 1024
@@ -111,6 +116,14 @@ class SystemDisk:
     def remove(self, path: Path) -> None:
         path.unlink()
 
+    def lower_priority(self) -> None:
+        # Elsewhere, the number of a thread could be that of another process.
+        if sys.platform == "linux":
+            thread = get_native_id()
+            nice = max(BACKGROUND_NICE, os.getpriority(os.PRIO_PROCESS, thread))
+            with suppress(OSError):
+                os.setpriority(os.PRIO_PROCESS, thread, nice)
+
 
 class SystemFile:
     """Implementation of `HeldFile` by system calls."""
@@ -119,8 +132,8 @@ class SystemFile:
         self._path = path
         self._descriptor = descriptor
 
-    def head(self, size: int) -> bytes:
-        return os.pread(self._descriptor, size, 0)
+    def read(self, start: int, size: int) -> bytes:
+        return os.pread(self._descriptor, size, start)
 
     def loss(self) -> str:
         try:

@@ -80,15 +80,35 @@ def deadline(job: JobState) -> Millis | None:
 
     The time is valid until the job's next event.
     """
-    moments = [job.submission.expires_at]
+    expires_at = job.submission.expires_at
     match job.status:
         case Status.IN_QUEUE:
-            moments.append(job.submission.queued_until)
+            return queue_deadline(job.submission.queued_until, expires_at)
         case Status.IN_PROGRESS if job.taken_at is not None:
-            moments.append(Millis(job.taken_at + job.submission.execution_timeout))
+            run_until = Millis(job.taken_at + job.submission.execution_timeout)
+            return run_until if expires_at is None else min(run_until, expires_at)
         case _:
             return None
-    return min((moment for moment in moments if moment is not None), default=None)
+
+
+def queue_deadline(queued_until: Millis | None, expires_at: Millis | None) -> Millis | None:
+    """Return the deadline of a queued job with these limits (see `deadline`)."""
+    if queued_until is None or expires_at is None:
+        return expires_at if queued_until is None else queued_until
+    return min(queued_until, expires_at)
+
+
+def status_before(job: JobState) -> Status | None:
+    """Return the status before the last event; None if the job was new or had ended."""
+    match job.last_event:
+        case None | Event.RETRY:
+            return None
+        case Event.TAKE:
+            return Status.IN_QUEUE
+        case Event.RELEASE:
+            return Status.IN_PROGRESS
+        case _:
+            return Status.IN_QUEUE if job.taken_at is None else Status.IN_PROGRESS
 
 
 def overdue(job: JobState, now: Millis) -> Verdict | None:

@@ -176,10 +176,17 @@ async def some_jobs(path: Path) -> None:
         await asyncio.gather(*(submit(store, f"{number}") for number in range(500)))
 
 
+def forget_close(path: Path) -> None:
+    """Make a closed file look like that of a process that was killed."""
+    with closing(sqlite3.connect(path, isolation_level=None)) as db:
+        assert db.execute("DELETE FROM clean_close").rowcount == 1
+
+
 @pytest.mark.parametrize("first", [0, 4096, 4096 * 2, 4096 * 9])
 async def test_a_damaged_file_is_rejected(tmp_path: Path, first: int) -> None:
     path = tmp_path / "jobs.db"
     await some_jobs(path)
+    forget_close(path)
     data = bytearray(path.read_bytes())
     data[first : first + 100] = b"\xff" * 100
     path.write_bytes(data)
@@ -192,6 +199,7 @@ async def test_a_damaged_file_is_rejected(tmp_path: Path, first: int) -> None:
 async def test_a_truncated_file_is_rejected(tmp_path: Path) -> None:
     path = tmp_path / "jobs.db"
     await some_jobs(path)
+    forget_close(path)
     path.write_bytes(path.read_bytes()[: 4096 * 10])
     assert "damaged" in await refusal(path)
 

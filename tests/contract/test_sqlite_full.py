@@ -156,7 +156,7 @@ async def test_no_job_is_lost_while_no_write_is_possible(small_disk: Path) -> No
 
 async def test_small_writes_succeed_in_a_full_file(tmp_path: Path) -> None:
     """Runs without a separate disk: SQLite limits the size of the file."""
-    with opened(tmp_path / "jobs.db", SystemDisk()) as (db, file):
+    with opened(tmp_path / "jobs.db", SystemDisk()) as (db, file, _):
         db.execute("CREATE TABLE pieces (piece BLOB)")
         [[pages]] = db.execute("PRAGMA page_count").fetchall()
         db.execute(f"PRAGMA max_page_count = {pages + 20}").fetchall()

@@ -80,14 +80,15 @@ async def test_a_key_survives_a_restart(tmp_path: Path) -> None:
 
 
 async def test_a_file_without_keys_gets_them(tmp_path: Path) -> None:
-    """A file of the version before."""
+    """A file of the version before keys were added."""
     path = tmp_path / "jobs.db"
+    version = next(number for number, sql in enumerate(MIGRATIONS) if "key_name" in sql)
     async with sqlite_store(path).open():
         pass
     with closing(sqlite3.connect(path)) as db:
         db.executescript(
-            "DROP INDEX jobs_by_key; ALTER TABLE jobs DROP COLUMN key_name;"
-            f"ALTER TABLE jobs DROP COLUMN key_digest; PRAGMA user_version = {len(MIGRATIONS) - 1}"
+            "DROP TABLE clean_close; DROP INDEX jobs_by_key; ALTER TABLE jobs DROP COLUMN key_name;"
+            f"ALTER TABLE jobs DROP COLUMN key_digest; PRAGMA user_version = {version}"
         )
     store = sqlite_store(path)
     async with store.open():

@@ -71,6 +71,9 @@ class SimDisk:
     def remove(self, path: Path) -> None:
         del self._files[path]
 
+    def lower_priority(self) -> None:
+        """Do nothing: a simulation has one thread."""
+
 
 @dataclass(frozen=True, slots=True)
 class SimFile:
@@ -78,8 +81,8 @@ class SimFile:
 
     path: Path
 
-    def head(self, size: int) -> bytes:
-        return self.path.read_bytes()[:size]
+    def read(self, start: int, size: int) -> bytes:
+        return self.path.read_bytes()[start : start + size]
 
     def loss(self) -> str:
         return ""

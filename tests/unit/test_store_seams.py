@@ -44,7 +44,7 @@ class MemoryFile:
     def __init__(self) -> None:
         self.reason = ""
 
-    def head(self, size: int) -> bytes:  # noqa: ARG002 - a new file
+    def read(self, start: int, size: int) -> bytes:  # noqa: ARG002 - a new file
         return b""
 
     def loss(self) -> str:
@@ -95,6 +95,9 @@ class MemoryDisk:
     def remove(self, path: Path) -> None:
         self.free += self.files.pop(path)
 
+    def lower_priority(self) -> None:
+        """Do nothing: a new file needs no check in the background."""
+
 
 async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> None:
     # Fixtures of other tests can have stores of their own in this process.
@@ -102,7 +105,7 @@ async def test_a_writer_on_the_event_loop_commits_in_order(tmp_path: Path) -> No
     applied: list[int] = []
     undone: list[int] = []
     number = MAX_WRITES_PER_COMMIT * 2 + 1
-    with database.opened(tmp_path / "jobs.db", SystemDisk()) as (db, file):
+    with database.opened(tmp_path / "jobs.db", SystemDisk()) as (db, file, _):
         db.execute("CREATE TABLE numbers (number INTEGER UNIQUE)")
         space = DiskSpace(tmp_path / "ballast", MemoryDisk())
         watch = FileWatch()

@@ -8,7 +8,7 @@ rows, because a take or an end rewrites the whole row; values that can be large 
 their own. Statuses are written and compared as parameters; no statement contains one.
 
 Opening: the file is locked against other processes, checked with its write-ahead log, and migrated
-to the newest schema.
+to the newest schema. If its last process has closed it, it is checked in the background instead.
 """
 
 import asyncio
@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, TypeVar
 
 from proxy.jobs.webhook import receiver_address
 from proxy.store.errors import StoreGoneError, StoreUnavailableError
+from proxy.store.sqlite import file_check
 from proxy.store.sqlite.disk import Disk, HeldFile, LockedError
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.due_deliveries import RECEIVERS_MIGRATION
@@ -116,6 +117,7 @@ MIGRATIONS = (
     CREATE UNIQUE INDEX jobs_by_key ON jobs (endpoint, owner, key_name)
         WHERE key_name IS NOT NULL;
     """,
+    file_check.CLEAN_CLOSE_MIGRATION,
 )
 
 
@@ -136,15 +138,22 @@ HEAD_BYTES = 100
 
 
 class OpenedFile(NamedTuple):
-    """The writer's connection, and the file that it was opened on."""
+    """The writer's connection, and the file that it was opened on.
+
+    `is_checked`: the whole file was checked, because its last process did not close it.
+    """
 
     db: sqlite3.Connection
     file: HeldFile
+    is_checked: bool
 
 
 @contextmanager
-def opened(path: Path, disk: Disk) -> Iterator[OpenedFile]:
-    """Open the writer's connection to the file; create the file if it does not exist.
+def opened(
+    path: Path, disk: Disk, load: Callable[[sqlite3.Connection], None] = no_op
+) -> Iterator[OpenedFile]:
+    """Open the writer's connection to the file and call `load` with it; create the file if it does
+    not exist.
 
     Raises `StoreUnavailableError`.
     """
@@ -152,17 +161,21 @@ def opened(path: Path, disk: Disk) -> Iterator[OpenedFile]:
         try:
             disk.make_folder(path.parent)
             file = stack.enter_context(_locked(path, disk))
-            _check_log(path, file, disk)
+            has_log = _check_log(path, file, disk)
             db = stack.enter_context(closing(_connect(path)))
-            _check(db, path)
+            _check_version(db, path)
+            is_checked = has_log or not file_check.has_record(db)
+            if is_checked and (damage := file_check.find_damage(db, file)):
+                raise _damaged(path, damage)
             _prepare(db, path)
+            load(db)
         except (OSError, sqlite3.OperationalError) as error:
             raise StoreUnavailableError(
                 f"cannot open {path}: {getattr(error, 'strerror', error)}."
             ) from error
         except sqlite3.DatabaseError as error:
             raise _damaged(path, error) from error
-        yield OpenedFile(db, file)
+        yield OpenedFile(db, file, is_checked)
 
 
 def reader(path: Path) -> sqlite3.Connection:
@@ -197,17 +210,23 @@ def _locked(path: Path, disk: Disk) -> Iterator[HeldFile]:
         yield file
 
 
-def _check_log(path: Path, file: HeldFile, disk: Disk) -> None:
-    """Reject a write-ahead log that SQLite would silently cut or delete."""
+def _check_log(path: Path, file: HeldFile, disk: Disk) -> bool:
+    """Reject a write-ahead log that SQLite would silently cut or delete.
+
+    Returns True if the log has any data.
+    """
     with suppress(FileNotFoundError), disk.read(Path(f"{disk.real_path(path)}-wal")) as log:
-        head = file.head(HEAD_BYTES)
+        has_frames = len(log.read(HEADER_BYTES + 1)) > HEADER_BYTES
+        log.seek(0)
+        head = file.read(0, HEAD_BYTES)
         if head:
             problem = find_damage(log, head)
         else:
-            has_frames = len(log.read(HEADER_BYTES + 1)) > HEADER_BYTES
             problem = "it is empty, but not its write-ahead log" if has_frames else ""
         if problem:
             raise _damaged(path, problem)
+        return has_frames
+    return False
 
 
 def _connect(path: Path) -> sqlite3.Connection:
@@ -222,8 +241,8 @@ def _connect(path: Path) -> sqlite3.Connection:
     )
 
 
-def _check(db: sqlite3.Connection, path: Path) -> None:
-    """Reject a file of another program, of a newer version, or with damaged content."""
+def _check_version(db: sqlite3.Connection, path: Path) -> None:
+    """Reject a file of another program, or of a newer version."""
     version = _query_value(db, "PRAGMA user_version")
     application = _query_value(db, "PRAGMA application_id")
     if application != APPLICATION_ID and _query_value(db, "SELECT count(*) FROM sqlite_schema"):
@@ -235,9 +254,6 @@ def _check(db: sqlite3.Connection, path: Path) -> None:
             f"{path} was written by a newer version of vllm-serverless. "
             "Use that version, or choose another file with --store."
         )
-    problem = _query_value(db, "PRAGMA quick_check(1)")
-    if problem != "ok":
-        raise _damaged(path, problem)
 
 
 def _damaged(path: Path, problem: object) -> StoreUnavailableError:
@@ -249,7 +265,7 @@ def _damaged(path: Path, problem: object) -> StoreUnavailableError:
 
 
 def _prepare(db: sqlite3.Connection, path: Path) -> None:
-    """Configure the file, then the connection, then apply the missing migrations."""
+    """Configure the file, then the connection; note that the file is open, and migrate it."""
     if not _query_value(db, "PRAGMA user_version"):
         # Only possible before the first table exists. It lets the file shrink later.
         db.execute("PRAGMA auto_vacuum = INCREMENTAL")
@@ -265,6 +281,7 @@ def _prepare(db: sqlite3.Connection, path: Path) -> None:
     db.execute("PRAGMA foreign_keys = ON")
     db.execute(f"PRAGMA cache_size = -{PAGE_CACHE_KIB}")
     db.execute(f"PRAGMA journal_size_limit = {WAL_MAX_BYTES}").fetchall()
+    file_check.delete_record(db)
     db.create_function("receiver_address", 1, receiver_address, deterministic=True)
     for version in range(_query_value(db, "PRAGMA user_version"), len(MIGRATIONS)):
         db.executescript(
@@ -316,29 +333,34 @@ class Database:
     async def open(self, load: Callable[[sqlite3.Connection], None]) -> AsyncIterator[None]:
         """Open the file, call `load` with the connection, and start the writer.
 
-        Leaving the context commits the queued writes and closes the file.
+        Leaving the context commits the queued writes and closes the file. Raises
+        `StoreUnavailableError`.
         """
         with ExitStack() as stack:
 
             def begin() -> OpenedFile:
-                opening = stack.enter_context(opened(self._path, self._disk))
-                load(opening.db)
-                return opening
+                return stack.enter_context(opened(self._path, self._disk, load))
 
-            # In a thread, because checking a large file takes time.
-            db, file = await asyncio.to_thread(begin)
+            # In a thread, because reading a large file takes time.
+            db, file, is_checked = await asyncio.to_thread(begin)
             self._watch.begin(file)
             self._reader = stack.enter_context(closing(reader(self._path)))
             self._pool = stack.enter_context(ThreadPoolExecutor(1, "store reader"))
             self._writer = Writer(db, self.disk_space, self._watch, self._start_runner)
             self._writer.start()
             watching = asyncio.create_task(self._watch.serve(), name="file watch")
+            check = file_check.BackgroundCheck(self._watch, self._disk, file)
+            if not is_checked:
+                check.start(stack.enter_context(closing(reader(self._path))))
             try:
                 yield
             finally:
                 await self._writer.close()
+                await check.close()
                 self._watch.close()
                 await watching
+                if not self.gone and not check.has_failed:
+                    file_check.write_record(db)
 
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Run a query in the reader's thread and return its result. Raises `StoreError`."""

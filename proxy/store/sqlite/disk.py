@@ -23,8 +23,8 @@ class LockedError(Exception):
 class HeldFile(Protocol):
     """An open file that this process holds. Each method may raise `OSError`."""
 
-    def head(self, size: int) -> bytes:
-        """Return the first bytes of the file: up to `size`."""
+    def read(self, start: int, size: int) -> bytes:
+        """Return up to `size` bytes from `start` on; less only at the end of the file."""
         ...
 
     def loss(self) -> str:
@@ -83,4 +83,11 @@ class Disk(Protocol):
 
     def remove(self, path: Path) -> None:
         """Delete an existing file."""
+        ...
+
+    def lower_priority(self) -> None:
+        """Let other threads use more of processor and disk than the current one, from now on.
+
+        Does nothing where a thread does not have its own priority.
+        """
         ...

@@ -7,13 +7,16 @@ import json
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing, contextmanager
 from sqlite3 import Connection
+from sys import intern
 from typing import Any
 
 from msgspec.structs import replace
 
 from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
 from proxy.jobs.model import EndpointId, Job, JobId, Millis, Owner, Submission
+from proxy.jobs.policy import queue_deadline
 from proxy.store.errors import OtherSubmissionError
+from proxy.store.job_index import PlainKey
 from proxy.store.outputs import LogPage, StoredResult, first_outputs
 from proxy.store.sqlite.rows import Row, read_job
 
@@ -159,10 +162,16 @@ def has_excess_free_pages(db: Connection) -> bool:
     return free > max(FREE_PAGES_MIN, pages // FREE_PAGES_DIVISOR)
 
 
-def unfinished(db: Connection) -> Iterator[Job]:
-    """Yield outlines of all jobs that have not ended, by sequence."""
-    for row in db.execute("SELECT * FROM jobs WHERE finished_at IS NULL ORDER BY sequence"):
-        yield read_job(Row(*row))
+def queued(db: Connection) -> Iterator[tuple[EndpointId, Millis | None, PlainKey]]:
+    """Yield endpoint, deadline and key of all queued jobs, by sequence."""
+    sql = """SELECT endpoint, queued_until, expires_at,
+                    sequence, id, owner, created_at, light, low_priority
+             FROM jobs WHERE finished_at IS NULL AND status = ? ORDER BY sequence"""
+    rows = db.execute(sql, (TRANSITIONS[Event.RELEASE].target,))
+    for endpoint, queued_until, expires_at, sequence, job_id, owner, created_at, light, low in rows:
+        # An owner's jobs share one string.
+        key = (sequence, job_id, Owner(intern(owner)), created_at, light, low)
+        yield endpoint, queue_deadline(queued_until, expires_at), key
 
 
 def ended(db: Connection) -> dict[tuple[EndpointId, str], int]:

@@ -343,7 +343,9 @@ class SqliteStore:
         return purged.jobs
 
     def _load(self, db: Connection) -> None:
-        self._index.load(reads.unfinished(db), reads.ended(db), reads.last_sequence(db))
+        self._index.load(
+            reads.queued(db), reads.running(db), reads.ended(db), reads.last_sequence(db)
+        )
 
     def _note(self, job: Job | None) -> None:
         if job is not None:
