@@ -17,11 +17,12 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from heapq import heapify, heappop, heappush
 from itertools import chain, islice
-from typing import Any, NamedTuple, TypeAlias
+from typing import Any
 
 from proxy.jobs.lifecycle import TERMINAL, Event, Status
 from proxy.jobs.model import Counts, EndpointId, JobId, JobState, Millis, Owner
 from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS, deadline, status_before
+from proxy.store.queue_key import PlainKey, QueueKey
 
 # A block that has twice as many keys is split.
 BLOCK_KEYS = 512
@@ -32,21 +33,6 @@ BUCKET_MILLIS = 1024
 # Minimum number of empty buckets before they are removed. Without a removal, a day of traffic would
 # leave one for each second.
 EMPTY_BUCKETS_MIN = 64
-
-
-class QueueKey(NamedTuple):
-    """The sort key of a queued job: the sequence. The other fields do not affect the order."""
-
-    sequence: int
-    job_id: JobId
-    owner: Owner
-    created_at: Millis
-    light: bool
-    low_priority: bool
-
-
-# A key without names for its fields. A start needs one for each job, and makes them faster.
-PlainKey: TypeAlias = tuple[int, JobId, Owner, Millis, bool, bool]
 
 
 def queue_key(job: JobState) -> QueueKey:

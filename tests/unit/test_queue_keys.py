@@ -6,7 +6,8 @@ from bisect import bisect_left
 import pytest
 
 from proxy.jobs.model import JobId, Millis, Owner
-from proxy.store.job_index import BLOCK_KEYS, QueueKey, ReadyIndex, SortedKeys
+from proxy.store.job_index import BLOCK_KEYS, ReadyIndex, SortedKeys
+from proxy.store.queue_key import QueueKey
 
 OWNERS = [Owner("alice"), Owner("bob")]
 

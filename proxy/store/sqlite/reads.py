@@ -16,8 +16,8 @@ from proxy.jobs.lifecycle import TRANSITIONS, Event, Status
 from proxy.jobs.model import EndpointId, Job, JobId, Millis, Owner, Submission
 from proxy.jobs.policy import queue_deadline
 from proxy.store.errors import OtherSubmissionError
-from proxy.store.job_index import PlainKey
 from proxy.store.outputs import LogPage, StoredResult, first_outputs
+from proxy.store.queue_key import PlainKey
 from proxy.store.sqlite.rows import Row, read_job
 
 NO_LIMIT = -1

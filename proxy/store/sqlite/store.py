@@ -35,8 +35,9 @@ from proxy.jobs.policy import deadline
 from proxy.jobs.served_model import Model
 from proxy.store.base import Adopted
 from proxy.store.errors import StoreError
-from proxy.store.job_index import JobIndex, QueueKey
+from proxy.store.job_index import JobIndex
 from proxy.store.outputs import LogPage, StoredResult
+from proxy.store.queue_key import QueueKey
 from proxy.store.sqlite import due_deliveries, reads, served_models, writes
 from proxy.store.sqlite.database import Database
 from proxy.store.sqlite.disk import Disk

@@ -17,8 +17,8 @@ from proxy.jobs.lifecycle import TRANSITIONS, Event
 from proxy.jobs.model import Delivery, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import is_body_needed
 from proxy.store.base import Adopted
-from proxy.store.job_index import QueueKey
 from proxy.store.outputs import not_appended
+from proxy.store.queue_key import QueueKey
 from proxy.store.sqlite import reads
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.rows import Row, new_row, read_job
