@@ -19,6 +19,7 @@ from harness.proxy.queue_api import QueueClient, prompt
 from harness.proxy.server import CHAT, Proxy
 from harness.runpod.sdk_worker import SDKS_OF_TORTURE, stock_proxy
 from harness.tools.environments import python as python_of
+from harness.tools.ports import free_port
 from harness.tools.waiting import until
 from harness.worker.process import WorkerProcess, environment, worker_process
 
@@ -237,7 +238,7 @@ async def _local(python: str, value: str, more: dict[str, str]) -> tuple[int | N
 
 
 async def test_the_sdks_local_api(python: str) -> None:
-    port = str(20_000 + os.getpid() % 20_000)
+    port = str(free_port())
     flags = ("--rp_serve_api", "--rp_api_port", port)
     async with (
         worker_process(*flags, told=environment(), python=python),
