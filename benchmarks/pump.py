@@ -5,9 +5,9 @@
 URL is that of the proxy's channel, such as ws://127.0.0.1:8000/v2/default/worker. Each connection
 is one worker. The answers are those of `native/mock_upstream.c`: a body of 600 bytes, or a stream
 of `max_tokens` events that are `seed` microseconds apart, of which the first one is sent at once.
-With a `seed` of 0, 16 events are one chunk. As in an engine's step, events that become due
-within a millisecond leave in one message. Each event contains `@` and the time (CLOCK_MONOTONIC in ns) of its
-creation, from which the load generator computes its transit time.
+With a `seed` of 0, 16 events are one chunk. As in an engine's step, events that become due within a
+millisecond leave in one message. Each event contains `@` and the time (CLOCK_MONOTONIC in ns) of
+its creation, from which the load generator computes its transit time.
 """
 
 import argparse
