@@ -13,6 +13,7 @@ import argparse
 import asyncio
 import os
 import shlex
+import signal
 import sys
 import time
 from pathlib import Path
@@ -57,6 +58,8 @@ def main() -> None:
     if unknown:
         parser.error(f"unknown rows: {', '.join(unknown)}; known: {', '.join(known)}")
     chosen = [known[name] for name in options.rows] or [r for r in ROWS if not r.is_optional]
+    # Otherwise the servers would outlive this process.
+    signal.signal(signal.SIGTERM, signal.default_int_handler)
     environments = Path(os.environ.get("VLLM_SERVERLESS_ENVIRONMENTS") or ROOT).resolve()
     with TemporaryDirectory(prefix="bench-") as name:
         folder = Path(name)

@@ -5,9 +5,9 @@
 URL is that of the proxy's channel, such as ws://127.0.0.1:8000/v2/default/worker. Each connection
 is one worker. The answers are those of `native/mock_upstream.c`: a body of 600 bytes, or a stream
 of `max_tokens` events that are `seed` microseconds apart, of which the first one is sent at once.
-With a `seed` of 0, 16 events are one chunk. As in an engine's step, all events that are due at the
-same time leave in one message. Each event contains `@` and the time (CLOCK_MONOTONIC in ns) of its
-creation, from which the load generator computes its transit time.
+With a `seed` of 0, 16 events are one chunk. As in an engine's step, events that become due within a
+millisecond leave in one message. Each event contains `@` and the time (CLOCK_MONOTONIC in ns) of
+its creation, from which the load generator computes its transit time.
 """
 
 import argparse
@@ -31,8 +31,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from proxy.wire import frames
 
 BURST_EVENTS = 16
-# Events that are due within this time leave together: the timers of libuv have steps of 1 ms.
-TICK_NANOSECONDS = 200_000
+# Events that become due in one tick leave together. It is the step of libuv's timers, and much less
+# than the step of an engine, in which all of its streams get a token at the same time.
+TICK_SECONDS = 0.001
 FRAMES_PER_MESSAGE = 4_000
 # What a frame adds to its data in a message, at most.
 FRAME_BYTES = 64
@@ -201,12 +202,12 @@ class Pump:
         if self._streams:
             wait = (self._streams[0].due - time.monotonic_ns()) / 1e9
             loop = asyncio.get_running_loop()
-            self._timer = loop.call_later(max(wait, 0.0), self._tick)
+            self._timer = loop.call_later(max(wait, TICK_SECONDS), self._tick)
 
     def _tick(self) -> None:
         """Create the events of paced streams that are due."""
-        horizon = time.monotonic_ns() + TICK_NANOSECONDS
-        while self._streams and self._streams[0].due <= horizon:
+        now = time.monotonic_ns()
+        while self._streams and self._streams[0].due <= now:
             self._step(self._streams[0])
         self._has_output.set()
         self._schedule()

@@ -1,6 +1,5 @@
 /* A load generator for OpenAI-compatible servers: plain responses and event streams, over
  * HTTP/1.1 with connections that are kept. One thread, epoll, Linux only.
- *
  *     cc -O2 -std=gnu11 -o loadgen loadgen.c
  *     ./loadgen --port 8000 --data '{"model":"m","messages":[]}' -c 64 -d 3 --watch-pid 123
  *

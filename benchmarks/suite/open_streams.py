@@ -15,6 +15,8 @@ RUNNING_EVENTS = 100
 PROBES_PER_SECOND = 100.0
 PROBE_SECONDS = 5.0
 SETTLE_SECONDS = 1.0
+# Time after the opening until the probes begin: streams that wait to be opened would delay them.
+BACKLOG_SECONDS = 4.0
 
 
 async def open_streams(rig: Rig, target: RunningSide, row: Row) -> Figures:
@@ -26,7 +28,7 @@ async def open_streams(rig: Rig, target: RunningSide, row: Row) -> Figures:
     await asyncio.sleep(SETTLE_SECONDS)
     opening = asyncio.create_task(generate(rig, target, row.load))
     delays = await running
-    await asyncio.sleep(SETTLE_SECONDS)
+    await asyncio.sleep(BACKLOG_SECONDS)
     open_mb = tree_mb(server)
     probes = await generate(rig, target, _probes(messages))
     opened = await opening

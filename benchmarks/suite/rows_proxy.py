@@ -107,7 +107,7 @@ OPEN = Row(
     # An event every two seconds; the window is as long as the probes of `open_streams` take.
     load=Load(
         connections=9_000,
-        seconds=10.0,
+        seconds=12.0,
         warm_up_seconds=0.0,
         ramp_seconds=5.0,
         drain_seconds=0.0,
