@@ -232,6 +232,10 @@ class LaneProtocol(HttpToolsProtocol):
     # `LaneConnection`
 
     @property
+    def is_paused(self) -> bool:
+        return self.flow.write_paused
+
+    @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
         return self.server_state.default_headers
 

@@ -5,7 +5,7 @@ import json
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import pytest
@@ -20,6 +20,8 @@ from proxy.jobs.model import EndpointId
 from proxy.wire.frames import Chunk, End, Head, Job
 
 EVENT = b'data: {"choices": []}\n\n'
+# More than the buffers of both ends of a connection take.
+UNREAD_MAX_ANSWERS = 400
 DONE = b"data: [DONE]\n\n"
 # What differs between two answers to one request.
 VARIABLE_FIELDS = (b"date", b"x-request-id", b"request-id", b"x-job-id", b"openai-processing-ms")
@@ -176,6 +178,24 @@ async def test_a_job_that_has_to_wait_uses_the_application(proxy: Proxy) -> None
             job = await one.job()
             await one.say(*begin(job), Chunk(job.job, job.attempt, DONE))
             await client.heard(DONE)
+
+
+async def test_responses_that_are_not_read_stop_the_connection(proxy: Proxy) -> None:
+    """Each request is sent when the run of the one before has ended."""
+    large = b"%b" % (b" " * 60_000)
+    async with puppet(proxy, slots=1) as one, wire(proxy) as client:
+        sent = 0
+        with suppress(TimeoutError):
+            while sent < UNREAD_MAX_ANSWERS:
+                await client.send(request(PLAIN))
+                async with asyncio.timeout(1.0):
+                    job = await one.job()
+                head, _, end = whole(job)
+                await one.say(head, Chunk(job.job, job.attempt, large), end)
+                sent += 1
+        assert sent < UNREAD_MAX_ANSWERS
+        for _ in range(sent):
+            assert len((await client.answer()).body) == len(large)
 
 
 async def answers(proxy: Proxy, requests: list[bytes]) -> list[tuple[int, Any, bytes]]:

@@ -28,6 +28,11 @@ class LaneConnection(Protocol):
         """The header fields of every response of the server, such as `date`."""
         ...
 
+    @property
+    def is_paused(self) -> bool:
+        """True while the client does not read what was written."""
+        ...
+
     def write(self, data: bytes) -> None:
         """Write bytes of the response."""
         ...
@@ -143,6 +148,9 @@ class FastCall:
         self._begun_at = now
         self.written_at = now
         self._set_alarm()
+        if self._connection.is_paused:
+            # By an earlier response that the client has not read.
+            self.pause(now)
         self.mailbox.abort = self._connection.abort
         self.mailbox.on_change = self.on_change
 
@@ -155,7 +163,7 @@ class FastCall:
     def proceed(self) -> None:
         """Write what has arrived; end the call, or leave the lane."""
         self._is_changed = False
-        if self._turn is None:
+        if self._turn is None or self._is_paused:
             return
         mailbox = self.mailbox
         head = mailbox.response_head
@@ -165,8 +173,6 @@ class FastCall:
             return
         is_stream = self.has_begun or (head is not None and head.is_stream)
         if is_stream:
-            if self._is_paused:
-                return
             data = self._consume()
             if mailbox.is_readable:
                 self._connection.write(data)
