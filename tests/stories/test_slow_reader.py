@@ -22,9 +22,9 @@ BIG = "z" * 2_000
 FAST: dict[str, Any] = {"max_tokens": 5_000, "stream": True}
 
 
-# The worker stops at its window or at the high watermark, whichever it reaches first. Up to half a
-# window is not acknowledged yet.
-STANDING_BYTES = HIGH_WATERMARK_BYTES // 2
+# The worker stops at its window or at the high watermark, whichever it reaches first. Up to half of
+# the window is not acknowledged yet, and the next chunk may be too large for the rest.
+STANDING_BYTES = HIGH_WATERMARK_BYTES // 4
 
 
 def standing_reader(proxy: Proxy) -> socket.socket:
