@@ -153,6 +153,7 @@ def compose(
     runs = DurableRuns(store, recorder, events, fleet, background, clock)
     interactive = InteractiveJobs(store, fleet, events, clock, ids)
     dispatch = Dispatch(fleet, interactive, runs, store, background, ids)
+    fleet.has_queued = dispatch.has_queued
     orphans = Orphans(store, runs, ids)
     admission = Admission(store, interactive)
     view = JobView(store, interactive, recorder, events, fleet, clock)
@@ -217,19 +218,11 @@ def compose(
         heap.note_cycle,
     )
     table = Table()
-    status = StatusApp(
-        endpoints,
-        fleet,
-        admission,
-        view,
-        JobsApi(endpoints, limits, operations, Listing(view, fleet, clock, seal)),
-        table.render_error,
-    )
 
     # The edge
     backends: dict[Backend, BackendApp] = {
-        Backend.STATUS: status,
-        Backend.QUEUE: status,
+        Backend.STATUS: StatusApp(endpoints, fleet, admission, view, table.render_error),
+        Backend.QUEUE: JobsApi(endpoints, limits, operations, Listing(view, fleet, clock, seal)),
         Backend.OPENAI: openai,
         Backend.STOCK: WorkerBackend(runpod),
         Backend.CHANNEL: WorkerBackend(native),

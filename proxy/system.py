@@ -14,7 +14,6 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import SimpleQueue
-from secrets import token_bytes
 from threading import Thread, get_native_id
 from typing import BinaryIO
 
@@ -209,6 +208,6 @@ class System:
     """The dependencies on the operating system; the real ones by default."""
 
     clock: Clock = field(default_factory=SystemClock)
-    random_bytes: RandomBytes = token_bytes
+    random_bytes: RandomBytes = os.urandom
     disk: Disk = field(default_factory=SystemDisk)
     start_runner: StartRunner = ThreadRunner

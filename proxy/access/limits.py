@@ -120,9 +120,9 @@ class Limits:
         self._cleanup_size = MAX_IDLE_COUNTERS
 
     def enter(
-        self, key: str, endpoint: EndpointId, operation: str
+        self, key: str, endpoint: EndpointId, operation: str, now: float | None = None
     ) -> tuple[Callable[[], None], RateLimitStatus | None]:
-        """Count the start of a request.
+        """Count the start of a request; `now`: the time, if the caller has read it already.
 
         Returns a function that counts its end, and the content of the rate-limit headers. Raises
         LimitedError if the request exceeds a limit.
@@ -134,7 +134,8 @@ class Limits:
         use = self._uses.get((key, endpoint, operation))
         if use is None:
             use = self._begin((key, endpoint, operation))
-        now = self._time()
+        if now is None:
+            now = self._time()
         window = int(now // WINDOW_SECONDS)
         if use.window != window:
             use.window = window

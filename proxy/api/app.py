@@ -9,7 +9,6 @@ from fastapi.responses import JSONResponse
 
 from proxy.api.errors import ApiError, RenderError
 from proxy.api.openapi.document import document
-from proxy.api.queue.app import JobsApi
 from proxy.jobs.model import EndpointId
 from proxy.service.admission import Admission
 from proxy.service.endpoints import Endpoints
@@ -20,7 +19,7 @@ STORE_GONE = {"status": "store gone"}
 
 
 class StatusApp:
-    """Serves `/`, `/livez`, `/readyz`, `/ping`, `/health`, `/openapi.json` and the queue API."""
+    """Serves `/`, `/livez`, `/readyz`, `/ping`, `/health` and `/openapi.json`."""
 
     def __init__(
         self,
@@ -28,10 +27,9 @@ class StatusApp:
         fleet: Fleet,
         admission: Admission,
         view: JobView,
-        jobs: JobsApi,
         render_error: RenderError,
     ) -> None:
-        self.fastapi = _fastapi(endpoints, fleet, admission, view, jobs)
+        self.fastapi = _fastapi(endpoints, fleet, admission, view)
         self._render_error = render_error
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
@@ -47,9 +45,7 @@ class StatusApp:
         )
 
 
-def _fastapi(
-    endpoints: Endpoints, fleet: Fleet, admission: Admission, view: JobView, jobs: JobsApi
-) -> FastAPI:
+def _fastapi(endpoints: Endpoints, fleet: Fleet, admission: Admission, view: JobView) -> FastAPI:
     app = FastAPI(
         title="vllm-serverless",
         version=_version(),
@@ -103,7 +99,6 @@ def _fastapi(
         """The OpenAPI document. FastAPI cannot generate it, because handlers take raw requests."""
         return Response(described, media_type="application/json")
 
-    app.include_router(jobs.router())
     return app
 
 

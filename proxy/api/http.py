@@ -14,7 +14,7 @@ The edge adds values to the ASGI scope of a request: `Routing`, and the function
 
 import asyncio
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from io import BytesIO
 from typing import Any, NamedTuple, TypeVar
@@ -135,6 +135,11 @@ async def read_json(receive: Any, headers: dict[bytes, bytes], limit: int, share
 def _too_large(limit: int) -> ApiError:
     megabytes = limit // (1024 * 1024)
     return ApiError("request_too_large", f"The request body is too large: at most {megabytes} MB.")
+
+
+def render_fields(fields: Iterable[tuple[bytes, bytes]]) -> bytes:
+    """Return header fields as they are sent over HTTP/1.1."""
+    return b"".join([b"%b: %b\r\n" % field for field in fields])
 
 
 def require_type(content_type: bytes, wanted: bytes) -> None:

@@ -276,6 +276,10 @@ class InteractiveJob:
         self.error = error
         return True
 
+    def drop_body(self) -> None:
+        """Drop the request body."""
+        self.submission = self.submission.without_body()
+
     def outline(self) -> Job:
         """Return the job for a response: without its request body."""
         return Job(

@@ -75,6 +75,16 @@ class Verdict(NamedTuple):
     answered: bool = False
 
 
+# The status before an event that has only one; None: the job was new or had ended.
+_BEFORE = {
+    None: None,
+    Event.RETRY: None,
+    Event.TAKE: Status.IN_QUEUE,
+    Event.RELEASE: Status.IN_PROGRESS,
+}
+_ANSWERED = Verdict(Event.COMPLETE, answered=True)
+
+
 def deadline(job: JobState) -> Millis | None:
     """Return the earliest time at which `overdue` gives a verdict on this job, or None if never.
 
@@ -100,15 +110,9 @@ def queue_deadline(queued_until: Millis | None, expires_at: Millis | None) -> Mi
 
 def status_before(job: JobState) -> Status | None:
     """Return the status before the last event; None if the job was new or had ended."""
-    match job.last_event:
-        case None | Event.RETRY:
-            return None
-        case Event.TAKE:
-            return Status.IN_QUEUE
-        case Event.RELEASE:
-            return Status.IN_PROGRESS
-        case _:
-            return Status.IN_QUEUE if job.taken_at is None else Status.IN_PROGRESS
+    if job.last_event in _BEFORE:
+        return _BEFORE[job.last_event]
+    return Status.IN_QUEUE if job.taken_at is None else Status.IN_PROGRESS
 
 
 def overdue(job: JobState, now: Millis) -> Verdict | None:
@@ -180,7 +184,7 @@ def after_run(
     """
     match end.ending:
         case Ending.COMPLETED:
-            return Verdict(Event.COMPLETE, answered=True)
+            return _ANSWERED
         case Ending.FAILED:
             return Verdict(Event.FAIL, end.error, answered=True)
         case Ending.REFUSED:
@@ -193,7 +197,7 @@ def after_run(
             return Verdict(Event.RELEASE)
     if is_whole:
         # There is nothing left to lose.
-        return Verdict(Event.COMPLETE, answered=True)
+        return _ANSWERED
     why = end.error or WORKER_LOST
     if output_left:
         return Verdict(Event.FAIL, why)

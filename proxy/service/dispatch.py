@@ -69,6 +69,8 @@ class Dispatch:
         self._ids = ids
         # The kinds of jobs for which the store is being asked.
         self._asking: dict[Kind, None] = {}
+        # Bound once: a lookup at each job would cost more than all that is logged here.
+        self._log = log.bind()
 
     async def serve(self, endpoint: EndpointId) -> None:
         """Hand out the jobs of an endpoint until cancelled."""
@@ -81,16 +83,23 @@ class Dispatch:
         """Return the worker for a new job that need not wait; None if jobs of any kind and class
         wait, or no worker has a free slot.
         """
-        if self._interactive.queued(endpoint, light=light) or self._store.queued(
-            endpoint, light=light
+        if self.has_queued(endpoint) and (
+            self._interactive.queued(endpoint, light=light)
+            or self._store.queued(endpoint, light=light)
         ):
             return None
         free = self._fleet.next_free(endpoint, light=light)
         return None if free is None else free[0]
 
-    def offer(self, worker: Worker, mailbox: Mailbox) -> None:
-        """Send a worker a job that was taken for it in this turn of the event loop."""
-        _offer(worker, mailbox.job, mailbox, asyncio.get_running_loop().time())
+    def has_queued(self, endpoint: EndpointId) -> bool:
+        """Return True if any job of an endpoint is queued."""
+        return bool(self._interactive.all_queued(endpoint) or self._store.all_queued(endpoint))
+
+    def offer(self, worker: Worker, mailbox: Mailbox, now: float) -> None:
+        """Send a worker a job that was taken for it in this turn of the event loop, at the event
+        loop's time `now`.
+        """
+        self._offer(worker, mailbox.job, mailbox, now)
 
     def _hand_out(self, endpoint: EndpointId, *, light: bool) -> None:
         credit = self._fleet.credit(endpoint, light=light)
@@ -126,7 +135,7 @@ class Dispatch:
                 return
             number -= len(mailboxes)
             for mailbox in mailboxes:
-                _offer(worker, mailbox.job, mailbox, since)
+                self._offer(worker, mailbox.job, mailbox, since)
 
     def _reserve(self, endpoint: EndpointId, number: int, *, light: bool) -> list[Reservation]:
         """Reserve credit for durable jobs; return the share of each worker."""
@@ -189,15 +198,14 @@ class Dispatch:
                 # The worker has left, or its slot was given to an interactive job.
                 self._durable.give_back(job)
             else:
-                _offer(worker, job, self._durable.record(job), since)
+                self._offer(worker, job, self._durable.record(job), since)
         return len(jobs)
 
-
-def _offer(worker: Worker, job: OfferedJob, sink: Sink, since: float) -> None:
-    """Send a worker a job that was taken for it; `since`: the event loop's time."""
-    port = worker.port
-    if port is not None:
-        worker.hold(job, sink, since=since)
-        sink.begin(job.attempt, port)
-        port.offer(job)
-        log.debug("job.taken", job=job.id, attempt=job.attempt, worker=worker.id)
+    def _offer(self, worker: Worker, job: OfferedJob, sink: Sink, since: float) -> None:
+        """Send a worker a job that was taken for it; `since`: the event loop's time."""
+        port = worker.port
+        if port is not None:
+            worker.hold(job, sink, since=since)
+            sink.begin(job.attempt, port)
+            port.offer(job)
+            self._log.debug("job.taken", job=job.id, attempt=job.attempt, worker=worker.id)

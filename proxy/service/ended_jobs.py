@@ -4,7 +4,7 @@ import sys
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from proxy.jobs.model import Job, JobId, Millis, Request
+from proxy.jobs.model import InteractiveJob, JobId, Millis, Request
 
 RETENTION_MILLIS = Millis(60_000)
 # Ended jobs: at 333 a second, each can be read until its retention expires.
@@ -16,7 +16,8 @@ JOB_OVERHEAD_BYTES = 1024
 
 
 class EndedJobs:
-    """Outlines of ended jobs. The oldest ones are evicted, so that memory is bounded at any rate.
+    """Ended jobs, without their bodies. The oldest are evicted, so that memory is bounded at any
+    rate.
 
     `jobs` has them by id, in the order of their ends; to read. Iteration yields them.
     """
@@ -24,17 +25,18 @@ class EndedJobs:
     def __init__(self, max_jobs: int = ENDED_MAX_JOBS, max_bytes: int = ENDED_MAX_BYTES) -> None:
         self._max_jobs = max_jobs
         self._max_bytes = max_bytes
-        self.jobs: OrderedDict[JobId, Job] = OrderedDict()
+        self.jobs: OrderedDict[JobId, InteractiveJob] = OrderedDict()
         self._bytes = 0
 
     def __len__(self) -> int:
         return len(self.jobs)
 
-    def __iter__(self) -> Iterator[Job]:
+    def __iter__(self) -> Iterator[InteractiveJob]:
         return iter(self.jobs.values())
 
-    def add(self, job: Job) -> None:
-        """Add a job that has just ended."""
+    def add(self, job: InteractiveJob) -> None:
+        """Add a job that has just ended; its request body is dropped."""
+        job.drop_body()
         self.jobs[job.id] = job
         self._bytes += _size_bytes(job)
         while len(self.jobs) > self._max_jobs or self._bytes > self._max_bytes:
@@ -53,10 +55,13 @@ class EndedJobs:
         self._bytes -= _size_bytes(job)
 
 
-def _size_bytes(job: Job) -> int:
-    """Return the approximate size of an outline in memory."""
+def _size_bytes(job: InteractiveJob) -> int:
+    """Return the approximate size of an ended job in memory."""
+    size = JOB_OVERHEAD_BYTES
     work = job.submission.work
-    texts = [job.error.message] if job.error is not None else []
     if isinstance(work, Request):
-        texts += [work.path, work.content_type]
-    return JOB_OVERHEAD_BYTES + sum(map(sys.getsizeof, texts))
+        # Text of header fields has one byte for each character.
+        size += len(work.path) + len(work.content_type)
+    if job.error is not None:
+        size += sys.getsizeof(job.error.message)
+    return size

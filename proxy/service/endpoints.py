@@ -87,8 +87,9 @@ class Endpoints:
         empty if they are unknown.
         """
         known = self._models[endpoint.id]
-        asked = known.values() if model is None else [known.get(model, Model(model))]
-        found = [one.routes for one in asked]
+        if model is not None:
+            return known[model].routes if model in known else frozenset()
+        found = [one.routes for one in known.values()]
         return frozenset().union(*found) if all(found) else frozenset()
 
     def having(self, model: str | None) -> Endpoint | None:

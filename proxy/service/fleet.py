@@ -7,7 +7,7 @@ held any longer and change nothing.
 
 import asyncio
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -136,7 +136,8 @@ class Worker:
     @property
     def is_writable(self) -> bool:
         """True if a job would reach it soon: few bytes of earlier jobs are unsent."""
-        return self.is_open and self.port is not None and self.port.backlog < UNSENT_MAX_BYTES
+        port = self.port
+        return port is not None and not self.is_ending and port.backlog < UNSENT_MAX_BYTES
 
     @property
     def held(self) -> int:
@@ -148,7 +149,7 @@ class Worker:
         """The free slots that are not reserved."""
         slots = self.slots if self.full_at is None else min(self.slots, self.full_at)
         free = slots - self.held - self.reserved
-        return max(0, free) if self.is_writable else 0
+        return free if free > 0 and self.is_writable else 0
 
     @property
     def light_credit(self) -> int:
@@ -215,7 +216,8 @@ class Worker:
 class Fleet:
     """All workers, by id and by endpoint. `signal` wakes the dispatcher of an endpoint.
 
-    `unhealthy`: reports about workers, most of which are not here any longer.
+    `unhealthy`: reports about workers, most of which are not here any longer. `has_queued` returns
+    True if a job of an endpoint may be queued.
     """
 
     def __init__(self, signal: Signal) -> None:
@@ -223,6 +225,7 @@ class Fleet:
         self._workers: dict[WorkerId, Worker] = {}
         self._by_endpoint: defaultdict[EndpointId, dict[WorkerId, Worker]] = defaultdict(dict)
         self.unhealthy = UnhealthyWorkers()
+        self.has_queued: Callable[[EndpointId], bool] = _always
 
     def __iter__(self) -> Iterator[Worker]:
         return iter(tuple(self._workers.values()))
@@ -300,7 +303,8 @@ class Fleet:
         if end.ending is Ending.FULL:
             self._note_full(worker, end.retry_after)
             end = end._replace(was_alone=not worker.held)
-        self.wake(worker.endpoint)
+        if self.has_queued(worker.endpoint):
+            self.wake(worker.endpoint)
         return hold.sink.end(attempt, end)
 
     def _note_full(self, worker: Worker, seconds: float) -> None:
@@ -373,15 +377,23 @@ class Fleet:
             if first is None or not first.light_credit:
                 return None
             return first, first.light_credit
-        free = [worker for worker in self.of(endpoint) if worker.credit]
+        free = [
+            (worker, credit)
+            for worker in self._by_endpoint[endpoint].values()
+            if (credit := worker.credit)
+        ]
         if not free:
             return None
         if len(free) == 1:
-            return free[0], free[0].credit
-        free.sort(key=lambda worker: worker.held + worker.reserved)
-        first = free[0]
-        gap = free[1].held + free[1].reserved - first.held - first.reserved
-        return first, min(first.credit, max(1, gap))
+            return free[0]
+        free.sort(key=lambda one: one[0].held + one[0].reserved)
+        (first, credit), (second, _) = free[:2]
+        gap = second.held + second.reserved - first.held - first.reserved
+        return first, min(credit, max(1, gap))
+
+
+def _always(_: EndpointId) -> bool:
+    return True
 
 
 def log_loss(job: JobState, end: RunEnd, verdict: Verdict) -> None:

@@ -27,7 +27,16 @@ from proxy.jobs.model import (
     Submission,
     WorkerId,
 )
-from proxy.jobs.policy import CANCELLED, NO_WORKERS, Ending, RunEnd, after_run, is_form, overdue
+from proxy.jobs.policy import (
+    CANCELLED,
+    NO_WORKERS,
+    Ending,
+    RunEnd,
+    after_run,
+    deadline,
+    is_form,
+    overdue,
+)
 from proxy.service.clock import Clock
 from proxy.service.ended_jobs import RETENTION_MILLIS, EndedJobs
 from proxy.service.endpoints import Endpoint
@@ -35,7 +44,7 @@ from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, log_loss
 from proxy.service.mailbox import Mailbox
 from proxy.store.base import JobStore
-from proxy.store.job_index import JobIndex
+from proxy.store.job_index import QueueIndex
 
 # The reason why a job is queued that no other job and no limit holds back.
 NEXT_IN_LINE = "Next in line."
@@ -58,7 +67,7 @@ class InteractiveJobs:
         self._clock = clock
         self._ids = ids
         self._mailboxes: dict[JobId, Mailbox] = {}
-        self._index = JobIndex()
+        self._index = QueueIndex()
         self._ended = EndedJobs()
         self._empty = asyncio.Event()
         self._empty.set()
@@ -88,7 +97,7 @@ class InteractiveJobs:
         waits at most that long for a worker. The caller returns the mailbox with `hang_up`.
         """
         mailbox = self._new(endpoint, owner, request, light=light, patience=patience)
-        self._index.note(mailbox.job)
+        self._note(mailbox)
         self._fleet.wake(endpoint.id)
         return mailbox
 
@@ -106,6 +115,7 @@ class InteractiveJobs:
         mailbox = self._new(endpoint, owner, request, light=light, patience=patience)
         mailbox.job.take(worker, mailbox.job.created_at)
         self._index.note_taken(mailbox.job)
+        mailbox.deadline = deadline(mailbox.job)
         return mailbox
 
     def _new(
@@ -152,7 +162,8 @@ class InteractiveJobs:
         self._mailboxes.pop(mailbox.job.id, None)
         if not self._mailboxes:
             self._empty.set()
-        self._withdraw(mailbox, CLIENT_LEFT)
+        if mailbox.outcome is None:
+            self._withdraw(mailbox, CLIENT_LEFT)
 
     def passed_on(self, mailbox: Mailbox) -> None:
         """Complete a job whose client has the whole answer although its run has not ended; stop the
@@ -190,7 +201,7 @@ class InteractiveJobs:
         ]
         for mailbox in taken:
             mailbox.job.take(worker, now)
-            self._index.note(mailbox.job)
+            self._note(mailbox)
         return taken
 
     # Called by the queue API. A job of another owner is treated like an unknown one.
@@ -198,9 +209,10 @@ class InteractiveJobs:
     def get(self, endpoint: EndpointId, owner: Owner, job_id: JobId) -> Job | None:
         """Return an outline of a job, or None if this owner has no such job on this endpoint."""
         mailbox = self._mailboxes.get(job_id)
-        job = self._ended.jobs.get(job_id) if mailbox is None else mailbox.job.outline()
-        is_theirs = job is not None and job.endpoint == endpoint and job.submission.owner == owner
-        return job if is_theirs else None
+        job = self._ended.jobs.get(job_id) if mailbox is None else mailbox.job
+        if job is None or job.endpoint != endpoint or job.submission.owner != owner:
+            return None
+        return job.outline()
 
     def recent(
         self,
@@ -262,8 +274,12 @@ class InteractiveJobs:
         """End the jobs whose deadline has passed, and forget those whose retention has ended."""
         now = self._clock.now()
         self._ended.forget(now)
-        for job_id in self._index.due(now, len(self._mailboxes)):
-            mailbox = self._mailboxes[job_id]
+        overdue_ones = [
+            mailbox
+            for mailbox in self._mailboxes.values()
+            if mailbox.deadline is not None and mailbox.deadline <= now
+        ]
+        for mailbox in overdue_ones:
             if mailbox.is_whole:
                 # Only the end of its run is late.
                 self.passed_on(mailbox)
@@ -316,7 +332,7 @@ class InteractiveJobs:
         if verdict.event is not Event.RELEASE:
             self._end(mailbox, verdict.event, Outcome(verdict.answered, verdict.error))
         elif job.release(counts=verdict.counts):
-            self._index.note(job)
+            self._note(mailbox)
             mailbox.requeue()
             self._events.notify(job.id)
             self._fleet.wake(job.endpoint)
@@ -336,11 +352,16 @@ class InteractiveJobs:
         job = mailbox.job
         if not job.end(event, outcome.error, self._clock.now()):
             return False
-        self._index.note(job)
-        self._ended.add(job.outline())
+        self._note(mailbox)
+        self._ended.add(job)
         self._events.notify(job.id)
         mailbox.close(outcome)
         return True
+
+    def _note(self, mailbox: Mailbox) -> None:
+        """Record a change of a job's status."""
+        self._index.note(mailbox.job)
+        mailbox.deadline = deadline(mailbox.job)
 
 
 def _no_reason(_: JobState) -> str:

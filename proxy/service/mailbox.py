@@ -9,7 +9,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeAlias
 
-from proxy.jobs.model import Head, InteractiveJob, Outcome
+from proxy.jobs.model import Head, InteractiveJob, Millis, Outcome
 from proxy.jobs.policy import RunEnd
 from proxy.service.kept import CHUNK_OVERHEAD_BYTES, KeptAnswer
 from proxy.service.ports import SinkVerdict, WorkerPort
@@ -32,19 +32,28 @@ class Mailbox:
     """The answer of an interactive job between channel and relay, as far as its client has not
     received it. Implements `Sink`.
 
-    `job` is the record of the job; `outcome` is its end. `left` becomes True when output has been
-    sent to the client: the run is then the only one whose output the client may see. `is_whole`
-    becomes True when the last event of a stream has been written. `is_mid_event`: the bytes
-    consumed last end inside an event. `abandoned`: the client has left. `abort` closes the client's
-    connection. `kept`: what has been consumed, for a retry of the call. `on_change` is called at
-    each change while no relay waits for it, `on_leave` in place of the end of the job when its
-    relay has ended (see `InteractiveJobs.hang_up`).
+    `job` is the record of the job, `deadline` the time at which `policy.overdue` ends it, and
+    `outcome` its end. `left` becomes True when output has been sent to the client: the run is then
+    the only one whose output the client may see. `is_whole` becomes True when the last event of a
+    stream has been written. `is_mid_event`: the bytes consumed last end inside an event.
+    `abandoned`: the client has left. `abort` closes the client's connection. `kept`: what has been
+    consumed, for a retry of the call. `on_change` is called at each change while no relay waits for
+    it, `on_leave` in place of the end of the job when its relay has ended (see
+    `InteractiveJobs.hang_up`).
     """
+
+    __slots__ = (
+        "_alarm", "_chunks", "_flow", "_frames", "_in_pieces", "_is_stream", "_max_answer",
+        "_on_run_end", "_parts", "_parts_size", "_port", "_stall", "_waiter", "abandoned", "abort",
+        "deadline", "is_mid_event", "is_whole", "job", "kept", "left", "on_change", "on_leave",
+        "outcome", "response_head",
+    )  # fmt: skip
 
     takes_values = False
 
     def __init__(self, job: InteractiveJob, max_answer: int, on_run_end: OnRunEnd) -> None:
         self.job = job
+        self.deadline: Millis | None = None
         self.response_head: Head | None = None
         self.outcome: Outcome | None = None
         self.left = False
@@ -93,7 +102,8 @@ class Mailbox:
 
     def begin(self, attempt: int, port: WorkerPort) -> None:
         if self._is_current(attempt):
-            self._forget()
+            if self._port is not None:
+                self._forget()
             self._port = port
             self._wake()
 

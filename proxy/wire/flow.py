@@ -159,15 +159,17 @@ class Outbox:
         """Add a control frame, which is sent before all lanes."""
         self._control.append(frame)
 
-    def put_in_lane(self, frame: JobFrame) -> None:
-        """Add a frame of a job after its earlier ones."""
-        lane = self._lanes.get(frame.job)
+    def put_in_lane(self, *frames: JobFrame) -> None:
+        """Add frames of one job after its earlier ones."""
+        job = frames[0].job
+        lane = self._lanes.get(job)
         if lane is None:
-            lane = self._lanes[frame.job] = Lane()
-        lane.frames.append(frame)
-        if isinstance(frame, PAYLOAD_FRAMES):
-            lane.backlog += len(frame.data)
-            self.size += len(frame.data)
+            lane = self._lanes[job] = Lane()
+        lane.frames.extend(frames)
+        for frame in frames:
+            if isinstance(frame, PAYLOAD_FRAMES):
+                lane.backlog += len(frame.data)
+                self.size += len(frame.data)
 
     def backlog(self, job: str) -> int:
         """Return the payload bytes of a job that are not yet in a message."""
@@ -233,7 +235,7 @@ class Outbox:
 def _text_bytes(frame: JobFrame) -> int:
     """Return the bytes of a frame that are neither its payload nor of a fixed size."""
     match frame:
-        case Chunk() | Body():
+        case Chunk() | Body() | Job(fields=()) | Head(fields=()):
             return 0
         case Job(fields=fields) | Head(fields=fields):
             return sum(len(name) + len(value) for name, value in fields)

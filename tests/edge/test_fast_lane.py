@@ -3,18 +3,22 @@
 import asyncio
 import json
 import re
+import socket
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from itertools import pairwise
+from typing import Any, cast
 
 import pytest
 import pytest_asyncio
 from harness.network.raw_http import Answer, wire
 from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.tools.parsed import MemoryTransport, configuration, connect
 from harness.tools.waiting import until
 from harness.worker.process import worker
 from harness.worker.puppet import puppet
+from uvicorn.server import ServerState
 
 from proxy.jobs.model import EndpointId
 from proxy.wire.frames import Chunk, End, Head, Job
@@ -79,6 +83,33 @@ REQUESTS = {
     "unknown path": request(PLAIN, "/v1/unknown"),
 }
 
+RAW = request(PLAIN)
+LENGTH = re.compile(rb"content-length: (\d+)")
+# Requests that resemble an earlier one of the same connection.
+REPEATED = {
+    "longer": request(chat("a longer text", max_tokens=3)),
+    "shorter": request({"max_tokens": 1}),
+    "other path": request(PLAIN, "/v1/completions"),
+    "other version": RAW.replace(b"HTTP/1.1", b"HTTP/1.0"),
+    "upper case": RAW.replace(b"content-type", b"Content-Type"),
+    "another field": request(PLAIN, accept="*/*"),
+    "other host": request(PLAIN, host="127.0.0.1"),
+    "zeros": LENGTH.sub(rb"content-length: 00\1", RAW),
+    "blanks": LENGTH.sub(rb"content-length:  \1 ", RAW),
+    "no blank": LENGTH.sub(rb"content-length:\1", RAW),
+    "no number": LENGTH.sub(rb"content-length: x", RAW),
+    "no value": LENGTH.sub(rb"content-length: ", RAW),
+    "a sign": LENGTH.sub(rb"content-length: +\1", RAW),
+    "two lengths": LENGTH.sub(rb"content-length: \1\r\ncontent-length: \1", RAW),
+    "a list": LENGTH.sub(rb"content-length: \1, \1", RAW),
+    "too small": LENGTH.sub(b"content-length: 20", RAW),
+    "too large": LENGTH.sub(b"content-length: 999999999999", RAW),
+    "blank line before": b"\r\n" + RAW,
+    "blank line after": RAW + b"\r\n",
+    "two at once": RAW + RAW,
+    "line ends": RAW.replace(b"\r\n", b"\n"),
+}
+
 
 @pytest_asyncio.fixture(scope="module")
 async def pair() -> AsyncIterator[tuple[Proxy, Proxy]]:
@@ -98,6 +129,54 @@ async def test_both_ways_give_the_same_answer(pair: tuple[Proxy, Proxy], raw: by
     fast, slow = [await answers(proxy, [raw, raw]) for proxy in pair]
     assert fast == slow
     assert len(fast) == 2
+
+
+@pytest.mark.parametrize("raw", REPEATED.values(), ids=REPEATED)
+async def test_a_request_that_resembles_the_last_one(pair: tuple[Proxy, Proxy], raw: bytes) -> None:
+    fast, slow = [await answers(proxy, [RAW, RAW, raw]) for proxy in pair]
+    assert fast == slow
+
+
+async def test_a_repeated_request_can_arrive_in_any_two_pieces(pair: tuple[Proxy, Proxy]) -> None:
+    texts = ("first", "second and longer", "x")
+    with socket.socket() as unconnected:
+        config = configuration(pair[0].parts.edge, pair[0].parts.app)
+        for cut in range(1, len(request(chat(texts[1])))):
+            protocol, transport = connect(config, ServerState(), unconnected)
+            for text in texts:
+                raw = request(chat(text, max_tokens=1))
+                places = [cut] if text == texts[1] else []
+                for piece in cut_at(raw, places):
+                    protocol.data_received(piece)
+                assert f"{text} 0".encode() in await answer_in_memory(transport)
+            protocol.connection_lost(None)
+
+
+async def test_a_repeated_head_is_not_parsed(pair: tuple[Proxy, Proxy]) -> None:
+    with socket.socket() as unconnected:
+        config = configuration(pair[0].parts.edge, pair[0].parts.app)
+        protocol, transport = connect(config, ServerState(), unconnected)
+        for text in ("first", "second and longer", "x"):
+            protocol.data_received(request(chat(text, max_tokens=1)))
+            assert f"{text} 0".encode() in await answer_in_memory(transport)
+            # What is not needed cannot be used.
+            protocol.parser = cast("Any", None)
+        assert transport.writes == 3
+        protocol.connection_lost(None)
+
+
+async def test_a_repeated_call_can_leave_the_lane(proxy: Proxy) -> None:
+    async with puppet(proxy, slots=1) as one, wire(proxy) as client:
+        for is_lost in (False, True, False):
+            await client.send(request(PLAIN))
+            job = await one.job()
+            if is_lost:
+                await one.say(End(job.job, job.attempt, "lost", "engine_dead", "the engine died"))
+                job = await one.job()
+            await one.say(*whole(job))
+            answer = await client.answer()
+            assert answer.body == b"{}"
+            assert answer.headers[b"x-job-id"].decode() == job.job
 
 
 async def test_pipelined_requests_are_answered_in_order(pair: tuple[Proxy, Proxy]) -> None:
@@ -206,6 +285,19 @@ async def answers(proxy: Proxy, requests: list[bytes]) -> list[tuple[int, Any, b
             await one.send(raw)
             found.append(comparable(await one.answer()))
     return found
+
+
+async def answer_in_memory(transport: MemoryTransport) -> bytes:
+    """Return the next answer, a JSON object."""
+    await until(lambda: transport.written.endswith(b"}"), what="the answer")
+    answer = bytes(transport.written)
+    transport.written.clear()
+    return answer
+
+
+def cut_at(raw: bytes, places: list[int]) -> list[bytes]:
+    """Return the pieces between these places."""
+    return [raw[start:end] for start, end in pairwise([0, *places, len(raw)])]
 
 
 def comparable(answer: Answer) -> tuple[int, Any, bytes]:

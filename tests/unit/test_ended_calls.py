@@ -13,7 +13,6 @@ from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import (
     EndpointId,
     InteractiveJob,
-    Job,
     JobError,
     JobId,
     Millis,
@@ -37,13 +36,13 @@ def small() -> EndedJobs:
     return EndedJobs(MAX_JOBS, MAX_BYTES)
 
 
-def ended(number: int, now: int = T0, message: str = "", work: Request = REQUEST) -> Job:
-    """Return the outline of a job that was submitted, taken and ended at the same time."""
+def ended(number: int, now: int = T0, message: str = "", work: Request = REQUEST) -> InteractiveJob:
+    """Return a job that was submitted, taken and ended at the same time."""
     job = InteractiveJob(submission(f"{number}", work=work), number, Millis(now))
     job.take(WORKER, Millis(now))
     error = JobError("because", message) if message else None
     assert job.end(Event.FAIL if message else Event.COMPLETE, error, Millis(now))
-    return job.outline()
+    return job
 
 
 def end_call(parts: Parts) -> str:

@@ -6,8 +6,8 @@ from bisect import bisect_left
 import pytest
 
 from proxy.jobs.model import JobId, Millis, Owner
-from proxy.store.job_index import BLOCK_KEYS, ReadyIndex, SortedKeys
 from proxy.store.queue_key import QueueKey
+from proxy.store.ready_index import BLOCK_KEYS, ReadyIndex, SortedKeys
 
 OWNERS = [Owner("alice"), Owner("bob")]
 

@@ -48,7 +48,13 @@ class Scene:
     async def output(
         self, data: bytes, metrics: bytes = b"", *, whole: bool = False, more: bool = False
     ) -> None:
-        await self.reader.take(frames.Output(JOB, 1, data, metrics, whole, more))
+        await self.reader.take_output(frames.Output(JOB, 1, data, metrics, whole, more))
+
+    async def take(self, frame: frames.Head | frames.Chunk | frames.Output | frames.End) -> None:
+        if isinstance(frame, frames.Output):
+            await self.reader.take_output(frame)
+        else:
+            self.reader.take(frame)
 
     def assert_cut(self, error: JobError) -> None:
         """Check that the run has ended with this error as its only call, and was stopped once."""
@@ -69,9 +75,9 @@ async def scene() -> Scene:
 
 
 async def test_an_end_is_acknowledged_when_nothing_is_to_be_written(scene: Scene) -> None:
-    await scene.reader.take(frames.Chunk(JOB, 1, b"data"))
+    scene.reader.take(frames.Chunk(JOB, 1, b"data"))
     assert scene.port.confirmed == []
-    await scene.reader.take(frames.End(JOB, 1, "completed"))
+    scene.reader.take(frames.End(JOB, 1, "completed"))
     assert scene.port.confirmed == [(JOB, 1, frames.ALL_FRAMES)]
 
 
@@ -80,7 +86,7 @@ async def test_an_end_of_a_run_that_the_worker_does_not_hold_is_acknowledged(
     scene: Scene, attempt: int
 ) -> None:
     scene.worker.release(JOB)
-    await scene.reader.take(frames.End(JOB, attempt, "completed"))
+    scene.reader.take(frames.End(JOB, attempt, "completed"))
     assert scene.port.confirmed == [(JOB, attempt, frames.ALL_FRAMES)]
 
 
@@ -88,9 +94,9 @@ async def test_an_end_of_a_run_that_the_worker_does_not_hold_is_acknowledged(
 async def test_an_end_is_acknowledged_when_it_is_in_the_store(*, is_written: bool) -> None:
     sink = WritingSink()
     scene = Scene(sink)
-    await scene.reader.take(frames.End(JOB, 1, "completed"))
+    scene.reader.take(frames.End(JOB, 1, "completed"))
     # It is sent again over a new connection.
-    await scene.reader.take(frames.End(JOB, 1, "completed"))
+    scene.reader.take(frames.End(JOB, 1, "completed"))
     assert (scene.port.confirmed, scene.worker.unwritten) == ([], {JOB: 1})
     newer = Port()
     scene.worker.port = newer
@@ -103,9 +109,9 @@ async def test_an_end_is_acknowledged_when_it_is_in_the_store(*, is_written: boo
 
 
 async def test_the_frames_that_the_sink_has_are_counted(scene: Scene) -> None:
-    await scene.reader.take(frames.Head(JOB, 1, 200, "text/event-stream"))
-    await scene.reader.take(frames.Chunk(JOB, 1, b"da", more=True))
-    await scene.reader.take(frames.Chunk(JOB, 1, b"ta"))
+    scene.reader.take(frames.Head(JOB, 1, 200, "text/event-stream"))
+    scene.reader.take(frames.Chunk(JOB, 1, b"da", more=True))
+    scene.reader.take(frames.Chunk(JOB, 1, b"ta"))
     await scene.output(b'{"a": ', more=True)
     assert (scene.hold.received, scene.hold.complete) == (4, 3)
     await scene.output(b"1}")
@@ -114,7 +120,7 @@ async def test_the_frames_that_the_sink_has_are_counted(scene: Scene) -> None:
 
 async def test_a_frame_from_a_connection_that_was_replaced_is_ignored(scene: Scene) -> None:
     scene.worker.port = Port()
-    await scene.reader.take(frames.Chunk(JOB, 1, b"data"))
+    scene.reader.take(frames.Chunk(JOB, 1, b"data"))
     assert (scene.sink.calls, scene.hold.received) == ([], 0)
 
 
@@ -141,11 +147,11 @@ class WritingSink(RecordingSink):
 
 
 async def test_each_frame_goes_to_the_sink_of_its_run(scene: Scene) -> None:
-    await scene.reader.take(frames.Head(JOB, 1, 200, "text/event-stream"))
-    await scene.reader.take(frames.Chunk(JOB, 1, b"data", more=True))
+    scene.reader.take(frames.Head(JOB, 1, 200, "text/event-stream"))
+    scene.reader.take(frames.Chunk(JOB, 1, b"data", more=True))
     await scene.output(b'{"a": 1}', b'{"tokens": 3}')
     await scene.output(b"2", whole=True)
-    await scene.reader.take(frames.End(JOB, 1, "completed"))
+    scene.reader.take(frames.End(JOB, 1, "completed"))
     assert scene.sink.calls == [
         ("head", 1, Head(200, "text/event-stream")),
         ("chunk", 1, b"data", True),
@@ -170,7 +176,7 @@ async def test_each_frame_goes_to_the_sink_of_its_run(scene: Scene) -> None:
 async def test_a_frame_of_a_run_that_the_worker_does_not_hold_is_ignored(
     scene: Scene, frame: frames.Head | frames.Chunk | frames.Output | frames.End
 ) -> None:
-    await scene.reader.take(frame)
+    await scene.take(frame)
     assert (scene.sink.calls, scene.port.messages) == ([], [])
     assert (scene.worker.ignored, scene.hold.received) == (1, 0)
 
@@ -190,8 +196,8 @@ async def test_the_verdict_of_a_sink_can_cut_the_run(
     frame: frames.Head | frames.Chunk | frames.Output, verdict: SinkVerdict, error: JobError
 ) -> None:
     scene = Scene(RecordingSink(verdict))
-    await scene.reader.take(frame)
-    await scene.reader.take(frame)
+    await scene.take(frame)
+    await scene.take(frame)
     # The sink ignores the second end.
     assert scene.sink.calls[1] == ("end", 1, RunEnd(Ending.REFUSED, error))
     scene.assert_stopped()
@@ -204,7 +210,7 @@ async def test_output_without_a_use_does_not_end_the_run(
     verdict: SinkVerdict, ignored: int
 ) -> None:
     scene = Scene(RecordingSink(verdict))
-    await scene.reader.take(frames.Head(JOB, 1, 200, "text/plain"))
+    scene.reader.take(frames.Head(JOB, 1, 200, "text/plain"))
     assert len(scene.sink.calls) == 1
     assert scene.port.messages == []
     assert scene.worker.ignored == ignored
@@ -215,7 +221,7 @@ async def test_output_without_a_use_does_not_end_the_run(
 )
 async def test_an_invalid_head_cuts_the_run(status: int, content_type: str) -> None:
     scene = Scene(RecordingSink(takes_values=False))
-    await scene.reader.take(frames.Head(JOB, 1, status, content_type))
+    scene.reader.take(frames.Head(JOB, 1, status, content_type))
     [(name, attempt, end)] = scene.sink.calls
     assert (name, attempt, end.ending, end.error.code) == ("end", 1, Ending.REFUSED, ENGINE_ERROR)
     scene.assert_stopped()
@@ -223,8 +229,8 @@ async def test_an_invalid_head_cuts_the_run(status: int, content_type: str) -> N
 
 async def test_a_second_head_is_ignored_also_if_it_is_invalid() -> None:
     scene = Scene(RecordingSink(takes_values=False))
-    await scene.reader.take(frames.Head(JOB, 1, 200, "text/plain"))
-    await scene.reader.take(frames.Head(JOB, 1, 999, "text/plain"))
+    scene.reader.take(frames.Head(JOB, 1, 200, "text/plain"))
+    scene.reader.take(frames.Head(JOB, 1, 999, "text/plain"))
     assert scene.sink.calls == [("head", 1, Head(200, "text/plain"))]
     assert (scene.worker.ignored, scene.port.messages) == (1, [])
 
@@ -256,7 +262,7 @@ async def test_a_second_head_is_ignored_also_if_it_is_invalid() -> None:
 async def test_the_end_of_a_run_has_a_valid_error(
     scene: Scene, frame: frames.End, end: RunEnd
 ) -> None:
-    await scene.reader.take(frame)
+    scene.reader.take(frame)
     assert scene.sink.calls == [("end", 1, end)]
     assert scene.worker.holds == {}
 

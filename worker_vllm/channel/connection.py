@@ -66,8 +66,8 @@ class WakingOutbox(Outbox):
         super().put(frame)
         self._notify()
 
-    def put_in_lane(self, frame: JobFrame) -> None:
-        super().put_in_lane(frame)
+    def put_in_lane(self, *frames: JobFrame) -> None:
+        super().put_in_lane(*frames)
         self._notify()
 
     def _notify(self) -> None:

@@ -95,9 +95,9 @@ class OpenAi:
         share = self._checks.limits.answers.share(facts.key_id)
         reply = Reply(send, facts.request_id, share, abort_of(scope))
         reply.set_dialect(facts.route.dialect)
-        # The first one is the id of the request.
-        for name, value in facts.headers[1:]:
+        for name, value in facts.fields:
             reply.add_header(name, value)
+        reply.add_header(b"x-job-id", call.mailbox.job.id.encode())
         if facts.is_streaming:
             form = facts.intervals.form if facts.intervals else HeartbeatForm.OFF
             created_at = call.mailbox.job.created_at // 1000

@@ -58,13 +58,15 @@ class CallChecks:
             raise unknown_endpoint(name, self._endpoints)
         return endpoint
 
-    def count(self, principal: Principal, endpoint: Endpoint) -> tuple[Callable[[], None], Headers]:
-        """Count a call against the caller's limits.
+    def count(
+        self, principal: Principal, endpoint: Endpoint, now: float | None = None
+    ) -> tuple[Callable[[], None], Headers]:
+        """Count a call against the caller's limits; `now`: the event loop's time, if it is known.
 
         Returns the function that ends the call, and the headers about the limits. Raises
         `LimitedError`.
         """
-        leave, left = self.limits.requests.enter(principal.key_id, endpoint.id, "openai")
+        leave, left = self.limits.requests.enter(principal.key_id, endpoint.id, "openai", now)
         return leave, limit_headers(left)
 
     def admit(self, endpoint: Endpoint) -> None:

@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple, Protocol
 
 from proxy.access.limits import Share
-from proxy.api.http import ANSWER_PART_BYTES
+from proxy.api.http import ANSWER_PART_BYTES, render_fields
 from proxy.api.openai.relay import RUN_END_TIMEOUT_SECONDS, HeartbeatIntervals
 from proxy.api.openai.reply import API_VERSION, STREAM_HEADERS
 from proxy.api.openai.retries import CallIdentity
@@ -15,13 +15,19 @@ from proxy.service.mailbox import Mailbox
 from proxy.wire.sse import LastEvent
 
 OK = 200
-CHUNKED = (b"transfer-encoding", b"chunked")
+START = (
+    b"HTTP/1.1 200 OK\r\n%b%bx-request-id: %b\r\n%bx-job-id: %b\r\n"
+    b"openai-processing-ms: %d\r\nopenai-version: %b\r\n\r\n"
+)
+STREAM_FIELDS = render_fields([*STREAM_HEADERS, (b"transfer-encoding", b"chunked")])
 LAST_CHUNK = b"0\r\n\r\n"
 NEVER = float("inf")
 
 
 class LaneConnection(Protocol):
-    """The connection of one call in the fast lane."""
+    """The connection of one call in the fast lane. `loop`: its event loop."""
+
+    loop: asyncio.AbstractEventLoop
 
     @property
     def default_headers(self) -> list[tuple[bytes, bytes]]:
@@ -81,9 +87,9 @@ class Turn:
 class CallFacts(NamedTuple):
     """The facts about a call that do not change.
 
-    `model`: for messages, also if the call names none (`named_model` is then empty). `headers`:
-    fields of the response, after its content type; the first one is the id of the request.
-    `identity`: None if no client repeats the call. `leave`: counts the end of the call.
+    `model`: for messages, also if the call names none (`named_model` is then empty). `fields`:
+    further header fields of the response. `identity`: None if no client repeats the call. `leave`:
+    counts the end of the call.
     """
 
     route: OpenAiRoute
@@ -91,7 +97,7 @@ class CallFacts(NamedTuple):
     named_model: str
     key_id: str
     request_id: bytes
-    headers: list[tuple[bytes, bytes]]
+    fields: list[tuple[bytes, bytes]]
     intervals: HeartbeatIntervals | None
     is_streaming: bool
     identity: CallIdentity | None
@@ -147,7 +153,8 @@ class FastCall:
         self._turn = turn
         self._begun_at = now
         self.written_at = now
-        self._set_alarm()
+        if self.facts.intervals is not None:
+            self._set_alarm()
         if self._connection.is_paused:
             # By an earlier response that the client has not read.
             self.pause(now)
@@ -248,33 +255,34 @@ class FastCall:
         if not data:
             return b""
         mailbox.left = True
-        self.written_at = asyncio.get_running_loop().time()
+        self.written_at = self._connection.loop.time()
         self.last.feed(data, more=mailbox.is_mid_event)
         mailbox.is_whole = self.last.has_come
         chunk = b"%x\r\n%b\r\n" % (len(data), data)
         if self.has_begun:
             return chunk
         self.has_begun = True
-        return self._head([*STREAM_HEADERS, *self.facts.headers, CHUNKED]) + chunk
+        return self._head(STREAM_FIELDS) + chunk
 
     def _answer(self, head: Head, body: bytes) -> bytes:
-        content = [
-            (b"content-type", head.content_type.encode()),
-            (b"content-length", b"%d" % len(body)),
-        ]
-        return self._head(content + self.facts.headers) + body
+        content = b"content-type: %b\r\ncontent-length: %d\r\n"
+        return self._head(content % (head.content_type.encode(), len(body))) + body
 
-    def _head(self, headers: list[tuple[bytes, bytes]]) -> bytes:
-        """Return the start of a response with the status 200, like `Reply`."""
-        elapsed_ms = round((asyncio.get_running_loop().time() - self._begun_at) * 1000)
-        own = [
-            (b"openai-processing-ms", b"%d" % elapsed_ms),
-            (b"openai-version", API_VERSION),
-        ]
-        fields = [
-            b"%b: %b\r\n" % field for field in (*self._connection.default_headers, *headers, *own)
-        ]
-        return b"HTTP/1.1 200 OK\r\n" + b"".join(fields) + b"\r\n"
+    def _head(self, content: bytes) -> bytes:
+        """Return the start of a response with the status 200, like `Reply`.
+
+        `content`: the fields about its body.
+        """
+        elapsed_ms = round((self._connection.loop.time() - self._begun_at) * 1000)
+        return START % (
+            render_fields(self._connection.default_headers),
+            content,
+            self.facts.request_id,
+            render_fields(self.facts.fields),
+            self.mailbox.job.id.encode(),
+            elapsed_ms,
+            API_VERSION,
+        )
 
     def _set_alarm(self) -> None:
         self._alarm = self._due()
@@ -289,7 +297,7 @@ class FastCall:
         return self.written_at + min(self.facts.intervals.silent, self.facts.intervals.longest)
 
     def _is_late(self) -> bool:
-        now = asyncio.get_running_loop().time()
+        now = self._connection.loop.time()
         if now < self._alarm:
             return False
         self._set_alarm()

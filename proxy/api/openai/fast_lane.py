@@ -3,10 +3,10 @@
 Most calls are plain: POST with a small JSON body over HTTP/1.1, header fields without a meaning for
 the proxy, a model that is served, a free slot at a worker, and a run that ends well. For those,
 ASGI costs more than everything else: a scope, a task, a future for each wait. So the protocol of
-the connection (`edge.protocol`) gives such a request to `FastLane`. The checks are those of every
-call (`CallChecks`), and the job is the same record with the same mailbox. Only the reader of the
-mailbox is another one: `FastCall` is called when the mailbox has changed, and writes at the end of
-the same turn of the event loop.
+the connection (`edge.lane_protocol`) gives such a request to `FastLane`. The checks are those of
+every call (`CallChecks`), and the job is the same record with the same mailbox. Only the reader of
+the mailbox is another one: `FastCall` is called when the mailbox has changed, and writes at the end
+of the same turn of the event loop.
 
 Everything unusual falls through to the application, with the same result for the client:
   before the job exists   any other method, route, version or header field; a body above 64 KB; a
@@ -15,7 +15,6 @@ Everything unusual falls through to the application, with the same result for th
                           64 KB, header fields of the engine, a pipelined request
 """
 
-import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any, NamedTuple
 
@@ -194,7 +193,8 @@ class FastLane:
         worker = self._dispatch.free_worker(endpoint.id, light=route.is_light)
         if worker is None:
             return None
-        leave, limits = checks.count(principal, endpoint)
+        now = connection.loop.time()
+        leave, limits = checks.count(principal, endpoint, now)
         request = Request("POST", route.path, admitted.content_type, body, admitted.fields)
         mailbox = self._interactive.begin(
             endpoint,
@@ -205,9 +205,8 @@ class FastLane:
             patience=patience_of(admitted.timeout) if intervals is None else None,
         )
         request_id = b"req_" + self._new_id().encode()
-        headers = [(b"x-request-id", request_id)]
         if route.dialect is ANTHROPIC:
-            headers.append((b"request-id", request_id))
+            limits = [(b"request-id", request_id), *limits]
         identity = None
         if admitted.repetition is not None:
             identity = CallIdentity(principal.owner, endpoint.id, request, admitted.repetition)
@@ -217,7 +216,7 @@ class FastLane:
             seen.model or "",
             principal.key_id,
             request_id,
-            [*headers, *limits, (b"x-job-id", mailbox.job.id.encode())],
+            limits,
             intervals,
             seen.is_streaming,
             identity,
@@ -225,6 +224,6 @@ class FastLane:
             leave,
         )
         call = FastCall(facts, mailbox, connection, self)
-        self._dispatch.offer(worker, mailbox)
-        call.start(self._turn, asyncio.get_running_loop().time())
+        self._dispatch.offer(worker, mailbox, now)
+        call.start(self._turn, now)
         return call

@@ -7,11 +7,12 @@ asyncio client ignores the status and treats every object with an `id` as a job.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import msgspec
 import structlog
-from fastapi import APIRouter, Request, Response
+from starlette.requests import Request
+from starlette.responses import Response
 
 from proxy.access.limits import ClientLimits, Share, limit_headers
 from proxy.api.errors import CLIENT_ERRORS, ApiError, to_api_error
@@ -68,7 +69,9 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "/health": ("GET",),
     "/requests": ("GET",),
 }
-"""The paths below an endpoint with their methods; `edge.routes` accepts these and no others."""
+"""The paths below an endpoint with their methods; `edge.gate` accepts these and no others."""
+# The position of an operation's name in a path, `/v2/ENDPOINT/OPERATION`, between the slashes.
+OPERATION_SEGMENT = 3
 
 
 Operation = Callable[[RequestContext, str], Awaitable[bytes | Response]]
@@ -211,77 +214,69 @@ class JobOperations:
 
 
 class JobsApi:
-    """The routes of all operations, and the handling that the operations share."""
+    """The ASGI application of the queue API: the handling that all operations share."""
 
     def __init__(
         self, endpoints: Endpoints, limits: ClientLimits, jobs: JobOperations, listing: Listing
     ) -> None:
         self._endpoints = endpoints
         self._limits = limits
-        self._jobs = jobs
-        self._listing = listing
-
-    def router(self) -> APIRouter:
-        """Return the FastAPI routes of all operations."""
-        router = APIRouter(prefix="/v2/{endpoint}")
-        operations: dict[str, Operation] = {
-            "run": self._jobs.run,
-            "runsync": self._jobs.runsync,
-            "status": self._jobs.status,
-            "status-sync": self._jobs.status_sync,
-            "stream": self._jobs.stream,
-            "cancel": self._jobs.cancel,
-            "retry": self._jobs.retry,
-            "purge-queue": self._jobs.purge,
-            "health": self._listing.health,
-            "requests": self._listing.requests,
+        # By the first segment of the path below the endpoint (`OPERATIONS`).
+        self._operations: dict[str, Operation] = {
+            "run": jobs.run,
+            "runsync": jobs.runsync,
+            "status": jobs.status,
+            "status-sync": jobs.status_sync,
+            "stream": jobs.stream,
+            "cancel": jobs.cancel,
+            "retry": jobs.retry,
+            "purge-queue": jobs.purge,
+            "health": listing.health,
+            "requests": listing.requests,
         }
-        for path, methods in OPERATIONS.items():
-            name = path.split("/")[1]
-            handler = self._handler(name, operations[name])
-            router.add_api_route(
-                path, handler, methods=[*methods], name=name, summary=operations[name].__doc__
-            )
-        return router
 
-    def _handler(self, name: str, operation: Operation) -> Callable[[Request], Awaitable[Response]]:
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Handle a request that the gate has authorized."""
+        response = await self._respond(Request(scope, receive))
+        await response(scope, receive, send)
+
+    async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:
+        """Send `error` as the response to a request that the gate has rejected."""
+        await refusal(error)(scope, receive, send)
+
+    async def _respond(self, request: Request) -> Response:
         limits = self._limits
-
-        async def respond(request: Request) -> Response:
-            routing = routing_of(request.scope)
-            share = limits.bodies.share(routing.caller.key_id)
-            answer_share = limits.answers.share(routing.caller.key_id)
-            context: RequestContext | None = None
-            response: Response | None = None
-            try:
-                context = self._context(request, routing, share, answer_share)
-                context.leave, left = limits.requests.enter(context.key, context.endpoint.id, name)
-                answer = await operation(context, routing.parameters.job or "")
-                response = (
-                    answer if isinstance(answer, Response) else JsonAnswer(answer, answer_share)
-                )
-                for key, value in limit_headers(left):
-                    response.headers[key.decode()] = value.decode()
-                return response
-            except CLIENT_ERRORS as error:
-                return refusal(to_api_error(error))
-            except ClientGoneError:
-                return Response(status_code=CLIENT_CLOSED_REQUEST)
-            except Exception:
-                # A bug of the proxy: the client receives an error object, the log the traceback.
-                log.exception("api.bug", path=request.url.path)
-                return refusal(
-                    ApiError("internal_error", "Internal error of the proxy; see the proxy's log.")
-                )
-            finally:
-                share.give_back()
-                if response is None:
-                    # Otherwise the response gives it back, once it has been sent.
-                    answer_share.give_back()
-                if context is not None:
-                    context.leave()
-
-        return respond
+        routing = routing_of(request.scope)
+        name = request.scope["path"].split("/", OPERATION_SEGMENT + 1)[OPERATION_SEGMENT]
+        share = limits.bodies.share(routing.caller.key_id)
+        answer_share = limits.answers.share(routing.caller.key_id)
+        context: RequestContext | None = None
+        response: Response | None = None
+        try:
+            context = self._context(request, routing, share, answer_share)
+            context.leave, left = limits.requests.enter(context.key, context.endpoint.id, name)
+            answer = await self._operations[name](context, routing.parameters.job or "")
+            response = answer if isinstance(answer, Response) else JsonAnswer(answer, answer_share)
+            for key, value in limit_headers(left):
+                response.headers[key.decode()] = value.decode()
+            return response
+        except CLIENT_ERRORS as error:
+            return refusal(to_api_error(error))
+        except ClientGoneError:
+            return Response(status_code=CLIENT_CLOSED_REQUEST)
+        except Exception:
+            # A bug of the proxy: the client receives an error object, the log the traceback.
+            log.exception("api.bug", path=request.url.path)
+            return refusal(
+                ApiError("internal_error", "Internal error of the proxy; see the proxy's log.")
+            )
+        finally:
+            share.give_back()
+            if response is None:
+                # Otherwise the response gives it back, once it has been sent.
+                answer_share.give_back()
+            if context is not None:
+                context.leave()
 
     def _context(
         self, request: Request, routing: Routing, share: Share, answer_share: Share

@@ -10,7 +10,7 @@ from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
 import msgspec
-from fastapi import Request
+from starlette.requests import Request
 
 from proxy.access.encryption import Seal
 from proxy.access.keys import ANONYMOUS, Principal

@@ -8,7 +8,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 import msgspec
-from fastapi import Response
+from starlette.responses import Response
 
 from proxy.access.limits import Share
 from proxy.api.errors import ApiError

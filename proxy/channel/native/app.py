@@ -106,8 +106,10 @@ class WorkerChannel:
             worker.seen = worker.heard = loop.time()
             for frame in batch:
                 match frame:
-                    case frames.Chunk() | frames.Output() | frames.Head() | frames.End():
-                        await reader.take(frame)
+                    case frames.Chunk() | frames.Head() | frames.End():
+                        reader.take(frame)
+                    case frames.Output():
+                        await reader.take_output(frame)
                     case frames.Credit(slots=slots, light=light):
                         self._set_slots(worker, slots, light)
                     case frames.Hello():

@@ -43,6 +43,7 @@ _ENDINGS: dict[frames.Ending, Ending] = {
     "lost": Ending.LOST,
     "released": Ending.RELEASED,
 }
+_COMPLETED = RunEnd(Ending.COMPLETED)
 
 
 class Connection:
@@ -80,9 +81,9 @@ class Connection:
                 light=job.submission.light,
                 input=isinstance(work, Input),
                 fields=request.fields if self._knows_fields else (),
-            )
+            ),
+            frames.Body(job.id, job.attempt, request.body),
         )
-        self._outbox.put_in_lane(frames.Body(job.id, job.attempt, request.body))
         self._filled.set()
 
     def stop(self, job_id: JobId, attempt: int) -> None:
@@ -163,12 +164,35 @@ class Reader:
         self._fleet = fleet
         self._port = port
 
-    async def take(self, frame: frames.Head | frames.Chunk | frames.Output | frames.End) -> None:
+    def take(self, frame: frames.Head | frames.Chunk | frames.End) -> None:
         """Process one frame of one run. Stale frames and frames of unassigned runs are ignored."""
+        hold = self._hold(frame)
+        if hold is None:
+            return
+        match frame:
+            case frames.Chunk():
+                hold.complete += 1
+                self._judge(frame, hold.sink.chunk(frame.attempt, frame.data, more=frame.more))
+            case frames.Head():
+                hold.complete += 1
+                self._head(frame, hold)
+            case frames.End():
+                end = run_end(frame)
+                task = self._fleet.end_run(self._worker, JobId(frame.job), frame.attempt, end)
+                self._confirm_end(frame, task)
+
+    async def take_output(self, frame: frames.Output) -> None:
+        """Process an output value of one run, like `take`; waits for the check of a large one."""
+        hold = self._hold(frame)
+        if hold is not None and hold.sink.takes_values and hold.stopped is None:
+            await self._output(frame, hold)
+
+    def _hold(self, frame: frames.JobFrame) -> Hold | None:
+        """Count a frame of a run, and return the run; None if the worker does not hold it."""
         worker = self._worker
         if worker.port is not self._port:
             # A newer connection has replaced this one, and its worker sends the frame again.
-            return
+            return None
         hold = worker.holds.get(JobId(frame.job))
         if hold is None or hold.attempt != frame.attempt:
             log.debug(
@@ -182,21 +206,9 @@ class Reader:
             worker.ignored += not is_answer
             if isinstance(frame, frames.End):
                 self._confirm_end(frame, None)
-            return
+            return None
         hold.received += 1
-        match frame:
-            case frames.Chunk():
-                hold.complete += 1
-                self._judge(frame, hold.sink.chunk(frame.attempt, frame.data, more=frame.more))
-            case frames.Head():
-                hold.complete += 1
-                self._head(frame, hold)
-            case frames.Output() if hold.sink.takes_values and hold.stopped is None:
-                await self._output(frame, hold)
-            case frames.End():
-                end = run_end(frame)
-                task = self._fleet.end_run(worker, JobId(frame.job), frame.attempt, end)
-                self._confirm_end(frame, task)
+        return hold
 
     def _confirm_end(self, end: frames.End, task: Task[None] | None) -> None:
         """Acknowledge the end of a run, after the task that writes it to the store."""
@@ -287,6 +299,8 @@ def run_end(end: frames.End) -> RunEnd:
     """Return the end of a run, with defaults for a missing code or message of its error."""
     ending = _ENDINGS[end.ending]
     match ending:
+        case Ending.COMPLETED:
+            return _COMPLETED
         case Ending.FAILED if end.retry_after > 0:
             error = _worker_error(end, JobError(ENGINE_ERROR, ""))
             return RunEnd(Ending.FULL, error, retry_after=end.retry_after)

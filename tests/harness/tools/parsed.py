@@ -29,7 +29,10 @@ DATE = re.compile(rb"\r\nDate: [^\r]*")
 
 
 class MemoryTransport(asyncio.Transport):
-    """A transport that stores its output. `wire` is an unconnected socket for socket options."""
+    """A transport that stores its output, and counts the writes.
+
+    `wire` is an unconnected socket for socket options.
+    """
 
     def __init__(self, protocol: asyncio.Protocol, wire: socket.socket) -> None:
         super().__init__(
@@ -37,11 +40,13 @@ class MemoryTransport(asyncio.Transport):
         )
         self._protocol: asyncio.BaseProtocol = protocol
         self.written = bytearray()
+        self.writes = 0
         self._is_closing = False
 
     def write(self, data: bytes | bytearray | memoryview) -> None:
         if not self._is_closing:
             self.written += data
+            self.writes += 1
 
     def can_write_eof(self) -> bool:
         return True
@@ -83,6 +88,27 @@ class Written(NamedTuple):
     is_closing: bool
 
 
+def configuration(edge: EdgeContext, app: Any) -> uvicorn.Config:
+    """Return uvicorn's configuration for connections with the guard."""
+    config = uvicorn.Config(
+        app, http=cast("type[GuardProtocol]", partial(GuardProtocol, edge)), ws=WorkerProtocol,
+        ws_ping_interval=None, lifespan="off", log_config=None, access_log=False,
+        server_header=False, date_header=False,
+    )  # fmt: skip
+    config.load()
+    return config
+
+
+def connect(
+    config: uvicorn.Config, state: ServerState, wire: socket.socket
+) -> tuple[GuardProtocol, MemoryTransport]:
+    """Return a new connection: its protocol and its transport."""
+    protocol = config.http_protocol_class(config=config, server_state=state, app_state={})  # type: ignore[union-attr,call-arg,operator]
+    transport = MemoryTransport(protocol, wire)
+    protocol.connection_made(transport)
+    return protocol, transport
+
+
 class Parsed:
     """Connections whose input is given in pieces."""
 
@@ -97,21 +123,12 @@ class Parsed:
             Table().render_error,
             lambda _path, _fields: False,
         )
-        self._config = uvicorn.Config(
-            echo, http=cast("type[GuardProtocol]", partial(GuardProtocol, edge)), ws=WorkerProtocol,
-            ws_ping_interval=None, lifespan="off", log_config=None, access_log=False,
-            server_header=False, date_header=False,
-        )  # fmt: skip
-        self._config.load()
+        self._config = configuration(edge, echo)
 
     async def answer(self, pieces: Iterable[bytes]) -> Written:
         """Feed these pieces to a new connection, then close it from the client's side."""
         state = ServerState()
-        protocol = self._config.http_protocol_class(
-            config=self._config, server_state=state, app_state={}
-        )  # type: ignore[union-attr,call-arg,operator]
-        transport = MemoryTransport(protocol, self._wire)
-        protocol.connection_made(transport)
+        _, transport = connect(self._config, state, self._wire)
         for piece in pieces:
             if transport.is_closing():
                 break
