@@ -47,10 +47,8 @@ from proxy.edge.protocol import HttpProtocol, WatchedProtocol
 log = structlog.get_logger()
 
 MIN_BODY_BYTES_PER_SECOND = 1024
-
 # Time for a refused client to read the refusal before its connection is closed.
 REFUSAL_LINGER_SECONDS = 2.0
-
 # Time for a client to send the rest of a body whose request has been answered already.
 BODY_DISCARD_SECONDS = 10.0
 
@@ -395,8 +393,8 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
             (b"content-type", b"application/json"), (b"content-length", b"%d" % len(body)),
             (b"connection", b"close"), *error.headers(),
         ]  # fmt: skip
-        head = STATUS_LINE[error.row.status] + render_fields(fields)
-        self.transport.write(head + b"\r\n" + body)
+        head = STATUS_LINE[error.row.status] + render_fields(fields) + b"\r\n"
+        self.transport.write(head + body)
         if self.transport.can_write_eof():
             self.transport.write_eof()
         self._set_deadline(REFUSAL_LINGER_SECONDS)

@@ -23,10 +23,11 @@ from proxy.jobs.model import EndpointId, Ids, WorkerId
 from proxy.jobs.policy import share_credit
 from proxy.service.background import Background
 from proxy.service.durable import DurableRuns
-from proxy.service.fleet import Fleet, Worker
+from proxy.service.fleet import Fleet
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.mailbox import Mailbox
 from proxy.service.ports import OfferedJob, Sink
+from proxy.service.worker import Worker
 from proxy.store.base import JobStore
 
 log = structlog.get_logger()

@@ -97,7 +97,7 @@ class DurableRuns:
 
         `position`: the number of elements that the store has of it.
         """
-        self._events.notify(job.id)
+        self._events.notify_progress(job.id)
         return self._recorder.open(job, self._start_end, position)
 
     def give_back(self, job: Job) -> None:
@@ -111,7 +111,7 @@ class DurableRuns:
 
     def queued_again(self, job: Job) -> None:
         """Note that a job was put into the queue: it is new, or a client has retried it."""
-        self._events.notify(job.id)
+        self._events.notify_progress(job.id)
         self._fleet.wake(job.endpoint)
 
     async def cancel(self, job: Job) -> Job | None:
@@ -247,7 +247,7 @@ class DurableRuns:
             self.on_delivery()
             return False
         if verdict.event is Event.RELEASE:
-            self._events.notify(job_id)
+            self._events.notify_progress(job_id)
             self._fleet.wake(job.endpoint)
         else:
             self._notify(job)

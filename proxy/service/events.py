@@ -11,9 +11,10 @@ from proxy.jobs.model import JobId
 
 
 class Subscription:
-    """A caller that waits for changes of one job."""
+    """A caller that waits for changes of one job, or only for its end."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, only_end: bool = False) -> None:
+        self.only_end = only_end
         self._event = asyncio.Event()
 
     def notify(self) -> None:
@@ -44,9 +45,9 @@ class JobEvents:
         return sum(map(len, self._subscriptions.values()))
 
     @contextmanager
-    def subscribe(self, job_id: JobId) -> Iterator[Subscription]:
-        """Subscribe to a job while the context lasts."""
-        subscription = Subscription()
+    def subscribe(self, job_id: JobId, *, only_end: bool = False) -> Iterator[Subscription]:
+        """Subscribe to a job while the context lasts; `only_end`: not to its progress."""
+        subscription = Subscription(only_end=only_end)
         self._subscriptions.setdefault(job_id, {})[subscription] = None
         try:
             yield subscription
@@ -57,9 +58,15 @@ class JobEvents:
                 del self._subscriptions[job_id]
 
     def notify(self, job_id: JobId) -> None:
-        """Wake the subscribers of a job."""
+        """Wake the subscribers of a job: it may have ended."""
         for subscription in self._subscriptions.get(job_id, ()):
             subscription.notify()
+
+    def notify_progress(self, job_id: JobId) -> None:
+        """Wake the subscribers of a job that has a new status or new output, and has not ended."""
+        for subscription in self._subscriptions.get(job_id, ()):
+            if not subscription.only_end:
+                subscription.notify()
 
     def notify_all(self) -> None:
         """Wake all subscribers: the proxy shuts down."""

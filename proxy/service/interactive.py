@@ -334,7 +334,7 @@ class InteractiveJobs:
         elif job.release(counts=verdict.counts):
             self._note(mailbox)
             mailbox.requeue()
-            self._events.notify(job.id)
+            self._events.notify_progress(job.id)
             self._fleet.wake(job.endpoint)
 
     def _withdraw(self, mailbox: Mailbox, why: JobError) -> None:

@@ -13,9 +13,10 @@ from proxy.jobs.policy import LOW_PRIORITY_WAIT_MILLIS, yields
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
-from proxy.service.fleet import Fleet, Worker
+from proxy.service.fleet import Fleet
 from proxy.service.interactive import NEXT_IN_LINE, InteractiveJobs
 from proxy.service.recorder import Recorder
+from proxy.service.worker import Worker
 from proxy.store.base import JobStore
 
 # Elements in one page of output.
@@ -106,11 +107,24 @@ class JobView:
         return await self._result(endpoint, owner, JobId(job_id), reserve)
 
     async def wait_end(
-        self, endpoint: Endpoint, owner: Owner, job_id: str, seconds: float, reserve: Reserve
+        self,
+        endpoint: Endpoint,
+        owner: Owner,
+        job_id: str,
+        seconds: float,
+        reserve: Reserve,
+        *,
+        is_owned: bool = False,
     ) -> tuple[Job, Sequence[bytes]] | None:
-        """Wait up to `seconds` for the job to end; return its last state as `result` does."""
+        """Wait up to `seconds` for the job to end; return its last state as `result` does.
+
+        `is_owned`: the job is certainly one of this owner, so that it need not be read before it
+        has ended.
+        """
         deadline = asyncio.get_running_loop().time() + seconds
-        with self._events.subscribe(JobId(job_id)) as subscription:
+        with self._events.subscribe(JobId(job_id), only_end=True) as subscription:
+            if is_owned and not self.is_over and self._store.is_unfinished(JobId(job_id)):
+                await subscription.wait(seconds)
             while True:
                 found = await self.result(endpoint.id, owner, job_id, reserve)
                 left = deadline - asyncio.get_running_loop().time()

@@ -10,8 +10,8 @@ import structlog
 
 from proxy.jobs.model import Ids, Job, JobId
 from proxy.service.durable import DurableRuns
-from proxy.service.fleet import Worker
 from proxy.service.ports import WorkerPort
+from proxy.service.worker import Worker
 from proxy.store.base import Adopted, JobStore
 from proxy.store.errors import StoreError
 

@@ -10,8 +10,9 @@ import structlog
 from proxy.jobs.model import EndpointId
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoints
-from proxy.service.fleet import Fleet, Worker
+from proxy.service.fleet import Fleet
 from proxy.service.job_view import without_slots, without_workers
+from proxy.service.worker import Worker
 
 log = structlog.get_logger()
 

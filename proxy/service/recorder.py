@@ -228,7 +228,7 @@ class Recorder:
                     if self._recordings.get(recording.job_id) is recording:
                         self.received(size)
         if notify:
-            self._events.notify(recording.job_id)
+            self._events.notify_progress(recording.job_id)
         recording.written(size)
 
 

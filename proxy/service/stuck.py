@@ -9,8 +9,9 @@ ended. A worker that was started elsewhere is not touched; its slot stays occupi
 import structlog
 
 from proxy.jobs.policy import is_stuck
-from proxy.service.fleet import Fleet, Worker
+from proxy.service.fleet import Fleet
 from proxy.service.ports import Provider
+from proxy.service.worker import Worker
 
 log = structlog.get_logger()
 

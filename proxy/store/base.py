@@ -380,6 +380,10 @@ class JobStore(Protocol):
         """
         ...
 
+    def is_unfinished(self, job_id: JobId) -> bool:
+        """Return True if a job has certainly not ended; False says nothing. Does not wait."""
+        ...
+
     def next_sequence(self) -> int:
         """Return a new sequence for a job of another queue of this process.
 

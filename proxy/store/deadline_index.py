@@ -31,6 +31,9 @@ class DeadlineIndex:
     def __len__(self) -> int:
         return len(self._moments)
 
+    def __contains__(self, job_id: JobId) -> bool:
+        return job_id in self._moments
+
     def set(self, job_id: JobId, moment: Millis | None) -> None:
         """Set the deadline of a job, or remove it (None)."""
         before = self._moments.pop(job_id, None)

@@ -144,6 +144,10 @@ class JobIndex(QueueIndex):
         self._ended.update(ended)
         self._sequence = sequence
 
+    def is_unfinished(self, job_id: JobId) -> bool:
+        """Return True if the job has a deadline, so that it has certainly not ended."""
+        return job_id in self._deadlines
+
     def due(self, now: Millis, limit: int) -> list[JobId]:
         """Return unfinished jobs with a deadline of `now` or earlier, earliest first."""
         return self._deadlines.due(now, limit)

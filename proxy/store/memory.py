@@ -41,10 +41,7 @@ JOB_OVERHEAD_BYTES = 1024
 
 
 class MemoryStore:
-    """`JobStore` in dictionaries.
-
-    No method awaits anything, so each runs in one step of the event loop and is therefore atomic.
-    """
+    """`JobStore` in dictionaries. No method awaits anything, so each one is atomic."""
 
     durable = False
 
@@ -349,6 +346,9 @@ class MemoryStore:
 
     def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
         return self._index.queued(endpoint, light=light, before=before)
+
+    def is_unfinished(self, job_id: JobId) -> bool:
+        return self._index.is_unfinished(job_id)
 
     def next_sequence(self) -> int:
         return self._index.next_sequence()

@@ -658,6 +658,21 @@ async def test_the_queued_jobs_before_a_sequence_are_those_of_normal_priority(
     assert before(light=True) == [0, 0, 0, 0, 0]
 
 
+async def test_a_job_is_unfinished_until_it_has_ended(store: JobStore, submit: Submit) -> None:
+    names = ("queued", "running", "released", "done", "cancelled")
+    jobs = {name: JobId(name) for name in names}
+    for name in names:
+        assert not store.is_unfinished(jobs[name])
+    await submit("running", "released", "done", "cancelled", expires_at=Millis(T0 + MINUTE))
+    await take(store, limit=3)
+    await submit("queued", expires_at=Millis(T0 + MINUTE))
+    await settle(store, "released", Event.RELEASE)
+    await settle(store, "done", Event.COMPLETE)
+    await settle(store, "cancelled", Event.CANCEL)
+    unfinished = {name for name in names if store.is_unfinished(jobs[name])}
+    assert unfinished == {"queued", "running", "released"}
+
+
 # Cancelled callers
 
 

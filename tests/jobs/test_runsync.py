@@ -3,11 +3,15 @@
 import asyncio
 import re
 from io import BytesIO
+from pathlib import Path
 
 import pytest
+from harness.data.store_steps import sqlite_store
 from harness.proxy.queue_api import QueueClient, long, prompt
+from harness.proxy.recorded_store import recorded
 from harness.proxy.server import serving
 from harness.tools.waiting import until
+from harness.worker.process import worker
 from yarl import URL
 
 from proxy.serving import drain
@@ -22,6 +26,14 @@ async def test_the_response_is_the_job(queue: QueueClient) -> None:
     assert answer["status"] == "COMPLETED"
     assert answer["output"]["text"] == ["hi 0 hi 1 hi 2 "]
     assert all(isinstance(answer[name], int) for name in ("delayTime", "executionTime", "retries"))
+
+
+async def test_the_result_is_read_once(tmp_path: Path) -> None:
+    calls, store = recorded(sqlite_store(tmp_path / "jobs.db"))
+    async with serving(job_store=store) as proxy, worker(proxy):
+        answer = await QueueClient(proxy).call("POST", "runsync", json={"input": prompt("hi")})
+    assert answer["output"]["text"] == ["hi 0 hi 1 hi 2 "]
+    assert len([call for call in calls.naming(answer["id"]) if call.startswith("result(")]) == 1
 
 
 async def test_a_timeout_returns_the_current_state(queue: QueueClient, alone: QueueClient) -> None:

@@ -118,6 +118,8 @@ def test_importing_has_no_side_effects() -> None:
         "Millis",
         "JobError",
         "RunEnd",
+        "Verdict",
+        "render_fields",
         "Owner",
         "typer.Typer",
         "Dialect",

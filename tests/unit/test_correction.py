@@ -16,7 +16,7 @@ from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Cursor, Input, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import Correction, Ending, RunEnd
 from proxy.service.endpoints import Endpoint
-from proxy.service.fleet import Worker
+from proxy.service.worker import Worker
 from proxy.settings import MEMORY, Settings
 from proxy.store.errors import StoreBusyError
 from proxy.store.memory import MemoryStore

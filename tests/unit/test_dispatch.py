@@ -15,8 +15,8 @@ from proxy.jobs.job_request import JobRequest
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import EndpointId, Job, JobId, WorkerId
 from proxy.jobs.policy import Ending, RunEnd
-from proxy.service.fleet import Worker
 from proxy.service.ports import OfferedJob
+from proxy.service.worker import Worker
 from proxy.settings import Settings
 from proxy.store.memory import MemoryStore
 from proxy.system import SystemClock

@@ -18,8 +18,8 @@ from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Cursor, Input, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import MAX_LOST_RUNS, WORKER_LOST, Ending, RunEnd
 from proxy.service.durable import NOT_RESUMED
-from proxy.service.fleet import Worker
 from proxy.service.recorder import Recording
+from proxy.service.worker import Worker
 from proxy.settings import MEMORY, Settings
 from proxy.store.errors import StoreFullError
 from proxy.store.memory import MemoryStore

@@ -11,8 +11,9 @@ from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import EndpointId, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.service.events import LocalSignal
-from proxy.service.fleet import UNSENT_MAX_BYTES, Fleet, Worker
+from proxy.service.fleet import Fleet
 from proxy.service.unhealthy import UNHEALTHY_MAX_WORKERS
+from proxy.service.worker import UNSENT_MAX_BYTES, Worker
 
 W = WorkerId("w")
 A = JobId("a")

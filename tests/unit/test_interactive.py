@@ -34,9 +34,9 @@ from proxy.jobs.policy import CANCELLED, MAX_LOST_RUNS, Ending, RunEnd
 from proxy.service.durable import NotRetriableError
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import LocalSignal
-from proxy.service.fleet import Worker
 from proxy.service.interactive import CLIENT_LEFT, DRAINING
 from proxy.service.mailbox import Mailbox
+from proxy.service.worker import Worker
 from proxy.settings import MEMORY, Settings
 from proxy.system import System
 

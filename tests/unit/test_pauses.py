@@ -9,8 +9,9 @@ from proxy.channel.runpod.tracking import Closing, Liveness, Run, RunpodTimeouts
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job, JobId, Millis, WorkerId
 from proxy.service.events import LocalSignal
-from proxy.service.fleet import Fleet, Worker
+from proxy.service.fleet import Fleet
 from proxy.service.pauses import LOOK_SECONDS, Pauses
+from proxy.service.worker import Worker
 
 LEASE = 15.0
 JOB = JobId("j")

@@ -11,8 +11,9 @@ from structlog.testing import capture_logs
 from proxy.jobs.model import EndpointId, Millis, WorkerId
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.events import LocalSignal
-from proxy.service.fleet import Fleet, LoadingStage, Worker
+from proxy.service.fleet import Fleet
 from proxy.service.queue_watch import PAUSE_SECONDS, WAIT_MIN_SECONDS, QueueWatch
+from proxy.service.worker import LoadingStage, Worker
 
 
 class Queue:

@@ -20,10 +20,11 @@ from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Head, Job, JobError, JobId, Millis, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.service.events import LocalSignal
-from proxy.service.fleet import OVERFLOW, Fleet, Worker
+from proxy.service.fleet import OVERFLOW, Fleet
 from proxy.service.json_text import INLINE_MAX_BYTES
 from proxy.service.ports import SinkVerdict
 from proxy.service.recorder import ELEMENT_OVERHEAD_BYTES, OUTPUT_MAX_BYTES
+from proxy.service.worker import Worker
 from proxy.wire import frames
 
 JOB = JobId("a")

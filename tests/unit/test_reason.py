@@ -9,8 +9,8 @@ from proxy.channel.native.validation import public_stage
 from proxy.channel.runpod.worker import PollingWorker
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Job, Millis, WorkerId
-from proxy.service.fleet import LoadingStage, Worker
 from proxy.service.job_view import reason
+from proxy.service.worker import LoadingStage, Worker
 
 LATER = " Jobs of normal priority go first until it has waited for 60 s."
 

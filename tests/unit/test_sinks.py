@@ -13,10 +13,10 @@ from proxy.app import Parts
 from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Head, Input, JobError, JobId, WorkerId
 from proxy.jobs.policy import Ending, RunEnd
-from proxy.service.fleet import Worker
 from proxy.service.mailbox import Mailbox
 from proxy.service.ports import Sink, SinkVerdict
 from proxy.service.recorder import Recording
+from proxy.service.worker import Worker
 
 WORKER = WorkerId("w")
 STREAM = Head(200, "text/event-stream")

@@ -124,7 +124,12 @@ class JobOperations:
         context.drop_body()
         ended = await context.unless_gone(
             self._view.wait_end(
-                context.endpoint, context.owner, job.id, wait / 1000, context.reserve
+                context.endpoint,
+                context.owner,
+                job.id,
+                wait / 1000,
+                context.reserve,
+                is_owned=True,
             )
         )
         return await self._shown(*(ended or (job, ())))
@@ -244,21 +249,23 @@ class JobsApi:
         """Send `error` as the response to a request that the gate has rejected."""
         await refusal(error)(scope, receive, send)
 
-    async def _respond(self, request: Request) -> Response:
+    async def _respond(self, request: Request) -> Response | JsonAnswer:
         limits = self._limits
         routing = routing_of(request.scope)
         name = request.scope["path"].split("/", OPERATION_SEGMENT + 1)[OPERATION_SEGMENT]
         share = limits.bodies.share(routing.caller.key_id)
         answer_share = limits.answers.share(routing.caller.key_id)
         context: RequestContext | None = None
-        response: Response | None = None
+        response: Response | JsonAnswer | None = None
         try:
             context = self._context(request, routing, share, answer_share)
             context.leave, left = limits.requests.enter(context.key, context.endpoint.id, name)
             answer = await self._operations[name](context, routing.parameters.job or "")
-            response = answer if isinstance(answer, Response) else JsonAnswer(answer, answer_share)
-            for key, value in limit_headers(left):
-                response.headers[key.decode()] = value.decode()
+            if isinstance(answer, bytes):
+                response = JsonAnswer(answer, answer_share, limit_headers(left))
+            else:
+                response = answer
+                response.raw_headers.extend(limit_headers(left))
             return response
         except CLIENT_ERRORS as error:
             return refusal(to_api_error(error))

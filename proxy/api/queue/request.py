@@ -274,6 +274,8 @@ class RequestContext:
         self._share.give_back()
 
     def query(self, name: str) -> str | None:
+        if not self.request.scope["query_string"]:
+            return None
         return self.request.query_params.get(name)
 
     async def unless_gone(self, work: Coroutine[Any, Any, Waited]) -> Waited:
@@ -281,16 +283,18 @@ class RequestContext:
 
         Output must not be consumed for a client that cannot receive it. Raises `ClientGoneError`.
         """
-        waiting = asyncio.ensure_future(work)
         gone = asyncio.ensure_future(_gone(self.request))
+        scope = asyncio.timeout(None)
         try:
-            await asyncio.wait({waiting, gone}, return_when=asyncio.FIRST_COMPLETED)
-            if not waiting.done():
-                raise ClientGoneError
-            return waiting.result()
+            async with scope:
+                gone.add_done_callback(partial(_cancel, scope))
+                return await work
+        except TimeoutError:
+            if scope.expired():
+                raise ClientGoneError from None
+            raise
         finally:
             gone.cancel()
-            waiting.cancel()
 
     async def reserve(self, size: int) -> None:
         """Reserve `size` bytes in all for the response. Raises `BudgetError` (see
@@ -315,6 +319,12 @@ async def _gone(request: Request) -> None:
     """Wait until the client has disconnected. The body has been read, or there is none."""
     while (await request.receive())["type"] != "http.disconnect":
         pass
+
+
+def _cancel(scope: asyncio.Timeout, gone: asyncio.Task[None]) -> None:
+    """End the work in a scope whose client has disconnected."""
+    if not gone.cancelled():
+        scope.reschedule(0.0)
 
 
 def nothing() -> None:

@@ -3,8 +3,8 @@
 Output of a worker is inserted as the bytes that the worker sent.
 """
 
-import json
 from collections.abc import Iterable, Iterator, Sequence
+from http import HTTPStatus
 from typing import Any
 
 import msgspec
@@ -17,31 +17,28 @@ from proxy.jobs.lifecycle import Status
 from proxy.jobs.model import Cursor, Input, Job, Millis
 
 
-class JsonAnswer(Response):
-    """A complete JSON response. The share of its bytes is given back once it has been sent.
+class JsonAnswer:
+    """A complete JSON response, as an ASGI application. The share of its bytes is given back once
+    it has been sent.
 
     Memory for large output was reserved before it was read. The rest is small, so it is charged
     even if it exceeds the budget: output that was consumed must reach its client.
     """
 
-    media_type = "application/json"
-
-    def __init__(self, content: bytes, share: Share) -> None:
-        super().__init__(content)
+    def __init__(self, content: bytes, share: Share, headers: list[tuple[bytes, bytes]]) -> None:
         if len(content) > ANSWER_PART_BYTES:
             share.hold(len(content))
+        self._content = content
         self._share = share
+        length = (b"content-length", b"%d" % len(content))
+        self._headers = [length, (b"content-type", b"application/json"), *headers]
 
     async def __call__(self, scope: Any, _: Any, send: Any) -> None:
         with self._share:
             await send(
-                {
-                    "type": "http.response.start",
-                    "status": self.status_code,
-                    "headers": self.raw_headers,
-                }
+                {"type": "http.response.start", "status": HTTPStatus.OK, "headers": self._headers}
             )
-            await send_body(send, bytes(self.body), abort_of(scope))
+            await send_body(send, self._content, abort_of(scope))
 
 
 def refusal(error: ApiError) -> Response:
@@ -69,6 +66,7 @@ class _Element(msgspec.Struct):
 
 
 _decoder = msgspec.json.Decoder(_Element)
+_encode = msgspec.json.Encoder().encode
 
 
 def brief(job: Job) -> bytes:
@@ -204,4 +202,7 @@ def _output(job: Job, elements: Sequence[bytes]) -> list[bytes]:
 
 
 def _text(text: str) -> bytes:
-    return json.dumps(text, ensure_ascii=False).encode("utf-8", "replace")
+    try:
+        return _encode(text)
+    except UnicodeEncodeError:
+        return _encode(text.encode("utf-8", "replace").decode())

@@ -22,7 +22,8 @@ from proxy.channel.native.validation import (
 )
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoints, listed
-from proxy.service.fleet import Fleet, LoadingStage, Worker
+from proxy.service.fleet import Fleet
+from proxy.service.worker import LoadingStage, Worker
 from proxy.wire import frames
 
 log = structlog.get_logger()

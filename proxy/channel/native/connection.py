@@ -13,10 +13,11 @@ import structlog
 from proxy.channel.native.validation import JOB_CHARACTERS
 from proxy.jobs.model import Head, Input, JobError, JobId, Request
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
-from proxy.service.fleet import OVERFLOW, UNSENT_MAX_BYTES, Fleet, Hold, Worker
+from proxy.service.fleet import OVERFLOW, Fleet
 from proxy.service.json_text import in_thread_if_large, is_value
 from proxy.service.ports import OfferedJob, SinkVerdict, WorkerPort
 from proxy.service.recorder import ELEMENT_OVERHEAD_BYTES, OUTPUT_MAX_BYTES
+from proxy.service.worker import UNSENT_MAX_BYTES, Hold, Worker
 from proxy.wire import frames
 from proxy.wire.fields import for_client
 from proxy.wire.flow import Outbox

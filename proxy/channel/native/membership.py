@@ -15,9 +15,10 @@ from proxy.jobs.model import JobError, JobId, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.jobs.served_model import Model
 from proxy.service.endpoints import Endpoint, Endpoints, OtherModelError
-from proxy.service.fleet import Fleet, Worker
+from proxy.service.fleet import Fleet
 from proxy.service.orphans import Orphans
 from proxy.service.ports import SinkVerdict
+from proxy.service.worker import Worker
 from proxy.wire import frames
 
 log = structlog.get_logger()

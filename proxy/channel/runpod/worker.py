@@ -22,8 +22,8 @@ from proxy.channel.runpod.tracking import (
 )
 from proxy.jobs.model import EndpointId, JobId, Request, WorkerId
 from proxy.jobs.policy import is_form
-from proxy.service.fleet import Load, Worker
 from proxy.service.ports import OfferedJob
+from proxy.service.worker import Load, Worker
 
 log = structlog.get_logger()
 

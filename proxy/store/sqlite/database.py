@@ -22,6 +22,7 @@ from typing import Any, NamedTuple, TypeVar
 from proxy.jobs.webhook import receiver_address
 from proxy.store.errors import StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite import file_check
+from proxy.store.sqlite.batch_reader import BatchReader
 from proxy.store.sqlite.disk import Disk, HeldFile, LockedError
 from proxy.store.sqlite.disk_space import DiskSpace
 from proxy.store.sqlite.due_deliveries import RECEIVERS_MIGRATION
@@ -301,8 +302,7 @@ class Database:
     """The reading and the writing connection of `SqliteStore`."""
 
     _writer: Writer
-    _reader: sqlite3.Connection
-    _pool: ThreadPoolExecutor
+    _reader: BatchReader
 
     def __init__(self, path: Path, disk: Disk, start_runner: StartRunner) -> None:
         self._path = path
@@ -344,8 +344,9 @@ class Database:
             # In a thread, because reading a large file takes time.
             db, file, is_checked = await asyncio.to_thread(begin)
             self._watch.begin(file)
-            self._reader = stack.enter_context(closing(reader(self._path)))
-            self._pool = stack.enter_context(ThreadPoolExecutor(1, "store reader"))
+            reading = stack.enter_context(closing(reader(self._path)))
+            pool = stack.enter_context(ThreadPoolExecutor(1, "store reader"))
+            self._reader = BatchReader(reading, pool)
             self._writer = Writer(db, self.disk_space, self._watch, self._start_runner)
             self._writer.start()
             watching = asyncio.create_task(self._watch.serve(), name="file watch")
@@ -356,6 +357,7 @@ class Database:
                 yield
             finally:
                 await self._writer.close()
+                await self._reader.close()
                 await check.close()
                 self._watch.close()
                 await watching
@@ -365,9 +367,8 @@ class Database:
     async def read(self, query: Callable[[sqlite3.Connection], T]) -> T:
         """Run a query in the reader's thread and return its result. Raises `StoreError`."""
         self._watch.require()
-        loop = asyncio.get_running_loop()
         try:
-            return await loop.run_in_executor(self._pool, query, self._reader)
+            return await self._reader.read(query)
         except FILE_ERRORS as error:
             found = store_error(error)
             if isinstance(found, StoreGoneError):

@@ -307,6 +307,9 @@ class SqliteStore:
     def queued(self, endpoint: EndpointId, *, light: bool, before: int | None = None) -> int:
         return self._index.queued(endpoint, light=light, before=before)
 
+    def is_unfinished(self, job_id: JobId) -> bool:
+        return self._index.is_unfinished(job_id)
+
     def next_sequence(self) -> int:
         return self._index.next_sequence()
 
