@@ -33,6 +33,7 @@ from worker_vllm.ending import EX_CONFIG, EX_USAGE
 EngineKind = Literal["vllm", "scripted", "upstream"]
 LogLevel = Literal["debug", "info", "warning", "error"]
 OutputFormat = Literal["seed", "worker-vllm"]
+CpuPinning = Literal["auto", "off"]
 # WORKER_MODEL=demo selects the small model that is part of the package.
 DEMO = "demo"
 NO_PROXY_MESSAGE = (
@@ -139,6 +140,11 @@ class Settings(BaseSettings):
         description="shape of native outputs: seed (Runpod guide) or worker-vllm (that image)",
     )
 
+    cpu_pinning: CpuPinning = Field(
+        default="auto",
+        description="auto: vLLM uses one CPU if there are at most two and no GPU; off: all of them",
+    )
+
     metrics_port: int | None = Field(
         default=None, ge=0, le=65535, description="loopback port of /metrics; 0 selects a free port"
     )
@@ -182,7 +188,7 @@ class Settings(BaseSettings):
         description="set by Runpod: the Runpod SDK listens on this port",
     )
 
-    @field_validator("log_level", "engine", "output_format", mode="before")
+    @field_validator("log_level", "engine", "output_format", "cpu_pinning", mode="before")
     @classmethod
     def _lower(cls, value: Any) -> Any:
         return value.lower() if isinstance(value, str) else value

@@ -59,6 +59,13 @@ WORKER_FLAGS = (
         " use the ports after it.",
         kind="INTEGER",
     ),
+    SettingFlag(
+        "cpu_pinning",
+        "WORKER_CPU_PINNING",
+        "auto: vLLM uses one CPU if there are at most two and no GPU; off: it uses all of them.",
+        "auto",
+        "auto|off",
+    ),
     SettingFlag("id", "WORKER_ID", "Unique name of the worker (default: a random one)."),
     SettingFlag(
         "drain_seconds",

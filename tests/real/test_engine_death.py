@@ -8,16 +8,9 @@ from pathlib import Path
 
 import pytest
 from harness.proxy.server import CHAT, Proxy, serving
-from harness.worker.real_vllm import START_SECONDS, ask, real_worker
+from harness.worker.real_vllm import START_SECONDS, ask, engine_of, real_worker
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
-
-
-def engine_of(pid: int) -> int:
-    """Return the id of vLLM's EngineCore process under the worker `pid`."""
-    children = Path(f"/proc/{pid}/task/{pid}/children").read_text().split()
-    named = {int(child): Path(f"/proc/{child}/comm").read_text() for child in children}
-    return next(child for child, name in named.items() if "VLLM" in name)
 
 
 async def test_a_dead_engine_ends_its_streams_and_its_worker(tmp_path: Path) -> None:

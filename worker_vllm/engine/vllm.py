@@ -99,6 +99,7 @@ class VllmEngine:
         self._variables = _with_model(settings, variables, arguments)
         self._arguments = arguments
         self._api_key = settings.vllm_api_key.get_secret_value()
+        self._may_pin = settings.cpu_pinning == "auto"
         self._stage = stage
         self._stack = AsyncExitStack()
         self._client: Any = None
@@ -191,7 +192,7 @@ class VllmEngine:
             check_spelling(words, installed_flags())
         self._stage("importing vLLM")
         vllm = _vllm_names()
-        set_default_environment(_cpu_environment())
+        set_default_environment(_cpu_environment(may_pin=self._may_pin))
         args = _parse(vllm, self._variables, self._arguments)
         if note := _decide_compiling(args, self._variables):
             self._stage(note)
@@ -203,7 +204,7 @@ class VllmEngine:
         # vLLM's handler of engine errors sets `should_exit`.
         self._app.state.server = SimpleNamespace(should_exit=False)
         await stack.enter_async_context(self._app.router.lifespan_context(self._app))
-        cpu = _only_cpu()
+        cpu = _only_cpu() if self._may_pin else None
         if cpu is not None:
             pin_children(cpu)
         self._read_configuration(args)
@@ -290,12 +291,12 @@ def _environment(settings: Settings, variables: Mapping[str, str]) -> dict[str, 
     return defaults
 
 
-def _cpu_environment() -> dict[str, str]:
+def _cpu_environment(*, may_pin: bool) -> dict[str, str]:
     """Return defaults of variables for a machine without a GPU; empty if there is one."""
     if not importlib.import_module("vllm.platforms").current_platform.is_cpu():
         return {}
     defaults = {"VLLM_CPU_KVCACHE_SPACE": CPU_KV_CACHE_GIB}
-    cpu = _only_cpu()
+    cpu = _only_cpu() if may_pin else None
     if cpu is not None:
         defaults["VLLM_CPU_OMP_THREADS_BIND"] = str(cpu)
     return defaults
