@@ -1,11 +1,12 @@
 """The configuration and the state that all connections share."""
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TypeAlias
 
 from proxy.api.errors import RenderError
 from proxy.api.openai.fast_lane import FastLane
+from proxy.edge.admitted_heads import AdmittedHeads
 from proxy.edge.connections import ConnectionLimiter, Pace
 from proxy.edge.head import Fields, Hosts
 
@@ -24,3 +25,4 @@ class EdgeContext:
     is_worker: IsWorker
     # None: it is switched off.
     lane: FastLane | None = None
+    heads: AdmittedHeads = field(default_factory=AdmittedHeads)

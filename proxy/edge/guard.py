@@ -87,15 +87,14 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
     # The attributes of this class and of the mixins. Without them, those of uvicorn fit into the
     # compact form of an instance, which needs 1 KB less.
     __slots__ = (
-        "_active", "_admitted", "_after_length", "_answered_at", "_before_length", "_body_bytes",
-        "_body_deadline", "_call", "_call_scope", "_collected", "_deadline", "_edge",
-        "_is_reserved", "_is_same_head", "_keeps_alive", "_lane", "_messages_begun", "_raw_bytes",
-        "_raw_head", "_received_bytes", "_refusal", "_stage", "_target", "_was_paused",
-        "_watchers", "_window_bytes",
+        "_active", "_admitted", "_answered_at", "_body_bytes", "_body_deadline", "_call",
+        "_call_target", "_collected", "_deadline", "_edge", "_head_key", "_heads", "_is_reserved",
+        "_keeps_alive", "_lane", "_messages_begun", "_raw_bytes", "_raw_head", "_received_bytes",
+        "_refusal", "_stage", "_was_paused", "_watchers", "_window_bytes",
     )  # fmt: skip
 
     def __init__(self, edge: EdgeContext, **uvicorn_arguments: Any) -> None:
-        super().__init__(edge.lane, **uvicorn_arguments)
+        super().__init__(edge.lane, edge.heads, **uvicorn_arguments)
         self._edge = edge
         self._stage = IDLE
         self._refusal: ApiError | None = None

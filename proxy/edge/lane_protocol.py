@@ -1,37 +1,23 @@
 """The connection's side of the fast lane: a subclass of uvicorn's HTTP protocol."""
 
 import asyncio
-import re
 from collections import deque
-from typing import Any, NamedTuple
+from typing import Any
 
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
+from proxy.api.http import ABORT_EXTENSION
 from proxy.api.openai.fast_call import FastCall
-from proxy.api.openai.fast_lane import BODY_MAX_BYTES, Admitted, FastLane
+from proxy.api.openai.fast_lane import Admitted, FastLane
+from proxy.edge.admitted_heads import AdmittedHeads, HeadKey, RawHead, head_key
 
 POST = b"POST"
 QUEUE_API = b"/v2/"
 OPENAI_API = b"/openai/"
-CONTENT_LENGTH = b"content-length"
-LENGTH_MAX_DIGITS = 5
 HTTP_VERSION = "1.1"
-HEAD_END = b"\r\n\r\n"
 # Nothing can be added to it.
 NO_REQUESTS: Any = ()
-
-_LENGTH = re.compile(rb"(?i)\r\ncontent-length:[ \t]*([0-9]{1,5})[ \t]*(?:\r\n|\Z)")
-
-
-class RawHead(NamedTuple):
-    """The bytes of an admitted head before and after the value of its `Content-Length`, with the
-    blank line, and the scope of its request.
-    """
-
-    start: bytes
-    end: bytes
-    admitted: Admitted
-    scope: Any
+NO_SCOPE: Any = None
 
 
 class LaneProtocol(HttpToolsProtocol):
@@ -42,28 +28,29 @@ class LaneProtocol(HttpToolsProtocol):
     continues in the application.
 
     Most requests of a connection have the same head. Equal bytes have an equal meaning, so such a
-    request is not parsed again if it arrives in one piece.
+    request is not parsed again if it arrives in one piece. If it arrives in several, its parsed
+    head is not checked again.
     """
 
-    def __init__(self, lane: FastLane | None, **uvicorn_arguments: Any) -> None:
+    def __init__(
+        self, lane: FastLane | None, heads: AdmittedHeads, **uvicorn_arguments: Any
+    ) -> None:
         super().__init__(**uvicorn_arguments)
         # An empty one needs 1 KB; `on_headers_complete` replaces it for a pipelined request.
         self.pipeline = NO_REQUESTS
         self._lane = lane
+        self._heads = heads
         # The parts of the body of a request that may use the lane.
         self._collected: list[bytes] | None = None
-        # The last head that was checked and admitted: most requests of a connection have the same.
-        self._target = b""
-        self._before_length: list[tuple[bytes, bytes]] = []
-        self._after_length: list[tuple[bytes, bytes]] = []
+        # The head that was just read; its meaning, if it was admitted.
+        self._head_key: HeadKey | None = None
         self._admitted: Admitted | None = None
-        # The head that was just read has the same meaning.
-        self._is_same_head = False
         # The last head that has arrived in one piece with its body.
         self._raw_head: RawHead | None = None
-        # The call in the lane, its scope, and False if the connection is to be closed after it.
+        # The call in the lane, the target of its request, and False if the connection is to be
+        # closed after it.
         self._call: FastCall | None = None
-        self._call_scope: Any = None
+        self._call_target = b""
         self._keeps_alive = True
 
     @property
@@ -83,40 +70,25 @@ class LaneProtocol(HttpToolsProtocol):
             or self._lane is None
             or self._call is not None
             or self.pipeline
-            or not data.startswith(raw.start)
             or self._is_in_application()
+            or (body := raw.body_of(data)) is None
         ):
             return False
-        place = len(raw.start)
-        end = data.find(b"\r", place, place + LENGTH_MAX_DIGITS + 1)
-        length = data[place:end]
-        body = end + len(raw.end)
-        if (
-            end < 0
-            or not _is_small(length)
-            or not data.startswith(raw.end, end)
-            or len(data) - body != int(length)
-        ):
-            return False
-        call = self._lane.begin(self, raw.admitted, data[body:])
-        if call is None:
-            return False
-        self._call = call
-        self._call_scope = raw.scope
-        self._keeps_alive = True
-        return True
+        return self._begin(self._lane, raw.admitted, body)
 
     def learn_head(self, data: bytes) -> None:
         """Keep the head of the call that has just begun. `data` was received between two requests,
         and has exactly one request, up to blank lines before and after it.
         """
-        head, _, body = data.partition(HEAD_END)
-        length = _LENGTH.search(head)
-        if self._admitted is not None and length is not None and len(body) == int(length[1]):
-            start, end = length.span(1)
-            self._raw_head = RawHead(
-                head[:start], head[end:] + HEAD_END, self._admitted, self._call_scope
-            )
+        if self._admitted is not None:
+            self._raw_head = self._heads.raw(data, self._admitted)
+
+    def _begin(self, lane: FastLane, admitted: Admitted, body: bytes) -> bool:
+        """Start a call; return False if the application has to handle it."""
+        self._call = lane.begin(self, admitted, body)
+        self._call_target = admitted.target
+        self._keeps_alive = True
+        return self._call is not None
 
     # The parser's callbacks
 
@@ -130,6 +102,7 @@ class LaneProtocol(HttpToolsProtocol):
             self._collected = []
         else:
             super().on_headers_complete()
+        self._head_key = None
 
     def on_body(self, body: bytes) -> None:
         if self._collected is None:
@@ -143,21 +116,14 @@ class LaneProtocol(HttpToolsProtocol):
             super().on_message_complete()
             return
         body = collected[0] if len(collected) == 1 else b"".join(collected)
-        call = self._lane.begin(self, self._admitted, body)
-        if call is None:
+        if self._begin(self._lane, self._admitted, body):
+            self._collected = None
+            # What only the application needs is not kept.
+            self.scope = NO_SCOPE
+            self.headers = []
+        else:
             self.use_application()
             super().on_message_complete()
-        else:
-            self._collected = None
-            self._call = call
-            # The rest of the scope that the application gets if the call leaves the lane.
-            path = self.url.decode("ascii")
-            self.scope["method"] = "POST"
-            self.scope["path"] = path
-            self.scope["raw_path"] = self.url
-            self.scope["query_string"] = b""
-            self._call_scope = self.scope
-            self._keeps_alive = True
 
     def use_application(self) -> None:
         """Give a request that is being collected to the application."""
@@ -219,8 +185,7 @@ class LaneProtocol(HttpToolsProtocol):
     def leave_lane(self, call: FastCall) -> None:
         self._call = None
         self.cycle = RequestResponseCycle(
-            # A copy: later requests with the same head have the same scope.
-            scope=self._call_scope | {"state": self.app_state.copy()},
+            scope=self._scope_of_call(),
             transport=self.transport,
             flow=self.flow,
             logger=self.logger,
@@ -239,29 +204,38 @@ class LaneProtocol(HttpToolsProtocol):
         self._start_asgi_task(self.cycle, call.resume)
 
     def has_same_head(self) -> bool:
-        """Return True if the head that was just read differs from the last admitted one at most in
-        its method and its `Content-Length`, which is valid and small.
+        """Return True if the head that was just read was admitted before. Its method and its
+        `Content-Length`, which is valid and small, may be others.
         """
-        self._is_same_head = self._compare_heads()
-        return self._is_same_head
+        self._admitted = None
+        self._head_key = None
+        if self._lane is not None and self.parser.get_http_version() == HTTP_VERSION:
+            self._head_key = head_key(self.url, self.headers)
+        if self._head_key is not None:
+            self._admitted = self._heads.find(self._head_key)
+        return self._admitted is not None
 
-    def _compare_heads(self) -> bool:
-        if (
-            self._admitted is None
-            or self.url != self._target
-            or self.parser.get_http_version() != HTTP_VERSION
-        ):
-            return False
-        fields = self.headers
-        place = len(self._before_length)
-        if (
-            len(fields) != place + 1 + len(self._after_length)
-            or fields[:place] != self._before_length
-            or fields[place + 1 :] != self._after_length
-        ):
-            return False
-        name, value = fields[place]
-        return name == CONTENT_LENGTH and _is_small(value)
+    def _scope_of_call(self) -> Any:
+        """Return the scope with which the application continues the call.
+
+        It has no header fields: the call has read them.
+        """
+        return {
+            "type": "http",
+            "asgi": {"version": self.asgi_version, "spec_version": "2.3"},
+            "http_version": HTTP_VERSION,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,
+            "root_path": self.root_path,
+            "method": "POST",
+            "path": self._call_target.decode("ascii"),
+            "raw_path": self._call_target,
+            "query_string": b"",
+            "headers": [],
+            "state": self.app_state.copy(),
+            "extensions": {ABORT_EXTENSION: self.transport.abort},
+        }
 
     def _may_use_lane(self) -> bool:
         parser = self.parser
@@ -276,27 +250,12 @@ class LaneProtocol(HttpToolsProtocol):
             or self.pipeline
         ):
             return False
-        return self._is_same_head or self._admit(self._lane)
-
-    def _admit(self, lane: FastLane) -> bool:
-        """Admit the head that was just read, which has been checked."""
-        fields = self.headers
-        self._admitted = lane.admit(self.url, fields)
-        if self._admitted is None:
-            return False
-        place = next(at for at, field in enumerate(fields) if field[0] == CONTENT_LENGTH)
-        self._target = self.url
-        self._before_length = fields[:place]
-        self._after_length = fields[place + 1 :]
-        return _is_small(fields[place][1])
+        if self._admitted is None and self._head_key is not None:
+            self._admitted = self._lane.admit(self.url, self.headers)
+            if self._admitted is not None:
+                self._heads.add(self._head_key, self._admitted)
+        return self._admitted is not None
 
     def _is_in_application(self) -> bool:
         cycle: RequestResponseCycle | None = self.cycle
         return cycle is not None and not cycle.response_complete
-
-
-def _is_small(length: bytes) -> bool:
-    """Return True if a `Content-Length` is that of a body which the lane takes."""
-    return (
-        length.isdigit() and len(length) <= LENGTH_MAX_DIGITS and 0 < int(length) <= BODY_MAX_BYTES
-    )

@@ -156,7 +156,7 @@ class LastEvent:
         if more or self._start:
             self._feed_part(data, more=more)
             return
-        if len(data) <= SMALL_WRITE_BYTES and data.startswith(b"data:") and _is_plain(data):
+        if len(data) <= SMALL_WRITE_BYTES and data.startswith(b"data:") and _is_plain_data(data):
             self.has_come = False
             return
         event = data[last_start(data) :]
@@ -266,13 +266,18 @@ def _is_plain(data: bytes) -> bool:
     Data that begins with `event` must be one event.
     """
     if data.startswith(b"data:"):
-        return not (DONE in data or b'"error"' in data or b"event:" in data)
+        return _is_plain_data(data)
     if not data.startswith(b"event:") or b"\nevent" in data or b"\revent" in data:
         return False
     name, *rest = data[:LINE_SEARCH_BYTES].splitlines()
     # Without data it is not an event.
     has_data = bool(rest) and rest[0].startswith(b"data:")
     return has_data and name[6:].removeprefix(b" ") not in FINAL_TYPES
+
+
+def _is_plain_data(data: bytes) -> bool:
+    """Do the work of `_is_plain` for data that begins with `data:`."""
+    return not (DONE in data or b'"error"' in data or b"event:" in data)
 
 
 def _after(data: bytes, at: int, stop: int) -> int:

@@ -61,10 +61,11 @@ REFUSALS = (ApiError, LimitedError, BudgetError, DrainingError, QueueFullError)
 
 
 class Admitted(NamedTuple):
-    """The meaning of the head of a call: its caller, its route, the endpoint that its path names,
-    and what its engine receives of it.
+    """The meaning of the head of a call: its target, its caller, its route, the endpoint that its
+    path names, and what its engine receives of it.
     """
 
+    target: bytes
     principal: Principal
     route: OpenAiRoute
     endpoint: str | None
@@ -127,6 +128,7 @@ class FastLane:
         if route.is_form or route.answered_by is not AnsweredBy.WORKER:
             return None
         return Admitted(
+            target,
             routing.principal,
             route,
             routing.parameters.endpoint,
