@@ -1,23 +1,22 @@
 """The fast lane and the application give the same answers; the lane creates no task."""
 
-import asyncio
 import json
 import re
 import socket
-from collections import Counter
-from collections.abc import AsyncIterator, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import AsyncIterator
+from contextlib import suppress
 from itertools import pairwise
 from typing import Any, cast
 
 import pytest
 import pytest_asyncio
-from harness.network.raw_http import Answer, wire
+from harness.network.raw_http import Answer, json_request, wire
 from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.tools.counting import counted_tasks
 from harness.tools.parsed import MemoryTransport, configuration, connect
 from harness.tools.waiting import until
 from harness.worker.process import worker
-from harness.worker.puppet import puppet
+from harness.worker.puppet import puppet, whole
 from uvicorn.server import ServerState
 
 from proxy.jobs.model import EndpointId
@@ -38,62 +37,49 @@ SDK = {
 }
 
 
-def request(
-    body: Any, path: str = CHAT, version: str = "1.1", method: str = "POST", **fields: str
-) -> bytes:
-    """Return a request; `_` in the name of a field stands for a hyphen."""
-    content = body if isinstance(body, bytes) else json.dumps(body).encode()
-    named = {"host": "localhost", "content-type": "application/json"}
-    named |= {name.replace("_", "-"): value for name, value in fields.items()}
-    if "transfer-encoding" not in named:
-        named["content-length"] = str(len(content))
-    head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
-    return f"{method} {path} HTTP/{version}\r\n{head}\r\n".encode() + content
-
-
 PLAIN = chat("x", max_tokens=3)
 STREAM = chat("x", max_tokens=3, stream=True)
 REQUESTS = {
-    "whole": request(PLAIN),
-    "stream": request(STREAM),
-    "SDK": request(STREAM, **SDK),
-    "completions": request({"model": "scripted", "prompt": "x"}, "/v1/completions"),
-    "messages": request(PLAIN | {"max_tokens": 2}, "/v1/messages"),
-    "responses": request({"model": "scripted", "input": "x"}, "/v1/responses"),
-    "endpoint": request(PLAIN, "/v2/default/openai/v1/chat/completions"),
-    "byte order mark": request(b"\xef\xbb\xbf" + json.dumps(PLAIN).encode()),
-    "no model": request({"messages": PLAIN["messages"], "max_tokens": 2}),
-    "unknown model": request(PLAIN | {"model": "other"}),
-    "unknown endpoint": request(PLAIN, "/v2/other/openai/v1/chat/completions"),
-    "no JSON": request(b"{"),
-    "retired field": request(PLAIN | {"guided_json": {}}),
-    "other type": request(PLAIN, content_type="text/plain"),
-    "query": request(PLAIN, f"{CHAT}?api-version=1"),
-    "request id": request(PLAIN, x_request_id="mine"),
-    "whitespace": request(PLAIN, x_heartbeat="whitespace"),
-    "error of the engine": request(PLAIN | {"fault": "status:500"}),
-    "late error of the engine": request(STREAM | {"fault": "error_event:1"}),
-    "lost connection of the engine": request(STREAM | {"fault": "cut:2"}),
-    "chunked": request(
+    "whole": json_request(PLAIN),
+    "stream": json_request(STREAM),
+    "SDK": json_request(STREAM, **SDK),
+    "completions": json_request({"model": "scripted", "prompt": "x"}, "/v1/completions"),
+    "messages": json_request(PLAIN | {"max_tokens": 2}, "/v1/messages"),
+    "responses": json_request({"model": "scripted", "input": "x"}, "/v1/responses"),
+    "endpoint": json_request(PLAIN, "/v2/default/openai/v1/chat/completions"),
+    "byte order mark": json_request(b"\xef\xbb\xbf" + json.dumps(PLAIN).encode()),
+    "no model": json_request({"messages": PLAIN["messages"], "max_tokens": 2}),
+    "unknown model": json_request(PLAIN | {"model": "other"}),
+    "unknown endpoint": json_request(PLAIN, "/v2/other/openai/v1/chat/completions"),
+    "no JSON": json_request(b"{"),
+    "retired field": json_request(PLAIN | {"guided_json": {}}),
+    "other type": json_request(PLAIN, content_type="text/plain"),
+    "query": json_request(PLAIN, f"{CHAT}?api-version=1"),
+    "request id": json_request(PLAIN, x_request_id="mine"),
+    "whitespace": json_request(PLAIN, x_heartbeat="whitespace"),
+    "error of the engine": json_request(PLAIN | {"fault": "status:500"}),
+    "late error of the engine": json_request(STREAM | {"fault": "error_event:1"}),
+    "lost connection of the engine": json_request(STREAM | {"fault": "cut:2"}),
+    "chunked": json_request(
         b"%x\r\n%b\r\n0\r\n\r\n" % (len(json.dumps(PLAIN)), json.dumps(PLAIN).encode()),
         transfer_encoding="chunked",
     ),
-    "expect": request(PLAIN, connection="keep-alive", accept="*/*"),
-    "GET": request(b"", method="GET"),
-    "unknown path": request(PLAIN, "/v1/unknown"),
+    "expect": json_request(PLAIN, connection="keep-alive", accept="*/*"),
+    "GET": json_request(b"", method="GET"),
+    "unknown path": json_request(PLAIN, "/v1/unknown"),
 }
 
-RAW = request(PLAIN)
+RAW = json_request(PLAIN)
 LENGTH = re.compile(rb"content-length: (\d+)")
 # Requests that resemble an earlier one of the same connection.
 REPEATED = {
-    "longer": request(chat("a longer text", max_tokens=3)),
-    "shorter": request({"max_tokens": 1}),
-    "other path": request(PLAIN, "/v1/completions"),
+    "longer": json_request(chat("a longer text", max_tokens=3)),
+    "shorter": json_request({"max_tokens": 1}),
+    "other path": json_request(PLAIN, "/v1/completions"),
     "other version": RAW.replace(b"HTTP/1.1", b"HTTP/1.0"),
     "upper case": RAW.replace(b"content-type", b"Content-Type"),
-    "another field": request(PLAIN, accept="*/*"),
-    "other host": request(PLAIN, host="127.0.0.1"),
+    "another field": json_request(PLAIN, accept="*/*"),
+    "other host": json_request(PLAIN, host="127.0.0.1"),
     "zeros": LENGTH.sub(rb"content-length: 00\1", RAW),
     "blanks": LENGTH.sub(rb"content-length:  \1 ", RAW),
     "no blank": LENGTH.sub(rb"content-length:\1", RAW),
@@ -141,10 +127,10 @@ async def test_a_repeated_request_can_arrive_in_any_two_pieces(pair: tuple[Proxy
     texts = ("first", "second and longer", "x")
     with socket.socket() as unconnected:
         config = configuration(pair[0].parts.edge, pair[0].parts.app)
-        for cut in range(1, len(request(chat(texts[1])))):
+        for cut in range(1, len(json_request(chat(texts[1])))):
             protocol, transport = connect(config, ServerState(), unconnected)
             for text in texts:
-                raw = request(chat(text, max_tokens=1))
+                raw = json_request(chat(text, max_tokens=1))
                 places = [cut] if text == texts[1] else []
                 for piece in cut_at(raw, places):
                     protocol.data_received(piece)
@@ -157,7 +143,7 @@ async def test_a_repeated_head_is_not_parsed(pair: tuple[Proxy, Proxy]) -> None:
         config = configuration(pair[0].parts.edge, pair[0].parts.app)
         protocol, transport = connect(config, ServerState(), unconnected)
         for text in ("first", "second and longer", "x"):
-            protocol.data_received(request(chat(text, max_tokens=1)))
+            protocol.data_received(json_request(chat(text, max_tokens=1)))
             assert f"{text} 0".encode() in await answer_in_memory(transport)
             # What is not needed cannot be used.
             protocol.parser = cast("Any", None)
@@ -168,7 +154,7 @@ async def test_a_repeated_head_is_not_parsed(pair: tuple[Proxy, Proxy]) -> None:
 async def test_a_repeated_call_can_leave_the_lane(proxy: Proxy) -> None:
     async with puppet(proxy, slots=1) as one, wire(proxy) as client:
         for is_lost in (False, True, False):
-            await client.send(request(PLAIN))
+            await client.send(json_request(PLAIN))
             job = await one.job()
             if is_lost:
                 await one.say(End(job.job, job.attempt, "lost", "engine_dead", "the engine died"))
@@ -180,7 +166,7 @@ async def test_a_repeated_call_can_leave_the_lane(proxy: Proxy) -> None:
 
 
 async def test_pipelined_requests_are_answered_in_order(pair: tuple[Proxy, Proxy]) -> None:
-    batch = [request(chat(f"p{number}", stream=number % 2 == 0)) for number in range(6)]
+    batch = [json_request(chat(f"p{number}", stream=number % 2 == 0)) for number in range(6)]
     async with wire(pair[0]) as one:
         await one.send(b"".join(batch))
         for number in range(6):
@@ -191,7 +177,7 @@ async def test_a_plain_call_creates_no_task(proxy: Proxy) -> None:
     async with puppet(proxy, slots=1) as one, wire(proxy) as client:
         for fields, tasks in (({}, 0), ({"x_unknown": "1"}, 1)):
             with counted_tasks() as created:
-                await client.send(request(PLAIN, **fields))
+                await client.send(json_request(PLAIN, **fields))
                 job = await one.job()
                 await one.say(*whole(job))
                 assert (await client.answer()).status == 200
@@ -200,7 +186,7 @@ async def test_a_plain_call_creates_no_task(proxy: Proxy) -> None:
 
 async def test_a_stream_of_the_lane_gets_heartbeats(proxy: Proxy) -> None:
     async with puppet(proxy, slots=1) as one, wire(proxy) as client:
-        await client.send(request(STREAM))
+        await client.send(json_request(STREAM))
         job = await one.job()
         await one.say(*begin(job))
         assert EVENT in await client.heard(EVENT)
@@ -211,7 +197,7 @@ async def test_a_stream_of_the_lane_gets_heartbeats(proxy: Proxy) -> None:
 
 async def test_a_run_that_is_lost_early_is_done_again(proxy: Proxy) -> None:
     async with puppet(proxy, slots=1) as one, wire(proxy) as client:
-        await client.send(request(PLAIN))
+        await client.send(json_request(PLAIN))
         job = await one.job()
         await one.say(End(job.job, job.attempt, "lost", "engine_dead", "the engine died"))
         again = await one.job()
@@ -224,7 +210,7 @@ async def test_a_run_that_is_lost_early_is_done_again(proxy: Proxy) -> None:
 async def test_a_client_that_leaves_cancels_its_run(proxy: Proxy, has_begun: bool) -> None:
     async with puppet(proxy, slots=1) as one:
         async with wire(proxy) as client:
-            await client.send(request(STREAM))
+            await client.send(json_request(STREAM))
             job = await one.job()
             if has_begun:
                 await one.say(*begin(job))
@@ -242,7 +228,7 @@ async def test_a_client_that_leaves_after_the_last_event_has_a_complete_answer(
 ) -> None:
     async with puppet(proxy, slots=1) as one:
         async with wire(proxy) as client:
-            await client.send(request(STREAM))
+            await client.send(json_request(STREAM))
             job = await one.job()
             await one.say(*begin(job), Chunk(job.job, job.attempt, DONE))
             await client.heard(DONE)
@@ -251,7 +237,7 @@ async def test_a_client_that_leaves_after_the_last_event_has_a_complete_answer(
 
 async def test_a_job_that_has_to_wait_uses_the_application(proxy: Proxy) -> None:
     async with wire(proxy) as client:
-        await client.send(request(STREAM))
+        await client.send(json_request(STREAM))
         await until(lambda: len(proxy.parts.interactive) == 1)
         async with puppet(proxy, slots=1) as one:
             job = await one.job()
@@ -266,7 +252,7 @@ async def test_responses_that_are_not_read_stop_the_connection(proxy: Proxy) -> 
         sent = 0
         with suppress(AssertionError):
             while sent < UNREAD_MAX_ANSWERS:
-                await client.send(request(PLAIN))
+                await client.send(json_request(PLAIN))
                 job = await one.job()
                 head, _, end = whole(job)
                 await one.say(head, Chunk(job.job, job.attempt, large), end)
@@ -316,31 +302,6 @@ def begin(job: Job) -> tuple[Head, Chunk]:
         Head(job.job, job.attempt, 200, "text/event-stream"),
         Chunk(job.job, job.attempt, EVENT),
     )
-
-
-def whole(job: Job) -> tuple[Head, Chunk, End]:
-    return (
-        Head(job.job, job.attempt, 200, "application/json"),
-        Chunk(job.job, job.attempt, b"{}"),
-        End(job.job, job.attempt, "completed"),
-    )
-
-
-@contextmanager
-def counted_tasks() -> Iterator[Counter[str]]:
-    """Count the tasks that are created, by the name of their coroutine."""
-    loop = asyncio.get_running_loop()
-    created: Counter[str] = Counter()
-
-    def factory(loop: asyncio.AbstractEventLoop, work: Any, **more: Any) -> asyncio.Task[Any]:
-        created[work.__qualname__] += 1
-        return asyncio.Task(work, loop=loop, **more)
-
-    loop.set_task_factory(factory)
-    try:
-        yield created
-    finally:
-        loop.set_task_factory(None)
 
 
 async def _ended(proxy: Proxy, status: str) -> bool:

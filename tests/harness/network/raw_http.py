@@ -1,11 +1,13 @@
 """HTTP as raw bytes, for requests that a regular client cannot send."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
+from typing import Any
 
-from harness.proxy.server import Proxy
+from harness.proxy.server import CHAT, Proxy
 
 PATIENCE = 20.0
 LOOK_BACK = 128 * 1024
@@ -105,3 +107,16 @@ def request(
     """Return a request that is well-formed except for the arguments."""
     lines = [f"{line} HTTP/{version}", *([f"Host: {host}"] if host is not None else []), *fields]
     return "\r\n".join(lines).encode("latin-1") + b"\r\n\r\n" + body
+
+
+def json_request(
+    body: Any, path: str = CHAT, version: str = "1.1", method: str = "POST", **fields: str
+) -> bytes:
+    """Return a request; `_` in the name of a field stands for a hyphen."""
+    content = body if isinstance(body, bytes) else json.dumps(body).encode()
+    named = {"host": "localhost", "content-type": "application/json"}
+    named |= {name.replace("_", "-"): value for name, value in fields.items()}
+    if "transfer-encoding" not in named:
+        named["content-length"] = str(len(content))
+    head = "".join(f"{name}: {value}\r\n" for name, value in named.items())
+    return f"{method} {path} HTTP/{version}\r\n{head}\r\n".encode() + content

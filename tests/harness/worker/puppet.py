@@ -67,6 +67,15 @@ def hello(
     return frames.Hello(frames.PROTOCOL, name, "puppet 1", list(models), list(holds), instance)
 
 
+def whole(job: frames.Job) -> tuple[frames.Head, frames.Chunk, frames.End]:
+    """Return the frames of a whole answer."""
+    return (
+        frames.Head(job.job, job.attempt, 200, "application/json"),
+        frames.Chunk(job.job, job.attempt, b"{}"),
+        frames.End(job.job, job.attempt, "completed"),
+    )
+
+
 @asynccontextmanager
 async def puppet(proxy: Proxy, *first: frames.Frame, slots: int = 0) -> AsyncIterator[Puppet]:
     """Connect a worker that has sent these frames, or, by default, hello and its slots."""
