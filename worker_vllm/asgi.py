@@ -8,7 +8,8 @@ The rules, each found the hard way with vLLM's app:
 - `send` discards its data after the caller has disconnected. Before that it waits while too many
   bytes are unread (back-pressure).
 - To cancel: disconnect first, then await the app. Cancelling its task at once orphans requests in
-  the engine.
+  the engine. An app of this package may leave a function in the scope that is called at the
+  disconnect, under the key `ON_DISCONNECT`, instead of waiting in `receive`.
 """
 
 import asyncio
@@ -32,6 +33,8 @@ UNREAD_HIGH_BYTES = 64 * 1024
 # Time that an app may take to end after the disconnect. A healthy vLLM needs 30 ms.
 DISCONNECT_TIMEOUT_SECONDS = 10.0
 CLIENT_ADDRESS = ("127.0.0.1", 0)
+# The key of the scope for the app's function.
+ON_DISCONNECT = "worker_vllm.on_disconnect"
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,6 +175,8 @@ class _Exchange:
         """Tell the app that the reader has left, and release it if it waits in `send`."""
         self._disconnected.set()
         self._may_send.set()
+        if (on_disconnect := self.scope[ON_DISCONNECT]) is not None:
+            on_disconnect()
 
 
 def _scope(request: Request, authorization: str) -> Scope:
@@ -200,6 +205,7 @@ def _scope(request: Request, authorization: str) -> Scope:
         "client": CLIENT_ADDRESS,
         "server": ("127.0.0.1", 80),
         "state": {},
+        ON_DISCONNECT: None,
     }
 
 
@@ -209,6 +215,8 @@ async def _wait_for_end(task: "asyncio.Future[None]", path: str, seconds: float)
     An app that ignores the cancellation too is awaited without limit, so that its slot is not
     given to another job. The proxy detects such a worker.
     """
+    if task.done():
+        return
     try:
         await asyncio.wait({task}, timeout=seconds)
     finally:

@@ -5,6 +5,7 @@ last part of its body, and the handler reports the run as lost.
 """
 
 import asyncio
+from collections.abc import Callable
 from contextlib import AsyncExitStack, suppress
 from http import HTTPStatus
 from types import TracebackType
@@ -15,7 +16,16 @@ import structlog
 from prometheus_client.parser import text_string_to_metric_families
 
 from proxy.wire.fields import TO_ENGINE
-from worker_vllm.asgi import App, CutShortError, Receive, Request, Scope, Send, fetch
+from worker_vllm.asgi import (
+    ON_DISCONNECT,
+    App,
+    CutShortError,
+    Receive,
+    Request,
+    Scope,
+    Send,
+    fetch,
+)
 from worker_vllm.engine import starting
 from worker_vllm.engine.base import MODELS_PATH, EngineError, Reading, reading_of
 from worker_vllm.engine.health import HEALTH_PATH, Health, Pace
@@ -109,16 +119,29 @@ class UpstreamEngine:
         there.
         """
         body = (await receive()).get("body", b"")
-        forwarding = asyncio.ensure_future(self._forward(scope, body, send))
-        leaving = asyncio.ensure_future(receive())
+        forwarding = asyncio.current_task()
+        has_left = False
+
+        def leave() -> None:
+            nonlocal has_left
+            has_left = True
+            if forwarding is not None:
+                forwarding.cancel()
+
+        watching = None
+        if ON_DISCONNECT in scope:
+            scope[ON_DISCONNECT] = leave
+        else:
+            # The server of the metrics has called.
+            watching = asyncio.ensure_future(_watch(receive, leave))
         try:
-            await asyncio.wait({forwarding, leaving}, return_when=asyncio.FIRST_COMPLETED)
+            await self._forward(scope, body, send)
+        except asyncio.CancelledError:
+            if not has_left:
+                raise
         finally:
-            leaving.cancel()
-            forwarding.cancel()
-            await asyncio.wait({forwarding, leaving})
-        if not forwarding.cancelled():
-            forwarding.result()
+            if watching is not None:
+                watching.cancel()
 
     async def _forward(self, scope: Scope, body: bytes, send: Send) -> None:
         try:
@@ -198,6 +221,13 @@ def _session() -> aiohttp.ClientSession:
         auto_decompress=False,
         skip_auto_headers=("Accept-Encoding", "User-Agent", "Content-Type"),
     )
+
+
+async def _watch(receive: Receive, leave: Callable[[], None]) -> None:
+    """Call `leave` when the caller disconnects."""
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    leave()
 
 
 async def _end(task: "asyncio.Task[None]") -> None:
