@@ -89,7 +89,9 @@ class Dispatch:
             or self._store.queued(endpoint, light=light)
         ):
             return None
-        free = self._fleet.next_free(endpoint, light=light)
+        if not light:
+            return self._fleet.least_loaded(endpoint)
+        free = self._fleet.next_free(endpoint, light=True)
         return None if free is None else free[0]
 
     def has_queued(self, endpoint: EndpointId) -> bool:

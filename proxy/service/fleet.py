@@ -190,19 +190,31 @@ class Fleet:
             if first is None or not first.light_credit:
                 return None
             return first, first.light_credit
-        free = [
-            (worker, credit)
-            for worker in self._by_endpoint[endpoint].values()
-            if (credit := worker.credit)
-        ]
-        if not free:
+        first = self.least_loaded(endpoint)
+        if first is None:
             return None
-        if len(free) == 1:
-            return free[0]
-        free.sort(key=lambda one: one[0].held + one[0].reserved)
-        (first, credit), (second, _) = free[:2]
-        gap = second.held + second.reserved - first.held - first.reserved
-        return first, min(credit, max(1, gap))
+        others = [
+            worker.occupied
+            for worker in self._by_endpoint[endpoint].values()
+            if worker is not first and worker.credit
+        ]
+        if not others:
+            return first, first.credit
+        return first, min(first.credit, max(1, min(others) - first.occupied))
+
+    def least_loaded(self, endpoint: EndpointId) -> Worker | None:
+        """Return the worker with the fewest occupied slots of those with a free one; of several,
+        the first that has joined.
+        """
+        found: Worker | None = None
+        least = 0
+        for worker in self._by_endpoint[endpoint].values():
+            occupied = worker.occupied
+            # The credit takes longer to find out.
+            if (found is None or occupied < least) and worker.credit:
+                found = worker
+                least = occupied
+        return found
 
 
 def _always(_: EndpointId) -> bool:

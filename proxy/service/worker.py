@@ -126,6 +126,11 @@ class Worker:
         return len(self.holds) - self.light_held
 
     @property
+    def occupied(self) -> int:
+        """The slots that are occupied or reserved."""
+        return len(self.holds) - self.light_held + self.reserved
+
+    @property
     def credit(self) -> int:
         """The free slots that are not reserved."""
         slots = self.slots if self.full_at is None else min(self.slots, self.full_at)
