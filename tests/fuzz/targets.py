@@ -79,7 +79,7 @@ def reframer(data: bytes) -> None:
     """The events of a stream do not depend on its division into pieces, and are never split."""
     provider = atheris.FuzzedDataProvider(data)
     sizes = [provider.ConsumeIntInRange(1, 40) for _ in range(provider.ConsumeIntInRange(1, 8))]
-    text = provider.ConsumeUnicodeNoSurrogates(4_000).replace("|", "\n\n")
+    text = provider.ConsumeUnicodeNoSurrogates(1_000).replace("|", "\n\n")
     answer = Answer(STREAM_REQUEST)
     sent = b""
     start = 0
