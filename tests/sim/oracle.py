@@ -84,7 +84,7 @@ async def _check_job(scenario: Any, job: Any) -> None:
 
 def _check_counts(scenario: Any) -> None:
     """Compare the counters with a recount of the rows (I7)."""
-    database: sqlite3.Connection = scenario.proxy.parts.store._database._reader
+    database: sqlite3.Connection = scenario.proxy.parts.store._database._reader._db
     rows = dict(database.execute("SELECT status, count(*) FROM jobs GROUP BY status").fetchall())
     ended = dict(database.execute("SELECT name, number FROM ended").fetchall())
     scenario.world.trace(f"rows {rows} ended {ended}")
