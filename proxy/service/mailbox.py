@@ -24,6 +24,10 @@ WRITE_BYTES = 64 * 1024
 # A client that does not read for this long is disconnected.
 STALL_SECONDS = 60.0
 
+# Constants of the module: the member of an enum takes longer to look up.
+ACCEPTED = SinkVerdict.ACCEPTED
+TOO_LARGE = SinkVerdict.TOO_LARGE
+
 OnRunEnd: TypeAlias = Callable[["Mailbox", RunEnd], None]
 """Carries out the end of the current run of a mailbox's job."""
 
@@ -43,10 +47,10 @@ class Mailbox:
     """
 
     __slots__ = (
-        "_alarm", "_chunks", "_flow", "_frames", "_in_pieces", "_is_stream", "_max_answer",
-        "_on_run_end", "_parts", "_parts_size", "_port", "_stall", "_waiter", "abandoned", "abort",
-        "deadline", "is_mid_event", "is_whole", "job", "kept", "left", "on_change", "on_leave",
-        "outcome", "response_head",
+        "_alarm", "_chunks", "_flow", "_frames", "_in_pieces", "_is_stream", "_limit",
+        "_max_answer", "_on_run_end", "_parts", "_parts_size", "_port", "_stall", "_waiter",
+        "abandoned", "abort", "deadline", "is_mid_event", "is_whole", "job", "kept", "left",
+        "on_change", "on_leave", "outcome", "response_head",
     )  # fmt: skip
 
     takes_values = False
@@ -65,6 +69,8 @@ class Mailbox:
         self.on_change: Callable[[], None] | None = None
         self.on_leave: Callable[[], None] | None = None
         self._max_answer = max_answer
+        # The largest backlog, with overhead.
+        self._limit = max_answer
         self._on_run_end = on_run_end
         # Each chunk, and True if it ends inside an event.
         self._chunks: list[tuple[bytes, bool]] = []
@@ -125,6 +131,7 @@ class Mailbox:
             return SinkVerdict.REPEATED
         self.response_head = head
         self._is_stream = head.is_stream
+        self._limit = STREAM_MAX_BYTES if head.is_stream else self._max_answer
         self._frames += 1
         self._wake()
         return SinkVerdict.ACCEPTED
@@ -142,23 +149,14 @@ class Mailbox:
             return SinkVerdict.HEADLESS
         self._frames += 1
         if more or self._parts:
-            self._parts.append(data)
-            self._parts_size += len(data)
-            is_large = self._in_pieces or self._parts_size > EVENT_MAX_BYTES
-            if not more or (self._is_stream and is_large):
-                data = b"".join(self._parts)
-                self._parts = []
-                self._parts_size = 0
-                self._pass_on(data, more=more)
-            else:
-                self._resume_if_possible()
-                self._notify()
+            self._collect(data, more=more)
         else:
             self._pass_on(data, more=False)
         # Many chunks of one byte are bounded too.
-        cost = self.backlog + CHUNK_OVERHEAD_BYTES * (len(self._chunks) + len(self._parts))
-        fits = cost <= (STREAM_MAX_BYTES if self._is_stream else self._max_answer)
-        return SinkVerdict.ACCEPTED if fits else SinkVerdict.TOO_LARGE
+        cost = self._flow.backlog + CHUNK_OVERHEAD_BYTES * len(self._chunks)
+        if self._parts:
+            cost += self._parts_size + CHUNK_OVERHEAD_BYTES * len(self._parts)
+        return TOO_LARGE if cost > self._limit else ACCEPTED
 
     def output(self, attempt: int, value: bytes, metrics: bytes, *, whole: bool) -> SinkVerdict:  # noqa: ARG002 - of durable jobs
         return SinkVerdict.IGNORED
@@ -278,6 +276,20 @@ class Mailbox:
         self._flow = ReceiveFlow()
         if self.kept is not None:
             self.kept.forget()
+
+    def _collect(self, data: bytes, *, more: bool) -> None:
+        """Take a part of an event; pass the event on when it is complete, or large."""
+        self._parts.append(data)
+        self._parts_size += len(data)
+        is_large = self._in_pieces or self._parts_size > EVENT_MAX_BYTES
+        if not more or (self._is_stream and is_large):
+            data = b"".join(self._parts)
+            self._parts = []
+            self._parts_size = 0
+            self._pass_on(data, more=more)
+        else:
+            self._resume_if_possible()
+            self._notify()
 
     def _pass_on(self, data: bytes, *, more: bool) -> None:
         """Make bytes available to the relay; `more` means that they end inside an event."""

@@ -45,6 +45,8 @@ _ENDINGS: dict[frames.Ending, Ending] = {
     "released": Ending.RELEASED,
 }
 _COMPLETED = RunEnd(Ending.COMPLETED)
+# A constant of the module: the member of an enum takes longer to look up.
+ACCEPTED = SinkVerdict.ACCEPTED
 
 
 class Connection:
@@ -269,6 +271,8 @@ class Reader:
 
     def _judge(self, frame: frames.JobFrame, taken: SinkVerdict) -> None:
         """Draw the consequence of a sink's verdict."""
+        if taken is ACCEPTED:
+            return
         match taken:
             case SinkVerdict.REPEATED:
                 self._worker.ignored += 1
