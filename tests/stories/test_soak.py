@@ -21,6 +21,7 @@ from harness.load.owners import Owner, OwnerLoad, one_request, owners
 from harness.load.slope import slope
 from harness.network.webhook_receiver import Receiver, receiver
 from harness.proxy.command import ROOT
+from harness.proxy.memory_process import TABLES
 from harness.proxy.queue_api import FINAL, prompt
 from harness.proxy.server import CHAT, chat
 from harness.worker.process import environment, worker_process
@@ -39,15 +40,6 @@ REBIRTH_SECONDS = 15.0
 GROWTH_AN_HOUR = 1024 * 1024
 # Maximum share of all requests that may be disturbed.
 DISTURBED = 0.02
-TABLES = (
-    "mailboxes",
-    "subscriptions",
-    "consumers",
-    "recordings",
-    "background",
-    "registry",
-    "unhealthy",
-)
 
 
 @dataclass

@@ -20,6 +20,16 @@ from proxy.settings import Settings
 PAGE = os.sysconf("SC_PAGE_SIZE")
 # Counting all objects takes a while.
 OBJECTS_EVERY = 10
+# The sizes of tables that must not grow.
+TABLES = (
+    "mailboxes",
+    "subscriptions",
+    "consumers",
+    "recordings",
+    "background",
+    "registry",
+    "unhealthy",
+)
 
 
 def held(parts: Parts, *, objects: bool) -> dict[str, int]:
@@ -34,7 +44,7 @@ def held(parts: Parts, *, objects: bool) -> dict[str, int]:
         "recordings": len(parts.recorder),
         "background": len(parts.background._tasks),
         "registry": len(parts.registry._workers),
-        "unhealthy": len(parts.fleet._unhealthy),
+        "unhealthy": len(parts.fleet.unhealthy),
     }
     if objects:
         gc.collect()
@@ -62,7 +72,9 @@ async def serve() -> None:
     async with running(parts, listener):
         print(f"http://127.0.0.1:{listener.getsockname()[1]}", flush=True)
         telling = asyncio.create_task(tell(parts))
-        await stopped
+        await asyncio.wait({stopped, telling}, return_when=asyncio.FIRST_COMPLETED)
+        if telling.done():
+            telling.result()
         telling.cancel()
 
 
