@@ -8,13 +8,18 @@ from pathlib import Path
 
 import pytest
 from harness.proxy.server import CHAT, Proxy, serving
-from harness.worker.real_vllm import START_SECONDS, ask, engine_of, real_worker
+from harness.worker.real_vllm import START_SECONDS, ask, cpus_of, engine_of, real_worker
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 
 
 async def test_a_dead_engine_ends_its_streams_and_its_worker(tmp_path: Path) -> None:
-    async with serving(queue_timeout=20.0) as proxy, real_worker(proxy, tmp_path) as one:
+    """The engine has no pinning (`WORKER_CPU_PINNING`), because this test is the shortest one."""
+    async with (
+        serving(queue_timeout=20.0) as proxy,
+        real_worker(proxy, tmp_path, cpu_pinning="off") as one,
+    ):
+        assert cpus_of(engine_of(one.process.pid)) == os.sched_getaffinity(0)
         request = ask("Count to one hundred.", stream=True, max_tokens=1_900, ignore_eos=True)
         async with proxy.http.post(CHAT, json=request) as response:
             seen = await response.content.readuntil(b'"content":"')

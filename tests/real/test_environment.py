@@ -2,7 +2,6 @@
 
 import json
 import math
-import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
@@ -16,7 +15,7 @@ from harness.proxy.server import CHAT, Proxy, serving
 from harness.tools.waiting import until
 from harness.worker.lora_adapter import write_adapter
 from harness.worker.process import ROOT, WorkerProcess, worker
-from harness.worker.real_vllm import START_SECONDS, ask, cpus_of, engine_of
+from harness.worker.real_vllm import START_SECONDS, ask
 
 pytestmark = pytest.mark.timeout(START_SECONDS)
 
@@ -51,12 +50,7 @@ async def named(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Named
         "VLLM_CPU_KVCACHE_SPACE": "1",
     }
     # The log level is debug, at which vLLM logs its arguments.
-    settings = {
-        "engine": "vllm",
-        "heartbeat_seconds": 5,
-        "cpu_pinning": "off",
-        "environment": {**names, **SECRETS},
-    }
+    settings = {"engine": "vllm", "heartbeat_seconds": 5, "environment": {**names, **SECRETS}}
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(serving())
         yield Named(proxy, await stack.enter_async_context(worker(proxy, **settings)))
@@ -72,10 +66,6 @@ async def test_the_names_of_worker_vllm_reach_vllm(named: Named) -> None:
     ignored = [line for line in named.worker.lines if "event=worker.variable_ignored" in line]
     assert len(ignored) == 1
     assert "variable=SWAP_SPACE" in ignored[0]
-
-
-def test_without_pinning_the_engine_may_use_all_cpus(named: Named) -> None:
-    assert cpus_of(engine_of(named.worker.process.pid)) == os.sched_getaffinity(0)
 
 
 async def test_both_names_answer_and_the_limit_holds(named: Named) -> None:

@@ -30,6 +30,8 @@ async def test_a_worker_reports_misspelt_variables_in_its_log() -> None:
         "worker", "--engine", "scripted", "--connect", "http://127.0.0.1:9", WORKER_DRAIN="hush"
     ) as worker:
         found = await worker.says("event=worker.variable_ignored .*")
+        # From then on a signal ends it in order.
+        await worker.says("starting the scripted engine")
         assert await worker.stop(signal.SIGTERM) == 0
     meant = "it is not a setting; did you mean WORKER_DRAIN_SECONDS?"
     assert f'variable=WORKER_DRAIN reason="{meant}"' in found.group()

@@ -13,12 +13,14 @@ TESTS = Path(__file__).parents[2]
 START_SECONDS = 400
 
 
-def real_worker(proxy: Proxy, records: Path) -> AbstractAsyncContextManager[WorkerProcess]:
+def real_worker(
+    proxy: Proxy, records: Path, **settings: Any
+) -> AbstractAsyncContextManager[WorkerProcess]:
     """Run a worker with vLLM; the output of its engine is recorded in `records`."""
     return worker(
         *(proxy, "--middleware", "harness.worker.app_recorder.Recorder"),
         engine="vllm", model="demo", log_level="info", heartbeat_seconds=5,
-        environment={"PYTHONPATH": str(TESTS), "RECORD_FOLDER": str(records)},
+        environment={"PYTHONPATH": str(TESTS), "RECORD_FOLDER": str(records)}, **settings,
     )  # fmt: skip
 
 
