@@ -33,9 +33,7 @@ class RawHead(NamedTuple):
     admitted: Admitted
 
     def body_of(self, data: bytes) -> bytes | None:
-        """Return the body of a request that begins with this head; None if `data` is anything else
-        than such a request, as a whole.
-        """
+        """Return the body if `data` is exactly one request with this head, else None."""
         if not data.startswith(self.start):
             return None
         place = len(self.start)

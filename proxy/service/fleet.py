@@ -210,7 +210,7 @@ class Fleet:
         least = 0
         for worker in self._by_endpoint[endpoint].values():
             occupied = worker.occupied
-            # The credit takes longer to find out.
+            # The credit takes longer to compute.
             if (found is None or occupied < least) and worker.credit:
                 found = worker
                 least = occupied

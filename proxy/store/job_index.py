@@ -108,7 +108,7 @@ class QueueIndex:
 
 
 class JobIndex(QueueIndex):
-    """All of that, and the deadlines of unfinished jobs."""
+    """The queues and counts, and the deadlines of unfinished jobs."""
 
     def __init__(self) -> None:
         super().__init__()
