@@ -1,12 +1,14 @@
 """AES-256-GCM encryption of cursors, and of secrets in a job (`s3Config`, its webhook's URL)."""
 
 import base64
-
-from cryptography.exceptions import InvalidTag
-from cryptography.hazmat.primitives.ciphers.aead import AESGCM
+from functools import cached_property
+from typing import TYPE_CHECKING
 
 from proxy.jobs.model import RandomBytes
 from proxy.jobs.webhook import receiver_address
+
+if TYPE_CHECKING:
+    from proxy.access.cipher import Cipher
 
 KEY_BYTES = 32
 
@@ -28,8 +30,14 @@ class Seal:
 
     def __init__(self, key: str, random_bytes: RandomBytes) -> None:
         """Use a key that was made by `new_key`."""
-        self._cipher = AESGCM(base64.b64decode(key))
+        self._key = base64.b64decode(key)
         self._random_bytes = random_bytes
+
+    @cached_property
+    def _cipher(self) -> "Cipher":
+        from proxy.access.cipher import Cipher  # noqa: PLC0415 - most proxies never need it
+
+        return Cipher(self._key)
 
     def close(self, secret: bytes) -> bytes:
         """Return the encrypted secret: the nonce, followed by the ciphertext and its tag."""
@@ -40,8 +48,7 @@ class Seal:
         """Return the decrypted secret. Raises OtherSealError."""
         try:
             return self._cipher.decrypt(sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], None)
-        except (InvalidTag, ValueError):
-            # A ValueError for a text that is too short for a nonce.
+        except ValueError:
             raise OtherSealError(
                 "encrypted with a key other than the `seal-key` of this data directory"
             ) from None
@@ -64,7 +71,7 @@ class Seal:
             opened = self._cipher.decrypt(
                 sealed[:NONCE_BYTES], sealed[NONCE_BYTES:], context.encode()
             )
-        except (InvalidTag, ValueError):
+        except ValueError:
             raise OtherSealError("encrypted with another key or for another context") from None
         return int.from_bytes(opened)
 

@@ -1,5 +1,6 @@
 """The status pages of the proxy, for operators and load balancers: FastAPI, not on the hot path."""
 
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from typing import Any
 
@@ -46,6 +47,8 @@ class StatusApp:
 
 
 def _fastapi(endpoints: Endpoints, fleet: Fleet, admission: Admission, view: JobView) -> FastAPI:
+    # The handlers return responses: for other values, FastAPI makes models and imports a second
+    # version of pydantic, which takes 4 MB.
     app = FastAPI(
         title="vllm-serverless",
         version=_version(),
@@ -56,19 +59,21 @@ def _fastapi(endpoints: Endpoints, fleet: Fleet, admission: Admission, view: Job
     )
 
     @app.api_route("/", methods=["GET", "HEAD"])
-    async def root() -> dict[str, object]:
+    async def root() -> Response:
         """Name and version of the server, and the paths where its APIs begin."""
-        return {
-            "name": "vllm-serverless",
-            "version": _version(),
-            "openai": "/v1",
-            "ready": "/readyz",
-        }
+        return JSONResponse(
+            {
+                "name": "vllm-serverless",
+                "version": _version(),
+                "openai": "/v1",
+                "ready": "/readyz",
+            }
+        )
 
     @app.api_route("/livez", methods=["GET", "HEAD"])
-    async def livez() -> dict[str, str]:
+    async def livez() -> Response:
         """Liveness check: 200 as long as the event loop runs."""
-        return {"status": "ok"}
+        return JSONResponse({"status": "ok"})
 
     @app.api_route("/readyz", methods=["GET", "HEAD"])
     @app.api_route("/ping", methods=["GET", "HEAD"])
@@ -92,14 +97,17 @@ def _fastapi(endpoints: Endpoints, fleet: Fleet, admission: Admission, view: Job
         counts = {one.id: await _health(one.id, fleet, view) for one in endpoints}
         return JSONResponse({"status": "ok", "endpoints": counts})
 
-    described = msgspec.json.encode(document(_version()))
-
     @app.api_route("/openapi.json", methods=["GET", "HEAD"])
     async def openapi() -> Response:
         """The OpenAPI document. FastAPI cannot generate it, because handlers take raw requests."""
-        return Response(described, media_type="application/json")
+        return Response(_described(), media_type="application/json")
 
     return app
+
+
+@cache
+def _described() -> bytes:
+    return msgspec.json.encode(document(_version()))
 
 
 async def _health(endpoint_id: EndpointId, fleet: Fleet, view: JobView) -> dict[str, object]:

@@ -15,7 +15,6 @@ from functools import partial
 from typing import TypeAlias
 
 import structlog
-from aiohttp import ClientSession
 
 from proxy.access.encryption import OtherSealError
 from proxy.jobs.model import Delivery, Job, JobId, Millis
@@ -72,10 +71,10 @@ class Deliveries:
 
     async def serve(self) -> None:
         """Deliver until `drain` is called or the task is cancelled."""
-        async with self._sender.session() as session:
+        async with self._sender.closing():
             try:
                 while self._is_open:
-                    await self._start_due(session)
+                    await self._start_due()
                     await self._events.wait(POLL_SECONDS)
             finally:
                 await self._running.finish(0)
@@ -88,11 +87,11 @@ class Deliveries:
         self._is_open = False
         await self._running.finish(seconds)
 
-    async def _start_due(self, session: ClientSession) -> None:
+    async def _start_due(self) -> None:
         for job_id in self._finished:
             self._turns.end(job_id)
         self._finished.clear()
-        self._start_waiting(session)
+        self._start_waiting()
         now = asyncio.get_running_loop().time()
         # Limit the rate of queries: as long as deliveries wait here, a few queries per second
         # suffice.
@@ -108,17 +107,17 @@ class Deliveries:
             )
             if not self._turns.add(due):
                 break
-            self._start_waiting(session)
+            self._start_waiting()
 
-    def _start_waiting(self, session: ClientSession) -> None:
+    def _start_waiting(self) -> None:
         """Start the waiting deliveries that the limits allow."""
         if self._is_open:
             for delivery in self._turns.start():
-                self._running.start(self._deliver(session, delivery), f"delivery {delivery.job.id}")
+                self._running.start(self._deliver(delivery), f"delivery {delivery.job.id}")
 
-    async def _deliver(self, session: ClientSession, delivery: Delivery) -> None:
+    async def _deliver(self, delivery: Delivery) -> None:
         try:
-            why = await self._try(session, delivery)
+            why = await self._try(delivery)
             again_at = None if why is None else after_try(delivery, self._clock.now())
             self._log(delivery, why, again_at)
             await self._store.tried(delivery, again_at)
@@ -130,7 +129,7 @@ class Deliveries:
             self._finished.append(delivery.job.id)
             self.wake()
 
-    async def _try(self, session: ClientSession, delivery: Delivery) -> str | None:
+    async def _try(self, delivery: Delivery) -> str | None:
         """Make one attempt. Return None if nothing is left to send, else why it failed."""
         receiver = delivery.job.submission.receiver
         try:
@@ -138,7 +137,7 @@ class Deliveries:
             async with self._bodies.reserved(receiver, partial(self._body, delivery)) as body:
                 if not body:
                     return None
-                return await self._sender.send(session, webhook, message_id(delivery.job), body)
+                return await self._sender.send(webhook, message_id(delivery.job), body)
         except OtherSealError as error:
             return str(error)
         except StoreError:

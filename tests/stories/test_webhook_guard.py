@@ -13,7 +13,9 @@ from harness.data import url_tricks
 from harness.data.clock import FakeClock
 from harness.network.webhook_receiver import Receiver, Trap, receiver, trap
 
-from proxy.webhooks.sender import Sender, SendTimeouts, system_lookup
+from proxy.webhooks.http_client import GuardedResolver
+from proxy.webhooks.lookup import SendTimeouts, system_lookup
+from proxy.webhooks.sender import Sender
 from proxy.webhooks.url_policy import Allowed
 
 KEY = bytes(32)
@@ -44,8 +46,8 @@ async def send(url: str, names: Names, *allowed: str, body: bytes = b"{}") -> st
         lookup=names.lookup,
         timeouts=SendTimeouts(2.0, 5.0),
     )
-    async with sender.session() as session:
-        return await sender.send(session, url, "a-u1-0", body)
+    async with sender.closing():
+        return await sender.send(url, "a-u1-0", body)
 
 
 @pytest_asyncio.fixture
@@ -116,11 +118,9 @@ async def test_a_name_that_changes_its_answer_is_connected_at_the_checked_addres
 async def test_names_of_the_system_are_checked_too(private: Trap) -> None:
     """The name is `localhost` of this machine's own tables, resolved as in production."""
     assert await system_lookup("localhost", private.port)
-    sender = Sender(KEY, Allowed(), FakeClock())
-    async with sender.session() as session:
-        resolver = session.connector._resolver  # type: ignore[union-attr]
-        with pytest.raises(ValueError, match="not public"):
-            await resolver.resolve("localhost", private.port)
+    resolver = GuardedResolver(Allowed(), system_lookup)
+    with pytest.raises(ValueError, match="not public"):
+        await resolver.resolve("localhost", private.port)
     assert private.connections == 0
 
 

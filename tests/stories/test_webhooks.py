@@ -16,7 +16,7 @@ from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import Delivery, Job, Millis, Owner
 from proxy.store.errors import StoreFullError
 from proxy.store.memory import MemoryStore
-from proxy.webhooks.sender import SendTimeouts
+from proxy.webhooks.lookup import SendTimeouts
 from proxy.webhooks.signature import format_secret
 
 

@@ -14,13 +14,14 @@ from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 
-from aiohttp import ClientSession, web
+from aiohttp import web
 
 from harness.data import url_tricks
 from harness.data.clock import FakeClock
 from harness.network.nameserver import NameServer
 from harness.network.packet_capture import Wiretap
-from proxy.webhooks.sender import Sender, SendTimeouts
+from proxy.webhooks.lookup import SendTimeouts
+from proxy.webhooks.sender import Sender
 from proxy.webhooks.url_policy import Allowed
 
 PUBLIC, PUBLIC_V6 = "93.184.216.34", "2a00:1450:4001:81b::200e"
@@ -136,14 +137,14 @@ async def attack() -> None:
     await loop.create_datagram_endpoint(lambda: NameServer(table), local_addr=(NAME_SERVER, 53))
     asked = await serve()
     sender = Sender(bytes(32), Allowed(), FakeClock(), timeouts=SendTimeouts(2.0, 5.0))
-    async with sender.session() as session:
+    async with sender.closing():
         tap = Wiretap()
         for address in (*PRIVATE, PUBLIC):
             await dial(address)
         tap.close()
         say("a sender without a guard", packets=tap.packets)
         tap = Wiretap()
-        tried, let_go = await try_all(sender, session)
+        tried, let_go = await try_all(sender)
         tap.close()
     say(
         "the sender",
@@ -155,7 +156,7 @@ async def attack() -> None:
     )
 
 
-async def try_all(sender: Sender, session: ClientSession) -> tuple[int, list[str]]:
+async def try_all(sender: Sender) -> tuple[int, list[str]]:
     """Send to all URLs; return their number, and the URLs that acknowledged the webhook."""
     again = [
         f"http://rebind{number}.example:{PORT}/"
@@ -169,9 +170,7 @@ async def try_all(sender: Sender, session: ClientSession) -> tuple[int, list[str
         f"http://good.example:{PORT}/good",
     ]
     wanted = [*urls(), *again, *redirects, *good]
-    return len(wanted), [
-        url for url in wanted if await sender.send(session, url, "a-u1-0", b"{}") is None
-    ]
+    return len(wanted), [url for url in wanted if await sender.send(url, "a-u1-0", b"{}") is None]
 
 
 if __name__ == "__main__":

@@ -13,7 +13,8 @@ from proxy.jobs.model import Input, Job, Millis, Owner, WorkerId
 from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 from proxy.webhooks.deliveries import Deliveries, Render
-from proxy.webhooks.sender import Sender, SendTimeouts
+from proxy.webhooks.lookup import SendTimeouts
+from proxy.webhooks.sender import Sender
 from proxy.webhooks.turns import DeliveryLimits
 from proxy.webhooks.url_policy import Allowed
 
