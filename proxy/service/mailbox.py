@@ -118,7 +118,8 @@ class Mailbox:
             return SinkVerdict.IGNORED
         self._port = port
         self._flow.restart()
-        self._pause_if_needed()
+        if self._flow.should_pause():
+            self._pause()
         return SinkVerdict.ACCEPTED
 
     def head(self, attempt: int, head: Head) -> SinkVerdict:
@@ -226,24 +227,17 @@ class Mailbox:
         if self.kept is not None and (again := self.kept.consume(limit)) is not None:
             data, self.is_mid_event = again
             return data
-        if self._flow.backlog <= limit:
-            taken = self._chunks
-            self._chunks = []
+        chunks = self._chunks
+        if len(chunks) == 1:
+            data, self.is_mid_event = chunks.pop()
+        elif chunks:
+            data, self.is_mid_event = self._take(limit)
         else:
-            size = 0
-            count = 0
-            while size < limit:
-                size += len(self._chunks[count][0])
-                count += 1
-            taken = self._chunks[:count]
-            del self._chunks[:count]
-        if taken:
-            self.is_mid_event = taken[-1][1]
-        data = taken[0][0] if len(taken) == 1 else b"".join([chunk for chunk, _ in taken])
-        if self.kept is not None and taken:
+            return b""
+        if self.kept is not None:
             self.kept.add(data, is_mid_event=self.is_mid_event)
-        self._flow.consumed(len(data))
-        self._resume_if_possible()
+        if self._flow.consumed(len(data), held=self._parts_size):
+            self._resume()
         return data
 
     def writing(self, since: float | None) -> None:
@@ -264,6 +258,19 @@ class Mailbox:
         # A job that is queued again keeps its attempt until the next take.
         job = self.job
         return attempt == job.attempt and job.taken_at is not None and self.outcome is None
+
+    def _take(self, limit: float) -> tuple[bytes, bool]:
+        """Remove and return chunks of up to about `limit` bytes, and True if they end inside an
+        event.
+        """
+        size = 0
+        count = 0
+        while size < limit and count < len(self._chunks):
+            size += len(self._chunks[count][0])
+            count += 1
+        taken = self._chunks[:count]
+        del self._chunks[:count]
+        return b"".join([chunk for chunk, _ in taken]), taken[-1][1]
 
     def _forget(self) -> None:
         self.response_head = None
@@ -288,36 +295,32 @@ class Mailbox:
             self._parts_size = 0
             self._pass_on(data, more=more)
         else:
-            self._resume_if_possible()
-            self._notify()
+            self._resume()
+            if self.on_change is not None:
+                self.on_change()
 
     def _pass_on(self, data: bytes, *, more: bool) -> None:
         """Make bytes available to the relay; `more` means that they end inside an event."""
         self._in_pieces = more
         self._chunks.append((data, more))
-        self._flow.received(len(data))
-        self._pause_if_needed()
+        if self._flow.received(len(data)):
+            self._pause()
         self._wake()
 
-    def _resume_if_possible(self) -> None:
+    def _resume(self) -> None:
         if self._port is None or not self._is_stream:
             return
         acknowledged = self._flow.resume(held=self._parts_size)
         if acknowledged is not None:
             self._port.resume(self.job.id, self.job.attempt, acknowledged, self._frames)
 
-    def _pause_if_needed(self) -> None:
-        if self._port is None or not self._is_stream:
-            return
-        if self._flow.should_pause():
+    def _pause(self) -> None:
+        if self._port is not None and self._is_stream:
             self._port.pause(self.job.id, self.job.attempt)
 
     def _wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
-        self._notify()
-
-    def _notify(self) -> None:
         if self.on_change is not None:
             self.on_change()
 

@@ -93,9 +93,9 @@ class Recording:
             self.whole = value
             return SinkVerdict.ACCEPTED
         self.waiting.append(element(value, metrics))
-        self.flow.received(len(value))
+        is_full = self.flow.received(len(value))
         self._recorder.received(len(value))
-        if self._port is not None and self.flow.should_pause():
+        if is_full and self._port is not None:
             self._port.pause(self.job_id, attempt)
         return SinkVerdict.ACCEPTED
 

@@ -31,8 +31,9 @@ class Sender:
         self._clock = clock
         self._lookup = lookup
         self._timeouts = timeouts or SendTimeouts()
-        # Made for the first webhook.
+        # Made for the first webhook; the lock is held meanwhile.
         self._client: HttpClient | None = None
+        self._lock = asyncio.Lock()
 
     @asynccontextmanager
     async def closing(self) -> AsyncIterator[None]:
@@ -59,12 +60,11 @@ class Sender:
         return await client.post(url, headers, body)
 
     async def _open_client(self) -> "HttpClient":
-        if self._client is None:
-            client_type = await asyncio.to_thread(_client_type)
-            # Another delivery may have been faster.
+        async with self._lock:
             if self._client is None:
+                client_type = await asyncio.to_thread(_client_type)
                 self._client = client_type(self._allowed, self._lookup, self._timeouts)
-        return self._client
+            return self._client
 
 
 def _client_type() -> "type[HttpClient]":

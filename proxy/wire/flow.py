@@ -36,6 +36,8 @@ from proxy.wire.frames import (
 
 HIGH_WATERMARK_BYTES = 128 * 1024
 LOW_WATERMARK_BYTES = 32 * 1024
+# The sender gets a new window after as many bytes.
+HALF_WINDOW_BYTES = STREAM_WINDOW // 2
 
 
 @dataclass(slots=True)
@@ -50,9 +52,10 @@ class ReceiveFlow:
     """
     is_paused: bool = False
 
-    def received(self, size: int) -> None:
-        """Count bytes that have arrived."""
+    def received(self, size: int) -> bool:
+        """Count bytes that have arrived; return True, once, when the sender has to be paused."""
         self.backlog += size
+        return self.backlog > HIGH_WATERMARK_BYTES and self.should_pause()
 
     def should_pause(self) -> bool:
         """Return True, once, when the sender has to be paused."""
@@ -61,10 +64,13 @@ class ReceiveFlow:
         self.is_paused = True
         return True
 
-    def consumed(self, size: int) -> None:
-        """Count bytes that have been taken out of the backlog."""
+    def consumed(self, size: int, held: int = 0) -> bool:
+        """Count bytes that have been taken out of the backlog; return True if the sender may have
+        to be resumed. `held`: as in `resume`.
+        """
         self.backlog -= size
         self.taken += size
+        return self.is_paused or self.taken + held >= HALF_WINDOW_BYTES
 
     def resume(self, held: int = 0) -> int | None:
         """Return the bytes to acknowledge, once, when the sender may continue; else None.
@@ -73,7 +79,7 @@ class ReceiveFlow:
         more, such as the parts of an incomplete event. They count as taken, or sender and receiver
         would wait for each other.
         """
-        is_due = self.is_paused or self.taken + held >= STREAM_WINDOW // 2
+        is_due = self.is_paused or self.taken + held >= HALF_WINDOW_BYTES
         if not is_due or self.backlog >= self.low_watermark:
             return None
         self.is_paused = False

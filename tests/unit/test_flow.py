@@ -9,15 +9,14 @@ from proxy.wire.frames import STREAM_WINDOW
 
 def test_the_sender_is_paused_and_resumed_once_at_the_watermarks() -> None:
     flow = ReceiveFlow()
-    flow.received(HIGH_WATERMARK_BYTES)
-    assert not flow.should_pause()
-    flow.received(1)
-    assert [flow.should_pause(), flow.should_pause()] == [True, False]
-    taken = HIGH_WATERMARK_BYTES + 1 - LOW_WATERMARK_BYTES
-    flow.consumed(taken)
+    assert not flow.received(HIGH_WATERMARK_BYTES)
+    assert [flow.received(1), flow.received(1)] == [True, False]
+    taken = HIGH_WATERMARK_BYTES + 2 - LOW_WATERMARK_BYTES
+    assert flow.consumed(taken)
     assert flow.resume() is None
-    flow.consumed(1)
+    assert flow.consumed(1)
     assert [flow.resume(), flow.resume()] == [taken + 1, None]
+    assert not flow.consumed(1)
 
 
 def test_a_sender_that_was_never_paused_is_resumed_after_half_a_window() -> None:
@@ -25,17 +24,16 @@ def test_a_sender_that_was_never_paused_is_resumed_after_half_a_window() -> None
     flow = ReceiveFlow()
     for _ in range(STREAM_WINDOW // 2 // 1024 - 1):
         flow.received(1024)
-        flow.consumed(1024)
+        assert not flow.consumed(1024)
         assert flow.resume() is None
     flow.received(1024)
-    flow.consumed(1024)
+    assert flow.consumed(1024)
     assert flow.resume() == STREAM_WINDOW // 2
 
 
 def test_a_new_connection_starts_without_a_pause() -> None:
     flow = ReceiveFlow()
-    flow.received(HIGH_WATERMARK_BYTES + 1)
-    assert flow.should_pause()
+    assert flow.received(HIGH_WATERMARK_BYTES + 1)
     flow.restart()
     assert flow.should_pause()
 
@@ -64,12 +62,11 @@ def test_bytes_that_are_held_are_acknowledged_once() -> None:
     assert flow.resume(held=half) == half
     assert flow.resume(held=half) is None
     # The event is complete: it is passed on and consumed.
-    flow.received(half + 10)
-    flow.consumed(half + 10)
-    assert flow.resume() is None
     flow.received(half)
-    flow.consumed(half)
-    assert flow.resume() == half + 10
+    assert not flow.consumed(half)
+    flow.received(half)
+    assert flow.consumed(half)
+    assert flow.resume() == half
 
 
 def test_an_old_receiver_acknowledges_the_whole_window() -> None:
@@ -98,15 +95,14 @@ class Link:
             self.outstanding += self.size
 
     def receive(self) -> None:
-        if self.data:
-            self.receiver.received(self.data.pop(0))
-            if self.receiver.should_pause():
-                self.control.append(None)
+        if self.data and self.receiver.received(self.data.pop(0)):
+            self.control.append(None)
 
     def consume(self) -> None:
         if self.receiver.backlog:
-            self.receiver.consumed(self.size)
             self.outstanding -= self.size
+            if not self.receiver.consumed(self.size):
+                return
             if (acknowledged := self.receiver.resume()) is not None:
                 self.control.append(acknowledged)
 

@@ -71,10 +71,11 @@ class Turn:
     def _end(self) -> None:
         calls = self._calls
         self._calls = []
+        now = asyncio.get_running_loop().time()
         ended = 0
         try:
             for call in calls:
-                call.proceed()
+                call.proceed(now)
                 ended += 1
         finally:
             if ended < len(calls):
@@ -167,7 +168,7 @@ class FastCall:
             self._is_changed = True
             self._turn.add(self)
 
-    def proceed(self) -> None:
+    def proceed(self, now: float) -> None:
         """Write what has arrived; end the call, or leave the lane."""
         self._is_changed = False
         if self._turn is None or self._is_paused:
@@ -175,24 +176,24 @@ class FastCall:
         mailbox = self.mailbox
         head = mailbox.response_head
         data = b""
-        if head is not None and (head.fields or head.status != OK):
-            self.leave_lane()
-            return
-        is_stream = self.has_begun or (head is not None and head.is_stream)
-        if is_stream:
-            data = self._consume()
-            if mailbox.is_readable:
-                self._connection.write(data)
-                self.on_change()
+        if self.has_begun:
+            data = self._consume(now)
+        elif head is not None:
+            if head.fields or head.status != OK:
+                self.leave_lane()
                 return
-        if mailbox.outcome is not None:
+            if head.is_stream:
+                data = self._begin(now)
+        if data and mailbox.is_readable:
+            self._connection.write(data)
+            self.on_change()
+        elif mailbox.outcome is not None:
             self._finish(head, data, mailbox.outcome)
-            return
-        if data:
+        elif data:
             self._connection.write(data)
             if mailbox.is_whole:
                 self._set_alarm()
-        elif not mailbox.is_taken or self._is_late():
+        elif not mailbox.is_taken or self._is_late(now):
             self.leave_lane()
 
     def _finish(self, head: Head | None, data: bytes, outcome: Outcome) -> None:
@@ -248,21 +249,25 @@ class FastCall:
         self._ends.end(self)
         self._connection.end_call()
 
-    def _consume(self) -> bytes:
+    def _begin(self, now: float) -> bytes:
+        """Return the start of a stream, with what has arrived of it; empty if nothing has."""
+        chunk = self._consume(now)
+        if not chunk:
+            return b""
+        self.mailbox.left = True
+        self.has_begun = True
+        return self._head(STREAM_FIELDS) + chunk
+
+    def _consume(self, now: float) -> bytes:
         """Return the bytes to write for what has arrived of a stream; empty if nothing has."""
         mailbox = self.mailbox
         data = mailbox.consume()
         if not data:
             return b""
-        mailbox.left = True
-        self.written_at = self._connection.loop.time()
+        self.written_at = now
         self.last.feed(data, more=mailbox.is_mid_event)
         mailbox.is_whole = self.last.has_come
-        chunk = b"%x\r\n%b\r\n" % (len(data), data)
-        if self.has_begun:
-            return chunk
-        self.has_begun = True
-        return self._head(STREAM_FIELDS) + chunk
+        return b"%x\r\n%b\r\n" % (len(data), data)
 
     def _answer(self, head: Head, body: bytes) -> bytes:
         content = b"content-type: %b\r\ncontent-length: %d\r\n"
@@ -296,8 +301,7 @@ class FastCall:
             return NEVER
         return self.written_at + min(self.facts.intervals.silent, self.facts.intervals.longest)
 
-    def _is_late(self) -> bool:
-        now = self._connection.loop.time()
+    def _is_late(self, now: float) -> bool:
         if now < self._alarm:
             return False
         self._set_alarm()
