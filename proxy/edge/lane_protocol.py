@@ -136,7 +136,7 @@ class LaneProtocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         call = self._call
-        if call is not None and call.mailbox.is_whole:
+        if call is not None and call.is_whole:
             # The end of the run decides how the job ends; the application waits for it.
             call.leave_lane()
         elif call is not None:

@@ -9,6 +9,7 @@ none depends on the disk. The record is dropped when its job ends; an outline of
 import asyncio
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from typing import TypeAlias, TypeVar
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import (
@@ -42,7 +43,7 @@ from proxy.service.ended_jobs import RETENTION_MILLIS, EndedJobs
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, log_loss
-from proxy.service.mailbox import Mailbox
+from proxy.service.mailbox import Mailbox, OnRunEnd
 from proxy.store.base import JobStore
 from proxy.store.job_index import QueueIndex
 
@@ -50,6 +51,10 @@ from proxy.store.job_index import QueueIndex
 NEXT_IN_LINE = "Next in line."
 CLIENT_LEFT = JobError("client_left", "The client closed its connection.")
 DRAINING = JobError("server_draining", "The server is shutting down.")
+
+M = TypeVar("M", bound=Mailbox)
+MakeMailbox: TypeAlias = Callable[[InteractiveJob, int, OnRunEnd], M]
+"""Makes a mailbox; the arguments are those of `Mailbox`."""
 
 
 class InteractiveJobs:
@@ -96,7 +101,7 @@ class InteractiveJobs:
         `patience`: the seconds that the client itself waits, if it has announced them; the job
         waits at most that long for a worker. The caller returns the mailbox with `hang_up`.
         """
-        mailbox = self._new(endpoint, owner, request, light=light, patience=patience)
+        mailbox = self._new(endpoint, owner, request, Mailbox, light=light, patience=patience)
         self._note(mailbox)
         self._fleet.wake(endpoint.id)
         return mailbox
@@ -110,9 +115,10 @@ class InteractiveJobs:
         *,
         light: bool,
         patience: float | None,
-    ) -> Mailbox:
+        make: MakeMailbox[M],
+    ) -> M:
         """Add a job that this worker gets at once, because no other job waits; like `call`."""
-        mailbox = self._new(endpoint, owner, request, light=light, patience=patience)
+        mailbox = self._new(endpoint, owner, request, make, light=light, patience=patience)
         mailbox.job.take(worker, mailbox.job.created_at)
         self._index.note_taken(mailbox.job)
         mailbox.deadline = deadline(mailbox.job)
@@ -123,10 +129,11 @@ class InteractiveJobs:
         endpoint: Endpoint,
         owner: Owner,
         request: Request,
+        make: MakeMailbox[M],
         *,
         light: bool,
         patience: float | None,
-    ) -> Mailbox:
+    ) -> M:
         now = self._clock.now()
         wait = endpoint.queue_timeout
         if patience is not None:
@@ -144,7 +151,7 @@ class InteractiveJobs:
             retention=RETENTION_MILLIS,
         )
         job = InteractiveJob(submission, self._store.next_sequence(), now)
-        mailbox = Mailbox(job, endpoint.max_answer, self._end_run)
+        mailbox = make(job, endpoint.max_answer, self._end_run)
         self._mailboxes[job.id] = mailbox
         self._empty.clear()
         return mailbox

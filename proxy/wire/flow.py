@@ -72,6 +72,11 @@ class ReceiveFlow:
         self.taken += size
         return self.is_paused or self.taken + held >= HALF_WINDOW_BYTES
 
+    def passed(self, size: int) -> bool:
+        """Count bytes that were taken when they arrived; return True if `resume` may be due."""
+        self.taken += size
+        return self.taken >= HALF_WINDOW_BYTES
+
     def resume(self, held: int = 0) -> int | None:
         """Return the bytes to acknowledge, once, when the sender may continue; else None.
 

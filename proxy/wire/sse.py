@@ -13,6 +13,9 @@ from typing import NamedTuple
 
 import msgspec
 
+# Data is searched with `find`, because `in` takes three times as long: it first tries to convert
+# its operand to a number.
+
 # An event up to this size is passed on whole or not at all; a larger one in parts.
 EVENT_MAX_BYTES = 256 * 1024
 # Two line ends in a row begin with one of these. In the last two, an LF may follow the CR.
@@ -26,8 +29,6 @@ LINE_END_CHARACTERS = b"\r\n"
 BEGINNING_BYTES = 64 * 1024
 # The same in `LastEvent`, which keeps a copy of it.
 KEPT_BEGINNING_BYTES = 1024
-# In a write up to this size, all events are searched; in a larger one, its last event.
-SMALL_WRITE_BYTES = 1024
 # Longer than the line of every final type.
 LINE_SEARCH_BYTES = 64
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
@@ -156,7 +157,7 @@ class LastEvent:
         if more or self._start:
             self._feed_part(data, more=more)
             return
-        if len(data) <= SMALL_WRITE_BYTES and data.startswith(b"data:") and _is_plain_data(data):
+        if _is_one_object(data):
             self.has_come = False
             return
         event = data[last_start(data) :]
@@ -257,7 +258,7 @@ def last_start(data: bytes) -> int:
 
 def _may_be_error(data: bytes) -> bool:
     """Return False if no event in `data` is an error; cheap, for the events of tokens."""
-    return b"error" in data or b"failed" in data
+    return data.find(b"error") >= 0 or data.find(b"failed") >= 0
 
 
 def _is_plain(data: bytes) -> bool:
@@ -266,7 +267,7 @@ def _is_plain(data: bytes) -> bool:
     Data that begins with `event` must be one event.
     """
     if data.startswith(b"data:"):
-        return _is_plain_data(data)
+        return not (DONE in data or b'"error"' in data or b"event:" in data)
     if not data.startswith(b"event:") or b"\nevent" in data or b"\revent" in data:
         return False
     name, *rest = data[:LINE_SEARCH_BYTES].splitlines()
@@ -275,9 +276,17 @@ def _is_plain(data: bytes) -> bool:
     return has_data and name[6:].removeprefix(b" ") not in FINAL_TYPES
 
 
-def _is_plain_data(data: bytes) -> bool:
-    """Do the work of `_is_plain` for data that begins with `data:`."""
-    return not (DONE in data or b'"error"' in data or b"event:" in data)
+def _is_one_object(data: bytes) -> bool:
+    """Return True if the data is one event with one line, a JSON object without an `error`: the
+    usual event of a token, for which this is much cheaper than `_is_plain`.
+    """
+    return (
+        data.find(b"\n") == len(data) - 2
+        and data.startswith(b"data: {")
+        and data.endswith(b"\n")
+        and data.find(b"\r") < 0
+        and data.find(b'"error"') < 0
+    )
 
 
 def _after(data: bytes, at: int, stop: int) -> int:

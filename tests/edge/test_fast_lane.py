@@ -1,9 +1,11 @@
 """The fast lane and the application give the same answers; the lane creates no task."""
 
+import asyncio
 import json
+import random
 import re
 import socket
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from contextlib import suppress
 from itertools import pairwise
 from typing import Any, cast
@@ -20,7 +22,7 @@ from harness.worker.puppet import puppet, whole
 from uvicorn.server import ServerState
 
 from proxy.jobs.model import EndpointId
-from proxy.wire.frames import Chunk, End, Head, Job
+from proxy.wire.frames import PART_BYTES, Chunk, End, Frame, Head, Job
 
 EVENT = b'data: {"choices": []}\n\n'
 # More than the buffers of both ends of a connection take.
@@ -235,6 +237,29 @@ async def test_a_client_that_leaves_after_the_last_event_has_a_complete_answer(
         await until(lambda: _ended(proxy, "completed"), what="the job is completed")
 
 
+async def test_chunks_of_all_kinds_arrive_in_their_order() -> None:
+    """Whole events, events in parts, and events that are too large to be held back, of which any
+    number arrives in one message.
+    """
+    async with serving() as proxy, puppet(proxy, slots=1) as one:
+        for seed in range(12):
+            chance = random.Random(seed)
+            # One is too large to be held back; all together fit into a mailbox.
+            sizes = [300_000, *(chance.choice([0, 100, 40_000]) for _ in range(12))]
+            chance.shuffle(sizes)
+            events = [b"data: %b\n\n" % (b"x" * size) for size in sizes]
+            events.append(DONE)
+            async with wire(proxy) as client:
+                await client.send(json_request(STREAM))
+                reading = asyncio.create_task(client.answer())
+                job = await one.job()
+                await one.say(*begin(job))
+                for message in messages(job, events, chance):
+                    await one.say(*message)
+                await one.say(End(job.job, job.attempt, "completed"))
+                assert (await reading).body == b"".join([EVENT, *events]), seed
+
+
 async def test_a_job_that_has_to_wait_uses_the_application(proxy: Proxy) -> None:
     async with wire(proxy) as client:
         await client.send(json_request(STREAM))
@@ -302,6 +327,20 @@ def begin(job: Job) -> tuple[Head, Chunk]:
         Head(job.job, job.attempt, 200, "text/event-stream"),
         Chunk(job.job, job.attempt, EVENT),
     )
+
+
+def messages(job: Job, events: list[bytes], chance: random.Random) -> Iterator[list[Frame]]:
+    """Yield the messages with the chunks of these events; each has up to four chunks."""
+    message: list[Frame] = []
+    for event in events:
+        for at in range(0, len(event), PART_BYTES):
+            end = at + PART_BYTES
+            chunk = Chunk(job.job, job.attempt, event[at:end], more=end < len(event))
+            message.append(chunk)
+            if len(message) == 4 or chance.random() < 0.3:
+                yield message
+                message = []
+    yield message
 
 
 async def _ended(proxy: Proxy, status: str) -> bool:

@@ -97,23 +97,23 @@ class OpenAi:
         reply.set_dialect(facts.route.dialect)
         for name, value in facts.fields:
             reply.add_header(name, value)
-        reply.add_header(b"x-job-id", call.mailbox.job.id.encode())
+        reply.add_header(b"x-job-id", call.job.id.encode())
         if facts.is_streaming:
             form = facts.intervals.form if facts.intervals else HeartbeatForm.OFF
-            created_at = call.mailbox.job.created_at // 1000
+            created_at = call.job.created_at // 1000
             reply.expect_stream(form, StreamedCall(reply.request_id, facts.named_model, created_at))
         if call.has_begun:
             reply.continue_stream()
         relay = Relay(
             self._interactive,
-            call.mailbox,
+            call,
             reply,
             intervals=facts.intervals,
             explain=partial(explain, facts.model, facts.route.path),
         )
         relay.continue_from(call.written_at, call.last)
         if facts.identity is not None:
-            self.retries.adopt(facts.identity, call.mailbox, reply)
+            self.retries.adopt(facts.identity, call, reply)
         await self._answer(scope, reply, relay.run(receive))
 
     async def _answer(self, scope: Any, reply: Reply, work: Coroutine[Any, Any, None]) -> None:

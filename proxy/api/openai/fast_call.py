@@ -1,4 +1,4 @@
-"""One call in the fast lane: the reader of its mailbox, which writes to the connection."""
+"""One call in the fast lane: a mailbox that writes to the connection of its client."""
 
 import asyncio
 from collections.abc import Callable
@@ -10,8 +10,9 @@ from proxy.api.openai.relay import RUN_END_TIMEOUT_SECONDS, HeartbeatIntervals
 from proxy.api.openai.reply import API_VERSION, STREAM_HEADERS
 from proxy.api.openai.retries import CallIdentity
 from proxy.api.openai.routes import OpenAiRoute
-from proxy.jobs.model import Head, Outcome
-from proxy.service.mailbox import Mailbox
+from proxy.jobs.model import Head, InteractiveJob, Outcome
+from proxy.service.mailbox import WRITE_BYTES, Mailbox, OnRunEnd
+from proxy.service.ports import SinkVerdict
 from proxy.wire.sse import LastEvent
 
 OK = 200
@@ -22,6 +23,10 @@ START = (
 STREAM_FIELDS = render_fields([*STREAM_HEADERS, (b"transfer-encoding", b"chunked")])
 LAST_CHUNK = b"0\r\n\r\n"
 NEVER = float("inf")
+# Of a call that has no stream; nothing is added to it.
+NO_EVENTS: list[bytes] = []
+# A constant of the module: the member of an enum takes longer to look up.
+ACCEPTED = SinkVerdict.ACCEPTED
 
 
 class LaneConnection(Protocol):
@@ -122,59 +127,87 @@ class CallEnds(Protocol):
         ...
 
 
-class FastCall:
-    """One call: the reader of its mailbox. `has_begun` is True once the response start was sent,
-    `last` knows the last event that was written, at `written_at` (the event loop's time).
+class FastCall(Mailbox):
+    """One call: a mailbox without a relay, which writes to the connection at the end of each turn
+    in which it has changed. `has_begun` is True once the response start was sent, `last` knows the
+    last event that was written, at `written_at` (the event loop's time).
+
+    While a stream flows, its events do not enter the mailbox. When the call leaves the lane, the
+    application continues with the mailbox.
     """
 
     __slots__ = (
-        "_alarm", "_begun_at", "_connection", "_ends", "_is_changed", "_is_paused", "_turn",
-        "facts", "has_begun", "last", "mailbox", "written_at",
+        "_begun_at", "_connection", "_ends", "_events", "_flows", "_is_changed", "_is_paused",
+        "_turn", "facts", "has_begun", "last", "written_at",
     )  # fmt: skip
 
     def __init__(
-        self, facts: CallFacts, mailbox: Mailbox, connection: LaneConnection, ends: CallEnds
+        self,
+        facts: CallFacts,
+        connection: LaneConnection,
+        ends: CallEnds,
+        job: InteractiveJob,
+        max_answer: int,
+        on_run_end: OnRunEnd,
     ) -> None:
+        super().__init__(job, max_answer, on_run_end)
         self.facts = facts
-        self.mailbox = mailbox
         self.has_begun = False
         self.last = LastEvent()
         self.written_at = 0.0
         self._connection = connection
         self._ends = ends
         self._begun_at = 0.0
+        # None before the start, and when the call has left the lane.
         self._turn: Turn | None = None
         self._is_changed = False
         # The client does not read what was written.
         self._is_paused = False
-        self._alarm = NEVER
+        # A stream has begun and nothing of it waits, so that its next events can be written.
+        self._flows = False
+        # The events of this turn.
+        self._events: list[bytes] = NO_EVENTS
 
     def start(self, turn: Turn, now: float) -> None:
-        """Begin to read the mailbox."""
+        """Begin to write."""
         self._turn = turn
         self._begun_at = now
         self.written_at = now
+        self.abort = self._connection.abort
         if self.facts.intervals is not None:
             self._set_alarm()
         if self._connection.is_paused:
             # By an earlier response that the client has not read.
             self.pause(now)
-        self.mailbox.abort = self._connection.abort
-        self.mailbox.on_change = self.on_change
 
-    def on_change(self) -> None:
-        """Note a change of the mailbox, or that the client reads again."""
-        if self._turn is not None and not self._is_changed:
+    # `Sink`
+
+    def chunk(self, attempt: int, data: bytes, *, more: bool) -> SinkVerdict:
+        if self._flows:
+            if not more and attempt == self.job.attempt and self.outcome is None:
+                self._frames += 1
+                self._events.append(data)
+                self._wake()
+                return ACCEPTED
+            # What follows has to stay behind it.
+            self._keep_events()
+        return super().chunk(attempt, data, more=more)
+
+    def _wake(self) -> None:
+        if self._turn is None:
+            super()._wake()
+        elif not self._is_changed:
             self._is_changed = True
             self._turn.add(self)
+
+    # Called at the end of a turn
 
     def proceed(self, now: float) -> None:
         """Write what has arrived; end the call, or leave the lane."""
         self._is_changed = False
         if self._turn is None or self._is_paused:
             return
-        mailbox = self.mailbox
-        head = mailbox.response_head
+        head = self.response_head
         data = b""
         if self.has_begun:
             data = self._consume(now)
@@ -184,48 +217,46 @@ class FastCall:
                 return
             if head.is_stream:
                 data = self._begin(now)
-        if data and mailbox.is_readable:
+        if data and self._chunks:
             self._connection.write(data)
-            self.on_change()
-        elif mailbox.outcome is not None:
-            self._finish(head, data, mailbox.outcome)
+            self._wake()
+        elif self.outcome is not None:
+            self._finish(head, data, self.outcome)
         elif data:
             self._connection.write(data)
-            if mailbox.is_whole:
+            self._flows = not self._parts and not self.is_mid_event and not self._is_paused
+            if self.is_whole:
                 self._set_alarm()
-        elif not mailbox.is_taken or self._is_late(now):
+        elif not self.is_taken or self._is_late(now):
             self.leave_lane()
 
     def _finish(self, head: Head | None, data: bytes, outcome: Outcome) -> None:
         """End the response, after the last bytes of a stream."""
-        mailbox = self.mailbox
-        if head is not None and (mailbox.is_whole or outcome.answered):
+        if head is not None and (self.is_whole or outcome.answered):
             if head.is_stream and self.has_begun:
                 self._connection.write(data + LAST_CHUNK)
                 self._end()
                 return
-            if not head.is_stream and mailbox.backlog <= ANSWER_PART_BYTES:
-                self._connection.write(self._answer(head, mailbox.consume(NEVER)))
+            if not head.is_stream and self.backlog <= ANSWER_PART_BYTES:
+                self._connection.write(self._answer(head, self.consume(NEVER)))
                 self._end()
                 return
         if data:
             self._connection.write(data)
         self.leave_lane()
 
+    # Called by the connection
+
     def leave_lane(self) -> None:
         """Let the application continue the call."""
-        self._stop_reading()
+        self._stop_writing()
         self._connection.leave_lane(self)
 
     def lose(self) -> None:
         """End the call, because the client has left."""
-        self.mailbox.abandoned = True
-        self._stop_reading()
+        self.abandoned = True
+        self._stop_writing()
         self._ends.lose(self)
-
-    def abort(self) -> None:
-        """Close the connection."""
-        self._connection.abort()
 
     async def resume(self, scope: Any, receive: Any, send: Any) -> None:
         """Continue the call, as an ASGI application."""
@@ -233,19 +264,30 @@ class FastCall:
 
     def pause(self, now: float | None) -> None:
         """Note the time at which the client stopped reading; None: it reads again."""
-        self.mailbox.writing(now)
+        self.writing(now)
         self._is_paused = now is not None
         if now is None:
-            self.on_change()
+            self._wake()
+        else:
+            self._keep_events()
 
-    def _stop_reading(self) -> None:
+    def _stop_writing(self) -> None:
         self._turn = None
-        self.mailbox.on_change = None
-        self.mailbox.alarm_at(None)
-        self.mailbox.writing(None)
+        self._keep_events()
+        self.alarm_at(None)
+        self.writing(None)
+
+    def _keep_events(self) -> None:
+        """Put the events of this turn into the mailbox."""
+        self._flows = False
+        if self._events:
+            events = self._events
+            self._events = []
+            for data in events:
+                self._pass_on(data, more=False)
 
     def _end(self) -> None:
-        self._stop_reading()
+        self._stop_writing()
         self._ends.end(self)
         self._connection.end_call()
 
@@ -254,20 +296,35 @@ class FastCall:
         chunk = self._consume(now)
         if not chunk:
             return b""
-        self.mailbox.left = True
+        self.left = True
         self.has_begun = True
+        self._events = []
         return self._head(STREAM_FIELDS) + chunk
 
     def _consume(self, now: float) -> bytes:
         """Return the bytes to write for what has arrived of a stream; empty if nothing has."""
-        mailbox = self.mailbox
-        data = mailbox.consume()
+        data = self._take_events() if self._events else self.consume()
         if not data:
             return b""
         self.written_at = now
-        self.last.feed(data, more=mailbox.is_mid_event)
-        mailbox.is_whole = self.last.has_come
+        self.last.feed(data, more=self.is_mid_event)
+        self.is_whole = self.last.has_come
         return b"%x\r\n%b\r\n" % (len(data), data)
+
+    def _take_events(self) -> bytes:
+        """Return the events of this turn; of too many for one write, the first ones."""
+        events = self._events
+        if len(events) == 1:
+            data = events.pop()
+        else:
+            data = b"".join(events)
+            if len(data) > WRITE_BYTES:
+                self._keep_events()
+                return self.consume()
+            events.clear()
+        if self._flow.passed(len(data)):
+            self._resume()
+        return data
 
     def _answer(self, head: Head, body: bytes) -> bytes:
         content = b"content-type: %b\r\ncontent-length: %d\r\n"
@@ -284,25 +341,25 @@ class FastCall:
             content,
             self.facts.request_id,
             render_fields(self.facts.fields),
-            self.mailbox.job.id.encode(),
+            self.job.id.encode(),
             elapsed_ms,
             API_VERSION,
         )
 
     def _set_alarm(self) -> None:
-        self._alarm = self._due()
-        self.mailbox.alarm_at(None if self._alarm == NEVER else self._alarm)
+        due = self._due()
+        self.alarm_at(None if due == NEVER else due)
 
     def _due(self) -> float:
         """Return the time at which the call leaves the lane if nothing is written until then."""
-        if self.mailbox.is_whole:
+        if self.is_whole:
             return self.written_at + RUN_END_TIMEOUT_SECONDS
         if self.facts.intervals is None:
             return NEVER
         return self.written_at + min(self.facts.intervals.silent, self.facts.intervals.longest)
 
     def _is_late(self, now: float) -> bool:
-        if now < self._alarm:
+        if self._alarm is None or now < self._alarm:
             return False
         self._set_alarm()
-        return now >= self._alarm
+        return now >= self._due()

@@ -4,9 +4,8 @@ Most calls are plain: POST with a small JSON body over HTTP/1.1, header fields w
 the proxy, a model that is served, a free slot at a worker, and a run that ends well. For those,
 ASGI costs more than everything else: a scope, a task, a future for each wait. So the protocol of
 the connection (`edge.lane_protocol`) gives such a request to `FastLane`. The checks are those of
-every call (`CallChecks`), and the job is the same record with the same mailbox. Only the reader of
-the mailbox is another one: `FastCall` is called when the mailbox has changed, and writes at the end
-of the same turn of the event loop.
+every call (`CallChecks`), and the job is the same record. Its mailbox is a `FastCall`, which writes
+what arrives at the end of the same turn of the event loop.
 
 Everything unusual falls through to the application, with the same result for the client:
   before the job exists   any other method, route, version or header field; a body above 64 KB; a
@@ -16,6 +15,7 @@ Everything unusual falls through to the application, with the same result for th
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 from proxy.access.keys import Principal
@@ -156,13 +156,13 @@ class FastLane:
     # `CallEnds`
 
     def end(self, call: FastCall) -> None:
-        self._interactive.hang_up(call.mailbox)
+        self._interactive.hang_up(call)
         call.facts.share.give_back()
         call.facts.leave()
 
     def lose(self, call: FastCall) -> None:
         if call.facts.identity is not None:
-            self._retries.adopt(call.facts.identity, call.mailbox, call)
+            self._retries.adopt(call.facts.identity, call, call)
         self.end(call)
 
     async def resume(self, call: FastCall, scope: Any, receive: Any, send: Any) -> None:
@@ -198,14 +198,6 @@ class FastLane:
         now = connection.loop.time()
         leave, limits = checks.count(principal, endpoint, now)
         request = Request("POST", route.path, admitted.content_type, body, admitted.fields)
-        mailbox = self._interactive.begin(
-            endpoint,
-            principal.owner,
-            request,
-            worker.id,
-            light=route.is_light,
-            patience=patience_of(admitted.timeout) if intervals is None else None,
-        )
         request_id = b"req_" + self._new_id().encode()
         if route.dialect is ANTHROPIC:
             limits = [(b"request-id", request_id), *limits]
@@ -225,7 +217,15 @@ class FastLane:
             share,
             leave,
         )
-        call = FastCall(facts, mailbox, connection, self)
-        self._dispatch.offer(worker, mailbox, now)
+        call = self._interactive.begin(
+            endpoint,
+            principal.owner,
+            request,
+            worker.id,
+            light=route.is_light,
+            patience=patience_of(admitted.timeout) if intervals is None else None,
+            make=partial(FastCall, facts, connection, self),
+        )
+        self._dispatch.offer(worker, call, now)
         call.start(self._turn, now)
         return call

@@ -175,7 +175,9 @@ class Reader:
         match frame:
             case frames.Chunk():
                 hold.complete += 1
-                self._judge(frame, hold.sink.chunk(frame.attempt, frame.data, more=frame.more))
+                verdict = hold.sink.chunk(frame.attempt, frame.data, more=frame.more)
+                if verdict is not ACCEPTED:
+                    self._judge(frame, verdict)
             case frames.Head():
                 hold.complete += 1
                 self._head(frame, hold)
