@@ -61,6 +61,8 @@ SEEDS = {
         b"http://[2606:4700::1]/",
         b"http://127.0.0.1/",
         b"1.1.1.1@a",
+        # One address in two notations. The first character selects the kind of the others.
+        b"12311::0]",
     ],
     "guard": [b"", bytes(range(64)), bytes(range(255, 127, -1))],
     "head": [b"/v1/models localhost 127.0.0.1:80 chunked 5 100-continue websocket"],
