@@ -6,6 +6,7 @@ Runpod's clients send some.
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from contextlib import suppress
 from functools import partial
 from typing import Any, TypeAlias, TypeVar
 
@@ -323,8 +324,10 @@ async def _gone(request: Request) -> None:
 
 def _cancel(scope: asyncio.Timeout, gone: asyncio.Task[None]) -> None:
     """End the work in a scope whose client has disconnected."""
-    if not gone.cancelled():
-        scope.reschedule(0.0)
+    # An error if the work has ended in the meantime.
+    with suppress(RuntimeError):
+        if not gone.cancelled():
+            scope.reschedule(0.0)
 
 
 def nothing() -> None:
