@@ -11,7 +11,7 @@ BAR_HEIGHT = 16
 GAP = 14
 MARGIN = 34
 # Width of a bar in pixels for each factor of ten.
-DECADE = 150
+DECADE = 100
 LEAST = 0.1
 COLOURS = ("#1f6feb", "#8b949e", "#d29922", "#cf222e", "#8250df")
 
@@ -33,7 +33,9 @@ def bars(result: Mapping[str, Any], reference: str = "nginx") -> list[Bar]:
     found = []
     for name, figures in sides.items():
         cpu = figures["cpu_us"][0]
-        found.append(Bar(name, cpu / base, f"{cpu:.3g} µs per {result['unit']} ({cpu / base:.2f})"))
+        shown = f"{cpu:,.0f}" if cpu >= 100 else f"{cpu:.3g}"
+        text = f"{shown} µs per {result['unit']} ({cpu / base:.2f})"
+        found.append(Bar(name, cpu / base, text))
     return found
 
 
