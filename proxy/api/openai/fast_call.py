@@ -132,8 +132,9 @@ class FastCall(Mailbox):
     in which it has changed. `has_begun` is True once the response start was sent, `last` knows the
     last event that was written, at `written_at` (the event loop's time).
 
-    While a stream flows, its events do not enter the mailbox. When the call leaves the lane, the
-    application continues with the mailbox.
+    A stream flows while its client reads and nothing of it waits. Its events are then written at
+    the end of their turn, and never count as backlog. When the call leaves the lane, the
+    application continues with this mailbox.
     """
 
     __slots__ = (
@@ -189,7 +190,7 @@ class FastCall(Mailbox):
                 self._events.append(data)
                 self._wake()
                 return ACCEPTED
-            # What follows has to stay behind it.
+            # The events of this turn come before this chunk.
             self._keep_events()
         return super().chunk(attempt, data, more=more)
 
@@ -278,7 +279,7 @@ class FastCall(Mailbox):
         self.writing(None)
 
     def _keep_events(self) -> None:
-        """Put the events of this turn into the mailbox."""
+        """Let the events of this turn wait as chunks, which count as backlog."""
         self._flows = False
         if self._events:
             events = self._events
