@@ -29,7 +29,6 @@ from proxy.channel.runpod.results import RunpodResults
 from proxy.edge.connections import ConnectionLimiter, max_client_connections
 from proxy.edge.context import EdgeContext
 from proxy.edge.gate import Backend, BackendApp, Gate, Table, WorkerBackend
-from proxy.edge.memory import Heap
 from proxy.edge.origins import Origins
 from proxy.jobs.model import Ids, Job, Millis, WorkerId
 from proxy.service.admission import Admission
@@ -115,7 +114,6 @@ class Parts:
     answers: Budget
     passing: Budget
     retries: Retries
-    heap: Heap
     edge: EdgeContext
     app: Any
 
@@ -207,7 +205,6 @@ def compose(
             settings.retry_grace,
         ),
     )
-    heap = Heap(clock)
     operations = JobOperations(
         view,
         durable,
@@ -215,7 +212,6 @@ def compose(
         admission,
         clock,
         OrderReader(partial(check_url, allowed=receivers), seal),
-        heap.note_cycle,
     )
     table = Table()
 
@@ -257,7 +253,6 @@ def compose(
         answers=limits.answers,
         passing=passing,
         retries=openai.retries,
-        heap=heap,
         edge=EdgeContext(
             settings.hosts(),
             settings.pace(),

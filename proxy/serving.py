@@ -14,7 +14,7 @@ import uvicorn
 
 from proxy.app import Parts
 from proxy.edge.guard import GuardProtocol
-from proxy.edge.memory import return_large_blocks
+from proxy.edge.memory import return_large_blocks, trim_heap
 from proxy.edge.protocol import WorkerProtocol
 from proxy.service.background import keep
 from proxy.settings import Settings
@@ -135,7 +135,7 @@ async def _serving(parts: Parts, listener: socket.socket) -> AsyncIterator[None]
     server = Server(config)
     loops: dict[str, Callable[[], Awaitable[None]]] = {
         "connections": parts.edge.connections.serve,
-        "heap": parts.heap.serve,
+        "heap": trim_heap,
         "sweeper": parts.sweeper.serve,
         "queue watch": parts.queue_watch.serve,
         "served models": parts.served_models.serve,

@@ -6,8 +6,6 @@ import gc
 from mmap import PAGESIZE
 from pathlib import Path
 
-from proxy.service.clock import Clock
-
 # The relay's own buffers are smaller than this, and keep the cheaper allocation from the heap.
 MMAP_THRESHOLD_BYTES = 256 * 1024
 
@@ -20,10 +18,6 @@ TRIM_SECONDS = 10.0
 TRIM_ABOVE_BYTES = 32 * 1024 * 1024
 # New objects until the youngest are collected; collections of a generation until the next one.
 COLLECTOR_THRESHOLDS = (50_000, 20, 100)
-# The number of unused cycles from which on the garbage collector is run, and how many of them
-# justify a millisecond of its work.
-CYCLES_MIN = 100
-CYCLES_PER_MILLI = 4
 
 
 def return_large_blocks() -> None:
@@ -50,49 +44,19 @@ def tune_collector() -> None:
     gc.set_threshold(*COLLECTOR_THRESHOLDS)
 
 
-class Heap:
-    """Returns free parts of the heap to the system, every few seconds."""
+async def trim_heap() -> None:
+    """Return free parts of the heap to the system every few seconds, until cancelled.
 
-    def __init__(self, clock: Clock) -> None:
-        self._clock = clock
-        self._cycles = 0
-        self._collect_at = CYCLES_MIN
-
-    def note_cycle(self) -> None:
-        """Note that large objects may be part of a reference cycle that nothing uses any more.
-
-        Python frees them when its garbage collector runs, which a process that has become idle
-        does not do for a long time.
-        """
-        self._cycles += 1
-
-    async def serve(self) -> None:
-        """Run until cancelled.
-
-        Smaller blocks, such as the elements of an output, leave gaps that glibc keeps. A thread
-        returns them, because that takes milliseconds.
-        """
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        base = _resident_bytes()
-        while trim is not None and base:
-            await asyncio.sleep(TRIM_SECONDS)
-            if _resident_bytes() > base + TRIM_ABOVE_BYTES:
-                self._collect()
-                await asyncio.to_thread(trim, 0)
-        await asyncio.Event().wait()
-
-    def _collect(self) -> None:
-        """Free cycles if there are many.
-
-        The time that this takes grows with the number of all objects, and nothing else runs
-        meanwhile. So the number of cycles that justifies it grows with the time it took before.
-        """
-        if self._cycles < self._collect_at:
-            return
-        self._cycles = 0
-        start = self._clock.now()
-        gc.collect()
-        self._collect_at = max(CYCLES_MIN, (self._clock.now() - start) * CYCLES_PER_MILLI)
+    Smaller blocks, such as the elements of an output, leave gaps that glibc keeps. A thread returns
+    them, because that takes milliseconds.
+    """
+    trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    base = _resident_bytes()
+    while trim is not None and base:
+        await asyncio.sleep(TRIM_SECONDS)
+        if _resident_bytes() > base + TRIM_ABOVE_BYTES:
+            await asyncio.to_thread(trim, 0)
+    await asyncio.Event().wait()
 
 
 def _resident_bytes() -> int:

@@ -17,6 +17,7 @@ from harness.tools.waiting import until
 from harness.worker.puppet import puppet
 
 from proxy.access.limits import Budget
+from proxy.api.queue.sse import PAGE_MAX_BYTES
 from proxy.service.job_view import UNRESERVED_MAX_BYTES
 from proxy.wire.frames import End, Output
 
@@ -97,7 +98,7 @@ async def test_an_event_stream_waits_for_memory(scene: Scene) -> None:
             f"/v2/default/stream/{scene.streamed}", headers=EVENTS
         ) as events:
             await until(lambda: bool(scene.answers._waiting), what="the stream waits")
-            assert scene.limits_of_reads() == {64 * 1024}
+            assert scene.limits_of_reads() == {PAGE_MAX_BYTES}
             others.give_back()
             async with asyncio.timeout(10):
                 text = await events.text()

@@ -32,7 +32,7 @@ from proxy.api.queue.request import (
     read_wait,
 )
 from proxy.api.queue.response import JsonAnswer, refusal
-from proxy.api.queue.sse import event_stream, start, wants_events
+from proxy.api.queue.sse import EventStream, start, wants_events
 from proxy.api.unknown import unknown_endpoint
 from proxy.jobs.job_request import JobRequest
 from proxy.jobs.model import Job, JobId
@@ -74,15 +74,13 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
 OPERATION_SEGMENT = 3
 
 
-Operation = Callable[[RequestContext, str], Awaitable[bytes | Response]]
+Operation = Callable[[RequestContext, str], Awaitable[bytes | EventStream]]
 
 
 class JobOperations:
     """The operations on jobs, one method each.
 
     A method takes the context and the id of the job, or "" for an operation without one.
-    `on_stream_end` is called at the end of each event stream, whose tasks leave reference cycles
-    with the latest events.
     """
 
     def __init__(
@@ -93,7 +91,6 @@ class JobOperations:
         admission: Admission,
         clock: Clock,
         orders: OrderReader,
-        on_stream_end: Callable[[], None],
     ) -> None:
         self._view = view
         self._durable = durable
@@ -101,7 +98,6 @@ class JobOperations:
         self._admission = admission
         self._clock = clock
         self._orders = orders
-        self._on_stream_end = on_stream_end
 
     async def run(self, context: RequestContext, _: str) -> bytes:
         """Submit a job to the queue."""
@@ -153,7 +149,7 @@ class JobOperations:
         )
         return await self._shown(*_found(found, job_id))
 
-    async def stream(self, context: RequestContext, job_id: str) -> bytes | Response:
+    async def stream(self, context: RequestContext, job_id: str) -> bytes | EventStream:
         """Consume new output. `?after=` reads the elements after a cursor instead (`next`)."""
         wait = read_poll_wait(context.query("wait"))
         after = context.query("after")
@@ -165,14 +161,7 @@ class JobOperations:
             # The request ends with its event stream, not with this method.
             leave = context.leave
             context.leave = nothing
-
-            def end() -> None:
-                leave()
-                self._on_stream_end()
-
-            return event_stream(
-                self._view, context.endpoint, context.owner, job_id, place, context.answer, end
-            )
+            return EventStream(self._view, context, job_id, place, leave)
         seconds = STREAM_WAIT_SECONDS if wait is None else min(wait, DEFAULT_WAIT_MS) / 1000
         limits = ReadLimits(UNRESERVED_MAX_BYTES, True, context.reserve)
         if after is None:
@@ -249,14 +238,14 @@ class JobsApi:
         """Send `error` as the response to a request that the gate has rejected."""
         await refusal(error)(scope, receive, send)
 
-    async def _respond(self, request: Request) -> Response | JsonAnswer:
+    async def _respond(self, request: Request) -> Response | JsonAnswer | EventStream:
         limits = self._limits
         routing = routing_of(request.scope)
         name = request.scope["path"].split("/", OPERATION_SEGMENT + 1)[OPERATION_SEGMENT]
         share = limits.bodies.share(routing.caller.key_id)
         answer_share = limits.answers.share(routing.caller.key_id)
         context: RequestContext | None = None
-        response: Response | JsonAnswer | None = None
+        response: Response | JsonAnswer | EventStream | None = None
         try:
             context = self._context(request, routing, share, answer_share)
             context.leave, left = limits.requests.enter(context.key, context.endpoint.id, name)

@@ -7,45 +7,39 @@ event is `event: end` with the job's status.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Callable
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
 import structlog
-from sse_starlette import EventSourceResponse, ServerSentEvent
-from sse_starlette.sse import SendTimeoutError
+from sse_starlette import ServerSentEvent
 
-from proxy.access.limits import Share
 from proxy.api.errors import ApiError
-from proxy.api.http import WRITE_TIMEOUT_SECONDS, abort_of
-from proxy.api.queue.request import parse_cursor
+from proxy.api.http import WRITE_TIMEOUT_SECONDS, ClientGoneError, abort_of
+from proxy.api.queue.request import RequestContext, parse_cursor
 from proxy.api.queue.response import split
-from proxy.jobs.model import Cursor, Owner
-from proxy.service.endpoints import Endpoint
-from proxy.service.job_view import JobView, ReadLimits
+from proxy.jobs.model import Cursor
+from proxy.service.job_view import JobView, OutputPage, ReadLimits
 from proxy.store.errors import StoreError
 
 log = structlog.get_logger()
 
 EVENT_STREAM = "text/event-stream"
-# The timeout of one read of a job without new output; the job is then read again.
-READ_WAIT_SECONDS = 60.0
-PING_INTERVAL_SECONDS = 15
-# The output that is read at once: many streams may stand before slow clients.
-PAGE_MAX_BYTES = 64 * 1024
-# Events that are sent in one turn of the event loop.
-EVENTS_PER_TURN = 100
+# A client receives a comment when there was no output for this time.
+PING_SECONDS = 15.0
+PING = b": ping\n\n"
+# The output that is read at once without a reservation: thousands of clients may read slowly.
+PAGE_MAX_BYTES = 16 * 1024
+# A larger element is in memory twice: first as element and event, then as event and in the write
+# buffer.
+COPIES = 2
 
-
-class EventStream(EventSourceResponse):
-    """An event stream whose connection is closed if the client stops reading."""
-
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        try:
-            await super().__call__(scope, receive, send)
-        except SendTimeoutError:
-            # A normal end would wait until the client has read what is buffered.
-            abort_of(scope)()
+HEADERS = (
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"connection", b"keep-alive"),
+    (b"x-accel-buffering", b"no"),
+)
 
 
 def wants_events(accept: str) -> bool:
@@ -68,63 +62,108 @@ def start(last_event_id: str | None, after: Cursor) -> Cursor:
     return cursor
 
 
-def event_stream(
-    view: JobView,
-    endpoint: Endpoint,
-    owner: Owner,
-    job_id: str,
-    cursor: Cursor,
-    share: Share,
-    end: Callable[[], None],
-) -> EventStream:
-    """Return the response. `share`: the bytes that are reserved for elements that exceed a page.
+class EventStream:
+    """The response, as an ASGI application.
 
-    `end` is called when the stream has ended.
+    Memory for elements that exceed a page is reserved before they are read, and given back when
+    the client has read them. The connection is closed if the client stops reading.
     """
 
-    async def events() -> AsyncIterator[ServerSentEvent]:
-        after = cursor
-        limits = ReadLimits(PAGE_MAX_BYTES, False, share.wait_to)
+    def __init__(
+        self,
+        view: JobView,
+        context: RequestContext,
+        job_id: str,
+        after: Cursor,
+        leave: Callable[[], None],
+    ) -> None:
+        """Create the response with the elements after a cursor. It ends with a call of `leave`."""
+        self.raw_headers = list(HEADERS)
+        self._view = view
+        self._context = context
+        self._share = context.answer
+        self._job_id = job_id
+        self._after = after
+        self._leave = leave
+        self._send: Any = None
+
+    async def __call__(self, scope: Any, _: Any, send: Any) -> None:
+        self._send = send
+        headers = self.raw_headers
         try:
-            while (
-                page := await view.read(endpoint, owner, job_id, after, READ_WAIT_SECONDS, limits)
-            ) is not None:
+            await send({"type": "http.response.start", "status": 200, "headers": headers})
+            await self._context.unless_gone(self._write_events())
+            await self._write(b"", more=False)
+        except ClientGoneError:
+            pass
+        except TimeoutError:
+            # A normal end would wait until the client has read the write buffer.
+            abort_of(scope)()
+        finally:
+            self._share.give_back()
+            self._leave()
+
+    async def _write_events(self) -> None:
+        view, context = self._view, self._context
+        limits = ReadLimits(PAGE_MAX_BYTES, False, self._reserve)
+        place = (context.endpoint, context.owner, self._job_id)
+        try:
+            while page := await view.read(*place, self._after, PING_SECONDS, limits):
                 job = page.job
-                if page.has_restarted:
-                    yield ServerSentEvent(comment=f"restarted attempt={job.attempt}", sep="\n")
-                first = page.cursor.position - len(page.elements)
-                for number, element in enumerate(page.elements, first + 1):
-                    *parts, last = split(element)
-                    for part in parts:
-                        yield _event(part)
-                    yield _event(last, id=str(Cursor(job.attempt, number)))
-                    if number % EVENTS_PER_TURN == 0:
-                        # A client that keeps up does not suspend this stream.
-                        await asyncio.sleep(0)
-                after = page.cursor
-                share.give_back()
-                if page.elements and not view.is_over:
-                    continue
-                if job.is_terminal and not page.elements:
-                    yield _event(msgspec.json.encode({"status": job.status}), event="end")
-                if job.is_terminal or view.is_over:
+                is_empty = not page.elements
+                self._after = page.cursor
+                chunks = _chunks(page)
+                # No variable keeps output in memory while its client reads.
+                del page
+                while chunks:
+                    await self._write(chunks.pop(0))
+                if self._share.held:
+                    await self._write(b"")
+                    self._share.give_back()
+                if is_empty and job.is_terminal:
+                    end = msgspec.json.encode({"status": job.status})
+                    await self._write(_event(end, event="end"))
                     return
+                if view.is_over:
+                    return
+                if is_empty:
+                    await self._write(PING)
+                # A client that keeps up does not suspend this stream.
+                await asyncio.sleep(0)
         except StoreError as error:
             # Without the event `end`, the client connects again and continues at its last event.
-            log.warning("stream.cut", job=job_id, why=str(error))
+            log.warning("stream.cut", job=self._job_id, why=str(error))
+
+    async def _write(self, data: bytes, *, more: bool = True) -> None:
+        """Write data when the write buffer is below its limit. Raises TimeoutError."""
+        async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+            await self._send({"type": "http.response.body", "body": data, "more_body": more})
+
+    async def _reserve(self, size: int) -> None:
+        """Wait for memory for an element."""
+        waiting = asyncio.ensure_future(self._share.wait_to(COPIES * size))
+        try:
+            while not (await asyncio.wait({waiting}, timeout=PING_SECONDS))[0]:
+                await self._write(PING)
         finally:
-            share.give_back()
-            end()
-
-    headers = {"Cache-Control": "no-cache, no-transform"}
-    return EventStream(
-        events(),
-        headers=headers,
-        ping=PING_INTERVAL_SECONDS,
-        sep="\n",
-        send_timeout=WRITE_TIMEOUT_SECONDS,
-    )
+            waiting.cancel()
 
 
-def _event(data: bytes, *, id: str | None = None, event: str | None = None) -> ServerSentEvent:  # noqa: A002 - SSE's
-    return ServerSentEvent(data.decode(), sep="\n", id=id, event=event)
+def _chunks(page: OutputPage) -> list[bytes]:
+    """Return the events of a page: in one chunk, or one by one if its element was split."""
+    attempt = page.cursor.attempt
+    restarted = f": restarted attempt={attempt}\n\n".encode() if page.has_restarted else b""
+    first = page.cursor.position - len(page.elements)
+    if len(page.elements) == 1:
+        *parts, last = split(page.elements[0])
+        events = [*map(_event, parts), _event(last, Cursor(attempt, first + 1))]
+        return [restarted, *events] if restarted else events
+    events = [restarted]
+    for position, element in enumerate(page.elements, first + 1):
+        events.append(_event(element, Cursor(attempt, position)))
+    return [b"".join(events)]
+
+
+def _event(data: bytes, cursor: Cursor | None = None, event: str | None = None) -> bytes:
+    id_ = None if cursor is None else str(cursor)
+    return ServerSentEvent(data.decode(), sep="\n", id=id_, event=event).encode()
