@@ -15,6 +15,8 @@ from harness.load.figures import tell
 from harness.proxy.process import MB, Alone, alone
 from harness.tools.waiting import until
 
+from proxy.edge.memory import TRIM_SECONDS
+
 OUTPUT_BYTES = 50 * MB
 ELEMENT_BYTES = 50_000
 # Output that waits for its readers, and the memory that the process uses besides.
@@ -73,6 +75,8 @@ async def stalled(proxy: Alone, name: str, path: str, accept: str, clients: int)
             while proxy.cpu_seconds() - used > STALLED_SHARE * STALL_SECONDS:
                 used = proxy.cpu_seconds()
                 await asyncio.sleep(STALL_SECONDS)
+            # By then, memory that was used for a moment is returned to the system.
+            await asyncio.sleep(TRIM_SECONDS + 1)
             held = proxy.memory() - before
     assert waits.statuses == {200}
     await until(

@@ -104,9 +104,16 @@ def stream(job: Job, elements: Sequence[bytes], following: Cursor | None = None)
     """Return the response of `stream`; with `following` as `next`, for a client that has its own
     cursor.
     """
-    parts = b",".join(part for element in elements for part in split(element))
-    following_field = b"" if following is None else b',"next":%b' % _text(str(following))
-    return b'{"status":%b,"stream":[%b]%b}' % (_text(job.status), parts, following_field)
+    # Joined once, because the output can be large.
+    pieces = [b'{"status":', _text(job.status), b',"stream":[']
+    for element in elements:
+        for part in split(element):
+            pieces += (part, b",")
+    if elements:
+        pieces.pop()
+    pieces.append(b"]" if following is None else b'],"next":%b' % _text(str(following)))
+    pieces.append(b"}")
+    return b"".join(pieces)
 
 
 def split(element: bytes) -> list[bytes]:
