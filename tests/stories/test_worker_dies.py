@@ -164,7 +164,9 @@ async def test_an_engine_that_hangs_is_ended(proxy: Proxy) -> None:
 
 async def test_a_truncated_answer_is_an_error(proxy: Proxy) -> None:
     async with worker(proxy):
-        async with proxy.http.post(CHAT, json=chat("half", stream=True, fault="cut:3")) as response:
+        # The first token has to reach the client before the failure reaches the proxy.
+        body = chat("half", stream=True, fault="cut:3", seed=50_000)
+        async with proxy.http.post(CHAT, json=body) as response:
             events = await frames(response)
         assert json.loads(events[-2].removeprefix(b"data: "))["error"]["code"] == "worker_lost"
         async with proxy.http.post(CHAT, json=chat("half", fault="cut:3")) as response:
