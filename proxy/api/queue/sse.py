@@ -25,10 +25,11 @@ from proxy.store.errors import StoreError
 log = structlog.get_logger()
 
 EVENT_STREAM = "text/event-stream"
-# A client receives a comment when there was no output for this time.
+# After this time without output, the client receives a comment.
 PING_SECONDS = 15.0
 PING = b": ping\n\n"
-# The output that is read at once without a reservation: thousands of clients may read slowly.
+# A page is read without a reservation of memory. It is small, because thousands of clients may read
+# slowly.
 PAGE_MAX_BYTES = 16 * 1024
 # A larger element is in memory twice: first as element and event, then as event and in the write
 # buffer.
@@ -118,6 +119,7 @@ class EventStream:
                 while chunks:
                     await self._write(chunks.pop(0))
                 if self._share.held:
+                    # Waits until the write buffer is below its limit.
                     await self._write(b"")
                     self._share.give_back()
                 if is_empty and job.is_terminal:
@@ -128,19 +130,21 @@ class EventStream:
                     return
                 if is_empty:
                     await self._write(PING)
-                # A client that keeps up does not suspend this stream.
+                # The writes above do not wait for a fast client, so other tasks get a turn here.
                 await asyncio.sleep(0)
         except StoreError as error:
             # Without the event `end`, the client connects again and continues at its last event.
             log.warning("stream.cut", job=self._job_id, why=str(error))
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
-        """Write data when the write buffer is below its limit. Raises TimeoutError."""
+        """Write data when the write buffer is below its limit. Raises TimeoutError if the client
+        reads nothing for `WRITE_TIMEOUT_SECONDS`.
+        """
         async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _reserve(self, size: int) -> None:
-        """Wait for memory for an element."""
+        """Reserve memory for an element of `size` bytes; the client receives comments meanwhile."""
         waiting = asyncio.ensure_future(self._share.wait_to(COPIES * size))
         try:
             while not (await asyncio.wait({waiting}, timeout=PING_SECONDS))[0]:
