@@ -23,3 +23,18 @@ def test_a_figure_that_grows_is_not_flat() -> None:
 def test_a_figure_that_falls_or_is_constant_is_flat() -> None:
     assert slope(noisy(-0.02)).is_flat
     assert slope([5.0] * 100).is_flat
+
+
+def test_a_figure_that_wanders_is_flat() -> None:
+    # With a margin for independent noise, only three of four are flat.
+    flat = 0
+    for _ in range(100):
+        figures = [0.0]
+        while len(figures) < 400:
+            figures.append(figures[-1] * 0.98 + NOISE.gauss(0, 1))
+        flat += slope(figures).is_flat
+    assert flat > 80
+
+
+def test_growth_in_steps_is_found() -> None:
+    assert not slope([100 + sample // 20 for sample in range(400)]).is_flat

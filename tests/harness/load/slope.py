@@ -4,11 +4,14 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 # Standard errors on either side, for a confidence of 95 %.
 SURE = 1.96
-# Samples that are averaged into one, because neighbouring samples are not independent.
+# Samples that are averaged into one.
 BLOCK = 10
+# Maximum correlation of neighbours that is assumed; with 1 the margin would be infinite.
+MAX_CORRELATION = 0.95
 
 
 @dataclass(frozen=True)
@@ -25,7 +28,11 @@ class Slope:
 
 
 def slope(samples: Sequence[float]) -> Slope:
-    """Return the slope of samples that were taken at equal intervals."""
+    """Return the slope of samples that were taken at equal intervals.
+
+    A figure that grows in steps, such as RSS, stays on one side of the line for many samples. Its
+    neighbours are not independent, so the margin is widened by their correlation (AR(1) noise).
+    """
     blocks = [
         statistics.fmean(samples[at : at + BLOCK])
         for at in range(0, len(samples) - BLOCK + 1, BLOCK)
@@ -38,5 +45,9 @@ def slope(samples: Sequence[float]) -> Slope:
         for time, value in zip(times, blocks, strict=True)
     ]
     spread = math.fsum((time - statistics.fmean(times)) ** 2 for time in times)
-    error = math.sqrt(math.fsum(one * one for one in left) / (len(blocks) - 2) / spread)
+    squares = math.fsum(one * one for one in left)
+    error = math.sqrt(squares / (len(blocks) - 2) / spread)
+    neighbours = math.fsum(one * other for one, other in pairwise(left))
+    correlation = min(max(neighbours / squares, 0.0), MAX_CORRELATION) if squares else 0.0
+    error *= math.sqrt((1 + correlation) / (1 - correlation))
     return Slope(line.slope / BLOCK, SURE * error / BLOCK)
