@@ -89,21 +89,23 @@ def test_the_reason_tells_clients_if_they_may_repeat_the_call(
 
 
 @pytest.mark.parametrize(
-    ("kind", "is_final", "shown"),
+    ("kind", "is_final", "shown", "message"),
     [
-        ("server_error", True, "invalid_request_error"),
-        ("server_error", False, "server_error"),
-        ("InternalServerError", True, "InternalServerError"),
+        ("server_error", True, "invalid_request_error", "lost. (invalid_request_error)"),
+        ("server_error", False, "server_error", "lost."),
+        ("InternalServerError", True, "InternalServerError", "lost."),
     ],
 )
 def test_the_type_of_a_final_error_in_chat_is_not_that_of_a_repeated_call(
-    kind: str, is_final: bool, shown: str
+    kind: str, is_final: bool, shown: str, message: str
 ) -> None:
-    given = {"message": "lost\n", "type": kind, "param": None, "code": "worker_lost"}
+    given = {"message": "lost.", "type": kind, "param": None, "code": "worker_lost"}
     body = json.dumps({"error": given}).encode()
     event, done, _ = ChatEvents().failure(body, is_final=is_final).split(b"\n\n")
     assert done == b"data: [DONE]"
-    assert json.loads(event.removeprefix(b"data: ")) == {"error": given | {"type": shown}}
+    assert json.loads(event.removeprefix(b"data: ")) == {
+        "error": given | {"type": shown, "message": message}
+    }
 
 
 def test_the_identity_is_found_in_a_beginning_that_is_sent_in_parts() -> None:

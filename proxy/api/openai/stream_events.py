@@ -89,12 +89,15 @@ class ChatEvents:
         """Return the error object and `[DONE]`.
 
         The type of a final error is not `server_error`, because several programs repeat a call
-        whose stream ends with that type. No header can tell them not to.
+        whose stream ends with that type. No header can tell them not to. The message repeats the
+        type, because LiteLLM searches only the message for it.
         """
         if is_final:
             error = _error_of(body)
             if error.get("type") == AGAIN:
-                body = msgspec.json.encode({"error": error | {"type": NOT_AGAIN_IN_CHAT}})
+                message = f"{error.get('message', '')} ({NOT_AGAIN_IN_CHAT})".lstrip()
+                error |= {"type": NOT_AGAIN_IN_CHAT, "message": message}
+                body = msgspec.json.encode({"error": error})
         return b"data: %b\n\n" % one_line(body) + DONE_EVENT
 
 
