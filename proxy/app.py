@@ -266,8 +266,7 @@ def compose(
                 dispatch,
                 interactive,
                 ids.request,
-                openai.retries,
-                openai.resume,
+                openai,
             )
             if settings.fast_lane == "on" and not settings.cors_origin
             else None,

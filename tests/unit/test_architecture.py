@@ -14,6 +14,9 @@ ROOT = Path(__file__).parents[2]
 SOURCES = sorted([*ROOT.glob("proxy/**/*.py"), *ROOT.glob("worker_vllm/**/*.py")])
 MAX_FILE_LINES = 400
 MAX_BROAD_EXCEPTS = 8
+MAX_COLLABORATORS = 6
+# Parameters of these types are values, not collaborators.
+VALUES = {"OutputFormat", "bool", "bytes", "float", "int", "str"}
 PROXY = [path for path in SOURCES if path.is_relative_to(ROOT / "proxy")]
 # Modules that execute or guess the type of their input, form parsers (the proxy has its own), and
 # a second HTTP client.
@@ -109,6 +112,27 @@ def test_broad_excepts_are_few() -> None:
         if isinstance(node, ast.ExceptHandler) and is_broad(node)
     ]
     assert len(broad) <= MAX_BROAD_EXCEPTS, broad
+
+
+def test_a_constructor_takes_few_collaborators() -> None:
+    found = {
+        f"{named(path)}:{node.lineno}": collaborators(node)
+        for path in SOURCES
+        for node in nodes(path)
+        if isinstance(node, ast.FunctionDef) and node.name == "__init__"
+    }
+    assert not {place: number for place, number in found.items() if number > MAX_COLLABORATORS}
+
+
+def collaborators(constructor: ast.FunctionDef) -> int:
+    """Return the number of parameters that are not plain values."""
+    given = constructor.args
+    types = [
+        ast.unparse(one.annotation)
+        for one in (*given.posonlyargs, *given.args, *given.kwonlyargs)
+        if one.annotation is not None
+    ]
+    return sum(not VALUES.issuperset(kind.split(" | ")) for kind in types)
 
 
 def is_broad(handler: ast.ExceptHandler) -> bool:

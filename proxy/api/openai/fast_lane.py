@@ -14,7 +14,7 @@ Everything unusual falls through to the application, with the same result for th
                           64 KB, header fields of the engine, a pipelined request
 """
 
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -23,6 +23,7 @@ from proxy.access.limits import BudgetError, LimitedError, Share
 from proxy.api.errors import ApiError
 from proxy.api.http import BYTE_ORDER_MARK, JSON_TYPE, Routing, peek_small
 from proxy.api.idempotency import RETRY_COUNT_HEADER, Repetition
+from proxy.api.openai.app import OpenAi
 from proxy.api.openai.checks import (
     READ_TIMEOUT_HEADERS,
     CallChecks,
@@ -32,7 +33,7 @@ from proxy.api.openai.checks import (
 )
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.fast_call import CallFacts, FastCall, LaneConnection, Turn
-from proxy.api.openai.retries import CallIdentity, Retries
+from proxy.api.openai.retries import CallIdentity
 from proxy.api.openai.routes import AnsweredBy, OpenAiRoute
 from proxy.jobs.model import Request
 from proxy.service.admission import DrainingError, QueueFullError
@@ -81,7 +82,7 @@ class FastLane:
     """Starts the calls. Implements `CallEnds`.
 
     `admit` returns the routing of a path with these header fields, or None if it has no call of
-    the OpenAI API or is refused. `resume` continues a call in the application.
+    the OpenAI API or is refused. `application` continues calls that leave the lane.
     """
 
     def __init__(
@@ -91,16 +92,14 @@ class FastLane:
         dispatch: Dispatch,
         interactive: InteractiveJobs,
         new_id: Callable[[], str],
-        retries: Retries,
-        resume: Callable[[FastCall, Any, Any, Any], Awaitable[None]],
+        application: OpenAi,
     ) -> None:
         self._admit = admit
         self._checks = checks
         self._dispatch = dispatch
         self._interactive = interactive
         self._new_id = new_id
-        self._retries = retries
-        self._resume = resume
+        self._application = application
         self._turn = Turn()
 
     def admit(self, target: bytes, fields: Sequence[tuple[bytes, bytes]]) -> Admitted | None:
@@ -162,12 +161,12 @@ class FastLane:
 
     def lose(self, call: FastCall) -> None:
         if call.facts.identity is not None:
-            self._retries.adopt(call.facts.identity, call, call)
+            self._application.retries.adopt(call.facts.identity, call, call)
         self.end(call)
 
     async def resume(self, call: FastCall, scope: Any, receive: Any, send: Any) -> None:
         try:
-            await self._resume(call, scope, receive, send)
+            await self._application.resume(call, scope, receive, send)
         finally:
             self.end(call)
 
