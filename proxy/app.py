@@ -1,5 +1,6 @@
 """The composition root: makes the parts of one proxy and connects them. `serving` runs them."""
 
+import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -42,6 +43,7 @@ from proxy.service.events import JobEvents, LocalSignal
 from proxy.service.fleet import Fleet
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.job_view import JobView
+from proxy.service.json_text import INLINE_MAX_BYTES
 from proxy.service.orphans import Orphans
 from proxy.service.pauses import Pauses
 from proxy.service.ports import WorkerExit
@@ -152,7 +154,7 @@ def compose(
     interactive = InteractiveJobs(store, fleet, events, clock, ids)
     dispatch = Dispatch(fleet, interactive, runs, store, background, ids)
     fleet.has_queued = dispatch.has_queued
-    orphans = Orphans(store, runs, ids)
+    orphans = Orphans(store, runs, fleet, ids)
     admission = Admission(store, interactive)
     view = JobView(store, interactive, recorder, events, fleet, clock)
     interactive.reason_of = view.reason
@@ -172,7 +174,7 @@ def compose(
     runs.on_delivery = deliveries.wake
 
     # Channels of workers
-    membership = Membership(endpoints, fleet, orphans, settings.lease)
+    membership = Membership(endpoints, fleet, orphans, background, settings.lease)
     native = WorkerChannel(endpoints, fleet, membership, clock)
     registry = WorkerRegistry(fleet, orphans, pauses, settings.runpod_timeouts())
     for restart in (fleet.restart_leases, orphans.restart_lease, registry.restart_leases):
@@ -204,6 +206,7 @@ def compose(
             Budget(KEPT_BUDGET_BYTES, _share(KEPT_BUDGET_BYTES, settings)),
             settings.retry_grace,
         ),
+        clock,
     )
     operations = JobOperations(
         view,
@@ -310,6 +313,8 @@ def _notice(view: JobView, seal: Seal, clock: Clock) -> Callable[[Job], Awaitabl
             if found is None or found[0].retry_count != job.retry_count:
                 return b""
             elements = found[1]
+        if sum(map(len, elements)) > INLINE_MAX_BYTES:
+            return await asyncio.to_thread(response.notice, job, elements, clock.now(), webhook)
         return response.notice(job, elements, clock.now(), webhook)
 
     async def _reserve(_: int) -> None:
@@ -319,11 +324,10 @@ def _notice(view: JobView, seal: Seal, clock: Clock) -> Callable[[Job], Awaitabl
 
 
 def _share(budget: int, settings: Settings) -> int:
-    """Return the bytes of a budget that one key may hold: half of all, where there are several
-    keys.
+    """Return the bytes of a budget that one owner may hold: half of all, where there are several
+    owners.
     """
-    has_several = len(settings.client_keys()) > 1
-    return budget // (2 if has_several else 1)
+    return budget // (2 if len(settings.owners()) > 1 else 1)
 
 
 def _store(settings: Settings, system: System) -> JobStore:

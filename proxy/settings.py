@@ -246,6 +246,10 @@ class Settings(BaseSettings):
         clients = [stored_key(key, Kind.CLIENT) for key in self.client_keys()]
         return [*clients, stored_key(f"workers={worker_token}", Kind.WORKER)]
 
+    def owners(self) -> set[str]:
+        """Return the owners of all client keys; one owner can have several keys."""
+        return {stored_key(key, Kind.CLIENT).principal.owner for key in self.client_keys()}
+
     def store_file(self) -> Path | None:
         """Return the path of the SQLite database, or None for the store in memory."""
         if self.store == MEMORY:

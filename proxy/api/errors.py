@@ -25,7 +25,16 @@ class Row(NamedTuple):
     # Seconds, at most 60: OpenAI's SDK for Python does not retry at all after a longer delay.
     retry_after: int | None = None
 
+    @property
+    def is_final(self) -> bool:
+        """True if a repetition of the request would get the same error."""
+        if self.should_retry is not None:
+            return not self.should_retry
+        return self.status not in RETRIED_CLIENT_ERRORS
 
+
+# Statuses below 500 after which OpenAI's SDKs send a request again.
+RETRIED_CLIENT_ERRORS = (408, 409, 425, 429)
 ERRORS: dict[str, Row] = {
     "bad_request": Row(400, REQUEST_ERROR),
     "invalid_json": Row(400, REQUEST_ERROR),

@@ -3,13 +3,15 @@
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from contextlib import suppress
-from typing import Any
+from typing import Any, TypeVar
 
 import structlog
 
 from proxy.store.errors import StoreBusyError, StoreError, StoreFullError, StoreGoneError
 
 log = structlog.get_logger()
+
+T = TypeVar("T")
 
 # The pause before a failed write or a failed loop is tried again.
 RETRY_SECONDS = 1.0
@@ -22,10 +24,12 @@ class Background:
 
     def __init__(self) -> None:
         # A dict, because sets of objects iterate in the order of memory addresses.
-        self._tasks: dict[asyncio.Task[None], None] = {}
+        self._tasks: dict[asyncio.Task[bool], None] = {}
 
-    def start(self, work: Coroutine[Any, Any, None], name: str) -> asyncio.Task[None]:
-        """Run a coroutine as a task of its own, and return it. It does not raise."""
+    def start(self, work: Coroutine[Any, Any, object], name: str) -> asyncio.Task[bool]:
+        """Run a coroutine as a task of its own, and return it. It does not raise; its result is
+        False if the work has failed.
+        """
         task = asyncio.create_task(_run(work, name), name=name)
         self._tasks[task] = None
         task.add_done_callback(self._tasks.pop)
@@ -50,13 +54,16 @@ async def keep(serve: Callable[[], Awaitable[None]], name: str) -> None:
             await asyncio.sleep(RETRY_SECONDS)
 
 
-async def _run(work: Awaitable[None], name: str) -> None:
-    with suppress(StoreGoneError):
-        await _logged(work, "background.broke", task=name)
+async def _run(work: Awaitable[object], name: str) -> bool:
+    try:
+        return await _logged(work, "background.broke", task=name)
+    except StoreGoneError:
+        return False
 
 
-async def _logged(work: Awaitable[None], event: str, **fields: str) -> None:
-    """Await a task's work. A failure is logged as `event`, and everything else continues.
+async def _logged(work: Awaitable[object], event: str, **fields: str) -> bool:
+    """Await a task's work. A failure is logged as `event`, everything else continues, and the
+    result is False.
 
     Raises `StoreGoneError`, which is logged elsewhere, once and with its reason.
     """
@@ -70,18 +77,21 @@ async def _logged(work: Awaitable[None], event: str, **fields: str) -> None:
     except Exception:
         # A bug of ours.
         log.exception(event, **fields)
+    else:
+        return True
+    return False
 
 
-async def insist(write: Callable[[], Awaitable[object]]) -> None:
-    """Repeat a write, with the same data, until the store has carried it out.
+async def insist(call: Callable[[], Awaitable[T]]) -> T:
+    """Repeat a call of the store, with the same data, until the store has carried it out; return
+    its result.
 
     Raises `StoreGoneError`.
     """
     pause = RETRY_MIN_SECONDS
     while True:
         try:
-            await write()
-            return
+            return await call()
         except (StoreFullError, StoreBusyError):
             await asyncio.sleep(pause)
             pause = min(2 * pause, RETRY_SECONDS)

@@ -29,10 +29,10 @@ from proxy.jobs.model import (
 from proxy.jobs.policy import CANCELLED, WORKER_LOST, Ending, RunEnd, Verdict, after_run, overdue
 from proxy.service.background import Background, insist
 from proxy.service.clock import Clock
-from proxy.service.consumers import Consumers
 from proxy.service.endpoints import Endpoint
 from proxy.service.events import JobEvents
 from proxy.service.fleet import Fleet, log_loss
+from proxy.service.job_turns import JobTurns
 from proxy.service.job_view import JobView, ReadLimits
 from proxy.service.recorder import Recorder, Recording
 from proxy.service.refusals import Refusals
@@ -69,7 +69,7 @@ class DurableRuns:
         # Running jobs that were ended while no worker held them, and the numbers of their runs.
         self._ended_early: OrderedDict[JobId, int] = OrderedDict()
         self._refusals = Refusals(fleet)
-        self.on_delivery: Callable[[], None] = _nothing
+        self.on_delivery: Callable[[], None] = lambda: None
         """Called when a job with a webhook has ended."""
 
     # Called by the dispatcher
@@ -123,9 +123,13 @@ class DurableRuns:
             self.withdrawn([ended])
         return ended
 
+    def stop(self, job: Job) -> None:
+        """Stop the run of a job that has ended, if a worker still holds it."""
+        self._fleet.stop_run(job)
+
     # The ends of runs and jobs
 
-    def _start_end(self, recording: Recording, end: RunEnd) -> asyncio.Task[None]:
+    def _start_end(self, recording: Recording, end: RunEnd) -> asyncio.Task[bool]:
         was_refused = end.ending is Ending.FULL and end.was_alone
         if was_refused and not self._refusals.may_wait(recording.endpoint, recording.job_id):
             end = end._replace(ending=Ending.FAILED)
@@ -260,10 +264,6 @@ class DurableRuns:
             self.on_delivery()
 
 
-def _nothing() -> None:
-    pass
-
-
 class NotRetriableError(Exception):
     """The job cannot be retried in its present status."""
 
@@ -279,7 +279,8 @@ class DurableJobs:
         self._view = view
         self._clock = clock
         self._ids = ids
-        self._consumers = Consumers()
+        # Each element of an output is consumed once.
+        self._consumers = JobTurns()
 
     async def submit(self, endpoint: Endpoint, owner: Owner, order: JobRequest) -> Job:
         """Put a job into the queue. It is in the store when this returns; the returned job omits
@@ -353,6 +354,9 @@ class DurableJobs:
         """Cancel a job that is queued or running. One that has ended does not change."""
         job = await self._store.get(endpoint.id, owner, JobId(job_id))
         if job is None or job.is_terminal:
+            if job is not None:
+                # It may have been cancelled by a request whose answer was an error of the store.
+                self._runs.stop(job)
             return job
         ended = await self._runs.cancel(job)
         return ended or await self._store.get(endpoint.id, owner, JobId(job_id))

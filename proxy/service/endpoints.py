@@ -156,6 +156,12 @@ class Endpoints:
         if endpoint.id not in self._learned:
             self._change(endpoint, {})
 
+    def forget_learned(self, endpoint: Endpoint) -> None:
+        """Forget the models that a worker has listed: none of the present workers lists any."""
+        if endpoint.id in self._learned:
+            self._learned.discard(endpoint.id)
+            self._change(endpoint, {})
+
     def _change(self, endpoint: Endpoint, models: dict[str, Model]) -> None:
         if models != self._announced.get(endpoint.id, {}):
             self._set(endpoint, models)

@@ -107,7 +107,7 @@ class Fleet:
 
     def end_run(
         self, worker: Worker, job_id: JobId, attempt: int, end: RunEnd
-    ) -> asyncio.Task[None] | None:
+    ) -> asyncio.Task[bool] | None:
         """Free the slot of a run that has ended; return as `Sink.end` does."""
         hold = worker.holds.get(job_id)
         if hold is None or hold.attempt != attempt:

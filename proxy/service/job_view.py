@@ -233,11 +233,7 @@ class JobView:
         ahead = self._interactive.ahead(job)
         workers = self._fleet.of(job.endpoint)
         found = reason(job, workers, ahead, self._clock.now())
-        if any(worker.is_ready for worker in workers) or not self._fleet.unhealthy:
-            return found
-        now = asyncio.get_running_loop().time()
-        unhealthy = self._fleet.unhealthy.reasons(job.endpoint, now)
-        return f"{found} Last failure: {unhealthy[-1]}." if unhealthy else found
+        return found + last_failure(self._fleet, job.endpoint)
 
     async def _look(
         self,
@@ -295,6 +291,14 @@ class JobView:
                 return job, outputs
             await reserve(size)
             reserved = size
+
+
+def last_failure(fleet: Fleet, endpoint: EndpointId) -> str:
+    """Return a further sentence about the worker that has failed last, while none is ready."""
+    if fleet.is_ready(endpoint) or not fleet.unhealthy:
+        return ""
+    unhealthy = fleet.unhealthy.reasons(endpoint, asyncio.get_running_loop().time())
+    return f" Last failure: {unhealthy[-1]}." if unhealthy else ""
 
 
 def reason(job: JobState, workers: Sequence[Worker], ahead: int, now: Millis) -> str:

@@ -3,13 +3,17 @@ to resume them.
 """
 
 import asyncio
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import structlog
 
 from proxy.jobs.model import Ids, Job, JobId
+from proxy.service.background import insist
 from proxy.service.durable import DurableRuns
+from proxy.service.fleet import Fleet
+from proxy.service.job_turns import JobTurns
 from proxy.service.ports import WorkerPort
 from proxy.service.worker import Worker
 from proxy.store.base import Adopted, JobStore
@@ -30,13 +34,16 @@ class ClaimedRun(NamedTuple):
 class Orphans:
     """The runs that no connected worker has resumed yet."""
 
-    def __init__(self, store: JobStore, runs: DurableRuns, ids: Ids) -> None:
+    def __init__(self, store: JobStore, runs: DurableRuns, fleet: Fleet, ids: Ids) -> None:
         self._store = store
         self._runs = runs
+        self._fleet = fleet
         # The number that adopted runs get: each is adopted at most once in the life of a process.
         # An adoption whose result was lost can be repeated.
         self._number = ids.run()
         self._jobs: dict[JobId, Job] = {}
+        # A worker that reconnects can ask for a run again before the store has answered.
+        self._turns = JobTurns()
         # The event loop's time when their lease began.
         self._since = 0.0
 
@@ -53,40 +60,53 @@ class Orphans:
         """Let a worker resume a run, if no output of it is lost.
 
         `sent`: the number of frames that it has sent, all of which must be in the store; or None if
-        it sends again what the store lacks. If some output is lost, the run ends. Returns False if
-        the worker has to stop the run.
+        it sends again what the store lacks, and waits until the store answers. If some output is
+        lost, the run ends. Returns False if the worker has to stop the run. Raises `StoreGoneError`
+        if `sent` is None.
         """
-        job = self._jobs.get(job_id)
-        if job is None or job.attempt != attempt or job.endpoint != worker.endpoint:
-            return False
-        adopted = await self._take_over(job)
-        if adopted is None:
-            return False
-        if sent is not None and adopted.cursor != sent:
-            self._end(adopted.job)
-            return False
-        self._resume(adopted, worker, port, received=adopted.cursor)
-        return True
+        async with self._turns.alone(job_id):
+            hold = worker.holds.get(job_id)
+            if hold is not None and hold.attempt == attempt:
+                # An earlier connection of the worker has listed the run too.
+                return True
+            job = self._jobs.get(job_id)
+            if job is None or job.attempt != attempt or job.endpoint != worker.endpoint:
+                return False
+            write = partial(self._store.adopt, job.id, job.attempt, self._number)
+            adopted = await self._take_over(job, worker, write, waits=sent is None)
+            if adopted is None:
+                return False
+            if sent is not None and adopted.cursor != sent:
+                self._end(adopted.job)
+                return False
+            self._resume(adopted, worker, port, received=adopted.cursor)
+            return True
 
-    async def claim(self, worker: Worker, port: WorkerPort, job_id: JobId) -> ClaimedRun | None:
+    async def claim(
+        self, worker: Worker, port: WorkerPort, job_id: JobId, *, waits: bool
+    ) -> ClaimedRun | None:
         """Let a worker resume the run that it had; return it, or None if it had none.
 
-        For workers that list their jobs but not the output that they have sent.
+        For workers that list their jobs but not the output that they have sent. `waits`: until the
+        store answers; else the result is also None if the store does not answer now. Raises
+        `StoreGoneError` if `waits`.
         """
-        job = self._jobs.get(job_id)
-        if job is None or job.worker != worker.id:
-            return None
-        try:
-            elements, _ = await self._store.read(job_id, 0, ALL_ELEMENTS)
-        except StoreError:
-            return None
-        if self._jobs.get(job_id) is not job:
-            return None
-        adopted = await self._take_over(job)
-        if adopted is None:
-            return None
-        self._resume(adopted, worker, port)
-        return ClaimedRun(adopted.job, elements)
+        async with self._turns.alone(job_id):
+            job = self._jobs.get(job_id)
+            if job is None or job.worker != worker.id:
+                return None
+            elements: Sequence[bytes] = ()
+
+            async def read_and_adopt() -> Adopted | None:
+                nonlocal elements
+                elements, _ = await self._store.read(job_id, 0, ALL_ELEMENTS)
+                return await self._store.adopt(job_id, job.attempt, self._number)
+
+            adopted = await self._take_over(job, worker, read_and_adopt, waits=waits)
+            if adopted is None:
+                return None
+            self._resume(adopted, worker, port)
+            return ClaimedRun(adopted.job, elements)
 
     def restart_lease(self, now: float) -> None:
         """Start the lease again in which their workers have to return."""
@@ -104,19 +124,40 @@ class Orphans:
     def _end(self, job: Job) -> None:
         self._runs.orphaned(job, (job.run, self._number))
 
-    async def _take_over(self, job: Job) -> Adopted | None:
-        """Give a run a new number. The caller holds it in the same turn of the event loop, so that
-        a cancellation that is committed later finds it.
+    async def _take_over(
+        self,
+        job: Job,
+        worker: Worker,
+        write: Callable[[], Awaitable[Adopted | None]],
+        *,
+        waits: bool,
+    ) -> Adopted | None:
+        """Give a run a new number with `write`. The caller holds it in the same turn of the event
+        loop, so that a cancellation that is committed later finds it.
 
         None if the run does not go on: the list was made at the start, and only the store knows.
+        Also if the store does not answer now, unless `waits`; the run then remains an orphan.
         """
+        # Its lease does not end while the store is asked.
         del self._jobs[job.id]
+        is_answered = False
         try:
-            adopted = await self._store.adopt(job.id, job.attempt, self._number)
+            adopted = await (insist(write) if waits else write())
+            is_answered = True
         except StoreError:
-            self._jobs[job.id] = job
+            if waits:
+                raise
             return None
-        return None if adopted is None or self._runs.has_ended(adopted.job) else adopted
+        finally:
+            if not is_answered:
+                self._jobs[job.id] = job
+        if adopted is None or self._runs.has_ended(adopted.job):
+            return None
+        if self._fleet.get(worker.id) is not worker:
+            # It has left in the meantime.
+            self._end(adopted.job)
+            return None
+        return adopted
 
     def _resume(
         self, adopted: Adopted, worker: Worker, port: WorkerPort, *, received: int = 0

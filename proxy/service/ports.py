@@ -142,10 +142,11 @@ class Sink(Protocol):
         """
         ...
 
-    def end(self, attempt: int, end: RunEnd) -> "Task[None] | None":
+    def end(self, attempt: int, end: RunEnd) -> "Task[bool] | None":
         """Take the end of a run and carry out its consequences for the job. The first end counts.
 
-        Returns the task that writes them to the store, or None if there is nothing to write.
+        Returns the task that writes them to the store, or None if there is nothing to write. The
+        task's result is False if they could not be written.
         """
         ...
 

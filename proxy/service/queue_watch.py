@@ -11,7 +11,7 @@ from proxy.jobs.model import EndpointId
 from proxy.service.clock import Clock
 from proxy.service.endpoints import Endpoints
 from proxy.service.fleet import Fleet
-from proxy.service.job_view import without_slots, without_workers
+from proxy.service.job_view import last_failure, without_slots, without_workers
 from proxy.service.worker import Worker
 
 log = structlog.get_logger()
@@ -82,7 +82,8 @@ class QueueWatch:
             if reason:
                 wait.cause = cause
                 wait.written = now
-                log.info("queue.waits", endpoint=endpoint.id, jobs=queued, reason=reason)
+                reason += last_failure(self._fleet, endpoint.id)
+                log.warning("queue.waits", endpoint=endpoint.id, jobs=queued, reason=reason)
 
     def _queued(self, endpoint: EndpointId) -> int:
         return sum(

@@ -27,7 +27,7 @@ ELEMENT_OVERHEAD_BYTES = 64
 # A worker resumes when the disk has caught up to the watermark at which it was paused.
 RESUME_BELOW_BYTES = HIGH_WATERMARK_BYTES + 1
 
-OnRunEnd: TypeAlias = Callable[["Recording", RunEnd], asyncio.Task[None]]
+OnRunEnd: TypeAlias = Callable[["Recording", RunEnd], asyncio.Task[bool]]
 """Starts the task that writes the end of a recorded run."""
 
 
@@ -99,7 +99,7 @@ class Recording:
             self._port.pause(self.job_id, attempt)
         return SinkVerdict.ACCEPTED
 
-    def end(self, attempt: int, end: RunEnd) -> asyncio.Task[None] | None:
+    def end(self, attempt: int, end: RunEnd) -> asyncio.Task[bool] | None:
         if not self._is_current(attempt):
             return None
         self._has_ended = True

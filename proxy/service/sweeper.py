@@ -64,13 +64,20 @@ class DurableSweeper:
         self._lease = lease
 
     async def serve(self) -> None:
-        """End orphans and overdue jobs, until cancelled."""
+        """End the lease of the orphans, until cancelled. It asks the store nothing, so that errors
+        of the store do not start this lease again.
+        """
         self._orphans.restart_lease(asyncio.get_running_loop().time())
         while True:
             await asyncio.sleep(TICK_SECONDS)
             now = asyncio.get_running_loop().time()
             self._pauses.look(now)
             self._orphans.end_lease(now, self._lease)
+
+    async def serve_overdue(self) -> None:
+        """End overdue jobs until cancelled."""
+        while True:
+            await asyncio.sleep(TICK_SECONDS)
             await self.end_overdue()
 
     async def serve_forgetting(self) -> None:

@@ -19,7 +19,7 @@ import structlog
 from proxy.access.encryption import OtherSealError
 from proxy.jobs.model import Delivery, Job, JobId, Millis
 from proxy.jobs.policy import DELIVERY_RETRY_MILLIS, after_try
-from proxy.service.background import Background
+from proxy.service.background import Background, insist
 from proxy.service.clock import Clock
 from proxy.service.events import Subscription
 from proxy.store.base import JobStore
@@ -120,7 +120,8 @@ class Deliveries:
             why = await self._try(delivery)
             again_at = None if why is None else after_try(delivery, self._clock.now())
             self._log(delivery, why, again_at)
-            await self._store.tried(delivery, again_at)
+            # A receiver that got it must not get it again because the store does not answer.
+            await insist(partial(self._store.tried, delivery, again_at))
         except StoreError:
             log.warning("delivery.not_noted", job=delivery.job.id)
             # The delivery is still due: do not repeat it immediately.

@@ -32,6 +32,7 @@ RESULT_BYTES = 10 * MB
 QUEUED_JOBS = 200_000
 DUE_WEBHOOKS = 60_000
 WATCH_SECONDS = 10.0
+DUE_CPU_SHARE = 0.05
 BATCH = 10_000
 SETTINGS = {
     "limit": "run=0 status=0 stream=0 purge-queue=0",
@@ -74,6 +75,7 @@ async def report(proxy: Measured, load: str) -> None:
     tell(f"{load}: rows of a transaction", figures.rows, f"<= {TRANSACTION_MAX_ROWS}")
     tell(f"{load}: longest transaction", round(figures.longest_transaction * 1000), "", "ms")
     assert figures.rows <= TRANSACTION_MAX_ROWS
+    assert turn <= TURN_MAX_MS
 
 
 async def test_a_reader_of_a_long_stream(tmp_path: Path) -> None:
@@ -147,4 +149,5 @@ async def test_a_dead_receiver_has_many_webhooks(tmp_path: Path) -> None:
             load = f"{DUE_WEBHOOKS:,} due webhooks"
             share = (proxy.cpu_seconds() - before) / WATCH_SECONDS
             tell(f"{load}: CPU", round(100 * share, 1), "<= 5", "% of a core")
+            assert share <= DUE_CPU_SHARE
             await report(proxy, load)

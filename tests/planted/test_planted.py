@@ -84,6 +84,7 @@ async def test_a_planted_bug_is_found(bug: Bug, tmp_path: Path) -> None:
     seconds = asyncio.get_running_loop().time() - begun
     tell(bug.patch.stem, round(seconds, 1), f"found within {FIND_SECONDS:g} s", "s")
     assert output, "the bug was not found"
+    assert seconds <= FIND_SECONDS
     if bug.is_simulated:
         seed = re.search(r"^seed (\d+): ", output, re.MULTILINE)
         assert seed, output

@@ -72,5 +72,5 @@ def test_the_invariants_hold_under_faults_for_many_seeds(part: int) -> None:
         if violations := outcome(seed).violations:
             found[seed] = violations
         seed += 1
-    tell("simulated seeds", seed - first, str(SEEDS_PER_PART))
+    tell("simulated seeds", seed - first, str(SEEDS_PER_PART), seed=first)
     assert not found

@@ -128,13 +128,25 @@ async def test_the_engines_refusal_after_a_heartbeat_is_a_failed_response(shared
 
 
 async def test_a_run_that_is_lost_in_the_middle_ends_with_both_events(shared: Proxy) -> None:
-    async with puppet(shared, slots=1) as worker, shared.openai() as client:
-        stream = await client.responses.create(**STREAM)
+    await lose_in_the_middle(shared)
+
+
+async def test_a_failed_response_without_heartbeats_keeps_its_identity() -> None:
+    async with serving(heartbeat="off") as proxy:
+        await lose_in_the_middle(proxy)
+
+
+async def lose_in_the_middle(proxy: Proxy) -> None:
+    """Lose the run of a stream after its first text, and check the last events."""
+    async with puppet(proxy, slots=1) as worker, proxy.openai() as client:
+        # Without heartbeats, the response begins with the engine's first event.
+        creating = asyncio.create_task(client.responses.create(**STREAM))
         job = await worker.job()
         await worker.say(
             Head(job.job, job.attempt, 200, "text/event-stream"),
             Chunk(job.job, job.attempt, responses.beginning() + responses.tokens("a")),
         )
+        stream = await creating
         seen = []
         async for event in stream:
             if event.type == "response.output_text.delta":

@@ -3,40 +3,37 @@
 import asyncio
 import json
 import time
-from collections.abc import AsyncIterator, Callable
-from dataclasses import dataclass, field
+from collections.abc import AsyncIterator, Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, cast
+from uuid import uuid4
 
 import pytest
 import pytest_asyncio
+from harness.data.faulty_store import Fault, FaultyStore
 from harness.load.figures import tell
-from harness.proxy.queue_api import QueueClient
+from harness.proxy.queue_api import Answer, QueueClient
 from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, puppet
 
 from proxy.store.base import JobStore
 from proxy.store.errors import StoreBusyError, StoreFullError
-from proxy.store.memory import MemoryStore
-from proxy.wire.frames import Chunk, End, Head, Job, Output
+from proxy.wire.frames import Body, Chunk, End, Head, Job, Output, Stop
 
 TEXTS = ["a", "b", "c"]
-# Reads for which the proxy asks periodically are not part of a client's story.
-PERIODIC = {"due", "forget", "deliveries", "until_gone"}
 # The calls that one story makes; the test checks that there are not more.
 MAX_CALLS = 16
+MAX_CALLS_OF_OTHERS = 60
+# Of the other operations, `make test` tries these faults only.
+QUICK_FAULTS = {"busy", "busy, in doubt"}
+# Inputs of a job that runs until it is stopped, and of one that fails once.
+HELD = "held"
+FAILING = "failing"
+HELD_BODY = json.dumps(HELD).encode()
+FAILING_BODY = json.dumps(FAILING).encode()
 # The lease, and 5 s: until then, everything is normal again after a fault.
 NORMAL_SECONDS = 20
-
-
-@dataclass
-class Fault:
-    """A way to fail: an error, before or after the call has taken effect, and a delay before it."""
-
-    error: Callable[[], Exception] | None
-    is_after: bool = False
-    times: int = 1
-    seconds: float = 0.0
 
 
 FAULTS = {
@@ -49,46 +46,6 @@ FAULTS = {
     "slow": Fault(None, seconds=0.3),
     "slow, then busy": Fault(lambda: StoreBusyError("locked"), seconds=0.3),
 }
-
-
-@dataclass
-class FaultyStore:
-    """A store whose calls from `first` on fail; `calls` has the names of all calls."""
-
-    store: MemoryStore = field(default_factory=MemoryStore)
-    calls: list[str] = field(default_factory=list)
-    first: int = 0
-    fault: Fault | None = None
-
-    def __getattr__(self, name: str) -> Any:
-        found = getattr(self.store, name)
-        if not asyncio.iscoroutinefunction(found) or name in PERIODIC:
-            return found
-
-        async def call(*arguments: Any, **named: Any) -> Any:
-            number = len(self.calls)
-            self.calls.append(name)
-            fault = self.fault
-            if fault is None or not self.first <= number < self.first + fault.times:
-                return await found(*arguments, **named)
-            await asyncio.sleep(fault.seconds)
-            if fault.error is None:
-                return await found(*arguments, **named)
-            if name == "take":
-                return await found(*arguments, **named) if fault.is_after else []
-            if fault.is_after:
-                await found(*arguments, **named)
-            raise fault.error()
-
-        return call
-
-    def arm(self, fault: Fault, number: int) -> None:
-        """Let the call with this number, counted from now on, fail."""
-        self.first = len(self.calls) + number
-        self.fault = fault
-
-    def disarm(self) -> None:
-        self.fault = None
 
 
 @dataclass
@@ -112,9 +69,21 @@ async def scene() -> AsyncIterator[Scene]:
 async def answer(worker: Puppet) -> None:
     """Answer every job and every call that the worker receives, until cancelled."""
     while True:
-        offered: Job = await worker.job()
+        frame = await worker.hear()
+        if isinstance(frame, Stop):
+            await worker.say(End(frame.job, frame.attempt, "released"))
+        if not isinstance(frame, Job):
+            continue
+        offered = frame
         run = offered.job, offered.attempt
-        if offered.input:
+        body = await worker.hear()
+        assert isinstance(body, Body)
+        if body.data == HELD_BODY:
+            # It ends when it is stopped.
+            continue
+        if body.data == FAILING_BODY and offered.attempt == 1:
+            await worker.say(End(*run, "failed", "engine_error", "as asked"))
+        elif offered.input:
             texts = [Output(*run, json.dumps(text).encode()) for text in TEXTS]
             await worker.say(*texts, End(*run, "completed"))
         else:
@@ -165,26 +134,78 @@ async def story(scene: Scene) -> None:
     await until(lambda: not any(each.holds or each.reserved for each in scene.proxy.parts.fleet))
 
 
-@pytest.mark.parametrize("name", FAULTS)
-async def test_every_call_of_the_store_may_fail(scene: Scene, name: str) -> None:
-    fault = FAULTS[name]
+async def repeated(scene: Scene, method: str, path: str, **more: Any) -> Answer:
+    """Send a request until it is not refused with 503; return its response."""
+    while True:
+        reply = await scene.queue.call(method, path, **more)
+        if reply.status != 503:
+            return reply
+        assert int(reply.headers["retry-after"]) > 0
+
+
+async def other_operations(scene: Scene) -> None:
+    """Use the operations that `story` does not: on running, failed and finished jobs."""
+    # With a key, a request that was refused in doubt submits one job only.
+    key = {"Idempotency-Key": uuid4().hex}
+    held = (await repeated(scene, "POST", "run", json={"input": HELD}, headers=key))["id"]
+    cancelled = await repeated(scene, "POST", f"cancel/{held}")
+    assert (cancelled.status, cancelled["status"]) == (200, "CANCELLED")
+    synchronous = await repeated(scene, "POST", "runsync", json={"input": 1})
+    assert synchronous.status == 200, synchronous
+    # If the store did not answer after the submission, the response has the job's id only.
+    assert (await ended(scene, synchronous["id"]))["output"] == TEXTS
+    failing = (await repeated(scene, "POST", "run", json={"input": FAILING}))["id"]
+    assert (await ended(scene, failing))["status"] == "FAILED"
+    # In doubt, the job is queued again by the request that was refused.
+    assert (await repeated(scene, "POST", f"retry/{failing}")).status in {200, 409}
+    assert (await ended(scene, failing))["output"] == TEXTS
+    limited = await repeated(scene, "GET", f"status/{failing}?ttl=600000")
+    assert (limited.status, limited["output"]) == (200, TEXTS)
+    page = await repeated(scene, "GET", f"stream/{failing}?after=0")
+    assert [element["output"] for element in page["stream"]] == TEXTS
+    assert (await repeated(scene, "GET", "requests?limit=5")).status == 200
+    assert (await repeated(scene, "POST", "purge-queue")).status == 200
+    await until(lambda: not any(each.holds or each.reserved for each in scene.proxy.parts.fleet))
+
+
+async def fail_each_call(
+    scene: Scene, name: str, max_calls: int, play: Callable[[Scene], Awaitable[None]]
+) -> None:
+    """Play a story once for each call of the store that it makes, and let this call fail."""
     async with puppet(scene.proxy, slots=2) as worker:
         answering = asyncio.create_task(answer(worker))
         before = len(scene.store.calls)
-        await story(scene)
+        await play(scene)
         calls = len(scene.store.calls) - before
-        assert calls <= MAX_CALLS, scene.store.calls[before:]
+        assert calls <= max_calls, scene.store.calls[before:]
         longest = 0.0
         for number in range(calls):
-            scene.store.arm(fault, number)
+            scene.store.arm(FAULTS[name], number)
             async with asyncio.timeout(NORMAL_SECONDS):
                 began = time.monotonic()
-                await story(scene)
+                await play(scene)
                 longest = max(longest, time.monotonic() - began)
             scene.store.disarm()
         tell(f"{name}: longest story", round(longest, 1), f"<= {NORMAL_SECONDS}", "s")
         answering.cancel()
         await asyncio.gather(answering, return_exceptions=True)
+
+
+@pytest.mark.parametrize("name", FAULTS)
+async def test_every_call_of_the_store_may_fail(scene: Scene, name: str) -> None:
+    await fail_each_call(scene, name, MAX_CALLS, story)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "name",
+    [
+        pytest.param(name, marks=() if name in QUICK_FAULTS else pytest.mark.torture)
+        for name in FAULTS
+    ],
+)
+async def test_every_call_of_other_operations_may_fail(scene: Scene, name: str) -> None:
+    await fail_each_call(scene, name, MAX_CALLS_OF_OTHERS, other_operations)
 
 
 @pytest.mark.parametrize("name", ["full", "busy", "busy for a while"])

@@ -117,6 +117,22 @@ def test_the_identity_is_found_in_a_beginning_that_is_sent_in_parts() -> None:
     assert failed["sequence_number"] == 6
 
 
+@pytest.mark.parametrize("comment", [b": ping\n\n", b": ping\r\n\r\n", b":\n: x\n\n"])
+def test_a_comment_of_the_engine_does_not_begin_a_response(comment: bytes) -> None:
+    created, problem, failed = failure(comment, body=error("lost"), is_final=True)
+    assert created["type"] == "response.created"
+    assert (problem["sequence_number"], failed["sequence_number"]) == (1, 2)
+    events = ResponsesEvents(HeartbeatForm.AUTO, CALL)
+    events.note(comment)
+    assert events.heartbeat("running") == b": running\n"
+
+
+def test_a_comment_of_the_engine_does_not_hide_the_number_before_it() -> None:
+    written = [responses.beginning(), responses.tokens("hi"), b": ping\n\n"]
+    problem, _ = failure(*written, body=error("lost"), is_final=True)
+    assert problem["sequence_number"] == 5
+
+
 def test_text_about_numbers_is_not_a_number() -> None:
     text = responses.tokens('"sequence_number": 99')
     problem, _ = failure(responses.beginning(), text, body=error("lost"), is_final=True)

@@ -46,6 +46,7 @@ from proxy.api.openai.stream_events import HeartbeatForm, StreamedCall
 from proxy.api.openai.unserved import explain
 from proxy.api.unknown import unknown_model
 from proxy.jobs.model import Owner, Request
+from proxy.service.clock import Clock, shown
 from proxy.service.endpoints import Endpoint, Endpoints
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.mailbox import Mailbox
@@ -70,6 +71,7 @@ class OpenAi:
         checks: CallChecks,
         new_id: Callable[[], str],
         retries: Retries,
+        clock: Clock,
     ) -> None:
         self._endpoints = endpoints
         self._interactive = interactive
@@ -77,6 +79,7 @@ class OpenAi:
         self._new_id = new_id
         self._request_ids = RequestIds(new_id)
         self.retries = retries
+        self._clock = clock
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Handle a request that the gate has authorized."""
@@ -92,7 +95,7 @@ class OpenAi:
     async def resume(self, call: FastCall, scope: Any, receive: Any, send: Any) -> None:
         """Continue a call that has left the fast lane."""
         facts = call.facts
-        share = self._checks.limits.answers.share(facts.key_id)
+        share = self._checks.limits.answers.share(facts.owner)
         reply = Reply(send, facts.request_id, share, abort_of(scope))
         reply.set_dialect(facts.route.dialect)
         for name, value in facts.fields:
@@ -100,7 +103,7 @@ class OpenAi:
         reply.add_header(b"x-job-id", call.job.id.encode())
         if facts.is_streaming:
             form = facts.intervals.form if facts.intervals else HeartbeatForm.OFF
-            created_at = call.job.created_at // 1000
+            created_at = shown(self._clock, call.job.created_at) // 1000
             reply.expect_stream(form, StreamedCall(reply.request_id, facts.named_model, created_at))
         if call.has_begun:
             reply.continue_stream()
@@ -166,7 +169,7 @@ class OpenAi:
         reply = Reply(
             send,
             request_id,
-            self._checks.limits.answers.share("" if principal is None else principal.key_id),
+            self._checks.limits.answers.share("" if principal is None else principal.owner),
             abort_of(scope),
             only_head=only_head,
         )
@@ -212,12 +215,13 @@ class OpenAi:
         chosen = endpoint or self._checks.only_endpoint()
         leave: Callable[[], None] | None = None
         fields: Fields = ()
+        mailbox: Mailbox | None = None
         is_over = False
         try:
             if chosen is not None:
                 leave = self._count(principal, chosen, reply)
                 self._checks.admit(chosen)
-            with self._checks.limits.bodies.share(principal.key_id) as share:
+            with self._checks.limits.bodies.share(principal.owner) as share:
                 body, seen = await _read(route, receive, headers, share)
                 chosen = await self._checks.serving(chosen, seen.model)
                 leave = leave or self._count(principal, chosen, reply)
@@ -249,7 +253,7 @@ class OpenAi:
                 reply.add_header(b"x-job-id", mailbox.job.id.encode())
                 mailbox.abort = abort_of(scope)
                 if seen.is_streaming:
-                    created_at = mailbox.job.created_at // 1000
+                    created_at = shown(self._clock, mailbox.job.created_at) // 1000
                     call = StreamedCall(reply.request_id, seen.model or "", created_at)
                     reply.expect_stream(intervals.form if intervals else HeartbeatForm.OFF, call)
                 relay = Relay(
@@ -263,7 +267,8 @@ class OpenAi:
                 is_over = mailbox.outcome is not None and mailbox.outcome.answered
         finally:
             if REQUEST_ID in headers:
-                self._request_ids.leave(fields, is_over=is_over)
+                has_ended = partial(_has_ended, mailbox)
+                self._request_ids.leave(fields, has_ended, is_over=is_over)
             if leave is not None:
                 leave()
 
@@ -290,6 +295,11 @@ class OpenAi:
         for name, value in headers:
             reply.add_header(name, value)
         return leave
+
+
+def _has_ended(mailbox: Mailbox | None) -> bool:
+    """Return True if the job of a call, if there is any, has ended."""
+    return mailbox is None or mailbox.job.is_terminal
 
 
 async def _read(

@@ -10,7 +10,7 @@ from proxy.api.openai.relay import RUN_END_TIMEOUT_SECONDS, HeartbeatIntervals
 from proxy.api.openai.reply import API_VERSION, STREAM_HEADERS
 from proxy.api.openai.retries import CallIdentity
 from proxy.api.openai.routes import OpenAiRoute
-from proxy.jobs.model import Head, InteractiveJob, Outcome
+from proxy.jobs.model import Head, InteractiveJob, Outcome, Owner
 from proxy.service.mailbox import WRITE_BYTES, Mailbox, OnRunEnd
 from proxy.service.ports import SinkVerdict
 from proxy.wire.sse import LastEvent
@@ -101,7 +101,7 @@ class CallFacts(NamedTuple):
     route: OpenAiRoute
     model: str
     named_model: str
-    key_id: str
+    owner: Owner
     request_id: bytes
     fields: list[tuple[bytes, bytes]]
     intervals: HeartbeatIntervals | None

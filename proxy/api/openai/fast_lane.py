@@ -35,6 +35,7 @@ from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.fast_call import CallFacts, FastCall, LaneConnection, Turn
 from proxy.api.openai.retries import CallIdentity
 from proxy.api.openai.routes import AnsweredBy, OpenAiRoute
+from proxy.api.openai.stream_events import HeartbeatForm
 from proxy.jobs.model import Request
 from proxy.service.admission import DrainingError, QueueFullError
 from proxy.service.dispatch import Dispatch
@@ -139,7 +140,7 @@ class FastLane:
 
     def begin(self, connection: LaneConnection, admitted: Admitted, body: bytes) -> FastCall | None:
         """Start a call with this head; None: the application has to handle it."""
-        share = self._checks.limits.bodies.share(admitted.principal.key_id)
+        share = self._checks.limits.bodies.share(admitted.principal.owner)
         call = None
         try:
             share.grow(len(body))
@@ -188,7 +189,8 @@ class FastLane:
         intervals = checks.heartbeats(
             None, admitted.timeout, is_streaming=seen.is_streaming, can_be_padded=False
         )
-        if intervals is not None and intervals.form in route.dialect.noted_forms:
+        form = intervals.form if intervals else HeartbeatForm.OFF
+        if seen.is_streaming and form in route.dialect.noted_forms:
             return None
         checks.admit(endpoint)
         worker = self._dispatch.free_worker(endpoint.id, light=route.is_light)
@@ -207,7 +209,7 @@ class FastLane:
             route,
             checks.model_of(endpoint, seen.model),
             seen.model or "",
-            principal.key_id,
+            principal.owner,
             request_id,
             limits,
             intervals,

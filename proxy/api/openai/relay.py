@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, Self, TypeAlias
 
-from proxy.api.errors import ApiError
+from proxy.api.errors import RETRIED_CLIENT_ERRORS, ApiError
 from proxy.api.openai.reply import FIRST_SERVER_ERROR, Reply
 from proxy.api.openai.stream_events import HeartbeatForm
 from proxy.jobs.model import Head
@@ -32,7 +32,6 @@ HEARTBEAT_MIN_SECONDS = 1.0
 # Statuses of an engine's response for which a repetition of the call is useless.
 FINAL_SERVER_ERRORS = (500, 501)
 SHOULD_RETRY = b"x-should-retry"
-RETRIED_CLIENT_ERRORS = (408, 409, 425, 429)
 
 Explain: TypeAlias = Callable[[int, bytes], ApiError | None]
 

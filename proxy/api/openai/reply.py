@@ -133,9 +133,8 @@ class Reply:
         """Send an error of the proxy: with its status, or as the last events of a stream."""
         body = self._dialect.error(error)
         row = error.row
-        is_final = row.should_retry is False
-        if self.is_stream or (is_final and self.sends_late(row.status)):
-            await self.failed(body, is_final=is_final)
+        if self.is_stream or (row.is_final and self.sends_late(row.status)):
+            await self.failed(body, is_final=row.is_final)
         else:
             await self.whole(row.status, b"application/json", body, error.headers())
 

@@ -31,16 +31,26 @@ class RequestIds:
             (name, self._unique(value) if name == REQUEST_ID else value) for name, value in fields
         )
 
-    def leave(self, fields: Fields, *, is_over: bool) -> None:
-        """Note that a call with these fields has ended. `is_over`: its run has ended too."""
+    def leave(self, fields: Fields, has_ended: Callable[[], bool], *, is_over: bool) -> None:
+        """Note that the client of a call with these fields has left. `is_over`: its run has ended.
+        `has_ended` returns True as soon as its job has; the run may still be stopping.
+        """
         for name, value in fields:
-            if name != REQUEST_ID:
-                continue
-            if is_over:
+            if name == REQUEST_ID and is_over:
                 self._running.discard(value)
-            else:
-                loop = asyncio.get_running_loop()
-                loop.call_later(STOPPING_SECONDS, self._running.discard, value)
+            elif name == REQUEST_ID:
+                self._free_later(value, has_ended)
+
+    def _free_later(self, request_id: bytes, has_ended: Callable[[], bool]) -> None:
+        loop = asyncio.get_running_loop()
+        loop.call_later(STOPPING_SECONDS, self._free, request_id, has_ended)
+
+    def _free(self, request_id: bytes, has_ended: Callable[[], bool]) -> None:
+        if has_ended():
+            self._running.discard(request_id)
+        else:
+            # A retry can have claimed the call.
+            self._free_later(request_id, has_ended)
 
     def _unique(self, request_id: bytes) -> bytes:
         while request_id in self._running:

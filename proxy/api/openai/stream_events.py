@@ -29,6 +29,9 @@ NOT_AGAIN_IN_CHAT = "invalid_request_error"
 _CONTEXT = re.compile(
     r"context[ _](?:length|size|window)|max_model_len|maximum (?:model|input) length", re.IGNORECASE
 )
+# A line that is not a comment.
+_FIELD_LINE = re.compile(rb"(?:^|[\r\n])[^:\r\n]")
+_NUMBER_FIELD = b'"sequence_number"'
 _NUMBER = re.compile(rb'"sequence_number"\s*:\s*(\d{1,15})')
 _RESPONSE_ID = re.compile(rb'"response"\s*:\s*\{\s*"id"\s*:\s*"([\w.-]{1,200})"')
 
@@ -173,9 +176,11 @@ class ResponsesEvents:
         self._unread = b""
 
     def note(self, data: bytes) -> None:
-        if not self._has_begun:
+        if not self._has_begun and _FIELD_LINE.search(data):
             self._begin(data)
-        self._unread = data
+        # A comment must not replace events whose numbers were not read.
+        if data.find(_NUMBER_FIELD) >= 0:
+            self._unread = data
         if len(data) > KEPT_WRITE_BYTES:
             self._read_number()
 

@@ -14,7 +14,7 @@ import structlog
 from starlette.requests import Request
 from starlette.responses import Response
 
-from proxy.access.limits import ClientLimits, Share, limit_headers
+from proxy.access.limits import BudgetError, ClientLimits, Share, limit_headers
 from proxy.api.errors import CLIENT_ERRORS, ApiError, to_api_error
 from proxy.api.http import ClientGoneError, Routing, routing_of
 from proxy.api.queue import response
@@ -35,7 +35,7 @@ from proxy.api.queue.response import JsonAnswer, refusal
 from proxy.api.queue.sse import EventStream, start, wants_events
 from proxy.api.unknown import unknown_endpoint
 from proxy.jobs.job_request import JobRequest
-from proxy.jobs.model import Job, JobId
+from proxy.jobs.model import Cursor, Job, JobId
 from proxy.service.admission import Admission
 from proxy.service.clock import Clock
 from proxy.service.durable import DurableJobs
@@ -43,6 +43,7 @@ from proxy.service.endpoints import Endpoints
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.job_view import UNRESERVED_MAX_BYTES, JobView, ReadLimits
 from proxy.service.json_text import INLINE_MAX_BYTES
+from proxy.store.errors import StoreBusyError
 
 log = structlog.get_logger()
 
@@ -118,16 +119,19 @@ class JobOperations:
         job = await self._submit(context, replace(order, key=key))
         del order, body
         context.drop_body()
-        ended = await context.unless_gone(
-            self._view.wait_end(
-                context.endpoint,
-                context.owner,
-                job.id,
-                wait / 1000,
-                context.reserve,
-                is_owned=True,
-            )
+        end = self._view.wait_end(
+            context.endpoint,
+            context.owner,
+            job.id,
+            wait / 1000,
+            context.reserve,
+            is_owned=True,
         )
+        try:
+            ended = await context.unless_gone(end)
+        except (StoreBusyError, BudgetError):
+            # The job exists: a client that sent it again after an error would run it twice.
+            ended = None
         return await self._shown(*(ended or (job, ())))
 
     async def status(self, context: RequestContext, job_id: str) -> bytes:
@@ -168,12 +172,12 @@ class JobOperations:
             consumed = await context.unless_gone(
                 self._durable.consume(context.endpoint, context.owner, job_id, seconds, limits)
             )
-            return response.stream(*_found(consumed, job_id))
+            return await self._streamed(*_found(consumed, job_id))
         page = await context.unless_gone(
             self._view.read(context.endpoint, context.owner, job_id, cursor, seconds, limits)
         )
         job, elements, following, _ = _found(page, job_id)
-        return response.stream(job, elements, following)
+        return await self._streamed(job, elements, following)
 
     async def cancel(self, context: RequestContext, job_id: str) -> bytes:
         """Cancel a job."""
@@ -205,6 +209,13 @@ class JobOperations:
         if sum(map(len, elements)) > INLINE_MAX_BYTES:
             return await asyncio.to_thread(response.full, job, elements, now, reason, progress)
         return response.full(job, elements, now, reason, progress)
+
+    async def _streamed(
+        self, job: Job, elements: Sequence[bytes], following: Cursor | None = None
+    ) -> bytes:
+        if sum(map(len, elements)) > INLINE_MAX_BYTES:
+            return await asyncio.to_thread(response.stream, job, elements, following)
+        return response.stream(job, elements, following)
 
 
 class JobsApi:
@@ -242,8 +253,8 @@ class JobsApi:
         limits = self._limits
         routing = routing_of(request.scope)
         name = request.scope["path"].split("/", OPERATION_SEGMENT + 1)[OPERATION_SEGMENT]
-        share = limits.bodies.share(routing.caller.key_id)
-        answer_share = limits.answers.share(routing.caller.key_id)
+        share = limits.bodies.share(routing.caller.owner)
+        answer_share = limits.answers.share(routing.caller.owner)
         context: RequestContext | None = None
         response: Response | JsonAnswer | EventStream | None = None
         try:

@@ -215,7 +215,7 @@ class Reader:
         hold.received += 1
         return hold
 
-    def _confirm_end(self, end: frames.End, task: Task[None] | None) -> None:
+    def _confirm_end(self, end: frames.End, task: Task[bool] | None) -> None:
         """Acknowledge the end of a run, after the task that writes it to the store."""
         worker = self._worker
         job_id = JobId(end.job)
@@ -225,13 +225,15 @@ class Reader:
         elif worker.unwritten.get(job_id) != end.attempt:
             self._port.acknowledge(job_id, end.attempt, frames.ALL_FRAMES)
 
-    def _end_written(self, job_id: JobId, attempt: int, task: Task[None]) -> None:
+    def _end_written(self, job_id: JobId, attempt: int, task: Task[bool]) -> None:
         worker = self._worker
+        if task.cancelled() or not task.result():
+            # The worker keeps the end: a later proxy may still write it.
+            return
         if worker.unwritten.get(job_id) == attempt:
             del worker.unwritten[job_id]
-        is_written = not task.cancelled() and task.exception() is None
         # It may have reconnected in the meantime.
-        if is_written and worker.port is not None:
+        if worker.port is not None:
             worker.port.acknowledge(job_id, attempt, frames.ALL_FRAMES)
 
     def _head(self, frame: frames.Head, hold: Hold) -> None:

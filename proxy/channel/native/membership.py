@@ -14,6 +14,7 @@ from proxy.channel.native.validation import (
 from proxy.jobs.model import JobError, JobId, WorkerId
 from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
 from proxy.jobs.served_model import Model
+from proxy.service.background import Background
 from proxy.service.endpoints import Endpoint, Endpoints, OtherModelError
 from proxy.service.fleet import Fleet
 from proxy.service.orphans import Orphans
@@ -46,10 +47,18 @@ OUTPUT_LOST = RunEnd(Ending.LOST, JobError(WORKER_LOST.code, "Output was lost wi
 class Membership:
     """Adds native workers to the fleet, and removes them when they leave."""
 
-    def __init__(self, endpoints: Endpoints, fleet: Fleet, orphans: Orphans, lease: float) -> None:
+    def __init__(
+        self,
+        endpoints: Endpoints,
+        fleet: Fleet,
+        orphans: Orphans,
+        background: Background,
+        lease: float,
+    ) -> None:
         self._endpoints = endpoints
         self._fleet = fleet
         self._orphans = orphans
+        self._background = background
         self._lease = lease
 
     async def join(self, endpoint: Endpoint, hello: frames.Hello, connection: Connection) -> Worker:
@@ -93,23 +102,34 @@ class Membership:
         """Let a worker continue a run that it has listed, or stop the run."""
         job_id = JobId(theirs.job)
         attempt = theirs.attempt
-        is_sent_again = theirs.sent == frames.SENT_AGAIN
         if worker.unwritten.get(job_id) == attempt:
             # Its end has arrived, and is acknowledged when it is written.
             return
-        if job_id not in worker.holds:
-            sent = None if is_sent_again else theirs.sent
-            if not await self._orphans.adopt(worker, connection, job_id, attempt, sent):
-                connection.stop(job_id, attempt)
-                return
-        hold = worker.holds.get(job_id)
-        if hold is not None:
-            hold.is_listed = True
-            if is_sent_again and hold.stopped is None:
-                # An incomplete output value is sent again from its beginning.
-                hold.parts.clear()
-                hold.parts_size = 0
-                connection.acknowledge(job_id, attempt, hold.complete)
+        if job_id in worker.holds:
+            _go_on(worker, connection, theirs)
+        elif theirs.sent == frames.SENT_AGAIN:
+            # The worker sends nothing of the run until it is acknowledged, so a store that does not
+            # answer does not delay its other runs.
+            work = self._adopt(worker, connection, theirs)
+            self._background.start(work, f"adopt {job_id}")
+        elif await self._orphans.adopt(worker, connection, job_id, attempt, theirs.sent):
+            _go_on(worker, connection, theirs)
+        else:
+            connection.stop(job_id, attempt)
+
+    async def _adopt(self, worker: Worker, connection: Connection, theirs: frames.Hold) -> None:
+        """Let a worker continue a run from before the start of this proxy, or stop the run."""
+        job_id = JobId(theirs.job)
+        # The run occupies its slot already.
+        worker.reserve(1, light=False)
+        try:
+            is_adopted = await self._orphans.adopt(worker, connection, job_id, theirs.attempt, None)
+        finally:
+            worker.reserve(-1, light=False)
+        if is_adopted:
+            _go_on(worker, connection, theirs)
+        else:
+            connection.stop(job_id, theirs.attempt)
 
     def announce(self, worker: Worker, hello: frames.Hello) -> None:
         """Record the models of a validated hello.
@@ -211,6 +231,20 @@ class Membership:
                 self._fleet.cut_run(worker, job_id, hold.attempt, OUTPUT_LOST)
             elif hold.sink.reattach(hold.attempt, connection) is SinkVerdict.IGNORED:
                 worker.stop(job_id, now=worker.seen)
+
+
+def _go_on(worker: Worker, connection: Connection, theirs: frames.Hold) -> None:
+    """Note that a worker has listed a run that it holds, and tell it which frames to send again."""
+    job_id = JobId(theirs.job)
+    hold = worker.holds.get(job_id)
+    if hold is None:
+        return
+    hold.is_listed = True
+    if theirs.sent == frames.SENT_AGAIN and hold.stopped is None:
+        # An incomplete output value is sent again from its beginning.
+        hold.parts.clear()
+        hold.parts_size = 0
+        connection.acknowledge(job_id, theirs.attempt, hold.complete)
 
 
 def _is_same_process(worker: Worker, hello: frames.Hello) -> bool:

@@ -22,7 +22,7 @@ from proxy.access.limits import Share
 from proxy.channel.runpod.openai import read_result
 from proxy.channel.runpod.post_budget import POST_BYTES, PostBudget
 from proxy.channel.runpod.registry import TooManyWorkersError, WorkerIdConflictError, WorkerRegistry
-from proxy.channel.runpod.results import RunpodResults
+from proxy.channel.runpod.results import ResultNotWrittenError, RunpodResults
 from proxy.channel.runpod.tracking import CONNECTION, WatchedConnection
 from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import EndpointId, Input, JobId
@@ -200,6 +200,8 @@ class RunpodChannel:
             await self._refuse(
                 send, CallRefusedError(409, f"worker id {call.worker} is used by another worker")
             )
+        except ResultNotWrittenError as error:
+            await self._refuse(send, CallRefusedError(503, str(error)))
         except Exception:  # a bug in the proxy; the delay prevents immediate retries by the SDK
             log.exception("stock.bug", worker=call.worker, verb=call.verb)
             await self._refuse(
@@ -296,7 +298,7 @@ class RunpodChannel:
             worker = self._registry.admit(endpoint, call.worker)
         if worker is not None:
             for job_id in ping.jobs if self._registry.has_orphans() else ():
-                await self._registry.adopt(worker, JobId(job_id))
+                await self._registry.adopt(worker, JobId(job_id), waits=False)
             worker.pinged(ping.jobs)
 
     async def _post(

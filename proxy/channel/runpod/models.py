@@ -50,7 +50,7 @@ class _Asked(NamedTuple):
 class _Question(NamedTuple):
     """A question that is not answered yet, and the time until which clients wait for it."""
 
-    task: asyncio.Task[None]
+    task: asyncio.Task[bool]
     wait_until: float
 
 
@@ -78,6 +78,8 @@ class RunpodModels:
         self._interactive = interactive
         self._background = background
         self._asked: dict[EndpointId, _Asked] = {}
+        # The workers at the time of the last answer.
+        self._answered: dict[EndpointId, frozenset[str]] = {}
         self._asking: dict[EndpointId, _Question] = {}
 
     def forget_stale(self, endpoint: Endpoint) -> None:
@@ -124,7 +126,11 @@ class RunpodModels:
             models = await self._answer(endpoint)
             if models:
                 self._endpoints.learn(endpoint, models)
+                self._answered[endpoint.id] = workers
                 log.info("models.learned", endpoint=endpoint.id, models=[one.id for one in models])
+            elif self._answered.get(endpoint.id, workers).isdisjoint(workers):
+                # Those that listed the models have left.
+                self._endpoints.forget_learned(endpoint)
             now = asyncio.get_running_loop().time()
             self._asked[endpoint.id] = _Asked(workers, now, bool(models))
         finally:

@@ -99,13 +99,18 @@ class WorkerRegistry:
             log.info("worker.joined", worker=worker_id, endpoint=endpoint, engine="stock")
         return worker
 
-    async def adopt(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
-        """Adopt and return the run that this worker had before the proxy started, or None."""
+    async def adopt(self, worker: RunpodWorker, job_id: JobId, *, waits: bool) -> Run | None:
+        """Adopt and return the run that this worker had before the proxy started, or None.
+
+        `waits`: see `Orphans.claim`. A ping does not wait, a post does.
+        """
+        if not waits and worker.adopting.locked():
+            return None
         # A ping and a post can name the same job at the same time.
         async with worker.adopting:
             if (run := worker.tracked.runs.get(job_id)) is not None:
                 return run
-            claimed = await self._orphans.claim(worker.member, worker, job_id)
+            claimed = await self._orphans.claim(worker.member, worker, job_id, waits=waits)
             if claimed is None:
                 return None
             posted = await _posted(claimed.elements)

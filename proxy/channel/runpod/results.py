@@ -46,6 +46,13 @@ HOLES = JobError(
 )
 
 
+class ResultNotWrittenError(Exception):
+    """The end of a run could not be written. The SDK may post the result again."""
+
+    def __init__(self) -> None:
+        super().__init__("the result could not be stored; see the log of the proxy")
+
+
 class RunpodResults:
     """Processes posted output and results.
 
@@ -101,9 +108,12 @@ class RunpodResults:
     ) -> None:
         """End a run with its result, or with an error if the result was invalid (None).
 
-        `is_stream`: the handler is a generator. Returns when the result is in the store.
+        `is_stream`: the handler is a generator. Returns when the result is in the store. Raises
+        `ResultNotWrittenError`.
         """
         run = await self._run(worker, job_id)
+        if run is not None and run.is_unwritten:
+            raise ResultNotWrittenError
         if run is None or run.is_ending:
             log.debug("stock.late", job=job_id, worker=worker.id)
             return
@@ -125,7 +135,8 @@ class RunpodResults:
             self._fleet.end_run(worker.member, job_id, run.attempt, end)
 
     async def _run(self, worker: RunpodWorker, job_id: JobId) -> Run | None:
-        return worker.tracked.runs.get(job_id) or await self._registry.adopt(worker, job_id)
+        run = worker.tracked.runs.get(job_id)
+        return run or await self._registry.adopt(worker, job_id, waits=True)
 
     def _cut(self, worker: RunpodWorker, job_id: JobId, run: Run) -> None:
         end = RunEnd(Ending.REFUSED, OVERFLOW)
@@ -227,9 +238,10 @@ class RunpodResults:
 
     async def _end_run(self, worker: RunpodWorker, job_id: JobId, run: Run, end: RunEnd) -> None:
         writing = self._fleet.end_run(worker.member, job_id, run.attempt, end)
-        if writing is not None:
-            # The write goes on if the worker closes this connection.
-            await asyncio.shield(writing)
+        # The write goes on if the worker closes this connection.
+        if writing is not None and not await asyncio.shield(writing):
+            run.is_unwritten = True
+            raise ResultNotWrittenError
 
     async def _answer(
         self, worker: RunpodWorker, job_id: JobId, run: Run, answer: Answer, result: Result

@@ -131,6 +131,7 @@ class Run:
     misses: int = 0
     is_stopped: bool = False
     is_ending: bool = False
+    is_unwritten: bool = False  # its end could not be written to the store
     flow: asyncio.Event = field(default_factory=asyncio.Event)  # cleared while output is paused
     posted: PostedElements = field(default_factory=PostedElements)
 

@@ -1,4 +1,4 @@
-"""Turns of the clients that consume the output of a job: each element is delivered once."""
+"""Turns at a job: one after another for each job, independently of all others."""
 
 import asyncio
 from collections.abc import AsyncIterator
@@ -10,14 +10,14 @@ from proxy.jobs.model import JobId
 
 @dataclass(slots=True)
 class _Turn:
-    """The clients of one job."""
+    """The users of one job."""
 
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
-    clients: int = 0
+    users: int = 0
 
 
-class Consumers:
-    """The jobs whose output is being consumed. Its length is their number."""
+class JobTurns:
+    """The jobs that are being used. Its length is their number."""
 
     def __init__(self) -> None:
         self._turns: dict[JobId, _Turn] = {}
@@ -27,13 +27,13 @@ class Consumers:
 
     @asynccontextmanager
     async def alone(self, job_id: JobId) -> AsyncIterator[None]:
-        """Wait until no other client consumes the output of this job."""
+        """Wait until no one else has a turn at this job."""
         turn = self._turns.setdefault(job_id, _Turn())
-        turn.clients += 1
+        turn.users += 1
         try:
             async with turn.lock:
                 yield
         finally:
-            turn.clients -= 1
-            if not turn.clients:
+            turn.users -= 1
+            if not turn.users:
                 del self._turns[job_id]
