@@ -17,6 +17,7 @@ from proxy.edge.head import is_host
 from proxy.edge.origins import ANY_ORIGIN, read_origin
 from proxy.webhooks.signature import read_secret
 from proxy.webhooks.url_policy import Allowed
+from proxy.wire.frames import ID_PATTERN
 from proxy.wire.secret_file import read_secret as read_one
 from proxy.wire.secret_file import read_secrets as read_all
 
@@ -24,7 +25,7 @@ MEMORY = "memory:"
 SQLITE = "sqlite:///"
 PORT_MAX = 65535
 SCHEMES_WITHOUT_PAGES = ("about", "blob", "data", "file", "ftp", "ws", "wss")
-_ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_ENDPOINT = re.compile(ID_PATTERN)
 _NUMBER = re.compile(r"[0-9]+|0x[0-9a-f]*")
 _ASCII_BLANKS = " \t\r\n"
 _KEY_SEPARATOR = re.compile(f"[{_ASCII_BLANKS}]+")

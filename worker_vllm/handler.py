@@ -23,11 +23,9 @@ import structlog
 
 from proxy.wire.fields import RETRY_AFTER
 from proxy.wire.frames import FULL_STATUSES, QUOTA_CODE, RETRY_AFTER_SECONDS
-from proxy.wire.sse import Events, Part, carries_error
+from proxy.wire.sse import EVENT_STREAM, Events, Part, carries_error
 from worker_vllm.asgi import CutShortError, Head, Request, call
 from worker_vllm.engine.base import Engine, EngineError
-
-EVENT_STREAM = "text/event-stream"
 
 
 class EngineFailedError(Exception):

@@ -41,9 +41,10 @@ from proxy.wire.frames import (
     ToWorker,
     Welcome,
 )
+from proxy.wire.sse import EVENT_STREAM
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
-from worker_vllm.handler import EVENT_STREAM, EngineFailedError, RunLostError, handle
+from worker_vllm.handler import EngineFailedError, RunLostError, handle
 from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.run import (

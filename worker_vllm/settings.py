@@ -25,7 +25,7 @@ from pydantic import (
 from pydantic_core import ErrorDetails
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
-from proxy.wire.frames import HEARTBEAT_SECONDS
+from proxy.wire.frames import HEARTBEAT_SECONDS, ID_PATTERN
 from proxy.wire.misspelling import unknown_variables
 from proxy.wire.secret_file import UnsendableSecretError, check_secret, read_secret
 from worker_vllm.ending import EX_CONFIG, EX_USAGE
@@ -77,7 +77,7 @@ class Settings(BaseSettings):
     )
     endpoint: str = Field(
         default="default",
-        pattern=r"^[A-Za-z0-9_-]{1,80}$",
+        pattern=f"^{ID_PATTERN}$",
         description="name of the endpoint that this worker serves",
     )
     token: SecretStr = Field(
@@ -88,7 +88,7 @@ class Settings(BaseSettings):
     )
     id: str = Field(
         default_factory=_worker_id,
-        pattern=r"^[A-Za-z0-9_-]{1,80}$",
+        pattern=f"^{ID_PATTERN}$",
         description="unique name of this worker",
     )
 

@@ -26,11 +26,12 @@ from proxy.access.limits import Share
 from proxy.api.errors import ApiError
 from proxy.api.openai.routes import OpenAiRoute
 from proxy.service.json_text import BODY_MAX_STEPS, has_too_much, in_thread_if_large, utf8_fault
+from proxy.service.mailbox import STALL_SECONDS
+from proxy.wire.sse import BYTE_ORDER_MARK
 
 Decoded = TypeVar("Decoded")
 
 JSON_TYPE = b"application/json"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 FORM_TYPE = b"multipart/form-data"
 TOO_COMPLEX = (
     f"JSON body too complex: at most {BODY_MAX_STEPS // 2:,} values, keys and escapes"
@@ -43,8 +44,6 @@ MODEL_NAME_MAX_BYTES = 2048
 MAX_INTEGER = 10**18
 # A response up to this size fits into the socket's buffer: it is sent in one part and not charged.
 ANSWER_PART_BYTES = 64 * 1024
-# A client that reads nothing for this long loses its connection.
-WRITE_TIMEOUT_SECONDS = 60.0
 
 
 class ClientGoneError(Exception):
@@ -259,7 +258,7 @@ def paid(body: bytes, share: Share) -> Share:
 async def send_body(send: Any, body: bytes, abort: Callable[[], None]) -> None:
     """Send the body of an ASGI response whose start was sent.
 
-    Calls `abort` if the client reads nothing for `WRITE_TIMEOUT_SECONDS`.
+    Calls `abort` if the client reads nothing for `STALL_SECONDS`.
     """
     if len(body) <= ANSWER_PART_BYTES:
         await send({"type": "http.response.body", "body": body})
@@ -273,7 +272,7 @@ async def send_body(send: Any, body: bytes, abort: Callable[[], None]) -> None:
                 "body": bytes(view[start:end]),
                 "more_body": end < len(view),
             }
-            async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+            async with asyncio.timeout(STALL_SECONDS):
                 await send(message)
     except TimeoutError:
         abort()
@@ -300,12 +299,14 @@ class Routing:
     """The results of routing and authentication.
 
     `openai` is None for a path of another API and for an unknown path. `principal` is None for a
-    public route and for a request that is refused.
+    public route and for a request that is refused. `operation`: that of the queue API, or
+    empty.
     """
 
     parameters: PathParameters
     openai: OpenAiRoute | None = None
     principal: Principal | None = None
+    operation: str = ""
 
     @property
     def caller(self) -> Principal:

@@ -35,15 +35,16 @@ from proxy.api.queue.app import OPERATIONS
 from proxy.api.queue.response import queue_error
 from proxy.channel.runpod.app import METHODS as STOCK_METHODS
 from proxy.edge.head import Fields, base_url, missing_host
+from proxy.wire.frames import ID_PATTERN
 
 # Used as the method of a GET request that asks for an upgrade to a WebSocket.
 WEBSOCKET = "WEBSOCKET"
 
 MAX_TEMPLATE_SEGMENTS = 8
 
-_ENDPOINT = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_ENDPOINT = re.compile(ID_PATTERN)
 _PARAMETERS = {
-    "{job}": re.compile(r"[A-Za-z0-9_-]{1,80}"),
+    "{job}": re.compile(ID_PATTERN),
     "{model}": re.compile(r"[^\x00-\x1f\x7f]{1,256}"),
     # Validated by the backend, which delays its refusal: a Runpod worker repeats it at once.
     "{call}": re.compile(r".+", re.DOTALL),
@@ -65,7 +66,8 @@ class Route:
     """A row of the table.
 
     `kind` is the kind of key that the route requires, or None for a public route. `openai` is the
-    row of the OpenAI API's own table, or None for a route of another API.
+    row of the OpenAI API's own table, or None for a route of another API. `operation` is that
+    of the queue API, or empty.
     """
 
     path: str
@@ -73,6 +75,7 @@ class Route:
     kind: Kind | None
     backend: Backend
     openai: OpenAiRoute | None = None
+    operation: str = ""
 
 
 class Found(NamedTuple):
@@ -102,7 +105,13 @@ ROUTES: tuple[Route, ...] = (
         for path in ("/health", "/openapi.json")
     ),
     *(
-        Route(f"/v2/{{endpoint}}{path}", methods, Kind.CLIENT, Backend.QUEUE)
+        Route(
+            f"/v2/{{endpoint}}{path}",
+            methods,
+            Kind.CLIENT,
+            Backend.QUEUE,
+            operation=path.split("/")[1],
+        )
         for path, methods in OPERATIONS.items()
     ),
     *_openai_routes(),
@@ -234,7 +243,7 @@ class Gate:
         except ApiError as error:
             await self.refuse(scope, receive, send, error)
             return
-        set_routing(scope, Routing(parameters, route.openai, principal))
+        set_routing(scope, Routing(parameters, route.openai, principal, route.operation))
         await self._backends[route.backend](scope, receive, send)
 
     async def refuse(self, scope: Any, receive: Any, send: Any, error: ApiError) -> None:

@@ -20,6 +20,8 @@ DELIVERY_RETRY_MILLIS = Millis(10_000)
 CANCELLED = JobError("job_cancelled", "The job was cancelled.")
 # The code of a job that no worker has taken in time.
 NO_WORKERS = "no_workers"
+# The code of an error without a code of its own.
+ENGINE_ERROR = "engine_error"
 WORKER_LOST = JobError("worker_lost", "The worker that ran this was lost.")
 
 

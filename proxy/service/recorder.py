@@ -16,12 +16,12 @@ from proxy.service.events import JobEvents
 from proxy.service.ports import SinkVerdict, WorkerPort
 from proxy.store.base import JobStore
 from proxy.wire.flow import HIGH_WATERMARK_BYTES, ReceiveFlow
+from proxy.wire.frames import OUTPUT_MAX_BYTES
 
 FLUSH_SECONDS = 0.05
 # Unwritten bytes of all jobs together that cause a write at once.
 FLUSH_BYTES = 64 * 1024
 # The whole output of one job.
-OUTPUT_MAX_BYTES = 64 * 1024 * 1024
 # The memory that an element takes in addition to its bytes, so that empty elements are bounded too.
 ELEMENT_OVERHEAD_BYTES = 64
 # A worker resumes when the disk has caught up to the watermark at which it was paused.

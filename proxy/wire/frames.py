@@ -17,6 +17,12 @@ from proxy.wire.fields import Fields
 
 PROTOCOL = 1
 
+# The ids of endpoints, workers and jobs.
+ID_PATTERN = r"[A-Za-z0-9_-]{1,80}"
+
+# The largest output of a job, with the parts of a split event.
+OUTPUT_MAX_BYTES = 64 * 1024 * 1024
+
 # Payload of one message. The limit keeps a large body from delaying the tokens of other jobs.
 MESSAGE_BYTES = 256 * 1024
 

@@ -31,6 +31,7 @@ BEGINNING_BYTES = 64 * 1024
 KEPT_BEGINNING_BYTES = 1024
 # Longer than the line of every final type.
 LINE_SEARCH_BYTES = 64
+EVENT_STREAM = "text/event-stream"
 BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 ERROR_TYPES = frozenset({b"error", b"response.failed"})

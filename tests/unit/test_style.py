@@ -20,7 +20,15 @@ DATA = {
     ROOT / "CONTRIBUTING.md",
 }
 CODE = sorted({path for folder in FOLDERS for path in (ROOT / folder).rglob("*.py")} - DATA)
-PAGES = sorted({*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md")} - DATA)
+PAGES = sorted(
+    {
+        *ROOT.glob("*.md"),
+        *(ROOT / "docs").rglob("*.md"),
+        *(ROOT / "benchmarks").rglob("*.md"),
+        *(ROOT / "worker_vllm").rglob("*.md"),
+    }
+    - DATA
+)
 
 REJECTED = (
     r"\btold\b",
@@ -96,10 +104,20 @@ def strings(path: Path) -> Iterator[Text]:
 
 
 def comments(path: Path) -> Iterator[Text]:
-    """Yield every comment that is not a directive for a tool."""
+    """Yield every comment that is not a directive for a tool. Adjacent lines are one comment."""
+    lines: list[str] = []
+    last = 0
     for token in tokenize.generate_tokens(io.StringIO(path.read_text()).readline):
-        if token.type == tokenize.COMMENT and not re.match(r"#\s*(noqa|type:|fmt)", token.string):
-            yield Text(path, token.start[0], token.string)
+        if token.type != tokenize.COMMENT or re.match(r"#\s*(noqa|type:|fmt)", token.string):
+            continue
+        number = token.start[0]
+        if lines and number != last + 1:
+            yield Text(path, last, " ".join(lines))
+            lines = []
+        lines.append(token.string.removeprefix("#").strip())
+        last = number
+    if lines:
+        yield Text(path, last, " ".join(lines))
 
 
 def names_of_tests(path: Path) -> Iterator[Text]:
@@ -111,14 +129,18 @@ def names_of_tests(path: Path) -> Iterator[Text]:
             yield Text(path, node.lineno, node.name.replace("_", " "))
 
 
-def page_lines(path: Path) -> Iterator[Text]:
-    """Yield the lines of a page that are not in a code block."""
+def paragraphs(path: Path) -> Iterator[Text]:
+    """Yield the paragraphs of a page that are not in a code block, as one line each."""
     is_code = False
-    for number, line in enumerate(path.read_text().splitlines(), 1):
-        if line.startswith("```"):
-            is_code = not is_code
+    lines: list[str] = []
+    for number, line in enumerate([*path.read_text().splitlines(), ""], 1):
+        is_fence = line.startswith("```")
+        if is_fence or not line.strip():
+            yield Text(path, number - len(lines), " ".join(lines))
+            lines = []
         elif not is_code:
-            yield Text(path, number, line)
+            lines.append(line.strip())
+        is_code ^= is_fence
 
 
 def named(path: Path) -> str:
@@ -128,7 +150,7 @@ def named(path: Path) -> str:
 @pytest.mark.parametrize("path", CODE, ids=named)
 def test_code_uses_plain_english(path: Path) -> None:
     texts = [*strings(path), *comments(path), *names_of_tests(path)]
-    found = [text for text in texts if PHRASES.search(without_code(text.text))]
+    found = [text for text in texts if PHRASES.search(" ".join(without_code(text.text).split()))]
     for node, text in docstrings(path):
         if QUESTION.match(text.text) or repeats_name(node, text.text):
             found.append(text)
@@ -137,7 +159,7 @@ def test_code_uses_plain_english(path: Path) -> None:
 
 @pytest.mark.parametrize("path", PAGES, ids=named)
 def test_pages_use_plain_english(path: Path) -> None:
-    found = [text for text in page_lines(path) if PHRASES.search(without_code(text.text))]
+    found = [text for text in paragraphs(path) if PHRASES.search(without_code(text.text))]
     assert not found, "\n".join(map(str, found))
 
 

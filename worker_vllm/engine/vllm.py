@@ -19,6 +19,7 @@ from pathlib import Path
 from types import SimpleNamespace, TracebackType
 from typing import Any, Self, get_type_hints
 
+import structlog
 from prometheus_client import REGISTRY
 from prometheus_client.samples import Sample
 
@@ -173,6 +174,7 @@ class VllmEngine:
         error: BaseException | None,
         trace: TracebackType | None,
     ) -> None:
+        structlog.get_logger().info("engine.stopping", seconds=SHUTDOWN_TIMEOUT_SECONDS)
         loop = asyncio.get_running_loop()
         await loop.run_in_executor(
             None, lambda: self._client.shutdown(timeout=SHUTDOWN_TIMEOUT_SECONDS)

@@ -6,6 +6,7 @@ from http import HTTPStatus
 
 import msgspec
 
+from proxy.wire.frames import OUTPUT_MAX_BYTES
 from proxy.wire.sse import Part
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
@@ -16,7 +17,6 @@ from worker_vllm.inputs.rendering import Output, Refusal, Renderer, error_text, 
 from worker_vllm.settings import OutputFormat
 
 # Maximum size of one event. The proxy does not accept larger outputs of a job.
-EVENT_OUTPUT_MAX_BYTES = 64 * 1024 * 1024
 
 
 class InputFailedError(Exception):
@@ -80,7 +80,7 @@ async def answer_input(
 
 
 class _Event:
-    """Joins the parts of a split event, up to `EVENT_OUTPUT_MAX_BYTES`."""
+    """Joins the parts of a split event, up to `OUTPUT_MAX_BYTES`."""
 
     def __init__(self) -> None:
         self._parts: list[bytes] = []
@@ -95,10 +95,10 @@ class _Event:
             return part.data
         self._parts.append(part.data)
         self._size += len(part.data)
-        if self._size > EVENT_OUTPUT_MAX_BYTES:
+        if self._size > OUTPUT_MAX_BYTES:
             raise InputFailedError(
                 "answer_too_large",
-                f"an event of the response exceeds the limit of {EVENT_OUTPUT_MAX_BYTES} bytes",
+                f"an event of the response exceeds the limit of {OUTPUT_MAX_BYTES} bytes",
             )
         if part.more:
             return None

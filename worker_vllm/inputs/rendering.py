@@ -15,9 +15,8 @@ from typing import Any, Protocol
 
 import msgspec
 
-from proxy.wire.sse import DONE, Events, read_events
+from proxy.wire.sse import DONE, EVENT_STREAM, Events, read_events
 from worker_vllm.asgi import Head
-from worker_vllm.handler import EVENT_STREAM
 from worker_vllm.inputs.gauges import Gauges, metrics
 from worker_vllm.inputs.reading import Native
 

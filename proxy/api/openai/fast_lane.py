@@ -21,7 +21,7 @@ from typing import Any, NamedTuple
 from proxy.access.keys import Principal
 from proxy.access.limits import BudgetError, LimitedError, Share
 from proxy.api.errors import ApiError
-from proxy.api.http import BYTE_ORDER_MARK, JSON_TYPE, Routing, peek_small
+from proxy.api.http import JSON_TYPE, Routing, peek_small
 from proxy.api.idempotency import RETRY_COUNT_HEADER, Repetition
 from proxy.api.openai.app import OpenAi
 from proxy.api.openai.checks import (
@@ -41,6 +41,7 @@ from proxy.service.admission import DrainingError, QueueFullError
 from proxy.service.dispatch import Dispatch
 from proxy.service.interactive import InteractiveJobs
 from proxy.wire.fields import Fields
+from proxy.wire.sse import BYTE_ORDER_MARK
 
 BODY_MAX_BYTES = 64 * 1024
 # Without a meaning for the proxy, or handled here. A request with any other field falls through.

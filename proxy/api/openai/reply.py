@@ -14,10 +14,10 @@ from proxy.api.errors import ApiError
 from proxy.api.http import paid, send_body
 from proxy.api.openai.dialects import OPENAI, Dialect
 from proxy.api.openai.stream_events import HeartbeatForm, StreamedCall, StreamEvents
-from proxy.jobs.model import Head
+from proxy.jobs.model import EVENT_STREAM, Head
 
 STREAM_HEADERS = [
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"content-type", f"{EVENT_STREAM}; charset=utf-8".encode()),
     (b"cache-control", b"no-cache, no-transform"),
     (b"x-accel-buffering", b"no"),
 ]

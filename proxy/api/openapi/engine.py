@@ -29,7 +29,7 @@ from proxy.api.openapi.components import (
     success,
 )
 from proxy.api.openapi.parameters import parameters
-from proxy.api.queue.sse import EVENT_STREAM
+from proxy.jobs.model import EVENT_STREAM
 
 KEYS: list[Node] = [{"bearer": []}, {"key": []}, {"anthropic": []}, {"azure": []}]
 FAILURES = (UNAUTHORIZED, NOT_FOUND, 409, 413, TOO_MANY_REQUESTS, 500, 502, 504)

@@ -12,9 +12,10 @@ from proxy.api.queue.request import (
     MIN_REMAINING_TTL_MS,
     MIN_WAIT_MS,
 )
+from proxy.wire.frames import ID_PATTERN
 
 # The ids of endpoints and jobs.
-ID_PATTERN = "^[A-Za-z0-9_-]{1,80}$"
+_WHOLE_ID = f"^{ID_PATTERN}$"
 # The id of a model, which may contain slashes.
 MODEL_PATTERN = r"^[^\x00-\x1f\x7f]{1,256}$"
 
@@ -33,8 +34,8 @@ def _query(name: str, of: Node, description: str) -> Node:
 
 
 PARAMETERS: Node = {
-    "endpoint": _id("endpoint", ID_PATTERN, "The endpoint's id."),
-    "job": _id("job", ID_PATTERN, "The job's id."),
+    "endpoint": _id("endpoint", _WHOLE_ID, "The endpoint's id."),
+    "job": _id("job", _WHOLE_ID, "The job's id."),
     "model": _id("model", MODEL_PATTERN, "The model's id, which may contain slashes."),
     "wait": _query(
         "wait",

@@ -17,7 +17,7 @@ from proxy.api.openapi.components import (
 from proxy.api.openapi.parameters import parameters
 from proxy.api.queue.app import OPERATIONS, JobOperations
 from proxy.api.queue.listing import Listing
-from proxy.api.queue.sse import EVENT_STREAM
+from proxy.jobs.model import EVENT_STREAM
 
 PREFIX = "/v2/{endpoint}"
 KEYS: list[Node] = [{"bearer": []}, {"key": []}]

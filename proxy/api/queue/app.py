@@ -71,8 +71,6 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "/requests": ("GET",),
 }
 """The paths below an endpoint with their methods; `edge.gate` accepts these and no others."""
-# The position of an operation's name in a path, `/v2/ENDPOINT/OPERATION`, between the slashes.
-OPERATION_SEGMENT = 3
 
 
 Operation = Callable[[RequestContext, str], Awaitable[bytes | EventStream]]
@@ -252,7 +250,7 @@ class JobsApi:
     async def _respond(self, request: Request) -> Response | JsonAnswer | EventStream:
         limits = self._limits
         routing = routing_of(request.scope)
-        name = request.scope["path"].split("/", OPERATION_SEGMENT + 1)[OPERATION_SEGMENT]
+        name = routing.operation
         share = limits.bodies.share(routing.caller.owner)
         answer_share = limits.answers.share(routing.caller.owner)
         context: RequestContext | None = None

@@ -15,16 +15,16 @@ import structlog
 from sse_starlette import ServerSentEvent
 
 from proxy.api.errors import ApiError
-from proxy.api.http import WRITE_TIMEOUT_SECONDS, ClientGoneError, abort_of
+from proxy.api.http import ClientGoneError, abort_of
 from proxy.api.queue.request import RequestContext, parse_cursor
 from proxy.api.queue.response import split
-from proxy.jobs.model import Cursor
+from proxy.jobs.model import EVENT_STREAM, Cursor
 from proxy.service.job_view import JobView, OutputPage, ReadLimits
+from proxy.service.mailbox import STALL_SECONDS
 from proxy.store.errors import StoreError
 
 log = structlog.get_logger()
 
-EVENT_STREAM = "text/event-stream"
 # After this time without output, the client receives a comment.
 PING_SECONDS = 15.0
 PING = b": ping\n\n"
@@ -36,7 +36,7 @@ PAGE_MAX_BYTES = 16 * 1024
 COPIES = 2
 
 HEADERS = (
-    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"content-type", f"{EVENT_STREAM}; charset=utf-8".encode()),
     (b"cache-control", b"no-cache, no-transform"),
     (b"connection", b"keep-alive"),
     (b"x-accel-buffering", b"no"),
@@ -138,9 +138,9 @@ class EventStream:
 
     async def _write(self, data: bytes, *, more: bool = True) -> None:
         """Write data when the write buffer is below its limit. Raises TimeoutError if the client
-        reads nothing for `WRITE_TIMEOUT_SECONDS`.
+        reads nothing for `STALL_SECONDS`.
         """
-        async with asyncio.timeout(WRITE_TIMEOUT_SECONDS):
+        async with asyncio.timeout(STALL_SECONDS):
             await self._send({"type": "http.response.body", "body": data, "more_body": more})
 
     async def _reserve(self, size: int) -> None:

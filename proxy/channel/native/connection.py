@@ -12,11 +12,11 @@ import structlog
 
 from proxy.channel.native.validation import JOB_CHARACTERS
 from proxy.jobs.model import Head, Input, JobError, JobId, Request
-from proxy.jobs.policy import WORKER_LOST, Ending, RunEnd
+from proxy.jobs.policy import ENGINE_ERROR, WORKER_LOST, Ending, RunEnd
 from proxy.service.fleet import OVERFLOW, Fleet
 from proxy.service.json_text import in_thread_if_large, is_value
 from proxy.service.ports import OfferedJob, SinkVerdict, WorkerPort
-from proxy.service.recorder import ELEMENT_OVERHEAD_BYTES, OUTPUT_MAX_BYTES
+from proxy.service.recorder import ELEMENT_OVERHEAD_BYTES
 from proxy.service.worker import UNSENT_MAX_BYTES, Hold, Worker
 from proxy.wire import frames
 from proxy.wire.fields import for_client
@@ -24,7 +24,6 @@ from proxy.wire.flow import Outbox
 
 log = structlog.get_logger()
 
-ENGINE_ERROR = "engine_error"
 NO_HEAD = JobError(ENGINE_ERROR, "The engine sent a response body without a response head.")
 NO_JSON = JobError(ENGINE_ERROR, "The output is not valid JSON.")
 
@@ -254,7 +253,7 @@ class Reader:
         if frame.more or hold.parts:
             hold.parts.append(value)
             hold.parts_size += len(value) + ELEMENT_OVERHEAD_BYTES
-            if hold.parts_size > OUTPUT_MAX_BYTES:
+            if hold.parts_size > frames.OUTPUT_MAX_BYTES:
                 hold.parts.clear()
                 self._cut(frame, OVERFLOW)
                 return

@@ -34,7 +34,7 @@ STAGES = {
 }
 OTHER_STAGE = "starting the engine"
 
-_WORKER = re.compile(r"[A-Za-z0-9_-]{1,80}")
+_WORKER = re.compile(frames.ID_PATTERN)
 _INSTANCE = re.compile(r"[A-Za-z0-9_-]{0,80}")
 _MODEL = re.compile(rf"[^\x00-\x1f\x7f]{{1,{MODEL_CHARACTERS}}}")
 

@@ -6,8 +6,7 @@ slow connection delays neither the posts of others nor its own small ones.
 """
 
 from proxy.access.limits import Budget, Share
-from proxy.service.recorder import OUTPUT_MAX_BYTES
-from proxy.wire.frames import STREAM_WINDOW
+from proxy.wire.frames import OUTPUT_MAX_BYTES, STREAM_WINDOW
 
 # The maximum size of a posted body: the output and its surrounding JSON.
 POST_BYTES = OUTPUT_MAX_BYTES + STREAM_WINDOW

@@ -25,18 +25,23 @@ from proxy.channel.runpod.registry import WorkerRegistry
 from proxy.channel.runpod.tracking import Run, WatchedConnection
 from proxy.channel.runpod.worker import RunpodWorker
 from proxy.jobs.model import FIRST_ERROR_STATUS, Head, JobError, JobId
-from proxy.jobs.policy import WORKER_LOST, Correction, Ending, RunEnd
+from proxy.jobs.policy import ENGINE_ERROR, WORKER_LOST, Correction, Ending, RunEnd
 from proxy.service.fleet import OVERFLOW, Fleet
 from proxy.service.json_text import in_thread_if_large
 from proxy.service.mailbox import STALL_SECONDS, STREAM_MAX_BYTES
 from proxy.service.ports import Sink, SinkVerdict
-from proxy.service.recorder import OUTPUT_MAX_BYTES, Recorder, element
-from proxy.wire.frames import FULL_STATUSES, PART_BYTES, QUOTA_CODE, RETRY_AFTER_SECONDS
+from proxy.service.recorder import Recorder, element
+from proxy.wire.frames import (
+    FULL_STATUSES,
+    OUTPUT_MAX_BYTES,
+    PART_BYTES,
+    QUOTA_CODE,
+    RETRY_AFTER_SECONDS,
+)
 from proxy.wire.sse import last_end
 
 log = structlog.get_logger()
 
-ENGINE_ERROR = "engine_error"
 PROGRESS_BYTES = 1024 * 1024
 NOTHING = JobError(ENGINE_ERROR, "The worker finished without a response.")
 NO_JSON = JobError(ENGINE_ERROR, "The worker's result is not valid JSON.")
