@@ -134,7 +134,7 @@ def interactive() -> None:
     end = RunEnd(Ending.COMPLETED)
 
     def one() -> None:
-        mailbox = jobs.call(endpoint, owner, request, light=False, patience=None)
+        mailbox = jobs.call(endpoint, owner, request, light=False, queue_timeout=None)
         jobs.take(HERE, WORKER, 1, light=False)
         mailbox.end(1, end)
         jobs.hang_up(mailbox)

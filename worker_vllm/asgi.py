@@ -80,9 +80,9 @@ async def call(
     try:
         while not exchange.is_whole and not task.done():
             await exchange.changed.wait()
-            for piece in exchange.take():
+            for piece in exchange.pop():
                 yield piece
-        for piece in exchange.take():
+        for piece in exchange.pop():
             yield piece
     finally:
         exchange.disconnect()
@@ -153,7 +153,7 @@ class _Exchange:
             self._may_send.clear()
             await self._may_send.wait()
 
-    def take(self) -> list[Head | bytes]:
+    def pop(self) -> list[Head | bytes]:
         """Return what the app has sent since the last call."""
         self.changed.clear()
         pieces: list[Head | bytes] = []

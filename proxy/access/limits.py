@@ -237,7 +237,7 @@ class Share:
 
     def grow(self, size: int) -> None:
         """Reserve `size` more bytes. Raises BudgetError if they are not free or if others wait."""
-        if not self._budget.take(size, self._holder):
+        if not self._budget.acquire(size, self._holder):
             raise BudgetError("The server is out of memory for request bodies. Retry shortly.")
         self.held += size
 
@@ -295,7 +295,7 @@ class Budget:
         """Return a share for one request: a context manager that releases it at the end."""
         return Share(self, holder)
 
-    def take(self, size: int, holder: str) -> bool:
+    def acquire(self, size: int, holder: str) -> bool:
         """Reserve `size` bytes; return False if that exceeds a limit or if other requests wait."""
         held = self._held.get(holder, 0)
         if self.used + size > self.limit or self._waiting or held + size > self._each:

@@ -33,7 +33,7 @@ from proxy.api.openai.routes import (
 from proxy.api.openai.routes import ROUTES as OPENAI_ROUTES
 from proxy.api.queue.app import OPERATIONS
 from proxy.api.queue.response import queue_error
-from proxy.channel.runpod.app import METHODS as STOCK_METHODS
+from proxy.channel.runpod.calls import METHODS as STOCK_METHODS
 from proxy.edge.head import Fields, base_url, missing_host
 from proxy.wire.frames import ID_PATTERN
 

@@ -33,7 +33,7 @@ from proxy.store.base import JobStore
 log = structlog.get_logger()
 
 # The longest delay that a lost hint causes.
-RETRY_SECONDS = 5.0
+TAKE_RETRY_SECONDS = 5.0
 # A healthy store answers within milliseconds.
 RESERVATION_SECONDS = 1.0
 # Jobs in one take, which is one transaction: the first job must not wait long for the last one.
@@ -76,7 +76,7 @@ class Dispatch:
     async def serve(self, endpoint: EndpointId) -> None:
         """Hand out the jobs of an endpoint until cancelled."""
         while True:
-            await self._fleet.wait(endpoint, RETRY_SECONDS)
+            await self._fleet.wait(endpoint, TAKE_RETRY_SECONDS)
             for light in (False, True):
                 self._hand_out(endpoint, light=light)
 

@@ -94,14 +94,16 @@ class InteractiveJobs:
         request: Request,
         *,
         light: bool,
-        patience: float | None,
+        queue_timeout: float | None,
     ) -> Mailbox:
         """Put a job into the queue; return the mailbox in which its answer arrives.
 
-        `patience`: the seconds that the client itself waits, if it has announced them; the job
+        `queue_timeout`: the seconds that the client itself waits, if it has announced them; the job
         waits at most that long for a worker. The caller returns the mailbox with `hang_up`.
         """
-        mailbox = self._new(endpoint, owner, request, Mailbox, light=light, patience=patience)
+        mailbox = self._new(
+            endpoint, owner, request, Mailbox, light=light, queue_timeout=queue_timeout
+        )
         self._note(mailbox)
         self._fleet.wake(endpoint.id)
         return mailbox
@@ -114,11 +116,13 @@ class InteractiveJobs:
         worker: WorkerId,
         *,
         light: bool,
-        patience: float | None,
+        queue_timeout: float | None,
         make: MakeMailbox[M],
     ) -> M:
         """Add a job that this worker gets at once, because no other job waits; like `call`."""
-        mailbox = self._new(endpoint, owner, request, make, light=light, patience=patience)
+        mailbox = self._new(
+            endpoint, owner, request, make, light=light, queue_timeout=queue_timeout
+        )
         mailbox.job.take(worker, mailbox.job.created_at)
         self._index.note_taken(mailbox.job)
         mailbox.deadline = deadline(mailbox.job)
@@ -132,12 +136,12 @@ class InteractiveJobs:
         make: MakeMailbox[M],
         *,
         light: bool,
-        patience: float | None,
+        queue_timeout: float | None,
     ) -> M:
         now = self._clock.now()
         wait = endpoint.queue_timeout
-        if patience is not None:
-            wait = Millis(min(wait, int(patience * 1000)))
+        if queue_timeout is not None:
+            wait = Millis(min(wait, int(queue_timeout * 1000)))
         submission = Submission(
             id=self._ids.interactive_job(),
             endpoint=endpoint.id,

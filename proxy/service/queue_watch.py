@@ -16,7 +16,7 @@ from proxy.service.worker import Worker
 
 log = structlog.get_logger()
 
-LOOK_SECONDS = 1.0
+QUEUE_LOOK_SECONDS = 1.0
 # Jobs that wait for a shorter time are not worth a line.
 WAIT_MIN_SECONDS = 2.0
 # Between two lines about the same endpoint.
@@ -56,7 +56,7 @@ class QueueWatch:
     async def serve(self) -> None:
         """Look once a second until cancelled."""
         while True:
-            await asyncio.sleep(LOOK_SECONDS)
+            await asyncio.sleep(QUEUE_LOOK_SECONDS)
             self.look(asyncio.get_running_loop().time())
 
     def look(self, now: float) -> None:

@@ -1,8 +1,8 @@
 """The recorder writes the output of durable jobs into the store's log, many elements in one write.
 
-An element is written within `FLUSH_SECONDS`; its readers are notified then. Until it is written it
-counts as backlog: a worker that is faster than the disk is paused like one that is faster than its
-reader.
+An element is written within `FLUSH_INTERVAL_SECONDS`; its readers are notified then. Until it is
+written it counts as backlog: a worker that is faster than the disk is paused like one that is
+faster than its reader.
 """
 
 import asyncio
@@ -18,7 +18,7 @@ from proxy.store.base import JobStore
 from proxy.wire.flow import HIGH_WATERMARK_BYTES, ReceiveFlow
 from proxy.wire.frames import OUTPUT_MAX_BYTES
 
-FLUSH_SECONDS = 0.05
+FLUSH_INTERVAL_SECONDS = 0.05
 # Unwritten bytes of all jobs together that cause a write at once.
 FLUSH_BYTES = 64 * 1024
 # The whole output of one job.
@@ -179,7 +179,7 @@ class Recorder:
             await self._filled.wait()
             self._filled.clear()
             with suppress(TimeoutError):
-                async with asyncio.timeout(FLUSH_SECONDS):
+                async with asyncio.timeout(FLUSH_INTERVAL_SECONDS):
                     await self._full.wait()
             self._full.clear()
             await self.flush_all()

@@ -129,7 +129,7 @@ async def test_a_client_timeout_frees_the_engine_and_the_client_can_continue(
     line: Line, other: Client
 ) -> None:
     url = f"{line.proxy.url}/v1"
-    result = await other.call(url, chat(**LONG), patience=0.5)
+    result = await other.call(url, chat(**LONG), seconds=0.5)
     assert result["error"] in {"APITimeoutError", "APIConnectionTimeoutError"}
     await until(lambda: _is_idle(line), IDLE_TIMEOUT_SECONDS, "the engine is idle")
     assert FULL.items() <= (await other.call(url, chat(stream=True))).items()

@@ -9,7 +9,7 @@ from typing import Any
 from sim.machines import ADDRESS, KEYS
 
 # A client without an answer gives up after this time. No timeout of the proxy is longer.
-PATIENCE_SECONDS = 150.0
+TIMEOUT_SECONDS = 150.0
 READ_BYTES = 65_536
 
 
@@ -43,7 +43,7 @@ class Response:
 
     async def json(self) -> Any:
         """Read the whole body, close the connection, and return the parsed body."""
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             body = b"".join([piece async for piece in self.pieces()])
         self.close()
         return json.loads(body)
@@ -70,7 +70,7 @@ async def request(method: str, path: str, owner: str, body: Any = None) -> Respo
     )
     with _breaking(writer):
         writer.write(head.encode() + data)
-        async with asyncio.timeout(PATIENCE_SECONDS):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             status = int((await _line(reader)).split()[1])
             headers = {}
             while line := await _line(reader):

@@ -418,7 +418,7 @@ async def test_an_answer_that_is_too_large_is_not_kept(shared: Proxy, body: Any)
 
 async def test_a_call_without_memory_to_keep_it_is_cancelled() -> None:
     async with serving() as proxy, puppet(proxy, slots=2) as worker:
-        assert proxy.parts.retries.budget.take(KEPT_BUDGET_BYTES, "other")
+        assert proxy.parts.retries.budget.acquire(KEPT_BUDGET_BYTES, "other")
         async with wire(proxy) as client:
             await client.send(call(JSON, named("no memory")))
             job = await worker.job()
@@ -429,9 +429,9 @@ async def test_a_call_without_memory_to_keep_it_is_cancelled() -> None:
 async def test_one_owner_may_hold_half_of_the_memory() -> None:
     keys = [SecretStr(f"{owner}={owner * 20}") for owner in ("ann", "bob")]
     async with serving(api_key=keys) as proxy:
-        assert proxy.parts.retries.budget.take(KEPT_BUDGET_BYTES // 2, "ann")
-        assert not proxy.parts.retries.budget.take(1, "ann")
-        assert proxy.parts.retries.budget.take(KEPT_BUDGET_BYTES // 2, "bob")
+        assert proxy.parts.retries.budget.acquire(KEPT_BUDGET_BYTES // 2, "ann")
+        assert not proxy.parts.retries.budget.acquire(1, "ann")
+        assert proxy.parts.retries.budget.acquire(KEPT_BUDGET_BYTES // 2, "bob")
 
 
 async def _started(line: Line) -> float:

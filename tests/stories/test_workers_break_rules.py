@@ -19,9 +19,9 @@ from harness.proxy.server import CHAT, Proxy, chat, serving
 from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, hello, puppet
 
-from proxy.channel.native.app import MOST_TALK
+from proxy.channel.native.app import TALK_MAX_FRAMES
 from proxy.channel.native.connection import MESSAGE_CHARACTERS, METRICS_MAX_BYTES
-from proxy.channel.native.validation import CARD_BYTES, MOST_HOLDS, MOST_MODELS
+from proxy.channel.native.validation import CARD_BYTES, HELLO_MAX_HOLDS, HELLO_MAX_MODELS
 from proxy.service.mailbox import CHUNK_OVERHEAD_BYTES, STREAM_MAX_BYTES
 from proxy.wire import frames
 from proxy.wire.frames import Chunk, End, Head, Hold, Model, Output
@@ -51,7 +51,7 @@ BAD_HELLOS = {
     "a line break": hello("w\nworker.joined"),
     "a nul": hello("w\0"),
     "a path": hello("../w"),
-    "many models": hello(models=[Model(str(one), b"{}") for one in range(MOST_MODELS + 1)]),
+    "many models": hello(models=[Model(str(one), b"{}") for one in range(HELLO_MAX_MODELS + 1)]),
     "a model without a name": model(""),
     "a long model": model("m" * 257),
     "a model with a line break": model("m\r\nX: 1"),
@@ -60,7 +60,7 @@ BAD_HELLOS = {
     "a card that goes on": model("m", b"{},{}"),
     "a card that is not UTF-8": model("m", b'{"a":"\xff"}'),
     "a deep card": model("m", b'{"a":' * 10_000),
-    "many holds": hello(holds=[Hold("j", 1, 0)] * (MOST_HOLDS + 1)),
+    "many holds": hello(holds=[Hold("j", 1, 0)] * (HELLO_MAX_HOLDS + 1)),
     "a long hold": hello(holds=[Hold("j" * 129, 1, 0)]),
 }
 
@@ -339,10 +339,10 @@ async def test_a_flood_of_output_is_aborted(proxy: Proxy, more: bool) -> None:
 
 async def test_excessive_messages_of_a_worker_are_ignored(proxy: Proxy) -> None:
     async with puppet(proxy) as one:
-        await one.say(*[frames.Log("line\n" * 100)] * (MOST_TALK + 50))
+        await one.say(*[frames.Log("line\n" * 100)] * (TALK_MAX_FRAMES + 50))
         await until(lambda: any(worker.ignored == 50 for worker in proxy.parts.fleet))
     async with puppet(proxy) as one:
-        await one.say(*[hello()] * (MOST_TALK + 1))
+        await one.say(*[hello()] * (TALK_MAX_FRAMES + 1))
         assert (await one.closed())[0] == 4400
 
 

@@ -94,7 +94,7 @@ class Scene:
         """Put an interactive job into the queue."""
         [endpoint] = self.parts.endpoints
         return self.parts.interactive.call(
-            endpoint, ALICE, REQUEST, light=False, patience=None
+            endpoint, ALICE, REQUEST, light=False, queue_timeout=None
         ).job.id
 
     def end(self, job_id: str) -> None:

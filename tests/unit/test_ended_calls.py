@@ -48,7 +48,7 @@ def ended(number: int, now: int = T0, message: str = "", work: Request = REQUEST
 def end_call(parts: Parts) -> str:
     """Submit, take and complete a job whose client then leaves; return its id."""
     [endpoint] = parts.endpoints
-    mailbox = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, patience=None)
+    mailbox = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, queue_timeout=None)
     [taken] = parts.interactive.take(HERE, WORKER, 1, light=False)
     assert taken is mailbox
     mailbox.end(1, RunEnd(Ending.COMPLETED))
@@ -88,7 +88,7 @@ def test_jobs_at_a_moderate_rate_are_kept_for_their_retention(
 
 def test_the_retention_begins_with_the_end(parts: Parts, clock: FakeClock) -> None:
     [endpoint] = parts.endpoints
-    running = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, patience=None)
+    running = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, queue_timeout=None)
     parts.interactive.take(HERE, WORKER, 1, light=False)
     clock.pass_time(120)
     parts.interactive.end_overdue()
@@ -105,7 +105,7 @@ def test_the_retention_begins_with_the_end(parts: Parts, clock: FakeClock) -> No
 
 def test_a_job_whose_client_still_waits_is_read_once(parts: Parts) -> None:
     [endpoint] = parts.endpoints
-    mailbox = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, patience=None)
+    mailbox = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, queue_timeout=None)
     assert parts.interactive.cancel(HERE, ALICE, mailbox.job.id) == mailbox.job.outline()
     assert count(parts) == 1
     parts.interactive.hang_up(mailbox)
@@ -213,7 +213,7 @@ async def test_only_ended_calls_are_evicted(parts: Parts, clock: FakeClock) -> N
     [endpoint] = parts.endpoints
 
     def call() -> Mailbox:
-        return parts.interactive.call(endpoint, ALICE, REQUEST, light=False, patience=None)
+        return parts.interactive.call(endpoint, ALICE, REQUEST, light=False, queue_timeout=None)
 
     durable = await parts.store.submit(submission("durable"), clock.now())
     await parts.store.settle(durable.id, Event.CANCEL, now=clock.now())

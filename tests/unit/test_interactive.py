@@ -68,13 +68,15 @@ def call(
     parts: Parts,
     *,
     light: bool = False,
-    patience: float | None = None,
+    queue_timeout: float | None = None,
     owner: Owner = ALICE,
     endpoint: Endpoint | None = None,
 ) -> Mailbox:
     """Put a job into the queue, by default of the only endpoint."""
     [only] = parts.endpoints
-    return parts.interactive.call(endpoint or only, owner, REQUEST, light=light, patience=patience)
+    return parts.interactive.call(
+        endpoint or only, owner, REQUEST, light=light, queue_timeout=queue_timeout
+    )
 
 
 def take(
@@ -429,12 +431,12 @@ def expired(parts: Parts, mailbox: Mailbox) -> str:
     return mailbox.outcome.error.code
 
 
-@pytest.mark.parametrize(("patience", "seconds"), [(None, 300), (2.5, 2.5), (9_999, 300)])
+@pytest.mark.parametrize(("queue_timeout", "seconds"), [(None, 300), (2.5, 2.5), (9_999, 300)])
 def test_a_job_that_no_worker_takes_in_time_is_timed_out(
-    parts: Parts, clock: FakeClock, patience: float | None, seconds: float
+    parts: Parts, clock: FakeClock, queue_timeout: float | None, seconds: float
 ) -> None:
-    mailbox = call(parts, patience=patience)
-    running = call(parts, patience=patience, light=True)
+    mailbox = call(parts, queue_timeout=queue_timeout)
+    running = call(parts, queue_timeout=queue_timeout, light=True)
     take(parts, light=True)
     clock.pass_time(seconds - 0.001)
     assert expired(parts, mailbox) == ""
@@ -479,7 +481,7 @@ async def test_a_run_whose_output_is_whole_is_completed_when_its_end_is_overdue(
 
 
 def test_all_overdue_jobs_end_in_one_round(parts: Parts, clock: FakeClock) -> None:
-    calls = [call(parts, patience=float(number % 7)) for number in range(1_000)]
+    calls = [call(parts, queue_timeout=float(number % 7)) for number in range(1_000)]
     clock.pass_time(5)
     parts.interactive.end_overdue()
     for number, mailbox in enumerate(calls):

@@ -8,7 +8,9 @@ BUDGET = 1_000
 
 def kept(budget: Budget, max_bytes: int = 100) -> KeptAnswer:
     return KeptAnswer(
-        lambda size: budget.take(size, "ann"), lambda size: budget.release(size, "ann"), max_bytes
+        lambda size: budget.acquire(size, "ann"),
+        lambda size: budget.release(size, "ann"),
+        max_bytes,
     )
 
 

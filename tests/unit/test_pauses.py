@@ -15,7 +15,7 @@ from proxy.service.worker import Worker
 
 LEASE = 15.0
 JOB = JobId("j")
-PATIENCE = RunpodTimeouts(hold=20, lease=35, gap=10)
+TIMEOUTS = RunpodTimeouts(poll_seconds=20, lease_seconds=35, gap_seconds=10)
 
 
 def paused(*moments: float) -> list[float]:
@@ -78,8 +78,8 @@ def test_a_pause_does_not_count_as_silence_of_a_runpod_worker() -> None:
     life = Liveness(0.0)
     life.opened()
     life.restart(50.0)
-    assert not life.loss(85.0, PATIENCE)
-    assert life.loss(85.1, PATIENCE) == "silent for 35 s"
+    assert not life.loss(85.0, TIMEOUTS)
+    assert life.loss(85.1, TIMEOUTS) == "silent for 35 s"
 
 
 def test_a_runpod_worker_whose_connections_broke_can_reconnect_after_a_pause() -> None:
@@ -87,21 +87,21 @@ def test_a_runpod_worker_whose_connections_broke_can_reconnect_after_a_pause() -
     life.opened()
     life.closed(Closing(is_ours=False, is_reset=True, idle=None), 1.0)
     life.restart(50.0)
-    assert not life.loss(60.0, PATIENCE)
-    assert life.loss(60.1, PATIENCE) == "its process ended"
+    assert not life.loss(60.0, TIMEOUTS)
+    assert life.loss(60.1, TIMEOUTS) == "its process ended"
 
 
 def test_requests_that_waited_during_a_pause_prove_no_drop() -> None:
     """A request that follows the response in the log can have been sent before it."""
     tracked = TrackedRuns()
     tracked.give(JOB, Run(1, None, given_at=1.0, misses=1))
-    tracked.pinged(frozenset(), 2.0, asked_at=1.5, died_at=0.0)
+    tracked.on_ping(frozenset(), 2.0, asked_at=1.5, died_at=0.0)
     tracked.restart(20.0)
     for _ in range(3):
-        assert not tracked.pinged(frozenset(), 20.1, asked_at=20.1, died_at=0.0)
+        assert not tracked.on_ping(frozenset(), 20.1, asked_at=20.1, died_at=0.0)
     # Later requests do.
-    tracked.pinged(frozenset(), 30.0, asked_at=22.0, died_at=0.0)
-    assert tracked.pinged(frozenset(), 40.0, asked_at=22.0, died_at=0.0)
+    tracked.on_ping(frozenset(), 30.0, asked_at=22.0, died_at=0.0)
+    assert tracked.on_ping(frozenset(), 40.0, asked_at=22.0, died_at=0.0)
 
 
 def test_a_job_that_was_not_written_yet_is_not_affected() -> None:

@@ -114,7 +114,7 @@ async def run(request: pytest.FixtureRequest, parts: Parts, clock: FakeClock) ->
     """Return the first run of a job, which has begun and has some output."""
     if request.param == "mailbox":
         [endpoint] = parts.endpoints
-        mailbox = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, patience=None)
+        mailbox = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, queue_timeout=None)
         parts.interactive.take(HERE, WORKER, 1, light=False)
         made = Run(parts, mailbox, mailbox.job.id)
         made.worker.hold(mailbox.job, mailbox, since=0.0)

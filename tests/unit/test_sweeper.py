@@ -67,7 +67,7 @@ async def test_a_slow_store_does_not_delay_the_ends_of_calls(
     durable = parts.durable_sweeper
     loops = (sweeper.serve, durable.serve, durable.serve_forgetting)
     tasks = [asyncio.create_task(serve()) for serve in loops]
-    mailbox = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, patience=1.0)
+    mailbox = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, queue_timeout=1.0)
     clock.pass_time(1)
     await until(lambda: mailbox.outcome is not None, what="the call is timed out")
     assert mailbox.job.status is Status.TIMED_OUT

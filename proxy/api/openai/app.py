@@ -26,7 +26,7 @@ from proxy.api.http import (
     routing_of,
 )
 from proxy.api.idempotency import REPETITION_HEADERS, read_repetition
-from proxy.api.openai.checks import CallChecks, client_timeout, engine_fields, patience_of
+from proxy.api.openai.checks import CallChecks, client_timeout, engine_fields, queue_timeout_of
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.fast_call import FastCall
 from proxy.api.openai.form import peek_form
@@ -243,7 +243,7 @@ class OpenAi:
                     request,
                     light=route.is_light,
                     # Heartbeats keep the client from timing out.
-                    patience=patience_of(timeout) if intervals is None else None,
+                    queue_timeout=queue_timeout_of(timeout) if intervals is None else None,
                 )
                 if repetition is None:
                     mailbox = start()
@@ -279,12 +279,14 @@ class OpenAi:
         request: Request,
         *,
         light: bool,
-        patience: float | None,
+        queue_timeout: float | None,
     ) -> Mailbox:
         """Begin an interactive job."""
         # Again, because reading the body took time.
         self._checks.admit(endpoint)
-        return self._interactive.call(endpoint, owner, request, light=light, patience=patience)
+        return self._interactive.call(
+            endpoint, owner, request, light=light, queue_timeout=queue_timeout
+        )
 
     def _count(self, principal: Principal, endpoint: Endpoint, reply: Reply) -> Callable[[], None]:
         """Count a call against the caller's limits and add the rate limit headers.

@@ -168,7 +168,7 @@ def client_timeout(headers: dict[bytes, bytes]) -> float | None:
     return min(given, default=None)
 
 
-def patience_of(timeout: float | None) -> float | None:
+def queue_timeout_of(timeout: float | None) -> float | None:
     """Return the seconds after which a call without heartbeats must have been answered.
 
     They are shorter than the client's timeout by a margin.

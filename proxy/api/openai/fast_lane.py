@@ -29,7 +29,7 @@ from proxy.api.openai.checks import (
     CallChecks,
     client_timeout,
     engine_fields,
-    patience_of,
+    queue_timeout_of,
 )
 from proxy.api.openai.dialects import ANTHROPIC
 from proxy.api.openai.fast_call import CallFacts, FastCall, LaneConnection, Turn
@@ -225,7 +225,7 @@ class FastLane:
             request,
             worker.id,
             light=route.is_light,
-            patience=patience_of(admitted.timeout) if intervals is None else None,
+            queue_timeout=queue_timeout_of(admitted.timeout) if intervals is None else None,
             make=partial(FastCall, facts, connection, self),
         )
         self._dispatch.offer(worker, call, now)

@@ -28,7 +28,7 @@ from proxy.service.mailbox import Mailbox
 # their first retry after 0.375 to 0.5 s.
 FIRST_ATTEMPT_GRACE_SECONDS = 0.75
 # A complete answer can be repeated for this long.
-ANSWER_SECONDS = 60.0
+KEPT_ANSWER_SECONDS = 60.0
 # All kept answers, and the request bodies of detached calls.
 KEPT_BUDGET_BYTES = 64 * 1024 * 1024
 # The approximate memory of a detached call or a complete answer, without its bytes.
@@ -118,7 +118,7 @@ class Retries:
         interactive: InteractiveJobs,
         budget: Budget,
         grace: float,
-        answer_seconds: float = ANSWER_SECONDS,
+        answer_seconds: float = KEPT_ANSWER_SECONDS,
     ) -> None:
         self._interactive = interactive
         self.budget = budget
@@ -202,7 +202,7 @@ class Retries:
     def _new(self, identity: CallIdentity, mailbox: Mailbox) -> RepeatableCall:
         owner = identity.owner
         kept = KeptAnswer(
-            partial(self.budget.take, holder=owner), partial(self.budget.release, holder=owner)
+            partial(self.budget.acquire, holder=owner), partial(self.budget.release, holder=owner)
         )
         is_named = identity.repetition.key is not None
         call = RepeatableCall(

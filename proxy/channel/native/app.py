@@ -31,9 +31,9 @@ log = structlog.get_logger()
 HELLO_SECONDS = 10.0
 MAX_SLOTS = 100_000
 TALK_SECONDS = 10.0
-# The rate limit for `Hello` and `Log` frames: at most `MOST_TALK` per `TALK_SECONDS`. A worker
-# sends a handful while it loads.
-MOST_TALK = 100
+# The rate limit for `Hello` and `Log` frames: at most `TALK_MAX_FRAMES` per `TALK_SECONDS`. A
+# worker sends a handful while it loads.
+TALK_MAX_FRAMES = 100
 
 
 class WorkerChannel:
@@ -108,9 +108,9 @@ class WorkerChannel:
             for frame in batch:
                 match frame:
                     case frames.Chunk() | frames.Head() | frames.End():
-                        reader.take(frame)
+                        reader.handle(frame)
                     case frames.Output():
-                        await reader.take_output(frame)
+                        await reader.handle_output(frame)
                     case frames.Credit(slots=slots, light=light):
                         self._set_slots(worker, slots, light)
                     case frames.Hello():
@@ -155,7 +155,7 @@ class ChatterLimit:
         if now - self._since > TALK_SECONDS:
             self._since, self._said = now, 0
         self._said += 1
-        return self._said <= MOST_TALK
+        return self._said <= TALK_MAX_FRAMES
 
 
 class DisconnectedError(Exception):

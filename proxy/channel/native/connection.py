@@ -52,10 +52,10 @@ class Connection:
     """`WorkerPort` over one WebSocket: queues the frames for the worker and writes them."""
 
     def __init__(
-        self, send: Callable[[dict[str, Any]], Awaitable[None]], on_room: Callable[[], None]
+        self, send: Callable[[dict[str, Any]], Awaitable[None]], on_capacity: Callable[[], None]
     ) -> None:
         self._send = send
-        self._on_room = on_room
+        self._on_capacity = on_capacity
         self._outbox = Outbox()
         self._filled = asyncio.Event()
         self._closing: str | None = None
@@ -146,7 +146,7 @@ class Connection:
             while (message := self._outbox.next_message()) is not None:
                 await self._send({"type": "websocket.send", "bytes": message[0]})
                 if before >= UNSENT_MAX_BYTES > self._outbox.size:
-                    self._on_room()
+                    self._on_capacity()
                 before = self._outbox.size
             if self._closing is not None:
                 await self._send(
@@ -166,7 +166,7 @@ class Reader:
         self._fleet = fleet
         self._port = port
 
-    def take(self, frame: frames.Head | frames.Chunk | frames.End) -> None:
+    def handle(self, frame: frames.Head | frames.Chunk | frames.End) -> None:
         """Process one frame of one run. Stale frames and frames of unassigned runs are ignored."""
         hold = self._hold(frame)
         if hold is None:
@@ -185,8 +185,8 @@ class Reader:
                 task = self._fleet.end_run(self._worker, JobId(frame.job), frame.attempt, end)
                 self._confirm_end(frame, task)
 
-    async def take_output(self, frame: frames.Output) -> None:
-        """Process an output value of one run, like `take`; waits for the check of a large one."""
+    async def handle_output(self, frame: frames.Output) -> None:
+        """Process an output value of one run, like `handle`; waits for the check of a large one."""
         hold = self._hold(frame)
         if hold is not None and hold.sink.takes_values and hold.stopped is None:
             await self._output(frame, hold)

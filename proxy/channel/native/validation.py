@@ -11,15 +11,15 @@ import msgspec
 
 from proxy.wire import frames
 
-MOST_MODELS = 1_000
+HELLO_MAX_MODELS = 1_000
 # The largest number that fits into one message.
-MOST_HOLDS = 10_000
+HELLO_MAX_HOLDS = 10_000
 # The maximum length of a job id. The ids of this proxy have 50 characters.
 JOB_CHARACTERS = 128
 MODEL_CHARACTERS = 256
 CARD_BYTES = 64 * 1024
 # vLLM with all its development routes has about 60.
-MOST_ROUTES = 200
+MODEL_MAX_ROUTES = 200
 ROUTE_CHARACTERS = 128
 ENGINE_CHARACTERS = 200
 LOG_CHARACTERS = 500
@@ -59,12 +59,14 @@ def check_hello(hello: frames.Hello) -> None:
         raise WorkerRefusedError(
             4400, "a worker's instance must be at most 80 letters, digits, _ or -"
         )
-    if len(hello.models) > MOST_MODELS:
-        raise WorkerRefusedError(4400, f"a worker may announce at most {MOST_MODELS} models")
-    if len(hello.holds) > MOST_HOLDS or any(len(hold.job) > JOB_CHARACTERS for hold in hello.holds):
+    if len(hello.models) > HELLO_MAX_MODELS:
+        raise WorkerRefusedError(4400, f"a worker may announce at most {HELLO_MAX_MODELS} models")
+    if len(hello.holds) > HELLO_MAX_HOLDS or any(
+        len(hold.job) > JOB_CHARACTERS for hold in hello.holds
+    ):
         raise WorkerRefusedError(
             4400,
-            f"a worker may hold at most {MOST_HOLDS} runs, "
+            f"a worker may hold at most {HELLO_MAX_HOLDS} runs, "
             f"with job ids of at most {JOB_CHARACTERS} characters",
         )
     for model in hello.models:
@@ -79,12 +81,12 @@ def check_model(model: frames.Model) -> None:
             f"a model's name must have 1 to {MODEL_CHARACTERS} characters "
             "and no control characters",
         )
-    if len(model.routes) > MOST_ROUTES or any(
+    if len(model.routes) > MODEL_MAX_ROUTES or any(
         len(route) > ROUTE_CHARACTERS for route in model.routes
     ):
         raise WorkerRefusedError(
             4400,
-            f"a model may have at most {MOST_ROUTES} routes of at most {ROUTE_CHARACTERS}"
+            f"a model may have at most {MODEL_MAX_ROUTES} routes of at most {ROUTE_CHARACTERS}"
             " characters",
         )
     if len(model.card) > CARD_BYTES:

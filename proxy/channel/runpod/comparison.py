@@ -38,7 +38,7 @@ class PostedElements:
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
         self._digests = bytearray().join(map(digest, elements))
         # The connection of a post that has not been answered. Only its identity matters.
-        self.line: object | None = None
+        self.connection: object | None = None
         # The time at which the connection of the last post ended before its response.
         self._lost_at: float | None = None
 
@@ -52,13 +52,13 @@ class PostedElements:
         """Add an element that has been given to the sink of its run."""
         self._digests += element_digest
 
-    def begin(self, line: object, element_digest: bytes, now: float) -> bool:
+    def begin(self, connection: object, element_digest: bytes, now: float) -> bool:
         """Note the begin of a post; return False if it repeats the last one.
 
         It does if the response to the last one was lost, and the SDK may have waited since then.
         """
         lost_at = self._lost_at
-        self.line = line
+        self.connection = connection
         self._lost_at = None
         is_repeated = (
             lost_at is not None
@@ -68,15 +68,15 @@ class PostedElements:
         )
         return not is_repeated
 
-    def answered(self, line: object) -> None:
+    def answered(self, connection: object) -> None:
         """Note that a post over this connection has been answered."""
-        if self.line is line:
-            self.line = None
+        if self.connection is connection:
+            self.connection = None
 
-    def closed(self, line: object, now: float) -> None:
+    def closed(self, connection: object, now: float) -> None:
         """Note the end of a connection."""
-        if self.line is line:
-            self.line = None
+        if self.connection is connection:
+            self.connection = None
             self._lost_at = now
 
     def may_repeat(self, index: int) -> bool:

@@ -12,7 +12,7 @@ import msgspec
 import structlog
 
 from proxy.channel.native.validation import (
-    MOST_MODELS,
+    HELLO_MAX_MODELS,
     WorkerRefusedError,
     check_model,
     public_card,
@@ -33,9 +33,9 @@ PROXY = Owner("the proxy itself")
 # Clients wait for this time after a worker was asked. Clients give a list of models ten seconds.
 WAIT_SECONDS = 3.0
 # A worker that takes longer has another kind of handler, or is loading.
-ANSWER_SECONDS = 10.0
+QUESTION_SECONDS = 10.0
 # After a failure, the same workers are not asked again for this long.
-RETRY_SECONDS = 30.0
+QUESTION_RETRY_SECONDS = 30.0
 OK = 200
 
 
@@ -119,7 +119,7 @@ class RunpodModels:
         if asked is None or workers - asked.workers:
             return True
         now = asyncio.get_running_loop().time()
-        return not asked.is_answered and now > asked.at + RETRY_SECONDS
+        return not asked.is_answered and now > asked.at + QUESTION_RETRY_SECONDS
 
     async def _ask(self, endpoint: Endpoint, workers: frozenset[str]) -> None:
         try:
@@ -143,10 +143,10 @@ class RunpodModels:
             PROXY,
             Request("GET", MODELS_PATH, "", b""),
             light=True,
-            patience=ANSWER_SECONDS,
+            queue_timeout=QUESTION_SECONDS,
         )
         try:
-            async with asyncio.timeout(ANSWER_SECONDS):
+            async with asyncio.timeout(QUESTION_SECONDS):
                 while mailbox.outcome is None:
                     await mailbox.wait(None)
         except TimeoutError:
@@ -162,7 +162,7 @@ class RunpodModels:
 def read_models(body: bytes) -> list[Model]:
     """Return the models of an OpenAI list; none if it is not a valid list."""
     try:
-        cards = msgspec.json.decode(body, type=_List).data[:MOST_MODELS]
+        cards = msgspec.json.decode(body, type=_List).data[:HELLO_MAX_MODELS]
         return [_model(bytes(card)) for card in cards]
     except (msgspec.MsgspecError, RecursionError, WorkerRefusedError):
         return []

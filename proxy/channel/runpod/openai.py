@@ -34,18 +34,18 @@ ABSENT = msgspec.Raw(b"")
 NULL = b"null"
 TRUE = b"true"
 # The maximum size of an error. A larger one is truncated and not parsed.
-ERROR_BYTES = 256 * 1024
+ERROR_MAX_BYTES = 256 * 1024
 # The maximum size of a result whose NaN and Infinity are replaced. A larger one takes too long.
-MEND_BYTES = 4 * 1024 * 1024
+REPAIR_MAX_BYTES = 4 * 1024 * 1024
 # The maximum number of elements of a list that is split: each costs about 100 bytes of overhead.
-MOST_ELEMENTS = 250_000
+LIST_MAX_ELEMENTS = 250_000
 IN_PROGRESS = b'"%b"' % Status.IN_PROGRESS.encode()
 
 _NO_NUMBER = re.compile(rb'("(?:[^"\\]++|\\.)*+")|-?Infinity|NaN', re.DOTALL)
 
 
 class TooManyElementsError(ValueError):
-    """A list has more than `MOST_ELEMENTS` elements."""
+    """A list has more than `LIST_MAX_ELEMENTS` elements."""
 
 
 class Result(msgspec.Struct):
@@ -95,7 +95,7 @@ def _read(body: bytes) -> Result | None:
         return _decoder.decode(body)
     except (msgspec.MsgspecError, RecursionError):
         pass
-    if len(body) > MEND_BYTES:
+    if len(body) > REPAIR_MAX_BYTES:
         return None
     try:
         # The SDK encodes with Python's `json`, which writes NaN and Infinity. JSON has neither.
@@ -115,24 +115,24 @@ def elements(value: bytes) -> list[bytes] | None:
         return [bytes(_one_decoder.decode(value)[0])]
     except msgspec.ValidationError:
         pass
-    if value.count(b",") >= MOST_ELEMENTS:
+    if value.count(b",") >= LIST_MAX_ELEMENTS:
         raise TooManyElementsError
     return [bytes(element) for element in _list_decoder.decode(value)]
 
 
 def error_text(error: bytes) -> str:
     """Return an error as a string, as clients require; for other JSON values, their JSON text."""
-    if len(error) > ERROR_BYTES:
-        return error[:ERROR_BYTES].decode(errors="replace")
+    if len(error) > ERROR_MAX_BYTES:
+        return error[:ERROR_MAX_BYTES].decode(errors="replace")
     value = msgspec.json.decode(error)
     return value if isinstance(value, str) else error.decode()
 
 
 # The maximum length of an error in Python's notation that is parsed, at 100 ns per character.
-MOST_CHARACTERS = 32 * 1024
+PYTHON_ERROR_MAX_CHARACTERS = 32 * 1024
 FIRST_ERROR, LAST_ERROR = 400, 599
 # A worker that reports this error keeps running and fails every later job.
-SICK = "vLLM server process is not running"
+ENGINE_ENDED_TEXT = "vLLM server process is not running"
 
 _UPSTREAM = re.compile(r"vLLM returned HTTP (\d{3}): (.*)", re.DOTALL)
 _PIECE = re.compile(
@@ -156,7 +156,7 @@ class Failure(NamedTuple):
 
 def find_failure(error: bytes) -> Failure:
     """Return the failure that an `error` in its JSON encoding describes."""
-    if len(error) > ERROR_BYTES:
+    if len(error) > ERROR_MAX_BYTES:
         return Failure(error_text(error))
     try:
         return read_failure(msgspec.json.decode(error))
@@ -189,7 +189,7 @@ def _take_apart(text: str) -> Any:
         return msgspec.json.decode(text)
     except (msgspec.MsgspecError, RecursionError):
         pass
-    if len(text) > MOST_CHARACTERS:
+    if len(text) > PYTHON_ERROR_MAX_CHARACTERS:
         return text
     try:
         return msgspec.json.decode(_as_json(text))
@@ -248,7 +248,7 @@ TEXT = "text/plain; charset=utf-8"
 DONE = b"data: [DONE]\n\n"
 QUOTE = b'"'
 # The maximum nesting of lists in a stream element. A deeper list is not a batch of events.
-DEPTH = 2
+ELEMENT_MAX_DEPTH = 2
 
 
 class _Asked(msgspec.Struct):
@@ -260,18 +260,27 @@ class Answer:
 
     def __init__(self, body: bytes) -> None:
         self.is_stream = False
-        self.unread = body  # the request body until `read` has parsed it
+        # The request body until `read` has parsed it.
+        self.unread = body
         if len(body) <= INLINE_MAX_BYTES:
             self.read(body)
-        self.has_begun = False  # events have arrived
-        self.failure: Failure | None = None  # set if an error arrived instead of events
-        self.received = 0  # the number of elements
-        self.is_mid_event = False  # the last returned bytes end within an event
-        self.carries_error = False  # one of the events is an error
-        self._kept: list[bytes] = []  # the elements of a complete response
+        # Events have arrived.
+        self.has_begun = False
+        # Set if an error arrived instead of events.
+        self.failure: Failure | None = None
+        # The number of elements.
+        self.received = 0
+        # The last returned bytes end within an event.
+        self.is_mid_event = False
+        # One of the events is an error.
+        self.carries_error = False
+        # The elements of a complete response.
+        self._kept: list[bytes] = []
         self._kept_bytes = 0
-        self._stream = Events()  # keeps the bytes after the last complete event
-        self._was_parsed = False  # the events arrived as objects, without the final `[DONE]`
+        # Keeps the bytes after the last complete event.
+        self._stream = Events()
+        # The events arrived as objects, without the final `[DONE]`.
+        self._was_parsed = False
 
     @property
     def backlog(self) -> int:
@@ -291,7 +300,7 @@ class Answer:
             self._kept.append(element)
             self._kept_bytes += len(element)
             return b""
-        return self._events(element, DEPTH)
+        return self._events(element, ELEMENT_MAX_DEPTH)
 
     def finish(self, output: bytes) -> bytes:
         """Complete the response with the result of the run; return the remaining events."""
@@ -300,7 +309,9 @@ class Answer:
         late = (
             b""
             if self.received
-            else b"".join(self._events(one, DEPTH) for one in elements(output) or [output])
+            else b"".join(
+                self._events(one, ELEMENT_MAX_DEPTH) for one in elements(output) or [output]
+            )
         )
         for part in self._stream.end():
             if part.data.strip() or self.is_mid_event:

@@ -12,9 +12,9 @@ from proxy.wire.frames import OUTPUT_MAX_BYTES, STREAM_WINDOW
 POST_BYTES = OUTPUT_MAX_BYTES + STREAM_WINDOW
 # Most results, and nearly all elements of streams, are smaller.
 SMALL_POST_BYTES = 256 * 1024
-SHARES = 4
+WORKER_SHARES = 4
 # The share of a worker is one of the largest posts.
-LARGE_POSTS_MAX_BYTES = SHARES * POST_BYTES
+LARGE_POSTS_MAX_BYTES = WORKER_SHARES * POST_BYTES
 # The share of a worker is 32 of the largest of these.
 SMALL_POSTS_MAX_BYTES = 32 * 1024 * 1024
 
@@ -23,8 +23,8 @@ class PostBudget:
     """The memory for large and for small posts."""
 
     def __init__(self) -> None:
-        self._large = Budget(LARGE_POSTS_MAX_BYTES, LARGE_POSTS_MAX_BYTES // SHARES)
-        self._small = Budget(SMALL_POSTS_MAX_BYTES, SMALL_POSTS_MAX_BYTES // SHARES)
+        self._large = Budget(LARGE_POSTS_MAX_BYTES, LARGE_POSTS_MAX_BYTES // WORKER_SHARES)
+        self._small = Budget(SMALL_POSTS_MAX_BYTES, SMALL_POSTS_MAX_BYTES // WORKER_SHARES)
 
     @property
     def used(self) -> int:

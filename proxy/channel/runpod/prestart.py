@@ -8,7 +8,7 @@ from enum import StrEnum
 
 import msgspec
 
-from proxy.channel.runpod.openai import ERROR_BYTES
+from proxy.channel.runpod.openai import ERROR_MAX_BYTES
 
 REASON_CHARACTERS = 500
 
@@ -44,7 +44,7 @@ _decoder = msgspec.json.Decoder(Prestart)
 
 def read_prestart(error: bytes) -> Prestart | None:
     """Return the event in an `error` in its JSON encoding; None if it is another error."""
-    if b'\\"prestart_' not in error or len(error) > ERROR_BYTES:
+    if b'\\"prestart_' not in error or len(error) > ERROR_MAX_BYTES:
         return None
     try:
         return _decoder.decode(_text_decoder.decode(error))

@@ -22,11 +22,11 @@ log = structlog.get_logger()
 # The time after which the state of a lost worker is discarded.
 FORGET_SECONDS = 600.0
 # A limit is required because workers choose their own ids.
-MOST_WORKERS = 10_000
+MAX_WORKERS = 10_000
 # The time for which a worker is reported as unhealthy, unless it returns.
-ILL_SECONDS = 300.0
+UNHEALTHY_SECONDS = 300.0
 # A worker whose engine has exited fails every job at once, so it gets no jobs for this time.
-SHUN_SECONDS = 60.0
+EXCLUDED_SECONDS = 60.0
 NO_FORMS = JobError(
     "unsupported_media_type", "The workers of this endpoint accept only JSON requests."
 )
@@ -54,12 +54,12 @@ class WorkerRegistry:
     """Holds the Runpod workers and removes those that are lost."""
 
     def __init__(
-        self, fleet: Fleet, orphans: Orphans, pauses: Pauses, patience: RunpodTimeouts
+        self, fleet: Fleet, orphans: Orphans, pauses: Pauses, timeouts: RunpodTimeouts
     ) -> None:
         self._fleet = fleet
         self._orphans = orphans
         self._pauses = pauses
-        self.patience = patience
+        self.timeouts = timeouts
         self._workers: dict[tuple[EndpointId, WorkerId], RunpodWorker] = {}
 
     async def serve(self) -> None:
@@ -80,7 +80,7 @@ class WorkerRegistry:
         return self._workers.get((endpoint, WorkerId(worker_id)))
 
     def admit(self, endpoint: EndpointId, name: str) -> RunpodWorker:
-        """Return the worker with this id and add it to the fleet unless it is shunned."""
+        """Return the worker with this id and add it to the fleet unless it is excluded."""
         worker_id = WorkerId(name)
         worker = self._workers.get((endpoint, worker_id))
         namesake = self._fleet.get(worker_id)
@@ -88,12 +88,12 @@ class WorkerRegistry:
             raise WorkerIdConflictError
         now = asyncio.get_running_loop().time()
         if worker is None:
-            if len(self._workers) >= MOST_WORKERS:
+            if len(self._workers) >= MAX_WORKERS:
                 raise TooManyWorkersError
             worker = self._workers[endpoint, worker_id] = RunpodWorker(
                 worker_id, endpoint, now, self
             )
-        if namesake is None and now >= worker.shunned_until:
+        if namesake is None and now >= worker.excluded_until:
             worker.rejoin(now)
             self._fleet.add(worker.member)
             log.info("worker.joined", worker=worker_id, endpoint=endpoint, engine="stock")
@@ -126,15 +126,15 @@ class WorkerRegistry:
         """Return True if there are runs that may be adopted."""
         return bool(self._orphans)
 
-    def fell_ill(self, endpoint: EndpointId, name: str, why: str, *, shun: bool) -> None:
+    def report_unhealthy(self, endpoint: EndpointId, name: str, why: str, *, exclude: bool) -> None:
         """Remove an unhealthy worker from the fleet and report it."""
         log.warning("worker.unhealthy", worker=name, endpoint=endpoint, why=why)
         now = asyncio.get_running_loop().time()
         worker = self.find(endpoint, name)
         if worker is not None:
-            worker.shunned_until = now + SHUN_SECONDS if shun else now
+            worker.excluded_until = now + EXCLUDED_SECONDS if exclude else now
             self._fleet.remove(worker.member, why)
-        self._fleet.unhealthy.report(WorkerId(name), endpoint, now + ILL_SECONDS, why)
+        self._fleet.unhealthy.report(WorkerId(name), endpoint, now + UNHEALTHY_SECONDS, why)
 
     # `RunListener`
 
@@ -172,14 +172,14 @@ class WorkerRegistry:
     def _look(self, worker: RunpodWorker) -> None:
         now = asyncio.get_running_loop().time()
         if self._fleet.get(worker.id) is not worker.member:
-            if not worker.life.lines and now - worker.asked_at > FORGET_SECONDS:
+            if not worker.life.connections and now - worker.asked_at > FORGET_SECONDS:
                 del self._workers[worker.endpoint, worker.id]
-        elif why := worker.life.loss(now, self.patience):
+        elif why := worker.life.loss(now, self.timeouts):
             self._fleet.remove(worker.member, why)
         else:
             # The lease of the fleet applies to workers with one connection.
             worker.member.seen = now
-            worker.refresh()
+            worker.update_capacity()
 
 
 async def _posted(elements: Sequence[bytes]) -> PostedElements:

@@ -10,9 +10,9 @@ import structlog
 from proxy.access.limits import Budget, BudgetError
 from proxy.channel.runpod.comparison import Difference, digest, find_difference
 from proxy.channel.runpod.openai import (
+    ENGINE_ENDED_TEXT,
     EVENTS,
     JSON,
-    SICK,
     Answer,
     Failure,
     Result,
@@ -74,11 +74,11 @@ class RunpodResults:
         self._passing = passing
 
     async def chunk(
-        self, worker: RunpodWorker, job_id: JobId, element: bytes, line: WatchedConnection
+        self, worker: RunpodWorker, job_id: JobId, element: bytes, connection: WatchedConnection
     ) -> None:
         """Process an output element; return when the next one may be sent.
 
-        `line`: the connection to which the response will be written.
+        `connection`: the one to which the response will be written.
         """
         run = await self._run(worker, job_id)
         if run is None:
@@ -87,7 +87,7 @@ class RunpodResults:
         if run.is_ending or run.is_stopped:
             return
         run.has_arrived = True
-        if run.posted.begin(line, element_digest, asyncio.get_running_loop().time()):
+        if run.posted.begin(connection, element_digest, asyncio.get_running_loop().time()):
             run.posted.add(element_digest)
             if not await self._put(worker, job_id, run, element):
                 self._cut(worker, job_id, run)
@@ -130,7 +130,7 @@ class RunpodResults:
         if worker.tracked.runs.get(job_id) is run:
             del worker.tracked.runs[job_id]
         if result is not None and result.refreshes:
-            worker.refreshes()
+            worker.on_refresh()
 
     def too_large(self, worker: RunpodWorker, job_id: JobId) -> None:
         """End a run whose posted body exceeds the size limit."""
@@ -203,8 +203,10 @@ class RunpodResults:
             await self._end_run(worker, job_id, run, RunEnd(Ending.REFUSED, NO_JSON))
         elif result.has_failed and (prestart := read_prestart(bytes(result.error))):
             await self._end_prestart(worker, job_id, run, prestart)
-        elif result.has_failed and SICK in error_text(bytes(result.error)):
-            self._registry.fell_ill(worker.endpoint, worker.id, SICK, shun=True)
+        elif result.has_failed and ENGINE_ENDED_TEXT in error_text(bytes(result.error)):
+            self._registry.report_unhealthy(
+                worker.endpoint, worker.id, ENGINE_ENDED_TEXT, exclude=True
+            )
         elif run.answer is not None:
             try:
                 end = await self._answer(worker, job_id, run, run.answer, result)
@@ -236,9 +238,11 @@ class RunpodResults:
                 # The SDK drops the response of its open poll, and then takes a job to post this.
                 released = RunEnd(Ending.RELEASED)
                 self._fleet.end_run(worker.member, job_id, run.attempt, released)
-            self._registry.fell_ill(worker.endpoint, worker.id, prestart.reason, shun=True)
+            self._registry.report_unhealthy(
+                worker.endpoint, worker.id, prestart.reason, exclude=True
+            )
         else:
-            worker.refreshes()
+            worker.on_refresh()
             await self._end_run(worker, job_id, run, RunEnd(Ending.RELEASED))
 
     async def _end_run(self, worker: RunpodWorker, job_id: JobId, run: Run, end: RunEnd) -> None:

@@ -33,9 +33,12 @@ HOUSEKEEPING_SECONDS = 14.0
 class Closing(NamedTuple):
     """The circumstances of the end of a connection."""
 
-    is_ours: bool  # closed by this side
-    is_reset: bool  # the peer was gone with bytes unread
-    idle: float | None  # seconds since the last response; None during a request
+    is_ours: bool
+    """Closed by this side."""
+    is_reset: bool
+    """The peer was gone with bytes unread."""
+    idle: float | None
+    """Seconds since the last response; None during a request."""
 
     @property
     def is_abrupt(self) -> bool:
@@ -64,9 +67,12 @@ TOGETHER_SECONDS = 1.0
 class RunpodTimeouts:
     """The timeouts for Runpod workers, in seconds."""
 
-    hold: float = 20.0  # the duration of a long poll; the SDK times out after 90 s
-    lease: float = 35.0  # slightly more than three ping intervals of the SDK
-    gap: float = 10.0  # until a process whose connections broke is declared lost
+    poll_seconds: float = 20.0
+    """The duration of a long poll; the SDK times out after 90 s."""
+    lease_seconds: float = 35.0
+    """Slightly more than three ping intervals of the SDK."""
+    gap_seconds: float = 10.0
+    """The time until a process whose connections broke is declared lost."""
 
 
 @dataclass(slots=True)
@@ -74,21 +80,25 @@ class Liveness:
     """The evidence of a worker's liveness. Times are those of the event loop."""
 
     heard: float
-    lines: int = 0  # the open connections of its worker process
-    left_at: float = 0.0  # the time at which the last of them closed
-    abrupt_at: float = float("-inf")  # the time of the last abrupt close
-    died_at: float = float("-inf")  # the last time at which the process looked dead
+    connections: int = 0
+    """The open connections of its worker process."""
+    left_at: float = 0.0
+    """The time at which the last of them closed."""
+    abrupt_at: float = float("-inf")
+    """The time of the last abrupt close."""
+    died_at: float = float("-inf")
+    """The last time at which the process looked dead."""
 
     def opened(self) -> None:
         """Count a new connection of the worker process."""
-        self.lines += 1
+        self.connections += 1
 
     def closed(self, closing: Closing, now: float) -> None:
         """Record the end of one of these connections."""
-        self.lines -= 1
+        self.connections -= 1
         if closing.is_abrupt:
             self.abrupt_at = now
-        if self.lines == 0:
+        if self.connections == 0:
             self.left_at = now
             if self._looks_dead:
                 self.died_at = now
@@ -96,16 +106,16 @@ class Liveness:
     def restart(self, now: float) -> None:
         """Start the lease, and the time to reconnect, again."""
         self.heard = now
-        if not self.lines:
+        if not self.connections:
             self.abrupt_at += now - self.left_at
             self.left_at = now
 
-    def loss(self, now: float, patience: RunpodTimeouts) -> str:
+    def loss(self, now: float, timeouts: RunpodTimeouts) -> str:
         """Return the reason why the worker is lost, or an empty string."""
-        if not self.lines and self._looks_dead and now - self.left_at > patience.gap:
+        if not self.connections and self._looks_dead and now - self.left_at > timeouts.gap_seconds:
             return "its process ended"
-        if now - self.heard > patience.lease:
-            return f"silent for {patience.lease:g} s"
+        if now - self.heard > timeouts.lease_seconds:
+            return f"silent for {timeouts.lease_seconds:g} s"
         return ""
 
     @property
@@ -114,10 +124,10 @@ class Liveness:
 
 
 # The number of consecutive pings without an assigned job after which the job counts as dropped.
-MISSES = 2
+DROP_PINGS = 2
 # A request sent more than this time after a response proves that the worker has read the response.
 SETTLE_SECONDS = 1.0
-MOST_DROPPED = 1_000
+MAX_DROPPED_JOBS = 1_000
 
 
 @dataclass(slots=True)
@@ -125,14 +135,20 @@ class Run:
     """A job that was assigned to a worker."""
 
     attempt: int
-    answer: Answer | None  # for OpenAI calls only
-    given_at: float = float("inf")  # the time at which the poll response was written
-    has_arrived: bool = False  # the worker has confirmed that it has the job
+    answer: Answer | None
+    """For OpenAI calls only."""
+    given_at: float = float("inf")
+    """The time at which the poll response was written."""
+    has_arrived: bool = False
+    """The worker has confirmed that it has the job."""
     misses: int = 0
+    """The consecutive pings that did not list the job."""
     is_stopped: bool = False
     is_ending: bool = False
-    is_unwritten: bool = False  # its end could not be written to the store
-    flow: asyncio.Event = field(default_factory=asyncio.Event)  # cleared while output is paused
+    is_unwritten: bool = False
+    """Its end could not be written to the store."""
+    flow: asyncio.Event = field(default_factory=asyncio.Event)
+    """Cleared while output is paused."""
     posted: PostedElements = field(default_factory=PostedElements)
 
 
@@ -192,7 +208,7 @@ class TrackedRuns:
         self._left |= set(self.runs)
         self.runs = {}
 
-    def idles(self, died_at: float) -> list[VanishedRun]:
+    def on_idle_poll(self, died_at: float) -> list[VanishedRun]:
         """Remove and return the assigned runs, since the worker reports that it has no job.
 
         Pings may still list them.
@@ -207,7 +223,7 @@ class TrackedRuns:
         self._left.clear()
         return [self._vanish(job_id, died_at) for job_id in gone]
 
-    def pinged(
+    def on_ping(
         self, listed: frozenset[str], now: float, asked_at: float, died_at: float
     ) -> list[VanishedRun]:
         """Process a ping, which lists the worker's jobs; return the runs that it has dropped.
@@ -223,7 +239,7 @@ class TrackedRuns:
             has_read = run.has_arrived or asked_at > run.given_at + SETTLE_SECONDS
             if has_read and run.given_at < self._pinged_at and not run.is_ending:
                 run.misses += 1
-                if run.misses >= MISSES or run.is_stopped:
+                if run.misses >= DROP_PINGS or run.is_stopped:
                     gone.append(job_id)
         self._left &= listed
         self._listed, self._pinged_at = listed, now
@@ -233,7 +249,7 @@ class TrackedRuns:
         """Remove a run. The loss counts unless the job was probably not delivered to the worker."""
         run = self.runs.pop(job_id)
         has_run = run.has_arrived or run.given_at < died_at or job_id in self._dropped
-        if len(self._dropped) >= MOST_DROPPED:
+        if len(self._dropped) >= MAX_DROPPED_JOBS:
             self._dropped.clear()
         counts = has_run and not run.is_stopped
         self._dropped[job_id] = counts

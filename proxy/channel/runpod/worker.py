@@ -31,10 +31,12 @@ log = structlog.get_logger()
 class Poll:
     """One long poll: a pending `job-take` or `job-stop` request."""
 
-    def __init__(self, room: int = 0) -> None:
-        self.room = room  # the number of jobs that it can still take
+    def __init__(self, capacity: int = 0) -> None:
+        # The number of jobs that it can still take.
+        self.capacity = capacity
         self.jobs: list[OfferedJob] = []
-        self.size = 0  # the total size of their bodies in bytes
+        # The total size of their bodies in bytes.
+        self.size = 0
         self.is_replaced = False
         self._ready = asyncio.Event()
 
@@ -45,7 +47,7 @@ class Poll:
         """
         self.jobs.append(job)
         self.size += len(job.submission.work.body)
-        self.room -= 1
+        self.capacity -= 1
         self._ready.set()
 
     def end(self) -> None:
@@ -78,16 +80,16 @@ REST_SECONDS = 1.0
 # A worker that asked to be restarted may exit within this time, and would lose new jobs.
 REFRESH_SECONDS = 2.0
 # A worker that is about to restart exits when its polls have been answered.
-REFRESH_HOLD = 0.5
+REFRESH_POLL_SECONDS = 0.5
 # A worker reports that it has dropped a stopped job by sending the next poll.
-STOPPED_HOLD = 1.0
+STOPPED_POLL_SECONDS = 1.0
 
 
 @dataclass(slots=True)
 class PollingWorker(Worker):
     """A worker whose credit is the remaining capacity of its open poll."""
 
-    room: int = 0
+    capacity: int = 0
 
     @property
     def announces_models(self) -> bool:
@@ -95,8 +97,10 @@ class PollingWorker(Worker):
 
     @property
     def credit(self) -> int:
-        room = self.room if self.full_at is None else min(self.room, self.full_at - self.held)
-        return max(0, room - self.reserved) if self.is_writable else 0
+        capacity = (
+            self.capacity if self.full_at is None else min(self.capacity, self.full_at - self.held)
+        )
+        return max(0, capacity - self.reserved) if self.is_writable else 0
 
     @property
     def light_credit(self) -> int:
@@ -149,18 +153,20 @@ class RunpodWorker:
         self.member = PollingWorker(worker_id, endpoint, self, seen=now)
         self.life = Liveness(now)
         self.tracked = TrackedRuns()
-        self.asked_at = now  # the time of the last request from its worker process
-        self.shunned_until = 0.0
+        # The time of the last request from its worker process.
+        self.asked_at = now
+        self.excluded_until = 0.0
         self.is_closed = False
         self._listener = listener
         self._clock = asyncio.get_running_loop().time
-        self._lines: dict[WatchedConnection, None] = {}
+        self._connections: dict[WatchedConnection, None] = {}
         self._taking: Poll | None = None
         self._stopping: Poll | None = None
         self._stops: list[str] = []
         self._rests_until = 0.0
         self._ends_until = 0.0
-        self.adopting = asyncio.Lock()  # held while it resumes a run
+        # Held while it resumes a run.
+        self.adopting = asyncio.Lock()
 
     # `WorkerPort`
 
@@ -172,7 +178,7 @@ class RunpodWorker:
         poll, work = self._taking, job.submission.work
         if (
             poll is not None
-            and poll.room > 0
+            and poll.capacity > 0
             and self.tracked.may_have(job.id)
             and not is_form(work)
         ):
@@ -182,7 +188,7 @@ class RunpodWorker:
         else:
             self._rests_until = self._clock() + REST_SECONDS
             (self._listener.refuse if is_form(work) else self._listener.give_back)(self, job)
-        self.refresh()
+        self.update_capacity()
 
     def stop(self, job_id: JobId, attempt: int) -> None:
         if (run := self._run(job_id, attempt)) is not None:
@@ -224,30 +230,30 @@ class RunpodWorker:
         self.life.restart(now)
         self.tracked.restart(now)
 
-    def asks(self, line: WatchedConnection) -> None:
+    def on_request(self, connection: WatchedConnection) -> None:
         """Record a request from its worker process on this connection."""
         self.asked_at = self.life.heard = self._clock()
-        if line not in self._lines:
-            self._lines[line] = None
+        if connection not in self._connections:
+            self._connections[connection] = None
             self.life.opened()
-            line.watch(lambda closing: self._closed(line, closing))
+            connection.watch(lambda closing: self._closed(connection, closing))
 
-    def answered(self, job_id: JobId, line: WatchedConnection) -> None:
+    def post_answered(self, job_id: JobId, connection: WatchedConnection) -> None:
         """Record that a post about this job has been answered over this connection."""
         run = self.tracked.runs.get(job_id)
-        if run is not None and line in self._lines:
-            run.posted.answered(line)
+        if run is not None and connection in self._connections:
+            run.posted.answered(connection)
         elif run is not None:
             # It was closed before the post was processed.
-            run.posted.closed(line, self._clock())
+            run.posted.closed(connection, self._clock())
 
-    def take(self, wanted: int, *, is_idle: bool) -> Poll:
+    def on_poll(self, wanted: int, *, is_idle: bool) -> Poll:
         """Open a poll for jobs.
 
         A worker has one poll at a time: a second one comes from an older or another process.
         """
         if is_idle:
-            self._recover(self.tracked.idles(self.life.died_at))
+            self._recover(self.tracked.on_idle_poll(self.life.died_at))
         if self._taking is not None:
             log.warning(
                 "stock.polls_twice",
@@ -258,20 +264,20 @@ class RunpodWorker:
             self._taking.end()
         self._taking = Poll(wanted)
         self.member.slots = len(self.member.holds) + wanted
-        self.refresh()
+        self.update_capacity()
         return self._taking
 
-    def taken(self, poll: Poll) -> list[OfferedJob]:
+    def close_poll(self, poll: Poll) -> list[OfferedJob]:
         """Close a poll for jobs and return the jobs of its response."""
         if self._taking is poll:
             self._taking = None
-            self.refresh()
+            self.update_capacity()
         runs = self.tracked.runs
         stopped = [job for job in poll.jobs if (run := runs.get(job.id)) is None or run.is_stopped]
-        self.missed(stopped)
+        self.poll_failed(stopped)
         return [job for job in poll.jobs if job not in stopped]
 
-    def missed(self, jobs: Sequence[OfferedJob]) -> None:
+    def poll_failed(self, jobs: Sequence[OfferedJob]) -> None:
         """Return these jobs to the queue: they were not delivered."""
         for job in jobs:
             self.tracked.runs.pop(job.id, None)
@@ -283,61 +289,65 @@ class RunpodWorker:
             self.tracked.runs.pop(job.id, None)
             self._listener.fail_unreadable(self, job)
 
-    def got(self, jobs: Sequence[OfferedJob]) -> None:
+    def poll_answered(self, jobs: Sequence[OfferedJob]) -> None:
         """Record that these jobs have been written to the worker."""
         for job in jobs:
             if (run := self.tracked.runs.get(job.id)) is not None:
                 run.given_at = self._clock()
 
-    def listen(self) -> Poll:
+    def on_stop_poll(self) -> Poll:
         """Open a poll for jobs to stop."""
         self._stopping = Poll()
         if self._stops:
             self._stopping.end()
         return self._stopping
 
-    def stops(self, poll: Poll) -> list[str]:
+    def pending_stops(self, poll: Poll) -> list[str]:
         """Close a poll for jobs to stop and return the ids of those jobs."""
         if self._stopping is poll:
             self._stopping = None
         stops, self._stops = self._stops, []
         return stops
 
-    def pinged(self, listed: frozenset[str]) -> None:
+    def on_ping(self, listed: frozenset[str]) -> None:
         """Process a ping, which lists the jobs of the worker."""
         self.life.heard = now = self._clock()
-        self._recover(self.tracked.pinged(listed, now, self.asked_at, self.life.died_at))
+        self._recover(self.tracked.on_ping(listed, now, self.asked_at, self.life.died_at))
         for job_id, run in self.tracked.runs.items():
             # The first request may have been too early: the SDK stops only started jobs.
             if run.is_stopped and job_id in listed:
                 self._ask_to_stop(job_id)
 
-    def refreshes(self) -> None:
+    def on_refresh(self) -> None:
         """Prepare for a restart of the worker, which asked for one after its current job."""
         self._rests_until = self._ends_until = self._clock() + REFRESH_SECONDS
-        self.refresh()
+        self.update_capacity()
         self._answer_polls()
 
-    def hold(self, seconds: float) -> float:
-        """Return how many seconds to hold a poll of this worker."""
-        return min(seconds, REFRESH_HOLD) if self._clock() < self._ends_until else seconds
+    def poll_timeout(self, seconds: float) -> float:
+        """Return the timeout of a poll of this worker, in seconds."""
+        return min(seconds, REFRESH_POLL_SECONDS) if self._clock() < self._ends_until else seconds
 
-    def hold_take(self, seconds: float) -> float:
-        """Return how many seconds to hold a poll for jobs."""
+    def job_poll_timeout(self, seconds: float) -> float:
+        """Return the timeout of a poll for jobs, in seconds."""
         is_stopping = any(run.is_stopped for run in self.tracked.runs.values())
-        return min(self.hold(seconds), STOPPED_HOLD) if is_stopping else self.hold(seconds)
+        return (
+            min(self.poll_timeout(seconds), STOPPED_POLL_SECONDS)
+            if is_stopping
+            else self.poll_timeout(seconds)
+        )
 
-    def refresh(self) -> None:
+    def update_capacity(self) -> None:
         """Update the capacity that the fleet sees."""
         is_resting = self._clock() < self._rests_until
-        room = (
-            self._taking.room
+        capacity = (
+            self._taking.capacity
             if self._taking is not None and not is_resting and not self.is_closed
             else 0
         )
-        if room > self.member.room:
+        if capacity > self.member.capacity:
             self._listener.wake(self)
-        self.member.room = max(0, room)
+        self.member.capacity = max(0, capacity)
 
     def _run(self, job_id: JobId, attempt: int) -> Run | None:
         run = self.tracked.runs.get(job_id)
@@ -358,12 +368,15 @@ class RunpodWorker:
             if poll is not None:
                 poll.end()
 
-    def _closed(self, line: WatchedConnection, closing: Closing) -> None:
-        self._lines.pop(line, None)
+    def _closed(self, connection: WatchedConnection, closing: Closing) -> None:
+        self._connections.pop(connection, None)
         now = self._clock()
         self.life.closed(closing, now)
         for run in self.tracked.runs.values():
-            run.posted.closed(line, now)
+            run.posted.closed(connection, now)
         log.debug(
-            "stock.line_closed", worker=self.id, lines=self.life.lines, abrupt=closing.is_abrupt
+            "stock.line_closed",
+            worker=self.id,
+            lines=self.life.connections,
+            abrupt=closing.is_abrupt,
         )

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from urllib.parse import urlsplit
 
 PAUSE_SECONDS = 0.02
-PATIENCE = 60.0
+TIMEOUT_SECONDS = 60.0
 READY = b"asking\n"
 
 
@@ -58,7 +58,7 @@ def ask(url: str) -> None:
     sys.stdout.flush()
     while not select.select([sys.stdin], [], [], PAUSE_SECONDS)[0]:
         began = time.monotonic()
-        asking = http.client.HTTPConnection(urlsplit(url).netloc, timeout=PATIENCE)
+        asking = http.client.HTTPConnection(urlsplit(url).netloc, timeout=TIMEOUT_SECONDS)
         asking.request("GET", "/v1/models")
         answer = asking.getresponse()
         answer.read()

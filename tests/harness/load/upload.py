@@ -9,7 +9,7 @@ from typing import NamedTuple
 from harness.network.raw_connection import Answer, Strict, strict
 
 PIECE = b"x" * (64 * 1024)
-PATIENCE = 60.0
+TIMEOUT_SECONDS = 60.0
 MB = 1024 * 1024
 
 
@@ -49,7 +49,7 @@ async def upload(
 ) -> Answer:
     """Send the request until a response arrives, which is read in any case."""
     framing = "Transfer-Encoding: chunked" if chunked else f"Content-Length: {body.size}"
-    async with strict(url, PATIENCE) as line:
+    async with strict(url, TIMEOUT_SECONDS) as line:
         await line.say(head(path, framing, *fields))
         sending = asyncio.create_task(_send(line, body, chunked=chunked))
         try:

@@ -11,18 +11,18 @@ from harness.network.malformed import Case
 from harness.network.raw_connection import HeldError, Strict, marker, strict
 
 # After an early response, a request has ten seconds to send its body.
-PATIENCE = 15.0
+TIMEOUT_SECONDS = 15.0
 BAD_REQUEST = 400
 # Responses to one attack: it has at most three requests for any parser, and one follows.
 MOST_ANSWERS = 4
 
 
-async def attack(url: str, case: Case, *, patience: float = PATIENCE) -> str:
+async def attack(url: str, case: Case, *, seconds: float = TIMEOUT_SECONDS) -> str:
     """Send a malformed request; return the failure, empty if it was rejected correctly.
 
     A request that has only one valid response follows on the same connection while that is open.
     """
-    async with strict(url, patience) as line:
+    async with strict(url, seconds) as line:
         try:
             return await _refused(line, case)
         except HeldError:
@@ -51,14 +51,14 @@ async def _refused(line: Strict, case: Case) -> str:
     return "" if case.stays or case.odd else f"open after {answer.status}"
 
 
-async def attack_behind(url: str, case: Case, *, patience: float = PATIENCE) -> str:
+async def attack_behind(url: str, case: Case, *, seconds: float = TIMEOUT_SECONDS) -> str:
     """Attack through a reverse proxy; return a description of the failure.
 
     It is empty if the reverse proxy has rejected the request or made it well-formed. The reverse
     proxy may take the bytes after the head for a request; its responses to its own client are not
     checked.
     """
-    async with strict(url, patience) as line:
+    async with strict(url, seconds) as line:
         try:
             await line.say(case.raw, ends=case.ends)
             following = marker()
@@ -76,11 +76,11 @@ async def attack_behind(url: str, case: Case, *, patience: float = PATIENCE) -> 
         return "more answers than requests"
 
 
-async def is_answered(url: str, patience: float = 5.0) -> str:
+async def is_answered(url: str, seconds: float = 5.0) -> str:
     """Send plain requests on new connections; return an error unless each got its own response."""
     for _ in range(2):
         asked = marker()
-        async with strict(url, patience) as line:
+        async with strict(url, seconds) as line:
             await line.say(asked.raw)
             answer = await line.answer()
         if not asked.fits(answer):

@@ -37,9 +37,9 @@ class Strict:
     """One connection."""
 
     def __init__(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, patience: float
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, seconds: float
     ) -> None:
-        self._reader, self._writer, self._patience = reader, writer, patience
+        self._reader, self._writer, self._timeout = reader, writer, seconds
         self._rest = b""
 
     async def say(self, raw: bytes, *, ends: bool = False) -> None:
@@ -82,7 +82,7 @@ class Strict:
 
     async def _read(self) -> bytes:
         try:
-            return await asyncio.wait_for(self._reader.read(PIECE), self._patience)
+            return await asyncio.wait_for(self._reader.read(PIECE), self._timeout)
         except TimeoutError:
             raise HeldError from None
         except ConnectionError:
@@ -90,12 +90,12 @@ class Strict:
 
 
 @asynccontextmanager
-async def strict(url: str, patience: float = 5.0) -> AsyncIterator[Strict]:
-    """Connect to this URL; `patience` is the timeout of a response in seconds."""
+async def strict(url: str, seconds: float = 5.0) -> AsyncIterator[Strict]:
+    """Connect to this URL; `seconds` is the timeout of a response."""
     parts = urlsplit(url)
     reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
     try:
-        yield Strict(reader, writer, patience)
+        yield Strict(reader, writer, seconds)
     finally:
         writer.transport.abort()
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from harness.proxy.server import CHAT, Proxy
 
-PATIENCE = 20.0
+TIMEOUT_SECONDS = 20.0
 LOOK_BACK = 128 * 1024
 
 
@@ -40,7 +40,7 @@ class Wire:
 
     async def answer(self) -> Answer:
         """Return the next response with its complete body."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             head = await self._reader.readuntil(b"\r\n\r\n")
             line, *fields = head[:-4].split(b"\r\n")
             headers = {
@@ -64,7 +64,7 @@ class Wire:
     async def heard(self, mark: bytes) -> bytes:
         """Read until `mark` has arrived."""
         data = bytearray()
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while mark not in data[-LOOK_BACK:]:
                 part = await self._reader.read(LOOK_BACK // 2)
                 assert part, bytes(data[-1000:])
@@ -73,7 +73,7 @@ class Wire:
 
     async def rest(self) -> bytes:
         """Return all remaining bytes until the server closes or resets the connection."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             with suppress(ConnectionError):
                 return await self._reader.read()
             return b""

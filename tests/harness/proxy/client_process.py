@@ -31,7 +31,7 @@ class Client:
         *,
         leaves: bool = False,
         helper: bool = False,
-        patience: float = 60.0,
+        seconds: float = 60.0,
     ) -> dict[str, Any]:
         """Call, and return the result.
 
@@ -46,7 +46,7 @@ class Client:
             "extra": extra,
             "leaves": leaves,
             "helper": helper,
-            "timeout": patience,
+            "timeout": seconds,
         }
         assert self.process.stdin is not None
         self.process.stdin.write(json.dumps(asked).encode() + b"\n")

@@ -11,7 +11,7 @@ import aiohttp
 from harness.proxy.server import Proxy
 from proxy.wire import frames
 
-PATIENCE = 20.0
+TIMEOUT_SECONDS = 20.0
 
 
 @dataclass
@@ -27,7 +27,7 @@ class Puppet:
     async def hear(self) -> frames.ToWorker:
         """Return the next frame."""
         while not self._heard:
-            message = await self.socket.receive(timeout=PATIENCE)
+            message = await self.socket.receive(timeout=TIMEOUT_SECONDS)
             assert message.type == aiohttp.WSMsgType.BINARY, (message, self.socket.close_code)
             self._heard.extend(frames.decode_to_worker(message.data))
         return self._heard.popleft()
@@ -46,7 +46,7 @@ class Puppet:
 
     async def closed(self) -> tuple[int | None, str]:
         """Wait for the proxy to close the connection; return the code and the reason."""
-        async with asyncio.timeout(PATIENCE):
+        async with asyncio.timeout(TIMEOUT_SECONDS):
             while True:
                 message = await self.socket.receive()
                 if message.type in (

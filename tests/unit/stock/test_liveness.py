@@ -1,12 +1,12 @@
 """The detection of lost stock workers and of jobs that a worker has lost."""
 
-from proxy.channel.runpod.app import find_call, read_ping, read_take
+from proxy.channel.runpod.calls import find_call, read_ping, read_take
 from proxy.channel.runpod.tracking import Closing, Liveness, Run, RunpodTimeouts, TrackedRuns
 from proxy.jobs.model import JobId
 
 DEATH, RESET = Closing(False, False, None), Closing(False, True, 100.0)
 HOUSEKEEPING, OURS = Closing(False, False, 15.0), Closing(True, False, 0.0)
-PATIENCE = RunpodTimeouts(hold=20, lease=35, gap=10)
+TIMEOUTS = RunpodTimeouts(poll_seconds=20, lease_seconds=35, gap_seconds=10)
 JOB = JobId("job-1")
 
 
@@ -21,15 +21,15 @@ def test_a_process_whose_connections_broke_has_a_grace_period() -> None:
     for closing in (DEATH, RESET, Closing(False, False, 0.9)):
         life = alive()
         life.closed(closing, 5.0)
-        assert not life.loss(14.0, PATIENCE)
-        assert life.loss(15.1, PATIENCE) == "its process ended"
+        assert not life.loss(14.0, TIMEOUTS)
+        assert life.loss(15.1, TIMEOUTS) == "its process ended"
 
 
 def test_a_process_that_reconnects_is_not_lost() -> None:
     life = alive()
     life.closed(DEATH, 5.0)
     life.opened()
-    assert not life.loss(30.0, PATIENCE)
+    assert not life.loss(30.0, TIMEOUTS)
 
 
 def test_a_worker_that_closes_idle_connections_is_kept_alive_by_its_pings() -> None:
@@ -37,15 +37,15 @@ def test_a_worker_that_closes_idle_connections_is_kept_alive_by_its_pings() -> N
         life = alive()
         life.closed(closing, 20.0)
         life.heard = 25.0
-        assert not life.loss(59.0, PATIENCE)
-        assert life.loss(60.1, PATIENCE) == "silent for 35 s"
+        assert not life.loss(59.0, TIMEOUTS)
+        assert life.loss(60.1, TIMEOUTS) == "silent for 35 s"
 
 
 def test_an_idle_connection_that_closes_last_does_not_hide_a_death() -> None:
     life = alive(1, 2)
     life.closed(DEATH, 5.0)
     life.closed(HOUSEKEEPING, 5.01)
-    assert life.loss(16.0, PATIENCE)
+    assert life.loss(16.0, TIMEOUTS)
 
 
 def holding(**fields: object) -> tuple[TrackedRuns, Run]:
@@ -59,7 +59,7 @@ def holding(**fields: object) -> tuple[TrackedRuns, Run]:
 def ping(
     holdings: TrackedRuns, now: float, *listed: str, asked_at: float = 0.0, died_at: float = -1.0
 ) -> list[bool]:
-    found = holdings.pinged(frozenset(listed), now, asked_at, died_at)
+    found = holdings.on_ping(frozenset(listed), now, asked_at, died_at)
     return [one.counts for one in found]
 
 
@@ -86,7 +86,7 @@ def test_a_worker_that_has_not_read_its_answer_may_still_do_so() -> None:
 def test_an_idle_poll_ends_all_jobs_regardless_of_a_stale_ping() -> None:
     holdings, _ = holding()
     ping(holdings, 2.0, JOB)
-    assert [one.counts for one in holdings.idles(-1.0)] == [True]
+    assert [one.counts for one in holdings.on_idle_poll(-1.0)] == [True]
     ping(holdings, 3.0, JOB)
     assert holdings.may_have(JOB)
 
@@ -100,9 +100,9 @@ def test_a_stopped_job_never_counts() -> None:
 
 def test_a_job_in_flight_is_not_lost() -> None:
     holdings, run = holding(given_at=float("inf"))
-    assert holdings.idles(-1.0) == []
+    assert holdings.on_idle_poll(-1.0) == []
     run.given_at, run.is_ending = 1.0, True
-    assert holdings.idles(-1.0) == []
+    assert holdings.on_idle_poll(-1.0) == []
 
 
 def test_a_lost_worker_does_not_get_back_jobs_that_its_pings_still_list() -> None:
@@ -137,6 +137,6 @@ def test_paths_and_queries_are_parsed() -> None:
     assert read_take("job-take-batch", b"batch_size=99999999999") == (1000, False)
     assert read_ping(b"job_id=a,b&runpod_version=1").jobs == {"a", "b"}
     assert (
-        read_ping(b"status=unhealthy&check=_memory_check&reason=E%3A+x").illness
+        read_ping(b"status=unhealthy&check=_memory_check&reason=E%3A+x").fault
         == "_memory_check failed: E: x"
     )

@@ -32,14 +32,14 @@ class Scene:
         self.parts = parts
         self.results = RunpodResults(parts.fleet, parts.recorder, parts.registry, parts.passing)
         self.worker: RunpodWorker = parts.registry.admit(HERE, "w")
-        poll = self.worker.take(1, is_idle=False)
+        poll = self.worker.on_poll(1, is_idle=False)
         [endpoint] = parts.endpoints
         work = replace(REQUEST, body=b'{"stream": true}')
         self.mailbox: Mailbox = parts.interactive.call(
-            endpoint, ALICE, work, light=False, patience=None
+            endpoint, ALICE, work, light=False, queue_timeout=None
         )
         parts.dispatch._hand_out(HERE, light=False)
-        self.worker.got(self.worker.taken(poll))
+        self.worker.poll_answered(self.worker.close_poll(poll))
 
     async def put(self, events: str) -> bytes:
         """Post output of the run; return what its client receives meanwhile."""
