@@ -125,7 +125,8 @@ def chat(
     model: Annotated[
         str | None, typer.Option(help="Model id (default: the first one that is served).")
     ] = None,
-    api_key_file: credentials.ChatKeyFile = None,  # noqa: ARG001 - read from the context, as `api_key` is
+    # Read from the context, as `api_key` is.
+    api_key_file: credentials.ChatKeyFile = None,  # noqa: ARG001
     api_key: credentials.ChatKey = None,  # noqa: ARG001
     system: Annotated[str | None, typer.Option(help="System prompt of the conversation.")] = None,
 ) -> None:

@@ -91,7 +91,8 @@ class Progress:
 
 def address(host: str, port: int) -> str:
     """Return the base URL under which this machine reaches the proxy."""
-    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104 - shown, not bound
+    # Shown, not bound.
+    shown = {"0.0.0.0": "127.0.0.1", "::": "[::1]", "::1": "[::1]"}.get(host, host)  # noqa: S104
     return f"http://{shown}:{port}"
 
 

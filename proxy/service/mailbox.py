@@ -159,7 +159,14 @@ class Mailbox:
             cost += self._parts_size + CHUNK_OVERHEAD_BYTES * len(self._parts)
         return TOO_LARGE if cost > self._limit else ACCEPTED
 
-    def output(self, attempt: int, value: bytes, metrics: bytes, *, whole: bool) -> SinkVerdict:  # noqa: ARG002 - of durable jobs
+    def output(
+        self,
+        attempt: int,  # noqa: ARG002 - only durable jobs have such output
+        value: bytes,  # noqa: ARG002
+        metrics: bytes,  # noqa: ARG002
+        *,
+        whole: bool,  # noqa: ARG002
+    ) -> SinkVerdict:
         return SinkVerdict.IGNORED
 
     def end(self, attempt: int, end: RunEnd) -> None:

@@ -80,7 +80,8 @@ class Recording:
     def head(self, attempt: int, head: Head) -> SinkVerdict:  # noqa: ARG002 - of interactive jobs
         return SinkVerdict.IGNORED
 
-    def chunk(self, attempt: int, data: bytes, *, more: bool) -> SinkVerdict:  # noqa: ARG002 - as `head`
+    # As `head`.
+    def chunk(self, attempt: int, data: bytes, *, more: bool) -> SinkVerdict:  # noqa: ARG002
         return SinkVerdict.IGNORED
 
     def output(self, attempt: int, value: bytes, metrics: bytes, *, whole: bool) -> SinkVerdict:

@@ -10,6 +10,7 @@ ELLIPSIS = "…"
 _UNSAFE = re.compile(
     "[\x00-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069\ud800-\udfff]"
 )
+LAST_BYTE = 0xFF
 _SHORT = {"\n": r"\n", "\r": r"\r", "\t": r"\t"}
 
 
@@ -33,4 +34,6 @@ def shorten(text: str, characters: int) -> str:
 
 def _escape(character: str) -> str:
     code = ord(character)
-    return _SHORT.get(character) or (f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}")  # noqa: PLR2004
+    if character in _SHORT:
+        return _SHORT[character]
+    return f"\\x{code:02x}" if code <= LAST_BYTE else f"\\u{code:04x}"

@@ -29,8 +29,8 @@ async def refused(connection: Wire) -> tuple[int, str]:
     answer = await connection.answer()
     assert answer.headers[b"connection"] == b"close"
     assert await connection.rest() == b""
-    told = json.loads(answer.body)["error"]
-    return answer.status, told if isinstance(told, str) else told["code"]
+    decoded = json.loads(answer.body)["error"]
+    return answer.status, decoded if isinstance(decoded, str) else decoded["code"]
 
 
 @pytest.mark.parametrize(
@@ -79,13 +79,13 @@ async def test_connect_is_refused_in_the_format_of_its_path(quick: Proxy, target
         answer = await connection.answer()
         assert answer.status == 400
         assert await connection.rest() == b""
-    told = json.loads(answer.body)
+    decoded = json.loads(answer.body)
     sentence = "CONNECT is not supported: this server is not a forward proxy."
     if target == "/v2/default/run":
-        assert told == {"error": sentence}
+        assert decoded == {"error": sentence}
     else:
-        assert told["error"]["message"] == sentence
-    assert (told.get("type") == "error") == (target == "/v1/messages")
+        assert decoded["error"]["message"] == sentence
+    assert (decoded.get("type") == "error") == (target == "/v1/messages")
 
 
 async def test_an_unsupported_coding_is_answered_with_the_supported_one(quick: Proxy) -> None:
@@ -106,9 +106,9 @@ async def test_an_unsupported_coding_is_answered_with_the_supported_one(quick: P
 async def test_the_queue_api_has_its_own_error_format(quick: Proxy) -> None:
     async with wire(quick) as connection:
         await connection.send(request("POST /v2/default/run", host="evil.example"))
-        status, told = await refused(connection)
+        status, decoded = await refused(connection)
         sentence = "The host name of the request is not allowed. Allow it with --allowed-host."
-        assert (status, told) == (403, sentence)
+        assert (status, decoded) == (403, sentence)
 
 
 async def test_an_endless_head_is_refused_early(quick: Proxy) -> None:

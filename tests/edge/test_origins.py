@@ -65,15 +65,15 @@ def code(path: str, body: bytes) -> str:
 
     Errors of the queue API have only a message.
     """
-    told = json.loads(body)
+    decoded = json.loads(body)
     found = Table().find(path)
     if path.startswith("/v2/") and (found is None or found.route.openai is None):
-        assert list(told) == ["error"]
-        return "foreign_origin" if "may not use this proxy" in told["error"] else str(told)
+        assert list(decoded) == ["error"]
+        return "foreign_origin" if "may not use this proxy" in decoded["error"] else str(decoded)
     if path.endswith(("/messages", "/count_tokens")):
-        assert told["type"] == "error"
-        return "foreign_origin" if told["error"]["type"] == "permission_error" else str(told)
-    return str(told["error"]["code"])
+        assert decoded["type"] == "error"
+        return "foreign_origin" if decoded["error"]["type"] == "permission_error" else str(decoded)
+    return str(decoded["error"]["code"])
 
 
 @pytest.mark.parametrize("backend", [Backend.QUEUE, Backend.STATUS, Backend.OPENAI])

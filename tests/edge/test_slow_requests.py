@@ -34,8 +34,8 @@ async def cut_all(
                 "all connections are closed",
             )
         assert waits.statuses == {200}
-        assert all(REFUSAL.fullmatch(drip.told) or not drip.told for drip in drips)
-        assert sum(drip.told != b"" for drip in drips) > len(drips) / 2, (
+        assert all(REFUSAL.fullmatch(drip.received) or not drip.received for drip in drips)
+        assert sum(drip.received != b"" for drip in drips) > len(drips) / 2, (
             "most clients receive the refusal"
         )
         return drips, waits.p99()

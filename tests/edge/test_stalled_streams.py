@@ -89,7 +89,7 @@ async def test_a_thousand_stalled_streams_are_bounded_beside_streams_at_full_spe
             log_level="warning",
         )
         async with (
-            worker_process(told=variables, name="w-1"),
+            worker_process(variables=variables, name="w-1"),
             aiohttp.ClientSession(proxy.url, connector=aiohttp.TCPConnector(limit=READING)) as http,
         ):
             await until(lambda: is_ready(http), 30.0, "the worker is ready")

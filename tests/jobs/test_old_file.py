@@ -172,8 +172,8 @@ async def serving(folder: Path) -> AsyncIterator[tuple[Alone, QueueClient]]:
 
 async def test_every_job_ends_and_every_webhook_is_delivered(folder: Path) -> None:
     async with receiver() as reports, serving(folder) as (proxy, queue):
-        told = environment(connect=proxy.url, token=TOKEN, id="w-new")
-        async with worker_process(told=told, name="w-new"):
+        variables = environment(connect=proxy.url, token=TOKEN, id="w-new")
+        async with worker_process(variables=variables, name="w-new"):
             unfinished = [name for name, status in STATUSES.items() if not is_final(status)]
             ended = await asyncio.gather(*map(queue.end, unfinished))
             assert {answer["status"] for answer in ended} == {"COMPLETED"}

@@ -49,10 +49,10 @@ async def client(port: int) -> AsyncIterator[QueueClient]:
 
 def workers(port: int, **more: Any) -> Any:
     """Run a worker process, which reconnects after a restart of the proxy."""
-    told = environment(
+    variables = environment(
         connect=f"http://127.0.0.1:{port}", token=TOKEN, id="w-1", max_concurrency=SLOTS, **more
     )
-    return worker_process(told=told, name="w-1")
+    return worker_process(variables=variables, name="w-1")
 
 
 async def kill(running: Command) -> None:

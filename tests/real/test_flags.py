@@ -81,7 +81,7 @@ def test_the_flags_in_the_source_files_are_those_of_the_parser(parsed: dict[str,
 
 async def test_a_misspelt_flag_ends_the_worker_before_vllm_is_imported() -> None:
     variables = environment(engine="vllm", model="demo", connect="http://127.0.0.1:9")
-    async with worker_process("--max-model-length", "100", told=variables) as worker:
+    async with worker_process("--max-model-length", "100", variables=variables) as worker:
         assert await worker.process.wait() == 1
     text = "\n".join(worker.lines)
     assert "vLLM has no flag --max-model-length. Did you mean --max-model-len?" in text

@@ -19,8 +19,8 @@ async def pooling() -> AsyncIterator[Proxy]:
     demo = ("--dtype", "bfloat16", "--max-model-len", "512", "--enforce-eager")
     async with AsyncExitStack() as stack:
         proxy = await stack.enter_async_context(serving())
-        told = {"engine": "vllm", "model": "demo", "log_level": "info", "heartbeat_seconds": 5}
-        await stack.enter_async_context(worker(proxy, *flags, *demo, **told))
+        variables = {"engine": "vllm", "model": "demo", "log_level": "info", "heartbeat_seconds": 5}
+        await stack.enter_async_context(worker(proxy, *flags, *demo, **variables))
         yield proxy
 
 

@@ -50,14 +50,14 @@ def client(proxy: Proxy, base: str = "/v2/speech/openai/v1") -> openai.AsyncOpen
 async def test_a_file_and_its_fields_arrive_intact(studio: Studio) -> None:
     data = os.urandom(FILE_BYTES)
     async with client(studio.proxy) as asking:
-        told = await asking.audio.transcriptions.create(
+        answered = await asking.audio.transcriptions.create(
             file=("spéech.wav", data, "audio/wav"),
             model="whisper",
             language="en",
             prompt="ünïcödé\r\n--and two lines",
             timestamp_granularities=["word", "segment"],
         )
-    assert told.text == "".join(WORDS)
+    assert answered.text == "".join(WORDS)
     heard = studio.speech.heard[-1]
     assert heard == Heard(
         TRANSCRIPTIONS,
@@ -102,10 +102,10 @@ async def test_an_empty_model_in_a_form_leads_to_the_first_endpoint(studio: Stud
 @pytest.mark.filterwarnings("ignore:deprecated:DeprecationWarning")
 async def test_a_translation_form_reaches_the_engine(studio: Studio) -> None:
     async with client(studio.proxy) as asking:
-        told = await asking.audio.translations.create(
+        answered = await asking.audio.translations.create(
             file=("a.mp3", b"\x00\r\n\xff"), model="whisper"
         )
-    assert told.text == "".join(WORDS)
+    assert answered.text == "".join(WORDS)
     assert studio.speech.heard[-1].path == "/v1/audio/translations"
     assert studio.speech.heard[-1].file[2] == sha256(b"\x00\r\n\xff").hexdigest()
 
@@ -181,11 +181,11 @@ async def test_an_unsupported_content_type_is_415(
     studio: Studio, base: str, path: str, content_type: str
 ) -> None:
     before = [len(server.heard) for server in studio[1:]]
-    told: dict[str, Any] = {"content-type": content_type} if content_type else {}
+    answered: dict[str, Any] = {"content-type": content_type} if content_type else {}
     skip = ["content-type"] if not content_type else []
     url = f"{base}{path}"
     async with studio.proxy.http.post(
-        url, data=b"{}", headers=told, skip_auto_headers=skip
+        url, data=b"{}", headers=answered, skip_auto_headers=skip
     ) as response:
         assert response.status == 415
         wanted = "multipart/form-data" if "audio" in path else "application/json"

@@ -25,10 +25,17 @@ async def test_a_remote_worker_joins_with_the_token(tmp_path: Path) -> None:
         url = (await proxy.says(r"listens on (http://\S+)\.")).group(1)
         async with command("token", "--data-dir", str(tmp_path)) as shown:
             await shown.process.wait()
-        told = {"WORKER_TOKEN": shown.text, "WORKER_ENGINE": "scripted"}
+        variables = {"WORKER_TOKEN": shown.text, "WORKER_ENGINE": "scripted"}
         async with (
             command(
-                "worker", "--connect", url, "--endpoint", "mine", "--max-concurrency", "3", **told
+                "worker",
+                "--connect",
+                url,
+                "--endpoint",
+                "mine",
+                "--max-concurrency",
+                "3",
+                **variables,
             ) as worker,
             aiohttp.ClientSession(url, headers={"Authorization": f"Bearer {KEY}"}) as http,
         ):
@@ -39,7 +46,7 @@ async def test_a_remote_worker_joins_with_the_token(tmp_path: Path) -> None:
             assert await worker.stop() == 0
         assert await proxy.stop() == 0
         assert KEY not in proxy.text
-        assert told["WORKER_TOKEN"] not in proxy.text + worker.text
+        assert variables["WORKER_TOKEN"] not in proxy.text + worker.text
 
 
 async def test_a_worker_names_the_missing_setting(tmp_path: Path) -> None:
@@ -52,8 +59,11 @@ async def test_a_worker_names_the_missing_setting(tmp_path: Path) -> None:
 async def test_a_runpod_worker_needs_only_the_variables_of_worker_env() -> None:
     async with serving(worker_token="hush") as proxy:
         flags = ("worker-env", "default", "--connect", proxy.url)
-        told = {"PROXY_WORKER_TOKEN": "hush"}
-        async with command(*flags, **told) as shown, command(*flags, "--docker", **told) as docker:
+        variables = {"PROXY_WORKER_TOKEN": "hush"}
+        async with (
+            command(*flags, **variables) as shown,
+            command(*flags, "--docker", **variables) as docker,
+        ):
             assert (await shown.process.wait(), await docker.process.wait()) == (0, 0)
         assert all(line.startswith("export ") for line in shown.lines)
         assert all(line.startswith("-e ") for line in docker.lines)

@@ -89,14 +89,14 @@ async def cost(proxy: Proxy, path: str, name: str, body: bytes) -> Cost:
     """Send a body, check the response, and return the cost."""
     before = forget()
     async with watching() as lag:
-        told = await asyncio.to_thread(ask, proxy.url, "POST", path, body)
-    assert told.status in ({400, 404} if path == CHAT else {200, 400}), (
+        answered = await asyncio.to_thread(ask, proxy.url, "POST", path, body)
+    assert answered.status in ({400, 404} if path == CHAT else {200, 400}), (
         name,
-        told.status,
-        told.body[:200],
+        answered.status,
+        answered.body[:200],
     )
-    assert len(told.body) < 1000, name
-    json.loads(told.body)
+    assert len(answered.body) < 1000, name
+    json.loads(answered.body)
     return Cost(lag.longest, resident("VmHWM") - before - len(body))
 
 
@@ -134,9 +134,9 @@ async def test_a_hostile_body_does_not_block_the_event_loop(strict: Proxy, path:
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_hostile_option_is_rejected(strict: Proxy) -> None:
     for name, body in costly_bodies.options().items():
-        told = await asyncio.to_thread(ask, strict.url, "POST", RUNSYNC, body)
-        assert told.status == 400, (name, told)
-        assert len(told.body) < 1000, name
+        answered = await asyncio.to_thread(ask, strict.url, "POST", RUNSYNC, body)
+        assert answered.status == 400, (name, answered)
+        assert len(answered.body) < 1000, name
 
 
 LONG = "x" * 30_000
@@ -186,9 +186,9 @@ HEADERS = [
 @pytest.mark.asyncio(loop_scope="module")
 async def test_a_hostile_name_or_number_is_rejected(strict: Proxy) -> None:
     for path in ASKED:
-        told = await asyncio.to_thread(ask, strict.url, "GET", path)
-        assert told.status in {200, 400, 404, 431}, (path[:200], told)
-        assert len(told.body) < 4000, path[:200]
+        answered = await asyncio.to_thread(ask, strict.url, "GET", path)
+        assert answered.status in {200, 400, 404, 431}, (path[:200], answered)
+        assert len(answered.body) < 4000, path[:200]
 
 
 @pytest.mark.asyncio(loop_scope="module")

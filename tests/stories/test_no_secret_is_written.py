@@ -80,9 +80,9 @@ def canaries() -> Canaries:
     return Canaries()
 
 
-def without_own_url(told: ReceivedWebhook, url: str) -> bytes:
+def without_own_url(received: ReceivedWebhook, url: str) -> bytes:
     """Return the content of a webhook without the URL of its receiver."""
-    return told.body.replace(json.dumps(url).encode(), b"") + str(told.headers).encode()
+    return received.body.replace(json.dumps(url).encode(), b"") + str(received.headers).encode()
 
 
 @asynccontextmanager
@@ -90,7 +90,7 @@ async def proxy_with(
     canaries: Canaries, folder: Path, **more: str
 ) -> AsyncIterator[tuple[Command, str]]:
     """Start a proxy with every secret set and debug logging, and record its output."""
-    told = {
+    variables = {
         "PROXY_API_KEY": f"alice={canaries.new('key-alice')} bob={canaries.new('key-bob')}",
         "PROXY_WORKER_TOKEN": canaries.new("worker-token"),
         "PROXY_WEBHOOK_SECRET": canaries.add(
@@ -101,7 +101,9 @@ async def proxy_with(
         "PROXY_LEASE": "1",
         "PYTHONFAULTHANDLER": "1",
     }
-    async with command("proxy", "--port", "0", "--data-dir", str(folder), **told | more) as running:
+    async with command(
+        "proxy", "--port", "0", "--data-dir", str(folder), **variables | more
+    ) as running:
         url = (await running.says(r"listens on (http://\S+)\.")).group(1)
         canaries.add("seal-key", (folder / "seal-key").read_text().strip())
         yield running, url
@@ -115,13 +117,15 @@ async def worker_with(canaries: Canaries, url: str, **more: Any) -> AsyncIterato
         name: canaries.secrets.get(name) or canaries.new(name)
         for name in ("HF_TOKEN", "VLLM_API_KEY")
     }
-    told = {
+    variables = {
         "connect": url,
         "token": canaries.secrets["worker-token"],
         "id": "w-1",
         "upstream_key": own["VLLM_API_KEY"],
     }
-    async with worker_process(told=environment(**told | {"environment": own} | more)) as running:
+    async with worker_process(
+        variables=environment(**variables | {"environment": own} | more)
+    ) as running:
         yield running
     canaries.see("a worker's output", "\n".join(running.lines))
 
@@ -341,20 +345,25 @@ async def test_the_check_detects_leaks(canaries: Canaries, tmp_path: Path) -> No
 
 
 async def test_up_and_its_workers_write_no_secret(canaries: Canaries, tmp_path: Path) -> None:
-    told = {
+    variables = {
         "PROXY_API_KEY": canaries.new("key"),
         "PROXY_WORKER_TOKEN": canaries.new("worker-token"),
         "HF_TOKEN": canaries.new("hf-token"),
         "WORKER_ENGINE": "scripted",
         "PROXY_LOG_LEVEL": "debug",
     }
-    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **told) as up:
+    async with command("up", "--port", "0", "--data-dir", str(tmp_path), **variables) as up:
         url = (await up.says(r"base URL\s+(http://\S+)/v1")).group(1)
         async with aiohttp.ClientSession(url) as http:
-            await Snoop(http, canaries).ask("POST", CHAT, told["PROXY_API_KEY"], json=chat("hi"))
-        tokens = (told["PROXY_WORKER_TOKEN"], canaries.new("wrong"))
+            await Snoop(http, canaries).ask(
+                "POST", CHAT, variables["PROXY_API_KEY"], json=chat("hi")
+            )
+        tokens = (variables["PROXY_WORKER_TOKEN"], canaries.new("wrong"))
         doctors = await asyncio.gather(
-            *(printed("doctor", "--connect", url, **told | {"WORKER_TOKEN": one}) for one in tokens)
+            *(
+                printed("doctor", "--connect", url, **variables | {"WORKER_TOKEN": one})
+                for one in tokens
+            )
         )
     canaries.add("seal-key", (tmp_path / "seal-key").read_text().strip())
     canaries.see("up", up.text)
@@ -364,9 +373,9 @@ async def test_up_and_its_workers_write_no_secret(canaries: Canaries, tmp_path: 
     assert canaries.leaks() == []
 
 
-async def printed(*arguments: str, **told: str) -> str:
+async def printed(*arguments: str, **variables: str) -> str:
     """Return the output of a command that ends by itself with an error (or of `doctor`)."""
-    async with command(*arguments, **told) as running:
+    async with command(*arguments, **variables) as running:
         status = await asyncio.wait_for(running.process.wait(), 30)
     assert status != 0 or "doctor" in arguments
     return running.text

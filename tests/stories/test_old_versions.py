@@ -44,7 +44,9 @@ async def pair(
             cable(url) as line,
             aiohttp.ClientSession(url) as http,
             worker_process(
-                told=environment(connect=line.url, token=TOKEN, id="w", environment=worker_code)
+                variables=environment(
+                    connect=line.url, token=TOKEN, id="w", environment=worker_code
+                )
             ) as worker,
         ):
             client = QueueClient(SimpleNamespace(http=http))  # type: ignore[arg-type]

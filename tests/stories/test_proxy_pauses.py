@@ -66,9 +66,9 @@ async def scene(
     folder: Path, worker: dict[str, Any] | None = None, **settings: Any
 ) -> AsyncIterator[Scene]:
     async with alone(folder, worker_token=TOKEN, **settings) as proxy:
-        told = environment(connect=proxy.url, token=TOKEN, id="w-1", **(worker or {}))
+        variables = environment(connect=proxy.url, token=TOKEN, id="w-1", **(worker or {}))
         async with (
-            worker_process(told=told, name="w-1") as one,
+            worker_process(variables=variables, name="w-1") as one,
             aiohttp.ClientSession(proxy.url) as http,
         ):
             made = Scene(proxy, one, http)
@@ -136,10 +136,10 @@ async def test_a_stopped_proxy_keeps_the_run_of_a_runpod_worker(tmp_path: Path) 
         aiohttp.ClientSession(proxy.url) as http,
     ):
         queue = QueueClient(SimpleNamespace(http=http))  # type: ignore[arg-type]
-        told = stock_worker.environment(proxy.url, "default", TOKEN, "pod-1", ping_millis=1000)
+        variables = stock_worker.environment(proxy.url, "default", TOKEN, "pod-1", ping_millis=1000)
         command = (python(".venv-sdk"), str(HANDLERS / "plain.py"))
         process = await asyncio.create_subprocess_exec(
-            *command, cwd=HANDLERS, env=os.environ | told, start_new_session=True
+            *command, cwd=HANDLERS, env=os.environ | variables, start_new_session=True
         )
         try:
             job = await queue.run({"do": "wait", "seconds": 8})

@@ -90,10 +90,10 @@ async def test_files_reach_a_proxy_a_worker_doctor_and_chat(secrets: Secrets) ->
 
 async def test_up_passes_the_token_to_its_workers_privately(secrets: Secrets) -> None:
     place = ("--port", "0", "--data-dir", str(secrets.folder / "data"), "--workers", "2")
-    told = {"PROXY_API_KEY_FILE": secrets.keys, "PROXY_WORKER_TOKEN_FILE": secrets.tokens}
+    variables = {"PROXY_API_KEY_FILE": secrets.keys, "PROXY_WORKER_TOKEN_FILE": secrets.tokens}
     # The token file of another worker, which `up` must not pass on.
     wrong = {"WORKER_TOKEN_FILE": "/nowhere"}
-    async with command("up", *place, **SCRIPTED, **told, **wrong) as up:
+    async with command("up", *place, **SCRIPTED, **variables, **wrong) as up:
         assert await is_answered(await url_of(up), secrets.key)
         workers = [pid for pid in children(up.process.pid) if b"worker_vllm" in cmdline(pid)]
         assert len(workers) == 2

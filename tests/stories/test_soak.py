@@ -72,7 +72,7 @@ class Watched:
 @asynccontextmanager
 async def watched(folder: Path, keys: list[Owner]) -> AsyncIterator[Watched]:
     """Run a proxy in its own process."""
-    told = {
+    variables = {
         "PROXY_PORT": "0",
         "PROXY_DATA_DIR": str(folder),
         "PROXY_API_KEY": " ".join(f"{owner.name}={owner.key}" for owner in keys),
@@ -87,7 +87,7 @@ async def watched(folder: Path, keys: list[Owner]) -> AsyncIterator[Watched]:
         "-m",
         "harness.proxy.memory_process",
         cwd=ROOT,
-        env=os.environ | told,
+        env=os.environ | variables,
         stdout=PIPE,
     )
     assert process.stdout is not None
@@ -106,8 +106,10 @@ async def reborn(url: str) -> None:
     number = 0
     while True:
         number += 1
-        told = environment(connect=url, token="token", id=f"reborn-{number}", log_level="warning")
-        async with worker_process(told=told) as running:
+        variables = environment(
+            connect=url, token="token", id=f"reborn-{number}", log_level="warning"
+        )
+        async with worker_process(variables=variables) as running:
             await asyncio.sleep(REBIRTH_SECONDS)
             running.kill()
 
@@ -195,10 +197,10 @@ async def test_a_soak_leaves_nothing_behind(tmp_path: Path) -> None:
         hook = await stack.enter_async_context(receiver())
         proxy = await stack.enter_async_context(watched(tmp_path, people))
         for number in range(2):
-            told = environment(
+            variables = environment(
                 connect=proxy.url, token="token", id=f"w-{number}", log_level="warning"
             )
-            await stack.enter_async_context(worker_process(told=told))
+            await stack.enter_async_context(worker_process(variables=variables))
         connector = aiohttp.TCPConnector(limit=0)
         http = await stack.enter_async_context(
             aiohttp.ClientSession(proxy.url, connector=connector)

@@ -155,9 +155,11 @@ async def test_a_worker_without_its_engine_receives_no_further_jobs() -> None:
 async def test_own_and_stock_workers_share_the_load_and_answer_identically() -> None:
     """The stock worker runs our worker under the real SDK, so that both have the same engine."""
     async with stock_proxy() as proxy, worker(proxy, max_concurrency=4) as own:
-        told = stock_environment(proxy.url, "default", proxy.parts.token, "pod-1", ping_millis=1000)
-        under_sdk = environment(environment=told, max_concurrency=4)
-        async with worker_process(told=under_sdk, python=python(".venv-sdk")):
+        variables = stock_environment(
+            proxy.url, "default", proxy.parts.token, "pod-1", ping_millis=1000
+        )
+        under_sdk = environment(environment=variables, max_concurrency=4)
+        async with worker_process(variables=under_sdk, python=python(".venv-sdk")):
             await until(lambda: proxy.ready == 2, 60, "both are here")
             seen: set[str] = set()
 

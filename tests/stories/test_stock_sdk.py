@@ -37,10 +37,12 @@ def python(request: pytest.FixtureRequest) -> str:
 @asynccontextmanager
 async def working(proxy: Proxy, python: str, **more: Any) -> AsyncIterator[WorkerProcess]:
     """Run a worker that takes this proxy's jobs through the SDK."""
-    told = stock_worker.environment(
+    variables = stock_worker.environment(
         proxy.url, "default", proxy.parts.token, f"pod-{os.urandom(4).hex()}", 1000
     )
-    async with worker_process(told=environment(environment=told, **more), python=python) as running:
+    async with worker_process(
+        variables=environment(environment=variables, **more), python=python
+    ) as running:
         await until(lambda: proxy.ready > 0, 60, "it asks for jobs")
         yield running
 
@@ -228,7 +230,7 @@ async def test_one_bad_job_from_the_command_line(python: str) -> None:
 
 async def _local(python: str, value: str, more: dict[str, str]) -> tuple[int | None, str]:
     async with worker_process(
-        "--test_input", value, told=environment(environment=more), python=python
+        "--test_input", value, variables=environment(environment=more), python=python
     ) as running:
         await asyncio.wait_for(running.process.wait(), 60)
         await until(
@@ -241,7 +243,7 @@ async def test_the_sdks_local_api(python: str) -> None:
     port = str(free_port())
     flags = ("--rp_serve_api", "--rp_api_port", port)
     async with (
-        worker_process(*flags, told=environment(), python=python),
+        worker_process(*flags, variables=environment(), python=python),
         aiohttp.ClientSession() as http,
     ):
         url = f"http://localhost:{port}"
@@ -268,8 +270,8 @@ async def _answers(asking: Awaitable[aiohttp.ClientResponse]) -> bool:
 
 
 async def test_without_the_sdk_the_worker_says_what_to_install(served: Proxy) -> None:
-    told = stock_worker.environment(served.url, "default", served.parts.token, "pod")
-    async with worker_process(told=environment(environment=told)) as running:
+    variables = stock_worker.environment(served.url, "default", served.parts.token, "pod")
+    async with worker_process(variables=environment(environment=variables)) as running:
         assert await asyncio.wait_for(running.process.wait(), 30) == 1
         await until(
             lambda: any("pip install" in line for line in running.lines),

@@ -78,8 +78,8 @@ async def test_a_job_is_answered(stock: Stock) -> None:
 async def test_a_handlers_error_fails_the_job_and_is_a_string_for_the_client(stock: Stock) -> None:
     said = await stock.ask("plain", {"do": "fail", "error": "no luck"})
     assert (said["status"], said["error"], said["output"]) == ("FAILED", "no luck", {"done": 1})
-    told = await stock.ask("plain", {"do": "fail", "error": {"code": 5}})
-    assert json.loads(told["error"]) == {"code": 5}
+    answered = await stock.ask("plain", {"do": "fail", "error": {"code": 5}})
+    assert json.loads(answered["error"]) == {"code": 5}
 
 
 async def test_an_exception_fails_the_job_with_the_message_of_the_sdk(stock: Stock) -> None:

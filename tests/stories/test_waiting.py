@@ -79,9 +79,9 @@ async def test_queued_streams_receive_their_queue_positions(proxy: Proxy) -> Non
 
 async def test_a_client_with_a_short_timeout_gets_the_error_before_it() -> None:
     async with serving(queue_timeout=60.0) as proxy, proxy.openai(timeout=3.0) as client:
-        with pytest.raises(openai.InternalServerError) as told:
+        with pytest.raises(openai.InternalServerError) as raised:
             await client.chat.completions.create(**chat())
-    assert told.value.code == "no_workers"
+    assert raised.value.code == "no_workers"
 
 
 async def test_the_execution_timeout_limits_a_job() -> None:

@@ -35,14 +35,14 @@ async def test_an_end_is_delivered_once_unchanged_and_signed(desk: Desk, hook: R
     async with desk.open() as deliveries:
         job = await desk.end("a", hook.url)
         deliveries.wake()
-        told = await hook.next()
+        received = await hook.next()
         await until(desk.is_noted)
-    assert told.path == "/hook?token=hush"
-    assert told.body == await render(job)
-    assert INPUT in told.body
-    assert OUTPUT in told.body
+    assert received.path == "/hook?token=hush"
+    assert received.body == await render(job)
+    assert INPUT in received.body
+    assert OUTPUT in received.body
     openai.OpenAI(api_key="none").webhooks.verify_signature(
-        told.body, told.headers, secret=format_secret(KEY)
+        received.body, received.headers, secret=format_secret(KEY)
     )
     assert not await desk.is_due_in(24 * 3600_000)
     assert hook.received.empty()
@@ -55,8 +55,11 @@ async def test_the_public_library_accepts_what_arrives(desk: Desk, hook: Receive
     async with desk.open() as deliveries:
         await desk.end("a", hook.url)
         deliveries.wake()
-        told = await hook.next()
-    assert standardwebhooks.Webhook(format_secret(KEY)).verify(told.body, told.headers)["id"] == "a"
+        received = await hook.next()
+    assert (
+        standardwebhooks.Webhook(format_secret(KEY)).verify(received.body, received.headers)["id"]
+        == "a"
+    )
 
 
 async def test_the_signature_has_the_time_of_the_corrected_clock(
@@ -216,7 +219,7 @@ async def test_a_slow_receiver_has_four_deliveries_and_blocks_no_other(
         waiting += [await hook.next() for _ in range(8)]
         await until(desk.is_noted)
     assert hook.most == 4
-    assert len({told.id for told in waiting}) == 12
+    assert len({received.id for received in waiting}) == 12
     assert hook.received.empty()
 
 
@@ -315,13 +318,13 @@ async def test_a_drain_finishes_active_deliveries_and_starts_none(
         await desk.end("a", hook.url)
         await desk.end("b", hook.url)
         deliveries.wake()
-        told = await hook.next()
+        received = await hook.next()
         draining = asyncio.create_task(deliveries.drain(10.0))
         await asyncio.sleep(0)
         hook.may_answer.set()
         await draining
     (left,) = await desk.store.deliveries(desk.clock.now(), 10)
-    assert {left.job.id, told.id.removesuffix("-0")} == {"a", "b"}
+    assert {left.job.id, received.id.removesuffix("-0")} == {"a", "b"}
     assert hook.received.empty()
 
 
@@ -338,9 +341,9 @@ async def test_a_job_that_is_retried_withdraws_its_delivery(desk: Desk, hook: Re
         await until(desk.is_noted)
         await desk.store.settle(again.id, Event.CANCEL, now=desk.clock.now())
         deliveries.wake()
-        told = await hook.next()
+        received = await hook.next()
         await until(desk.is_noted)
-    assert (told.id, b'"CANCELLED"' in told.body) == ("b-1", True)
+    assert (received.id, b'"CANCELLED"' in received.body) == ("b-1", True)
     assert hook.received.empty()
 
 

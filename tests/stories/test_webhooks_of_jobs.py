@@ -40,14 +40,16 @@ async def test_a_webhook_has_the_same_content_as_the_status(
         }
         async with open_proxy.http.post("/v2/default/run", json=order) as response:
             job = (await response.json())["id"]
-        told = await hook.next()
+        received = await hook.next()
         async with open_proxy.http.get(f"/v2/default/status/{job}") as response:
             status = await response.json()
-    assert json.loads(told.body) == status | {"input": order["input"], "webhook": hook.url}
+    assert json.loads(received.body) == status | {"input": order["input"], "webhook": hook.url}
     assert status["status"] == "COMPLETED"
     assert {"delayTime", "executionTime", "id", "output", "retries", "workerId"} <= set(status)
     secret = open_proxy.parts.settings.signing_secret()
-    openai.OpenAI(api_key="none").webhooks.verify_signature(told.body, told.headers, secret=secret)
+    openai.OpenAI(api_key="none").webhooks.verify_signature(
+        received.body, received.headers, secret=secret
+    )
 
 
 async def test_the_webhook_of_a_cancelled_job_has_its_unchanged_input(
@@ -63,9 +65,9 @@ async def test_the_webhook_of_a_cancelled_job_has_its_unchanged_input(
         job = (await answer.json())["id"]
     async with open_proxy.http.post(f"/v2/default/cancel/{job}") as answer:
         assert answer.status == 200
-    told = await hook.next()
-    assert b'{"n": 1.0e5,  "big": 12345678901234567890123}' in told.body
-    assert json.loads(told.body)["status"] == "CANCELLED"
+    received = await hook.next()
+    assert b'{"n": 1.0e5,  "big": 12345678901234567890123}' in received.body
+    assert json.loads(received.body)["status"] == "CANCELLED"
 
 
 @pytest.mark.parametrize(

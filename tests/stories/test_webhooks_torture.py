@@ -68,12 +68,14 @@ async def test_every_end_is_delivered_or_was_attempted_three_times(tmp_path: Pat
     client, secret = openai.OpenAI(api_key="none"), format_secret(KEY)
 
     async def moody(request: web.Request) -> web.Response:
-        told = hook.received.get_nowait()
-        client.webhooks.verify_signature(told.body, told.headers, secret=secret, tolerance=HOUR)
-        tries[told.id] += 1
-        if tries[told.id] <= FAILURES[int(told.id.removesuffix("-0")) % len(FAILURES)]:
+        received = hook.received.get_nowait()
+        client.webhooks.verify_signature(
+            received.body, received.headers, secret=secret, tolerance=HOUR
+        )
+        tries[received.id] += 1
+        if tries[received.id] <= FAILURES[int(received.id.removesuffix("-0")) % len(FAILURES)]:
             return web.Response(status=500)
-        acknowledged.add(told.id)
+        acknowledged.add(received.id)
         return web.Response()
 
     async with receiver() as hook:
@@ -102,9 +104,9 @@ async def test_every_end_is_delivered_or_was_attempted_three_times(tmp_path: Pat
                     await serving
     assert len(tries) == JOBS
     given_up = {
-        told
-        for told, number in tries.items()
-        if told not in acknowledged and number >= MAX_DELIVERY_TRIES
+        received
+        for received, number in tries.items()
+        if received not in acknowledged and number >= MAX_DELIVERY_TRIES
     }
     assert len(acknowledged) + len(given_up) == JOBS
     assert len(given_up) <= JOBS // len(FAILURES) + 1

@@ -99,10 +99,10 @@ class TestPipSettings:
 
     def test_what_the_user_set_for_uv_stays(self) -> None:
         environ = {"UV_INDEX_STRATEGY": "first-index", "UV_INDEX_URL": "https://mine"}
-        told = pip_settings.for_uv(
+        found = pip_settings.for_uv(
             PipSettings(extra_index_urls=("https://b",)), environ, system_certificates=False
         )
-        assert told == {"UV_EXTRA_INDEX_URL": "https://b"}
+        assert found == {"UV_EXTRA_INDEX_URL": "https://b"}
 
     def test_without_a_certificate_file_uv_trusts_the_system(self) -> None:
         assert (
@@ -220,8 +220,8 @@ class TestSystemTools:
     @pytest.fixture
     def environ(self, tmp_path: Path) -> dict[str, str]:
         """A machine with apt-get and one of the tools; the arguments of apt-get are recorded."""
-        told = f'echo "$DEBIAN_FRONTEND $RUNLEVEL $*" >> {tmp_path}/told'
-        written(tmp_path / "bin/apt-get", f"#!/bin/sh\n{told}\n").chmod(0o755)
+        found = f'echo "$DEBIAN_FRONTEND $RUNLEVEL $*" >> {tmp_path}/found'
+        written(tmp_path / "bin/apt-get", f"#!/bin/sh\n{found}\n").chmod(0o755)
         written(tmp_path / "bin/haproxy", "#!/bin/sh\n").chmod(0o755)
         written(tmp_path / "bin/timeout", '#!/bin/sh\nshift 2\nexec "$@"\n').chmod(0o755)
         return {"PATH": str(tmp_path / "bin")}
@@ -246,7 +246,7 @@ class TestSystemTools:
         monkeypatch.setenv("PATH", environ["PATH"])  # where the first command is looked for
         shown = io.StringIO()
         system.install(system.missing(environ), environ, Stages(1, shown))
-        update, install = (tmp_path / "told").read_text().splitlines()
+        update, install = (tmp_path / "found").read_text().splitlines()
         assert update.startswith("noninteractive 1 ")
         assert update.endswith(" update")
         assert install.startswith("noninteractive 1 ")

@@ -46,7 +46,8 @@ FORWARDED_HEADERS = (b"content-type", b"accept", b"authorization", *TO_ENGINE)
 class UpstreamEngine:
     """See `Engine`."""
 
-    def __init__(self, url: str, key: str, stage: Stage, pace: Pace = Pace()) -> None:  # noqa: B008 - immutable
+    # The default is immutable.
+    def __init__(self, url: str, key: str, stage: Stage, pace: Pace = Pace()) -> None:  # noqa: B008
         self._url = url.removesuffix("/v1")
         self._stage = stage
         self._pace = pace

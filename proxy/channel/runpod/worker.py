@@ -205,7 +205,13 @@ class RunpodWorker:
     def acknowledge(self, job_id: JobId, attempt: int, confirmed: int) -> None:
         """Do nothing: such a worker keeps no output."""
 
-    def resume(self, job_id: JobId, attempt: int, acknowledged: int, confirmed: int) -> None:  # noqa: ARG002 - a post waits for its response
+    def resume(
+        self,
+        job_id: JobId,
+        attempt: int,
+        acknowledged: int,  # noqa: ARG002 - a post waits for its response
+        confirmed: int,  # noqa: ARG002
+    ) -> None:
         if (run := self._run(job_id, attempt)) is not None:
             run.flow.set()
 

@@ -44,8 +44,8 @@ async def healthy(url: str) -> AsyncIterator[Waits]:
         assert await process.stdout.readline() == READY
         yield waits
     finally:
-        told, _ = await process.communicate(b"")
-    found = json.loads(told)
+        printed, _ = await process.communicate(b"")
+    found = json.loads(printed)
     waits.statuses.update(found["statuses"])
     waits.seconds += found["seconds"]
 

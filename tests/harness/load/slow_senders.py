@@ -24,7 +24,7 @@ class Drip(asyncio.Protocol):
         self._start, self._loop = start, asyncio.get_running_loop()
         self._transport: asyncio.Transport | None = None
         self._began = 0.0
-        self.told = b""
+        self.received = b""
         # The seconds until the server closed the connection.
         self.lasted: float | None = None
 
@@ -36,7 +36,7 @@ class Drip(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """Store the received bytes."""
-        self.told += data
+        self.received += data
 
     def connection_lost(self, _: Exception | None) -> None:
         """Record the time of the disconnect."""

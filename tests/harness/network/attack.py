@@ -84,8 +84,8 @@ async def is_answered(url: str, seconds: float = 5.0) -> str:
             await line.say(asked.raw)
             answer = await line.answer()
         if not asked.fits(answer):
-            told = "nothing" if answer is None else f"{answer.status} {answer.body[:100]!r}"
-            return f"another client was answered with {told}"
+            shown = "nothing" if answer is None else f"{answer.status} {answer.body[:100]!r}"
+            return f"another client was answered with {shown}"
     return ""
 
 

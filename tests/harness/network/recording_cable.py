@@ -20,7 +20,7 @@ class Carried:
     """The data of one connection since both sides were last idle."""
 
     asked: bytearray = field(default_factory=bytearray)
-    told: bytearray = field(default_factory=bytearray)
+    received: bytearray = field(default_factory=bytearray)
     # The number of bytes of `asked` that were checked.
     seen: int = 0
 
@@ -28,22 +28,21 @@ class Carried:
         """Return malformed requests that were not rejected, and unsolicited responses."""
         self.seen = len(self.asked)
         asked = _requests(bytes(self.asked))
-        told = _answers(bytes(self.told), asked.methods)
-        if told is None:
-            return [f"no answer by the standard: {bytes(self.told[-SHOWN:])!r}"]
+        received = _answers(bytes(self.received), asked.methods)
+        if received is None:
+            return [f"no answer by the standard: {bytes(self.received[-SHOWN:])!r}"]
         if (
             asked.is_malformed
-            and len(told.statuses) > len(asked.methods)
-            and told.statuses[-1] < 400
+            and len(received.statuses) > len(asked.methods)
+            and received.statuses[-1] < 400
         ):
-            return [f"answered with {told.statuses[-1]}: {bytes(self.asked[-SHOWN:])!r}"]
-        if len(told.statuses) > len(asked.methods) + asked.is_malformed:
-            return [
-                f"{len(told.statuses)} answers to {asked.methods}: {bytes(self.asked[-SHOWN:])!r}"
-            ]
-        if asked.is_whole and told.is_whole and len(told.statuses) == len(asked.methods):
+            return [f"answered with {received.statuses[-1]}: {bytes(self.asked[-SHOWN:])!r}"]
+        if len(received.statuses) > len(asked.methods) + asked.is_malformed:
+            number = len(received.statuses)
+            return [f"{number} answers to {asked.methods}: {bytes(self.asked[-SHOWN:])!r}"]
+        if asked.is_whole and received.is_whole and len(received.statuses) == len(asked.methods):
             self.asked.clear()
-            self.told.clear()
+            self.received.clear()
             self.seen = 0
         return []
 
@@ -132,7 +131,7 @@ class Tap:
         try:
             await asyncio.gather(
                 self._pump(reader, other_writer, carried.asked),
-                self._pump(other_reader, writer, carried.told),
+                self._pump(other_reader, writer, carried.received),
             )
         finally:
             writer.close()

@@ -25,8 +25,8 @@ OUTPUT = b'[1e400, {"a" : null }]'
 
 async def render(job: Job) -> bytes:
     assert isinstance(job.submission.work, Input)
-    told = (job.id.encode(), job.status.encode(), job.submission.work.body, job.output or b"null")
-    return b'{"id": "%b", "status": "%b", "input": %b, "output": %b}' % told
+    values = (job.id.encode(), job.status.encode(), job.submission.work.body, job.output or b"null")
+    return b'{"id": "%b", "status": "%b", "input": %b, "output": %b}' % values
 
 
 async def lookup(host: str, _: int) -> Sequence[str]:

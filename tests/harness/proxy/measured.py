@@ -97,11 +97,11 @@ class Measured(Alone):
 @asynccontextmanager
 async def measured(folder: Path, **settings: Any) -> AsyncIterator[Measured]:
     """Run a proxy without workers; `settings` are `PROXY_*` variables in lower case."""
-    told = {f"PROXY_{name.upper()}": str(value) for name, value in settings.items()}
-    told |= {"PROXY_PORT": "0", "PROXY_DATA_DIR": str(folder)}
+    variables = {f"PROXY_{name.upper()}": str(value) for name, value in settings.items()}
+    variables |= {"PROXY_PORT": "0", "PROXY_DATA_DIR": str(folder)}
     process = await asyncio.create_subprocess_exec(
         *(sys.executable, "-m", "harness.proxy.measured"),
-        cwd=ROOT / "tests", env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | told,
+        cwd=ROOT / "tests", env=os.environ | {"PYTHONPATH": f"{ROOT}:{ROOT / 'tests'}"} | variables,
         stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     async with stopped_at_end(Command(process)) as running_command:

@@ -62,9 +62,9 @@ async def alone(
     `most_descriptors` is the limit of open files, if it is lower than the limit of this process.
     """
     python = _with_limit(folder, most_descriptors) if most_descriptors else sys.executable
-    told = {f"PROXY_{name.upper()}": str(value) for name, value in settings.items()}
+    variables = {f"PROXY_{name.upper()}": str(value) for name, value in settings.items()}
     where = ("--port", "0", "--data-dir", str(folder))
-    async with command("proxy", *where, python=python, **told) as running:
+    async with command("proxy", *where, python=python, **variables) as running:
         url = (await running.says(r"listens on (http://\S+)\.")).group(1)
         yield Alone(url, running)
 

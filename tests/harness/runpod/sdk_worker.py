@@ -77,10 +77,10 @@ async def stock_worker(
     All its processes are stopped when the context ends.
     """
     pod = pod or f"pod-{os.urandom(4).hex()}"
-    told = environment(proxy.url, endpoint, proxy.parts.token, pod, ping_millis=1000)
+    variables = environment(proxy.url, endpoint, proxy.parts.token, pod, ping_millis=1000)
     process = await asyncio.create_subprocess_exec(
         *(python(sdk), str(HANDLERS / handler)),
-        cwd=HANDLERS, env=os.environ | told | more,
+        cwd=HANDLERS, env=os.environ | variables | more,
         stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     running = StockProcess(process, pod)

@@ -156,8 +156,8 @@ async def echo(scope: Any, receive: Any, send: Any) -> None:
     while more:
         message = await receive()
         body, more = body + message.get("body", b""), message.get("more_body", False)
-    told = {"method": scope["method"], "path": scope["path"], "body": body.decode("latin-1")}
-    data = json.dumps(told).encode()
+    values = {"method": scope["method"], "path": scope["path"], "body": body.decode("latin-1")}
+    data = json.dumps(values).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", b"%d" % len(data))]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
     await send({"type": "http.response.body", "body": data})

@@ -56,12 +56,12 @@ def own(slots: int) -> CommandFor:
     """Return the command of a native worker with the scripted engine."""
 
     def command(proxy: Proxy) -> Command:
-        def told(_: int, worker: WorkerId) -> Mapping[str, str]:
+        def variables(_: int, worker: WorkerId) -> Mapping[str, str]:
             return ours.environment(
                 connect=proxy.url, token=proxy.parts.token, id=worker, max_concurrency=slots
             )
 
-        return Command(arguments([]), told)
+        return Command(arguments([]), variables)
 
     return command
 
@@ -71,13 +71,13 @@ def stock(handler: str, **more: str) -> CommandFor:
     argv: Sequence[str] = (python(".venv-sdk"), str(HANDLERS / handler))
 
     def command(proxy: Proxy) -> Command:
-        def told(_: int, worker: WorkerId) -> Mapping[str, str]:
+        def variables(_: int, worker: WorkerId) -> Mapping[str, str]:
             sdk = stock_worker.environment(
                 proxy.url, "default", proxy.parts.token, worker, ping_millis=1000
             )
             return os.environ | sdk | {"PYTHONUNBUFFERED": "1"} | more
 
-        return Command(argv, told)
+        return Command(argv, variables)
 
     return command
 

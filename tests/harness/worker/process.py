@@ -54,7 +54,7 @@ class WorkerProcess:
 
 def environment(**more: Any) -> dict[str, str]:
     """Return the environment of a worker; `more` are `WORKER_*` variables in lower case."""
-    told = {
+    variables = {
         "engine": "scripted",
         "metrics_port": 0,
         "log_level": "debug",
@@ -63,29 +63,29 @@ def environment(**more: Any) -> dict[str, str]:
         # A test that leaves a long job running does not wait for it.
         "drain_seconds": 1,
     } | more
-    own = told.pop("environment", {})
+    own = variables.pop("environment", {})
     return {
         **os.environ,
         **own,
-        **{f"WORKER_{name.upper()}": str(value) for name, value in told.items()},
+        **{f"WORKER_{name.upper()}": str(value) for name, value in variables.items()},
     }
 
 
 @asynccontextmanager
 async def worker_process(
-    *flags: str, told: dict[str, str], name: str = "", python: str = sys.executable
+    *flags: str, variables: dict[str, str], name: str = "", python: str = sys.executable
 ) -> AsyncIterator[WorkerProcess]:
     """Run `python -m worker_vllm`, and stop it when the context ends."""
     process = await asyncio.create_subprocess_exec(
         *(python, "-m", "worker_vllm", *flags),
-        cwd=ROOT, env=told, stdout=PIPE, stderr=STDOUT, start_new_session=True,
+        cwd=ROOT, env=variables, stdout=PIPE, stderr=STDOUT, start_new_session=True,
     )  # fmt: skip
     running = WorkerProcess(process, name)
     reading = asyncio.create_task(_read(running))
     try:
         yield running
     finally:
-        if told.get("WORKER_ENGINE") == "vllm":
+        if variables.get("WORKER_ENGINE") == "vllm":
             _kill_vllm(process.pid)
             await until(
                 lambda: family([process.pid]) == [], STOP_SECONDS, "none of its processes is left"
@@ -119,10 +119,10 @@ async def worker(
 ) -> AsyncIterator[WorkerProcess]:
     """Run a worker of this proxy that is ready to serve."""
     name = more.pop("id", f"w-{os.urandom(4).hex()}")
-    told = environment(
+    variables = environment(
         **{"connect": url or proxy.url, "token": proxy.parts.token, "id": name} | more
     )
-    async with worker_process(*flags, told=told, name=name) as running:
+    async with worker_process(*flags, variables=variables, name=name) as running:
         if wait:
             await until(lambda: _is_ready(proxy, running), 240, f"worker {name} is ready")
         yield running

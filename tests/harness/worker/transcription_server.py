@@ -41,8 +41,8 @@ class Speech:
         speech = form["file"]
         assert isinstance(speech, web.FileField)
         data = speech.file.read()
-        told = (speech.filename, speech.content_type, sha256(data).hexdigest())
-        self.heard.append(Heard(request.path, told, fields))
+        values = (speech.filename, speech.content_type, sha256(data).hexdigest())
+        self.heard.append(Heard(request.path, values, fields))
         if not data:
             return web.json_response({"error": {"message": "no file", "code": 400}}, status=400)
         if ("model", self.model) not in fields:
@@ -84,5 +84,5 @@ async def speech(model: str) -> AsyncIterator[Speech]:
         await runner.cleanup()
 
 
-def _event(told: dict[str, str]) -> bytes:
-    return b"data: " + json.dumps(told).encode() + b"\n\n"
+def _event(values: dict[str, str]) -> bytes:
+    return b"data: " + json.dumps(values).encode() + b"\n\n"

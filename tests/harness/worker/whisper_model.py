@@ -62,8 +62,8 @@ def make_whisper(folder: Path) -> None:
             "n_fft": 400,
         },
     }
-    for name, told in files.items():
-        (folder / name).write_text(json.dumps(told))
+    for name, content in files.items():
+        (folder / name).write_text(json.dumps(content))
 
 
 def _tokenizer() -> Tokenizer:

@@ -245,10 +245,10 @@ def test_a_hostile_output_costs_a_few_times_its_bytes(
 
 
 @pytest.mark.parametrize(
-    ("error", "told"), [(b'"text"', "text"), (b'{"a": 1}', '{"a": 1}'), (b"[1]", "[1]")]
+    ("error", "shown"), [(b'"text"', "text"), (b'{"a": 1}', '{"a": 1}'), (b"[1]", "[1]")]
 )
-def test_an_error_is_a_string(error: bytes, told: str) -> None:
-    assert error_text(error) == told
+def test_an_error_is_a_string(error: bytes, shown: str) -> None:
+    assert error_text(error) == shown
 
 
 DEEP = ["{" + unit * 10_000 for unit in ("(", "1:{", "-", "a.", "1+", "not ", "lambda:")]

@@ -209,7 +209,7 @@ async def test_a_worker_buffers_little_of_an_upstreams_event() -> None:
     stream = event(HUGE_EVENT_BYTES) + DONE
     async with upstream(stream) as server, fake_proxy() as proxy:
         variables = environment(connect=_http(proxy), token="t", upstream=server.url, id="w")
-        async with worker_process(told=variables) as one:
+        async with worker_process(variables=variables) as one:
             line = await proxy.next_line()
             while not any(frame for frame in line.frames if getattr(frame, "slots", 0)):
                 line = await proxy.next_line()
