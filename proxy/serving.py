@@ -27,6 +27,8 @@ KEEP_ALIVE_SECONDS = 75
 
 # Time for the last bytes to reach the clients after all requests have ended.
 FLUSH_SECONDS = 2.0
+# The steps of a drain that each wait for at most this time.
+DRAIN_STEPS = 4
 
 LISTEN_BACKLOG_CONNECTIONS = 2048
 
@@ -167,8 +169,10 @@ async def drain(parts: Parts) -> None:
     parts.admission.close()
     parts.retries.close()
     parts.interactive.end_waiting()
-    # If the store is gone, `until_store_is_gone` has used the other half.
-    seconds = parts.settings.drain / 2 if parts.store.gone else parts.settings.drain
+    seconds = parts.settings.drain
+    if parts.store.gone:
+        # `until_store_is_gone` has used one half, and the other one includes the steps below.
+        seconds = max(0.0, seconds / 2 - DRAIN_STEPS * FLUSH_SECONDS)
     if not await parts.interactive.wait_empty(seconds):
         log.warning("drain.cut", calls=len(parts.interactive))
         parts.interactive.end_running()

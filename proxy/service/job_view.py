@@ -21,8 +21,9 @@ from proxy.store.base import JobStore
 
 # Elements in one page of output.
 PAGE_ELEMENTS = 1_000
-# Output up to this size is read without a reservation of memory.
-UNRESERVED_MAX_BYTES = 256 * 1024
+# Output up to this size is read without a reservation of memory. A response of this size fits into
+# the buffer of its connection.
+UNRESERVED_MAX_BYTES = 64 * 1024
 
 Reserve: TypeAlias = Callable[[int], Awaitable[None]]
 """Reserves memory for output before it is read: the number of bytes that the caller has to hold in

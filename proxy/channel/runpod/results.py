@@ -1,7 +1,7 @@
 """Posted output and results, given to the sinks of their runs."""
 
 import asyncio
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import suppress
 from functools import partial
 
@@ -43,6 +43,8 @@ from proxy.wire.sse import last_end
 log = structlog.get_logger()
 
 PROGRESS_BYTES = 1024 * 1024
+# Elements that are added in one turn of the event loop.
+TURN_MAX_ELEMENTS = 1_000
 NOTHING = JobError(ENGINE_ERROR, "The worker finished without a response.")
 NO_JSON = JobError(ENGINE_ERROR, "The worker's result is not valid JSON.")
 ERROR_EVENT = JobError("error_event", "the stream carries an error event")
@@ -226,7 +228,7 @@ class RunpodResults:
                 sink = _sink(worker, job_id, run)
                 if difference is not None and sink is not None:
                     log.warning("stock.differs", job=job_id, worker=worker.id)
-                    end = _corrected(sink, run, end, difference)
+                    end = await _corrected(sink, run, end, difference)
             await self._end_run(worker, job_id, run, end)
 
     async def _end_prestart(
@@ -297,16 +299,22 @@ def _sink(worker: RunpodWorker, job_id: JobId, run: Run) -> Sink | None:
     return hold.sink
 
 
-def _corrected(sink: Sink, run: Run, end: RunEnd, difference: Difference) -> RunEnd:
+async def _corrected(sink: Sink, run: Run, end: RunEnd, difference: Difference) -> RunEnd:
     """Return the end of a run whose elements have not all arrived, or not once each."""
     if not difference.is_at_end:
-        elements = [element(value, b"") for value in difference.missing]
+        elements = await asyncio.to_thread(_elements, difference.missing)
         return end._replace(error=HOLES, correction=Correction(difference.start, elements))
-    for value in difference.missing:
+    for number, value in enumerate(difference.missing, 1):
+        if number % TURN_MAX_ELEMENTS == 0:
+            await asyncio.sleep(0)
         taken = sink.output(run.attempt, value, b"", whole=False)
         if taken is SinkVerdict.TOO_LARGE:
             return RunEnd(Ending.REFUSED, OVERFLOW)
     return end
+
+
+def _elements(values: Iterable[bytes]) -> list[bytes]:
+    return [element(value, b"") for value in values]
 
 
 def _put_events(sink: Sink, run: Run, events: bytes, *, more: bool) -> SinkVerdict:
