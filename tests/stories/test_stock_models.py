@@ -128,6 +128,24 @@ async def test_a_list_of_own_workers_does_not_outlive_them() -> None:
                 assert await asking == ["newer"]
 
 
+async def test_a_list_does_not_outlive_the_worker_that_gave_it() -> None:
+    async with serving(poll_hold=2.0, line_gap=0.1) as proxy:
+        async with connected(proxy) as stock:
+            asking = asyncio.create_task(names(proxy))
+            await answer(stock, listing("first"))
+            assert await asking == ["first"]
+        await until(lambda: proxy.parts.fleet.get("pod-1") is None, what="it has left")
+        async with connected(proxy, "pod-2") as other:
+            asking = asyncio.create_task(names(proxy))
+            job = await other.next_job()
+            await other.done(job["id"], {"error": "KeyError: prompt"})
+            assert await asking == []
+            # The endpoint accepts any model now.
+            calling = asyncio.create_task(call(proxy, "second"))
+            await answer(other, {"id": "chatcmpl-1"})
+            assert await calling == (200, {"id": "chatcmpl-1"})
+
+
 async def test_a_configured_model_is_not_asked_for() -> None:
     async with serving(poll_hold=2.0, endpoint=["default=big"]) as proxy, connected(proxy):
         assert await names(proxy) == ["big"]

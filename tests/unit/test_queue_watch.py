@@ -1,5 +1,6 @@
 """The operator reads once why jobs wait, and again when the reason changes."""
 
+import asyncio
 from typing import Any
 
 import pytest
@@ -88,6 +89,13 @@ def test_each_change_is_logged_but_not_its_seconds(watched: Watched) -> None:
     worker.slots = 0
     [line] = watched.look(30)
     assert line == "1 worker connected, none of them ready yet."
+
+
+async def test_the_last_failure_of_a_worker_is_named(watched: Watched) -> None:
+    until = asyncio.get_running_loop().time() + 60
+    watched.fleet.unhealthy.report(WorkerId("w"), HERE, until, "no CUDA device")
+    watched.queue.jobs = 1
+    assert watched.look(30) == ["No worker is connected. Last failure: w: no CUDA device."]
 
 
 def test_many_changes_are_limited(watched: Watched) -> None:

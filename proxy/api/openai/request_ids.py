@@ -17,10 +17,16 @@ ID_MAX_CHARACTERS = 128
 
 
 class RequestIds:
-    """The request ids of the running calls. `new_id` returns random characters."""
+    """The request ids of the running calls. `new_id` returns random characters.
 
-    def __init__(self, new_id: Callable[[], str]) -> None:
+    `stopping_seconds`: the time in which a worker ends a run that it was asked to stop.
+    """
+
+    def __init__(
+        self, new_id: Callable[[], str], stopping_seconds: float = STOPPING_SECONDS
+    ) -> None:
         self._new_id = new_id
+        self._stopping_seconds = stopping_seconds
         self._running: set[bytes] = set()
 
     def enter(self, fields: Fields) -> Fields:
@@ -43,7 +49,7 @@ class RequestIds:
 
     def _free_later(self, request_id: bytes, has_ended: Callable[[], bool]) -> None:
         loop = asyncio.get_running_loop()
-        loop.call_later(STOPPING_SECONDS, self._free, request_id, has_ended)
+        loop.call_later(self._stopping_seconds, self._free, request_id, has_ended)
 
     def _free(self, request_id: bytes, has_ended: Callable[[], bool]) -> None:
         if has_ended():
