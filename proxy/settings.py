@@ -111,7 +111,10 @@ class Settings(BaseSettings):
         description="Seconds that an OpenAI call waits for a worker before it fails with 503.",
     )
     execution_timeout: float = Field(
-        600.0, gt=0, le=TIMEOUT_MAX_SECONDS, description="Seconds that one call may run."
+        600.0,
+        gt=0,
+        le=TIMEOUT_MAX_SECONDS,
+        description="Seconds that one run of a call or job may take.",
     )
     retry_grace: float = Field(
         15.0, ge=0, description="Seconds that a call runs on without its client, for a retry."
@@ -127,7 +130,9 @@ class Settings(BaseSettings):
         ),
     )
     limit_per_worker: int = Field(
-        REQUESTS_PER_WORKER, ge=0, description="Requests per 10 s and worker, if above the limit."
+        REQUESTS_PER_WORKER,
+        ge=0,
+        description="Requests per 10 s and ready worker, if above the limit.",
     )
     allowed_host: HostNames = Field(
         [],
@@ -153,10 +158,14 @@ class Settings(BaseSettings):
     body_timeout: float = Field(
         120.0, gt=0, description="Seconds in which the body of a request must arrive."
     )
-    clock_grace: float = Field(600.0, ge=0, description="Seconds until a jumped clock is trusted.")
+    clock_grace: float = Field(
+        600.0,
+        ge=0,
+        description="Seconds without expiry after a start at which the clock may be ahead.",
+    )
     drain: float = Field(30.0, ge=0, description="Seconds for calls to finish at shutdown.")
     lease: float = Field(
-        LEASE_SECONDS, gt=0, description="Seconds without a heartbeat until a worker is lost."
+        LEASE_SECONDS, gt=0, description="Seconds without a message until a worker is lost."
     )
     stop_grace: float = Field(
         GRACE_SECONDS,
@@ -167,7 +176,9 @@ class Settings(BaseSettings):
         20.0, gt=0, lt=60, description="Long-poll timeout of Runpod workers, in seconds."
     )
     ping_lease: float = Field(
-        35.0, gt=0, description="Seconds without a ping until a Runpod worker is declared lost."
+        35.0,
+        gt=0,
+        description="Seconds without a request of a Runpod worker until it is declared lost.",
     )
     line_gap: float = Field(
         10.0,

@@ -1,6 +1,6 @@
 """Call an ASGI app in this process and stream its response.
 
-The rules, each found the hard way with vLLM's app:
+The rules that vLLM's app requires:
 - `spec_version` is 2.3. With 2.4 Starlette does not listen for the disconnect, and a cancelled
   stream runs to its end.
 - `receive` returns the request once, then waits until the caller disconnects, then returns

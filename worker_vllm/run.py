@@ -131,7 +131,9 @@ class ResendBuffer:
     def confirm(self, number: int) -> None:
         """Drop the first `number` frames of the run. Raises `OutputGoneError`."""
         if number < self._first:
-            raise OutputGoneError(f"frame {number} of the run was confirmed before")
+            raise OutputGoneError(
+                "output of the run was lost with a connection, and the worker no longer has it"
+            )
         while self._first < number and self._frames:
             self.size -= _payload_bytes(self._frames.popleft())
             self._first += 1
@@ -302,7 +304,9 @@ class Run:
         """Append a part of the body; return True when it is complete. Raises `BadBodyError`."""
         self.body += part.data
         if len(self.body) > self.job.size or (not part.more and len(self.body) != self.job.size):
-            raise BadBodyError(f"{len(self.body)} bytes of a body of {self.job.size}")
+            raise BadBodyError(
+                f"the worker received {len(self.body)} bytes of a body of {self.job.size} bytes"
+            )
         return not part.more
 
     def request(self) -> Request:

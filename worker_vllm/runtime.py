@@ -1,13 +1,14 @@
 """Runs jobs: takes them from a channel, answers them with the handler, and sends the frames.
 
-The frames of a run are a head, chunks and one `End`; they go into the outbox. A run is removed when
-its `End` is handed to the socket. Until then, and for a short time after that (`EndedRuns`),
-`hello` lists it, so that the proxy can tell what it has received. A proxy with the feature `RESEND`
-confirms the frames that it has; the others are kept, and sent again after a lost connection. A run
-belongs to the connection
-that its job came from (`Run.origin`): its frames leave through that outbox, and frames from another
-connection do not concern it. The attempt is the fencing token: frames of another attempt are
-ignored, and a newer attempt of a job replaces the older one.
+The frames of a run are a head and chunks, or outputs, and one `End`; they go into the outbox. A run
+is removed when its `End` is handed to the socket. Until then, and for a short time after that
+(`EndedRuns`), `hello` lists it, so that the proxy can tell what it has received. A proxy with the
+feature `RESEND` confirms the frames that it has; the others are kept, and sent again after a lost
+connection.
+
+A run belongs to the connection that its job came from (`Run.origin`): its frames leave through that
+outbox, and frames from another connection do not concern it. The attempt is the fencing token:
+frames of another attempt are ignored, and a newer attempt of a job replaces the older one.
 """
 
 import asyncio

@@ -74,7 +74,7 @@ class RateLimitStatus(NamedTuple):
 
 
 def limit_headers(status: RateLimitStatus | None) -> list[tuple[bytes, bytes]]:
-    """Return OpenAI's rate limit headers; none for a caller without a rate limit."""
+    """Return OpenAI's rate limit headers; none for an operation without a limit."""
     if status is None:
         return []
     return [
@@ -238,7 +238,9 @@ class Share:
     def grow(self, size: int) -> None:
         """Reserve `size` more bytes. Raises BudgetError if they are not free or if others wait."""
         if not self._budget.acquire(size, self._holder):
-            raise BudgetError("The server is out of memory for request bodies. Retry shortly.")
+            raise BudgetError(
+                "The server is out of memory for requests and responses. Retry shortly."
+            )
         self.held += size
 
     async def wait(self, size: int) -> None:

@@ -66,7 +66,7 @@ def refusal(host: str, keys: Sequence[tuple[str, str]], token: str | None) -> st
         return None
     if not keys:
         return (
-            f"--host {host} can be reached by others, and no key is set. "
+            f"--host {host} (PROXY_HOST) can be reached by others, and no key is set. "
             "Give --api-key-file PATH (or PROXY_API_KEY), or listen on 127.0.0.1."
         )
     secrets = [key for _, key in keys]
@@ -74,8 +74,8 @@ def refusal(host: str, keys: Sequence[tuple[str, str]], token: str | None) -> st
         secrets.append(token)
     if min(map(len, secrets)) < MIN_KEY_CHARACTERS:
         return (
-            f"--host {host} can be reached by others, and a key or the worker token is shorter than"
-            f" {MIN_KEY_CHARACTERS} characters. Generate one with: openssl rand -hex 24"
+            f"--host {host} (PROXY_HOST) can be reached by others, and a key or the worker token is"
+            f" shorter than {MIN_KEY_CHARACTERS} characters. Generate one with: openssl rand -hex 24"
         )
     return None
 

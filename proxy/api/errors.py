@@ -1,4 +1,5 @@
-"""The table of all errors that the proxy itself returns. `api.openai.dialects` formats them.
+"""The table of all errors that the proxy itself returns. `api.openai.dialects` and
+`api.queue.response` format them.
 
 `should_retry` is sent as `x-should-retry`, which both OpenAI SDKs obey. Without it they retry every
 408, 409, 429 and 5xx twice, so a job that exceeded its execution timeout would run three times.
@@ -22,7 +23,8 @@ class Row(NamedTuple):
     status: int
     type: str
     should_retry: bool | None = None
-    # Seconds, at most 60: OpenAI's SDK for Python does not retry at all after a longer delay.
+    # Seconds, at most 60: OpenAI's SDK for Python 1 ignores a longer delay, and SDK 2 does not
+    # retry after more than 120.
     retry_after: int | None = None
 
     @property
@@ -118,6 +120,9 @@ class ApiError(Exception):
             found.append((b"retry-after", str(self.row.retry_after).encode()))
         return found
 
+
+BUG = "Internal error of the proxy. Report it to the operator, whose log has the cause."
+"""The message for a request that a bug of the proxy has ended."""
 
 RenderError: TypeAlias = Callable[[str, ApiError], bytes]
 """Returns the JSON body of an error, in the format of the API at this path."""

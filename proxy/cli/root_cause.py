@@ -30,7 +30,7 @@ _POINTERS = re.compile(
 )
 SILENT = (
     "One of vLLM's processes exited without an error message. The usual reason is that the system"
-    " killed it because memory ran out."
+    " killed it because memory ran out. Use a smaller model, or lower --max-model-len."
 )
 
 

@@ -56,7 +56,8 @@ async def run(
     except OSError as error:
         console.say(
             f"vllm-serverless: cannot listen on {settings.host} port {settings.port}:"
-            f" {error.strerror}. Choose another port with --port."
+            f" {error.strerror}. Choose another port with --port (PROXY_PORT), or another address"
+            " with --host (PROXY_HOST)."
         )
         return EX_CONFIG
     try:
@@ -129,7 +130,7 @@ async def _until_stopped(parts: Parts, exit_at_once: Callable[[], None]) -> None
 def _report_data_dir(settings: Settings, error: OSError) -> int:
     console.say(
         f"vllm-serverless: cannot use the data directory {settings.data_dir}: {error.strerror}."
-        " Choose another one with --data-dir."
+        " Choose another one with --data-dir (PROXY_DATA_DIR)."
     )
     return EX_UNAVAILABLE
 

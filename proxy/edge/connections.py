@@ -75,10 +75,7 @@ class ConnectionLimiter:
         self.size += 1
 
     def leave(self) -> None:
-        """Stop counting a connection: it was closed, or is now a worker's channel.
-
-        Worker channels have a limit of their own.
-        """
+        """Stop counting a connection: it was closed, or is now a worker's channel."""
         self.size -= 1
 
     def __contains__(self, connection: object) -> bool:
@@ -93,7 +90,8 @@ class ConnectionLimiter:
         self._watched.pop(connection, None)
 
     def evict(self) -> bool:
-        """Close the watched connection that has been idle longest; return False if there is none.
+        """Close the connection that has been watched longest and serves no request; return False if
+        there is none.
 
         This makes room for a new connection, which is more likely to send a request.
         """

@@ -9,7 +9,7 @@ Rule 2: a pair of status and event that is not in the table is illegal. Only `re
 terminal status, so the first end of a job is final.
 
 Rule 3: an event that arrives too late is normal, for example when a worker finishes a job that has
-just been cancelled. It gives the result `None`, which is counted; it is not an error.
+just been cancelled. It gives the result `None` and changes nothing; it is not an error.
 
 Rule 4: `run` is the fencing token: a random number, new at every `take` and when a run is adopted
 after a restart of the proxy. Every write about a run carries it, and a write with an earlier number

@@ -176,9 +176,10 @@ def after_run(
     """Return the verdict on a job whose run has ended.
 
     `failures`: the runs that were lost before. `output_left`: output of this run has been sent to
-    the client; `is_whole`: all of it. They matter only for a run that was released or lost.
-    `may_wait`: a job that a full engine has refused waits for another worker, or for this one.
-    Otherwise its client gets the engine's refusal.
+    the client; it matters for a run that was full, released or lost. `is_whole`: all of it was
+    sent; it matters for one that was released or lost. `may_wait`: a job that a full engine has
+    refused waits for another worker, or for this one. Otherwise its client gets the engine's
+    refusal.
 
     A released job returns to the queue. So does a lost one if no byte of its output has been sent:
     the client sees only a delay. If output has been sent, the job fails, because a second run would

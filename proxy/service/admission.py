@@ -1,6 +1,4 @@
-"""Admission of new jobs: does the proxy still take jobs, and has the endpoint's queue room for one
-more?
-"""
+"""Admission of new jobs: refused while the proxy drains, or if the endpoint's queue is full."""
 
 from proxy.service.endpoints import Endpoint
 from proxy.service.interactive import InteractiveJobs
@@ -12,7 +10,7 @@ class QueueFullError(Exception):
 
 
 class DrainingError(Exception):
-    """The proxy is shutting down and takes no new jobs."""
+    """The proxy is shutting down and accepts no new jobs."""
 
 
 class Admission:

@@ -81,8 +81,8 @@ class Dispatch:
                 self._hand_out(endpoint, light=light)
 
     def free_worker(self, endpoint: EndpointId, *, light: bool) -> Worker | None:
-        """Return the worker for a new job that need not wait; None if jobs of any kind and class
-        wait, or no worker has a free slot.
+        """Return the worker for a new job that need not wait; None if jobs that need the same
+        credit are queued, or no worker has a free slot.
         """
         if self.has_queued(endpoint) and (
             self._interactive.queued(endpoint, light=light)

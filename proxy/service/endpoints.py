@@ -119,7 +119,10 @@ class Endpoints:
                 model.id for model in self._announced.get(endpoint.id, {}).values() if model.base
             }
         if known and bases != known:
-            message = f"endpoint {endpoint.id} serves {_names(known)}, this worker {_names(bases)}"
+            message = (
+                f"endpoint {endpoint.id} serves {_names(known)}, this worker {_names(bases)}:"
+                " use the same model for all workers of an endpoint"
+            )
             raise OtherModelError(message)
         kept = self._announced.get(endpoint.id, {}) if others else {}
         announced = kept | {model.id: _joined(model, kept.get(model.id)) for model in models}

@@ -20,7 +20,9 @@ from proxy.service.worker import Worker
 
 log = structlog.get_logger()
 
-OVERFLOW = JobError("answer_too_large", "The answer is larger than this endpoint passes on.")
+OVERFLOW = JobError(
+    "answer_too_large", "The answer is too large for this endpoint. Request less output."
+)
 
 # A full engine gets no job for at most this long.
 FULL_MAX_SECONDS = 60.0

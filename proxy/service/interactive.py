@@ -2,8 +2,8 @@
 answer.
 
 Each is a record in the memory of this proxy, with the mailbox of its client. No method waits, so
-none depends on the disk. The record is dropped when its job ends; an outline of it can be read for
-`RETENTION_MILLIS` after that.
+none depends on the disk. The request body is dropped when the job ends; an outline of the job can
+be read for `RETENTION_MILLIS` after that.
 """
 
 import asyncio
@@ -50,7 +50,7 @@ from proxy.store.job_index import QueueIndex
 # The reason why a job is queued that no other job and no limit holds back.
 NEXT_IN_LINE = "Next in line."
 CLIENT_LEFT = JobError("client_left", "The client closed its connection.")
-DRAINING = JobError("server_draining", "The server is shutting down.")
+DRAINING = JobError("server_draining", "The server is shutting down. Retry in a moment.")
 
 M = TypeVar("M", bound=Mailbox)
 MakeMailbox: TypeAlias = Callable[[InteractiveJob, int, OnRunEnd], M]

@@ -214,8 +214,8 @@ class Mailbox:
         self.on_change = on_change
 
     def alarm_at(self, alarm: float | None) -> None:
-        """Call `on_change` at about `alarm` (the event loop's time), and then until it is changed;
-        None: not at all.
+        """Signal a change at about `alarm` (the event loop's time), and at each tick after that
+        until another alarm is set; None: never.
         """
         self._alarm = alarm
 
@@ -251,7 +251,7 @@ class Mailbox:
         """Note the time at which a write to the client began, or None when it is done."""
         self._stall = None if since is None else since + STALL_SECONDS
 
-    # Called by the clock
+    # Called by the sweeper
 
     def tick(self, now: float) -> None:
         """Wake the relay if its alarm is due; disconnect a client that does not read."""

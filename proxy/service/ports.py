@@ -156,7 +156,7 @@ class Sink(Protocol):
 
 
 class ModelSource(Protocol):
-    """Knows the models of endpoints that only workers serve which announce none."""
+    """Knows the models of endpoints whose workers announce none."""
 
     def forget_stale(self, endpoint: Endpoint) -> None:
         """Forget the models of an endpoint that earlier workers have announced, if the present ones

@@ -1,5 +1,5 @@
-"""Durable jobs that full engines refuse: they wait for room, unless engines without other runs
-refuse one again and again.
+"""Durable jobs that full engines refuse: they wait in the queue, unless engines without other
+runs refuse one repeatedly.
 """
 
 from collections import OrderedDict
@@ -20,8 +20,8 @@ class Refusals:
         self._counts: OrderedDict[JobId, int] = OrderedDict()
 
     def may_wait(self, endpoint: EndpointId, job_id: JobId) -> bool:
-        """Return True if a job goes back to the queue, which an engine without other runs has
-        refused.
+        """Return True if a job that an engine without other runs has refused goes back to the
+        queue.
 
         Such engines may refuse the job always, and it must not keep others from running.
         """

@@ -15,7 +15,7 @@ from proxy.service.worker import Worker
 
 log = structlog.get_logger()
 
-# A healthy engine needs less than one second; our own worker kills an engine after ten.
+# A healthy engine needs less than one second; our own worker cancels the request after ten.
 GRACE_SECONDS = 12.0
 
 

@@ -53,7 +53,7 @@ FIELDS = "fields"
 
 FEATURES = (RESEND, FIELDS)
 
-# In `Hold`: the worker sends the frames of this run that the proxy lacks again.
+# In `Hold`: the worker sends again those frames of this run that the proxy lacks.
 SENT_AGAIN = -1
 
 # In `Acknowledge`: the run is over, and its end has been processed.
@@ -136,7 +136,7 @@ class Stop(JobFrame, frozen=True, tag=3, gc=False):
 
 
 class Pause(JobFrame, frozen=True, tag=4, gc=False):
-    """Stop sending chunks of this job until `Resume`."""
+    """Stop sending output of this job until `Resume`."""
 
 
 class Resume(JobFrame, frozen=True, tag=5, gc=False):
@@ -203,7 +203,7 @@ class Hello(Frame, frozen=True, tag=10, gc=False):
 
     `models` changes at the latest when the engine is ready. `holds` allows a worker to reconnect
     without losing its runs: the proxy keeps a run whose `sent` equals the number of frames that it
-    has received, and stops all others. It also lists the runs that have ended so recently that
+    has received, and stops all others. `holds` also lists the runs that have ended so recently that
     their `End` may be lost. So a run that the proxy has assigned, of which it has received no
     frame, and that this process has never listed, did not reach it.
 

@@ -133,7 +133,8 @@ async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
         async with command("up", "--port", port, "--data-dir", str(tmp_path)) as second:
             assert await second.process.wait() == 78
             assert re.fullmatch(
-                rf"vllm-serverless: cannot listen on .* port {port}: .* --port\.", second.text
+                rf"vllm-serverless: cannot listen on .* port {port}: .* --port \(PROXY_PORT\)",
+                second.text,
             )
 
 

@@ -332,7 +332,7 @@ async def test_a_flood_of_output_is_aborted(proxy: Proxy, more: bool) -> None:
         await one.say(*of(job, [End("", 0, "completed")]))
         assert (await queue.end(name))[
             "error"
-        ] == "The answer is larger than this endpoint passes on."
+        ] == "The answer is too large for this endpoint. Request less output."
         tell("cost.flood.output", round(used, 1), "<= 256", "MB")
         assert used < 256
 

@@ -69,9 +69,9 @@ def expected(host: str, keys: str, token: str) -> str | None:
     if host in LOOPBACK_HOSTS:
         return None
     if keys == "no key":
-        return f"--host {host} can be reached by others, and no key is set"
+        return f"--host {host} (PROXY_HOST) can be reached by others, and no key is set"
     if "short" in keys + token:
-        return f"--host {host} can be reached by others, and a key or"
+        return f"--host {host} (PROXY_HOST) can be reached by others, and a key or"
     return None
 
 

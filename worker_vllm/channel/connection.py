@@ -45,8 +45,8 @@ BACKOFF_FIRST_SECONDS = 0.5
 BACKOFF_MAX_DOUBLINGS = 10
 # Time that `Channel.close` waits for the last frames to leave.
 OUTBOX_FLUSH_SECONDS = 5.0
-# A proxy refuses a `Hello` sooner. An open connection counts as accepted after this time, even if
-# the proxy has sent nothing.
+# A proxy refuses a `Hello` sooner. An open connection counts as accepted at the first heartbeat
+# after this time, even if the proxy has sent nothing.
 ACCEPTED_SECONDS = 1.0
 CLOSE_CODE_GOING_AWAY = 1001
 CLOSE_CODE_PROTOCOL_ERROR = 1002
@@ -109,7 +109,7 @@ class ChannelTimeouts:
     open: float = OPEN_TIMEOUT_SECONDS
     """Timeout of the opening handshake."""
     accepted: float = ACCEPTED_SECONDS
-    """The time after which an open connection counts as accepted."""
+    """An open connection counts as accepted at the first heartbeat after this time."""
     stall: float = STALL_SECONDS
     """The time after which a connection that accepts no data counts as lost."""
 
@@ -174,7 +174,8 @@ class Channel:
                 away = clock() - reached_at
                 if away >= self._timeouts.orphan:
                     raise OrphanedError(
-                        f"the proxy at {self._link.url} has been unreachable for {away:.0f} s"
+                        f"the proxy at {self._link.url} has been unreachable for {away:.0f} s;"
+                        " start the proxy, or check WORKER_CONNECT"
                     )
                 pause = min(pause, self._timeouts.orphan - away)
             failures = min(failures + 1, BACKOFF_MAX_DOUBLINGS)

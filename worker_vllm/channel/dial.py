@@ -44,7 +44,10 @@ REMEDIES = {
     401: "the proxy does not accept WORKER_TOKEN; run `vllm-serverless token` to print the token",
     403: "this token is not valid for this endpoint; check WORKER_ENDPOINT and WORKER_TOKEN",
     404: "the proxy has no such endpoint; check WORKER_CONNECT and WORKER_ENDPOINT",
-    409: "this worker is not compatible with the endpoint of the proxy",
+    409: (
+        "another worker has this id, or the endpoint serves another model;"
+        " check WORKER_ID, WORKER_MODEL and WORKER_ENDPOINT"
+    ),
     426: "the proxy uses another version of the worker protocol; update the older of the two",
 }
 NOT_GIVEN_MESSAGE = (

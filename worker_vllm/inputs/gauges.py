@@ -34,7 +34,7 @@ class Gauges:
         self._has_rates = False
 
     async def begin(self) -> None:
-        """Take a first reading at the begin of a stream, to compare later readings with."""
+        """Take a first reading at the beginning of a stream, to compare later readings with."""
         if self._load is None or self._clock() - self._load.at > READING_MAX_AGE_SECONDS:
             self._has_rates = False
             await self._update()

@@ -49,7 +49,7 @@ SAMPLING_FIELDS = frozenset((
 ))  # fmt: skip
 """The fields that vLLM's SamplingParams and its request bodies have in common."""
 
-# Fields of a request body that belong into `input` itself.
+# Fields of a request body that belong in `input` itself.
 INPUT_FIELDS = frozenset({"messages", "model", "prompt", "stream", "stream_options"})
 # Names in SamplingParams that differ from those in the request body.
 RENAMED_FIELDS = {"extra_args": "vllm_xargs"}
@@ -178,7 +178,7 @@ def _sampling_fields(params: Any, known: frozenset[str], *, is_chat: bool) -> di
         name = RENAMED_FIELDS.get(given) or given
         if given in INPUT_FIELDS:
             raise BadInputError(
-                f"sampling_params.{given}: belongs into `input`, next to sampling_params"
+                f"sampling_params.{given}: belongs in `input`, next to sampling_params"
             )
         if name not in allowed and not (known and given in RENAMED_FIELDS):
             raise BadInputError(f"sampling_params.{given[:100]}: unknown{_hint(given, allowed)}")

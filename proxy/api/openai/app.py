@@ -12,7 +12,7 @@ import structlog
 
 from proxy.access.keys import Principal
 from proxy.access.limits import Share
-from proxy.api.errors import CLIENT_ERRORS, ApiError, to_api_error
+from proxy.api.errors import BUG, CLIENT_ERRORS, ApiError, to_api_error
 from proxy.api.http import (
     FORM_TYPE,
     JSON_TYPE,
@@ -134,9 +134,7 @@ class OpenAi:
                 # Part of the response was sent. The only remaining signal is to close the
                 # connection, which uvicorn does after an exception.
                 raise
-            await reply.error(
-                ApiError("internal_error", "Internal error of the proxy; see the proxy's log.")
-            )
+            await reply.error(ApiError("internal_error", BUG))
 
     async def _handle(
         self,

@@ -23,7 +23,7 @@ START = (
 STREAM_FIELDS = render_fields([*STREAM_HEADERS, (b"transfer-encoding", b"chunked")])
 LAST_CHUNK = b"0\r\n\r\n"
 NEVER = float("inf")
-# Of a call that has no stream; nothing is added to it.
+# The events of a call without a stream: shared by all calls, so nothing is added to it.
 NO_EVENTS: list[bytes] = []
 # A constant of the module: the member of an enum takes longer to look up.
 ACCEPTED = SinkVerdict.ACCEPTED
@@ -129,8 +129,8 @@ class CallEnds(Protocol):
 
 class FastCall(Mailbox):
     """One call: a mailbox without a relay, which writes to the connection at the end of each turn
-    in which it has changed. `has_begun` is True once the response start was sent, `last` knows the
-    last event that was written, at `written_at` (the event loop's time).
+    in which it has changed. `has_begun` is True once the response start was sent. `last` detects if
+    the last event written is a final one; `written_at` is the event loop's time of that write.
 
     A stream flows while its client reads and nothing of it waits. Its events are then written at
     the end of their turn, and never count as backlog. When the call leaves the lane, the

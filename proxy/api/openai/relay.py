@@ -27,7 +27,7 @@ NO_LIMIT = float("inf")
 RUN_END_TIMEOUT_SECONDS = 2.0
 BLANK_LINE = b"\n\n"
 
-# Clients and intermediaries with a timeout get a heartbeat in half of it, but not more often.
+# A client that announces its timeout gets a heartbeat after half of it, but not before this time.
 HEARTBEAT_MIN_SECONDS = 1.0
 # Statuses of an engine's response for which a repetition of the call is useless.
 FINAL_SERVER_ERRORS = (500, 501)

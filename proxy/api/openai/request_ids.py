@@ -1,4 +1,4 @@
-"""Keep the request ids that engines receive apart.
+"""Make the request ids that engines receive unique among running calls.
 
 An engine derives the id of its answer from `X-Request-Id`. Logs and traces name it, and older
 releases of vLLM abort every request that has it. So no two running calls may have the same one.

@@ -24,8 +24,8 @@ from proxy.service.json_text import INLINE_MAX_BYTES, in_thread_if_large
 from proxy.service.kept import KEPT_MAX_BYTES, KeptAnswer
 from proxy.service.mailbox import Mailbox
 
-# The grace of an SDK's first attempt, which has no key: it ends within a second. OpenAI's SDKs send
-# their first retry after 0.375 to 0.5 s.
+# The grace period after an SDK's first attempt, which has no key. OpenAI's SDKs send their first
+# retry after 0.375 to 0.5 s.
 FIRST_ATTEMPT_GRACE_SECONDS = 0.75
 # A complete answer can be repeated for this long.
 KEPT_ANSWER_SECONDS = 60.0

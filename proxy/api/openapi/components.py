@@ -63,7 +63,7 @@ NOT_FOUND = 404
 UNSUPPORTED_MEDIA_TYPE = 415
 UPGRADE_REQUIRED = 426
 TOO_MANY_REQUESTS = 429
-# OpenAI's SDK for Python does not retry at all after a longer delay.
+# OpenAI's SDK for Python 1 ignores a longer delay.
 RETRY_AFTER_MAX_SECONDS = 60
 
 STATUS_DESCRIPTIONS = {
@@ -73,9 +73,15 @@ STATUS_DESCRIPTIONS = {
         "The `Host` header does not name this proxy, or no API key is configured and the request"
         " comes from a web page of another origin."
     ),
-    404: "The endpoint, job or model does not exist or is not visible to this API key.",
+    404: (
+        "The path, endpoint, job or model does not exist or is not visible to this API key, or the"
+        " model does not support the route."
+    ),
     408: "The request was not received in time.",
-    409: "The status of the job does not allow the operation.",
+    409: (
+        "The status of the job does not allow the operation, the job was cancelled, or the"
+        " `Idempotency-Key` is in use or was used with another body."
+    ),
     413: "The body is too large.",
     415: "The `Content-Type` or `Content-Encoding` is not supported.",
     429: "The rate limit of the API key is exceeded, or the queue is full.",
@@ -83,7 +89,10 @@ STATUS_DESCRIPTIONS = {
     431: "The request line and headers are too large.",
     500: "The engine or the proxy failed.",
     502: "The worker was lost, or its response was too large.",
-    503: "No worker is available, or the server is out of memory, disk space or connections.",
+    503: (
+        "No worker is available; or the server is shutting down, out of memory, disk space or"
+        " connections, or its database does not respond."
+    ),
     504: "The job exceeded its execution timeout or its time to live.",
 }
 

@@ -15,7 +15,7 @@ from starlette.requests import Request
 from starlette.responses import Response
 
 from proxy.access.limits import BudgetError, ClientLimits, Share, limit_headers
-from proxy.api.errors import CLIENT_ERRORS, ApiError, to_api_error
+from proxy.api.errors import BUG, CLIENT_ERRORS, ApiError, to_api_error
 from proxy.api.http import ClientGoneError, Routing, routing_of
 from proxy.api.queue import response
 from proxy.api.queue.listing import Listing
@@ -152,7 +152,9 @@ class JobOperations:
         return await self._shown(*_found(found, job_id))
 
     async def stream(self, context: RequestContext, job_id: str) -> bytes | EventStream:
-        """Consume new output. `?after=` reads the elements after a cursor instead (`next`)."""
+        """Return new output and consume it. `?after=` returns the elements after a cursor (an
+        earlier `next`) without consuming them.
+        """
         wait = read_poll_wait(context.query("wait"))
         after = context.query("after")
         cursor = read_cursor("after", after)
@@ -190,7 +192,7 @@ class JobOperations:
         )
 
     async def purge(self, context: RequestContext, _: str) -> bytes:
-        """Cancel all queued jobs."""
+        """Cancel all queued jobs of the caller."""
         removed = self._interactive.purge(context.endpoint.id, context.owner)
         removed += await self._durable.purge(context.endpoint, context.owner)
         return msgspec.json.encode({"removed": removed, "status": "completed"})
@@ -272,9 +274,7 @@ class JobsApi:
         except Exception:
             # A bug of the proxy: the client receives an error object, the log the traceback.
             log.exception("api.bug", path=request.url.path)
-            return refusal(
-                ApiError("internal_error", "Internal error of the proxy; see the proxy's log.")
-            )
+            return refusal(ApiError("internal_error", BUG))
         finally:
             share.give_back()
             if response is None:

@@ -34,14 +34,22 @@ EARLIER_CONNECTION_SECONDS = 2.0
 OTHER_PROCESS_SECONDS = 0.5
 
 ID_IN_USE = "another process is connected with this id; every worker needs its own WORKER_ID"
-# A worker of an older version does not tell its process apart.
+# A worker of an older version sends no instance.
 REPLACED_HINT = (
     "two connections have the same id; every worker needs its own WORKER_ID. A worker of an older "
     "version also causes this line once, when its engine is ready"
 )
 
-UNLISTED = JobError(WORKER_LOST.code, "The worker lost the job, or its end, with a connection.")
-OUTPUT_LOST = RunEnd(Ending.LOST, JobError(WORKER_LOST.code, "Output was lost with a connection."))
+UNLISTED = JobError(
+    WORKER_LOST.code,
+    "The connection to the worker was lost, and the worker no longer has the job or its result.",
+)
+OUTPUT_LOST = RunEnd(
+    Ending.LOST,
+    JobError(
+        WORKER_LOST.code, "Part of the output was lost when the connection to the worker was lost."
+    ),
+)
 
 
 class Membership:

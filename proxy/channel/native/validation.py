@@ -24,8 +24,8 @@ ROUTE_CHARACTERS = 128
 ENGINE_CHARACTERS = 200
 LOG_CHARACTERS = 500
 
-# The stages of a starting worker, by the first words of what it says for its operator, in words for
-# clients: those of the worker can contain a path or an address of its machine.
+# The stages of a starting worker in words for clients, by the first word of its `Log` text. That
+# text can contain a path or an address of its machine.
 STAGES = {
     "importing": "importing vLLM",
     "loading": "loading the model",
@@ -51,7 +51,9 @@ def check_hello(hello: frames.Hello) -> None:
     """Validate a hello. Raises `WorkerRefusedError`."""
     if hello.protocol != frames.PROTOCOL:
         raise WorkerRefusedError(
-            4426, f"this proxy uses protocol {frames.PROTOCOL}, the worker uses {hello.protocol}"
+            4426,
+            f"this proxy uses protocol {frames.PROTOCOL}, the worker uses {hello.protocol};"
+            " update the older of the two",
         )
     if not _WORKER.fullmatch(hello.worker):
         raise WorkerRefusedError(4400, "a worker's id must be 1 to 80 letters, digits, _ or -")

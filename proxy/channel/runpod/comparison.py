@@ -53,9 +53,8 @@ class PostedElements:
         self._digests += element_digest
 
     def begin(self, connection: object, element_digest: bytes, now: float) -> bool:
-        """Note the begin of a post; return False if it repeats the last one.
-
-        It does if the response to the last one was lost, and the SDK may have waited since then.
+        """Note the start of a post; return False if it repeats the last one: the same element, at
+        least `REPETITION_SECONDS` after the response to the last one was lost.
         """
         lost_at = self._lost_at
         self.connection = connection

@@ -172,7 +172,8 @@ def opened(
             load(db)
         except (OSError, sqlite3.OperationalError) as error:
             raise StoreUnavailableError(
-                f"cannot open {path}: {getattr(error, 'strerror', error)}."
+                f"cannot open {path}: {getattr(error, 'strerror', error)}. Check its permissions"
+                " and the free space, or choose another file with --store."
             ) from error
         except sqlite3.DatabaseError as error:
             raise _damaged(path, error) from error

@@ -65,6 +65,7 @@ class DiskSpace:
                     free=self._free,
                     reserve=self._reserve,
                     folder=str(self._ballast.parent),
+                    hint="new jobs are rejected; free space on this disk",
                 )
             raise StoreFullError(
                 f"{self._ballast.parent} has less than {self._reserve} bytes of free space"

@@ -134,7 +134,7 @@ WRONG = [
     ({"prompt": "a", "sampling_params": {"guided_json": {}}}, "structured_outputs"),
     (
         {"prompt": "a", "sampling_params": {"stream": True}},
-        r"^sampling_params\.stream: belongs into `input`",
+        r"^sampling_params\.stream: belongs in `input`",
     ),
 ]
 
