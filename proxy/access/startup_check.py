@@ -75,7 +75,8 @@ def refusal(host: str, keys: Sequence[tuple[str, str]], token: str | None) -> st
     if min(map(len, secrets)) < MIN_KEY_CHARACTERS:
         return (
             f"--host {host} (PROXY_HOST) can be reached by others, and a key or the worker token is"
-            f" shorter than {MIN_KEY_CHARACTERS} characters. Generate one with: openssl rand -hex 24"
+            f" shorter than {MIN_KEY_CHARACTERS} characters."
+            " Generate one with: openssl rand -hex 24"
         )
     return None
 

@@ -132,10 +132,8 @@ async def test_a_port_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
         port = (await first.says(r"http://127.0.0.1:(\d+)")).group(1)
         async with command("up", "--port", port, "--data-dir", str(tmp_path)) as second:
             assert await second.process.wait() == 78
-            assert re.fullmatch(
-                rf"vllm-serverless: cannot listen on .* port {port}: .* --port \(PROXY_PORT\)",
-                second.text,
-            )
+            line = rf"vllm-serverless: cannot listen on .* port {port}: .* \(PROXY_HOST\)\."
+            assert re.fullmatch(line, second.text)
 
 
 async def test_a_store_in_use_is_reported_in_one_line(tmp_path: Path) -> None:
