@@ -4,7 +4,9 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, cast
 from uuid import uuid4
 
@@ -19,6 +21,8 @@ from harness.worker.puppet import Puppet, puppet
 
 from proxy.store.base import JobStore
 from proxy.store.errors import StoreBusyError, StoreFullError
+from proxy.store.sqlite.store import SqliteStore
+from proxy.system import System
 from proxy.wire.frames import Body, Chunk, End, Head, Job, Output, Stop
 
 TEXTS = ["a", "b", "c"]
@@ -60,7 +64,13 @@ class Scene:
 
 @pytest_asyncio.fixture
 async def scene() -> AsyncIterator[Scene]:
-    store = FaultyStore()
+    async with faulty(FaultyStore()) as found:
+        yield found
+
+
+@asynccontextmanager
+async def faulty(store: FaultyStore) -> AsyncIterator[Scene]:
+    """Run a proxy with this store."""
     limit = [f"{name}=0" for name in ("run", "status", "stream", "openai")]
     async with serving(job_store=cast("JobStore", store), limit=limit) as proxy:
         yield Scene(proxy, store)
@@ -194,6 +204,14 @@ async def fail_each_call(
 @pytest.mark.parametrize("name", FAULTS)
 async def test_every_call_of_the_store_may_fail(scene: Scene, name: str) -> None:
     await fail_each_call(scene, name, MAX_CALLS, story)
+
+
+@pytest.mark.slow
+async def test_every_call_of_sqlite_may_fail(tmp_path: Path) -> None:
+    system = System()
+    sqlite = SqliteStore(tmp_path / "jobs.db", system.disk, system.start_runner)
+    async with faulty(FaultyStore(sqlite)) as scene:
+        await fail_each_call(scene, "busy", MAX_CALLS, story)
 
 
 @pytest.mark.slow

@@ -117,7 +117,8 @@ class Membership:
             _go_on(worker, connection, theirs)
         elif theirs.sent == frames.SENT_AGAIN:
             # The worker sends nothing of the run until it is acknowledged, so a store that does not
-            # answer does not delay its other runs.
+            # answer does not delay its other runs. The run occupies its slot already.
+            worker.reserve(1, light=False)
             work = self._adopt(worker, connection, theirs)
             self._background.start(work, f"adopt {job_id}")
         elif await self._orphans.adopt(worker, connection, job_id, attempt, theirs.sent):
@@ -126,10 +127,10 @@ class Membership:
             connection.stop(job_id, attempt)
 
     async def _adopt(self, worker: Worker, connection: Connection, theirs: frames.Hold) -> None:
-        """Let a worker continue a run from before the start of this proxy, or stop the run."""
+        """Let a worker continue a run from before the start of this proxy, or stop the run. One of
+        its slots is reserved.
+        """
         job_id = JobId(theirs.job)
-        # The run occupies its slot already.
-        worker.reserve(1, light=False)
         try:
             is_adopted = await self._orphans.adopt(worker, connection, job_id, theirs.attempt, None)
         finally:

@@ -1,10 +1,11 @@
-"""A memory store whose calls fail by plan."""
+"""A store whose calls fail by plan."""
 
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxy.store.base import JobStore
 from proxy.store.memory import MemoryStore
 
 # Reads for which the proxy asks periodically are not part of a client's story.
@@ -28,7 +29,7 @@ class FaultyStore:
     `only`: the names of the calls that count and fail; empty: all.
     """
 
-    store: MemoryStore = field(default_factory=MemoryStore)
+    store: JobStore = field(default_factory=MemoryStore)
     calls: list[str] = field(default_factory=list)
     only: tuple[str, ...] = ()
     first: int = 0
