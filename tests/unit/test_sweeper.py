@@ -65,7 +65,7 @@ async def test_a_slow_store_does_not_delay_the_ends_of_calls(
     [endpoint] = parts.endpoints
     sweeper = parts.sweeper
     durable = parts.durable_sweeper
-    loops = (sweeper.serve, durable.serve, durable.serve_forgetting)
+    loops = (sweeper.serve, durable.serve, durable.serve_overdue, durable.serve_forgetting)
     tasks = [asyncio.create_task(serve()) for serve in loops]
     mailbox = parts.interactive.call(endpoint, ALICE, REQUEST, light=False, queue_timeout=1.0)
     clock.pass_time(1)
