@@ -132,7 +132,10 @@ class Settings(BaseSettings):
     limit_per_worker: int = Field(
         REQUESTS_PER_WORKER,
         ge=0,
-        description="Requests per 10 s and ready worker, if above the limit.",
+        description=(
+            "Requests per 10 s for each ready worker, if this is more than the limit of the"
+            " operation."
+        ),
     )
     allowed_host: HostNames = Field(
         [],
@@ -161,7 +164,9 @@ class Settings(BaseSettings):
     clock_grace: float = Field(
         600.0,
         ge=0,
-        description="Seconds without expiry after a start at which the clock may be ahead.",
+        description=(
+            "Seconds in which no job expires after a start at which the clock may be ahead."
+        ),
     )
     drain: float = Field(30.0, ge=0, description="Seconds for calls to finish at shutdown.")
     lease: float = Field(
@@ -178,7 +183,9 @@ class Settings(BaseSettings):
     ping_lease: float = Field(
         35.0,
         gt=0,
-        description="Seconds without a request of a Runpod worker until it is declared lost.",
+        description=(
+            "Seconds without a ping or another request until a Runpod worker is declared lost."
+        ),
     )
     line_gap: float = Field(
         10.0,

@@ -305,7 +305,8 @@ class Run:
         self.body += part.data
         if len(self.body) > self.job.size or (not part.more and len(self.body) != self.job.size):
             raise BadBodyError(
-                f"the worker received {len(self.body)} bytes of a body of {self.job.size} bytes"
+                f"the worker received {len(self.body)} bytes of a request body of"
+                f" {self.job.size} bytes"
             )
         return not part.more
 

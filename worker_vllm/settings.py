@@ -169,7 +169,9 @@ class Settings(BaseSettings):
         default=HEARTBEAT_SECONDS,
         gt=0,
         le=10,
-        description="seconds between heartbeats, and at most between two dial attempts",
+        description=(
+            "seconds between heartbeats, which renew the lease, and at most between dial attempts"
+        ),
     )
     log_level: LogLevel = Field(default="info", description="debug, info, warning or error")
 

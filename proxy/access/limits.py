@@ -74,7 +74,7 @@ class RateLimitStatus(NamedTuple):
 
 
 def limit_headers(status: RateLimitStatus | None) -> list[tuple[bytes, bytes]]:
-    """Return OpenAI's rate limit headers; none for an operation without a limit."""
+    """Return OpenAI's rate limit headers; none for an operation without a request limit."""
     if status is None:
         return []
     return [

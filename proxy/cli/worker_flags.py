@@ -48,7 +48,7 @@ WORKER_FLAGS = (
     SettingFlag(
         "output_format",
         "WORKER_OUTPUT_FORMAT",
-        "Shape of native outputs: seed (Runpod's guide) or worker-vllm (that image).",
+        "Shape of native outputs: seed (Runpod guide) or worker-vllm (that image).",
         "seed",
         "seed|worker-vllm",
     ),

@@ -306,7 +306,7 @@ class InteractiveJob:
 
 
 class Delivery(Struct, frozen=True, gc=False):
-    """A pending webhook: this attempt of a job has ended. `tries`: deliveries that have failed."""
+    """A pending webhook: this attempt of a job has ended. `tries`: how many tries have failed."""
 
     job: Job
     tries: int

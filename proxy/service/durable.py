@@ -46,7 +46,7 @@ BATCH_JOBS = 1_000
 # Jobs that are ended between the write and the hold of a take; a take has at most 64.
 ENDED_EARLY_MAX_JOBS = 1_000
 NOT_RESUMED = JobError(
-    WORKER_LOST.code, "The proxy was restarted, and the worker of this job did not reconnect."
+    WORKER_LOST.code, "The proxy was restarted, and the worker that ran this job did not reconnect."
 )
 
 

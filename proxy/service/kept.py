@@ -12,8 +12,8 @@ class KeptAnswer:
     """All bytes of an answer that its reader has consumed, from the first one.
 
     `reserve` takes a number of bytes from the memory that all kept answers share, and returns False
-    if they are not free; `release` gives them back. `is_lost`: nothing of the
-    answer is kept, because it is too large, no memory is free, or it was dropped.
+    if they are not free; `release` gives them back. `is_lost`: the answer is too large, no memory
+    is free, or it was dropped, so that nothing of it is kept.
     """
 
     def __init__(

@@ -5,7 +5,7 @@ to resume them.
 import asyncio
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import TypeAlias
 
 import structlog
 
@@ -21,14 +21,10 @@ from proxy.store.errors import StoreError
 
 log = structlog.get_logger()
 
-ALL_ELEMENTS = 1_000_000
+PAGE_ELEMENTS = 1_000
 
-
-class ClaimedRun(NamedTuple):
-    """The job of a run that its worker has resumed, and the elements of its output log."""
-
-    job: Job
-    elements: Sequence[bytes]
+Collect: TypeAlias = Callable[[Sequence[bytes]], Awaitable[None]]
+"""Takes the next elements of an output log."""
 
 
 class Orphans:
@@ -83,30 +79,35 @@ class Orphans:
             return True
 
     async def claim(
-        self, worker: Worker, port: WorkerPort, job_id: JobId, *, waits: bool
-    ) -> ClaimedRun | None:
-        """Let a worker resume the run that it had; return it, or None if it had none.
+        self, worker: Worker, port: WorkerPort, job_id: JobId, collect: Collect, *, waits: bool
+    ) -> Job | None:
+        """Let a worker resume the run that it had; return its job, or None if it had none.
 
-        For workers that list their jobs but not the output that they have sent. `waits`: until the
-        store answers; else the result is also None if the store does not answer now. Raises
-        `StoreGoneError` if `waits`.
+        For workers that list their jobs but not the output that they have sent: `collect` gets the
+        output log, page by page. `waits`: until the store answers; else the result is also None if
+        the store does not answer now. Raises `StoreGoneError` if `waits`.
         """
         async with self._turns.alone(job_id):
             job = self._jobs.get(job_id)
             if job is None or job.worker != worker.id:
                 return None
-            elements: Sequence[bytes] = ()
+            position = 0
 
             async def read_and_adopt() -> Adopted | None:
-                nonlocal elements
-                elements, _ = await self._store.read(job_id, 0, ALL_ELEMENTS)
+                nonlocal position
+                has_more = True
+                while has_more:
+                    page, _ = await self._store.read(job_id, position, PAGE_ELEMENTS)
+                    await collect(page)
+                    position += len(page)
+                    has_more = len(page) == PAGE_ELEMENTS
                 return await self._store.adopt(job_id, job.attempt, self._number)
 
             adopted = await self._take_over(job, worker, read_and_adopt, waits=waits)
             if adopted is None:
                 return None
             self._resume(adopted, worker, port)
-            return ClaimedRun(adopted.job, elements)
+            return adopted.job
 
     def restart_lease(self, now: float) -> None:
         """Start the lease again in which their workers have to return."""

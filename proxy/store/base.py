@@ -234,7 +234,7 @@ class JobStore(Protocol):
         ...
 
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
-        """Record a delivery attempt: `tries` grows by one, and the next is due at `again_at`.
+        """Record a try of a delivery: `tries` grows by one, and the next is due at `again_at`.
 
         None ends the delivery. A late call is harmless: it has no effect if this delivery has
         ended, was tried by another caller, or was deleted by a retry.

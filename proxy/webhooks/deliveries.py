@@ -1,8 +1,7 @@
 """Send the webhooks that are due in the store (at-least-once delivery).
 
 The state is in the store only: a delivery stays there until its receiver has acknowledged it or all
-attempts have failed. A proxy that exits during a delivery therefore sends it again after its
-restart.
+tries have failed. A proxy that exits during a delivery therefore sends it again after its restart.
 
 Only the loop of `serve` changes the turns. A finished delivery leaves them before the next query of
 the store, never during one, so that a query cannot return it in its old state. A query skips the
@@ -131,7 +130,7 @@ class Deliveries:
             self.wake()
 
     async def _try(self, delivery: Delivery) -> str | None:
-        """Make one attempt. Return None if nothing is left to send, else why it failed."""
+        """Make one try. Return None if nothing is left to send, else why it failed."""
         receiver = delivery.job.submission.receiver
         try:
             webhook = self._open_webhook(delivery.job.submission.webhook or "")
@@ -142,9 +141,9 @@ class Deliveries:
         except OtherSealError as error:
             return str(error)
         except StoreError:
-            # The body could not be read: this is not an attempt.
+            # The body could not be read: this is not a try.
             raise
-        # An internal error counts as an attempt, so that the delivery ends.
+        # An internal error counts as a try, so that the delivery ends.
         except Exception:
             log.exception("delivery.broke", job=delivery.job.id)
             return "internal error"

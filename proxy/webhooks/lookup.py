@@ -1,4 +1,4 @@
-"""The resolution of a receiver's host name, and the time limits of an attempt to reach it."""
+"""The resolution of a receiver's host name, and the time limits of a try to reach it."""
 
 import asyncio
 import socket
@@ -20,7 +20,7 @@ async def system_lookup(host: str, port: int) -> Sequence[str]:
 
 @dataclass(frozen=True, slots=True)
 class SendTimeouts:
-    """The timeouts of one attempt, in seconds; `connect` includes resolving the host name."""
+    """The timeouts of one try, in seconds; `connect` includes resolving the host name."""
 
     connect: float = 5.0
     total: float = 10.0

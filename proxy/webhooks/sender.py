@@ -1,4 +1,4 @@
-"""One attempt to deliver a webhook: a POST that succeeds if the receiver returns 200 in time."""
+"""One try to deliver a webhook: a POST that succeeds if the receiver returns 200 in time."""
 
 import asyncio
 from collections.abc import AsyncIterator

@@ -40,7 +40,7 @@ def read_secret(text: str) -> bytes:
 
 
 def message_id(job: Job) -> str:
-    """Return the id of a job's end: the same for all attempts, and a new one after a retry."""
+    """Return the id of a job's end: the same for all tries, and a new one after a retry."""
     return f"{job.id}-{job.retry_count}"
 
 

@@ -1,4 +1,6 @@
-"""Coding agents wait twelve minutes for the first token, with their default timers."""
+"""Coding agents wait twelve minutes for the first token, with their default timers; only the idle
+timer of Qwen Code is switched off.
+"""
 
 import asyncio
 import os

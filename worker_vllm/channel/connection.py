@@ -109,7 +109,9 @@ class ChannelTimeouts:
     open: float = OPEN_TIMEOUT_SECONDS
     """Timeout of the opening handshake."""
     accepted: float = ACCEPTED_SECONDS
-    """An open connection counts as accepted at the first heartbeat after this time."""
+    """An open connection counts as accepted at the first heartbeat after this time, even if the
+    proxy has sent nothing.
+    """
     stall: float = STALL_SECONDS
     """The time after which a connection that accepts no data counts as lost."""
 

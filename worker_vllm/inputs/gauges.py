@@ -1,4 +1,6 @@
-"""The engine's load as the seed's `metrics` object: throughput, cache usage, request counts."""
+"""The engine's load as the `metrics` object of Runpod's guide: throughput, cache usage, request
+counts.
+"""
 
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -67,7 +69,8 @@ class Gauges:
 
 
 def metrics(load: Load | None, index: int, input_tokens: int, output_tokens: int) -> dict[str, Any]:
-    """Return the seed's `metrics` object of one step. Values that are not reported are None.
+    """Return the `metrics` object of Runpod's guide for one step, with None for values that are not
+    reported.
 
     vLLM has a single KV cache and does not swap, so `cpu_kv_cache_usage` and `swapped` are always 0
     with it.

@@ -1,8 +1,8 @@
 """Convert the handler's bytes into a job's outputs: one renderer for each kind of response.
 
-The outputs of native jobs have the format of the seed. A response that was not streamed becomes
-`{"text": ["…"], "input_tokens": 22, "output_tokens": 16}`. A stream has one element per step:
-`text` is the text that the step added, `output_tokens` the number of tokens of the step, and
+The outputs of native jobs have the format of Runpod's guide. A response that was not streamed
+becomes `{"text": ["…"], "input_tokens": 22, "output_tokens": 16}`. A stream has one element per
+step: `text` is the text that the step added, `output_tokens` the number of tokens of the step, and
 `input_tokens` is set in the first element only, so that the sum over the elements is correct. For a
 model with separate reasoning there is a `reasoning` list in addition to `text`.
 """
@@ -115,7 +115,7 @@ class _Texts:
 
 
 class _NativeWhole(_Body):
-    """A response that was not streamed, in the format of the seed."""
+    """A response that was not streamed, in the format of Runpod's guide."""
 
     async def end(self) -> list[Output]:
         step = _whole_step(b"".join(self._parts))

@@ -70,7 +70,7 @@ class CallChecks:
         return leave, limit_headers(left)
 
     def admit(self, endpoint: Endpoint) -> None:
-        """Raise `DrainingError` or `QueueFullError` if the endpoint takes no new job."""
+        """Raise `DrainingError` or `QueueFullError` if the endpoint accepts no new job."""
         self._admission.check(endpoint)
 
     async def learn(self, endpoints: Iterable[Endpoint]) -> None:

@@ -36,7 +36,8 @@ class PostedElements:
     """The elements of one run that have arrived, in their order."""
 
     def __init__(self, elements: Iterable[bytes] = ()) -> None:
-        self._digests = bytearray().join(map(digest, elements))
+        self._digests = bytearray()
+        self.extend(elements)
         # The connection of a post that has not been answered. Only its identity matters.
         self.connection: object | None = None
         # The time at which the connection of the last post ended before its response.
@@ -47,6 +48,10 @@ class PostedElements:
 
     def __getitem__(self, index: int) -> bytes:
         return bytes(self._digests[index * DIGEST_BYTES : (index + 1) * DIGEST_BYTES])
+
+    def extend(self, elements: Iterable[bytes]) -> None:
+        """Add elements that are in the store."""
+        self._digests += b"".join(map(digest, elements))
 
     def add(self, element_digest: bytes) -> None:
         """Add an element that has been given to the sink of its run."""

@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import Sequence
+from functools import partial
 
 import structlog
 
@@ -110,12 +111,13 @@ class WorkerRegistry:
         async with worker.adopting:
             if (run := worker.tracked.runs.get(job_id)) is not None:
                 return run
-            claimed = await self._orphans.claim(worker.member, worker, job_id, waits=waits)
-            if claimed is None:
+            posted = PostedElements()
+            collect = partial(_collect, posted)
+            job = await self._orphans.claim(worker.member, worker, job_id, collect, waits=waits)
+            if job is None:
                 return None
-            posted = await _posted(claimed.elements)
             now = asyncio.get_running_loop().time()
-            run = Run(claimed.job.attempt, None, given_at=now, has_arrived=True, posted=posted)
+            run = Run(job.attempt, None, given_at=now, has_arrived=True, posted=posted)
             worker.tracked.give(job_id, run)
             hold = worker.member.holds.get(job_id)
             if hold is not None and hold.stopped is not None:
@@ -182,9 +184,9 @@ class WorkerRegistry:
             worker.update_capacity()
 
 
-async def _posted(elements: Sequence[bytes]) -> PostedElements:
-    """Return the elements of an output log as those that the worker has posted."""
-    outputs = map(output_of, elements)
+async def _collect(posted: PostedElements, elements: Sequence[bytes]) -> None:
+    """Add elements of an output log to those that the worker has posted."""
     if sum(map(len, elements)) <= INLINE_MAX_BYTES:
-        return PostedElements(outputs)
-    return await asyncio.to_thread(PostedElements, outputs)
+        posted.extend(map(output_of, elements))
+    else:
+        await asyncio.to_thread(posted.extend, map(output_of, elements))

@@ -261,7 +261,7 @@ def limit_life(db: Connection, job_id: JobId, moment: Millis) -> Job | None:
 
 
 def tried(db: Connection, delivery: Delivery, again_at: Millis | None) -> None:
-    """Record a delivery attempt; `again_at` None ends the delivery."""
+    """Record a try of a delivery; `again_at` None ends the delivery."""
     job = delivery.job
     key = {
         "id": job.id,
