@@ -230,7 +230,7 @@ def weigh(proxy: Watched, done: Counter[str], size: int) -> None:
         line = slope(proxy.of(name, begin=WARM))
         goal = "< 1, or not distinguishable from 0"
         tell(f"growth of {name}", round(line.each * 3600 / 2**20, 2), goal, "MB/h")
-        tell("doubt about it", round(line.doubt * 3600 / 2**20, 2), "", "MB/h")
+        tell("its lower bound", round(line.least * 3600 / 2**20, 2), "", "MB/h")
         if not line.is_flat and line.each * 3600 >= GROWTH_AN_HOUR:
             growing.append(f"{name}: {line}")
     for name in ("fds", "tasks", *COUNTS, *TABLES):

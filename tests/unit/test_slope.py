@@ -1,5 +1,6 @@
 import random
 
+import pytest
 from harness.load.slope import slope
 
 NOISE = random.Random(1)
@@ -17,7 +18,8 @@ def test_a_figure_with_noise_only_is_flat() -> None:
 def test_a_figure_that_grows_is_not_flat() -> None:
     found = slope(noisy(0.02))
     assert not found.is_flat
-    assert abs(found.each - 0.02) < found.doubt + 0.01
+    assert abs(found.each - 0.02) < 0.01
+    assert 0 < found.least < found.each
 
 
 def test_a_figure_that_falls_or_is_constant_is_flat() -> None:
@@ -38,3 +40,9 @@ def test_a_figure_that_wanders_is_flat() -> None:
 
 def test_growth_in_steps_is_found() -> None:
     assert not slope([100 + sample // 20 for sample in range(400)]).is_flat
+
+
+@pytest.mark.parametrize("at", [50, 150, 250, 350])
+def test_one_step_is_not_growth(at: int) -> None:
+    found = slope([100.0 if sample < at else 100.3 for sample in range(400)])
+    assert (found.each, found.is_flat) == (0.0, True)
