@@ -153,10 +153,10 @@ async def cut(proxy: Proxy, raw: Raw, job: str, value: Any) -> None:
     before = len(run.posted)
     worker.pause(JobId(job), run.attempt)
     posting = asyncio.create_task(raw.chunk(job, value))
-    await until(lambda: run.posted.line is not None, what="the post waits for its response")
+    await until(lambda: run.posted.connection is not None, what="the post waits for its response")
     assert len(run.posted) in {before, before + 1}
     posting.cancel()
-    await until(lambda: run.posted.line is None, what="its connection is closed")
+    await until(lambda: run.posted.connection is None, what="its connection is closed")
     worker.resume(JobId(job), run.attempt, 0, 0)
 
 
