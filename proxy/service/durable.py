@@ -143,9 +143,9 @@ class DurableRuns:
         try:
             await insist(partial(self._end_run, recording, end))
         except StoreGoneError:
+            # Final, so that its worker does not keep the result.
             if end.ending in (Ending.COMPLETED, Ending.FAILED):
                 log.error("result.lost", job=recording.job_id, attempt=recording.attempt)  # noqa: TRY400
-            raise
 
     async def _end_run(self, recording: Recording, end: RunEnd) -> None:
         """Carry out the end of a run: its job ends, or returns to the queue."""

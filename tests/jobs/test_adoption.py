@@ -19,7 +19,7 @@ from harness.worker.puppet import Puppet, puppet, whole
 
 from proxy.jobs.model import JobId, WorkerId
 from proxy.store.base import JobStore
-from proxy.store.errors import StoreBusyError, StoreFullError, StoreGoneError
+from proxy.store.errors import StoreBusyError, StoreFullError
 from proxy.system import SystemClock
 from proxy.wire import frames
 
@@ -147,7 +147,7 @@ async def test_an_end_that_could_not_be_written_is_not_acknowledged(scene: Scene
     )
     async with puppet(scene.proxy, first, frames.Credit(1, 0)) as worker:
         run = await worker.job()
-        scene.store.arm(Fault(lambda: StoreGoneError("gone"), times=99), 0, "settle")
+        scene.store.arm(Fault(lambda: RuntimeError("a bug"), times=99), 0, "settle")
         await worker.say(frames.End(job, run.attempt, "completed"))
         await until(lambda: scene.store.calls and not len(scene.proxy.parts.recorder))
         # What is sent now follows everything that concerns the end.
@@ -163,7 +163,7 @@ async def test_a_result_that_could_not_be_written_is_not_accepted(scene: Scene) 
     job = await scene.queue.run(1)
     async with Raw(scene.proxy, RUNPOD) as raw:
         assert (await raw.next_job())["id"] == job
-        scene.store.arm(Fault(lambda: StoreGoneError("gone"), times=99), 0, "settle")
+        scene.store.arm(Fault(lambda: RuntimeError("a bug"), times=99), 0, "settle")
         assert await raw.done(job, {"output": "a"}) == 503
         assert await raw.done(job, {"output": "a"}) == 503
     found = await scene.store.find(JobId(job))

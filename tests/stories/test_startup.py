@@ -121,6 +121,6 @@ async def test_an_unusable_data_directory_is_reported_in_one_line(tmp_path: Path
         assert await asyncio.wait_for(started.process.wait(), START_SECONDS) == 69
         await started.says(".")
     assert re.fullmatch(
-        r"vllm-serverless: cannot use the data directory \S+/file/data: .* with --data-dir\.",
+        r"vllm-serverless: cannot use the data directory \S+/file/data: .* \(PROXY_DATA_DIR\)\.",
         started.text,
     )
