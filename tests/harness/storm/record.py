@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 # The reasons for which a job may fail in a storm: its workers were killed.
-LOST = re.compile(r"lost|did not come back")
+LOST = re.compile(r"lost|did not reconnect")
 
 
 @dataclass(slots=True)
