@@ -2,7 +2,6 @@
 
 import asyncio
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
 from typing import cast
 
 import pytest
@@ -11,8 +10,9 @@ from harness.data.faulty_store import Fault, FaultyStore
 from harness.data.gated_store import Call, GatedStore
 from harness.data.jobs import HERE
 from harness.data.store_steps import RUN
+from harness.proxy.faulty_proxy import FaultyProxy, faulty
 from harness.proxy.queue_api import QueueClient
-from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.proxy.server import CHAT, chat, serving
 from harness.runpod.raw_worker import Raw
 from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, puppet, whole
@@ -28,21 +28,10 @@ RUNPOD = "pod-1"
 ERRORS = {"busy": StoreBusyError("locked"), "full": StoreFullError("full")}
 
 
-@dataclass
-class Scene:
-    proxy: Proxy
-    store: FaultyStore
-
-    @property
-    def queue(self) -> QueueClient:
-        return QueueClient(self.proxy)
-
-
 @pytest_asyncio.fixture
-async def scene() -> AsyncIterator[Scene]:
-    store = FaultyStore()
-    async with serving(job_store=cast("JobStore", store)) as proxy:
-        yield Scene(proxy, store)
+async def scene() -> AsyncIterator[FaultyProxy]:
+    async with faulty(FaultyStore()) as found:
+        yield found
 
 
 async def orphaned(queue: QueueClient, worker: str) -> str:
@@ -71,7 +60,7 @@ async def acknowledged(worker: Puppet, job: str) -> None:
 
 @pytest.mark.parametrize("error", ERRORS)
 async def test_a_worker_resumes_its_run_as_soon_as_the_store_answers(
-    scene: Scene, error: str
+    scene: FaultyProxy, error: str
 ) -> None:
     job = await orphaned(scene.queue, NATIVE)
     scene.store.arm(Fault(lambda: ERRORS[error], times=4), 0, "adopt")
@@ -120,7 +109,7 @@ async def test_a_second_connection_while_the_store_is_asked_stops_nothing() -> N
 
 
 @pytest.mark.parametrize("name", ["read", "adopt"])
-async def test_a_posted_result_waits_for_the_store(scene: Scene, name: str) -> None:
+async def test_a_posted_result_waits_for_the_store(scene: FaultyProxy, name: str) -> None:
     job = await orphaned(scene.queue, RUNPOD)
     scene.store.arm(Fault(lambda: ERRORS["busy"], times=4), 0, name)
     async with Raw(scene.proxy, RUNPOD) as raw:
@@ -128,7 +117,7 @@ async def test_a_posted_result_waits_for_the_store(scene: Scene, name: str) -> N
     assert (await scene.queue.end(job))["output"] == "a"
 
 
-async def test_a_ping_does_not_wait_for_the_store(scene: Scene) -> None:
+async def test_a_ping_does_not_wait_for_the_store(scene: FaultyProxy) -> None:
     job = await orphaned(scene.queue, RUNPOD)
     scene.store.arm(Fault(lambda: ERRORS["busy"]), 0, "adopt")
     async with Raw(scene.proxy, RUNPOD) as raw:
@@ -140,7 +129,7 @@ async def test_a_ping_does_not_wait_for_the_store(scene: Scene) -> None:
     assert (await scene.queue.end(job))["output"] == "a"
 
 
-async def test_an_end_that_could_not_be_written_is_not_acknowledged(scene: Scene) -> None:
+async def test_an_end_that_could_not_be_written_is_not_acknowledged(scene: FaultyProxy) -> None:
     job = await scene.queue.run(1)
     first = frames.Hello(
         frames.PROTOCOL, NATIVE, "puppet 1", [], [], "process", list(frames.FEATURES)
@@ -159,7 +148,7 @@ async def test_an_end_that_could_not_be_written_is_not_acknowledged(scene: Scene
             assert response.status == 200
 
 
-async def test_a_result_that_could_not_be_written_is_not_accepted(scene: Scene) -> None:
+async def test_a_result_that_could_not_be_written_is_not_accepted(scene: FaultyProxy) -> None:
     job = await scene.queue.run(1)
     async with Raw(scene.proxy, RUNPOD) as raw:
         assert (await raw.next_job())["id"] == job

@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from abc import ABC, abstractmethod
 from contextvars import Context
 from functools import partial
 from pathlib import Path
@@ -48,7 +49,7 @@ class SimClock:
         return self.now()
 
 
-class Machine:
+class Machine(ABC):
     """A process that can be started again after its end."""
 
     def __init__(self, world: Any, name: str) -> None:
@@ -94,9 +95,9 @@ class Machine:
             self.node.is_ending = True
             self.world.loop.call_soon(self.stop_event.set, context=self.node.context.copy())
 
+    @abstractmethod
     async def run(self, stop: asyncio.Event) -> None:
         """Run the process until `stop` is set."""
-        raise NotImplementedError
 
 
 class ProxyMachine(Machine):

@@ -4,22 +4,20 @@ import asyncio
 import json
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 from uuid import uuid4
 
 import pytest
 import pytest_asyncio
 from harness.data.faulty_store import Fault, FaultyStore
 from harness.load.figures import tell
-from harness.proxy.queue_api import Answer, QueueClient
-from harness.proxy.server import CHAT, Proxy, chat, serving
+from harness.proxy.faulty_proxy import FaultyProxy, faulty
+from harness.proxy.queue_api import Answer
+from harness.proxy.server import CHAT, chat
 from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, puppet
 
-from proxy.store.base import JobStore
 from proxy.store.errors import StoreBusyError, StoreFullError
 from proxy.store.sqlite.store import SqliteStore
 from proxy.system import System
@@ -36,6 +34,7 @@ HELD = "held"
 FAILING = "failing"
 HELD_BODY = json.dumps(HELD).encode()
 FAILING_BODY = json.dumps(FAILING).encode()
+NO_LIMITS = [f"{name}=0" for name in ("run", "status", "stream", "openai")]
 # The lease, and 5 s: until then, everything is normal again after a fault.
 NORMAL_SECONDS = 20
 
@@ -52,28 +51,10 @@ FAULTS = {
 }
 
 
-@dataclass
-class Scene:
-    proxy: Proxy
-    store: FaultyStore
-
-    @property
-    def queue(self) -> QueueClient:
-        return QueueClient(self.proxy)
-
-
 @pytest_asyncio.fixture
-async def scene() -> AsyncIterator[Scene]:
-    async with faulty(FaultyStore()) as found:
+async def scene() -> AsyncIterator[FaultyProxy]:
+    async with faulty(FaultyStore(), limit=NO_LIMITS) as found:
         yield found
-
-
-@asynccontextmanager
-async def faulty(store: FaultyStore) -> AsyncIterator[Scene]:
-    """Run a proxy with this store."""
-    limit = [f"{name}=0" for name in ("run", "status", "stream", "openai")]
-    async with serving(job_store=cast("JobStore", store), limit=limit) as proxy:
-        yield Scene(proxy, store)
 
 
 async def answer(worker: Puppet) -> None:
@@ -102,7 +83,7 @@ async def answer(worker: Puppet) -> None:
             )
 
 
-async def accepted(scene: Scene) -> str:
+async def accepted(scene: FaultyProxy) -> str:
     """Submit a job until it is acknowledged; return its id."""
     while True:
         reply = await scene.queue.call("POST", "run", json={"input": 1})
@@ -112,7 +93,7 @@ async def accepted(scene: Scene) -> str:
         assert int(reply.headers["retry-after"]) > 0
 
 
-async def ended(scene: Scene, job: str) -> dict[str, Any]:
+async def ended(scene: FaultyProxy, job: str) -> dict[str, Any]:
     """Wait for the end of a job, and repeat requests that are answered with 503."""
     while True:
         reply = await scene.queue.call("GET", f"status-sync/{job}?wait=5000")
@@ -121,7 +102,7 @@ async def ended(scene: Scene, job: str) -> dict[str, Any]:
         assert reply.status in {200, 503}, reply
 
 
-async def consumed(scene: Scene, job: str) -> list[str]:
+async def consumed(scene: FaultyProxy, job: str) -> list[str]:
     """Consume a job's output like an SDK; a request that failed with 503 is repeated."""
     texts: list[str] = []
     while True:
@@ -134,7 +115,7 @@ async def consumed(scene: Scene, job: str) -> list[str]:
             return texts
 
 
-async def story(scene: Scene) -> None:
+async def story(scene: FaultyProxy) -> None:
     """Submit, run and read a job, beside an OpenAI call that needs no store."""
     job = await accepted(scene)
     async with scene.proxy.http.post(CHAT, json=chat()) as response:
@@ -144,7 +125,7 @@ async def story(scene: Scene) -> None:
     await until(lambda: not any(each.holds or each.reserved for each in scene.proxy.parts.fleet))
 
 
-async def repeated(scene: Scene, method: str, path: str, **more: Any) -> Answer:
+async def repeated(scene: FaultyProxy, method: str, path: str, **more: Any) -> Answer:
     """Send a request until it is not refused with 503; return its response."""
     while True:
         reply = await scene.queue.call(method, path, **more)
@@ -153,7 +134,7 @@ async def repeated(scene: Scene, method: str, path: str, **more: Any) -> Answer:
         assert int(reply.headers["retry-after"]) > 0
 
 
-async def other_operations(scene: Scene) -> None:
+async def other_operations(scene: FaultyProxy) -> None:
     """Use the operations that `story` does not: on running, failed and finished jobs."""
     # With a key, a request that was refused in doubt submits one job only.
     key = {"Idempotency-Key": uuid4().hex}
@@ -179,7 +160,7 @@ async def other_operations(scene: Scene) -> None:
 
 
 async def fail_each_call(
-    scene: Scene, name: str, max_calls: int, play: Callable[[Scene], Awaitable[None]]
+    scene: FaultyProxy, name: str, max_calls: int, play: Callable[[FaultyProxy], Awaitable[None]]
 ) -> None:
     """Play a story once for each call of the store that it makes, and let this call fail."""
     async with puppet(scene.proxy, slots=2) as worker:
@@ -202,7 +183,7 @@ async def fail_each_call(
 
 
 @pytest.mark.parametrize("name", FAULTS)
-async def test_every_call_of_the_store_may_fail(scene: Scene, name: str) -> None:
+async def test_every_call_of_the_store_may_fail(scene: FaultyProxy, name: str) -> None:
     await fail_each_call(scene, name, MAX_CALLS, story)
 
 
@@ -210,7 +191,7 @@ async def test_every_call_of_the_store_may_fail(scene: Scene, name: str) -> None
 async def test_every_call_of_sqlite_may_fail(tmp_path: Path) -> None:
     system = System()
     sqlite = SqliteStore(tmp_path / "jobs.db", system.disk, system.start_runner)
-    async with faulty(FaultyStore(sqlite)) as scene:
+    async with faulty(FaultyStore(sqlite), limit=NO_LIMITS) as scene:
         await fail_each_call(scene, "busy", MAX_CALLS, story)
 
 
@@ -222,13 +203,13 @@ async def test_every_call_of_sqlite_may_fail(tmp_path: Path) -> None:
         for name in FAULTS
     ],
 )
-async def test_every_call_of_other_operations_may_fail(scene: Scene, name: str) -> None:
+async def test_every_call_of_other_operations_may_fail(scene: FaultyProxy, name: str) -> None:
     await fail_each_call(scene, name, MAX_CALLS_OF_OTHERS, other_operations)
 
 
 @pytest.mark.parametrize("name", ["full", "busy", "busy for a while"])
 async def test_a_worker_that_is_lost_while_the_store_fails_loses_no_job(
-    scene: Scene, name: str
+    scene: FaultyProxy, name: str
 ) -> None:
     jobs = [await accepted(scene) for _ in range(4)]
     async with puppet(scene.proxy, slots=5) as worker:

@@ -3,7 +3,6 @@
 import json
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import cast
 
 import openai
 import pytest
@@ -11,13 +10,13 @@ import pytest_asyncio
 from harness.data.faulty_store import Fault, FaultyStore
 from harness.network.webhook_receiver import Receiver, receiver, trap
 from harness.proxy.command import command
+from harness.proxy.faulty_proxy import faulty
 from harness.proxy.server import Proxy, chat, serving
 from harness.tools.waiting import until
 from harness.worker.process import worker
 from structlog.testing import capture_logs
 
 from proxy.settings import Settings
-from proxy.store.base import JobStore
 from proxy.store.errors import StoreBusyError
 from proxy.system import SystemClock
 
@@ -63,13 +62,10 @@ async def test_a_webhook_is_not_sent_again_because_the_store_fails(
 ) -> None:
     store = FaultyStore()
     allowed = {"webhook_allow": ["127.0.0.1"], "data_dir": tmp_path}
-    async with serving(job_store=cast("JobStore", store), **allowed) as proxy:
+    async with faulty(store, **allowed) as broken:
         store.arm(Fault(lambda: StoreBusyError("locked"), times=3), 0, "tried")
-        order = {"input": 1, "webhook": hook.url}
-        async with proxy.http.post("/v2/default/run", json=order) as response:
-            job = (await response.json())["id"]
-        async with proxy.http.post(f"/v2/default/cancel/{job}") as response:
-            assert response.status == 200
+        job = await broken.queue.run(1, webhook=hook.url)
+        assert (await broken.queue.call("POST", f"cancel/{job}")).status == 200
         await hook.next()
         await until(lambda: store.calls.count("tried") == 4, what="it is recorded")
         assert not await store.deliveries(SystemClock().now(), 1)
