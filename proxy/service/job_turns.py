@@ -17,7 +17,10 @@ class _Turn:
 
 
 class JobTurns:
-    """The jobs that are being used. Its length is their number."""
+    """One lock per job, kept while a task has the job or waits for it.
+
+    The length is the number of these jobs.
+    """
 
     def __init__(self) -> None:
         self._turns: dict[JobId, _Turn] = {}

@@ -13,9 +13,9 @@ import structlog
 
 from proxy.access.limits import Share
 from proxy.channel.runpod.calls import (
-    Call,
     Unseal,
-    find_call,
+    WorkerRequest,
+    find_request,
     is_stream,
     read_ping,
     read_take,
@@ -69,25 +69,25 @@ class RunpodChannel:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Serve one authenticated call of a worker."""
-        call = find_call(scope["path"])
+        request = find_request(scope["path"])
         try:
-            endpoint = self._check(call)
-            await self._serve(call, endpoint, scope, receive, send)
+            endpoint = self._check(request)
+            await self._serve(request, endpoint, scope, receive, send)
         except CallRefusedError as refused:
             log.warning(
-                "worker.refused", worker=call.worker, code=refused.status, reason=str(refused)
+                "worker.refused", worker=request.worker, code=refused.status, reason=str(refused)
             )
             await self._refuse(send, refused)
         except TooManyWorkersError:
             await _reply(send, TOO_MANY)
         except WorkerIdConflictError:
             await self._refuse(
-                send, CallRefusedError(409, f"worker id {call.worker} is used by another worker")
+                send, CallRefusedError(409, f"worker id {request.worker} is used by another worker")
             )
         except ResultNotWrittenError as error:
             await self._refuse(send, CallRefusedError(503, str(error)))
         except Exception:  # a bug in the proxy; the delay prevents immediate retries by the SDK
-            log.exception("stock.bug", worker=call.worker, verb=call.verb)
+            log.exception("stock.bug", worker=request.worker, verb=request.verb)
             await self._refuse(
                 send, CallRefusedError(500, "internal server error; see the log of the proxy")
             )
@@ -102,57 +102,57 @@ class RunpodChannel:
         )
         await self._refuse(send, CallRefusedError(status, sentence))
 
-    def _check(self, call: Call) -> EndpointId:
-        endpoint = self._endpoints.get(call.endpoint)
+    def _check(self, request: WorkerRequest) -> EndpointId:
+        endpoint = self._endpoints.get(request.endpoint)
         if endpoint is None:
             served = listed([one.id for one in self._endpoints])
             raise CallRefusedError(
                 404,
-                f"no endpoint {call.endpoint!r} here, only {served}:"
+                f"no endpoint {request.endpoint!r} here, only {served}:"
                 " start the proxy with --endpoint",
             )
-        if call.fault:
-            raise CallRefusedError(404, call.fault)
+        if request.fault:
+            raise CallRefusedError(404, request.fault)
         return endpoint.id
 
     async def _serve(
-        self, call: Call, endpoint: EndpointId, scope: Any, receive: Any, send: Any
+        self, request: WorkerRequest, endpoint: EndpointId, scope: Any, receive: Any, send: Any
     ) -> None:
         connection: WatchedConnection = scope["extensions"][CONNECTION]
-        match call.verb:
+        match request.verb:
             case "job-take" | "job-take-batch":
                 await self._take(
-                    call,
-                    self._asking(endpoint, call, connection),
+                    request,
+                    self._asking(endpoint, request, connection),
                     scope["query_string"],
                     receive,
                     send,
                 )
             case "job-stop":
-                await self._stop(self._asking(endpoint, call, connection), receive, send)
+                await self._stop(self._asking(endpoint, request, connection), receive, send)
             case "ping":
-                await self._ping(call, endpoint, scope["query_string"])
+                await self._ping(request, endpoint, scope["query_string"])
                 await _reply(send, OK)
             case _:
-                await self._post(call, endpoint, connection, scope, receive)
+                await self._post(request, endpoint, connection, scope, receive)
                 await _reply(send, OK)
-                if (worker := self._registry.find(endpoint, call.worker)) is not None:
-                    worker.post_answered(JobId(call.job), connection)
+                if (worker := self._registry.find(endpoint, request.worker)) is not None:
+                    worker.post_answered(JobId(request.job), connection)
 
     def _asking(
-        self, endpoint: EndpointId, call: Call, connection: WatchedConnection
+        self, endpoint: EndpointId, request: WorkerRequest, connection: WatchedConnection
     ) -> RunpodWorker:
-        worker = self._registry.admit(endpoint, call.worker)
+        worker = self._registry.admit(endpoint, request.worker)
         worker.on_request(connection)
         return worker
 
     async def _take(
-        self, call: Call, worker: RunpodWorker, query: bytes, receive: Any, send: Any
+        self, request: WorkerRequest, worker: RunpodWorker, query: bytes, receive: Any, send: Any
     ) -> None:
         if worker.is_closed:
             await _reply(send, TOO_MANY)
             return
-        asked = read_take(call.verb, query)
+        asked = read_take(request.verb, query)
         poll = worker.on_poll(asked.wanted, is_idle=asked.is_idle)
         is_there = False
         try:
@@ -168,7 +168,7 @@ class RunpodChannel:
         elif is_there and jobs:
             written = write_jobs(jobs, self._unseal)
             worker.cannot_read(written.unreadable)
-            await _reply_jobs(send, written.encoded, as_list=call.verb == "job-take-batch")
+            await _reply_jobs(send, written.encoded, as_list=request.verb == "job-take-batch")
             worker.poll_answered(written.jobs)
         elif is_there:
             await _reply(send, NONE)
@@ -185,14 +185,14 @@ class RunpodChannel:
                 send, OK if stops else NONE, b'{"jobsToStop":[%b]}' % named if stops else b""
             )
 
-    async def _ping(self, call: Call, endpoint: EndpointId, query: bytes) -> None:
+    async def _ping(self, request: WorkerRequest, endpoint: EndpointId, query: bytes) -> None:
         ping = read_ping(query)
         if ping.fault:
-            self._registry.report_unhealthy(endpoint, call.worker, ping.fault, exclude=False)
+            self._registry.report_unhealthy(endpoint, request.worker, ping.fault, exclude=False)
             return
-        worker = self._registry.find(endpoint, call.worker)
+        worker = self._registry.find(endpoint, request.worker)
         if worker is None and ping.jobs and self._registry.has_orphans():
-            worker = self._registry.admit(endpoint, call.worker)
+            worker = self._registry.admit(endpoint, request.worker)
         if worker is not None:
             for job_id in ping.jobs if self._registry.has_orphans() else ():
                 await self._registry.adopt(worker, JobId(job_id), waits=False)
@@ -200,7 +200,7 @@ class RunpodChannel:
 
     async def _post(
         self,
-        call: Call,
+        request: WorkerRequest,
         endpoint: EndpointId,
         connection: WatchedConnection,
         scope: Any,
@@ -208,16 +208,16 @@ class RunpodChannel:
     ) -> None:
         length = dict(scope["headers"]).get(b"content-length", b"")
         size = min(int(length), POST_BYTES) if length else POST_BYTES
-        with self._bodies.share(f"{endpoint}/{call.worker}", size) as share:
+        with self._bodies.share(f"{endpoint}/{request.worker}", size) as share:
             await share.wait(size)
             from_generator = is_stream(scope["query_string"])
             await self._take_post(
-                call, endpoint, connection, share, receive, is_stream=from_generator
+                request, endpoint, connection, share, receive, is_stream=from_generator
             )
 
     async def _take_post(
         self,
-        call: Call,
+        request: WorkerRequest,
         endpoint: EndpointId,
         connection: WatchedConnection,
         share: Share,
@@ -226,10 +226,10 @@ class RunpodChannel:
         is_stream: bool,
     ) -> None:
         body, is_whole = await _read(receive)
-        job_id = JobId(call.job)
-        worker = self._registry.find(endpoint, call.worker)
+        job_id = JobId(request.job)
+        worker = self._registry.find(endpoint, request.worker)
         if worker is None and self._registry.has_orphans():
-            worker = self._registry.admit(endpoint, call.worker)
+            worker = self._registry.admit(endpoint, request.worker)
         if worker is None or not is_whole:
             return
         if body is None:
@@ -241,7 +241,7 @@ class RunpodChannel:
             self._posts.progress(worker, job_id, result.value)
             return
         worker.on_request(connection)
-        if call.verb == "job-done":
+        if request.verb == "job-done":
             await self._posts.result(worker, job_id, result, is_stream=is_stream)
         elif result is not None and bytes(result.output):
             # The next stages have their own limits, and waiting for them must not delay results.

@@ -31,8 +31,8 @@ OF_A_JOB = ("job-done", "job-stream")
 _NAME = re.compile(r"[A-Za-z0-9._:-]{1,128}")
 
 
-class Call(NamedTuple):
-    """One request of a worker. `fault`: the error message if the request is invalid."""
+class WorkerRequest(NamedTuple):
+    """A request of a Runpod worker. `fault`: the error message if the request is invalid."""
 
     endpoint: str
     verb: str
@@ -41,7 +41,7 @@ class Call(NamedTuple):
     fault: str = ""
 
 
-def find_call(path: str) -> Call:
+def find_request(path: str) -> WorkerRequest:
     """Parse a path of the Runpod worker API: `/v2/{endpoint}/{verb}/...`."""
     _, _, endpoint, verb, rest = path.split("/", 4)
     worker, _, job = rest.partition("/")
@@ -53,7 +53,7 @@ def find_call(path: str) -> Call:
         fault = f"the path must be /v2/ENDPOINT/{verb}/WORKER{'/JOB' if verb in OF_A_JOB else ''}"
     else:
         fault = ""
-    return Call(endpoint, verb, worker, job, fault)
+    return WorkerRequest(endpoint, verb, worker, job, fault)
 
 
 class TakeQuery(NamedTuple):

@@ -1,6 +1,6 @@
 """The detection of lost stock workers and of jobs that a worker has lost."""
 
-from proxy.channel.runpod.calls import find_call, read_ping, read_take
+from proxy.channel.runpod.calls import find_request, read_ping, read_take
 from proxy.channel.runpod.tracking import Closing, Liveness, Run, RunpodTimeouts, TrackedRuns
 from proxy.jobs.model import JobId
 
@@ -116,7 +116,7 @@ def test_a_lost_worker_does_not_get_back_jobs_that_its_pings_still_list() -> Non
 
 
 def test_paths_and_queries_are_parsed() -> None:
-    call = find_call("/v2/ep/job-done/w-1/j-1")
+    call = find_request("/v2/ep/job-done/w-1/j-1")
     assert (call.endpoint, call.verb, call.worker, call.job, call.fault) == (
         "ep",
         "job-done",
@@ -131,7 +131,7 @@ def test_paths_and_queries_are_parsed() -> None:
         "job-take/w w",
         "job-done/w/j/k",
     ):
-        assert find_call(f"/v2/ep/{rest}").fault
+        assert find_request(f"/v2/ep/{rest}").fault
     assert read_take("job-take-batch", b"gpu=x&batch_size=4&job_in_progress=0") == (4, True)
     assert read_take("job-take", b"batch_size=4&job_in_progress=1") == (1, False)
     assert read_take("job-take-batch", b"batch_size=99999999999") == (1000, False)
