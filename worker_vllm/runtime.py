@@ -43,10 +43,9 @@ from proxy.wire.frames import (
     Welcome,
 )
 from proxy.wire.sse import EVENT_STREAM
+from worker_vllm import handler
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
-from worker_vllm.handler import EngineFailedError, RunLostError, handle
-from worker_vllm.inputs.answering import InputFailedError, answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.run import (
     BODY_MAX_BYTES,
@@ -289,10 +288,10 @@ class Runtime:
             if run.verdict is None:
                 raise
             end = run.verdict
-        except (EngineFailedError, InputFailedError) as error:
+        except (handler.EngineFailedError, handler.InputFailedError) as error:
             retry_after = error.retry_after if run.knows_fields else 0.0
             end = run.end("failed", error.code, str(error), retry_after)
-        except RunLostError as error:
+        except handler.RunLostError as error:
             if self._engine.dead:
                 self._refuse_new_jobs()
             end = run.end("lost", error.code, str(error))
@@ -306,7 +305,7 @@ class Runtime:
         if run.job.input:
             return await self._answer_input(run)
         job, attempt = run.job.job, run.job.attempt
-        async with aclosing(handle(self._engine, run.request())) as answer:
+        async with aclosing(handler.handle(self._engine, run.request())) as answer:
             async for piece in answer:
                 self.moves += 1
                 if isinstance(piece, Head):
@@ -319,7 +318,7 @@ class Runtime:
 
     async def _answer_input(self, run: Run) -> End:
         model = self._models[0].id if self._models else ""
-        outputs = answer_input(
+        outputs = handler.answer_input(
             self._engine, self._gauges, run.request().body, model, self._output_format
         )
         run.flow.has_window = True

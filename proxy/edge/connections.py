@@ -78,9 +78,6 @@ class ConnectionLimiter:
         """Stop counting a connection: it was closed, or is now a worker's channel."""
         self.size -= 1
 
-    def __contains__(self, connection: object) -> bool:
-        return connection in self._watched
-
     def watch(self, connection: Watched) -> None:
         """Check the deadline of this connection from now on."""
         self._watched.setdefault(connection)

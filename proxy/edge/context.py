@@ -6,9 +6,9 @@ from typing import TypeAlias
 
 from proxy.api.errors import RenderError
 from proxy.api.openai.fast_lane import FastLane
-from proxy.edge.admitted_heads import AdmittedHeads
 from proxy.edge.connections import ConnectionLimiter, Pace
 from proxy.edge.head import Fields, Hosts
+from proxy.edge.lane_protocol import AdmittedHeads
 
 IsWorker: TypeAlias = Callable[[str, Fields], bool]
 """Returns True if a request (path and fields) comes from a worker with a valid token."""

@@ -21,10 +21,7 @@ from typing import Any, cast
 
 import httptools
 import structlog
-from uvicorn.protocols.http.httptools_impl import (
-    STATUS_LINE,
-    RequestResponseCycle,
-)
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
 
 from proxy.access.keys import Kind
 from proxy.api.errors import ApiError
@@ -112,7 +109,7 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
         self._window_bytes = 0
         # Reading was paused during the current time window, so the minimum rate does not apply.
         self._was_paused = False
-        # Event loop times: of the next check, and of the latest end of the body.
+        # Event loop times: of the next check (0: none), and of the latest end of the body.
         self._deadline = 0.0
         self._body_deadline = 0.0
 
@@ -131,7 +128,7 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._edge.connections.leave()
-        self._edge.connections.unwatch(self)
+        self._unset_deadline()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
@@ -171,11 +168,9 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
 
     def on_headers_complete(self) -> None:
         edge = self._edge
-        fault = (
-            None
-            if self.has_same_head()
-            else check_head(self.url, self.parser.get_http_version(), self.headers, edge.hosts)
-        )
+        fault: ApiError | None = None
+        if not self.has_same_head():
+            fault = check_head(self.url, self.parser.get_http_version(), self.headers, edge.hosts)
         upgrades = self.parser.should_upgrade()
         if upgrades:
             fault = self._check_upgrade() or fault
@@ -203,7 +198,7 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
             self.headers = []
         self._stage = BODY
         self._raw_bytes = 0
-        edge.connections.unwatch(self)
+        self._unset_deadline()
 
     def _use_host_of_target(self) -> None:
         """Replace a target that is a URL by its path, and the `Host` field by the URL's host."""
@@ -224,7 +219,7 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
         if self._stage is BODY:
             super().on_message_complete()
         self._stage = IDLE
-        self._edge.connections.unwatch(self)
+        self._unset_deadline()
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._active = cycle
@@ -275,7 +270,7 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
         elif self._stage is BODY and self._raw_bytes > framing_limit:
             sentence = "Too much chunked-encoding overhead for the data sent. Use larger chunks."
             self._refuse(ApiError("bad_request", sentence))
-        elif self in self._edge.connections or self._stage is IDLE:
+        elif self._deadline or self._stage is IDLE:
             return
         elif self._stage is HEAD:
             self._set_deadline(self._edge.pace.head)
@@ -288,11 +283,17 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
         self._deadline = self.loop.time() + seconds
         self._edge.connections.watch(self)
 
+    def _unset_deadline(self) -> None:
+        # A request that arrives in one piece on an open connection never has a deadline.
+        if self._deadline:
+            self._deadline = 0.0
+            self._edge.connections.unwatch(self)
+
     def evict(self) -> bool:
         """Close the connection unless it serves a request; see `connections.Watched`."""
         is_served = self._stage is BODY or self._is_answering()
         if not is_served:
-            self._edge.connections.unwatch(self)
+            self._unset_deadline()
             self.transport.abort()
         return not is_served
 
@@ -319,7 +320,7 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
         is_of_body = self._stage is BODY
         self._stage = OVER
         self._refusal = error
-        self._edge.connections.unwatch(self)
+        self._unset_deadline()
         if is_of_body and self._active is self.cycle:
             # The request in progress is the one whose body is incomplete.
             self.cycle.disconnected = True
@@ -362,7 +363,7 @@ class GuardProtocol(WatchedProtocol, HttpProtocol, LaneProtocol):
     def _switch_to_websocket(self, rest: bytes) -> None:
         """Pass the connection, and data after the handshake, to the WebSocket protocol."""
         self._edge.connections.leave()
-        self._edge.connections.unwatch(self)
+        self._unset_deadline()
         self.handle_websocket_upgrade()
         if rest and not self.transport.is_closing():
             cast("asyncio.Protocol", self.transport.get_protocol()).data_received(rest)

@@ -27,10 +27,9 @@ from proxy.jobs.model import (
 from proxy.jobs.served_model import Model
 from proxy.store import changes
 from proxy.store.base import Adopted
-from proxy.store.deadline_index import DeadlineIndex
 from proxy.store.delivery_index import DeliveryIndex
 from proxy.store.errors import OtherSubmissionError, StoreFullError
-from proxy.store.job_index import JobIndex
+from proxy.store.job_index import DeadlineIndex, JobIndex
 from proxy.store.output_logs import OutputLogs
 from proxy.store.outputs import LogPage, StoredResult, first_outputs
 

@@ -19,7 +19,7 @@ from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Input, JobId
 from proxy.store.errors import StoreFullError
 from proxy.store.sqlite.database import opened
-from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.disk import DiskSpace
 from proxy.store.sqlite.store import SqliteStore
 from proxy.store.sqlite.writer import FileWatch, Writer, no_op
 from proxy.system import SystemDisk, ThreadRunner

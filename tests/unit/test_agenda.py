@@ -3,7 +3,7 @@
 import random
 
 from proxy.jobs.model import JobId, Millis
-from proxy.store.deadline_index import BUCKET_MILLIS, EMPTY_BUCKETS_MIN, DeadlineIndex
+from proxy.store.job_index import BUCKET_MILLIS, EMPTY_BUCKETS_MIN, DeadlineIndex
 
 DAY_MILLIS = 24 * 3600_000
 

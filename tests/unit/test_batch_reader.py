@@ -10,7 +10,7 @@ from contextlib import closing
 import pytest
 import pytest_asyncio
 
-from proxy.store.sqlite.batch_reader import BATCH_MAX_QUERIES, BatchReader
+from proxy.store.sqlite.reads import BATCH_MAX_QUERIES, BatchReader
 
 
 @pytest_asyncio.fixture

@@ -16,8 +16,7 @@ from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import JobId
 from proxy.store.errors import StoreFullError, StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite import database
-from proxy.store.sqlite.disk import LockedError, Space
-from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.disk import DiskSpace, LockedError, Space
 from proxy.store.sqlite.store import SqliteStore
 from proxy.store.sqlite.writer import MAX_WRITES_PER_COMMIT, FileWatch, Writer
 from proxy.system import SystemDisk

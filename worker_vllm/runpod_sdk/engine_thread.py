@@ -22,8 +22,7 @@ from worker_vllm.engine.choice import make_engine
 from worker_vllm.engine.metrics import serve_metrics
 from worker_vllm.engine.processes import kill_children
 from worker_vllm.engine.watchdog import watch
-from worker_vllm.handler import RunLostError
-from worker_vllm.inputs.answering import InputFailedError, answer_input
+from worker_vllm.handler import InputFailedError, RunLostError, answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.inputs.rendering import Output
 from worker_vllm.log import stage_log

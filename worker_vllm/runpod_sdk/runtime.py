@@ -19,8 +19,7 @@ from typing import Any
 from worker_vllm.ending import EX_FAILED, EX_OK, Ended
 from worker_vllm.engine.base import EngineError
 from worker_vllm.engine.processes import kill_children
-from worker_vllm.handler import RunLostError
-from worker_vllm.inputs.answering import InputFailedError
+from worker_vllm.handler import InputFailedError, RunLostError
 from worker_vllm.inputs.rendering import Output
 from worker_vllm.runpod_sdk.engine_thread import EngineThread
 from worker_vllm.runpod_sdk.flags import Mode, Wish

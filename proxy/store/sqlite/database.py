@@ -22,11 +22,10 @@ from typing import Any, NamedTuple, TypeVar
 from proxy.jobs.webhook import receiver_address
 from proxy.store.errors import StoreGoneError, StoreUnavailableError
 from proxy.store.sqlite import file_check
-from proxy.store.sqlite.batch_reader import BatchReader
-from proxy.store.sqlite.disk import Disk, HeldFile, LockedError
-from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.disk import Disk, DiskSpace, HeldFile, LockedError
 from proxy.store.sqlite.due_deliveries import RECEIVERS_MIGRATION
 from proxy.store.sqlite.log_check import HEADER_BYTES, find_damage
+from proxy.store.sqlite.reads import BatchReader
 from proxy.store.sqlite.served_models import SERVED_MODELS_MIGRATION
 from proxy.store.sqlite.writer import (
     FILE_ERRORS,

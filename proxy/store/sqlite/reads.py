@@ -1,14 +1,19 @@
-"""Queries on the database file. Each function reads one committed state through its connection.
+"""Queries on the database file, and the reader that runs them in a thread.
 
-The size of an output is read before its value, and values only up to a limit.
+Each query reads one committed state through its connection. The size of an output is read before
+its value, and values only up to a limit.
 """
 
+import asyncio
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, contextmanager
+from functools import partial
 from sqlite3 import Connection
 from sys import intern
-from typing import Any
+from typing import Any, NamedTuple, TypeVar
 
 from msgspec.structs import replace
 
@@ -19,8 +24,13 @@ from proxy.store.errors import OtherSubmissionError
 from proxy.store.outputs import LogPage, StoredResult, first_outputs
 from proxy.store.queue_key import PlainKey
 from proxy.store.sqlite.rows import Row, read_job
+from proxy.store.sqlite.writer import FILE_ERRORS
+
+T = TypeVar("T")
 
 NO_LIMIT = -1
+# Queries that are handed over together: the first one waits for the result of the last one.
+BATCH_MAX_QUERIES = 32
 
 # Free pages that stay in the file for new jobs: 16 MB, or a quarter of a larger file.
 FREE_PAGES_MIN = 4096
@@ -240,3 +250,80 @@ def _snapshot(db: Connection) -> Iterator[None]:
         yield
     finally:
         db.execute("COMMIT")
+
+
+class Query(NamedTuple):
+    """A query that waits for the thread, and the future of its result."""
+
+    run: Callable[[Connection], Any]
+    future: asyncio.Future[Any]
+
+
+class Result(NamedTuple):
+    """The result of a query, or its error."""
+
+    value: Any
+    error: BaseException | None = None
+
+
+class BatchReader:
+    """Runs queries on a connection in a thread, in their order.
+
+    To hand work to a thread and back costs more than a small query. So all queries of one turn of
+    the event loop are handed over together, and so are those that arrive while the thread is busy.
+    `pool` has one thread, and is shut down after `close`.
+    """
+
+    def __init__(self, db: Connection, pool: ThreadPoolExecutor) -> None:
+        self._db = db
+        self._pool = pool
+        self._loop = asyncio.get_running_loop()
+        self._waiting: deque[Query] = deque()
+        # Set while no query waits or runs.
+        self._idle = asyncio.Event()
+        self._idle.set()
+
+    async def read(self, query: Callable[[Connection], T]) -> T:
+        """Return the result of a query, or raise its error."""
+        future: asyncio.Future[T] = self._loop.create_future()
+        self._waiting.append(Query(query, future))
+        if self._idle.is_set():
+            self._idle.clear()
+            self._loop.call_soon(self._start)
+        return await future
+
+    async def close(self) -> None:
+        """Wait until all queries have ended."""
+        await self._idle.wait()
+
+    def _start(self) -> None:
+        size = min(len(self._waiting), BATCH_MAX_QUERIES)
+        batch = [self._waiting.popleft() for _ in range(size)]
+        running = self._loop.run_in_executor(self._pool, _run, self._db, batch)
+        running.add_done_callback(partial(self._end, batch))
+
+    def _end(self, batch: Sequence[Query], done: asyncio.Future[Sequence[Result]]) -> None:
+        bug = done.exception()
+        results = [Result(None, bug)] * len(batch) if bug is not None else done.result()
+        for query, result in zip(batch, results, strict=True):
+            if query.future.done():
+                # Its reader was cancelled.
+                continue
+            if result.error is None:
+                query.future.set_result(result.value)
+            else:
+                query.future.set_exception(result.error)
+        if self._waiting:
+            self._start()
+        else:
+            self._idle.set()
+
+
+def _run(db: Connection, batch: Sequence[Query]) -> Sequence[Result]:
+    results = []
+    for query in batch:
+        try:
+            results.append(Result(None if query.future.cancelled() else query.run(db)))
+        except FILE_ERRORS as error:
+            results.append(Result(None, error))
+    return results

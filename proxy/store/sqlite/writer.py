@@ -30,8 +30,7 @@ from typing import Any, Protocol, TypeAlias, TypeVar
 import structlog
 
 from proxy.store.errors import StoreBusyError, StoreFullError, StoreGoneError
-from proxy.store.sqlite.disk import HeldFile
-from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.disk import DiskSpace, HeldFile
 
 log = structlog.get_logger()
 

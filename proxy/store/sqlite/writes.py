@@ -20,7 +20,7 @@ from proxy.store.base import Adopted
 from proxy.store.outputs import not_appended
 from proxy.store.queue_key import QueueKey
 from proxy.store.sqlite import reads
-from proxy.store.sqlite.disk_space import DiskSpace
+from proxy.store.sqlite.disk import DiskSpace
 from proxy.store.sqlite.rows import Row, new_row, read_job
 
 SOURCES = {

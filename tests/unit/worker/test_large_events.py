@@ -28,8 +28,7 @@ from tests.unit.worker.support import (
 )
 from worker_vllm.asgi import App, Head, Receive, Scope, Send
 from worker_vllm.engine.upstream import UpstreamEngine
-from worker_vllm.handler import handle
-from worker_vllm.inputs.answering import answer_input
+from worker_vllm.handler import answer_input, handle
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.run import OLD_PROXY_SECONDS
 

@@ -8,8 +8,7 @@ import pytest
 
 from tests.unit.worker.support import AppEngine, app_of
 from worker_vllm.engine.base import Reading, reading_of
-from worker_vllm.handler import RunLostError
-from worker_vllm.inputs.answering import InputFailedError, answer_input
+from worker_vllm.handler import InputFailedError, RunLostError, answer_input
 from worker_vllm.inputs.gauges import Gauges, metrics
 from worker_vllm.inputs.rendering import Output, Steps
 from worker_vllm.settings import OutputFormat
