@@ -154,7 +154,7 @@ def compose(
     interactive = InteractiveJobs(store, fleet, events, clock, ids)
     dispatch = Dispatch(fleet, interactive, runs, store, background, ids)
     fleet.has_queued = dispatch.has_queued
-    orphans = Orphans(store, runs, fleet, ids)
+    orphans = Orphans(store, runs, fleet, ids, clock)
     admission = Admission(store, interactive)
     view = JobView(store, interactive, recorder, events, fleet, clock)
     interactive.reason_of = view.reason

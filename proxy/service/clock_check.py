@@ -37,7 +37,8 @@ class ClockCheck:
     async def start(self) -> None:
         """Check the clock, after the store was opened."""
         now = self._clock.now()
-        newest = await self._store.newest()
+        # Records from the future were written while the clock was ahead.
+        newest = await self._store.newest(now)
         if newest is not None and now - newest > JUMP_MILLIS:
             self._newest = newest
             self._until = Millis(now + self._grace)

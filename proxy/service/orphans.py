@@ -11,6 +11,7 @@ import structlog
 
 from proxy.jobs.model import Ids, Job, JobId
 from proxy.service.background import insist
+from proxy.service.clock import Clock
 from proxy.service.durable import DurableRuns
 from proxy.service.fleet import Fleet
 from proxy.service.job_turns import JobTurns
@@ -30,10 +31,13 @@ Collect: TypeAlias = Callable[[Sequence[bytes]], Awaitable[None]]
 class Orphans:
     """The runs that no connected worker has resumed yet."""
 
-    def __init__(self, store: JobStore, runs: DurableRuns, fleet: Fleet, ids: Ids) -> None:
+    def __init__(
+        self, store: JobStore, runs: DurableRuns, fleet: Fleet, ids: Ids, clock: Clock
+    ) -> None:
         self._store = store
         self._runs = runs
         self._fleet = fleet
+        self._clock = clock
         # The number that adopted runs get: each is adopted at most once in the life of a process.
         # An adoption whose result was lost can be repeated.
         self._number = ids.run()
@@ -68,7 +72,7 @@ class Orphans:
             job = self._jobs.get(job_id)
             if job is None or job.attempt != attempt or job.endpoint != worker.endpoint:
                 return False
-            write = partial(self._store.adopt, job.id, job.attempt, self._number)
+            write = partial(self._adopt, job)
             adopted = await self._take_over(job, worker, write, waits=sent is None)
             if adopted is None:
                 return False
@@ -101,7 +105,7 @@ class Orphans:
                     await collect(page)
                     position += len(page)
                     has_more = len(page) == PAGE_ELEMENTS
-                return await self._store.adopt(job_id, job.attempt, self._number)
+                return await self._adopt(job)
 
             adopted = await self._take_over(job, worker, read_and_adopt, waits=waits)
             if adopted is None:
@@ -124,6 +128,9 @@ class Orphans:
 
     def _end(self, job: Job) -> None:
         self._runs.orphaned(job, (job.run, self._number))
+
+    async def _adopt(self, job: Job) -> Adopted | None:
+        return await self._store.adopt(job.id, job.attempt, self._number, self._clock.now())
 
     async def _take_over(
         self,

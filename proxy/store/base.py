@@ -241,12 +241,13 @@ class JobStore(Protocol):
         """
         ...
 
-    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Adopted | None:
+    async def adopt(self, job_id: JobId, attempt: int, run: int, now: Millis) -> Adopted | None:
         """Give a run that its worker has resumed a new number.
 
         `run`: a new random number. From then on, `append` and `settle` reject the earlier one. The
-        attempt, its output log and its readers are not affected. None, without any effect, if this
-        attempt is not IN_PROGRESS.
+        attempt, its output log and its readers are not affected. A `taken_at` after `now` becomes
+        `now`: the clock was set back, and the run would have no time limit until then. None,
+        without any effect, if this attempt is not IN_PROGRESS.
         """
         ...
 
@@ -254,8 +255,11 @@ class JobStore(Protocol):
         """Make all deliveries due at `now` that are due after `latest`; return their number."""
         ...
 
-    async def newest(self) -> Millis | None:
-        """Return the latest time at which a job was created, taken or ended, or None."""
+    async def newest(self, until: Millis) -> Millis | None:
+        """Return the latest time up to `until` at which any job was created, taken or ended.
+
+        None if there is none.
+        """
         ...
 
     async def served_models(self) -> Mapping[EndpointId, Sequence[Model]]:

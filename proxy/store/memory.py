@@ -222,12 +222,12 @@ class MemoryStore:
             self._deliveries.set(job_id, now)
         return len(late)
 
-    async def newest(self) -> Millis | None:
+    async def newest(self, until: Millis) -> Millis | None:
         moments = (
             moment
             for job in self._jobs.values()
             for moment in (job.created_at, job.taken_at, job.finished_at)
-            if moment is not None
+            if moment is not None and moment <= until
         )
         return max(moments, default=None)
 
@@ -251,13 +251,14 @@ class MemoryStore:
         else:
             self._tries[job_id] += 1
 
-    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Adopted | None:
+    async def adopt(self, job_id: JobId, attempt: int, run: int, now: Millis) -> Adopted | None:
         job = self._jobs.get(job_id)
         is_running = job is not None and job.status is TRANSITIONS[Event.TAKE].target
-        if job is None or job.attempt != attempt or not is_running:
+        if job is None or job.taken_at is None or job.attempt != attempt or not is_running:
             return None
-        adopted = self._keep(replace(job, run=run)).outline()
-        return Adopted(adopted, self._logs.end(job_id))
+        job = self._keep(replace(job, run=run, taken_at=min(job.taken_at, now)))
+        self._index.watch(job)
+        return Adopted(job.outline(), self._logs.end(job_id))
 
     async def append(
         self, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None = None

@@ -176,7 +176,7 @@ async def check_every_call_fails(store: SqliteStore) -> None:
         store.look(HERE, ALICE, job, 0, limit=9, max_bytes=9),
         store.result(HERE, ALICE, job, max_bytes=9),
         store.consume(job, 1, 1),
-        store.adopt(job, 1, RUN),
+        store.adopt(job, 1, RUN, T0),
         store.counts(HERE),
     ]
     results = await asyncio.gather(*calls, return_exceptions=True)

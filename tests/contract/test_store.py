@@ -336,7 +336,7 @@ async def test_the_earlier_number_of_an_adopted_run_settles_nothing(
 ) -> None:
     await submit("a")
     [job] = await take(store)
-    adopted = await store.adopt(job.id, job.attempt, LATER_RUN)
+    adopted = await store.adopt(job.id, job.attempt, LATER_RUN, T0)
     assert adopted is not None
     assert (adopted.job.attempt, adopted.job.run, adopted.cursor) == (1, LATER_RUN, 0)
     for event in OF_A_RUN:

@@ -399,7 +399,8 @@ class StoreModel(RuleBasedStateMachine):
     @rule(target=runs, run=runs)
     def a_worker_resumes_a_run(self, run: Run) -> Any:
         self.number += 1
-        adopted = self.run(self.store.adopt(JobId(run.job_id), run.attempt, self.number))
+        now = Millis(self.now)
+        adopted = self.run(self.store.adopt(JobId(run.job_id), run.attempt, self.number, now))
         row = self.rows.get(run.job_id)
         if row is None or (row.status, row.attempt) != (Status.IN_PROGRESS, run.attempt):
             assert adopted is None

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 from harness.data.jobs import ALICE, HERE
-from harness.data.store_steps import LATER_RUN, RUN, Submit, found, settle, take
+from harness.data.store_steps import LATER_RUN, RUN, T0, Submit, found, settle, take
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import EndpointId, JobId, Owner
@@ -294,18 +294,18 @@ async def test_only_the_log_of_a_running_attempt_is_rewritten(
 
 async def test_only_a_running_attempt_is_adopted(store: JobStore, submit: Submit) -> None:
     await submit("a", "b")
-    assert await store.adopt(A, 0, LATER_RUN) is None
+    assert await store.adopt(A, 0, LATER_RUN, T0) is None
     await take(store, limit=1)
-    adopted = await store.adopt(A, 1, LATER_RUN)
+    adopted = await store.adopt(A, 1, LATER_RUN, T0)
     assert adopted is not None
     job = adopted.job
     assert (job.id, job.attempt, job.run, job.submission.work.body) == ("a", 1, LATER_RUN, b"")
-    assert await store.adopt(A, 2, RUN) is None
-    assert await store.adopt(JobId("b"), 1, RUN) is None
-    assert await store.adopt(JobId("unknown"), 1, RUN) is None
+    assert await store.adopt(A, 2, RUN, T0) is None
+    assert await store.adopt(JobId("b"), 1, RUN, T0) is None
+    assert await store.adopt(JobId("unknown"), 1, RUN, T0) is None
     assert (await found(store, "a")).run == LATER_RUN
     await settle(store, "a", Event.CANCEL)
-    assert await store.adopt(A, 1, RUN) is None
+    assert await store.adopt(A, 1, RUN, T0) is None
     assert (await found(store, "a")).run == LATER_RUN
 
 
@@ -315,7 +315,7 @@ async def test_an_adopted_run_continues_its_output_under_its_new_number(
     await running(store, submit)
     await store.append(A, RUN, [b"one"])
     await store.consume(A, 1, 1)
-    adopted = await store.adopt(A, 1, LATER_RUN)
+    adopted = await store.adopt(A, 1, LATER_RUN, T0)
     assert adopted is not None
     assert adopted.cursor == 1
     assert await store.append(A, RUN, [b"late"]) is None

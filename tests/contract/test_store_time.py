@@ -3,7 +3,19 @@
 import asyncio
 
 from harness.data.jobs import ALICE, HERE
-from harness.data.store_steps import MINUTE, T0, WHY, Submit, ended, found, ids, purge, settle, take
+from harness.data.store_steps import (
+    LATER_RUN,
+    MINUTE,
+    T0,
+    WHY,
+    Submit,
+    ended,
+    found,
+    ids,
+    purge,
+    settle,
+    take,
+)
 
 from proxy.jobs.lifecycle import Event, Status
 from proxy.jobs.model import Delivery, EndpointId, JobId, Millis, Owner, Receiver
@@ -285,14 +297,31 @@ async def test_deliveries_that_are_too_far_ahead_can_be_made_due(
     assert ("a", 1) in await due_deliveries(store, T0 + 10_000)
 
 
+async def test_a_run_that_was_taken_in_the_future_gets_its_time_limit_when_it_is_adopted(
+    store: JobStore, submit: Submit
+) -> None:
+    await submit("ahead", "past", execution_timeout=Millis(5_000))
+    await take(store, limit=1, now=T0 + 24 * 60 * MINUTE)
+    await take(store, limit=1, now=T0 - 1_000)
+    for job_id in ("ahead", "past"):
+        assert await store.adopt(JobId(job_id), 1, LATER_RUN, T0)
+    assert (await found(store, "ahead")).taken_at == T0
+    assert (await found(store, "past")).taken_at == T0 - 1_000
+    assert ids(await store.due(Millis(T0 + 4_999), 9)) == ["past"]
+    assert ids(await store.due(Millis(T0 + 5_000), 9)) == ["past", "ahead"]
+
+
 async def test_the_newest_time_is_that_of_any_event(store: JobStore, submit: Submit) -> None:
-    assert await store.newest() is None
+    later = Millis(T0 + 100)
+    assert await store.newest(later) is None
     await submit("a")
-    assert await store.newest() == T0
+    assert await store.newest(later) == T0
     [job] = await take(store, now=T0 + 5)
-    assert await store.newest() == T0 + 5
+    assert await store.newest(later) == T0 + 5
     await settle(store, job, Event.COMPLETE, now=T0 + 9)
-    assert await store.newest() == T0 + 9
+    assert await store.newest(later) == T0 + 9
+    moments = [await store.newest(Millis(T0 + millis)) for millis in (9, 8, 4, -1)]
+    assert moments == [T0 + 9, T0 + 5, T0, None]
 
 
 async def test_the_models_of_an_endpoint_are_kept_in_their_order(store: JobStore) -> None:

@@ -107,7 +107,7 @@ async def test_a_run_of_an_earlier_version_has_no_number_until_it_is_adopted(
     now = Millis(T0 + 60_000)
     assert await store.settle(again, Event.RELEASE, now=now, run=1) is None
     assert await store.settle(again, Event.RELEASE, now=now, run=0)
-    adopted = await store.adopt(running, 1, run=1)
+    adopted = await store.adopt(running, 1, run=1, now=now)
     assert adopted is not None
     assert (adopted.job.attempt, adopted.job.run, adopted.cursor) == (1, 1, 1)
     assert await store.append(running, 0, [b"late"]) is None

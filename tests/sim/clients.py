@@ -5,7 +5,9 @@ import json
 from dataclasses import dataclass, field
 from typing import Any
 
+from proxy.jobs.policy import MAX_LOST_RUNS
 from sim.http_client import BrokenError, Response, request
+from sim.machines import RECEIVER
 from sim.plan import ENDLESS_KINDS, ClientPlan
 from sim.tokens import fault_of, read_tokens, texts
 
@@ -175,12 +177,13 @@ class Client:
             # Its first run fails, unless it is lost before.
             body = self._chat_body() | {"fault": plan.fault}
             value = {"openai_route": "/v1/chat/completions", "openai_input": body}
+        order = {"input": value}
+        if plan.webhook:
+            order["webhook"] = f"http://{RECEIVER[0]}:{RECEIVER[1]}/{plan.webhook}/{plan.name}"
         operation = "runsync" if plan.kind == "runsync" else "run"
         for _ in range(SUBMIT_TRIES):
             try:
-                response = await request(
-                    "POST", f"/v2/default/{operation}", plan.owner, {"input": value}
-                )
+                response = await request("POST", f"/v2/default/{operation}", plan.owner, order)
                 answer = await response.json()
             except BrokenError as error:
                 if not error.is_excused:
@@ -296,6 +299,8 @@ def check_view(world: Any, job: SeenJob, answer: Any) -> None:
         world.violate(f"I2: job {job.id} was {job.end} and is {status}")
     if job.is_cancelled and status != "CANCELLED":
         world.violate(f"I2: job {job.id} was cancelled and is {status}")
+    if answer.get("retries", 0) > MAX_LOST_RUNS:
+        world.violate(f"I5: job {job.id} has lost {answer['retries']} runs")
     if status not in FINAL or "executionTime" not in answer:
         # Only `status` and `runsync` show the output.
         return

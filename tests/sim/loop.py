@@ -61,6 +61,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._busy_until: dict[Any, float] = {}
         self.handles = 0
         self.thread_seconds = THREAD_SECONDS
+        # The sockets that `create_connection` will be called with.
+        self._addresses: dict[Any, tuple[str, int]] = {}
         # Exceptions that no task or callback has handled.
         self.errors: list[str] = []
         self.set_task_factory(self._make_task)
@@ -113,9 +115,21 @@ class SimLoop(asyncio.BaseEventLoop):
         return self.network.listen(protocol_factory, sock)
 
     async def create_connection(  # type: ignore[override]
-        self, protocol_factory: Callable[[], Any], host: str, port: int, **_: Any
+        self,
+        protocol_factory: Callable[[], Any],
+        host: str = "",
+        port: int = 0,
+        *,
+        sock: Any = None,
+        **_: Any,
     ) -> tuple[Any, Any]:
-        return await self.network.connect(protocol_factory, (host, port))
+        address = (host, port) if sock is None else self._addresses.pop(sock)
+        return await self.network.connect(protocol_factory, address)
+
+    async def sock_connect(self, sock: Any, address: Any) -> None:
+        """Note the address of a real socket, which is used for nothing else."""
+        self._addresses[sock] = address
+        sock.close()
 
     async def shutdown_default_executor(self, timeout: float | None = None) -> None:  # noqa: ASYNC109 - asyncio's own
         """Do nothing: no executor has threads."""

@@ -3,6 +3,7 @@
 import asyncio
 import json
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from contextvars import Context
 from functools import partial
 from pathlib import Path
@@ -17,7 +18,7 @@ from proxy.system import System
 from proxy.wire.frames import Frame, Hello, JobFrame
 from sim.loop import SimLoop
 from sim.node import Node
-from sim.store import SimDisk, SimRunner, StoreFaults
+from sim.store import FaultyReader, SimDisk, SimRunner, StoreFaults
 from sim.transport import SimSocket
 from worker_vllm.asgi import Receive, Scope, Send
 from worker_vllm.channel.connection import Channel, ChannelTimeouts
@@ -28,6 +29,8 @@ from worker_vllm.engine.watchdog import watch
 from worker_vllm.runtime import Runtime
 
 ADDRESS = ("127.0.0.1", 8000)
+# The receiver of webhooks.
+RECEIVER = ("127.0.0.2", 9000)
 TOKEN = "simulated-worker-token-of-enough-length"
 KEYS = {"one": "key-of-owner-one-0123456789abcdef", "two": "key-of-owner-two-0123456789abcdef"}
 EPOCH_MILLIS = 1_800_000_000_000
@@ -37,16 +40,25 @@ DRAIN_SECONDS = 5.0
 
 
 class SimClock:
-    """`Clock` of the proxy: the loop's time since a fixed date."""
+    """`Clock` of one process: the loop's time since a fixed date.
 
-    def __init__(self, loop: SimLoop) -> None:
+    `wall_seconds`: returns the error of the machine's wall clock. `now` has the error that it had
+    at the start of the process.
+    """
+
+    def __init__(self, loop: SimLoop, wall_seconds: Callable[[], float]) -> None:
         self._loop = loop
+        self._wall_seconds = wall_seconds
+        self.start_seconds = wall_seconds()
 
     def now(self) -> Millis:
-        return Millis(EPOCH_MILLIS + int(self._loop.time() * 1000))
+        return self._at(self.start_seconds)
 
     def wall(self) -> Millis:
-        return self.now()
+        return self._at(self._wall_seconds())
+
+    def _at(self, error: float) -> Millis:
+        return Millis(EPOCH_MILLIS + int((self._loop.time() + error) * 1000))
 
 
 class Machine(ABC):
@@ -110,11 +122,18 @@ class ProxyMachine(Machine):
             "worker_token": TOKEN,
             "webhook_secret": "whsec_" + "c2ltdWxhdGVkLXNlY3JldC1vZi0zMi1ieXRlcy0hIQ==",
             "api_key": [f"{owner}={key}" for owner, key in KEYS.items()],
+            "webhook_allow": [RECEIVER[0]],
         }
         self._settings = Settings(**(values | settings))
         self._random = random
         self._disk = SimDisk()
         self.faults = StoreFaults(trace=world.trace)
+        # The error of the wall clock, in seconds.
+        self.wall_seconds = 0.0
+        self.clock = SimClock(world.loop, self._wall_seconds)
+
+    def _wall_seconds(self) -> float:
+        return self.wall_seconds
 
     @property
     def is_durable(self) -> bool:
@@ -122,8 +141,9 @@ class ProxyMachine(Machine):
 
     async def run(self, stop: asyncio.Event) -> None:
         loop = self.world.loop
+        self.clock = SimClock(loop, self._wall_seconds)
         system = System(
-            clock=SimClock(loop),
+            clock=self.clock,
             random_bytes=self._random.randbytes,
             disk=self._disk,
             start_runner=lambda step: SimRunner(loop, step, self.faults),
@@ -131,6 +151,10 @@ class ProxyMachine(Machine):
         self.parts = compose(self._settings, system)
         listener: Any = SimSocket(ADDRESS)
         async with running(self.parts, listener):
+            if self.is_durable:
+                store: Any = self.parts.store
+                reader = store._database._reader
+                reader._db = FaultyReader(reader._db, self.faults)
             await stop.wait()
 
 

@@ -31,6 +31,9 @@ CLIENT_KINDS = {
 # These run until they are stopped.
 ENDLESS_KINDS = ("chat_leave", "cancel")
 ENDLESS_TOKENS = 100_000
+# The reactions of the receiver of a webhook to the first delivery.
+REACTIONS = ("acknowledge", "refuse", "reset", "hang")
+WEBHOOK_PART = 0.3
 ENGINE_FAULTS = ("hang:2", "error_event:1", "cut:2", "status:503", "head_delay:3000")
 FAULT_KINDS = {
     "kill_worker": 4,
@@ -45,9 +48,17 @@ FAULT_KINDS = {
     "block": 3,
     "store": 3,
     "crash": 2,
+    "slow": 2,
+    "clock": 2,
 }
+# The error of the wall clock, in hours: it changes while the proxy runs, or with a restart. The
+# proxy cannot notice at its start that the clock is late, or less than 24 hours ahead.
+CLOCK_HOURS = (30, 50, 1_000)
+CLOCK_RESTART_SECONDS = 0.5
 ALL_STATEMENTS = 1_000_000
-NEEDS_FILE = ("kill_proxy", "drain_proxy", "store", "crash")
+# A run is delayed for as long as one of these lasts.
+SLOWING = ("stop_worker", "stop_proxy", "block", "store", "slow")
+NEEDS_FILE = ("kill_proxy", "drain_proxy", "store", "crash", "clock")
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +66,8 @@ class ClientPlan:
     """One client.
 
     `at`: seconds until it starts. `pause`: until it cancels, leaves or reads on. `fault`: what its
-    request makes the engine do (see `worker_vllm.engine.script`).
+    request makes the engine do (see `worker_vllm.engine.script`). `webhook`: the reaction of the
+    receiver of its webhook; empty without one.
     """
 
     name: str
@@ -67,6 +79,7 @@ class ClientPlan:
     pause: float
     streams: bool
     fault: str = ""
+    webhook: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,7 +127,9 @@ def _delay(fault: Fault) -> float:
         return fault.seconds + LEASE_SECONDS
     if fault.kind == "silence":
         return LEASE_SECONDS
-    return fault.seconds if fault.kind in ("stop_worker", "stop_proxy", "block", "store") else 0.0
+    if fault.kind == "clock":
+        return 2 * (CLOCK_RESTART_SECONDS + LEASE_SECONDS)
+    return fault.seconds if fault.kind in SLOWING else 0.0
 
 
 def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
@@ -136,6 +151,9 @@ def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
         weights = {kind: weight for kind, weight in weights.items() if kind not in NEEDS_FILE}
     number = random.choice((0, 1, 1, 2, 3, 4, 6)) if weights else 0
     faults = sorted((_fault(random, weights) for _ in range(number)), key=lambda fault: fault.at)
+    # After a wrong clock has left records, the same wrong clock cannot be noticed.
+    clocks = [fault for fault in faults if fault.kind == "clock"]
+    faults = [fault for fault in faults if fault not in clocks[1:]]
     return Plan(
         seed=seed,
         is_fifo=seed % 4 == 0,
@@ -164,6 +182,7 @@ def _client(random: Random, number: int, moments: Sequence[float]) -> ClientPlan
         pause=_rounded(random.uniform(0.0, 2.0)),
         streams=random.random() < 0.5,
         fault=random.choice(ENGINE_FAULTS) if kind in ("chat_fault", "retry") else "",
+        webhook=random.choice(REACTIONS) if random.random() < WEBHOOK_PART else "",
     )
 
 
@@ -180,7 +199,7 @@ def _fault(random: Random, weights: dict[str, int]) -> Fault:
             if kind == "crash":
                 more["detail"] = random.choice(("before", "after"))
         case "store":
-            where = random.choice(("begin", "statement", "commit"))
+            where = random.choice(("begin", "statement", "commit", "read"))
             code = random.choice(("full", "busy", "ioerr"))
             # Some statements fail, or all of them for a while.
             more = {"detail": f"{where} {code}", "times": random.choice((1, 3, 8, ALL_STATEMENTS))}
@@ -188,6 +207,12 @@ def _fault(random: Random, weights: dict[str, int]) -> Fault:
         case "flap":
             seconds = _rounded(random.uniform(0.5, 6.0))
             more["times"] = random.randint(2, 8)
+        case "clock":
+            seconds = _rounded(random.uniform(1.0, 8.0))
+            how = random.choice(("restart", "step"))
+            more["detail"] = f"{how} {random.choice(CLOCK_HOURS)}"
+        case "slow":
+            more["detail"] = str(random.choice((0.2, 1.0)))
         case "cut" | "silence":
             seconds = 0.0
     return Fault(at, kind, pick, seconds, **more)

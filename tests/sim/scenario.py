@@ -15,7 +15,15 @@ from sim.loop import StuckError
 from sim.machines import Machine, ProxyMachine, WorkerMachine
 from sim.node import Node
 from sim.oracle import check_end, unrest
-from sim.plan import EXECUTION_SECONDS, LEASE_SECONDS, PLAY_SECONDS, Fault, Plan
+from sim.plan import (
+    CLOCK_RESTART_SECONDS,
+    EXECUTION_SECONDS,
+    LEASE_SECONDS,
+    PLAY_SECONDS,
+    Fault,
+    Plan,
+)
+from sim.receiver import Receiver
 from sim.world import World
 
 # The last client may start its job at the end, and needs this long for it.
@@ -23,8 +31,12 @@ LAST_JOB_SECONDS = 10.0
 LIMIT_SECONDS = LEASE_SECONDS + EXECUTION_SECONDS + 5.0 + LAST_JOB_SECONDS
 # A client notices after this time that its connection is silent.
 SILENCE_SECONDS = 10.0
+# A delivery of a webhook that times out, the pause after it, and the next one.
+DELIVERY_SECONDS = 25.0
 SHARED_MEMORY = Path("/dev/shm")
 LOOK_SECONDS = 0.5
+# The effects of a fault on what is in flight end in this time.
+CALM_SECONDS = 2.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,6 +67,8 @@ def _limit_seconds(plan: Plan) -> float:
     if any(fault.kind == "silence" for fault in plan.faults):
         # A write to a client whose network drops everything fails after this time.
         limit += STALL_SECONDS
+    if any(client.webhook for client in plan.clients):
+        limit += DELIVERY_SECONDS
     return limit
 
 
@@ -76,6 +90,7 @@ class Scenario:
             WorkerMachine(world, f"w{number}", slots, world.draw(f"worker {number}"))
             for number, slots in enumerate(plan.slots)
         ]
+        self.receiver = Receiver(world, self.proxy)
         self.jobs: list[SeenJob] = []
         self._down: dict[str, float] = {}
         world.has_faults = bool(plan.faults)
@@ -86,6 +101,7 @@ class Scenario:
     async def play(self) -> None:
         """Play the plan, wait until everything is quiet, and check the end."""
         loop = self._world.loop
+        await self.receiver.start()
         machines = [self.proxy, *self.workers]
         for machine in machines:
             machine.start()
@@ -129,12 +145,14 @@ class Scenario:
     def _inject(self, fault: Fault) -> None:
         """Carry out one fault."""
         self._world.trace(f"fault {fault.kind} {fault.pick} {fault.seconds} {fault.detail}")
+        if fault.kind != "clock":
+            self._expect_calm(fault.end)
         worker = self.workers[fault.pick % len(self.workers)]
         action, _, target = fault.kind.partition("_")
         machine = self.proxy if target == "proxy" else worker
         match action:
             case "kill":
-                self._kill(machine, fault)
+                self._kill(machine, fault.end)
             case "drain":
                 self._drain(machine, fault)
             case "stop":
@@ -147,21 +165,52 @@ class Scenario:
                     self._world.loop.call_later(delay, self._reset, worker, context=Context())
             case "cut" | "silence":
                 self._cut(fault)
+            case _:
+                self._inject_into_proxy(fault)
+
+    def _expect_calm(self, after: float) -> None:
+        self._world.calm_at = max(self._world.calm_at, after + CALM_SECONDS)
+
+    def _inject_into_proxy(self, fault: Fault) -> None:
+        """Carry out a fault of the proxy's store, threads or clock."""
+        loop = self._world.loop
+        match fault.kind:
             case "store":
                 faults = self.proxy.faults
                 faults.where, faults.code = fault.detail.split()
                 faults.times = fault.times
-                self._world.loop.call_later(fault.seconds, faults.heal, context=Context())
+                loop.call_later(fault.seconds, faults.heal, context=Context())
+            case "slow":
+                loop.thread_seconds = float(fault.detail)
+                loop.call_later(fault.seconds, self._speed_up, context=Context())
+            case "clock":
+                how, hours = fault.detail.split()
+                self._set_clock(how, 3600.0 * float(hours))
+                loop.call_later(fault.seconds, self._set_clock, how, 0.0, context=Context())
             case "lie":
                 self.proxy.faults.lies = fault.times
             case "crash":
                 self.proxy.faults.kill = fault.detail
                 self._down[self.proxy.name] = fault.end
 
-    def _kill(self, machine: Machine, fault: Fault) -> None:
-        self._down[machine.name] = fault.end
+    def _kill(self, machine: Machine, until: float) -> None:
+        self._down[machine.name] = until
         if machine.node is not None and machine.is_up:
             machine.node.kill()
+
+    def _speed_up(self) -> None:
+        self._world.loop.thread_seconds = self._plan.thread_seconds
+
+    def _set_clock(self, how: str, seconds: float) -> None:
+        """Set the error of the proxy's wall clock; "restart" kills the proxy too.
+
+        A proxy that was started with a wrong clock has to be restarted when the clock is right.
+        """
+        self._world.trace(f"clock {how} {seconds}")
+        self.proxy.wall_seconds = seconds
+        self._expect_calm(self._world.loop.time())
+        if how == "restart" or (not seconds and self.proxy.clock.start_seconds):
+            self._kill(self.proxy, self._world.loop.time() + CLOCK_RESTART_SECONDS)
 
     def _drain(self, machine: Machine, fault: Fault) -> None:
         self._down[machine.name] = fault.end

@@ -92,8 +92,8 @@ class SimFile:
 class StoreFaults:
     """The failures that are due: each matching statement uses up one.
 
-    `where`: begin, statement or commit. `kill`: "before" or "after" kills the process at the next
-    commit. `lies`: commits that report success and do nothing, to test the oracle.
+    `where`: begin, statement, commit or read. `kill`: "before" or "after" kills the process at the
+    next commit. `lies`: commits that report success and do nothing, to test the oracle.
     """
 
     where: str = ""
@@ -157,6 +157,19 @@ class FaultyConnection:
     def executemany(self, sql: str, parameters: Any) -> sqlite3.Cursor:
         self._faults.check("statement")
         return self._db.executemany(sql, parameters)
+
+
+class FaultyReader:
+    """The reader's connection, with the planned failures."""
+
+    def __init__(self, db: sqlite3.Connection, faults: StoreFaults) -> None:
+        self._db = db
+        self._faults = faults
+
+    def execute(self, sql: str, parameters: Any = ()) -> sqlite3.Cursor:
+        if sql not in ("BEGIN", "COMMIT"):
+            self._faults.check("read")
+        return self._db.execute(sql, parameters)
 
 
 class SimRunner:

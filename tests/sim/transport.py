@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextvars import Context
 from enum import Enum, auto
+from socket import AF_INET
 from typing import Any
 
 from sim.node import Node
@@ -37,6 +38,7 @@ class SimSocket:
     def __init__(self, name: tuple[str, int], peer: tuple[str, int] | None = None) -> None:
         self._name = name
         self._peer = peer
+        self.family = AF_INET
         self.on_close: Any = None
 
     def getsockname(self) -> tuple[str, int]:

@@ -40,6 +40,10 @@ class World:
         # Error responses that clients have received.
         self.errors = 0
         self.offers: dict[tuple[str, int], str] = {}
+        # From then on, no fault delays a process, and the clocks have not changed for a while.
+        self.calm_at = 0.0
+        # The jobs whose webhooks have had their last try.
+        self.given_up: dict[str, None] = {}
 
     def draw(self, purpose: str) -> Random:
         """Return the source of randomness for one purpose."""
@@ -98,6 +102,8 @@ class World:
         if self.logs:
             fields = " ".join(f"{key}={value}" for key, value in event.items())
             self.trace(f"log {level} {name} {fields}")
+        if name == "delivery.gave_up":
+            self.given_up[event["job"]] = None
         if name in BUGS or event.get("exc_info"):
             error = event.get("exc_info")
             if error is True:

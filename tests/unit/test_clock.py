@@ -108,6 +108,17 @@ async def test_nothing_expires_after_the_clock_was_corrected_until_a_restart(
     assert parts.clock_check.is_trusted()
 
 
+async def test_records_from_a_time_when_the_clock_was_further_ahead_hide_nothing(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    parts = composed(tmp_path, clock)
+    await parts.store.submit(submission("now"), clock.now())
+    await parts.store.submit(submission("ahead"), Millis(clock.now() + 40 * DAY * 1000))
+    clock.pass_time(2 * DAY)
+    await parts.clock_check.start()
+    assert not parts.clock_check.is_trusted()
+
+
 @pytest.mark.parametrize("seconds", [-2 * DAY, 0, DAY])
 async def test_a_start_soon_after_the_newest_record_expires_jobs_at_once(
     tmp_path: Path, clock: FakeClock, seconds: float

@@ -228,7 +228,7 @@ async def test_a_late_end_of_a_run_changes_nothing(scene: Scene, run: Recording)
 async def test_the_end_of_a_run_that_was_adopted_under_another_number_changes_nothing(
     scene: Scene, run: Recording, end: RunEnd
 ) -> None:
-    assert await scene.store.adopt(A, 1, LATER_RUN)
+    assert await scene.store.adopt(A, 1, LATER_RUN, scene.clock.now())
     before = await scene.job()
     assert await scene.end(end) == before
     assert (before.status, before.run) == (Status.IN_PROGRESS, LATER_RUN)
@@ -292,7 +292,7 @@ async def test_an_orphan_is_repeated_unless_a_client_has_read_output(
         await scene.store.consume(A, 1, consumed)
     orphan = await scene.job()
     if is_adopted:
-        await scene.store.adopt(A, 1, LATER_RUN)
+        await scene.store.adopt(A, 1, LATER_RUN, scene.clock.now())
     scene.parts.runs.orphaned(orphan, (orphan.run, LATER_RUN))
     await scene.parts.background.finish(1.0)
     job = await scene.job()

@@ -311,7 +311,7 @@ async def test_a_recording_from_before_an_adoption_writes_nothing_more(
     put(recording, b"1")
     await recorder.flush(recording)
     put(recording, b"2")
-    adopted = await store.adopt(JOB, 1, LATER_RUN)
+    adopted = await store.adopt(JOB, 1, LATER_RUN, Millis(0))
     assert adopted is not None
     await recorder.flush(recording)
     later = recorder.open(adopted.job, no_end, adopted.cursor)

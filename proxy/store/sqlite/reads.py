@@ -198,10 +198,12 @@ def has_deliveries_after(db: Connection, latest: Millis) -> bool:
     return bool(_query_number(db, sql, (latest,)))
 
 
-def newest(db: Connection) -> Millis | None:
-    """Return the latest time of any job, or None."""
-    sql = "SELECT max(created_at), max(taken_at), max(finished_at) FROM jobs"
-    [moments] = db.execute(sql).fetchall()
+def newest(db: Connection, until: Millis) -> Millis | None:
+    """Return the latest time of any job up to `until`, or None."""
+    sql = """SELECT max(created_at) FILTER (WHERE created_at <= :until),
+                    max(taken_at) FILTER (WHERE taken_at <= :until),
+                    max(finished_at) FILTER (WHERE finished_at <= :until) FROM jobs"""
+    [moments] = db.execute(sql, {"until": until}).fetchall()
     return max((Millis(moment) for moment in moments if moment is not None), default=None)
 
 

@@ -228,8 +228,8 @@ class SqliteStore:
             return 0
         return await self._database.write(lambda db: writes.hasten(db, latest, now))
 
-    async def newest(self) -> Millis | None:
-        return await self._database.read(reads.newest)
+    async def newest(self, until: Millis) -> Millis | None:
+        return await self._database.read(lambda db: reads.newest(db, until))
 
     async def served_models(self) -> Mapping[EndpointId, Sequence[Model]]:
         return await self._database.read(served_models.served_models)
@@ -240,8 +240,11 @@ class SqliteStore:
     async def tried(self, delivery: Delivery, again_at: Millis | None) -> None:
         await self._database.write(lambda db: writes.tried(db, delivery, again_at))
 
-    async def adopt(self, job_id: JobId, attempt: int, run: int) -> Adopted | None:
-        return await self._database.write(lambda db: writes.adopt(db, job_id, attempt, run))
+    async def adopt(self, job_id: JobId, attempt: int, run: int, now: Millis) -> Adopted | None:
+        return await self._database.write(
+            lambda db: writes.adopt(db, job_id, attempt, run, now),
+            lambda adopted: self._index.watch(adopted.job) if adopted is not None else None,
+        )
 
     async def append(
         self, job_id: JobId, run: int, outputs: Sequence[bytes], start: int | None = None

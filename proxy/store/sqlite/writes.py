@@ -81,7 +81,8 @@ WHERE id = :id AND status IN (SELECT value FROM json_each(:sources))
 RETURNING *"""
 
 ADOPT = """
-UPDATE jobs SET run = :run WHERE id = :id AND attempt = :attempt AND status = :running
+UPDATE jobs SET run = :run, taken_at = min(taken_at, :now)
+WHERE id = :id AND attempt = :attempt AND status = :running
 RETURNING *"""
 
 LIMIT_LIFE = """
@@ -345,10 +346,10 @@ def consume(db: Connection, job_id: JobId, attempt: int, cursor: int) -> bool:
     return db.execute(sql, parameters).rowcount > 0
 
 
-def adopt(db: Connection, job_id: JobId, attempt: int, run: int) -> Adopted | None:
+def adopt(db: Connection, job_id: JobId, attempt: int, run: int, now: Millis) -> Adopted | None:
     """Set the number of a running attempt, or return None."""
     running = TRANSITIONS[Event.TAKE].target
-    parameters = {"id": job_id, "attempt": attempt, "run": run, "running": running}
+    parameters = {"id": job_id, "attempt": attempt, "run": run, "now": now, "running": running}
     row = _change(db, ADOPT, parameters)
     if row is None:
         return None
