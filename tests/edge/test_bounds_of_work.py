@@ -12,6 +12,7 @@ import pytest
 from harness.data.jobs import submission
 from harness.data.store_steps import RUN, take
 from harness.load.figures import tell
+from harness.load.stalled import TOKEN, loads, stall, until_stalled
 from harness.network.webhook_receiver import receiver
 from harness.proxy.measured import Measured, measured
 from harness.proxy.process import MB
@@ -26,6 +27,7 @@ pytestmark = [pytest.mark.torture, pytest.mark.timeout(900)]
 OWNER = Owner("anonymous")
 TURN_MAX_MS = 50
 TRANSACTION_MAX_ROWS = 1_000
+TRANSACTION_MAX_BYTES = 8 * MB
 PIECES = 900_000
 RESULTS = 60
 RESULT_BYTES = 10 * MB
@@ -74,7 +76,10 @@ async def report(proxy: Measured, load: str) -> None:
     tell(f"{load}: longest turn", round(figures.longest_turn * 1000, 1), "", "ms")
     tell(f"{load}: rows of a transaction", figures.rows, f"<= {TRANSACTION_MAX_ROWS}")
     tell(f"{load}: longest transaction", round(figures.longest_transaction * 1000), "", "ms")
+    size = round(figures.bytes / MB, 1)
+    tell(f"{load}: bytes of a transaction", size, f"<= {TRANSACTION_MAX_BYTES // MB}", "MB")
     assert figures.rows <= TRANSACTION_MAX_ROWS
+    assert figures.bytes <= TRANSACTION_MAX_BYTES
     assert turn <= TURN_MAX_MS
 
 
@@ -95,6 +100,16 @@ async def test_a_reader_of_a_long_stream(tmp_path: Path) -> None:
                 events += line.startswith(b"id: ")
         assert events == PIECES
         await report(proxy, f"{PIECES:,} pieces as events")
+
+
+async def test_readers_stall(tmp_path: Path) -> None:
+    settings = SETTINGS | {"worker_token": TOKEN}
+    async with measured(tmp_path, **settings) as proxy, aiohttp.ClientSession(proxy.url) as http:
+        for load in await loads(http):
+            await proxy.figures()
+            with stall(proxy.url, load):
+                await until_stalled(proxy)
+                await report(proxy, load.name)
 
 
 async def test_large_results_are_forgotten(tmp_path: Path) -> None:

@@ -41,8 +41,8 @@ FORGET_MAX_BYTES = 8 * 1024 * 1024
 # A write stops purging after the body that exceeds this, for the same reason.
 PURGE_MAX_BYTES = 8 * 1024 * 1024
 
-# Pages (8 MB in all) that one write gives back to the disk: other writes wait meanwhile.
-VACUUM_PAGES_PER_WRITE = 2_000
+# Pages (4 MB in all) that one write gives back to the disk: other writes wait meanwhile.
+VACUUM_PAGES_PER_WRITE = 1_000
 
 INSERT = f"""
 INSERT INTO jobs VALUES ({",".join("?" * len(Row._fields))})

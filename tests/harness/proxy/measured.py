@@ -10,6 +10,8 @@ import json
 import os
 import selectors
 import signal
+import sqlite3
+import struct
 import sys
 import time
 from asyncio.subprocess import PIPE, STDOUT
@@ -28,10 +30,13 @@ from proxy.store.sqlite.store import SqliteStore
 from proxy.system import System, ThreadRunner
 
 QUANTILE = 0.999
+LAST_FRAME_OFFSET = 16
 
 
 class Figures(NamedTuple):
-    """Times in seconds. `rows`: the most rows that one transaction has changed."""
+    """Times in seconds. `rows`: the most rows that one transaction has changed; `bytes`: the most
+    bytes of pages that one has written.
+    """
 
     turns: int
     turn_p999: float
@@ -39,6 +44,7 @@ class Figures(NamedTuple):
     transactions: int
     longest_transaction: float
     rows: int
+    bytes: int
 
 
 class MeasuredSelector(selectors.DefaultSelector):
@@ -57,13 +63,30 @@ class MeasuredSelector(selectors.DefaultSelector):
         return ready
 
 
+class LogSize:
+    """The size of the write-ahead log in bytes of pages, as its index says (wal.c: WalIndexHdr)."""
+
+    def __init__(self, db: sqlite3.Connection) -> None:
+        [[_, _, path], *_] = db.execute("PRAGMA database_list").fetchall()
+        [[self._page_size]] = db.execute("PRAGMA page_size").fetchall()
+        # Never closed: that would release SQLite's own locks on the file.
+        self._index = os.open(f"{path}-shm", os.O_RDONLY)
+
+    def read(self) -> int:
+        """Return the size after the last commit."""
+        [frames] = struct.unpack("=I", os.pread(self._index, 4, LAST_FRAME_OFFSET))
+        return int(frames) * int(self._page_size)
+
+
 @dataclass
 class Transactions:
     """Measures the steps of the SQLite writer: one transaction each."""
 
     seconds: list[float] = field(default_factory=list)
     rows: list[int] = field(default_factory=list)
+    bytes: list[int] = field(default_factory=list)
     store: SqliteStore | None = None
+    log: "LogSize | None" = None
 
     def start_runner(self, step: Callable[[], bool]) -> ThreadRunner:
         """Return the runner of the writer (see `System.start_runner`)."""
@@ -72,11 +95,17 @@ class Transactions:
     def _measured(self, step: Callable[[], bool]) -> bool:
         assert self.store is not None
         db = self.store._database._writer._db
+        if self.log is None:
+            self.log = LogSize(db)
         before = db.total_changes
+        size_before = self.log.read()
         began = time.perf_counter()
         has_more = step()
         self.seconds.append(time.perf_counter() - began)
         self.rows.append(db.total_changes - before)
+        size = self.log.read()
+        # A checkpoint lets the log begin again.
+        self.bytes.append(size - size_before if size >= size_before else size)
         return has_more
 
 
@@ -132,9 +161,10 @@ async def _serve(selector: MeasuredSelector) -> None:
             transactions=len(transactions.rows),
             longest_transaction=max(transactions.seconds, default=0.0),
             rows=max(transactions.rows, default=0),
+            bytes=max(transactions.bytes, default=0),
         )
         print("figures", number, json.dumps(figures), flush=True)
-        for values in (selector.turns, transactions.seconds, transactions.rows):
+        for values in (selector.turns, transactions.seconds, transactions.rows, transactions.bytes):
             values.clear()
 
     loop.add_signal_handler(signal.SIGUSR1, tell)
