@@ -61,6 +61,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self._busy_until: dict[Any, float] = {}
         self.handles = 0
         self.thread_seconds = THREAD_SECONDS
+        # Called after each handle with its node.
+        self.on_handle: Callable[[Any], None] | None = None
         # Exceptions that no task or callback has handled.
         self.errors: list[str] = []
         self.set_task_factory(self._make_task)
@@ -68,6 +70,10 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self._now
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass before the next handle runs, as if the last one had taken this time."""
+        self._now += seconds
 
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Any = None
@@ -150,6 +156,8 @@ class SimLoop(asyncio.BaseEventLoop):
         if self._handles_now > MAX_HANDLES_PER_MOMENT:
             raise StuckError(f"an endless loop at {self._now:.3f} s: {handle!r}")
         handle._run()
+        if self.on_handle is not None:
+            self.on_handle(node)
 
     def _next(self, ready: Any) -> Any:
         """Remove and return the next handle."""

@@ -1,0 +1,49 @@
+"""Two operations on one job at the same time, at every step of the proxy: see `race.py`.
+
+One of them wins, both callers receive the actual outcome, and all counters agree with it.
+"""
+
+import gc
+from collections import Counter
+from collections.abc import Sequence
+
+import pytest
+from harness.load.figures import tell
+
+from sim.race import DELAYED, EVEN, OVERTAKING, Pace, explore
+from sim.races_of_runs import RACES as RACES_OF_RUNS
+from sim.races_of_takes import RACES as RACES_OF_TAKES
+
+pytestmark = pytest.mark.slow
+
+RACES = RACES_OF_RUNS | RACES_OF_TAKES
+TORTURE_SEEDS = range(1, 11)
+
+
+def run(name: str, paces: Sequence[Pace], seeds: Sequence[int] = (0,)) -> None:
+    """Explore a race in both orders; check that each side wins in some interleaving."""
+    prepare, winners = RACES[name]
+    found: Counter[str] = Counter()
+    tried = 0
+    for seed in seeds:
+        for pace in paces:
+            for is_reversed in (False, True):
+                one = explore(prepare, is_reversed=is_reversed, pace=pace, seed=seed)
+                assert not one.violations, (seed, pace, is_reversed)
+                found += one.winners
+                tried += one.tried
+    # The simulations ran without the collector.
+    gc.collect()
+    tell(f"interleavings of {name}", tried, str(dict(sorted(found.items()))))
+    assert set(found) == winners
+
+
+@pytest.mark.parametrize("name", RACES)
+def test_one_operation_wins_at_every_step(name: str) -> None:
+    run(name, (OVERTAKING, EVEN))
+
+
+@pytest.mark.torture
+@pytest.mark.parametrize("name", RACES)
+def test_one_operation_wins_at_every_step_of_many_orders(name: str) -> None:
+    run(name, (OVERTAKING, EVEN, DELAYED), TORTURE_SEEDS)
