@@ -9,7 +9,7 @@ one waits for a thread, the second one runs until it has ended or waits for the 
 
 import asyncio
 from collections import Counter
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -56,10 +56,11 @@ class Operation(NamedTuple):
 
 
 class Result(NamedTuple):
-    """The operation that has won, and the final statuses that jobs have reached."""
+    """The operation that has won, and the final statuses of durable jobs and of calls."""
 
     winner: str
-    ends: list[str]
+    ends: Sequence[str] = ()
+    calls: Sequence[str] = ()
 
 
 class Race(NamedTuple):
@@ -182,7 +183,8 @@ async def _try(
         *outcomes, was_over = await interleave(scene, *pair, steps, pace)
         result = await race.check(*(reversed(outcomes) if is_reversed else outcomes))
         exploration.winners[result.winner] += 1
-        await scene.check_quiet(result.ends)
+        await scene.check_quiet(result.ends, result.calls)
+        await scene.dismiss_all()
     except (TimeoutError, BrokenError, LookupError) as error:
         scene.world.violate(f"an operation has failed: {error!r}")
     return was_over

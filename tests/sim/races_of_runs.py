@@ -81,7 +81,6 @@ async def cancel_and_complete(scene: Scene) -> Race:
         shown = await scene.shown(job)
         scene.expect(answer.body["status"] == shown["status"], f"{answer}, then {shown}")
         check_end(scene, shown, "CANCELLED", "COMPLETED")
-        scene.dismiss(worker)
         winner = "cancel" if shown["status"] == "CANCELLED" else "complete"
         return Result(winner, [shown["status"]])
 
@@ -95,7 +94,6 @@ async def done_and_timeout(scene: Scene) -> Race:
     async def check(_: None, __: None) -> Result:
         shown = await scene.shown(job)
         check_end(scene, shown, "COMPLETED", "TIMED_OUT")
-        scene.dismiss(worker)
         winner = "done" if shown["status"] == "COMPLETED" else "timeout"
         return Result(winner, [shown["status"]])
 
@@ -116,9 +114,8 @@ async def retry_and_expire(scene: Scene) -> Race:
         scene.expect(shown.status == answer.status, f"{answer}, then {shown}")
         if answer.status == NOT_FOUND:
             return Result("expire", ["TIMED_OUT"])
-        worker = await scene.join(1, whole_run)
+        await scene.join(1, whole_run)
         check_end(scene, await scene.end(job), "COMPLETED")
-        scene.dismiss(worker)
         return Result("retry", ["TIMED_OUT", "COMPLETED"])
 
     expiry = Operation(
@@ -164,7 +161,6 @@ async def adopt_and_cancel(scene: Scene) -> Race:
         scene.expect(answer.body["status"] == "CANCELLED", f"{answer}")
         check_end(scene, shown, "CANCELLED")
         await stopped(worker, job)
-        scene.dismiss(worker)
         return Result("adopt" if is_adopted else "cancel", [shown["status"]])
 
     cancelling = await requesting(scene, "POST", f"cancel/{job}")
@@ -181,7 +177,6 @@ async def adopt_and_complete_and_cancel(scene: Scene) -> Race:
         check_end(scene, shown, "CANCELLED", "COMPLETED")
         if not worker.found(Acknowledge, job):
             await stopped(worker, job)
-        scene.dismiss(worker)
         winner = "cancel" if shown["status"] == "CANCELLED" else "adopt"
         return Result(winner, [shown["status"]])
 
@@ -197,7 +192,6 @@ async def adopt_and_timeout(scene: Scene) -> Race:
     async def check(is_adopted: bool, _: None) -> Result:
         check_end(scene, await scene.shown(job), "TIMED_OUT")
         await stopped(worker, job)
-        scene.dismiss(worker)
         return Result("adopt" if is_adopted else "timeout", ["TIMED_OUT"])
 
     return Race(adopting(worker, job), expiring(scene, job), check)
@@ -217,7 +211,6 @@ async def adopt_and_retry(scene: Scene) -> Race:
         await worker.until(Job, job, 2)
         worker.say(*frames_of(job, 2))
         check_end(scene, await scene.end(job), "COMPLETED")
-        scene.dismiss(worker)
         return Result("retry", ["TIMED_OUT", "COMPLETED"])
 
     retrying = await requesting(scene, "POST", f"retry/{job}")

@@ -4,7 +4,6 @@ import asyncio
 from functools import partial
 
 from proxy.wire.frames import UNKNOWN_RUN, Credit, End, Job, Output, Stop
-from sim.http_client import connect
 from sim.puppet import PuppetWorker, eventually
 from sim.race import AFTERMATH_SECONDS, Operation, Prepare, Race, Result
 from sim.races_of_runs import (
@@ -17,7 +16,7 @@ from sim.races_of_runs import (
     requesting,
     whole_run,
 )
-from sim.scene import OWNER, Reply, Scene
+from sim.scene import Reply, Scene
 
 
 def taking(worker: PuppetWorker) -> Operation:
@@ -52,7 +51,6 @@ async def purge_and_take(scene: Scene) -> Race:
             ends.append(shown["status"])
         removed = answer.body["removed"]
         scene.expect(ends.count("CANCELLED") == removed, f"{removed} removed, {ends}")
-        scene.dismiss(worker)
         return Result(("take", "both", "purge")[ends.count("CANCELLED")], ends)
 
     return Race(await requesting(scene, "POST", "purge-queue"), taking(worker), check)
@@ -66,7 +64,6 @@ async def take_and_time_to_live(scene: Scene) -> Race:
     async def check(_: None, __: None) -> Result:
         check_end(scene, await scene.shown(job), "TIMED_OUT")
         is_offered = await was_offered(scene, worker, job)
-        scene.dismiss(worker)
         return Result("take" if is_offered else "ttl", ["TIMED_OUT"])
 
     return Race(taking(worker), expiring(scene, job), check)
@@ -80,29 +77,9 @@ async def take_and_cancel(scene: Scene) -> Race:
         scene.expect(answer.body["status"] == "CANCELLED", f"{answer}")
         check_end(scene, await scene.shown(job), "CANCELLED")
         is_offered = await was_offered(scene, worker, job)
-        scene.dismiss(worker)
         return Result("take" if is_offered else "cancel", ["CANCELLED"])
 
     return Race(taking(worker), await requesting(scene, "POST", f"cancel/{job}"), check)
-
-
-async def take_and_leave(scene: Scene, *, streams: bool) -> Race:
-    """A call is taken while its client disconnects."""
-    worker = await scene.join(0)
-    messages = [{"role": "user", "content": "hello"}]
-    body = {"model": "scripted", "stream": streams, "messages": messages}
-    call = await connect("POST", "/v1/chat/completions", OWNER, body)
-    call.send()
-    await eventually(lambda: len(scene.parts.interactive) == 1)
-    job = next(iter(scene.parts.interactive)).job.id
-
-    async def check(_: None, __: None) -> Result:
-        is_offered = await was_offered(scene, worker, job)
-        check_end(scene, await scene.shown(job), "CANCELLED")
-        scene.dismiss(worker)
-        return Result("take" if is_offered else "leave", [])
-
-    return Race(taking(worker), Operation(call.abort, nothing), check)
 
 
 async def consume_and_lose(scene: Scene, *, query: str, waits: bool) -> Race:
@@ -144,7 +121,6 @@ async def consume_and_lose(scene: Scene, *, query: str, waits: bool) -> Race:
         is_lost = shown["status"] == "FAILED"
         scene.expect(seen == (["lost"] if is_lost else TEXTS), f"{seen} of {shown}")
         scene.expect(is_lost != bool(other.found(Job, job)), f"{shown} {other.received}")
-        scene.dismiss(other)
         return Result("consume" if is_lost else "lose", [shown["status"]])
 
     return Race(first, Operation(lambda: scene.dismiss(worker), nothing), check)
@@ -159,8 +135,6 @@ RACES: dict[str, tuple[Prepare, set[str]]] = {
     "purge-take": (purge_and_take, {"purge", "both", "take"}),
     "take-ttl": (take_and_time_to_live, {"take", "ttl"}),
     "take-cancel": (take_and_cancel, {"take", "cancel"}),
-    "take-leave": (partial(take_and_leave, streams=False), {"take", "leave"}),
-    "take-leave-stream": (partial(take_and_leave, streams=True), {"take", "leave"}),
     "consume-lose": (partial(consume_and_lose, query="", waits=False), {"consume", "lose"}),
     "read-lose": (partial(consume_and_lose, query="?after=0", waits=False), {"consume", "lose"}),
     "wait-lose": (partial(consume_and_lose, query="", waits=True), {"consume", "lose"}),

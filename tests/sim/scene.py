@@ -1,6 +1,7 @@
 """The scene of a race: a proxy, scripted workers, one client, and the checks of all counters."""
 
 from collections import Counter
+from collections.abc import Iterable
 from pathlib import Path
 from random import Random
 from typing import Any, NamedTuple
@@ -20,6 +21,9 @@ OWNER = "one"
 INTERNAL_ERROR = 500
 # Longer than every time that passes at once.
 LEASE_SECONDS = 3_600.0
+# The time limits of calls.
+CALL_QUEUE_SECONDS = 20.0
+CALL_RUN_SECONDS = 60.0
 
 
 class Still(Random):
@@ -49,10 +53,17 @@ class Scene:
         self.world = world
         self.node = Node("client")
         world.network.random = Still()
-        self.proxy = ProxyMachine(world, folder, {"lease": LEASE_SECONDS}, world.draw("ids"))
+        settings = {
+            "lease": LEASE_SECONDS,
+            "queue_timeout": CALL_QUEUE_SECONDS,
+            "execution_timeout": CALL_RUN_SECONDS,
+        }
+        self.proxy = ProxyMachine(world, folder, settings, world.draw("ids"))
         self.workers: list[PuppetWorker] = []
         self._number = 0
+        # The ends of durable jobs and of calls.
         self._ends: Counter[str] = Counter()
+        self._calls: Counter[str] = Counter()
 
     @property
     def parts(self) -> Parts:
@@ -98,6 +109,12 @@ class Scene:
         worker.leave()
         self.workers.remove(worker)
 
+    async def dismiss_all(self) -> None:
+        """Let all workers leave, and wait until the proxy knows that."""
+        for worker in tuple(self.workers):
+            self.dismiss(worker)
+        await eventually(lambda: not list(self.parts.fleet))
+
     # The client
 
     async def prepare(self, method: str, operation: str, body: Any = None) -> Call:
@@ -108,7 +125,7 @@ class Scene:
         """Wait for the response to a request."""
         response = await call.response()
         body = await response.json()
-        self.expect(response.status < INTERNAL_ERROR, f"bug: {response.status} {body}")
+        self.expect(response.status != INTERNAL_ERROR, f"bug: {response.status} {body}")
         return Reply(response.status, body)
 
     async def call(self, method: str, operation: str, body: Any = None) -> Reply:
@@ -172,9 +189,9 @@ class Scene:
         counts: Counts = store._index.counts(EndpointId("default"))
         return counts
 
-    async def check_quiet(self, ends: list[str]) -> None:
-        """Wait until nothing runs, and compare all counters with these new ends of jobs and the
-        earlier ones.
+    async def check_quiet(self, ends: Iterable[str], calls: Iterable[str]) -> None:
+        """Wait until nothing runs, and compare all counters with these new ends of durable jobs
+        and of calls, and the earlier ones.
         """
         try:
             await eventually(lambda: not unrest(self, []))
@@ -182,6 +199,7 @@ class Scene:
             self.world.violate(f"not quiet: {unrest(self, [])}")
             return
         self._ends.update(ends)
+        self._calls.update(calls)
         expected = tuple(self._ends[status] for status in FINAL)
         counts = self.counts()
         counted = (counts.completed, counts.failed, counts.cancelled, counts.timed_out)
@@ -190,6 +208,9 @@ class Scene:
         self.expect(
             expected == counted == found, f"{expected} ends, counted {counted}, stored {found}"
         )
+        both = self._ends + self._calls
         jobs = (await self.call("GET", "health")).body["jobs"]
         shown = (jobs["completed"], jobs["failed"], jobs["inQueue"], jobs["inProgress"])
-        self.expect(shown == (*expected[:2], 0, 0), f"health {jobs}, expected {expected}")
+        self.expect(
+            shown == (both["COMPLETED"], both["FAILED"], 0, 0), f"health {jobs}, expected {both}"
+        )

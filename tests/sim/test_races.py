@@ -11,12 +11,13 @@ import pytest
 from harness.load.figures import tell
 
 from sim.race import DELAYED, EVEN, OVERTAKING, Pace, explore
+from sim.races_of_calls import RACES as RACES_OF_CALLS
 from sim.races_of_runs import RACES as RACES_OF_RUNS
 from sim.races_of_takes import RACES as RACES_OF_TAKES
 
 pytestmark = pytest.mark.slow
 
-RACES = RACES_OF_RUNS | RACES_OF_TAKES
+RACES = RACES_OF_RUNS | RACES_OF_TAKES | RACES_OF_CALLS
 TORTURE_SEEDS = range(1, 11)
 
 
