@@ -82,6 +82,28 @@ async def take_and_cancel(scene: Scene) -> Race:
     return Race(taking(worker), await requesting(scene, "POST", f"cancel/{job}"), check)
 
 
+async def take_and_part(scene: Scene) -> Race:
+    """A worker leaves while a job is taken for it; the job runs on the next worker."""
+    worker = await scene.join(0)
+    job = await scene.run()
+
+    def take() -> None:
+        if worker in scene.workers:
+            worker.say(Credit(1, 0))
+
+    async def check(_: None, __: None) -> Result:
+        other = await scene.join(1, whole_run)
+        shown = await scene.end(job)
+        check_end(scene, shown, "COMPLETED")
+        is_offered = bool(worker.found(Job, job))
+        scene.expect(is_offered or not shown["retries"], f"a run was lost of {shown}")
+        scene.expect(len(other.found(Job, job)) == 1, f"{other.received}")
+        return Result("take" if is_offered else "part", ["COMPLETED"])
+
+    parting = Operation(lambda: scene.dismiss(worker), nothing)
+    return Race(Operation(take, nothing), parting, check)
+
+
 async def consume_and_lose(scene: Scene, *, query: str, waits: bool) -> Race:
     """Output of a lost run is delivered and the job fails, or it is not and the job runs again.
 
@@ -135,6 +157,7 @@ RACES: dict[str, tuple[Prepare, set[str]]] = {
     "purge-take": (purge_and_take, {"purge", "both", "take"}),
     "take-ttl": (take_and_time_to_live, {"take", "ttl"}),
     "take-cancel": (take_and_cancel, {"take", "cancel"}),
+    "take-part": (take_and_part, {"take", "part"}),
     "consume-lose": (partial(consume_and_lose, query="", waits=False), {"consume", "lose"}),
     "read-lose": (partial(consume_and_lose, query="?after=0", waits=False), {"consume", "lose"}),
     "wait-lose": (partial(consume_and_lose, query="", waits=True), {"consume", "lose"}),
