@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 from proxy.app import Parts
 from proxy.jobs.model import Counts, EndpointId
 from proxy.wire.frames import Credit, Job
-from sim.clients import FINAL, OK
+from sim.clients import FINAL, INTERNAL, OK
 from sim.http_client import Call, connect
 from sim.machines import EPOCH_MILLIS, ProxyMachine
 from sim.node import Node
@@ -18,7 +18,6 @@ from sim.puppet import Answer, PuppetWorker, eventually, nothing
 from sim.world import World
 
 OWNER = "one"
-INTERNAL_ERROR = 500
 # Longer than every time that passes at once.
 LEASE_SECONDS = 3_600.0
 # The time limits of calls.
@@ -125,7 +124,7 @@ class Scene:
         """Wait for the response to a request."""
         response = await call.response()
         body = await response.json()
-        self.expect(response.status != INTERNAL_ERROR, f"bug: {response.status} {body}")
+        self.expect(response.status != INTERNAL, f"bug: {response.status} {body}")
         return Reply(response.status, body)
 
     async def call(self, method: str, operation: str, body: Any = None) -> Reply:
