@@ -13,7 +13,7 @@ from functools import partial
 import structlog
 
 from proxy.jobs.job_request import KEY_RETENTION, RETENTION, SYNC_RETENTION, JobRequest
-from proxy.jobs.lifecycle import Event, Status
+from proxy.jobs.lifecycle import Event, Status, advance
 from proxy.jobs.model import (
     EndpointId,
     Ids,
@@ -365,18 +365,18 @@ class DurableJobs:
         """Put a failed job into the queue again. Raises `NotRetriableError` if its status does not
         allow it.
         """
-        job = await self._view.get(endpoint, owner, job_id)
-        if job is None:
-            return None
-        again = await self._store.settle(job.id, Event.RETRY, now=self._clock.now())
-        if again is None:
+        while (job := await self._view.get(endpoint, owner, job_id)) is not None:
+            again = await self._store.settle(job.id, Event.RETRY, now=self._clock.now())
+            if again is not None:
+                self._runs.queued_again(again)
+                return again
             if not isinstance(job.submission.work, Input):
                 raise NotRetriableError("An OpenAI call cannot be retried. Send the request again.")
-            raise NotRetriableError(
-                f"Only a job that is FAILED or TIMED_OUT can be retried; this one is {job.status}."
-            )
-        self._runs.queued_again(again)
-        return again
+            if advance(job.status, Event.RETRY) is None:
+                rule = "Only a job that is FAILED or TIMED_OUT can be retried"
+                raise NotRetriableError(f"{rule}; this one is {job.status}.")
+            # Its status has changed since it was read, or it was forgotten.
+        return None
 
     async def purge(self, endpoint: Endpoint, owner: Owner) -> int:
         """Cancel all queued jobs of an owner; return their number.

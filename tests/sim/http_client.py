@@ -56,8 +56,36 @@ class Response:
         self.writer.transport.abort()
 
 
-async def request(method: str, path: str, owner: str, body: Any = None) -> Response:
-    """Send a request and return its response. Raises `BrokenError`."""
+@dataclass(slots=True)
+class Call:
+    """A request on an open connection, which is sent later."""
+
+    reader: asyncio.StreamReader
+    writer: asyncio.StreamWriter
+    data: bytes
+
+    def send(self) -> None:
+        """Send the whole request."""
+        self.writer.write(self.data)
+
+    def abort(self) -> None:
+        """Leave at once."""
+        self.writer.transport.abort()
+
+    async def response(self) -> Response:
+        """Wait for the head of the response. Raises `BrokenError`."""
+        with _breaking(self.writer):
+            async with asyncio.timeout(TIMEOUT_SECONDS):
+                status = int((await _line(self.reader)).split()[1])
+                headers = {}
+                while line := await _line(self.reader):
+                    name, _, value = line.decode().partition(":")
+                    headers[name.lower()] = value.strip()
+        return Response(status, headers, self.reader, self.writer)
+
+
+async def connect(method: str, path: str, owner: str, body: Any = None) -> Call:
+    """Open a connection for a request. Raises `BrokenError`."""
     try:
         reader, writer = await asyncio.open_connection(*ADDRESS)
     except OSError as error:
@@ -68,15 +96,14 @@ async def request(method: str, path: str, owner: str, body: Any = None) -> Respo
         f"Authorization: Bearer {KEYS[owner]}\r\nConnection: close\r\n"
         f"Content-Type: application/json\r\nContent-Length: {len(data)}\r\n\r\n"
     )
-    with _breaking(writer):
-        writer.write(head.encode() + data)
-        async with asyncio.timeout(TIMEOUT_SECONDS):
-            status = int((await _line(reader)).split()[1])
-            headers = {}
-            while line := await _line(reader):
-                name, _, value = line.decode().partition(":")
-                headers[name.lower()] = value.strip()
-    return Response(status, headers, reader, writer)
+    return Call(reader, writer, head.encode() + data)
+
+
+async def request(method: str, path: str, owner: str, body: Any = None) -> Response:
+    """Send a request and return its response. Raises `BrokenError`."""
+    call = await connect(method, path, owner, body)
+    call.send()
+    return await call.response()
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:

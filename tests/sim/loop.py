@@ -63,6 +63,8 @@ class SimLoop(asyncio.BaseEventLoop):
         self.thread_seconds = THREAD_SECONDS
         # The sockets that `create_connection` will be called with.
         self._addresses: dict[Any, tuple[str, int]] = {}
+        # Called after each handle with its node.
+        self.on_handle: Callable[[Any], None] | None = None
         # Exceptions that no task or callback has handled.
         self.errors: list[str] = []
         self.set_task_factory(self._make_task)
@@ -70,6 +72,10 @@ class SimLoop(asyncio.BaseEventLoop):
 
     def time(self) -> float:
         return self._now
+
+    def pass_time(self, seconds: float) -> None:
+        """Let time pass before the next handle runs, as if the last one had taken this time."""
+        self._now += seconds
 
     def call_soon_threadsafe(  # type: ignore[override]
         self, callback: Callable[..., object], *args: Any, context: Any = None
@@ -164,6 +170,8 @@ class SimLoop(asyncio.BaseEventLoop):
         if self._handles_now > MAX_HANDLES_PER_MOMENT:
             raise StuckError(f"an endless loop at {self._now:.3f} s: {handle!r}")
         handle._run()
+        if self.on_handle is not None:
+            self.on_handle(node)
 
     def _next(self, ready: Any) -> Any:
         """Remove and return the next handle."""

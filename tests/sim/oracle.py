@@ -22,8 +22,6 @@ def unrest(scenario: Any, clients: list[Any]) -> list[str]:
     if counts.in_queue or counts.in_progress:
         found.append(f"jobs: {counts.in_queue} in the queue, {counts.in_progress} in progress")
     found += [f"fleet: {why}" for why in _fleet_unrest(scenario, parts)]
-    ended = [job for job in scenario.jobs if job.plan.webhook and job.end]
-    found += filter(None, map(scenario.receiver.missing, ended))
     for budget in ("bodies", "answers", "passing"):
         if used := getattr(parts, budget).used:
             found.append(f"I10: {used} bytes of {budget} are reserved")

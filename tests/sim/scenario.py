@@ -120,6 +120,8 @@ class Scenario:
                 if not machine.is_up and loop.time() >= self._down.get(machine.name, 0.0):
                     machine.start()
             why = unrest(self, [client for client in clients if not client.done()])
+            ended = [job for job in self.jobs if job.plan.webhook and job.end]
+            why += filter(None, map(self.receiver.missing, ended))
         for reason in why:
             self._world.violate(f"I6: not quiet {limit:g} s after the last fault: {reason}")
         if not why:
