@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import pytest
 import pytest_asyncio
 from harness.proxy.server import CHAT, Proxy, serving
 from harness.runpod.raw_worker import Raw
@@ -214,16 +215,24 @@ async def test_a_slow_reader_applies_back_pressure_to_its_stream(proxy: Proxy) -
             assert len(await reading) == 200 * len(event)
 
 
-async def test_a_stream_with_a_lost_chunk_is_not_reported_as_complete(proxy: Proxy) -> None:
+@pytest.mark.parametrize("posted", [[0], [1, 2], [0, 2], []])
+async def test_a_stream_with_a_lost_chunk_is_not_reported_as_complete(
+    proxy: Proxy, posted: list[int]
+) -> None:
+    """Also if the worker has posted the end of the stream."""
+    events = ["data: 1\n\n", "data: 2\n\n", "data: [DONE]\n\n"]
     async with Raw(proxy) as raw:
         taking = asyncio.create_task(raw.next_job())
         asking = asyncio.create_task(proxy.http.post(CHAT, json={"messages": [], "stream": True}))
         job = (await taking)["id"]
-        await raw.chunk(job, "data: 1\n\n")
-        await raw.done(job, {"output": ["data: 1\n\n", "data: 2\n\n", "data: [DONE]\n\n"]})
+        for index in posted:
+            await raw.chunk(job, events[index])
+        await raw.done(job, {"output": events})
         text = await (await asking).text()
-        assert text.startswith("data: 1\n\n")
-        assert "Part of the response was lost" in text
+        is_whole = "[DONE]" in text and "Part of the response was lost" not in text
+        assert is_whole == (not posted)
+        first = [event for index in posted if "[DONE]" not in (event := events[index])]
+        assert text.startswith("".join(first))
 
 
 async def test_a_run_continues_after_a_restart_of_the_proxy(proxy: Proxy) -> None:
