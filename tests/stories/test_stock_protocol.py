@@ -133,6 +133,20 @@ async def test_a_worker_is_not_given_a_job_that_it_may_still_have(proxy: Proxy) 
         assert (await raw.next_job())["id"] == job
 
 
+async def test_a_result_that_is_posted_again_does_not_end_another_attempt(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw:
+        job = await run(proxy)
+        await raw.take()
+        await raw.done(job, {"error": "no"})
+        async with proxy.http.post(f"/v2/default/retry/{job}") as response:
+            assert response.status == 200
+        # It has not received the response.
+        assert await raw.take(busy=True) is None
+        await raw.done(job, {"error": "no"})
+        assert (await status(proxy, job))["status"] == "IN_QUEUE"
+        assert (await raw.next_job())["id"] == job
+
+
 async def test_the_first_result_counts_and_a_late_one_is_acknowledged(proxy: Proxy) -> None:
     async with Raw(proxy) as raw:
         job = await run(proxy)

@@ -130,14 +130,15 @@ class RunpodResults:
         finally:
             run.is_ending = False  # after an internal error, the SDK posts the result again
         if worker.tracked.runs.get(job_id) is run:
-            del worker.tracked.runs[job_id]
+            worker.tracked.end(job_id, asyncio.get_running_loop().time())
         if result is not None and result.refreshes:
             worker.on_refresh()
 
     def too_large(self, worker: RunpodWorker, job_id: JobId) -> None:
         """End a run whose posted body exceeds the size limit."""
-        run = worker.tracked.runs.pop(job_id, None)
+        run = worker.tracked.runs.get(job_id)
         if run is not None:
+            worker.tracked.end(job_id, asyncio.get_running_loop().time())
             end = RunEnd(Ending.REFUSED, OVERFLOW)
             self._fleet.end_run(worker.member, job_id, run.attempt, end)
 

@@ -226,7 +226,7 @@ class RunpodWorker:
 
     def rejoin(self, now: float) -> None:
         """Start a new membership of the fleet, for a new or returning worker."""
-        self.tracked.lose()
+        self.tracked.lose(now)
         self._stops, self.is_closed = [], False
         self.member = PollingWorker(self.id, self.endpoint, self, seen=now)
 
