@@ -199,6 +199,21 @@ async def test_a_stopped_job_is_stopped_again_while_the_worker_lists_it(proxy: P
         assert await raw.stops() == []
 
 
+async def test_a_run_that_is_not_assigned_to_its_worker_is_stopped(proxy: Proxy) -> None:
+    """For example one that was cancelled while the proxy restarted."""
+    async with Raw(proxy) as raw:
+        job = await run(proxy)
+        await raw.take()
+        await raw.ping(job, "gone")
+        # Its result may have arrived before the ping.
+        assert await raw.stops() == []
+        await raw.ping(job, "gone")
+        assert await raw.stops() == ["gone"]
+        await raw.ping(job)
+        await raw.ping(job)
+        assert await raw.stops() == []
+
+
 async def test_a_slow_reader_applies_back_pressure_to_its_stream(proxy: Proxy) -> None:
     body = {"messages": [], "stream": True}
     async with Raw(proxy) as raw:

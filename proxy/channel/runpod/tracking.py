@@ -172,6 +172,8 @@ class TrackedRuns:
         self._listed: frozenset[str] = frozenset()
         # The jobs that the worker has reported as finished, even if a later ping lists them.
         self._over: frozenset[str] = frozenset()
+        # The jobs of the last ping that are not assigned to the worker.
+        self._foreign: frozenset[str] = frozenset()
         # The jobs without a run that the worker may still have, and the times of the ends of their
         # runs: those that it had when it was last lost, and those whose result has arrived. It
         # posts the result again if the response is lost.
@@ -261,6 +263,16 @@ class TrackedRuns:
         }
         self._listed, self._pinged_at = listed, now
         return [self._vanish(job_id, died_at) for job_id in gone]
+
+    def on_foreign(self, listed: frozenset[str]) -> frozenset[str]:
+        """Return the jobs of a ping that are not assigned to the worker, as at the ping before.
+
+        The worker got them before it was lost, or before a restart of the proxy. One ping alone can
+        list a job whose result arrived before it.
+        """
+        before = self._foreign
+        self._foreign = listed - self._over - self.runs.keys()
+        return self._foreign & before
 
     def _vanish(self, job_id: JobId, died_at: float) -> VanishedRun:
         """Remove a run. The loss counts unless the job was probably not delivered to the worker."""

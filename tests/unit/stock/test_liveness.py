@@ -134,6 +134,16 @@ def test_an_idle_worker_may_be_assigned_a_job_again_at_once() -> None:
     assert holdings.may_have(JOB)
 
 
+def test_a_job_is_foreign_if_two_pings_list_it_without_a_run() -> None:
+    holdings, _ = holding()
+    listed = frozenset({JOB})
+    assert not holdings.on_foreign(listed)
+    holdings.end(JOB, 2.0)
+    assert not holdings.on_foreign(listed)
+    assert holdings.on_foreign(listed) == listed
+    assert not holdings.on_foreign(frozenset())
+
+
 def test_paths_and_queries_are_parsed() -> None:
     call = find_request("/v2/ep/job-done/w-1/j-1")
     assert (call.endpoint, call.verb, call.worker, call.job, call.fault) == (
