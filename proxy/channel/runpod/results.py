@@ -267,7 +267,7 @@ class RunpodResults:
             return RunEnd(Ending.RELEASED)
         if result.has_failed:
             return _failed(sink, run, find_failure(bytes(result.error)))
-        if await in_thread_if_large(answer.has_holes, value):
+        if await in_thread_if_large(partial(_differs, answer, run), value):
             return RunEnd(Ending.REFUSED, HOLES)
         if not answer.is_stream:
             found = await in_thread_if_large(answer.whole, value)
@@ -288,6 +288,14 @@ class RunpodResults:
         if answer.carries_error and fits:
             return RunEnd(Ending.FAILED, ERROR_EVENT)
         return _completed(fits=fits)
+
+
+def _differs(answer: Answer, run: Run, output: bytes) -> bool:
+    """Return True if elements of a stream were lost or repeated."""
+    if answer.has_holes(output):
+        return True
+    is_posted = answer.is_stream and len(run.posted) > 0
+    return is_posted and find_difference(run.posted, output) is not None
 
 
 def _sink(worker: RunpodWorker, job_id: JobId, run: Run) -> Sink | None:
