@@ -77,6 +77,8 @@ async def call(
     exchange = _Exchange(request, authorization)
     task = asyncio.ensure_future(app(exchange.scope, exchange.receive, exchange.send))
     task.add_done_callback(lambda _: exchange.changed.set())
+    # asyncio would log an error that nothing retrieves, because the reader has left before it.
+    task.add_done_callback(_failure)
     try:
         while not exchange.is_whole and not task.done():
             await exchange.changed.wait()

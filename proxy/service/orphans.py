@@ -50,6 +50,9 @@ class Orphans:
     def __len__(self) -> int:
         return len(self._jobs)
 
+    def __contains__(self, job_id: JobId) -> bool:
+        return job_id in self._jobs
+
     def find(self, jobs: Iterable[Job]) -> None:
         """Set the jobs that were running when the store was opened."""
         self._jobs = {job.id: job for job in jobs}

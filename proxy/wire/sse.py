@@ -257,6 +257,22 @@ def last_start(data: bytes) -> int:
     return last_end(data, 0, len(data.rstrip(LINE_END_CHARACTERS)))
 
 
+def end_start(data: bytes) -> int:
+    """Return the position of the last event in `data` if it is the end of an answer without an
+    error; otherwise the length of `data`.
+
+    `data` begins at the first byte of an event.
+    """
+    if not _is_one_object(data):
+        start = last_start(data)
+        event = data[start:]
+        if not _is_plain(event) and any(
+            one.is_final and not one.is_error for one in read_events(event)
+        ):
+            return start
+    return len(data)
+
+
 def _may_be_error(data: bytes) -> bool:
     """Return False if no event in `data` is an error; cheap, for the events of tokens."""
     return data.find(b"error") >= 0 or data.find(b"failed") >= 0

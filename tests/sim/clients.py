@@ -6,24 +6,34 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from proxy.jobs.policy import MAX_LOST_RUNS
-from sim.http_client import BrokenError, Response, request
+from sim.http_client import BrokenError, Response, request, send
 from sim.machines import RECEIVER
-from sim.plan import ENDLESS_KINDS, ClientPlan
+from sim.plan import ENDLESS_KINDS, LATE_OUTPUT, ClientPlan
 from sim.tokens import fault_of, read_tokens, texts
 
 FINAL = ("COMPLETED", "FAILED", "CANCELLED", "TIMED_OUT")
 SUBMIT_TRIES = 5
 RETRY_SECONDS = 1.0
 POLL_SECONDS = 0.4
+CONSUMERS = ("stream", "stream_leave")
+# Together these are shorter than the delay of the first output of a job of the kind `stream_leave`:
+# the longest submission, the longest call of `stream`, and until the end of its connection arrives.
+SUBMISSION_SECONDS = 0.7
+LEAVE_SECONDS = 1.0
+ARRIVAL_SECONDS = 1.0
 OK, NOT_FOUND, INTERNAL = 200, 404, 500
 
 
 @dataclass(slots=True)
 class SeenJob:
-    """A durable job whose id a client has received. `end`: the final status it has seen."""
+    """A durable job whose id a client has received.
+
+    `submitted_at`: the time of its request. `end`: the final status that the client has seen.
+    """
 
     id: str
     plan: ClientPlan
+    submitted_at: float
     end: str = ""
     ended_at: float = 0.0
     # It was cancelled before it had a final status.
@@ -65,7 +75,7 @@ class Client:
                 read_tokens(text),
                 plan.name,
                 total=plan.tokens,
-                is_whole=is_whole and not self.has_lost,
+                is_whole=is_whole,
                 may_skip=self.has_lost,
             )
         except ValueError as error:
@@ -80,7 +90,9 @@ class Client:
         if "execution_timeout" in json.dumps(body):
             check_timeout(self.world, self.plan)
         is_expected = self.world.has_faults or bool(self.plan.fault)
-        if status == INTERNAL or not is_expected:
+        # The engine of a stock worker has failed, and the error names no status.
+        is_engine_error = bool(self.plan.fault) and "engine_error" in json.dumps(body)
+        if (status == INTERNAL and not is_engine_error) or not is_expected:
             self.world.violate(f"{self.plan.name} {self.plan.kind}: {status} {body}")
 
     # Interactive jobs
@@ -154,7 +166,9 @@ class Client:
             await asyncio.sleep(plan.pause)
             answer = await self._call("POST", f"cancel/{job.id}", job)
             job.is_cancelled = answer.get("status") == "CANCELLED"
-        if plan.kind == "stream":
+        if plan.kind == "stream_leave":
+            await self._leave(job)
+        if plan.kind in CONSUMERS:
             await self._consume(job)
         elif plan.kind == "cursor":
             await self._read_on(job)
@@ -173,8 +187,8 @@ class Client:
         sampling = {"max_tokens": plan.tokens, "seed": int(plan.pace * 1e6)}
         streams = plan.streams or plan.kind in ("stream", "cursor")
         value: Any = {"prompt": plan.name, "sampling_params": sampling, "stream": streams}
-        if plan.kind == "retry":
-            # Its first run fails, unless it is lost before.
+        if plan.fault:
+            # The first run of a `retry` fails, unless it is lost before.
             body = self._chat_body() | {"fault": plan.fault}
             value = {"openai_route": "/v1/chat/completions", "openai_input": body}
         order = {"input": value}
@@ -182,6 +196,7 @@ class Client:
             order["webhook"] = f"http://{RECEIVER[0]}:{RECEIVER[1]}/{plan.webhook}/{plan.name}"
         operation = "runsync" if plan.kind == "runsync" else "run"
         for _ in range(SUBMIT_TRIES):
+            now = asyncio.get_running_loop().time()
             try:
                 response = await request("POST", f"/v2/default/{operation}", plan.owner, order)
                 answer = await response.json()
@@ -192,7 +207,7 @@ class Client:
             else:
                 if response.status == OK:
                     self._note(f"job {answer['id']} {answer['status']}")
-                    job = SeenJob(answer["id"], plan)
+                    job = SeenJob(answer["id"], plan, now)
                     self.jobs.append(job)
                     self._see(job, answer)
                     return job
@@ -212,6 +227,22 @@ class Client:
             if not answer["stream"]:
                 await asyncio.sleep(POLL_SECONDS)
         self._check(text, is_whole=answer["status"] == "COMPLETED")
+
+    async def _leave(self, job: SeenJob) -> None:
+        """Call `stream` and leave before the first output exists."""
+        if asyncio.get_running_loop().time() > job.submitted_at + SUBMISSION_SECONDS:
+            return
+        try:
+            connection = await send("GET", f"/v2/default/stream/{job.id}", self.plan.owner)
+        except BrokenError as error:
+            self._note(f"stream/{job.id} broken: {error}")
+            return
+        await asyncio.sleep(min(self.plan.pause, LEAVE_SECONDS))
+        self._note("leaves")
+        connection.abort()
+        await asyncio.sleep(ARRIVAL_SECONDS)
+        # Otherwise the proxy knows that its client has left.
+        self.has_lost = connection.link.is_disturbed or connection.link.server.node.is_stopped
 
     async def _read_on(self, job: SeenJob) -> None:
         """Read the job's output from a cursor, which consumes nothing."""
@@ -257,7 +288,7 @@ class Client:
             except BrokenError as error:
                 if not error.is_excused:
                     raise
-                self.has_lost = self.plan.kind == "stream"
+                self.has_lost = self.plan.kind in CONSUMERS
                 self._note(f"{operation} broken: {error}")
             else:
                 if response.status == OK:
@@ -267,7 +298,7 @@ class Client:
                 if response.status == NOT_FOUND:
                     self.world.violate(f"I1: job {job.id} of {self.plan.name} is unknown")
                     return {"status": "FAILED", "stream": []}
-                self.has_lost = self.plan.kind == "stream"
+                self.has_lost = self.plan.kind in CONSUMERS
             await asyncio.sleep(RETRY_SECONDS)
 
     def _see(self, job: SeenJob, answer: Any) -> None:
@@ -308,7 +339,7 @@ def check_view(world: Any, job: SeenJob, answer: Any) -> None:
         check_timeout(world, job.plan)
     try:
         tokens = read_tokens(texts(answer.get("output")))
-        is_whole = status == "COMPLETED" and not job.plan.fault
+        is_whole = status == "COMPLETED" and job.plan.fault in ("", LATE_OUTPUT)
         fault = fault_of(tokens, job.plan.name, total=job.plan.tokens, is_whole=is_whole)
     except ValueError as error:
         fault = str(error)

@@ -1,4 +1,7 @@
-"""The processes of a simulation: a proxy, and workers below `worker_vllm.worker`."""
+"""The processes of a simulation: a proxy, and workers below `worker_vllm.worker`.
+
+Workers with Runpod's SDK are in `stock_worker.py`.
+"""
 
 import asyncio
 import json

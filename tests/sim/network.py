@@ -44,7 +44,8 @@ class Connection:
         draw = network.random
         self.window = draw.choice(WINDOWS)
         self.segment = draw.choice(SEGMENTS)
-        self._mean = draw.uniform(LATENCY_MIN_SECONDS, network.latency_seconds)
+        # The mean latency in seconds.
+        self.mean = draw.uniform(LATENCY_MIN_SECONDS, network.latency_seconds)
         name = ("127.0.0.1", 40_000 + number)
         address = ("127.0.0.1", 8000)
         self.client = SimTransport(self, client, name, address)
@@ -64,7 +65,7 @@ class Connection:
 
     def latency(self) -> float:
         """Draw the latency of one segment."""
-        return self._mean * self.network.random.uniform(0.5, 1.5)
+        return self.mean * self.network.random.uniform(0.5, 1.5)
 
     def reset(self) -> None:
         """Break the connection, so that both ends notice it."""

@@ -5,6 +5,7 @@ from typing import Any
 
 from sim.clients import FINAL, NOT_FOUND, OK, check_view
 from sim.http_client import BrokenError, request
+from sim.stock_worker import StockMachine
 
 # Jobs of `runsync` are kept for 60 s after their end.
 SYNC_RETENTION_SECONDS = 55.0
@@ -42,6 +43,10 @@ def _fleet_unrest(scenario: Any, parts: Any) -> list[str]:
             found.append(f"{machine.name} has {worker.slots} slots, {worker.light_held} light")
         if machine.engine is not None and machine.engine.running:
             found.append(f"the engine of {machine.name} runs {machine.engine.running}")
+        if isinstance(machine, StockMachine):
+            if machine.jobs:
+                found.append(f"{machine.name} has {list(machine.jobs)}")
+            continue
         if machine.runtime is not None and machine.runtime._runs:
             found.append(f"the runtime of {machine.name} has {list(machine.runtime._runs)}")
         if machine.runtime is not None and machine.runtime._ended.has_unconfirmed:

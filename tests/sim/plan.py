@@ -27,6 +27,7 @@ CLIENT_KINDS = {
     "chat_fault": 1,
     "cursor": 4,
     "retry": 3,
+    "stream_leave": 2,
 }
 # These run until they are stopped.
 ENDLESS_KINDS = ("chat_leave", "cancel")
@@ -34,7 +35,8 @@ ENDLESS_TOKENS = 100_000
 # The reactions of the receiver of a webhook to the first delivery.
 REACTIONS = ("acknowledge", "refuse", "reset", "hang")
 WEBHOOK_PART = 0.3
-ENGINE_FAULTS = ("hang:2", "error_event:1", "cut:2", "status:503", "head_delay:3000")
+LATE_OUTPUT = "head_delay:3000"
+ENGINE_FAULTS = ("hang:2", "error_event:1", "cut:2", "status:503", LATE_OUTPUT)
 FAULT_KINDS = {
     "kill_worker": 4,
     "drain_worker": 2,
@@ -55,6 +57,13 @@ FAULT_KINDS = {
 # proxy cannot notice at its start that the clock is late, or less than 24 hours ahead.
 CLOCK_HOURS = (30, 50, 1_000)
 CLOCK_RESTART_SECONDS = 0.5
+# The share of plans with a stock worker, and the time from a post of it to its last repetition.
+STOCK_SHARE = 0.25
+STOCK_REPEAT_SECONDS = 5.0
+# A client, or a stock worker, notices after this time that its connection is silent.
+SILENCE_SECONDS = 10.0
+# The connections of a stock worker's next posts break, before or after the arrival of the posts.
+CUT_POSTS_WEIGHT = 8
 ALL_STATEMENTS = 1_000_000
 # A run is delayed for as long as one of these lasts.
 SLOWING = ("stop_worker", "stop_proxy", "block", "store", "slow")
@@ -100,7 +109,11 @@ class Fault:
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """See the module's docstring. `is_fifo`: the loop keeps the order of its handles."""
+    """See the module's docstring.
+
+    `is_fifo`: the loop keeps the order of its handles. `slots`: those of the native workers.
+    `stock_slots`: the jobs that the stock worker runs at once; 0 if there is none.
+    """
 
     seed: int
     is_fifo: bool
@@ -109,13 +122,17 @@ class Plan:
     thread_seconds: float
     latency_seconds: float
     slots: tuple[int, ...]
+    stock_slots: int
     clients: tuple[ClientPlan, ...]
     faults: tuple[Fault, ...]
 
     @property
     def may_time_out(self) -> bool:
         """True if the faults can delay a healthy run beyond the time limit of a run."""
-        return sum(map(_delay, self.faults)) > TOLERATED_DELAY_SECONDS
+        delay = sum(map(_delay, self.faults))
+        if self.stock_slots:
+            delay += sum(map(_stock_delay, self.faults))
+        return delay > TOLERATED_DELAY_SECONDS
 
     def to_json(self) -> str:
         return json.dumps(asdict(self), indent=1)
@@ -132,6 +149,18 @@ def _delay(fault: Fault) -> float:
     return fault.seconds if fault.kind in SLOWING else 0.0
 
 
+def _stock_delay(fault: Fault) -> float:
+    """Return by how much longer a fault delays a run of a stock worker."""
+    match fault.kind:
+        case "cut_posts":
+            return fault.times * STOCK_REPEAT_SECONDS
+        case "flap":
+            return fault.seconds + STOCK_REPEAT_SECONDS
+        case "silence":
+            return STOCK_REPEAT_SECONDS + SILENCE_SECONDS
+    return STOCK_REPEAT_SECONDS
+
+
 def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
     """Return the plan of a seed. `kinds`: the possible faults and their weights."""
     random = Random(f"{seed} plan")
@@ -146,7 +175,10 @@ def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
     )
     thread_seconds = random.choice((0.0005, 0.0005, 0.005, 0.05))
     latency_seconds = random.choice((0.002, 0.02, 0.2))
+    stock_slots = random.choice((1, 2, 4)) if random.random() < STOCK_SHARE else 0
     weights = dict(FAULT_KINDS if kinds is None else kinds)
+    if stock_slots:
+        weights["cut_posts"] = CUT_POSTS_WEIGHT
     if store:
         weights = {kind: weight for kind, weight in weights.items() if kind not in NEEDS_FILE}
     number = random.choice((0, 1, 1, 2, 3, 4, 6)) if weights else 0
@@ -161,6 +193,7 @@ def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
         thread_seconds=thread_seconds,
         latency_seconds=latency_seconds,
         slots=slots,
+        stock_slots=stock_slots,
         clients=clients,
         faults=tuple(faults),
     )
@@ -181,9 +214,15 @@ def _client(random: Random, number: int, moments: Sequence[float]) -> ClientPlan
         pace=0.1 if kind in ENDLESS_KINDS else random.choice((0.0, 0.02, 0.1, 0.3)),
         pause=_rounded(random.uniform(0.0, 2.0)),
         streams=random.random() < 0.5,
-        fault=random.choice(ENGINE_FAULTS) if kind in ("chat_fault", "retry") else "",
+        fault=_engine_fault(random, kind),
         webhook=random.choice(REACTIONS) if random.random() < WEBHOOK_PART else "",
     )
+
+
+def _engine_fault(random: Random, kind: str) -> str:
+    if kind == "stream_leave":
+        return LATE_OUTPUT
+    return random.choice(ENGINE_FAULTS) if kind in ("chat_fault", "retry") else ""
 
 
 def _fault(random: Random, weights: dict[str, int]) -> Fault:
@@ -213,6 +252,9 @@ def _fault(random: Random, weights: dict[str, int]) -> Fault:
             more["detail"] = f"{how} {random.choice(CLOCK_HOURS)}"
         case "slow":
             more["detail"] = str(random.choice((0.2, 1.0)))
+        case "cut_posts":
+            seconds = 0.0
+            more["times"] = random.randint(1, 4)
         case "cut" | "silence":
             seconds = 0.0
     return Fault(at, kind, pick, seconds, **more)

@@ -5,7 +5,7 @@ from functools import partial
 
 from proxy.wire.frames import Chunk, End, Frame, Head, Job
 from sim.clients import OK
-from sim.http_client import Call, connect
+from sim.http_client import Call, prepare
 from sim.puppet import PuppetWorker, eventually
 from sim.race import Operation, Prepare, Race, Result
 from sim.races_of_runs import (
@@ -40,7 +40,7 @@ async def calling(scene: Scene, *, streams: bool = False) -> tuple[Call, str]:
     """Send a call, and wait until it is in the proxy; return it and the id of its job."""
     messages = [{"role": "user", "content": "hello"}]
     body = {"model": "scripted", "stream": streams, "messages": messages}
-    call = await connect("POST", "/v1/chat/completions", OWNER, body)
+    call = await prepare("POST", "/v1/chat/completions", OWNER, body)
     call.send()
     await eventually(lambda: len(scene.parts.interactive) == 1)
     return call, next(iter(scene.parts.interactive)).job.id

@@ -20,17 +20,18 @@ from sim.plan import (
     EXECUTION_SECONDS,
     LEASE_SECONDS,
     PLAY_SECONDS,
+    SILENCE_SECONDS,
     Fault,
     Plan,
 )
 from sim.receiver import Receiver
+from sim.stock_worker import StockMachine
+from sim.tokens import STOCK
 from sim.world import World
 
 # The last client may start its job at the end, and needs this long for it.
 LAST_JOB_SECONDS = 10.0
 LIMIT_SECONDS = LEASE_SECONDS + EXECUTION_SECONDS + 5.0 + LAST_JOB_SECONDS
-# A client notices after this time that its connection is silent.
-SILENCE_SECONDS = 10.0
 # A delivery of a webhook that times out, the pause after it, and the next one.
 DELIVERY_SECONDS = 25.0
 SHARED_MEMORY = Path("/dev/shm")
@@ -82,15 +83,21 @@ class Scenario:
             "lease": LEASE_SECONDS,
             "execution_timeout": EXECUTION_SECONDS,
             "drain": 3.0,
+            "poll_hold": 2.0,
+            "ping_lease": LEASE_SECONDS,
+            "line_gap": 2.0,
         }
         if plan.store:
             settings["store"] = plan.store
         self.proxy = ProxyMachine(world, folder, settings, world.draw("ids"))
-        self.workers = [
+        self.workers: list[WorkerMachine | StockMachine] = [
             WorkerMachine(world, f"w{number}", slots, world.draw(f"worker {number}"))
             for number, slots in enumerate(plan.slots)
         ]
         self.receiver = Receiver(world, self.proxy)
+        self._stock = StockMachine(world, plan.stock_slots, world.draw("stock"))
+        if plan.stock_slots:
+            self.workers.append(self._stock)
         self.jobs: list[SeenJob] = []
         self._down: dict[str, float] = {}
         world.has_faults = bool(plan.faults)
@@ -165,6 +172,8 @@ class Scenario:
                 for number in range(fault.times):
                     delay = fault.seconds * number / fault.times
                     self._world.loop.call_later(delay, self._reset, worker, context=Context())
+            case "cut" if target == "posts":
+                self._stock.cut_posts = fault.times
             case "cut" | "silence":
                 self._cut(fault)
             case _:
@@ -246,7 +255,7 @@ class Scenario:
             connection.reset()
             return
         connection.is_silent = True
-        if connection.nodes[0].startswith("c"):
+        if connection.nodes[0].startswith(("c", STOCK)):
             self._world.loop.call_later(
                 SILENCE_SECONDS, connection.client.vanish, context=Context()
             )

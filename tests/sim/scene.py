@@ -10,7 +10,7 @@ from proxy.app import Parts
 from proxy.jobs.model import Counts, EndpointId
 from proxy.wire.frames import Credit, Job
 from sim.clients import FINAL, INTERNAL, OK
-from sim.http_client import Call, connect
+from sim.http_client import Call, prepare
 from sim.machines import EPOCH_MILLIS, ProxyMachine
 from sim.node import Node
 from sim.oracle import unrest
@@ -118,7 +118,7 @@ class Scene:
 
     async def prepare(self, method: str, operation: str, body: Any = None) -> Call:
         """Open the connection for a request of the queue API."""
-        return await connect(method, f"/v2/default/{operation}", OWNER, body)
+        return await prepare(method, f"/v2/default/{operation}", OWNER, body)
 
     async def reply(self, call: Call) -> Reply:
         """Wait for the response to a request."""

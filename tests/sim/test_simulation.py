@@ -19,6 +19,8 @@ pytestmark = pytest.mark.slow
 # Seeds of `make test`, in groups that a parallel run distributes.
 GROUPS = 10
 SEEDS_PER_GROUP = 10
+# A stock worker, some of whose posts are lost.
+STOCK_SEED = 17
 # The seeds of the torture tests, in parts; with MINUTES, each part has as many as fit.
 TORTURE_SEED = 100_000
 TORTURE_PARTS = 4
@@ -47,13 +49,22 @@ def test_the_invariants_hold_under_faults(group: int) -> None:
     assert not found
 
 
-@pytest.mark.parametrize("seed", [4, 7])
+@pytest.mark.parametrize("seed", [4, 7, STOCK_SEED])
 def test_a_seed_always_gives_the_same_trace(seed: int) -> None:
     assert outcome(seed).lines == outcome(seed).lines
 
 
 def test_different_seeds_give_different_traces() -> None:
     assert outcome(1).lines != outcome(2).lines
+
+
+def test_a_stock_worker_takes_part() -> None:
+    result = outcome(STOCK_SEED)
+    assert not result.violations
+    lines = "\n".join(result.lines)
+    assert "stock takes" in lines
+    assert "broken: ConnectionResetError" in lines
+    assert "isStream=true 200" in lines
 
 
 def test_a_disk_that_forgets_commits_is_found() -> None:

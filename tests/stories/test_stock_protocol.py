@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 import aiohttp
+import pytest
 import pytest_asyncio
 from harness.proxy.server import CHAT, Proxy, serving
 from harness.runpod.raw_worker import Raw
@@ -132,6 +133,20 @@ async def test_a_worker_is_not_given_a_job_that_it_may_still_have(proxy: Proxy) 
         assert (await raw.next_job())["id"] == job
 
 
+async def test_a_result_that_is_posted_again_does_not_end_another_attempt(proxy: Proxy) -> None:
+    async with Raw(proxy) as raw:
+        job = await run(proxy)
+        await raw.take()
+        await raw.done(job, {"error": "no"})
+        async with proxy.http.post(f"/v2/default/retry/{job}") as response:
+            assert response.status == 200
+        # It has not received the response.
+        assert await raw.take(busy=True) is None
+        await raw.done(job, {"error": "no"})
+        assert (await status(proxy, job))["status"] == "IN_QUEUE"
+        assert (await raw.next_job())["id"] == job
+
+
 async def test_the_first_result_counts_and_a_late_one_is_acknowledged(proxy: Proxy) -> None:
     async with Raw(proxy) as raw:
         job = await run(proxy)
@@ -184,6 +199,21 @@ async def test_a_stopped_job_is_stopped_again_while_the_worker_lists_it(proxy: P
         assert await raw.stops() == []
 
 
+async def test_a_run_that_is_not_assigned_to_its_worker_is_stopped(proxy: Proxy) -> None:
+    """For example one that was cancelled while the proxy restarted."""
+    async with Raw(proxy) as raw:
+        job = await run(proxy)
+        await raw.take()
+        await raw.ping(job, "gone")
+        # Its result may have arrived before the ping.
+        assert await raw.stops() == []
+        await raw.ping(job, "gone")
+        assert await raw.stops() == ["gone"]
+        await raw.ping(job)
+        await raw.ping(job)
+        assert await raw.stops() == []
+
+
 async def test_a_slow_reader_applies_back_pressure_to_its_stream(proxy: Proxy) -> None:
     body = {"messages": [], "stream": True}
     async with Raw(proxy) as raw:
@@ -214,16 +244,24 @@ async def test_a_slow_reader_applies_back_pressure_to_its_stream(proxy: Proxy) -
             assert len(await reading) == 200 * len(event)
 
 
-async def test_a_stream_with_a_lost_chunk_is_not_reported_as_complete(proxy: Proxy) -> None:
+@pytest.mark.parametrize("posted", [[0], [1, 2], [0, 2], [0, 0, 2], []])
+async def test_a_stream_with_a_lost_chunk_is_not_reported_as_complete(
+    proxy: Proxy, posted: list[int]
+) -> None:
+    """Also if the worker has posted the end of the stream."""
+    events = ["data: 1\n\n", "data: 2\n\n", "data: [DONE]\n\n"]
     async with Raw(proxy) as raw:
         taking = asyncio.create_task(raw.next_job())
         asking = asyncio.create_task(proxy.http.post(CHAT, json={"messages": [], "stream": True}))
         job = (await taking)["id"]
-        await raw.chunk(job, "data: 1\n\n")
-        await raw.done(job, {"output": ["data: 1\n\n", "data: 2\n\n", "data: [DONE]\n\n"]})
+        for index in posted:
+            await raw.chunk(job, events[index])
+        await raw.done(job, {"output": events})
         text = await (await asking).text()
-        assert text.startswith("data: 1\n\n")
-        assert "Part of the response was lost" in text
+        is_whole = "[DONE]" in text and "Part of the response was lost" not in text
+        assert is_whole == (not posted)
+        passed_on = [event for index in posted if "[DONE]" not in (event := events[index])]
+        assert text.startswith("".join(passed_on))
 
 
 async def test_a_run_continues_after_a_restart_of_the_proxy(proxy: Proxy) -> None:

@@ -196,7 +196,7 @@ class RunpodChannel:
         if worker is not None:
             for job_id in ping.jobs if self._registry.has_orphans() else ():
                 await self._registry.adopt(worker, JobId(job_id), waits=False)
-            worker.on_ping(ping.jobs)
+            worker.on_ping(ping.jobs, self._registry.orphans(ping.jobs))
 
     async def _post(
         self,

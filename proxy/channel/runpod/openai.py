@@ -28,7 +28,7 @@ from proxy.service.json_text import (
     in_thread_if_large,
     utf8_fault,
 )
-from proxy.wire.sse import Events, Part, carries_error
+from proxy.wire.sse import Events, Part, carries_error, end_start
 
 ABSENT = msgspec.Raw(b"")
 NULL = b"null"
@@ -279,13 +279,17 @@ class Answer:
         self._kept_bytes = 0
         # Keeps the bytes after the last complete event.
         self._stream = Events()
+        # The final event, and what follows it: only the result shows whether an element was lost
+        # or posted again.
+        self._held: list[bytes] = []
+        self._held_bytes = 0
         # The events arrived as objects, without the final `[DONE]`.
         self._was_parsed = False
 
     @property
     def backlog(self) -> int:
         """The number of buffered bytes."""
-        return self._stream.backlog + self._kept_bytes
+        return self._stream.backlog + self._kept_bytes + self._held_bytes
 
     def read(self, body: bytes) -> None:
         """Parse the request body. This must be called before any other method."""
@@ -294,7 +298,10 @@ class Answer:
         self.unread = b""
 
     def put(self, element: bytes) -> bytes:
-        """Add a JSON element; return the events that can be passed on. See `is_mid_event`."""
+        """Add a JSON element; return the events that can be passed on. See `is_mid_event`.
+
+        The final event, and what follows it, waits for the result.
+        """
         self.received += 1
         if not self.is_stream:
             self._kept.append(element)
@@ -313,9 +320,12 @@ class Answer:
                 self._events(one, ELEMENT_MAX_DEPTH) for one in elements(output) or [output]
             )
         )
+        blank_line = b""
         for part in self._stream.end():
             if part.data.strip() or self.is_mid_event:
-                late += self._pass_on(part) + b"\n\n"
+                late += self._pass_on(part)
+                blank_line = b"\n\n"
+        late += b"".join(self._held) + blank_line
         return late + DONE if self._was_parsed else late
 
     def has_holes(self, output: bytes) -> bool:
@@ -358,8 +368,15 @@ class Answer:
 
     def _pass_on(self, part: Part) -> bytes:
         self.carries_error |= carries_error(part)
-        self.is_mid_event = part.more
-        return part.data
+        size = len(part.data)
+        end = end_start(part.data) if part.begins and not part.more else size
+        if not self._held and end == size:
+            self.is_mid_event = part.more
+            return part.data
+        start = 0 if self._held else end
+        self._held.append(part.data[start:])
+        self._held_bytes += size - start
+        return part.data[:start]
 
 
 def _unwrapped(element: bytes) -> tuple[Head, bytes]:

@@ -128,6 +128,10 @@ class WorkerRegistry:
         """Return True if there are runs that may be adopted."""
         return bool(self._orphans)
 
+    def orphans(self, jobs: frozenset[str]) -> frozenset[str]:
+        """Return those of these jobs whose runs may be adopted."""
+        return frozenset(job_id for job_id in jobs if JobId(job_id) in self._orphans)
+
     def report_unhealthy(self, endpoint: EndpointId, name: str, why: str, *, exclude: bool) -> None:
         """Remove an unhealthy worker from the fleet and report it."""
         log.warning("worker.unhealthy", worker=name, endpoint=endpoint, why=why)

@@ -130,14 +130,15 @@ class RunpodResults:
         finally:
             run.is_ending = False  # after an internal error, the SDK posts the result again
         if worker.tracked.runs.get(job_id) is run:
-            del worker.tracked.runs[job_id]
+            worker.tracked.end(job_id, asyncio.get_running_loop().time())
         if result is not None and result.refreshes:
             worker.on_refresh()
 
     def too_large(self, worker: RunpodWorker, job_id: JobId) -> None:
         """End a run whose posted body exceeds the size limit."""
-        run = worker.tracked.runs.pop(job_id, None)
+        run = worker.tracked.runs.get(job_id)
         if run is not None:
+            worker.tracked.end(job_id, asyncio.get_running_loop().time())
             end = RunEnd(Ending.REFUSED, OVERFLOW)
             self._fleet.end_run(worker.member, job_id, run.attempt, end)
 
@@ -266,7 +267,7 @@ class RunpodResults:
             return RunEnd(Ending.RELEASED)
         if result.has_failed:
             return _failed(sink, run, find_failure(bytes(result.error)))
-        if await in_thread_if_large(answer.has_holes, value):
+        if await in_thread_if_large(partial(_differs, answer, run), value):
             return RunEnd(Ending.REFUSED, HOLES)
         if not answer.is_stream:
             found = await in_thread_if_large(answer.whole, value)
@@ -287,6 +288,14 @@ class RunpodResults:
         if answer.carries_error and fits:
             return RunEnd(Ending.FAILED, ERROR_EVENT)
         return _completed(fits=fits)
+
+
+def _differs(answer: Answer, run: Run, output: bytes) -> bool:
+    """Return True if elements of a stream were lost or repeated."""
+    if answer.has_holes(output):
+        return True
+    is_posted = answer.is_stream and len(run.posted) > 0
+    return is_posted and find_difference(run.posted, output) is not None
 
 
 def _sink(worker: RunpodWorker, job_id: JobId, run: Run) -> Sink | None:

@@ -128,6 +128,8 @@ DROP_PINGS = 2
 # A request sent more than this time after a response proves that the worker has read the response.
 SETTLE_SECONDS = 1.0
 MAX_DROPPED_JOBS = 1_000
+# A worker that is never idle and does not ping reports no end of a job.
+MAX_LEFT_JOBS = 1_000
 
 
 @dataclass(slots=True)
@@ -170,8 +172,12 @@ class TrackedRuns:
         self._listed: frozenset[str] = frozenset()
         # The jobs that the worker has reported as finished, even if a later ping lists them.
         self._over: frozenset[str] = frozenset()
-        # The jobs that the worker had when it was last lost.
-        self._left: set[str] = set()
+        # The jobs of the last ping that are not assigned to the worker.
+        self._foreign: frozenset[str] = frozenset()
+        # The jobs without a run that the worker may still have, and the times of the ends of their
+        # runs: those that it had when it was last lost, and those whose result has arrived. It
+        # posts the result again if the response is lost.
+        self._left: dict[str, float] = {}
         # The jobs that the worker has dropped before, and whether the last drop counted as a loss.
         self._dropped: dict[str, bool] = {}
 
@@ -202,11 +208,19 @@ class TrackedRuns:
         for run in self.runs.values():
             run.misses = 0
             run.given_at = max(run.given_at, now)
+        self._left = dict.fromkeys(self._left, now)
 
-    def lose(self) -> None:
+    def lose(self, now: float) -> None:
         """Remove all runs of a lost worker. Other workers take its jobs."""
-        self._left |= set(self.runs)
+        self._left |= dict.fromkeys(self.runs, now)
         self.runs = {}
+
+    def end(self, job_id: JobId, now: float) -> None:
+        """Remove a run whose result has arrived."""
+        del self.runs[job_id]
+        if len(self._left) >= MAX_LEFT_JOBS:
+            self._left.clear()
+        self._left[job_id] = now
 
     def on_idle_poll(self, died_at: float) -> list[VanishedRun]:
         """Remove and return the assigned runs, since the worker reports that it has no job.
@@ -241,9 +255,24 @@ class TrackedRuns:
                 run.misses += 1
                 if run.misses >= DROP_PINGS or run.is_stopped:
                     gone.append(job_id)
-        self._left &= listed
+        # A ping that was sent before the response to a poll does not list its jobs either.
+        self._left = {
+            job_id: at
+            for job_id, at in self._left.items()
+            if job_id in listed or now < at + SETTLE_SECONDS
+        }
         self._listed, self._pinged_at = listed, now
         return [self._vanish(job_id, died_at) for job_id in gone]
+
+    def on_foreign(self, listed: frozenset[str]) -> frozenset[str]:
+        """Return the jobs of a ping that are not assigned to the worker, as at the ping before.
+
+        The worker got them before it was lost, or before a restart of the proxy. One ping alone can
+        list a job whose result arrived before it.
+        """
+        before = self._foreign
+        self._foreign = listed - self._over - self.runs.keys()
+        return self._foreign & before
 
     def _vanish(self, job_id: JobId, died_at: float) -> VanishedRun:
         """Remove a run. The loss counts unless the job was probably not delivered to the worker."""

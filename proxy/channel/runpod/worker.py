@@ -81,6 +81,8 @@ REST_SECONDS = 1.0
 REFRESH_SECONDS = 2.0
 # A worker that is about to restart exits when its polls have been answered.
 REFRESH_POLL_SECONDS = 0.5
+# A worker with an old SDK never asks for the jobs to stop.
+MAX_STOPS = 1_000
 # A worker reports that it has dropped a stopped job by sending the next poll.
 STOPPED_POLL_SECONDS = 1.0
 
@@ -184,6 +186,8 @@ class RunpodWorker:
         ):
             answer = Answer(work.body) if isinstance(work, Request) else None
             self.tracked.give(job.id, Run(job.attempt, answer))
+            # An earlier run of this job has ended before it was stopped.
+            self._stops = [job_id for job_id in self._stops if job_id != job.id]
             poll.give(job)
         else:
             self._rests_until = self._clock() + REST_SECONDS
@@ -226,7 +230,7 @@ class RunpodWorker:
 
     def rejoin(self, now: float) -> None:
         """Start a new membership of the fleet, for a new or returning worker."""
-        self.tracked.lose()
+        self.tracked.lose(now)
         self._stops, self.is_closed = [], False
         self.member = PollingWorker(self.id, self.endpoint, self, seen=now)
 
@@ -315,14 +319,20 @@ class RunpodWorker:
         stops, self._stops = self._stops, []
         return stops
 
-    def on_ping(self, listed: frozenset[str]) -> None:
-        """Process a ping, which lists the jobs of the worker."""
+    def on_ping(self, listed: frozenset[str], orphans: frozenset[str] = frozenset()) -> None:
+        """Process a ping, which lists the jobs of the worker. `orphans`: those of them that it may
+        still resume.
+        """
         self.life.heard = now = self._clock()
         self._recover(self.tracked.on_ping(listed, now, self.asked_at, self.life.died_at))
         for job_id, run in self.tracked.runs.items():
             # The first request may have been too early: the SDK stops only started jobs.
             if run.is_stopped and job_id in listed:
                 self._ask_to_stop(job_id)
+        # An orphan is not listed as one while it is being resumed.
+        if not self.adopting.locked():
+            for foreign_id in self.tracked.on_foreign(listed - orphans):
+                self._ask_to_stop(foreign_id)
 
     def on_refresh(self) -> None:
         """Prepare for a restart of the worker, which asked for one after its current job."""
@@ -364,7 +374,7 @@ class RunpodWorker:
             self._listener.recover(self, one)
 
     def _ask_to_stop(self, job_id: str) -> None:
-        if job_id not in self._stops:
+        if job_id not in self._stops and len(self._stops) < MAX_STOPS:
             self._stops.append(job_id)
         if self._stopping is not None:
             self._stopping.end()

@@ -106,6 +106,35 @@ def test_a_stream_may_arrive_only_as_a_result() -> None:
     assert Answer(STREAM).finish(b'["data: 1\\n\\n", "data: 2\\n\\n"]') == b"data: 1\n\ndata: 2\n\n"
 
 
+@pytest.mark.parametrize(
+    "end", ["data: [DONE]\n\n", "data:[DONE]\r\n\r\n", "event: message_stop\ndata: {}\n\n"]
+)
+@pytest.mark.parametrize("start", ["", "data: {}\n\n"])
+def test_the_end_of_a_stream_waits_for_the_result(start: str, end: str) -> None:
+    answer = Answer(STREAM)
+    assert answer.put(text("data: 1\n\n")) == b"data: 1\n\n"
+    assert answer.put(text(start + end)) == start.encode()
+    assert answer.backlog == len(end)
+    assert answer.finish(b"[]") == end.encode()
+
+
+def test_what_follows_the_end_waits_for_the_result_too() -> None:
+    """The worker has posted an element again."""
+    answer = Answer(STREAM)
+    whole = "data: 1\n\ndata: [DONE]\n\n"
+    assert answer.put(text(whole)) == b"data: 1\n\n"
+    assert answer.put(text(whole)) == b""
+    assert answer.put(text("data: 2")) == b""
+    assert not answer.is_mid_event
+    assert answer.finish(b"[]") == (whole * 2).removeprefix("data: 1\n\n").encode() + b"data: 2\n\n"
+
+
+def test_an_end_without_its_blank_line_is_ended() -> None:
+    answer = Answer(STREAM)
+    answer.put(text("data: [DONE]\n"))
+    assert answer.finish(b"[]") == b"data: [DONE]\n\n\n"
+
+
 def test_missing_parts_of_a_stream_are_detected() -> None:
     answer = Answer(STREAM)
     answer.put(b'"data: 1"')

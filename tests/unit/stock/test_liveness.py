@@ -107,12 +107,41 @@ def test_a_job_in_flight_is_not_lost() -> None:
 
 def test_a_lost_worker_does_not_get_back_jobs_that_its_pings_still_list() -> None:
     holdings, _ = holding()
-    holdings.lose()
+    holdings.lose(0.5)
     assert not holdings.may_have(JOB)
     ping(holdings, 2.0, JOB)
     assert not holdings.may_have(JOB)
     ping(holdings, 3.0)
     assert holdings.may_have(JOB)
+
+
+def test_a_job_is_not_assigned_again_while_its_result_may_be_posted_again() -> None:
+    holdings, _ = holding()
+    holdings.end(JOB, 2.0)
+    # This ping may have been sent before the job arrived.
+    ping(holdings, 2.5)
+    assert not holdings.may_have(JOB)
+    ping(holdings, 4.0, JOB)
+    assert not holdings.may_have(JOB)
+    ping(holdings, 5.0)
+    assert holdings.may_have(JOB)
+
+
+def test_an_idle_worker_may_be_assigned_a_job_again_at_once() -> None:
+    holdings, _ = holding()
+    holdings.end(JOB, 2.0)
+    holdings.on_idle_poll(-1.0)
+    assert holdings.may_have(JOB)
+
+
+def test_a_job_is_foreign_if_two_pings_list_it_without_a_run() -> None:
+    holdings, _ = holding()
+    listed = frozenset({JOB})
+    assert not holdings.on_foreign(listed)
+    holdings.end(JOB, 2.0)
+    assert not holdings.on_foreign(listed)
+    assert holdings.on_foreign(listed) == listed
+    assert not holdings.on_foreign(frozenset())
 
 
 def test_paths_and_queries_are_parsed() -> None:
