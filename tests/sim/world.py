@@ -1,5 +1,6 @@
 """The state of one simulation: loop, network, machines, trace and violations."""
 
+import asyncio
 import gc
 import logging
 import sys
@@ -124,6 +125,8 @@ class World:
                 self.violate(f"bug: nothing handles the error of {task!r}")
         self._is_over = True
         self.network.close()
+        # Code in `finally` that asks for a loop would create one.
+        asyncio.set_event_loop(self.loop)
         for task in self.loop.tasks:
             if task.done():
                 continue
@@ -131,6 +134,7 @@ class World:
             coroutine: Any = task.get_coro()
             with suppress(BaseException):
                 coroutine.close()
+        asyncio.set_event_loop(None)
         for node in self.nodes:
             if not node.is_dead:
                 node.kill()
