@@ -21,6 +21,8 @@ CONSUMERS = ("stream", "stream_leave")
 SUBMISSION_SECONDS = 0.7
 LEAVE_SECONDS = 1.0
 ARRIVAL_SECONDS = 1.0
+# In the error of a job whose secret was encrypted with another `seal-key`.
+UNREADABLE = "cannot be decrypted"
 OK, NOT_FOUND, INTERNAL = 200, 404, 500
 
 
@@ -192,6 +194,8 @@ class Client:
             body = self._chat_body() | {"fault": plan.fault}
             value = {"openai_route": "/v1/chat/completions", "openai_input": body}
         order = {"input": value}
+        if plan.has_s3:
+            order["s3Config"] = {"accessId": plan.name}
         if plan.webhook:
             order["webhook"] = f"http://{RECEIVER[0]}:{RECEIVER[1]}/{plan.webhook}/{plan.name}"
         operation = "runsync" if plan.kind == "runsync" else "run"
@@ -337,6 +341,9 @@ def check_view(world: Any, job: SeenJob, answer: Any) -> None:
         return
     if status == "TIMED_OUT":
         check_timeout(world, job.plan)
+    has_other_key = world.has_other_seal_key and job.plan.has_s3
+    if UNREADABLE in answer.get("error", "") and not has_other_key:
+        world.violate(f"job {job.id} has failed without a reason: {answer['error']}")
     try:
         tokens = read_tokens(texts(answer.get("output")))
         is_whole = status == "COMPLETED" and job.plan.fault in ("", LATE_OUTPUT)

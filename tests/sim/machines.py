@@ -6,6 +6,7 @@ Workers with Runpod's SDK are in `stock_worker.py`.
 import asyncio
 import json
 from abc import ABC, abstractmethod
+from base64 import b64encode
 from collections.abc import Callable
 from contextvars import Context
 from functools import partial
@@ -36,6 +37,7 @@ ADDRESS = ("127.0.0.1", 8000)
 RECEIVER = ("127.0.0.2", 9000)
 TOKEN = "simulated-worker-token-of-enough-length"
 KEYS = {"one": "key-of-owner-one-0123456789abcdef", "two": "key-of-owner-two-0123456789abcdef"}
+OTHER_SEAL_KEY = b64encode(b"another key: 32 bytes of a plan.").decode()
 EPOCH_MILLIS = 1_800_000_000_000
 HEARTBEAT_SECONDS = 2.0
 PROGRESS_SECONDS = 30.0
@@ -131,9 +133,17 @@ class ProxyMachine(Machine):
         self._random = random
         self._disk = SimDisk()
         self.faults = StoreFaults(trace=world.trace)
+        # The first content of its file `seal-key`, once another one is set.
+        self._seal_key = ""
         # The error of the wall clock, in seconds.
         self.wall_seconds = 0.0
         self.clock = SimClock(world.loop, self._wall_seconds)
+
+    def set_seal_key(self, *, is_other: bool) -> None:
+        """Set the key with which the next process opens secrets: another one, or the first one."""
+        path = self._settings.seal_key_file()
+        self._seal_key = self._seal_key or path.read_text()
+        path.write_text(OTHER_SEAL_KEY if is_other else self._seal_key)
 
     def _wall_seconds(self) -> float:
         return self.wall_seconds

@@ -34,7 +34,7 @@ ENDLESS_KINDS = ("chat_leave", "cancel")
 ENDLESS_TOKENS = 100_000
 # The reactions of the receiver of a webhook to the first delivery.
 REACTIONS = ("acknowledge", "refuse", "reset", "hang")
-WEBHOOK_PART = 0.3
+WEBHOOK_SHARE = 0.3
 LATE_OUTPUT = "head_delay:3000"
 ENGINE_FAULTS = ("hang:2", "error_event:1", "cut:2", "status:503", LATE_OUTPUT)
 FAULT_KINDS = {
@@ -56,7 +56,12 @@ FAULT_KINDS = {
 # The error of the wall clock, in hours: it changes while the proxy runs, or with a restart. The
 # proxy cannot notice at its start that the clock is late, or less than 24 hours ahead.
 CLOCK_HOURS = (30, 50, 1_000)
-CLOCK_RESTART_SECONDS = 0.5
+# The time from the end of the proxy to its start, where a fault consists of two restarts.
+RESTART_SECONDS = 0.5
+# The share of jobs with a secret for Runpod workers, and the weight of a start with another
+# `seal-key`, where there is such a worker.
+S3_SHARE = 0.2
+SEAL_WEIGHT = 4
 # The share of plans with a stock worker, and the time from a post of it to its last repetition.
 STOCK_SHARE = 0.25
 STOCK_REPEAT_SECONDS = 5.0
@@ -67,7 +72,7 @@ CUT_POSTS_WEIGHT = 8
 ALL_STATEMENTS = 1_000_000
 # A run is delayed for as long as one of these lasts.
 SLOWING = ("stop_worker", "stop_proxy", "block", "store", "slow")
-NEEDS_FILE = ("kill_proxy", "drain_proxy", "store", "crash", "clock")
+NEEDS_FILE = ("kill_proxy", "drain_proxy", "store", "crash", "clock", "seal")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +81,7 @@ class ClientPlan:
 
     `at`: seconds until it starts. `pause`: until it cancels, leaves or reads on. `fault`: what its
     request makes the engine do (see `worker_vllm.engine.script`). `webhook`: the reaction of the
-    receiver of its webhook; empty without one.
+    receiver of its webhook; empty without one. `has_s3`: its job has a secret.
     """
 
     name: str
@@ -89,6 +94,7 @@ class ClientPlan:
     streams: bool
     fault: str = ""
     webhook: str = ""
+    has_s3: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,8 +150,8 @@ def _delay(fault: Fault) -> float:
         return fault.seconds + LEASE_SECONDS
     if fault.kind == "silence":
         return LEASE_SECONDS
-    if fault.kind == "clock":
-        return 2 * (CLOCK_RESTART_SECONDS + LEASE_SECONDS)
+    if fault.kind in ("clock", "seal"):
+        return 2 * (RESTART_SECONDS + LEASE_SECONDS)
     return fault.seconds if fault.kind in SLOWING else 0.0
 
 
@@ -178,7 +184,7 @@ def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
     stock_slots = random.choice((1, 2, 4)) if random.random() < STOCK_SHARE else 0
     weights = dict(FAULT_KINDS if kinds is None else kinds)
     if stock_slots:
-        weights["cut_posts"] = CUT_POSTS_WEIGHT
+        weights |= {"cut_posts": CUT_POSTS_WEIGHT, "seal": SEAL_WEIGHT}
     if store:
         weights = {kind: weight for kind, weight in weights.items() if kind not in NEEDS_FILE}
     number = random.choice((0, 1, 1, 2, 3, 4, 6)) if weights else 0
@@ -215,7 +221,8 @@ def _client(random: Random, number: int, moments: Sequence[float]) -> ClientPlan
         pause=_rounded(random.uniform(0.0, 2.0)),
         streams=random.random() < 0.5,
         fault=_engine_fault(random, kind),
-        webhook=random.choice(REACTIONS) if random.random() < WEBHOOK_PART else "",
+        webhook=random.choice(REACTIONS) if random.random() < WEBHOOK_SHARE else "",
+        has_s3=random.random() < S3_SHARE,
     )
 
 
@@ -246,6 +253,8 @@ def _fault(random: Random, weights: dict[str, int]) -> Fault:
         case "flap":
             seconds = _rounded(random.uniform(0.5, 6.0))
             more["times"] = random.randint(2, 8)
+        case "seal":
+            seconds = _rounded(random.uniform(1.0, 8.0))
         case "clock":
             seconds = _rounded(random.uniform(1.0, 8.0))
             how = random.choice(("restart", "step"))

@@ -3,6 +3,7 @@
 import asyncio
 from contextvars import Context
 from dataclasses import dataclass
+from functools import partial
 from math import ceil
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -16,10 +17,10 @@ from sim.machines import Machine, ProxyMachine, WorkerMachine
 from sim.node import Node
 from sim.oracle import check_end, unrest
 from sim.plan import (
-    CLOCK_RESTART_SECONDS,
     EXECUTION_SECONDS,
     LEASE_SECONDS,
     PLAY_SECONDS,
+    RESTART_SECONDS,
     SILENCE_SECONDS,
     Fault,
     Plan,
@@ -102,6 +103,7 @@ class Scenario:
         self._down: dict[str, float] = {}
         world.has_faults = bool(plan.faults)
         world.may_time_out = plan.may_time_out
+        world.has_other_seal_key = any(fault.kind == "seal" for fault in plan.faults)
         world.loop.thread_seconds = plan.thread_seconds
         world.network.latency_seconds = plan.latency_seconds
 
@@ -198,6 +200,10 @@ class Scenario:
                 how, hours = fault.detail.split()
                 self._set_clock(how, 3600.0 * float(hours))
                 loop.call_later(fault.seconds, self._set_clock, how, 0.0, context=Context())
+            case "seal":
+                self._set_seal_key(is_other=True)
+                restore = partial(self._set_seal_key, is_other=False)
+                loop.call_later(fault.seconds, restore, context=Context())
             case "lie":
                 self.proxy.faults.lies = fault.times
             case "crash":
@@ -221,7 +227,15 @@ class Scenario:
         self.proxy.wall_seconds = seconds
         self._expect_calm(self._world.loop.time())
         if how == "restart" or (not seconds and self.proxy.clock.start_seconds):
-            self._kill(self.proxy, self._world.loop.time() + CLOCK_RESTART_SECONDS)
+            self._restart_proxy()
+
+    def _set_seal_key(self, *, is_other: bool) -> None:
+        self._world.trace(f"seal {is_other}")
+        self.proxy.set_seal_key(is_other=is_other)
+        self._restart_proxy()
+
+    def _restart_proxy(self) -> None:
+        self._kill(self.proxy, self._world.loop.time() + RESTART_SECONDS)
 
     def _drain(self, machine: Machine, fault: Fault) -> None:
         self._down[machine.name] = fault.end

@@ -38,6 +38,7 @@ class World:
         # The (job, attempt) pairs that workers have received, and their receivers.
         self.has_faults = False
         self.may_time_out = False
+        self.has_other_seal_key = False
         # Error responses that clients have received.
         self.errors = 0
         self.offers: dict[tuple[str, int], str] = {}
