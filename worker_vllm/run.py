@@ -1,13 +1,5 @@
 """A run is one attempt of one job in this worker, from its first frame to its `End`.
 
-    ARRIVING ──▶ STARTING ──▶ RUNNING ──▶ ANSWERING ──▶ ENDED
-        │            │           │            │           ▲
-        │            │           └──▶ STOPPING ◀──┘──────▶│
-        └────────────┴────────────────────────────────────┘
-
-`TRANSITIONS` is the complete table. An event that is absent for a phase changes nothing: a late
-frame is a result, not an error.
-
 The runs that have just ended are remembered, because the socket accepts an `End` although the
 connection may be broken. A worker that listed only the runs that it still has could not be
 distinguished from one that never received the job.
@@ -20,7 +12,6 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import NamedTuple
 
 from proxy.wire.flow import Outbox, SendFlow
@@ -38,6 +29,7 @@ from proxy.wire.frames import (
     Output,
 )
 from worker_vllm.asgi import Request
+from worker_vllm.phases import IN_ENGINE, TRANSITIONS, Phase, RunEvent
 
 MESSAGE_CHARACTERS = 2_000
 # The message of a run that a bug of the worker has ended.
@@ -51,51 +43,6 @@ OUTBOX_LOW_BYTES = 32 * 1024
 # A proxy of an older version sends no `Resume` within an event: unless it paused the run, more is
 # sent after this time.
 OLD_PROXY_SECONDS = 1.0
-
-
-class Phase(Enum):
-    """The state of a run."""
-
-    ARRIVING = auto()
-    """Its body is still being received."""
-    STARTING = auto()
-    """The body is complete and its task exists, but the task has not made its first step."""
-    RUNNING = auto()
-    """The engine works on it; no output exists yet."""
-    ANSWERING = auto()
-    """At least one byte of output exists."""
-    STOPPING = auto()
-    """It was stopped by a decision outside the engine, which has not released it yet."""
-    ENDED = auto()
-    """Its `End` is in the outbox."""
-
-
-class RunEvent(Enum):
-    """A cause for a new phase."""
-
-    COMPLETE_BODY = auto()
-    BEGIN = auto()
-    ANSWER = auto()
-    STOP = auto()
-    END = auto()
-
-
-TRANSITIONS: dict[tuple[Phase, RunEvent], Phase] = {
-    (Phase.ARRIVING, RunEvent.COMPLETE_BODY): Phase.STARTING,
-    (Phase.ARRIVING, RunEvent.STOP): Phase.ENDED,
-    (Phase.ARRIVING, RunEvent.END): Phase.ENDED,
-    (Phase.STARTING, RunEvent.BEGIN): Phase.RUNNING,
-    (Phase.STARTING, RunEvent.STOP): Phase.ENDED,
-    (Phase.RUNNING, RunEvent.ANSWER): Phase.ANSWERING,
-    (Phase.RUNNING, RunEvent.STOP): Phase.STOPPING,
-    (Phase.RUNNING, RunEvent.END): Phase.ENDED,
-    (Phase.ANSWERING, RunEvent.STOP): Phase.STOPPING,
-    (Phase.ANSWERING, RunEvent.END): Phase.ENDED,
-    (Phase.STOPPING, RunEvent.END): Phase.ENDED,
-}
-
-NOT_BEGUN = (Phase.ARRIVING, Phase.STARTING)
-IN_ENGINE = (Phase.STARTING, Phase.RUNNING, Phase.ANSWERING, Phase.STOPPING)
 
 
 class BadBodyError(ValueError):

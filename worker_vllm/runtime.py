@@ -47,17 +47,15 @@ from worker_vllm import handler
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
 from worker_vllm.inputs.gauges import Gauges
+from worker_vllm.phases import NOT_BEGUN, Phase, RunEvent
 from worker_vllm.run import (
     BODY_MAX_BYTES,
     INTERNAL_ERROR,
-    NOT_BEGUN,
     BadBodyError,
     EndedRuns,
     OutputGoneError,
-    Phase,
     ResendBuffer,
     Run,
-    RunEvent,
 )
 from worker_vllm.settings import OutputFormat
 
