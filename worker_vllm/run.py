@@ -153,12 +153,14 @@ class Run:
 
     async def send(self, frame: Chunk | Output) -> None:
         """Send a piece of the answer as soon as flow control allows it."""
-        self.advance(RunEvent.ANSWER)
+        if self.phase is Phase.RUNNING:
+            self.advance(RunEvent.ANSWER)
         if not self.flow.may_send or self.unsent > OUTBOX_HIGH_BYTES:
             await self._wait_to_continue()
-        self.flow.sent(len(frame.data))
+        size = len(frame.data)
+        self.flow.sent(size)
         self.is_in_event = frame.more
-        if isinstance(frame, Chunk) and self.kept is not None:
+        if size > PART_BYTES and isinstance(frame, Chunk) and self.kept is not None:
             for part in parts_of(frame):
                 self.put(part)
         else:

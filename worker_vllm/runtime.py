@@ -94,7 +94,8 @@ class Runtime:
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._log = structlog.get_logger()
+        # Bound once: each call of an unbound logger binds it.
+        self._log = structlog.get_logger().bind()
         self.moves = 0
         """The number of pieces of output so far. The watchdog compares it."""
 
@@ -166,7 +167,7 @@ class Runtime:
             if isinstance(frame, End):
                 self._ended.add(run)
                 self._forget(run)
-            else:
+            elif not run.may_continue.is_set():
                 run.continue_if_possible()
 
     def disconnected(self, origin: Outbox) -> None:
