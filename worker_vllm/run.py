@@ -28,7 +28,8 @@ from proxy.wire.frames import (
     Job,
     Output,
 )
-from worker_vllm.asgi import Request
+from proxy.wire.sse import EVENT_STREAM, Part
+from worker_vllm import asgi
 from worker_vllm.phases import IN_ENGINE, TRANSITIONS, Phase, RunEvent
 
 MESSAGE_CHARACTERS = 2_000
@@ -151,12 +152,27 @@ class Run:
             return self.kept.size
         return self.origin.backlog(self.job.job)
 
-    async def send(self, frame: Chunk | Output) -> None:
-        """Send a piece of the answer as soon as flow control allows it."""
-        if self.phase is Phase.RUNNING:
-            self.advance(RunEvent.ANSWER)
+    def frame(self, piece: asgi.Head | Part) -> Head | Chunk:
+        """Return the frame of a piece of the engine's response."""
+        job = self.job
+        if isinstance(piece, Part):
+            return Chunk(job.job, job.attempt, piece.data, piece.more)
+        fields = piece.fields if self.knows_fields else ()
+        return Head(job.job, job.attempt, piece.status, piece.content_type, fields)
+
+    def offer(self, frame: Head | Chunk | Output) -> bool:
+        """Send a piece of the answer; return False, and do nothing, if it may not be sent now."""
+        is_answering = self.phase is Phase.ANSWERING
+        if not (is_answering or self.phase is Phase.RUNNING):
+            return False
         if not self.flow.may_send or self.unsent > OUTBOX_HIGH_BYTES:
-            await self._wait_to_continue()
+            return False
+        if isinstance(frame, Head):
+            self.flow.has_window = frame.content_type.startswith(EVENT_STREAM)
+            self.put(frame)
+            return True
+        if not is_answering:
+            self.advance(RunEvent.ANSWER)
         size = len(frame.data)
         self.flow.sent(size)
         self.is_in_event = frame.more
@@ -165,9 +181,10 @@ class Run:
                 self.put(part)
         else:
             self.put(frame)
+        return True
 
-    async def _wait_to_continue(self) -> None:
-        """Wait until flow control allows the run to send again."""
+    async def wait_to_continue(self) -> None:
+        """Wait until flow control allows the run to send again, after `offer` returned False."""
         self.may_continue.clear()
         limit = OLD_PROXY_SECONDS if self.is_in_event and self.kept is None else None
         try:
@@ -259,12 +276,12 @@ class Run:
             )
         return not part.more
 
-    def request(self) -> Request:
+    def request(self) -> asgi.Request:
         """Return the request for the engine, and release the body's buffer."""
         body = bytes(self.body)
         self.body.clear()
         job = self.job
-        return Request(job.method, job.path, job.content_type, body, job.fields)
+        return asgi.Request(job.method, job.path, job.content_type, body, job.fields)
 
 
 # A broken connection is detected within 30 s, and closed 2 s later (see `channel.dial`).

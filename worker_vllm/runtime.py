@@ -27,7 +27,6 @@ from proxy.wire.frames import (
     UNKNOWN_RUN,
     Acknowledge,
     Body,
-    Chunk,
     Credit,
     End,
     Ending,
@@ -42,7 +41,7 @@ from proxy.wire.frames import (
     ToWorker,
     Welcome,
 )
-from proxy.wire.sse import EVENT_STREAM
+from proxy.wire.sse import Part
 from worker_vllm import handler
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
@@ -303,16 +302,16 @@ class Runtime:
     async def _answer(self, run: Run) -> End:
         if run.job.input:
             return await self._answer_input(run)
-        job, attempt = run.job.job, run.job.attempt
-        async with aclosing(handler.handle(self._engine, run.request())) as answer:
+
+        def offer(piece: Head | Part) -> bool:
+            is_sent = run.offer(run.frame(piece))
+            self.moves += is_sent
+            return is_sent
+
+        async with aclosing(handler.Answer(self._engine, run.request(), offer)) as answer:
             async for piece in answer:
-                self.moves += 1
-                if isinstance(piece, Head):
-                    run.flow.has_window = piece.content_type.startswith(EVENT_STREAM)
-                    fields = piece.fields if run.knows_fields else ()
-                    run.put(frames.Head(job, attempt, piece.status, piece.content_type, fields))
-                    continue
-                await run.send(Chunk(job, attempt, piece.data, piece.more))
+                while not offer(piece):
+                    await run.wait_to_continue()
         return run.end("completed")
 
     async def _answer_input(self, run: Run) -> End:
@@ -327,7 +326,8 @@ class Runtime:
                 frame = frames.Output(
                     run.job.job, run.job.attempt, output.value, output.metrics, output.is_whole
                 )
-                await run.send(frame)
+                while not run.offer(frame):
+                    await run.wait_to_continue()
         return run.end("completed")
 
     def _stop(self, run: Run, verdict: End) -> None:
