@@ -1,6 +1,6 @@
 """Answer one job with the engine: check its response, cut it into parts, report the outcome.
 
-`handle` serves an OpenAI call, and `answer_input` a job of the queue API, whose `input` it converts
+`Answer` serves an OpenAI call, and `answer_input` a job of the queue API, whose `input` it converts
 into a call and whose outputs it makes of the response.
 
 The bytes of the engine's app are forwarded unchanged. Two checks decide the outcome, without
@@ -16,11 +16,12 @@ parts except the last have `more` set, and no other data may be sent between the
 
 import json
 import re
-from collections.abc import AsyncGenerator, Iterable
+from collections.abc import AsyncGenerator, Callable, Iterable, Iterator
 from contextlib import aclosing
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Protocol
+from itertools import chain
+from typing import Protocol, Self, TypeAlias
 
 import msgspec
 import structlog
@@ -28,7 +29,7 @@ import structlog
 from proxy.wire.fields import RETRY_AFTER
 from proxy.wire.frames import FULL_STATUSES, OUTPUT_MAX_BYTES, QUOTA_CODE, RETRY_AFTER_SECONDS
 from proxy.wire.sse import EVENT_STREAM, Events, Part, carries_error
-from worker_vllm.asgi import CutShortError, Head, Request, call
+from worker_vllm.asgi import CutShortError, Exchange, Head, Request
 from worker_vllm.engine.base import Engine, EngineError
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.inputs.reading import BadInputError, Call, read_input
@@ -120,6 +121,14 @@ def route_of(path: str) -> Route | None:
     return next((route for pattern, route in _COMPILED if pattern.fullmatch(plain)), None)
 
 
+OfferPart: TypeAlias = Callable[[Head | Part], bool]
+"""Take a part of a response without waiting; return False to have it yielded instead."""
+
+
+def _refuse(_: Head | Part) -> bool:
+    return False
+
+
 class Cutter(Protocol):
     """Converts the pieces of one body into parts."""
 
@@ -143,44 +152,104 @@ class Pieces:
         return ()
 
 
-async def handle(engine: Engine, request: Request) -> AsyncGenerator[Head | Part, None]:
-    """Yield the response: a head, then the parts of its body.
+class Answer:
+    """The engine's response: an asynchronous iterator of a head, then the parts of the body.
 
-    Raises `EngineFailedError` or `RunLostError` if the job is not completed.
+    `offer`: see `asgi.Exchange`; here it is called with each part, after the check.
+    The iterator raises `EngineFailedError` or `RunLostError` if the job is not completed. The
+    reader must close it.
     """
-    if route_of(request.path) is None:
-        head, body = _not_found(request)
-        yield head
-        yield body
-        raise EngineFailedError("http_404", f"the route {request.path} does not exist")
-    outcome: EngineFailedError | None = None
-    has_begun = False
-    cutter: Cutter = Pieces()
-    try:
-        async with aclosing(call(engine.app, request, engine.authorization)) as answer:
-            async for piece in answer:
-                if isinstance(piece, Head):
-                    cutter = Events() if piece.content_type.startswith(EVENT_STREAM) else cutter
-                    outcome = _by_status(piece, engine)
-                    has_begun = True
-                    yield piece
-                    continue
-                if outcome is not None and QUOTA_CODE in piece:
-                    outcome.retry_after = 0.0
-                for part in cutter.feed(piece):
-                    outcome = outcome or _by_event(part, engine)
-                    yield part
-            for part in cutter.end():
-                outcome = outcome or _by_event(part, engine)
-                yield part
-    except CutShortError as error:
-        structlog.get_logger().warning(
-            "engine.answer_incomplete", path=request.path, error=repr(error.__cause__)
+
+    def __init__(self, engine: Engine, request: Request, offer: OfferPart | None = None) -> None:
+        self._engine = engine
+        self._path = request.path
+        self._offer = offer or _refuse
+        self._outcome: EngineFailedError | None = None
+        self._has_begun = False
+        self._cutter: Cutter = Pieces()
+        # The parts that come next. `_piece` is the piece that they belong to, if some of its parts
+        # were taken by `offer`.
+        self._parts: Iterator[Head | Part] = iter(())
+        self._piece: Head | bytes | None = None
+        self._exchange: Exchange | None = None
+        if route_of(request.path) is None:
+            self._parts = iter(_not_found(request))
+            self._outcome = EngineFailedError(
+                "http_404", f"the route {request.path} does not exist"
+            )
+            return
+        self._exchange = Exchange(
+            engine.app,
+            request,
+            engine.authorization,
+            offer=None if offer is None else self._pass_on,
         )
-        _check_alive(engine)
-        raise RunLostError("worker_lost", _sentence(error, has_begun=has_begun)) from error
-    if outcome is not None:
-        raise outcome
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Head | Part:
+        while True:
+            for part in self._parts:
+                self._check(part)
+                return part
+            if self._exchange is None:
+                raise self._outcome or StopAsyncIteration
+            try:
+                piece = await anext(self._exchange)
+            except StopAsyncIteration:
+                self._exchange = None
+                self._parts = iter(self._cutter.end())
+            except CutShortError as error:
+                raise self._lost(error) from error
+            else:
+                if piece is not self._piece:
+                    self._parts = iter(self._cut(piece))
+                self._piece = None
+
+    async def aclose(self) -> None:
+        """End the request in the engine; return when the engine has released it."""
+        if self._exchange is not None:
+            await self._exchange.aclose()
+
+    def _pass_on(self, piece: Head | bytes) -> bool:
+        """Offer the parts of a piece; return False, and keep the others, if one is not taken."""
+        if self._engine.dead:
+            # The checks may raise an exception, which is for the reader.
+            return False
+        parts = iter(self._cut(piece))
+        for part in parts:
+            self._check(part)
+            if not self._offer(part):
+                self._parts = chain((part,), parts)
+                self._piece = piece
+                return False
+        return True
+
+    def _cut(self, piece: Head | bytes) -> Iterable[Head | Part]:
+        """Return the parts of a piece. Raises `RunLostError`."""
+        if not isinstance(piece, Head):
+            if self._outcome is not None and QUOTA_CODE in piece:
+                self._outcome.retry_after = 0.0
+            return self._cutter.feed(piece)
+        if piece.content_type.startswith(EVENT_STREAM):
+            self._cutter = Events()
+        self._outcome = _by_status(piece, self._engine)
+        self._has_begun = True
+        return (piece,)
+
+    def _check(self, part: Head | Part) -> None:
+        """Note a failure that a part reports. Raises `RunLostError` if the engine is dead."""
+        if self._outcome is None and isinstance(part, Part) and carries_error(part):
+            _check_alive(self._engine)
+            self._outcome = EngineFailedError("error_event", "the stream carries an error event")
+
+    def _lost(self, error: CutShortError) -> RunLostError:
+        structlog.get_logger().warning(
+            "engine.answer_incomplete", path=self._path, error=repr(error.__cause__)
+        )
+        _check_alive(self._engine)
+        return RunLostError("worker_lost", _sentence(error, has_begun=self._has_begun))
 
 
 async def answer_input(
@@ -201,7 +270,7 @@ async def answer_input(
     rendering: Renderer = Refusal()
     event = _WholeEvent()
     try:
-        async with aclosing(handle(engine, call.request)) as answer:
+        async with aclosing(Answer(engine, call.request)) as answer:
             async for piece in answer:
                 if isinstance(piece, Head):
                     rendering = renderer(piece, call.native, gauges)
@@ -265,13 +334,6 @@ def _retry_after(head: Head) -> float:
     """Return the seconds of `Retry-After`, or the default if it is missing or is a date."""
     value = dict(head.fields).get(RETRY_AFTER, b"")
     return max(float(value), RETRY_AFTER_SECONDS) if value.isdigit() else RETRY_AFTER_SECONDS
-
-
-def _by_event(part: Part, engine: Engine) -> EngineFailedError | None:
-    if not carries_error(part):
-        return None
-    _check_alive(engine)
-    return EngineFailedError("error_event", "the stream carries an error event")
 
 
 def _check_alive(engine: Engine) -> None:

@@ -1,13 +1,5 @@
 """A run is one attempt of one job in this worker, from its first frame to its `End`.
 
-    ARRIVING ──▶ STARTING ──▶ RUNNING ──▶ ANSWERING ──▶ ENDED
-        │            │           │            │           ▲
-        │            │           └──▶ STOPPING ◀──┘──────▶│
-        └────────────┴────────────────────────────────────┘
-
-`TRANSITIONS` is the complete table. An event that is absent for a phase changes nothing: a late
-frame is a result, not an error.
-
 The runs that have just ended are remembered, because the socket accepts an `End` although the
 connection may be broken. A worker that listed only the runs that it still has could not be
 distinguished from one that never received the job.
@@ -20,7 +12,6 @@ import asyncio
 from collections import OrderedDict, deque
 from collections.abc import Callable, Container, Iterator
 from dataclasses import dataclass, field
-from enum import Enum, auto
 from typing import NamedTuple
 
 from proxy.wire.flow import Outbox, SendFlow
@@ -37,7 +28,9 @@ from proxy.wire.frames import (
     Job,
     Output,
 )
-from worker_vllm.asgi import Request
+from proxy.wire.sse import EVENT_STREAM, Part
+from worker_vllm import asgi
+from worker_vllm.phases import IN_ENGINE, TRANSITIONS, Phase, RunEvent
 
 MESSAGE_CHARACTERS = 2_000
 # The message of a run that a bug of the worker has ended.
@@ -51,51 +44,6 @@ OUTBOX_LOW_BYTES = 32 * 1024
 # A proxy of an older version sends no `Resume` within an event: unless it paused the run, more is
 # sent after this time.
 OLD_PROXY_SECONDS = 1.0
-
-
-class Phase(Enum):
-    """The state of a run."""
-
-    ARRIVING = auto()
-    """Its body is still being received."""
-    STARTING = auto()
-    """The body is complete and its task exists, but the task has not made its first step."""
-    RUNNING = auto()
-    """The engine works on it; no output exists yet."""
-    ANSWERING = auto()
-    """At least one byte of output exists."""
-    STOPPING = auto()
-    """It was stopped by a decision outside the engine, which has not released it yet."""
-    ENDED = auto()
-    """Its `End` is in the outbox."""
-
-
-class RunEvent(Enum):
-    """A cause for a new phase."""
-
-    COMPLETE_BODY = auto()
-    BEGIN = auto()
-    ANSWER = auto()
-    STOP = auto()
-    END = auto()
-
-
-TRANSITIONS: dict[tuple[Phase, RunEvent], Phase] = {
-    (Phase.ARRIVING, RunEvent.COMPLETE_BODY): Phase.STARTING,
-    (Phase.ARRIVING, RunEvent.STOP): Phase.ENDED,
-    (Phase.ARRIVING, RunEvent.END): Phase.ENDED,
-    (Phase.STARTING, RunEvent.BEGIN): Phase.RUNNING,
-    (Phase.STARTING, RunEvent.STOP): Phase.ENDED,
-    (Phase.RUNNING, RunEvent.ANSWER): Phase.ANSWERING,
-    (Phase.RUNNING, RunEvent.STOP): Phase.STOPPING,
-    (Phase.RUNNING, RunEvent.END): Phase.ENDED,
-    (Phase.ANSWERING, RunEvent.STOP): Phase.STOPPING,
-    (Phase.ANSWERING, RunEvent.END): Phase.ENDED,
-    (Phase.STOPPING, RunEvent.END): Phase.ENDED,
-}
-
-NOT_BEGUN = (Phase.ARRIVING, Phase.STARTING)
-IN_ENGINE = (Phase.STARTING, Phase.RUNNING, Phase.ANSWERING, Phase.STOPPING)
 
 
 class BadBodyError(ValueError):
@@ -204,21 +152,39 @@ class Run:
             return self.kept.size
         return self.origin.backlog(self.job.job)
 
-    async def send(self, frame: Chunk | Output) -> None:
-        """Send a piece of the answer as soon as flow control allows it."""
-        self.advance(RunEvent.ANSWER)
+    def frame(self, piece: asgi.Head | Part) -> Head | Chunk:
+        """Return the frame of a piece of the engine's response."""
+        job = self.job
+        if isinstance(piece, Part):
+            return Chunk(job.job, job.attempt, piece.data, piece.more)
+        fields = piece.fields if self.knows_fields else ()
+        return Head(job.job, job.attempt, piece.status, piece.content_type, fields)
+
+    def offer(self, frame: Head | Chunk | Output) -> bool:
+        """Send a piece of the answer; return False, and do nothing, if it may not be sent now."""
+        is_answering = self.phase is Phase.ANSWERING
+        if not (is_answering or self.phase is Phase.RUNNING):
+            return False
         if not self.flow.may_send or self.unsent > OUTBOX_HIGH_BYTES:
-            await self._wait_to_continue()
-        self.flow.sent(len(frame.data))
+            return False
+        if isinstance(frame, Head):
+            self.flow.has_window = frame.content_type.startswith(EVENT_STREAM)
+            self.put(frame)
+            return True
+        if not is_answering:
+            self.advance(RunEvent.ANSWER)
+        size = len(frame.data)
+        self.flow.sent(size)
         self.is_in_event = frame.more
-        if isinstance(frame, Chunk) and self.kept is not None:
+        if size > PART_BYTES and isinstance(frame, Chunk) and self.kept is not None:
             for part in parts_of(frame):
                 self.put(part)
         else:
             self.put(frame)
+        return True
 
-    async def _wait_to_continue(self) -> None:
-        """Wait until flow control allows the run to send again."""
+    async def wait_to_continue(self) -> None:
+        """Wait until flow control allows the run to send again, after `offer` returned False."""
         self.may_continue.clear()
         limit = OLD_PROXY_SECONDS if self.is_in_event and self.kept is None else None
         try:
@@ -310,12 +276,12 @@ class Run:
             )
         return not part.more
 
-    def request(self) -> Request:
+    def request(self) -> asgi.Request:
         """Return the request for the engine, and release the body's buffer."""
         body = bytes(self.body)
         self.body.clear()
         job = self.job
-        return Request(job.method, job.path, job.content_type, body, job.fields)
+        return asgi.Request(job.method, job.path, job.content_type, body, job.fields)
 
 
 # A broken connection is detected within 30 s, and closed 2 s later (see `channel.dial`).

@@ -27,7 +27,6 @@ from proxy.wire.frames import (
     UNKNOWN_RUN,
     Acknowledge,
     Body,
-    Chunk,
     Credit,
     End,
     Ending,
@@ -42,22 +41,20 @@ from proxy.wire.frames import (
     ToWorker,
     Welcome,
 )
-from proxy.wire.sse import EVENT_STREAM
+from proxy.wire.sse import Part
 from worker_vllm import handler
 from worker_vllm.asgi import Head
 from worker_vllm.engine.base import Engine
 from worker_vllm.inputs.gauges import Gauges
+from worker_vllm.phases import NOT_BEGUN, Phase, RunEvent
 from worker_vllm.run import (
     BODY_MAX_BYTES,
     INTERNAL_ERROR,
-    NOT_BEGUN,
     BadBodyError,
     EndedRuns,
     OutputGoneError,
-    Phase,
     ResendBuffer,
     Run,
-    RunEvent,
 )
 from worker_vllm.settings import OutputFormat
 
@@ -96,7 +93,8 @@ class Runtime:
         self._is_draining = False
         self._idle = asyncio.Event()
         self._idle.set()
-        self._log = structlog.get_logger()
+        # Bound once: each call of an unbound logger binds it.
+        self._log = structlog.get_logger().bind()
         self.moves = 0
         """The number of pieces of output so far. The watchdog compares it."""
 
@@ -168,7 +166,7 @@ class Runtime:
             if isinstance(frame, End):
                 self._ended.add(run)
                 self._forget(run)
-            else:
+            elif not run.may_continue.is_set():
                 run.continue_if_possible()
 
     def disconnected(self, origin: Outbox) -> None:
@@ -304,16 +302,16 @@ class Runtime:
     async def _answer(self, run: Run) -> End:
         if run.job.input:
             return await self._answer_input(run)
-        job, attempt = run.job.job, run.job.attempt
-        async with aclosing(handler.handle(self._engine, run.request())) as answer:
+
+        def offer(piece: Head | Part) -> bool:
+            is_sent = run.offer(run.frame(piece))
+            self.moves += is_sent
+            return is_sent
+
+        async with aclosing(handler.Answer(self._engine, run.request(), offer)) as answer:
             async for piece in answer:
-                self.moves += 1
-                if isinstance(piece, Head):
-                    run.flow.has_window = piece.content_type.startswith(EVENT_STREAM)
-                    fields = piece.fields if run.knows_fields else ()
-                    run.put(frames.Head(job, attempt, piece.status, piece.content_type, fields))
-                    continue
-                await run.send(Chunk(job, attempt, piece.data, piece.more))
+                while not offer(piece):
+                    await run.wait_to_continue()
         return run.end("completed")
 
     async def _answer_input(self, run: Run) -> End:
@@ -328,7 +326,8 @@ class Runtime:
                 frame = frames.Output(
                     run.job.job, run.job.attempt, output.value, output.metrics, output.is_whole
                 )
-                await run.send(frame)
+                while not run.offer(frame):
+                    await run.wait_to_continue()
         return run.end("completed")
 
     def _stop(self, run: Run, verdict: End) -> None:

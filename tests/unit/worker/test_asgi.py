@@ -10,13 +10,13 @@ from tests.unit.worker.support import DEADLINE, app_of
 from worker_vllm.asgi import (
     UNREAD_HIGH_BYTES,
     CutShortError,
+    Exchange,
     Head,
     Message,
     Receive,
     Request,
     Scope,
     Send,
-    call,
     fetch,
 )
 
@@ -30,7 +30,7 @@ async def collect(answer: AsyncIterator[Head | bytes]) -> list[Head | bytes]:
 async def test_a_response_is_a_head_followed_by_its_body() -> None:
     app = app_of(b"data: 1\n\n", b"data: 2\n\n")
 
-    pieces = await collect(call(app, GET))
+    pieces = await collect(Exchange(app, GET))
 
     assert pieces[0] == Head(200, "text/event-stream")
     assert (
@@ -42,7 +42,7 @@ async def test_a_response_is_a_head_followed_by_its_body() -> None:
 async def test_pieces_of_one_turn_of_the_loop_are_joined() -> None:
     app = app_of(*(b"data: %d\n\n" % number for number in range(100)))
 
-    pieces = await collect(call(app, GET))
+    pieces = await collect(Exchange(app, GET))
 
     assert len(pieces) == 2
 
@@ -97,7 +97,7 @@ async def test_closing_disconnects_the_app_and_waits_for_it() -> None:
         await send({"type": "http.response.body", "body": b"too late", "more_body": True})
         steps.append("ended")
 
-    async with asyncio.timeout(DEADLINE), aclosing(call(app, GET)) as answer:
+    async with asyncio.timeout(DEADLINE), aclosing(Exchange(app, GET)) as answer:
         await anext(answer)
 
     assert steps == ["http.disconnect", "ended"]
@@ -123,7 +123,7 @@ async def test_a_cancelled_task_waits_for_the_app_too() -> None:
 
 async def test_a_body_without_its_last_part_is_incomplete() -> None:
     with pytest.raises(CutShortError):
-        await collect(call(app_of(b"data: 1\n\n", whole=False), GET))
+        await collect(Exchange(app_of(b"data: 1\n\n", whole=False), GET))
 
 
 async def test_the_app_s_own_exception_is_the_cause() -> None:
@@ -131,7 +131,7 @@ async def test_the_app_s_own_exception_is_the_cause() -> None:
         raise RuntimeError("a failure of the app")
 
     with pytest.raises(CutShortError) as caught:
-        await collect(call(app, GET))
+        await collect(Exchange(app, GET))
 
     assert isinstance(caught.value.__cause__, RuntimeError)
 
@@ -155,7 +155,7 @@ async def test_the_app_waits_above_the_high_watermark_of_unread_bytes() -> None:
             sent += 4096
         await send({"type": "http.response.body", "body": b""})
 
-    async with aclosing(call(app, GET)) as answer:
+    async with aclosing(Exchange(app, GET)) as answer:
         # Returns the head. The app has run up to the watermark.
         await anext(answer)
         for _ in range(10):
@@ -183,7 +183,7 @@ async def test_an_app_that_ignores_cancellation_is_awaited() -> None:
             await may_end.wait()
 
     async def ask() -> None:
-        async with aclosing(call(app, GET, disconnect_seconds=0.01)) as answer:
+        async with aclosing(Exchange(app, GET, disconnect_seconds=0.01)) as answer:
             await anext(answer)
 
     async with asyncio.timeout(DEADLINE):
@@ -205,8 +205,169 @@ async def test_an_app_that_ignores_the_disconnect_is_cancelled() -> None:
         finally:
             gone.set()
 
-    async with aclosing(call(app, GET, disconnect_seconds=0.01)) as answer:
+    async with aclosing(Exchange(app, GET, disconnect_seconds=0.01)) as answer:
         await anext(answer)
 
     async with asyncio.timeout(DEADLINE):
         await gone.wait()
+
+
+class Taker:
+    """Takes the pieces that are offered, up to a limit."""
+
+    def __init__(self, limit: int = 1_000_000) -> None:
+        self.limit = limit
+        self.taken: list[Head | bytes] = []
+
+    def offer(self, piece: Head | bytes) -> bool:
+        if len(self.taken) >= self.limit:
+            return False
+        self.taken.append(piece)
+        return True
+
+
+def body_part(body: bytes, *, more_body: bool = True) -> Message:
+    return {"type": "http.response.body", "body": body, "more_body": more_body}
+
+
+def start() -> Message:
+    return {"type": "http.response.start", "status": 200, "headers": []}
+
+
+async def test_offered_pieces_are_not_yielded_and_are_joined_for_each_turn() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        for number in range(3):
+            await send(body_part(b"%d" % number))
+            await send(body_part(b"%d, " % number))
+            await asyncio.sleep(0)
+        await send(body_part(b"end", more_body=False))
+
+    taker = Taker()
+    yielded = await collect(Exchange(app, GET, offer=taker.offer))
+
+    assert yielded == []
+    assert taker.taken == [Head(200, ""), b"00, ", b"11, ", b"22, ", b"end"]
+
+
+async def test_nothing_is_offered_while_the_reader_works_on_a_piece() -> None:
+    may_end = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        for number in range(5):
+            await send(body_part(b"%d" % number))
+            await asyncio.sleep(0)
+        await may_end.wait()
+        await send(body_part(b"end", more_body=False))
+
+    taker = Taker(limit=2)
+    async with asyncio.timeout(DEADLINE), aclosing(Exchange(app, GET, offer=taker.offer)) as answer:
+        assert await anext(answer) == b"1"
+        taker.limit = 100
+        for _ in range(10):
+            await asyncio.sleep(0)
+        # The reader has not asked for more yet.
+        assert taker.taken == [Head(200, ""), b"0"]
+        may_end.set()
+        assert await collect(answer) == []
+
+    assert taker.taken == [Head(200, ""), b"0", b"234", b"end"]
+
+
+async def test_the_app_waits_while_the_reader_works_on_a_refused_piece() -> None:
+    sent = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal sent
+        await send(start())
+        for _ in range(100):
+            await send(body_part(b"x" * 4096))
+            sent += 4096
+        await send(body_part(b"", more_body=False))
+
+    taker = Taker(limit=1)
+    async with asyncio.timeout(DEADLINE), aclosing(Exchange(app, GET, offer=taker.offer)) as answer:
+        first = await anext(answer)
+        for _ in range(10):
+            await asyncio.sleep(0)
+        assert sent <= 2 * UNREAD_HIGH_BYTES + 8192
+        rest = await collect(answer)
+
+    assert sum(len(piece) for piece in [first, *rest] if isinstance(piece, bytes)) == 100 * 4096
+
+
+async def test_a_failure_after_the_head_cuts_an_offered_response() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await asyncio.sleep(0)
+        await send(body_part(b"1"))
+        raise RuntimeError("a failure of the app")
+
+    taker = Taker()
+    with pytest.raises(CutShortError) as caught:
+        await collect(Exchange(app, GET, offer=taker.offer))
+
+    assert isinstance(caught.value.__cause__, RuntimeError)
+    assert taker.taken == [Head(200, ""), b"1"]
+
+
+async def test_an_offered_response_without_its_last_part_is_incomplete() -> None:
+    taker = Taker()
+    with pytest.raises(CutShortError):
+        await collect(Exchange(app_of(b"1", whole=False), GET, offer=taker.offer))
+
+    assert taker.taken == [Head(200, "text/event-stream"), b"1"]
+
+
+async def test_nothing_is_offered_after_the_disconnect() -> None:
+    steps: list[str] = []
+    begun = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await receive()
+        await send(start())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        begun.set()
+        # It waits for the end of the turn when the reader leaves.
+        await send(body_part(b"too late"))
+        steps.append((await receive())["type"])
+        await send(body_part(b"too late"))
+        await asyncio.sleep(0)
+        await send(body_part(b"too late", more_body=False))
+        steps.append("ended")
+
+    taker = Taker()
+    async with asyncio.timeout(DEADLINE), aclosing(Exchange(app, GET, offer=taker.offer)) as answer:
+        reading = asyncio.ensure_future(anext(answer))
+        await begun.wait()
+        await answer.aclose()
+        await asyncio.wait({reading})
+
+    assert steps == ["http.disconnect", "ended"]
+    assert taker.taken == [Head(200, "")]
+    assert isinstance(reading.exception(), CutShortError)
+
+
+async def test_an_exception_of_offer_ends_the_reading() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        await send(start())
+        await asyncio.sleep(0)
+        await asyncio.sleep(0)
+        await send(body_part(b"1"))
+        await receive()
+        await receive()
+
+    def offer(piece: Head | bytes) -> bool:
+        if piece == b"1":
+            raise ValueError("a bug")
+        return True
+
+    logged: list[Any] = []
+    asyncio.get_running_loop().set_exception_handler(lambda _, context: logged.append(context))
+    async with asyncio.timeout(DEADLINE), aclosing(Exchange(app, GET, offer=offer)) as answer:
+        with pytest.raises(RuntimeError, match="was not passed on"):
+            await anext(answer)
+
+    assert isinstance(logged[0]["exception"], ValueError)

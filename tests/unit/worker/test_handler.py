@@ -3,7 +3,7 @@ import pytest
 from tests.unit.worker.support import CHAT, AppEngine, app_of
 from worker_vllm.asgi import Head, Receive, Request, Scope, Send
 from worker_vllm.engine.base import read_models
-from worker_vllm.handler import EngineFailedError, RunLostError, handle, route_of
+from worker_vllm.handler import Answer, EngineFailedError, RunLostError, route_of
 
 OPENAI_ERROR = b'data: {"error": {"message": "no"}}\n\n'
 RESPONSES_ERROR = b'event: response.failed\ndata: {"type": "response.failed"}\n\n'
@@ -25,7 +25,7 @@ async def play(engine: AppEngine, path: str) -> tuple[list[Head | bytes], Except
     """Return the pieces of the response, and the exception that ended it."""
     pieces: list[Head | bytes] = []
     try:
-        async for piece in handle(engine, Request("POST", path)):
+        async for piece in Answer(engine, Request("POST", path)):
             # The pieces before the exception count.
             pieces += [piece if isinstance(piece, Head) else piece.data]
     except (EngineFailedError, RunLostError) as error:

@@ -28,7 +28,7 @@ from tests.unit.worker.support import (
 )
 from worker_vllm.asgi import App, Head, Receive, Scope, Send
 from worker_vllm.engine.upstream import UpstreamEngine
-from worker_vllm.handler import answer_input, handle
+from worker_vllm.handler import Answer, answer_input
 from worker_vllm.inputs.gauges import Gauges
 from worker_vllm.run import OLD_PROXY_SECONDS
 
@@ -148,7 +148,7 @@ async def test_an_event_is_forwarded_before_it_is_complete() -> None:
         server.may_go_on.clear()
         async with UpstreamEngine(server.url, "", lambda _: None) as engine:
             size = 0
-            async for part in handle(engine, chat()):
+            async for part in Answer(engine, chat()):
                 if isinstance(part, Part):
                     assert len(part.data) <= EVENT_MAX_BYTES
                     size += len(part.data)
@@ -195,7 +195,7 @@ async def test_an_event_of_the_engines_own_process_is_not_copied() -> None:
     engine = AppEngine(_app(event(HUGE_EVENT_BYTES)))
     tracemalloc.start()
     try:
-        async for _ in handle(engine, chat()):
+        async for _ in Answer(engine, chat()):
             pass
         _, peak = tracemalloc.get_traced_memory()
     finally:
@@ -251,7 +251,7 @@ async def test_a_large_event_that_contains_the_text_of_an_error_does_not_fail_th
         + b"\n\n"
     )
     # `handle` raises if the job has failed.
-    parts = [part async for part in handle(AppEngine(_app(stream)), chat())]
+    parts = [part async for part in Answer(AppEngine(_app(stream)), chat())]
     assert isinstance(parts[0], Head)
 
 

@@ -4,7 +4,8 @@ import pytest
 
 from proxy.wire.flow import Outbox
 from proxy.wire.frames import Body, Job
-from worker_vllm.run import TRANSITIONS, BadBodyError, Phase, Run, RunEvent
+from worker_vllm.phases import TRANSITIONS, Phase, RunEvent
+from worker_vllm.run import BadBodyError, Run
 
 
 def run_of(size: int = 4) -> Run:

@@ -6,10 +6,10 @@ from typing import Any
 import pytest
 
 from tests.unit.worker.support import DEADLINE, chat
-from worker_vllm.asgi import CutShortError, Head, Request, call, fetch
+from worker_vllm.asgi import CutShortError, Exchange, Head, Request, fetch
 from worker_vllm.engine.base import read_models
 from worker_vllm.engine.scripted import ScriptedEngine
-from worker_vllm.handler import RunLostError, handle
+from worker_vllm.handler import Answer, RunLostError
 
 
 def events(body: bytes) -> list[Any]:
@@ -94,7 +94,7 @@ async def test_too_many_tokens_names_the_context_length(engine: ScriptedEngine) 
 async def test_a_cancelled_stream_stops(engine: ScriptedEngine) -> None:
     async with (
         asyncio.timeout(DEADLINE),
-        aclosing(call(engine.app, chat(max_tokens=10**6, seed=1000))) as answer,
+        aclosing(Exchange(engine.app, chat(max_tokens=10**6, seed=1000))) as answer,
     ):
         await anext(answer)
         assert engine.running == 1
@@ -106,7 +106,7 @@ async def test_a_cancelled_stream_stops(engine: ScriptedEngine) -> None:
 async def test_a_stream_without_pace_can_be_cancelled(engine: ScriptedEngine) -> None:
     async with (
         asyncio.timeout(DEADLINE),
-        aclosing(call(engine.app, chat(max_tokens=10**6))) as answer,
+        aclosing(Exchange(engine.app, chat(max_tokens=10**6))) as answer,
     ):
         await anext(answer)
 
@@ -116,7 +116,7 @@ async def test_a_stream_without_pace_can_be_cancelled(engine: ScriptedEngine) ->
 async def test_fault_cut(engine: ScriptedEngine) -> None:
     pieces: list[Head | bytes] = []
     with suppress(CutShortError):
-        async for piece in call(engine.app, chat("m", max_tokens=5, fault="cut:2")):
+        async for piece in Exchange(engine.app, chat("m", max_tokens=5, fault="cut:2")):
             pieces.append(piece)  # noqa: PERF401 - the pieces before the exception count
 
     assert text_of(b"".join(piece for piece in pieces if isinstance(piece, bytes))) == [
@@ -135,7 +135,7 @@ async def test_fault_error_event(engine: ScriptedEngine) -> None:
 
 
 async def test_fault_engine_dead(engine: ScriptedEngine) -> None:
-    answer = handle(engine, chat("m", fault="engine_dead:1"))
+    answer = Answer(engine, chat("m", fault="engine_dead:1"))
     with pytest.raises(RunLostError, match="the engine died"):
         [piece async for piece in answer]
 

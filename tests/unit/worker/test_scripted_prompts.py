@@ -10,7 +10,7 @@ from openai.types.responses import Response, ResponseStreamEvent
 from pydantic import Field, TypeAdapter
 
 from tests.unit.worker.support import DEADLINE, chat
-from worker_vllm.asgi import Request, call, fetch
+from worker_vllm.asgi import Exchange, Request, fetch
 from worker_vllm.engine.scripted import ScriptedEngine
 
 EVENTS: TypeAdapter[Any] = TypeAdapter(Annotated[ResponseStreamEvent, Field(discriminator="type")])
@@ -138,7 +138,7 @@ async def test_a_function_call_of_the_responses_api(engine: ScriptedEngine) -> N
 
 
 async def test_a_prefill_delays_what_follows_the_first_events(engine: ScriptedEngine) -> None:
-    answer = call(engine.app, response(scripted(fault="prefill:3600000")))
+    answer = Exchange(engine.app, response(scripted(fault="prefill:3600000")))
     async with asyncio.timeout(DEADLINE):
         pieces = [await anext(answer), await anext(answer)]
         assert isinstance(pieces[1], bytes)

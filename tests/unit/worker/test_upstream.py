@@ -8,12 +8,12 @@ from aiohttp import web
 
 from proxy.wire.frames import End
 from tests.unit.worker.support import CHAT, DEADLINE, chat, fake_proxy, until, working
-from worker_vllm.asgi import CutShortError, Head, Request, call, fetch
+from worker_vllm.asgi import CutShortError, Exchange, Head, Request, fetch
 from worker_vllm.engine.base import EngineError, read_models
 from worker_vllm.engine.health import Pace
 from worker_vllm.engine.upstream import UpstreamEngine
 from worker_vllm.engine.watchdog import watch
-from worker_vllm.handler import Part, RunLostError, handle
+from worker_vllm.handler import Answer, Part, RunLostError
 
 FAST_PACE = Pace(every=0.005, timeout=0.2)
 SLOW_PACE = Pace(every=60.0)
@@ -188,7 +188,7 @@ async def test_a_server_that_does_not_use_http_is_named() -> None:
 
 async def test_packets_become_whole_events(server: Server) -> None:
     async with engine_of(server) as engine:
-        head, *parts = [part async for part in handle(engine, chat())]
+        head, *parts = [part async for part in Answer(engine, chat())]
 
     assert head == Head(200, "text/event-stream")
     assert b"".join(part.data for part in parts if isinstance(part, Part)) == b"".join(
@@ -217,7 +217,7 @@ async def test_an_incomplete_body_stays_incomplete(server: Server) -> None:
         with pytest.raises(
             RunLostError, match=r"^the engine closed the connection in the middle of its answer$"
         ):
-            _ = [piece async for piece in handle(engine, chat())]
+            _ = [piece async for piece in Answer(engine, chat())]
 
 
 async def test_a_call_waits_for_a_server_that_restarts(server: Server) -> None:
@@ -235,7 +235,7 @@ async def test_a_call_to_a_server_that_is_lost_is_lost(server: Server) -> None:
         with pytest.raises(
             RunLostError, match="failed 3 health probes in a row, the last with: no connection"
         ) as lost:
-            _ = [piece async for piece in handle(engine, chat())]
+            _ = [piece async for piece in Answer(engine, chat())]
         assert lost.value.code == "engine_dead"
 
 
@@ -252,7 +252,7 @@ async def test_a_health_request_to_an_unreachable_server_fails_at_once(
 
 async def test_a_disconnect_closes_the_connection(server: Server) -> None:
     async with engine_of(server) as engine:
-        async with contextlib.aclosing(call(engine.app, chat("endless"))) as answer:
+        async with contextlib.aclosing(Exchange(engine.app, chat("endless"))) as answer:
             await anext(answer)
             await anext(answer)
         async with asyncio.timeout(DEADLINE):
