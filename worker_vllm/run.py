@@ -220,7 +220,7 @@ class Run:
         the proxy names.
         """
         self.is_attached = False
-        self.origin.drop(self.job.job)
+        self.origin.drop(self.job.job, self.job.attempt)
         self.flow.is_paused = False
         self.continue_if_possible()
 
@@ -245,7 +245,7 @@ class Run:
 
     def discard(self) -> None:
         """Drop the output: the proxy needs only the end."""
-        self.origin.drop(self.job.job)
+        self.origin.drop(self.job.job, self.job.attempt)
         self.kept = None
         self.is_attached = True
 

@@ -373,7 +373,7 @@ class Runtime:
         """End the older attempt of a job: the proxy has handed out a newer one."""
         end = old.end("released", "replaced")
         is_over = old.phase is Phase.ENDED
-        old.origin.drop(old.job.job)
+        old.origin.drop(old.job.job, old.job.attempt)
         self._forget(old)
         old.origin.put_in_lane(old.verdict or end)
         if is_over:

@@ -191,11 +191,20 @@ class Outbox:
         """Return True if a frame of a job is not yet, or not completely, in a message."""
         return job in self._lanes
 
-    def drop(self, job: str) -> None:
-        """Discard the unsent frames of a job."""
-        lane = self._lanes.pop(job, None)
-        if lane is not None:
-            self.size -= lane.backlog
+    def drop(self, job: str, attempt: int) -> None:
+        """Discard the unsent frames of an attempt. Those of the job's other attempts are sent."""
+        lane = self._lanes.get(job)
+        if lane is None:
+            return
+        if lane.frames[0].attempt == attempt:
+            lane.offset = 0
+        lane.frames = deque(frame for frame in lane.frames if frame.attempt != attempt)
+        kept = sum(len(frame.data) for frame in lane.frames if isinstance(frame, PAYLOAD_FRAMES))
+        self.size -= lane.backlog
+        lane.backlog = kept - lane.offset
+        self.size += lane.backlog
+        if not lane.frames:
+            del self._lanes[job]
 
     def clear_control(self) -> None:
         """Discard the unsent control frames; a new connection begins with its own."""

@@ -17,6 +17,7 @@ from harness.runpod.raw_worker import Raw
 from harness.tools.waiting import until
 from harness.worker.puppet import Puppet, puppet, whole
 
+from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import JobId, WorkerId
 from proxy.store.base import JobStore
 from proxy.store.errors import StoreBusyError, StoreFullError
@@ -24,6 +25,8 @@ from proxy.system import SystemClock
 from proxy.wire import frames
 
 NATIVE = "w-puppet"
+# More than fits into the buffers of a connection.
+BODY_BYTES = 9_000_000
 RUNPOD = "pod-1"
 ERRORS = {"busy": StoreBusyError("locked"), "full": StoreFullError("full")}
 
@@ -34,10 +37,10 @@ async def scene() -> AsyncIterator[FaultyProxy]:
         yield found
 
 
-async def orphaned(queue: QueueClient, worker: str) -> str:
+async def orphaned(queue: QueueClient, worker: str, value: object = 1) -> str:
     """Submit a job that ran on this worker when the proxy was started; return its id."""
     parts = queue.proxy.parts
-    job = await queue.run(1)
+    job = await queue.run(value)
     taken = await parts.store.take(
         HERE, WorkerId(worker), limit=1, light_limit=0, now=SystemClock().now(), run=RUN
     )
@@ -90,6 +93,26 @@ async def test_a_run_that_waits_for_the_store_occupies_one_slot() -> None:
                     assert response.status == 200
             gate.open()
             await acknowledged(worker, job)
+
+
+async def test_the_stop_of_an_earlier_attempt_keeps_the_body_of_the_next_one() -> None:
+    """The store says too late that the attempt has ended, and the worker has the next one."""
+    store = GatedStore()
+    async with serving(job_store=cast("JobStore", store)) as proxy:
+        queue = QueueClient(proxy)
+        job = await orphaned(queue, NATIVE, "x" * BODY_BYTES)
+        gate = store.hold(Call("adopt"), position=False)
+        async with puppet(proxy, listing(job), frames.Credit(2, 0)) as worker:
+            await gate.reached.wait()
+            assert await store.settle(JobId(job), Event.EXPIRE, now=SystemClock().now())
+            assert (await queue.call("POST", f"retry/{job}")).status == 200
+            offered = await worker.job()
+            assert offered.attempt == 2
+            gate.open()
+            size = 0
+            while size < offered.size:
+                frame = await worker.hear()
+                size += len(frame.data) if isinstance(frame, frames.Body) else 0
 
 
 async def test_a_second_connection_while_the_store_is_asked_stops_nothing() -> None:

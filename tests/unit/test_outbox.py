@@ -1,5 +1,7 @@
 """The order and the size of frames that leave an outbox."""
 
+import pytest
+
 from proxy.wire.flow import Outbox
 from proxy.wire.frames import (
     MESSAGE_BYTES,
@@ -88,8 +90,25 @@ def test_frames_of_a_dropped_job_are_not_sent() -> None:
     outbox = Outbox()
     outbox.put_in_lane(Chunk("a", 1, b"x"))
     outbox.put_in_lane(Chunk("b", 1, b"y"))
-    outbox.drop("a")
+    outbox.drop("a", 1)
     assert everything(outbox) == [Chunk("b", 1, b"y")]
+
+
+@pytest.mark.parametrize("attempt", [1, 2])
+def test_frames_of_other_attempts_are_kept(attempt: int) -> None:
+    outbox = Outbox()
+    large = b"x" * (2 * MESSAGE_BYTES)
+    outbox.put_in_lane(Chunk("a", 1, large))
+    outbox.put_in_lane(Chunk("a", 2, large))
+    # Most of the first frame, and nothing of the second one.
+    outbox.next_message()
+    before = outbox.backlog("a")
+    outbox.drop("a", attempt)
+    kept = len(large) if attempt == 1 else before - len(large)
+    assert outbox.size == outbox.backlog("a") == kept
+    data = b"".join(frame.data for frame in everything(outbox) if isinstance(frame, Chunk))
+    assert data == large[-kept:]
+    assert not outbox.has_unsent("a")
 
 
 def test_the_size_counts_unsent_bytes_of_all_jobs() -> None:
@@ -100,8 +119,8 @@ def test_the_size_counts_unsent_bytes_of_all_jobs() -> None:
     assert outbox.size == PART_BYTES * 10 + 100
     outbox.next_message()
     assert outbox.size == outbox.backlog("a") + outbox.backlog("b")
-    outbox.drop("b")
-    outbox.drop("a")
+    outbox.drop("b", 1)
+    outbox.drop("a", 1)
     assert outbox.size == 0
     outbox.put_in_lane(Chunk("a", 1, b"x" * (PART_BYTES * 10 + 1)))
     everything(outbox)

@@ -90,7 +90,7 @@ class Connection:
 
     def stop(self, job_id: JobId, attempt: int) -> None:
         # The rest of the body is not needed: the worker accepts a stop in its place.
-        self._outbox.drop(job_id)
+        self._outbox.drop(job_id, attempt)
         self._put(frames.Stop(job_id, attempt))
 
     def pause(self, job_id: JobId, attempt: int) -> None:
