@@ -30,6 +30,7 @@ class ClockCheck:
         self._store = store
         self._clock = clock
         self._grace = grace
+        self._has_hastened = False
         # Set if the clock may be ahead.
         self._newest: Millis | None = None
         self._until = Millis(0)
@@ -49,10 +50,19 @@ class ClockCheck:
                 hint=HINT,
             )
         try:
-            # If the clock was set back, these deliveries would wait for the earlier time.
-            await self._store.hasten(Millis(now + DELIVERY_RETRY_MILLIS), now)
+            await self.hasten_deliveries()
         except StoreError as error:
             log.warning("clock.deliveries_wait", why=str(error))
+
+    async def hasten_deliveries(self) -> None:
+        """Make the deliveries due that would wait for a time from before the clock was set back.
+
+        Does nothing once the store has done it.
+        """
+        if not self._has_hastened:
+            now = self._clock.now()
+            await self._store.hasten(Millis(now + DELIVERY_RETRY_MILLIS), now)
+            self._has_hastened = True
 
     def is_trusted(self) -> bool:
         """Return True if jobs may expire and be deleted.

@@ -95,5 +95,7 @@ class DurableSweeper:
 
     async def forget(self) -> None:
         """Forget the expired jobs, unless the clock may be wrong."""
+        # The store may have failed at the start.
+        await self._clock_check.hasten_deliveries()
         if self._clock_check.is_trusted():
             await self._runs.forget()

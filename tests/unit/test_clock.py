@@ -2,9 +2,11 @@
 
 import time
 from pathlib import Path
+from typing import cast
 
 import pytest
 from harness.data.clock import FakeClock
+from harness.data.faulty_store import Fault, FaultyStore
 from harness.data.jobs import ALICE, HERE, submission
 from structlog.testing import capture_logs
 
@@ -13,7 +15,10 @@ from proxy.jobs.lifecycle import Event
 from proxy.jobs.model import JobId, Millis, WorkerId
 from proxy.jobs.policy import DELIVERY_RETRY_MILLIS
 from proxy.service.clock import shown
+from proxy.service.clock_check import ClockCheck
 from proxy.settings import MEMORY, Settings
+from proxy.store.base import JobStore
+from proxy.store.errors import StoreBusyError
 from proxy.system import System, SystemClock
 
 DAY = 24 * 3600
@@ -150,8 +155,26 @@ async def test_a_webhook_does_not_wait_for_the_time_before_the_clock_was_set_bac
     await parts.clock_check.start()
     assert not await parts.store.deliveries(clock.now(), 1), "a usual pause"
     clock.pass_time(-3600)
-    await parts.clock_check.start()
+    restarted = ClockCheck(parts.store, clock, grace=Millis(0))
+    await restarted.start()
     assert await parts.store.deliveries(clock.now(), 1)
+
+
+async def test_deliveries_are_made_due_later_if_the_store_fails_at_the_start(
+    tmp_path: Path, clock: FakeClock
+) -> None:
+    store = FaultyStore()
+    store.arm(Fault(lambda: StoreBusyError("locked"), times=2), 0, "hasten")
+    settings = Settings(store=MEMORY, data_dir=tmp_path)
+    parts = compose(settings, System(clock=clock), cast("JobStore", store))
+    with capture_logs() as lines:
+        await parts.clock_check.start()
+    assert [line["event"] for line in lines] == ["clock.deliveries_wait"]
+    with pytest.raises(StoreBusyError):
+        await parts.durable_sweeper.forget()
+    for _ in range(2):
+        await parts.durable_sweeper.forget()
+    assert store.calls == ["hasten"] * 3
 
 
 async def test_a_listing_shows_the_times_of_the_wall_clock(
