@@ -9,7 +9,7 @@ from typing import TypeAlias
 
 import structlog
 
-from proxy.jobs.model import Ids, Job, JobId
+from proxy.jobs.model import Ids, Job, JobId, WorkerId
 from proxy.service.background import insist
 from proxy.service.clock import Clock
 from proxy.service.durable import DurableRuns
@@ -52,6 +52,10 @@ class Orphans:
 
     def __contains__(self, job_id: JobId) -> bool:
         return job_id in self._jobs
+
+    def of(self, worker: WorkerId) -> list[JobId]:
+        """Return the jobs whose runs this worker had."""
+        return [job.id for job in self._jobs.values() if job.worker == worker]
 
     def find(self, jobs: Iterable[Job]) -> None:
         """Set the jobs that were running when the store was opened."""

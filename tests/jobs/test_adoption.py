@@ -152,6 +152,26 @@ async def test_a_ping_does_not_wait_for_the_store(scene: FaultyProxy) -> None:
     assert (await scene.queue.end(job))["output"] == "a"
 
 
+async def test_a_worker_that_may_have_a_run_from_before_the_start_gets_no_other_one_of_its_job(
+    scene: FaultyProxy,
+) -> None:
+    """Its results do not name the attempt."""
+    job = await orphaned(scene.queue, RUNPOD)
+    async with Raw(scene.proxy, RUNPOD) as raw:
+        poll = asyncio.create_task(raw.take(busy=True))
+        await until(lambda: [one.id for one in scene.proxy.parts.fleet] == [RUNPOD])
+        store = scene.proxy.parts.store
+        assert await store.settle(JobId(job), Event.EXPIRE, now=SystemClock().now())
+        assert (await scene.queue.call("POST", f"retry/{job}")).status == 200
+        for _ in range(2):
+            await raw.ping(job)
+        assert await raw.stops() == [job]
+        assert not poll.done()
+        poll.cancel()
+        # It has no job any more.
+        assert (await raw.next_job())["id"] == job
+
+
 async def test_an_end_that_could_not_be_written_is_not_acknowledged(scene: FaultyProxy) -> None:
     job = await scene.queue.run(1)
     first = frames.Hello(

@@ -72,6 +72,7 @@ CUT_POSTS_WEIGHT = 8
 ALL_STATEMENTS = 1_000_000
 # A run is delayed for as long as one of these lasts.
 SLOWING = ("stop_worker", "stop_proxy", "block", "store", "slow")
+RESTARTING = ("kill_proxy", "drain_proxy", "crash", "clock", "seal")
 NEEDS_FILE = ("kill_proxy", "drain_proxy", "store", "crash", "clock", "seal")
 
 
@@ -189,9 +190,7 @@ def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
         weights = {kind: weight for kind, weight in weights.items() if kind not in NEEDS_FILE}
     number = random.choice((0, 1, 1, 2, 3, 4, 6)) if weights else 0
     faults = sorted((_fault(random, weights) for _ in range(number)), key=lambda fault: fault.at)
-    # After a wrong clock has left records, the same wrong clock cannot be noticed.
-    clocks = [fault for fault in faults if fault.kind == "clock"]
-    faults = [fault for fault in faults if fault not in clocks[1:]]
+    faults = [fault for fault in faults if fault.kind != "clock" or _is_noticed(fault, faults)]
     return Plan(
         seed=seed,
         is_fifo=seed % 4 == 0,
@@ -203,6 +202,16 @@ def draw_plan(seed: int, kinds: dict[str, int] | None = None) -> Plan:
         clients=clients,
         faults=tuple(faults),
     )
+
+
+def _is_noticed(clock: Fault, faults: Sequence[Fault]) -> bool:
+    """Return True if the proxy starts only once with this wrong clock. It does not notice the clock
+    at a second start, because of the records since the first one.
+    """
+    starts = [fault for fault in faults if fault is not clock and fault.kind in RESTARTING]
+    moments = [moment for fault in starts for moment in (fault.at, fault.end)]
+    end = clock.end + RESTART_SECONDS
+    return not any(clock.at <= moment + RESTART_SECONDS and moment <= end for moment in moments)
 
 
 def _client(random: Random, number: int, moments: Sequence[float]) -> ClientPlan:

@@ -16,6 +16,8 @@ from sim.machines import describe
 from sim.network import Network
 from sim.node import KilledError, Node
 
+# In the messages and errors of uvicorn for requests that do not end in time at a shutdown.
+SHUTDOWN_TIMEOUT = "timeout graceful shutdown exceeded"
 # Log events that report a bug.
 BUGS = ("loop.broke", "background.broke", "job.broke")
 
@@ -151,4 +153,7 @@ class _LogHandler(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
+        if self._world.has_faults and SHUTDOWN_TIMEOUT in f"{record.getMessage()} {error}":
+            # A fault delays the requests of a process that has received SIGTERM.
+            return
         self._world.violate(f"bug: uvicorn: {record.getMessage()[:200]} {error!r}")

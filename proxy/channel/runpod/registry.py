@@ -94,6 +94,7 @@ class WorkerRegistry:
             worker = self._workers[endpoint, worker_id] = RunpodWorker(
                 worker_id, endpoint, now, self
             )
+            worker.tracked.expect(self._orphans.of(worker_id), now)
         if namesake is None and now >= worker.excluded_until:
             worker.rejoin(now)
             self._fleet.add(worker.member)

@@ -14,7 +14,7 @@ connections in a way that indicates its death. A worker that closes its idle con
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import NamedTuple, Protocol
 
@@ -209,6 +209,10 @@ class TrackedRuns:
             run.misses = 0
             run.given_at = max(run.given_at, now)
         self._left = dict.fromkeys(self._left, now)
+
+    def expect(self, jobs: Iterable[JobId], now: float) -> None:
+        """Note jobs that the worker may still have from before the start of the proxy."""
+        self._left |= dict.fromkeys(jobs, now)
 
     def lose(self, now: float) -> None:
         """Remove all runs of a lost worker. Other workers take its jobs."""
