@@ -7,6 +7,7 @@ asyncio client ignores the status and treats every object with an `id` as a job.
 import asyncio
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any, TypeVar
 
 import msgspec
@@ -42,7 +43,7 @@ from proxy.service.durable import DurableJobs
 from proxy.service.endpoints import Endpoints
 from proxy.service.interactive import InteractiveJobs
 from proxy.service.job_view import UNRESERVED_MAX_BYTES, JobView, ReadLimits
-from proxy.service.json_text import INLINE_MAX_BYTES
+from proxy.service.json_text import INLINE_MAX_BYTES, in_thread_if_large
 from proxy.store.errors import StoreBusyError
 
 log = structlog.get_logger()
@@ -205,10 +206,13 @@ class JobOperations:
     async def _shown(self, job: Job, elements: Sequence[bytes]) -> bytes:
         reason = self._view.reason(job)
         progress = self._view.progress(job)
-        now = self._clock.now()
+        render = partial(response.full, job, elements, self._clock.now(), reason, progress)
+        if job.output is not None:
+            # Large ones one at a time: a copy of 50 MB takes 20 ms.
+            return await in_thread_if_large(lambda _: render(), job.output)
         if sum(map(len, elements)) > INLINE_MAX_BYTES:
-            return await asyncio.to_thread(response.full, job, elements, now, reason, progress)
-        return response.full(job, elements, now, reason, progress)
+            return await asyncio.to_thread(render)
+        return render()
 
     async def _streamed(
         self, job: Job, elements: Sequence[bytes], following: Cursor | None = None
