@@ -24,7 +24,7 @@ HEARTBEATS = {"heartbeat_first": 0.3, "heartbeat_queued": 0.3, "heartbeat_silent
 SILENCE_SECONDS = 2.0
 PREFILL_MILLISECONDS = 3_500
 # From Ctrl-C to an idle engine, which includes the reaction of the agent.
-STOP_SECONDS = 10.0
+STOP_SECONDS = 5.0
 TURN_SECONDS = 60.0
 # The words with which the agents announce that they send a call again.
 REPEATS = ("Reconnecting", "Retrying", "retrying")
